@@ -1,0 +1,31 @@
+"""The one exception that users meet, and the helpers that word it."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+from collections.abc import Iterable
+from types import ModuleType
+
+
+class SlimlineError(Exception):
+    """Bad input or an impossible wish, said in one sentence that tells how to mend it.
+
+    The command line prints the sentence and exits with code 2; no traceback, nothing half-written.
+    """
+
+
+def unknown(what: str, name: str, choices: Iterable[str]) -> SlimlineError:
+    """An error for a name that is not among `choices`, with the nearest one suggested."""
+    known = sorted(choices)
+    near = difflib.get_close_matches(name, known, 1, 0.4)
+    hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(known)}."
+    return SlimlineError(f"There is no {what} {name!r}; {hint}")
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Import `module`, or raise the line that names the pip command which installs it."""
+    if importlib.util.find_spec(module.partition(".")[0]) is None:
+        raise SlimlineError(f"{module} is not installed: run pip install 'slimline[{extra}]'.")
+    return importlib.import_module(module)

@@ -1,0 +1,126 @@
+"""What a framework must be able to do. Everything above the adapters uses only this.
+
+An adapter is a class with the methods of `Adapter`, found by name through `adapter`; ``native`` is the
+framework's own model (a torch `GraphModule`, a `keras.Model`). No method changes the native model it is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from slimline.errors import SlimlineError, unknown
+
+if TYPE_CHECKING:
+    from slimline.graph.ir import Graph
+    from slimline.graph.plan import Plan
+    from slimline.graph.quantization import Quantization
+    from slimline.recipe.steps import Distillation
+
+Array = np.ndarray
+Batch = tuple[tuple[Array, ...], Array | None]
+"""The model's inputs, each ``(batch, …)``, and the labels or None."""
+
+
+class Trainer(Protocol):
+    """One student under training; the loop around it is `slimline.recovery`."""
+
+    def refresh(self, batches: Iterable[Batch]) -> None:
+        """Recompute batch-norm statistics (cumulative mean over `batches`); no weights change."""
+
+    def step(self, batch: Batch, rate: float) -> float:
+        """One optimiser step at learning rate `rate`; the loss before it."""
+
+    def predict(self, inputs: tuple[Array, ...]) -> Array:
+        """The student's outputs in inference mode."""
+
+    def state(self) -> dict[str, Array]:
+        """All that the next step depends on (weights, statistics, optimiser, counters, random state)."""
+
+    def restore(self, state: Mapping[str, Array]) -> None:
+        """Continue exactly from `state`."""
+
+    def native(self) -> Any:
+        """The student as it is now, as a new native model in inference mode."""
+
+
+class Adapter(Protocol):
+    """One framework."""
+
+    name: str
+    suffix: str
+    """Of the files that `save` writes: ``.pt2``, ``.keras``."""
+
+    def accepts(self, source: Any) -> bool:
+        """Whether `source` (an object, never a path) is this framework's model."""
+
+    def load(self, source: Any, example: tuple[Array, ...] | None) -> tuple[Any, tuple[Array, ...]]:
+        """The native model of the user's `source`, and example inputs (made from the input shapes where None)."""
+
+    def read(self, native: Any, example: tuple[Array, ...]) -> Graph:
+        """The neutral graph."""
+
+    def parameters(self, native: Any) -> dict[str, Array]:
+        """Every stored tensor (weights, buffers, constants) under its name in the graph."""
+
+    def replace(self, native: Any, parameters: Mapping[str, Array]) -> Any:
+        """A copy with these tensors, of the same shapes, in place of its own."""
+
+    def mask(self, native: Any, plan: Plan) -> Any:
+        """A copy of the same shapes that computes what `apply` would (see `Plan`)."""
+
+    def apply(self, native: Any, plan: Plan, example: tuple[Array, ...]) -> Any:
+        """A copy in which what the plan names is really removed."""
+
+    def predict(self, native: Any, inputs: tuple[Array, ...]) -> Array:
+        """The first output in inference mode, as float32 (or as stored)."""
+
+    def gradients(self, native: Any, batches: Iterable[Batch], loss: str) -> dict[str, Array]:
+        """Mean gradient of ``cross_entropy`` or of the ``norm`` of the outputs (without labels) per trainable."""
+
+    def observe(
+        self, native: Any, batches: Iterable[tuple[Array, ...]], values: Sequence[str], see: Callable[[str, Array], None]
+    ) -> None:
+        """Run the model and hand every named activation of every batch to `see`; one pass, nothing kept."""
+
+    def trainer(self, native: Any, teacher: Any | None, step: Distillation, seed: int, total_steps: int) -> Trainer:
+        """Start to train a copy of `native` towards `teacher` and the labels."""
+
+    def fold(self, native: Any, example: tuple[Array, ...]) -> Any:
+        """A copy whose batch norms are folded into the convolutions before them where the runtime wants that."""
+
+    def quantize(self, native: Any, quantization: Quantization) -> Any:
+        """A copy that computes what the integer artifact will, by fake quantization."""
+
+    def save(self, native: Any, path: Path, example: tuple[Array, ...], metadata: Mapping[str, Any]) -> None:
+        """Write the model and `metadata` to `path` atomically, without pickle, deterministically where possible."""
+
+    def open(self, path: Path, allow_pickle: bool) -> tuple[Any, tuple[Array, ...], dict[str, Any]]:
+        """What `save` wrote (or a file of the framework's own): native, example inputs, metadata."""
+
+
+# Keras first: with its torch backend a keras.Model is a torch.nn.Module too.
+_ADAPTERS = {"keras": "slimline.frameworks.keras", "torch": "slimline.frameworks.torch"}
+
+
+def adapter(name: str) -> Adapter:
+    """The adapter of a framework; imports the framework."""
+    if name not in _ADAPTERS:
+        raise unknown("framework", name, _ADAPTERS)
+    found: Adapter = import_module(_ADAPTERS[name]).adapter
+    return found
+
+
+def adapter_for(source: Any) -> Adapter:
+    """The adapter that accepts a model object, judged by where its class comes from; imports only that framework."""
+    roots = {cls.__module__.partition(".")[0] for cls in type(source).__mro__}
+    for name in _ADAPTERS:
+        if name in roots:
+            return adapter(name)
+    raise SlimlineError(
+        f"A {type(source).__name__} is no model slimline can read: give a torch.nn.Module, a keras.Model or a path."
+    )

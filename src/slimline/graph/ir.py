@@ -1,0 +1,98 @@
+"""The neutral graph: what slimline knows of a network, whichever framework it came from.
+
+An operator is described by an einops-like *equation* over named axes, for instance a grouped
+convolution by ``b (g i) y x, (g o) i k l, (g o) -> b (g o) Y X``. The equation says how axes pass
+through; `slimline.graph.axes` turns all equations of a graph into the units that can be pruned.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor of the graph: an activation, a parameter, a buffer or a constant.
+
+    Attributes
+    ----------
+    name : unique in the graph; a parameter's is the user's own (state-dict or variable path).
+    shape : sizes at the batch size the graph was read with (`Graph.batch`).
+    dtype : numpy name, such as ``float32``.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operator.
+
+    Attributes
+    ----------
+    name : unique in the graph.
+    kind : the neutral operator, see `slimline.graph.ops`.
+    inputs, outputs : names of values, activations and parameters alike; an absent optional
+        input is None.
+    attributes : what the rule of the kind needs, see `slimline.graph.ops`.
+    layer : the user's name of the module or layer the operator belongs to.
+    target : the native operator, for messages (``aten.conv2d``, ``Conv2D``).
+    """
+
+    name: str
+    kind: str
+    inputs: tuple[str | None, ...]
+    outputs: tuple[str, ...]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    layer: str = ""
+    target: str = ""
+
+    @property
+    def label(self) -> str:
+        """Operator and layer, as messages name them."""
+        return f"{self.target or self.kind} in {self.layer}" if self.layer else self.target or self.kind
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Operators in topological order, and the values between them.
+
+    Attributes
+    ----------
+    values : every value by name, parameters included.
+    parameters : names of the values that are stored with the model (weights, buffers, constants).
+    trainable : the parameters that training changes.
+    inputs, outputs : names of the model's inputs and outputs.
+    batch : the batch size in the shapes.
+    """
+
+    nodes: tuple[Node, ...]
+    values: Mapping[str, Value]
+    parameters: tuple[str, ...]
+    trainable: frozenset[str]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    batch: int = 1
+
+    def consumers(self) -> dict[str, list[Node]]:
+        """For each value the operators that read it."""
+        readers: dict[str, list[Node]] = {name: [] for name in self.values}
+        for node in self.nodes:
+            for name in node.inputs:
+                if name is not None:
+                    readers[name].append(node)
+        return readers
+
+    def producers(self) -> dict[str, Node]:
+        """For each computed value the operator that makes it."""
+        return {name: node for node in self.nodes for name in node.outputs}
+
+    @property
+    def size(self) -> int:
+        """Number of stored numbers that training changes."""
+        return sum(math.prod(self.values[name].shape) for name in self.trainable)

@@ -1,0 +1,379 @@
+"""The neutral operators, and how axes pass through each: one einops-like equation per operator.
+
+An adapter calls one constructor per native operator and stores the result as `Node.attributes`,
+with the constructor's name as `Node.kind`. In an equation names are axes, ``(g i)`` is an ordered
+product whose last axis varies fastest, ``1`` is a broadcast dimension and ``.`` a dimension that the
+operator takes or makes whole: nothing can be pruned through it. An axis of an input that no output
+carries is reduced.
+
+Six kinds move positions instead (`concat`, `split`, `slice`, `select`, `pad`, `take`); their
+attributes are plain numbers and `slimline.graph.axes` does their arithmetic. `unknown` freezes what it
+touches.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+Dims = tuple[tuple[str, ...], ...]
+Attributes = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Equation:
+    """How the axes of the inputs become the axes of the outputs.
+
+    Attributes
+    ----------
+    inputs, outputs : per tensor and dimension, the names of its axes, outermost first.
+    sizes : sizes of axes that the shapes alone do not give.
+    statistics : axes over which the operator averages, normalises, takes a maximum or contracts
+        without a weight: a mask must leave what is removed out of them.
+    fixed : axes that cannot be pruned through this operator, with the reason.
+    """
+
+    inputs: tuple[Dims, ...]
+    outputs: tuple[Dims, ...]
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    statistics: tuple[str, ...] = ()
+    fixed: Mapping[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        def tensor(dims: Dims) -> str:
+            return " ".join(d[0] if len(d) == 1 else f"({' '.join(d)})" for d in dims)
+
+        return f"{', '.join(map(tensor, self.inputs))} -> {', '.join(map(tensor, self.outputs))}"
+
+
+def parse(
+    text: str,
+    sizes: Mapping[str, int] | None = None,
+    statistics: Sequence[str] = (),
+    fixed: Mapping[str, str] | None = None,
+) -> Equation:
+    """Read an equation such as ``"b (g i) . ., (g o) i . ., (g o) -> b (g o) . ."``."""
+
+    def tensor(part: str) -> Dims:
+        dims: list[tuple[str, ...]] = []
+        group: list[str] | None = None
+        for word in part.replace("(", " ( ").replace(")", " ) ").split():
+            if word == "(":
+                group = []
+            elif word == ")":
+                dims.append(tuple(group or ()))
+                group = None
+            elif group is not None:
+                group.append(word)
+            else:
+                dims.append((word,))
+        return tuple(dims)
+
+    left, right = text.split("->")
+    return Equation(
+        tuple(map(tensor, left.split(","))),
+        tuple(map(tensor, right.split(","))),
+        sizes or {},
+        tuple(statistics),
+        fixed or {},
+    )
+
+
+def _axes(rank: int, skip: Sequence[int] = ()) -> list[str]:
+    """Names a0, a1, … for `rank` dimensions."""
+    return [f"a{i}" for i in range(rank) if i not in skip]
+
+
+def conv(
+    spatial: int,
+    groups: int = 1,
+    transposed: bool = False,
+    channels_last: bool = False,
+    depthwise: bool = False,
+) -> Attributes:
+    """Convolution of any stride, padding and dilation; inputs ``(x, weight, bias or None)``.
+
+    Kernels are laid out as torch does, ``(out, in / groups, *k)`` and transposed
+    ``(in, out / groups, *k)``; with `channels_last` as Keras does, ``(*k, in / groups, out)``,
+    transposed ``(*k, out, in)``, and with `depthwise` ``(*k, in, multiplier)``.
+    """
+    dots = " ".join(["."] * spatial)
+    if depthwise:
+        i, weight, o = "g", "g o", "(g o)"
+    elif groups > 1:
+        i, o = "(g i)", "(g o)"
+        weight = ("(g i) o" if transposed else "(g o) i") if not channels_last else "i (g o)"
+    else:
+        i, o = "i", "o"
+        weight = "i o" if transposed else "o i"
+        if channels_last:
+            weight = weight[::-1]
+    if channels_last:
+        text = f"b {dots} {i}, {dots} {weight}, {o} -> b {dots} {o}"
+    else:
+        text = f"b {i} {dots}, {weight} {dots}, {o} -> b {o} {dots}"
+    sizes = {"g": groups} if groups > 1 and not depthwise else {}
+    return {"equation": parse(text, sizes), "transposed": transposed}
+
+
+def linear(rank: int, layout: str = "o i") -> Attributes:
+    """``y = x W + b`` on the last of `rank` dimensions; inputs ``(x, weight, bias or None)``.
+
+    `layout` is the weight's: ``"o i"`` in torch, ``"i o"`` in Keras.
+    """
+    lead = " ".join(_axes(rank - 1))
+    return {"equation": parse(f"{lead} i, {layout}, o -> {lead} o")}
+
+
+def batch_norm(rank: int, axis: int = 1, stored: int = 4) -> Attributes:
+    """Batch normalisation; inputs ``(x, *stored vectors)``, each vector of the channel axis or None."""
+    names = _axes(rank)
+    x = " ".join(names)
+    vectors = ", ".join([names[axis]] * stored)
+    return {"equation": parse(f"{x}, {vectors} -> {x}"), "axis": axis}
+
+
+def layer_norm(rank: int, axes: Sequence[int], stored: int = 2, kind: str = "layer") -> Attributes:
+    """Layer or RMS normalisation (`kind`) over `axes`; inputs ``(x, scale or None, shift or None)``."""
+    names = _axes(rank)
+    x = " ".join(names)
+    normalised = [names[a] for a in axes]
+    vectors = ", ".join([" ".join(normalised)] * stored)
+    return {"equation": parse(f"{x}, {vectors} -> {x}", statistics=normalised), "norm": kind}
+
+
+def group_norm(rank: int, groups: int, axis: int = 1) -> Attributes:
+    """Group (or instance) normalisation; inputs ``(x, scale or None, shift or None)``."""
+    names = _axes(rank)
+    names[axis] = "(g c)"
+    x = " ".join(names)
+    return {"equation": parse(f"{x}, (g c), (g c) -> {x}", {"g": groups}, statistics=("c",))}
+
+
+def embedding(rank: int) -> Attributes:
+    """Rows of a table, looked up by an index tensor of `rank` dimensions; inputs ``(indices, table)``."""
+    names = " ".join(_axes(rank))
+    fixed = {"v": "rows are chosen by the model's input"}
+    return {"equation": parse(f"{names}, v e -> {names} e", fixed=fixed)}
+
+
+def elementwise(shapes: Sequence[Sequence[int]], function: str) -> Attributes:
+    """Any function of one or more tensors applied element by element, with broadcasting.
+
+    `function` is its plain name (``relu``, ``add``, ``mul``, ``identity`` …), for quantization.
+    """
+    rank = max(len(s) for s in shapes)
+    out = [max((s[len(s) - rank + d] for s in shapes if len(s) - rank + d >= 0), default=1) for d in range(rank)]
+
+    def dims(shape: Sequence[int]) -> str:
+        offset = rank - len(shape)
+        return " ".join("1" if n == 1 and out[d + offset] != 1 else f"a{d + offset}" for d, n in enumerate(shape))
+
+    text = f"{', '.join(map(dims, shapes))} -> {dims(out)}"
+    return {"equation": parse(text), "function": function}
+
+
+def expand(before: Sequence[int], after: Sequence[int]) -> Attributes:
+    """Broadcast dimensions of size 1 to the shape `after`."""
+    offset = len(after) - len(before)
+    ins = ["1" if n == 1 and after[d + offset] != 1 else f"a{d + offset}" for d, n in enumerate(before)]
+    outs = [f"a{d}" if d >= offset and ins[d - offset] != "1" else "." for d in range(len(after))]
+    return {"equation": parse(f"{' '.join(ins)} -> {' '.join(outs)}")}
+
+
+def reduce(rank: int, axes: Sequence[int], keepdims: bool, function: str) -> Attributes:
+    """``mean``, ``sum``, ``max``, ``norm`` … over `axes`."""
+    names = _axes(rank)
+    kept = [("1" if i in axes else n) for i, n in enumerate(names) if keepdims or i not in axes]
+    text = f"{' '.join(names)} -> {' '.join(kept)}"
+    return {"equation": parse(text, statistics=[names[a] for a in axes]), "function": function, "axes": tuple(axes)}
+
+
+def softmax(rank: int, axis: int) -> Attributes:
+    """Softmax, log-softmax and other functions that normalise over one axis."""
+    names = _axes(rank)
+    x = " ".join(names)
+    return {"equation": parse(f"{x} -> {x}", statistics=(names[axis],)), "axes": (axis,)}
+
+
+def pool(rank: int, axes: Sequence[int], function: str) -> Attributes:
+    """Pooling (``max``, ``mean``) or resizing (``resize``) of the dimensions `axes`, the others untouched."""
+    x = " ".join("." if i in axes else f"a{i}" for i in range(rank))
+    return {"equation": parse(f"{x} -> {x}"), "function": function}
+
+
+def permute(order: Sequence[int]) -> Attributes:
+    """Transposition: output dimension ``d`` is input dimension ``order[d]``."""
+    names = _axes(len(order))
+    return {"equation": parse(f"{' '.join(names)} -> {' '.join(names[i] for i in order)}")}
+
+
+def matmul(left: Sequence[int], right: Sequence[int]) -> Attributes:
+    """Batched matrix product of two activations with broadcasting; both of rank 2 or more."""
+    rank = max(len(left), len(right))
+
+    def lead(shape: Sequence[int], other: Sequence[int]) -> list[str]:
+        names = []
+        for d in range(len(shape) - 2):
+            axis = d + rank - len(shape)
+            opposite = axis - (rank - len(other))
+            bigger = 0 <= opposite < len(other) - 2 and other[opposite] != 1
+            names.append("1" if shape[d] == 1 and bigger else f"a{axis}")
+        return names
+
+    a, b = lead(left, right), lead(right, left)
+    both = []
+    for axis in range(rank - 2):
+        present = {n for n in (*a, *b) if n == f"a{axis}"}
+        both.append(f"a{axis}" if present else "1")
+    text = f"{' '.join([*a, 'm', 'k'])}, {' '.join([*b, 'k', 'n'])} -> {' '.join([*both, 'm', 'n'])}"
+    return {"equation": parse(text, statistics=("k",))}
+
+
+def einsum(text: str, weights: bool = False) -> Attributes:
+    """An einsum such as ``"bnd,dhk->bnhk"``; with `weights` the second operand (and a third, the bias,
+    which carries a suffix of the output) is stored, as in Keras' EinsumDense and MultiHeadAttention."""
+    left, right = text.replace(" ", "").split("->")
+    operands = left.split(",")
+    spaced = f"{', '.join(' '.join(o) for o in operands)} -> {' '.join(right)}"
+    reduced = sorted(set("".join(operands)) - set(right))
+    return {"equation": parse(spaced, statistics=() if weights else reduced), "weighted": weights}
+
+
+def attention(rank: int, mask_shape: Sequence[int] | None = None) -> Attributes:
+    """Scaled dot-product attention; inputs ``(query, key, value, mask or None)``, all ``(…, length, width)``."""
+    lead = " ".join(_axes(rank - 2))
+    mask = ""
+    if mask_shape is not None:
+        names = [*_axes(rank - 2), "l", "s"][rank - len(mask_shape) :]
+        mask = ", " + " ".join("1" if n == 1 else a for n, a in zip(mask_shape, names, strict=True))
+    text = f"{lead} l d, {lead} s d, {lead} s e{mask} -> {lead} l e"
+    return {"equation": parse(text, statistics=("d", "s"))}
+
+
+def reshape(before: Sequence[int], after: Sequence[int]) -> Attributes:
+    """View, flatten, squeeze, unsqueeze: the same numbers in row-major order.
+
+    Every dimension is split into the factors that both shapes share. Where neither boundary divides
+    the other (``(3, 4) -> (2, 6)``), the run of dimensions is taken whole.
+    """
+    counter = 0
+
+    def fresh() -> str:
+        nonlocal counter
+        counter += 1
+        return f"r{counter}"
+
+    ins: list[list[str]] = [[] for _ in before]
+    outs: list[list[str]] = [[] for _ in after]
+    sizes: dict[str, int] = {}
+    i = j = 0
+    while True:
+        while i < len(before) and before[i] == 1:
+            ins[i] = ["1"]
+            i += 1
+        while j < len(after) and after[j] == 1:
+            outs[j] = ["1"]
+            j += 1
+        if i >= len(before) or j >= len(after):
+            break
+        # One run: from here to where both shapes have covered the same number of elements.
+        run_in, run_out = [i], [j]
+        a, b = before[i], after[j]
+        factors: list[tuple[int, int, int]] | None = []
+        left, right = before[i], after[j]
+        while True:
+            step = math.gcd(left, right) if left % right and right % left else min(left, right)
+            if step != min(left, right):
+                factors = None
+            elif factors is not None:
+                factors.append((step, i, j))
+            if factors is not None:
+                left, right = left // step, right // step
+                if left == 1 and right == 1:
+                    break
+                if left == 1:
+                    i += 1
+                    run_in.append(i)
+                    left, a = before[i], a * before[i]
+                if right == 1:
+                    j += 1
+                    run_out.append(j)
+                    right, b = after[j], b * after[j]
+            else:
+                if a == b:
+                    break
+                if a < b:
+                    i += 1
+                    run_in.append(i)
+                    a *= before[i]
+                else:
+                    j += 1
+                    run_out.append(j)
+                    b *= after[j]
+        if factors is None:
+            for d in run_in:
+                ins[d] = ["."]
+            for d in run_out:
+                outs[d] = ["."]
+        else:
+            for step, p, q in factors:
+                if step == 1:
+                    continue
+                name = fresh()
+                sizes[name] = step
+                ins[p].append(name)
+                outs[q].append(name)
+        i, j = i + 1, j + 1
+
+    def text(dims: list[list[str]]) -> str:
+        return " ".join(d[0] if len(d) == 1 else f"({' '.join(d)})" for d in (d or ["1"] for d in dims))
+
+    return {"equation": parse(f"{text(ins)} -> {text(outs)}", sizes)}
+
+
+def concat(axis: int) -> Attributes:
+    """Inputs one after the other along `axis`."""
+    return {"axis": axis}
+
+
+def split(axis: int, sizes: Sequence[int]) -> Attributes:
+    """Outputs of `sizes` along `axis`: split, chunk, tensor_split; unbind is followed by `reshape`."""
+    return {"axis": axis, "sizes": tuple(sizes)}
+
+
+def slice_(axis: int, start: int, stop: int, step: int = 1) -> Attributes:
+    """Positions ``start:stop:step`` of `axis` (kind ``slice``); `start` and `stop` are non-negative."""
+    return {"axis": axis, "start": start, "stop": stop, "step": step}
+
+
+def select(axis: int, index: int) -> Attributes:
+    """Position `index` (non-negative) of `axis`, which disappears."""
+    return {"axis": axis, "index": index}
+
+
+def pad(widths: Sequence[tuple[int, int]]) -> Attributes:
+    """Constant zeros before and after each dimension (negative widths crop)."""
+    return {"widths": tuple((int(a), int(b)) for a, b in widths)}
+
+
+def take(axis: int, indices: Sequence[int]) -> Attributes:
+    """Constant positions of one axis: index_select, roll, flip, a shuffle written by indices."""
+    return {"axis": axis, "indices": tuple(int(i) for i in indices)}
+
+
+def make() -> Attributes:
+    """A tensor made from nothing but shapes (arange, zeros, full, …)."""
+    return {}
+
+
+def shape() -> Attributes:
+    """An operator on sizes, not on tensors; nothing passes through."""
+    return {}
+
+
+def unknown(reason: str = "slimline has no rule for it") -> Attributes:
+    """An operator without a rule: every axis it touches is frozen, with the reason."""
+    return {"reason": reason}

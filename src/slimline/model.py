@@ -1,0 +1,69 @@
+"""A network as slimline sees it: a framework's model, and what has been done to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from slimline.errors import SlimlineError
+from slimline.frameworks.base import Adapter
+from slimline.graph.ir import Graph
+from slimline.graph.quantization import Quantization
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network that knows its history. Steps give a new one and leave this one as it was.
+
+    Attributes
+    ----------
+    adapter : the framework it lives in.
+    native : the trainable torch `GraphModule` or `keras.Model`.
+    example : example inputs, each ``(batch, …)``.
+    history : one entry per step that made it: ``{"step": …, the step's fields …}``.
+    quantization : integer grids, once a quantization step has set them; `native` then simulates them.
+    """
+
+    adapter: Adapter
+    native: Any
+    example: tuple[np.ndarray, ...]
+    history: tuple[Mapping[str, Any], ...] = ()
+    quantization: Quantization | None = None
+
+    @cached_property
+    def graph(self) -> Graph:
+        """The neutral graph of `native`."""
+        return self.adapter.read(self.native, self.example)
+
+    @property
+    def framework(self) -> str:
+        """``"torch"`` or ``"keras"``."""
+        return self.adapter.name
+
+    def predict(self, *inputs: np.ndarray) -> np.ndarray:
+        """The first output for inputs ``(batch, …)``, in inference mode."""
+        return self.adapter.predict(self.native, inputs)
+
+    def parameters(self) -> dict[str, np.ndarray]:
+        """Every stored tensor by the user's own name."""
+        return self.adapter.parameters(self.native)
+
+    def then(self, native: Any, step: Mapping[str, Any], quantization: Quantization | None = None) -> Model:
+        """The model that `step` made of this one."""
+        return Model(self.adapter, native, self.example, (*self.history, step), quantization or self.quantization)
+
+    def save(self, path: str | Path) -> Path:
+        """Write to ``.pt2`` or ``.keras`` without pickle; `slimline.load` reads it back, history included."""
+        path = Path(path)
+        if path.suffix != self.adapter.suffix:
+            raise SlimlineError(f"A {self.framework} model is saved as {self.adapter.suffix}, not {path.suffix or path.name!r}.")
+        metadata = {"history": list(self.history)}
+        if self.quantization is not None:
+            metadata["quantization"] = self.quantization.model_dump(mode="json")
+        self.adapter.save(self.native, path, self.example, metadata)
+        return path

@@ -1,0 +1,76 @@
+"""What a deployment runtime must be able to do. One file per target; each loads its packages when first used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from slimline.errors import unknown
+
+if TYPE_CHECKING:
+    from slimline.model import Model
+
+
+class Session(Protocol):
+    """An artifact loaded by its runtime."""
+
+    def run(self, inputs: tuple[np.ndarray, ...]) -> np.ndarray:
+        """The first output for inputs of any batch size the artifact takes."""
+
+
+class Runtime(Protocol):
+    """One target."""
+
+    name: str
+    extra: str
+    suffix: str
+    frameworks: tuple[str, ...]
+    """Adapters whose models it lowers."""
+    description: str
+
+    def available(self) -> str | None:
+        """None if its packages are installed, else the sentence with the pip command."""
+
+    def versions(self) -> dict[str, str]:
+        """Package versions that decide what the artifact does."""
+
+    def lower(self, model: Model, path: Path) -> None:
+        """Write the artifact of `model` atomically and deterministically (integer where it is quantized)."""
+
+    def load(self, path: Path, threads: int = 1) -> Session:
+        """Load an artifact; refuses a file that is none in one sentence."""
+
+    def integer_layers(self, path: Path) -> Mapping[str, str]:
+        """Operators that the runtime really executes, after its own optimisation: name to
+        ``"integer"`` or ``"float"``. For checks and for the report."""
+
+    def input_specs(self, path: Path) -> list[tuple[str, tuple[int | None, ...], str]]:
+        """Name, shape (None where any size goes) and dtype of each input."""
+
+
+_RUNTIMES = {"onnxruntime": "slimline.runtimes.onnxruntime", "litert": "slimline.runtimes.litert"}
+
+
+def names() -> list[str]:
+    """The targets slimline has."""
+    return list(_RUNTIMES)
+
+
+def runtime(name: str) -> Runtime:
+    """The target called `name`."""
+    if name not in _RUNTIMES:
+        raise unknown("target", name, _RUNTIMES)
+    found: Any = import_module(_RUNTIMES[name]).runtime
+    return found  # type: ignore[no-any-return]
+
+
+def runtime_for(path: Path) -> Runtime:
+    """The target that loads files such as `path`, by suffix."""
+    suffixes = {".onnx": "onnxruntime", ".tflite": "litert"}
+    if path.suffix not in suffixes:
+        raise unknown("runtime for files ending in", path.suffix or path.name, suffixes)
+    return runtime(suffixes[path.suffix])
