@@ -1,0 +1,82 @@
+"""Shrinks trained networks for the runtime that serves them, and certifies what it did.
+
+The names load when they are first used: ``import slimline`` imports no framework.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from slimline.compress import apply as apply
+    from slimline.compress import compress as compress
+    from slimline.compress import export as export
+    from slimline.compress import load as load
+    from slimline.compress import plan as plan
+    from slimline.compress import resume as resume
+    from slimline.data import Data as Data
+    from slimline.errors import SlimlineError as SlimlineError
+    from slimline.journal import Run as Run
+    from slimline.model import Model as Model
+    from slimline.recipe import Budget as Budget
+    from slimline.recipe import ChannelPruning as ChannelPruning
+    from slimline.recipe import Distillation as Distillation
+    from slimline.recipe import Recipe as Recipe
+    from slimline.recipe import StaticQuantization as StaticQuantization
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "slimline.compress": ("apply", "compress", "export", "load", "plan", "resume"),
+    "slimline.data": ("Data",),
+    "slimline.errors": ("SlimlineError",),
+    "slimline.journal": ("Run",),
+    "slimline.model": ("Model",),
+    "slimline.recipe": ("Budget", "ChannelPruning", "Distillation", "Recipe", "StaticQuantization"),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [  # noqa: RUF022 - in the order in which they are used
+    "load",
+    "Model",
+    "Data",
+    "Budget",
+    "Recipe",
+    "ChannelPruning",
+    "Distillation",
+    "StaticQuantization",
+    "plan",
+    "apply",
+    "export",
+    "compress",
+    "resume",
+    "Run",
+    "SlimlineError",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'slimline' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
+
+
+class _Package(ModuleType):
+    """Keeps ``slimline.compress`` the function, when importing the module of that name would bind the module."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "compress" and isinstance(value, ModuleType):
+            value = value.compress
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

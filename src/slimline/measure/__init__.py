@@ -1,1 +1,70 @@
+"""Measurement of artifacts, in fresh processes, and the certificate of what was lost.
 
+Only names live here; each is imported when first used. (The function `parity` is in the module of that name.)
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from slimline.measure.accuracy import agreement, correct, outputs, score
+    from slimline.measure.certificate import Certificate, certify
+    from slimline.measure.latency import Speedup, measure_latency, speedup
+    from slimline.measure.parity import Parity
+    from slimline.measure.process import Worker
+    from slimline.measure.results import Figures, Latency, LayerRow, LayerState, Report, environment
+    from slimline.measure.size import Memory, file_bytes, measure_memory
+
+_HOMES = {
+    "agreement": "accuracy",
+    "correct": "accuracy",
+    "outputs": "accuracy",
+    "score": "accuracy",
+    "Certificate": "certificate",
+    "certify": "certificate",
+    "Speedup": "latency",
+    "measure_latency": "latency",
+    "speedup": "latency",
+    "Parity": "parity",
+    "Worker": "process",
+    "Figures": "results",
+    "Latency": "results",
+    "LayerRow": "results",
+    "LayerState": "results",
+    "Report": "results",
+    "environment": "results",
+    "Memory": "size",
+    "file_bytes": "size",
+    "measure_memory": "size",
+}
+
+__all__ = [
+    "Certificate",
+    "Figures",
+    "Latency",
+    "LayerRow",
+    "LayerState",
+    "Memory",
+    "Parity",
+    "Report",
+    "Speedup",
+    "Worker",
+    "agreement",
+    "certify",
+    "correct",
+    "environment",
+    "file_bytes",
+    "measure_latency",
+    "measure_memory",
+    "outputs",
+    "score",
+    "speedup",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

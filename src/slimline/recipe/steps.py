@@ -6,18 +6,31 @@ own names (``stages.*.conv1``).
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Union
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from slimline.errors import SlimlineError
+from slimline.recipe.config import Config
 
 Ratio = Annotated[float, Field(ge=0, lt=1)]
 Globs = tuple[str, ...]
 
 
-class Step(BaseModel):
-    """What all steps share."""
+class Step(Config):
+    """What all steps share.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    Attributes
+    ----------
+    kind : decides what may follow what (`slimline.recipe.recipe.ORDER`).
+    needs : the roles of the samples the step reads (`slimline.data.ROLES`).
+    """
+
+    kind: ClassVar[Literal["structural", "recovery", "quantization"]]
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ()
 
 
 class ChannelPruning(Step):
@@ -41,6 +54,7 @@ class ChannelPruning(Step):
     rounds : number of rounds of the last two.
     """
 
+    kind = "structural"
     step: Literal["ChannelPruning"] = "ChannelPruning"
     ratio: Ratio | None = None
     criterion: Literal["l1", "l2", "taylor", "random"] = "l2"
@@ -54,14 +68,18 @@ class ChannelPruning(Step):
     schedule: Literal["oneshot", "uniform", "iterative"] = "oneshot"
     rounds: Annotated[int, Field(ge=1)] = 1
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("calibration",) if self.criterion == "taylor" else ()
+
     @model_validator(mode="after")
     def _one_goal(self) -> ChannelPruning:
         given = [n for n in ("ratio", "target_macs", "target_parameters") if getattr(self, n) is not None]
         if len(given) != 1:
             said = " and ".join(given) or "none"
-            raise ValueError(f"give exactly one of ratio, target_macs and target_parameters, not {said}")
+            raise SlimlineError(f"ChannelPruning takes one of ratio, target_macs and target_parameters, not {said}.")
         if self.schedule == "oneshot" and self.rounds != 1:
-            raise ValueError("rounds needs schedule: uniform or iterative")
+            raise SlimlineError(f"ChannelPruning in {self.rounds} rounds needs schedule: uniform or iterative.")
         return self
 
 
@@ -82,6 +100,7 @@ class Distillation(Step):
     precision : ``float32``, or ``bfloat16`` for forward and backward passes where the framework has it.
     """
 
+    kind = "recovery"
     step: Literal["Distillation"] = "Distillation"
     loss: Literal["kl", "logit-standard", "mse"] = "kl"
     temperature: Annotated[float, Field(gt=0)] = 4.0
@@ -96,6 +115,10 @@ class Distillation(Step):
     patience: Annotated[int, Field(ge=1)] | None = None
     refresh_batches: Annotated[int, Field(ge=0)] = 16
     precision: Literal["float32", "bfloat16"] = "float32"
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("train", "selection")
 
 
 class StaticQuantization(Step):
@@ -113,6 +136,7 @@ class StaticQuantization(Step):
     undo : put back to float every layer whose quantization makes the artifact slower or breaks parity.
     """
 
+    kind = "quantization"
     step: Literal["StaticQuantization"] = "StaticQuantization"
     weights: Literal["int8"] = "int8"
     activations: Literal["uint8", "int8"] | None = None
@@ -124,7 +148,11 @@ class StaticQuantization(Step):
     keep: Globs = ()
     undo: bool = True
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("calibration",)
 
-AnyStep = Annotated[Union[ChannelPruning, Distillation, StaticQuantization], Field(discriminator="step")]
+
+AnyStep = Annotated[ChannelPruning | Distillation | StaticQuantization, Field(discriminator="step")]
 
 STEPS: dict[str, type[Step]] = {c.__name__: c for c in (ChannelPruning, Distillation, StaticQuantization)}

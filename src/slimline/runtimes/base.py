@@ -68,6 +68,11 @@ def runtime(name: str) -> Runtime:
     return found  # type: ignore[no-any-return]
 
 
+def usual(framework: str) -> str:
+    """The target that models of a framework are usually compressed for: the first that lowers them."""
+    return next(name for name in _RUNTIMES if framework in runtime(name).frameworks)
+
+
 def runtime_for(path: Path) -> Runtime:
     """The target that loads files such as `path`, by suffix."""
     suffixes = {".onnx": "onnxruntime", ".tflite": "litert"}

@@ -1,0 +1,124 @@
+"""Static quantization: from calibration batches to a model on integer grids, in any framework."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from slimline.errors import SlimlineError
+from slimline.graph.placement import POLICIES, Placement, place
+from slimline.graph.quantization import Grid, Quantization
+from slimline.methods.ranges import Observer, affine_grid, observer, symmetric_grid
+from slimline.model import Model
+from slimline.recipe.steps import StaticQuantization
+
+_log = logging.getLogger(__name__)
+Array = np.ndarray[Any, np.dtype[Any]]
+_BIAS_STEPS = 2**30  # of the product of both scales that a bias may take: half of what int32 holds
+
+
+def calibrate(
+    model: Model,
+    step: StaticQuantization,
+    batches: Iterable[tuple[Array, ...]],
+    policy: str,
+    exclude: Mapping[str, str] | None = None,
+) -> Model:
+    """A model that simulates the integer artifact of the runtime `policy`; `model` stays as it is.
+
+    Parameters
+    ----------
+    batches : inputs of the model, each ``(batch, …)``; run through once.
+    policy : the runtime whose integer operators decide what is rounded, see `slimline.graph.placement`.
+    exclude : layers that must stay in float, with the reason that the report gives.
+
+    Raises
+    ------
+    SlimlineError : for a model that is quantized already, no layer to quantize, no batches, or NaN.
+    """
+    exclude = dict(exclude or {})
+    if model.quantization is not None:
+        raise SlimlineError("This model is quantized already: apply StaticQuantization to the float model instead.")
+    folded = Model(model.adapter, model.adapter.fold(model.native, model.example), model.example)
+    keep = (*step.keep, *map(_literal, exclude))
+    placement = place(folded.graph, step.layers, keep, policy)
+    if not placement.layers:
+        if exclude:
+            raise SlimlineError(f"No layer is left to quantize: all were put back to float ({_reasons(exclude)}).")
+        raise SlimlineError(
+            f"StaticQuantization finds no layer to quantize: layers={list(step.layers)} and keep={list(step.keep)} "
+            "leave no convolution or linear layer with a stored weight."
+        )
+    ranges = observe_ranges(folded, placement, step, batches)
+    signed = (step.activations or POLICIES[policy].activations) == "int8"
+    activations = {name: affine_grid(*ranges[group], signed=signed) for name, group in placement.groups.items()}
+    quantization = Quantization(
+        activations=activations,
+        weights=weight_grids(folded.parameters(), placement, activations),
+        layers=placement.layers,
+        float_layers={**placement.refused, **exclude},
+    )
+    _log.info("quantize %d layers, %d activations", len(placement.layers), len(activations))
+    native = model.adapter.quantize(folded.native, quantization)
+    record = {**step.model_dump(mode="json"), "target": policy, "float_layers": quantization.float_layers}
+    return model.then(native, record, quantization)
+
+
+def observe_ranges(
+    model: Model, placement: Placement, step: StaticQuantization, batches: Iterable[tuple[Array, ...]]
+) -> dict[str, tuple[float, float]]:
+    """The calibrated range of every group of values that share a grid, in one pass over `batches`."""
+    observers: dict[str, Observer] = {
+        group: observer(step.observer, step.percentile, f"value {group!r} of layer {placement.owners[group]!r}")
+        for group in dict.fromkeys(placement.groups.values())
+    }
+    seen = 0
+
+    def counted() -> Iterator[tuple[Array, ...]]:
+        nonlocal seen
+        for batch in batches:
+            seen += 1
+            yield batch
+
+    def see(name: str, array: Array) -> None:
+        observers[placement.groups[name]].see(array)
+
+    model.adapter.observe(model.native, counted(), placement.activations, see)
+    if seen == 0:
+        raise SlimlineError("There is no calibration batch: give calibration samples to StaticQuantization.")
+    return {name: found.range() for name, found in observers.items()}
+
+
+def weight_grids(
+    parameters: Mapping[str, Array], placement: Placement, activations: Mapping[str, Grid]
+) -> dict[str, Grid]:
+    """Symmetric grids of the weights, wide enough that every bias fits int32 steps of input times weight scale.
+
+    Folded batch norm can leave a channel with next to no weight and an ordinary bias; on the grid of that
+    weight alone the bias would overflow.
+    """
+    grids = {}
+    for name, axis in placement.weights.items():
+        grid = symmetric_grid(parameters[name], axis)
+        if name in placement.biases:
+            read, bias = placement.biases[name]
+            size = np.abs(np.asarray(parameters[bias], np.float64)).ravel()
+            least = (size if axis is not None and size.size == len(grid.scale) else size.max(keepdims=True)) / (
+                activations[read].scale[0] * _BIAS_STEPS
+            )
+            scale = np.maximum(np.asarray(grid.scale), least).astype(np.float32)
+            grid = grid.model_copy(update={"scale": tuple(float(s) for s in scale)})
+        grids[name] = grid
+    return grids
+
+
+def _literal(name: str) -> str:
+    """A glob that matches `name` alone."""
+    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
+
+
+def _reasons(exclude: Mapping[str, str]) -> str:
+    return "; ".join(f"{layer}: {reason}" for layer, reason in list(exclude.items())[:3])

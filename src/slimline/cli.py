@@ -1,0 +1,281 @@
+"""The command line: each command is a few lines over the library.
+
+Nothing heavy is imported before a command needs it, so ``slimline --help`` is quick.
+"""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from slimline.errors import SlimlineError
+
+if TYPE_CHECKING:
+    from slimline.journal import Run
+    from slimline.recipe import Recipe
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Compress a trained PyTorch or Keras network for the runtime that serves it, and prove what was lost.",
+)
+recipes_app = typer.Typer(invoke_without_command=True, help="List the recipes that come with slimline, or show one.")
+app.add_typer(recipes_app, name="recipes")
+out, err = Console(), Console(stderr=True)
+
+
+def _loud(verbose: bool) -> None:
+    if verbose:
+        logging.getLogger("slimline").setLevel(logging.DEBUG)
+
+
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A .pt2 or .keras file, or package.module:factory.")]
+DataName = Annotated[
+    str,
+    typer.Option("--data", "-d", help="An .npz, a folder of .npy, package.module:factory, digits or fashion-mnist."),
+]
+Weights = Annotated[str | None, typer.Option(help="A .safetensors file for the model that a factory returns.")]
+Pickle = Annotated[bool, typer.Option("--allow-pickle", help="Open a .pt or .pth pickle, which can run any code.")]
+Shape = Annotated[str | None, typer.Option(help="Shape of one sample, such as 3,224,224, if the data gives none.")]
+Batches = Annotated[list[int] | None, typer.Option("--batch", min=1, help="Batch size to measure at; may be repeated.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads of the runtime that is measured.")]
+Seed = Annotated[int | None, typer.Option(min=0, help="Of every random choice.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", callback=_loud, help="Say more about what is done.")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="The run directory, new or empty.")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+
+
+@app.command()
+def demo(
+    framework: Annotated[str, typer.Option(help="torch or keras.")] = "torch",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The run directory.")] = None,
+    verbose: Verbose = False,
+) -> None:
+    """The whole job on real handwritten digits, without a download."""
+    from slimline.console import Display
+    from slimline.demo import run_demo
+
+    with Display(err) as display:
+        run = run_demo(framework, output, display)
+    _show(run)
+
+
+@app.command()
+def compress(
+    model: ModelName,
+    data: DataName,
+    output: Output,
+    recipe: Annotated[str, typer.Option("--recipe", "-r", help="auto, one of slimline recipes, or a YAML.")] = "auto",
+    target: Annotated[str | None, typer.Option("--target", "-t", help="One of slimline targets.")] = None,
+    max_drop: Annotated[float | None, typer.Option(help="Accuracy that may be lost; 0.01 is one point.")] = None,
+    max_latency: Annotated[float | None, typer.Option(help="Part of the original's latency that may stay.")] = None,
+    max_size: Annotated[float | None, typer.Option(help="Part of the original's file that may stay.")] = None,
+    max_macs: Annotated[float | None, typer.Option(help="Part of the original's MACs that may stay.")] = None,
+    confidence: Annotated[float | None, typer.Option(help="Of the bound on the drop.")] = None,
+    seed: Seed = None,
+    batch: Batches = None,
+    threads: Threads = None,
+    weights: Weights = None,
+    input_shape: Shape = None,
+    allow_pickle: Pickle = False,
+    verbose: Verbose = False,
+) -> None:
+    """Compress MODEL within a budget, measure it on its runtime and certify the accuracy lost."""
+    from slimline.console import Display
+    from slimline.recipe import Budget, load_recipe
+    from slimline.runtimes.base import runtime, usual
+    from slimline.sources import DataSource, ModelSource, load_pair
+
+    limits = {
+        "max_drop": max_drop,
+        "max_latency": max_latency,
+        "max_size": max_size,
+        "max_macs": max_macs,
+        "confidence": confidence,
+    }
+
+    def wished(trainable: bool = True) -> Recipe:
+        return load_recipe(recipe, target, trainable, seed=seed, batch_sizes=batch, threads=threads)
+
+    # What is wrong with the wishes is said before anything is loaded.
+    chosen = wished()
+    given = {key: value for key, value in limits.items() if value is not None}
+    budget = Budget.model_validate({**chosen.budget.model_dump(), **given})
+    if chosen.target is not None:
+        runtime(chosen.target)
+    model_source = ModelSource(model, weights, _shape(input_shape), allow_pickle)
+    data_source = DataSource(data, chosen.seed)
+    loaded, samples = load_pair(model_source, data_source)
+    chosen = wished(samples.has("train"))
+
+    from slimline.compress import compress as work
+
+    try:
+        with Display(err) as display:
+            run = work(
+                loaded,
+                samples,
+                target=chosen.target or usual(loaded.framework),
+                budget=budget,
+                recipe=chosen,
+                output=output,
+                seed=chosen.seed,
+                batch_sizes=chosen.batch_sizes,
+                threads=chosen.threads,
+                progress=display,
+                command=["slimline", *sys.argv[1:]],
+                sources={"model": model_source.record(), "data": data_source.record()},
+            )
+    except KeyboardInterrupt:
+        if output.is_dir():
+            err.print(f"Stopped; go on with: slimline resume {shlex.quote(str(output))}", soft_wrap=True)
+        raise
+    _show(run)
+
+
+@app.command()
+def resume(run: RunPath, verbose: Verbose = False) -> None:
+    """Go on with a run that was stopped or killed."""
+    from slimline.compress import resume as work
+    from slimline.console import Display
+
+    with Display(err) as display:
+        done = work(run, progress=display)
+    _show(done)
+
+
+@app.command()
+def report(run: RunPath) -> None:
+    """Show what a run found, and where its report is."""
+    from slimline.journal import Run
+
+    _show(Run.open(run, lock=False))
+
+
+@app.command()
+def inspect(
+    model: ModelName,
+    data: Annotated[str | None, typer.Option("--data", "-d", help="Gives example inputs.")] = None,
+    weights: Weights = None,
+    input_shape: Shape = None,
+    allow_pickle: Pickle = False,
+    verbose: Verbose = False,
+) -> None:
+    """Layers, parameters, MACs and units of MODEL: what can be done to each, what not, and why."""
+    from slimline.inspection import tables
+    from slimline.sources import DataSource, ModelSource, load_data, load_model
+
+    source = ModelSource(model, weights, _shape(input_shape), allow_pickle)
+    give = None if data is None else lambda layout: load_data(DataSource(data), layout)
+    for table in tables(load_model(source, give)):
+        out.print(table)
+
+
+@app.command()
+def measure(
+    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An .onnx or .tflite file.")],
+    data: DataName,
+    against: Annotated[Path | None, typer.Option(help="The artifact to compare with.")] = None,
+    max_drop: Annotated[float | None, typer.Option(min=0, max=1, help="Drop to certify.")] = None,
+    batch: Batches = None,
+    threads: Threads = None,
+    seed: Seed = None,
+    verbose: Verbose = False,
+) -> None:
+    """Accuracy, size, latency and memory of an artifact on its runtime, alone or against another."""
+    from slimline.console import Display, figures_table
+    from slimline.inspection import measure_files
+    from slimline.runtimes.base import runtime_for
+    from slimline.sources import DataSource
+
+    files = ({} if against is None else {"baseline": against}) | {"artifact": artifact}
+    source = DataSource(data, seed or 0)
+    with Display(err) as display:
+        found = measure_files(files, source, tuple(batch or (1, 32)), threads or 1, max_drop, display)
+    out.print(figures_table(found.figures, found.metric, f"On {runtime_for(artifact).name}"))
+    if found.certificate is not None:
+        out.print(found.certificate.sentence(), soft_wrap=True, highlight=False)
+
+
+@app.command()
+def targets() -> None:
+    """List the runtimes that slimline compresses for."""
+    from slimline.runtimes.base import names, runtime
+
+    table = Table("target", "for", "what", "installed")
+    for name in names():
+        found = runtime(name)
+        table.add_row(name, ", ".join(found.frameworks), escape(found.description), escape(found.available() or "yes"))
+    out.print(table)
+
+
+@recipes_app.callback()
+def recipes(context: typer.Context) -> None:
+    """List the recipes that come with slimline."""
+    from slimline.recipe import presets
+
+    if context.invoked_subcommand is not None:
+        return
+    table = Table("recipe", "steps", "what")
+    for name, recipe in presets().items():
+        table.add_row(name, " → ".join(step.step for step in recipe.steps), recipe.description)
+    out.print(table)
+
+
+@recipes_app.command()
+def show(name: Annotated[str, typer.Argument(metavar="NAME", help="A recipe's name or YAML file.")]) -> None:
+    """Print a recipe with every field in full."""
+    from slimline.recipe import load_recipe
+
+    sys.stdout.write(load_recipe(name).dump())
+
+
+def _shape(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    sizes = text.replace("x", ",").split(",")
+    if not all(size.strip().isdigit() for size in sizes):
+        raise SlimlineError(f"--input-shape {text} is no shape: write numbers with commas, such as 3,224,224.")
+    return tuple(int(size) for size in sizes)
+
+
+def _show(run: Run) -> None:
+    """The table, the report's path and what the certificate says."""
+    from slimline.console import summary_table
+
+    found = run.report
+    out.print(summary_table(found))
+    for refused in found.refused:
+        out.print(f"[yellow]refused[/] {escape(refused.what)}: {escape(refused.reason)}", soft_wrap=True)
+    out.print(escape(found.certificate.sentence()), soft_wrap=True)
+    out.print(f"Artifact: {escape(str(run.artifact))}", soft_wrap=True, highlight=False)
+    out.print(f"Report: {escape(str(run.path / 'report.html'))}", soft_wrap=True, highlight=False)
+
+
+def main() -> None:
+    """Entry point: a mistake is one line and exit code 2."""
+    from rich.logging import RichHandler
+
+    logging.basicConfig(format="%(message)s", handlers=[RichHandler(console=err, show_path=False)])
+    try:
+        app()
+    except SlimlineError as e:
+        message = str(e)
+    except OSError as e:
+        message = f"{e.filename or 'A file'} cannot be used: {e.strerror or e}."
+    except MemoryError:
+        message = "The memory is full: use a smaller batch or fewer samples."
+    else:
+        return
+    err.print(f"[red]slimline:[/] {escape(message)}", soft_wrap=True, highlight=False)
+    sys.exit(2)

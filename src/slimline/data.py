@@ -1,0 +1,320 @@
+"""The user's data, and the four roles its samples play.
+
+Training teaches, calibration sets ranges, selection chooses between candidates, certification proves the
+result and is used for nothing else. No sample has two of these roles, except that calibration may come
+from the training samples.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+
+from slimline.errors import SlimlineError, unknown
+from slimline.splits import (
+    Array,
+    Augment,
+    Batch,
+    Inputs,
+    Spec,
+    Split,
+    Stream,
+    as_batch,
+    concatenate,
+    is_array,
+    specs_of,
+)
+
+log = logging.getLogger(__name__)
+
+Role = Literal["train", "calibration", "selection", "certification"]
+ROLES = ("train", "calibration", "selection", "certification")
+Metric = Callable[[Array, Array | None], Array]
+
+CALIBRATION = 512
+SELECTION = 5000
+
+
+class Data:
+    """Samples for a compression, in four roles.
+
+    Parameters
+    ----------
+    train, test, calibration, selection : each ``(x, y)``, ``(x,)`` or ``x``, where ``x`` is an array or tensor
+        ``(samples, …)``, or a tuple or dict of them for several inputs; or a ``DataLoader``, a ``tf.data.Dataset``
+        or any other collection of batches ``(x, y)`` or ``x`` that can be read more than once.
+        Test samples certify. Selection defaults to a tenth of train, at most 5,000, which are then not trained
+        on; calibration to 512 of train. Without train (or for a streamed train, selection) they are cut from test.
+    metric : score of each sample, ``metric(outputs, labels) -> (samples,)``, higher is better; needed where labels
+        are not classes. Default: whether the largest output is the label's.
+    augment : ``augment(inputs, rng) -> inputs``, applied to training batches; a tuple of arrays in and out.
+    seed : of the cuts.
+    classes : number of classes, if labels should be checked before a model is known.
+
+    Floats become float32; one-hot labels become class numbers. A streamed train split is read anew in every
+    epoch, everything else is held in memory.
+
+    Raises
+    ------
+    SlimlineError : empty, NaN or infinite data, lengths that differ, labels that are out of range, all equal, or no
+        classes while there is no metric.
+    """
+
+    def __init__(
+        self,
+        train: Any = None,
+        test: Any = None,
+        calibration: Any = None,
+        selection: Any = None,
+        *,
+        metric: Metric | None = None,
+        augment: Augment | None = None,
+        seed: int = 0,
+        classes: int | None = None,
+    ) -> None:
+        self.metric = metric
+        self.augment = augment
+        self.seed = seed
+        self.classes = classes
+        given = {"train": train, "test": test, "calibration": calibration, "selection": selection}
+        self._given: dict[str, Split | Stream] = {k: self._read(k, v) for k, v in given.items() if v is not None}
+        if not self._given:
+            raise SlimlineError("There is no data: give Data at least train=(x, y) or test=(x, y).")
+        if len({len(s.specs) for s in self._given.values()}) > 1:
+            said = ", ".join(f"{name} {len(split.specs)}" for name, split in self._given.items())
+            raise SlimlineError(f"The splits have different numbers of inputs ({said}): they must agree.")
+        self._splits = self._cut()
+
+    def split(self, name: Role) -> Split | Stream:
+        """The samples of a role, with ``.inputs``, ``.labels``, ``len()`` and ``.batches(size, seed, epoch)``."""
+        if name not in ROLES:
+            raise unknown("split", name, ROLES)
+        if name not in self._splits:
+            source = "test" if name == "certification" else "train" if name == "train" else "train or test"
+            raise SlimlineError(f"This needs {name} samples: give Data {source}=(x, y).")
+        return self._splits[name]
+
+    def has(self, name: Role) -> bool:
+        """Whether there are samples of a role."""
+        return name in self._splits
+
+    def example(self, samples: int = 2) -> Inputs:
+        """The inputs of the first few samples."""
+        return next(next(iter(self._splits.values())).batches(samples))[0]
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the samples that certify (or, without any, the others) have labels."""
+        split = self._splits.get("certification") or next(iter(self._splits.values()))
+        return (next(split.batches(1))[1] if isinstance(split, Stream) else split.targets) is not None
+
+    def check(
+        self,
+        example: Inputs,
+        outputs: int | None = None,
+        names: Sequence[str] = (),
+        batch: int | None = None,
+    ) -> Data:
+        """This data as a model takes it: shapes and labels checked, integers cast where the model wants floats.
+
+        Parameters
+        ----------
+        example : example inputs of the model, each ``(batch, …)``.
+        outputs : number of classes the model tells apart, if it is a classifier.
+        names : the model's input names, to check the order of inputs given as a dict.
+        batch : samples in a calibration batch; fewer calibration samples are refused.
+        """
+        for split in self._splits.values():
+            if split.names and set(split.names) == set(names) and split.names != tuple(names):
+                raise SlimlineError(
+                    f"The {split.name} inputs are in the order {', '.join(split.names)}: the model takes "
+                    f"{', '.join(names)}."
+                )
+            dtypes = _match(split, example)
+            if outputs is not None and self.metric is None and isinstance(split, Split):
+                _in_range(split.labels, outputs, split.name)
+        if batch is not None and self.has("calibration") and len(self._splits["calibration"]) < batch:
+            raise SlimlineError(
+                f"Calibration has {len(self._splits['calibration'])} samples, fewer than a batch of {batch}: "
+                "give more, or set a smaller batch_size."
+            )
+        for index, (array, dtype) in enumerate(zip(split.specs, dtypes, strict=True)):
+            if np.dtype(array[1]).kind in "iub" and np.dtype(dtype).kind == "f":
+                log.warning("Input %d is %s and is cast to the %s the model takes, unscaled.", index, array[1], dtype)
+        matched = copy.copy(self)
+        matched._splits = {name: replace(split, dtypes=dtypes) for name, split in self._splits.items()}
+        return matched
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the arrays and the seed, in hex; of a stream, its length, shapes and dtypes only."""
+        digest = hashlib.sha256(repr((self.seed, self.metric is None, self.augment is None)).encode())
+        for name, split in sorted(self._given.items()):
+            digest.update(repr((name, len(split), split.specs)).encode())
+            if isinstance(split, Split):
+                for array in (*split.source, *(() if split.targets is None else (split.targets,))):
+                    digest.update(np.ascontiguousarray(array).data.cast("B"))
+        return digest.hexdigest()
+
+    def _read(self, name: str, given: Any) -> Split | Stream:
+        """One given split, checked; a collection of batches is read into memory unless it is for training."""
+        specs: tuple[Spec, ...] = ()
+        names: tuple[str, ...] = ()
+        if is_array(given) or isinstance(given, tuple | dict):
+            inputs, labels, names = as_batch(given, name)
+            return Split(name, inputs, self._labels(labels, name), names=names)
+        if not hasattr(given, "__iter__") or isinstance(given, str | bytes):
+            raise SlimlineError(
+                f"The {name} data is a {type(given).__name__}: give (x, y), a DataLoader, a tf.data.Dataset or a list "
+                "of batches."
+            )
+        if isinstance(given, Iterator):
+            raise SlimlineError(f"The {name} data can be read only once: give a list of batches, not a generator.")
+        parts: list[Batch] = []
+        count = 0
+        for batch in given:
+            x, y, names = as_batch(batch, name)
+            specs = specs_of(x) if not parts else specs
+            if specs_of(x) != specs:
+                raise SlimlineError(
+                    f"The batches of the {name} data differ in shape or dtype: make them alike, or, for whole "
+                    "arrays, give a tuple (x, y)."
+                )
+            count += len(x[0])
+            parts.append((() if name == "train" else x, y))
+        if not parts:
+            raise SlimlineError(f"The {name} data is empty: give at least one sample.")
+        inputs, labels = concatenate(parts)
+        labels = self._labels(labels, name)
+        if name == "train":
+            return Stream(name, given, self._class_numbers, count, specs, names)
+        return Split(name, inputs, labels, names=names)
+
+    def _class_numbers(self, labels: Array | None) -> Array | None:
+        return labels if labels is None or self.metric is not None else class_numbers(labels)
+
+    def _labels(self, labels: Array | None, where: str) -> Array | None:
+        """Labels in the form that scores and losses take, checked."""
+        labels = self._class_numbers(labels)
+        if labels is None or self.metric is not None:
+            return labels
+        if labels.dtype.kind == "f":
+            raise SlimlineError(
+                f"The {where} labels are {labels.dtype}, not classes: cast class labels to integers, or give Data a "
+                "metric(outputs, labels)."
+            )
+        if len(labels) > 1 and bool((labels == labels.flat[0]).all()):
+            raise SlimlineError(f"All {where} labels are {labels.flat[0]}: accuracy needs at least two classes.")
+        if self.classes is not None:
+            _in_range(labels, self.classes, where)
+        return labels
+
+    def _cut(self) -> dict[str, Split | Stream]:
+        """The given splits as roles; what was not given is cut from train or from test."""
+        rng = np.random.default_rng(self.seed)
+        splits: dict[str, Split | Stream] = {}
+        train, test = self._given.get("train"), self._given.get("test")
+        missing = [name for name in ("calibration", "selection") if name not in self._given]
+        for name in ("calibration", "selection"):
+            if name in self._given:
+                splits[name] = self._given[name]
+        if isinstance(train, Split):
+            order = rng.permutation(len(train))
+            held = min(SELECTION, max(1, len(train) // 10)) if "selection" in missing else 0
+            if held >= len(train):
+                raise SlimlineError("The train data has a single sample: give more, or give selection=(x, y) too.")
+            splits["train"] = replace(train, index=np.sort(order[held:]), augment=self.augment)
+            if held:
+                splits["selection"] = replace(train, name="selection", index=np.sort(order[:held]))
+            if "calibration" in missing:
+                index = np.sort(order[held : held + CALIBRATION])
+                splits["calibration"] = replace(train, name="calibration", index=index)
+        elif isinstance(train, Stream):
+            splits["train"] = replace(train, augment=self.augment)
+            if "calibration" in missing:
+                inputs, labels = next(train.batches(CALIBRATION))
+                splits["calibration"] = Split("calibration", inputs, labels)
+        if isinstance(test, Split):
+            splits |= _from_test(test, [name for name in missing if name not in splits], rng)
+        return splits
+
+
+def _from_test(test: Split, missing: Sequence[str], rng: np.random.Generator) -> dict[str, Split]:
+    """The certification split, and what is missing besides, cut from the test data."""
+    if not missing:
+        return {"certification": replace(test, name="certification")}
+    limits = {"calibration": CALIBRATION, "selection": SELECTION}
+    sizes = {name: min(limits[name], max(1, len(test) // 5)) for name in missing}
+    if sum(sizes.values()) >= len(test):
+        raise SlimlineError(
+            f"The test data has {len(test)} samples, too few to be cut for {' and '.join(missing)}: give train=(x, y)."
+        )
+    order = rng.permutation(len(test))
+    parts: dict[str, Split] = {}
+    start = 0
+    for name, size in [*sizes.items(), ("certification", len(test) - sum(sizes.values()))]:
+        parts[name] = replace(test, name=name, index=np.sort(order[start : start + size]))
+        start += size
+    said = ", ".join(f"{len(part)} for {name}" for name, part in parts.items())
+    log.info("The %d test samples are divided, as there is no other data for it: %s.", len(test), said)
+    return parts
+
+
+def class_numbers(labels: Array) -> Array:
+    """Labels with one-hot rows and a last dimension of one turned to class numbers; others as they are."""
+    if labels.ndim == 2 and labels.shape[1] == 1 and labels.dtype.kind in "iub":
+        return labels[:, 0].astype(np.int64)
+    if labels.ndim == 2 and labels.shape[1] > 1 and (labels == (labels > 0)).all() and (labels.sum(1) == 1).all():
+        return np.asarray(labels.argmax(1))
+    return labels.astype(np.int64) if labels.dtype.kind in "iub" else labels
+
+
+def _in_range(labels: Array | None, classes: int, where: str) -> None:
+    if labels is None or labels.dtype.kind == "f" or (labels.min() >= 0 and labels.max() < classes):
+        return
+    if classes == 1:
+        raise SlimlineError("The model has one output, no class scores: give Data a metric(outputs, labels).")
+    raise SlimlineError(
+        f"The {where} labels go from {labels.min()} to {labels.max()}, but the model has {classes} outputs: "
+        f"labels must be in 0 to {classes - 1}."
+    )
+
+
+def _match(split: Split | Stream, example: Inputs) -> tuple[str, ...]:
+    """The dtypes `example` has, if `split` fits its shapes; else the error that says both shapes."""
+    if len(split.specs) != len(example):
+        raise SlimlineError(
+            f"The model takes {len(example)} inputs and the {split.name} data has {len(split.specs)}: "
+            "give several inputs as a tuple x."
+        )
+    for (shape, dtype), wanted in zip(split.specs, example, strict=True):
+        if shape != wanted.shape[1:]:
+            raise SlimlineError(
+                f"The {split.name} data has samples of shape {shape} but the model takes {wanted.shape[1:]}: "
+                f"{_mend(shape, wanted.shape[1:])}."
+            )
+        if np.dtype(dtype).kind == "f" and wanted.dtype.kind in "iub":
+            raise SlimlineError(
+                f"The {split.name} data is {dtype} but the model takes {wanted.dtype}: give integers (token ids)."
+            )
+    return tuple(a.dtype.name for a in example)
+
+
+def _mend(shape: tuple[int, ...], wanted: tuple[int, ...]) -> str:
+    if len(shape) == len(wanted) >= 3 or (len(shape) == len(wanted) == 2 and shape[::-1] == wanted):
+        if (*shape[1:], shape[0]) == wanted:
+            return "put the channels last with np.moveaxis(x, 1, -1)"
+        if (shape[-1], *shape[:-1]) == wanted:
+            return "put the channels first with np.moveaxis(x, -1, 1)"
+    if (1, *shape) == wanted:
+        return "add the channel with x[:, None]"
+    if (*shape, 1) == wanted:
+        return "add the channel with x[..., None]"
+    if int(np.prod(shape)) == int(np.prod(wanted)):
+        return f"reshape it with x.reshape(-1, {', '.join(map(str, wanted))})"
+    return "resize the data, or load the model with example inputs of this shape"

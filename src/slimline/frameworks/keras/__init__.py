@@ -1,0 +1,138 @@
+"""The Keras 3 adapter; the TensorFlow backend is the one that deploys."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from slimline.errors import require
+
+# Both must be set before the first import of keras: the backend, and TensorFlow's C++ log level.
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+require("tensorflow", "keras")
+keras: Any = require("keras", "keras")
+
+if TYPE_CHECKING:
+    from slimline.frameworks.base import Batch, Trainer
+    from slimline.graph.ir import Graph
+    from slimline.graph.plan import Plan
+    from slimline.graph.quantization import Quantization
+    from slimline.recipe.steps import Distillation
+
+Array = np.ndarray
+CHUNK = 256
+"""Samples per forward pass of `predict`, so that activations of large data never live together."""
+
+
+class KerasAdapter:
+    """Keras 3 models in canonical form, see `slimline.frameworks.base.Adapter` and `canonical`."""
+
+    name = "keras"
+    suffix = ".keras"
+
+    def accepts(self, source: Any) -> bool:
+        """Whether `source` is a `keras.Model`."""
+        return isinstance(source, keras.Model)
+
+    def load(self, source: Any, example: tuple[Array, ...] | None) -> tuple[Any, tuple[Array, ...]]:
+        """See `load.load`."""
+        from slimline.frameworks.keras import load
+
+        return load.load(source, example)
+
+    def read(self, native: Any, example: tuple[Array, ...]) -> Graph:
+        """See `read.read`."""
+        from slimline.frameworks.keras import read
+
+        return read.read(native, example)
+
+    def parameters(self, native: Any) -> dict[str, Array]:
+        """Every variable and constant under its name in the graph."""
+        from slimline.frameworks.keras import rewrite
+
+        return rewrite.parameters(native)
+
+    def replace(self, native: Any, parameters: Mapping[str, Array]) -> Any:
+        """A copy with these arrays in place of its own."""
+        from slimline.frameworks.keras import rewrite
+
+        return rewrite.replace(native, parameters)
+
+    def mask(self, native: Any, plan: Plan) -> Any:
+        """A copy of the same shapes that computes what `apply`'s does."""
+        from slimline.frameworks.keras import rewrite
+
+        return rewrite.mask(native, plan)
+
+    def apply(self, native: Any, plan: Plan, example: tuple[Array, ...]) -> Any:
+        """A smaller copy."""
+        from slimline.frameworks.keras import rewrite
+
+        return rewrite.apply(native, plan, example)
+
+    def predict(self, native: Any, inputs: tuple[Array, ...]) -> Array:
+        """The first output in inference mode, in chunks of `CHUNK` samples; 16-bit floats come as float32."""
+        chunks = []
+        for start in range(0, max(len(inputs[0]), 1), CHUNK):
+            part = [np.asarray(x[start : start + CHUNK]) for x in inputs]
+            outputs = keras.tree.flatten(native(part if len(part) > 1 else part[0], training=False))
+            half = keras.backend.standardize_dtype(outputs[0].dtype) in ("float16", "bfloat16")
+            first = keras.ops.cast(outputs[0], "float32") if half else outputs[0]
+            chunks.append(keras.ops.convert_to_numpy(first))
+        return np.concatenate(chunks)
+
+    def gradients(self, native: Any, batches: Iterable[Batch], loss: str) -> dict[str, Array]:
+        """See `train.gradients`."""
+        from slimline.frameworks.keras import train
+
+        return train.gradients(native, batches, loss)
+
+    def observe(
+        self,
+        native: Any,
+        batches: Iterable[tuple[Array, ...]],
+        values: Sequence[str],
+        see: Callable[[str, Array], None],
+    ) -> None:
+        """See `observe.observe`."""
+        from slimline.frameworks.keras import observe
+
+        observe.observe(native, batches, values, see)
+
+    def trainer(self, native: Any, teacher: Any | None, step: Distillation, seed: int, total_steps: int) -> Trainer:
+        """See `train.KerasTrainer`."""
+        from slimline.frameworks.keras import train
+
+        return train.KerasTrainer(native, teacher, step, seed, total_steps)
+
+    def fold(self, native: Any, example: tuple[Array, ...]) -> Any:
+        """See `fakequant.fold`."""
+        from slimline.frameworks.keras import fakequant
+
+        return fakequant.fold(native, example)
+
+    def quantize(self, native: Any, quantization: Quantization) -> Any:
+        """See `fakequant.quantize`."""
+        from slimline.frameworks.keras import fakequant
+
+        return fakequant.quantize(native, quantization)
+
+    def save(self, native: Any, path: Path, example: tuple[Array, ...], metadata: Mapping[str, Any]) -> None:
+        """See `save.save`."""
+        from slimline.frameworks.keras import save
+
+        save.save(native, path, example, metadata)
+
+    def open(self, path: Path, allow_pickle: bool) -> tuple[Any, tuple[Array, ...], dict[str, Any]]:
+        """See `save.open_`."""
+        from slimline.frameworks.keras import save
+
+        return save.open_(path, allow_pickle)
+
+
+adapter = KerasAdapter()

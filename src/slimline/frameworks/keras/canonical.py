@@ -1,0 +1,184 @@
+"""Brings a user's model into the one form that all passes read: flat, functional, one idea per layer.
+
+Nested models are unfolded (``encoder.conv1``), a layer's own activation becomes a layer behind it
+(``conv1.activation``), `MultiHeadAttention` and `SeparableConv` become the layers they are made of
+(``mha.query``, ``sep.pointwise``). What is computed stays the same and plain Keras can load the result;
+but every weight then belongs to a layer with one equation, and every activation is a tensor that can be
+seen, pruned and quantized.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import keras
+import numpy as np
+from keras.src.ops.numpy import Einsum, Multiply  # bare operations get a stable name only through their class
+
+from slimline.errors import SlimlineError
+from slimline.frameworks.keras.functional import Call, Copies, clone, finalize, is_functional, rebuild, replay
+
+Array = np.ndarray
+L = keras.layers
+
+# Exact classes: a user's subclass may compute something else.
+WITH_ACTIVATION = {
+    L.Dense, L.EinsumDense, L.Conv1D, L.Conv2D, L.Conv3D, L.Conv1DTranspose, L.Conv2DTranspose, L.Conv3DTranspose,
+    L.DepthwiseConv1D, L.DepthwiseConv2D, L.SeparableConv1D, L.SeparableConv2D,
+}  # fmt: skip
+ACTIVATION = ".activation"
+
+
+def canonical(model: keras.Model) -> keras.Model:
+    """A copy of a functional or Sequential model, weights included, in canonical form; idempotent."""
+    return rebuild(model, partial(_visit, copies=Copies(), prefix=""))
+
+
+def _visit(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any], copies: Copies, prefix: str) -> Any:
+    operation = call.operation
+    name = prefix + operation.name
+    if is_functional(operation) and not any(v is not None for v in kwargs.values()):
+        inner = partial(_visit, copies=copies, prefix=f"{name}.")
+        outputs = replay(operation, keras.tree.flatten(args), inner)
+        return keras.tree.pack_sequence_as(_structure(operation), outputs)
+    parts = _Parts(name, copies)
+    if type(operation) is L.MultiHeadAttention and _plain_attention(operation, call):
+        return _attention(parts, operation, *args, **kwargs)
+    if type(operation) in (L.SeparableConv1D, L.SeparableConv2D):
+        y = _separable(parts, operation, *args)
+    elif type(operation) in WITH_ACTIVATION:
+        layer = parts.copy(operation, name, activation="linear")
+        y = parts.weighted(operation, layer, args, kwargs)
+    elif call.is_layer:
+        return parts.weighted(operation, parts.copy(operation, name), args, kwargs)
+    else:
+        return parts.copy(operation, name)(*args, **kwargs)
+    return _activate(parts, operation, y)
+
+
+def _structure(model: keras.Model) -> Any:
+    graph = model._functional if isinstance(model, keras.Sequential) else model
+    return graph._outputs_struct
+
+
+class _Parts:
+    """Copies of one operation and of the layers it is made of, each made once per original."""
+
+    def __init__(self, name: str, copies: Copies) -> None:
+        self.name, self.copies = name, copies
+
+    def make(self, owner: Any, part: str, build: Callable[[str], Any]) -> Any:
+        """The operation called ``name.part`` that belongs to `owner`."""
+        return self.copies.of((id(owner), part), lambda: build(f"{self.name}.{part}"))
+
+    def copy(self, operation: Any, name: str, **changes: Any) -> Any:
+        """The copy of an operation under a new name, without weights."""
+        return self.copies.of(id(operation), lambda: clone(operation, name=name, **changes))
+
+    @staticmethod
+    def weighted(source: Any, layer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Call `layer` (which builds it), then give it the weights of `source`."""
+        outputs = layer(*args, **kwargs)
+        transfer(source.variables, layer)
+        return outputs
+
+
+def transfer(source: Sequence[Any], layer: Any) -> None:
+    """Copy variables or arrays, in order, into a layer of the same class and config."""
+    if [tuple(v.shape) for v in source] != [tuple(v.shape) for v in layer.variables]:
+        raise SlimlineError(
+            f"Layer {layer.name!r} ({type(layer).__name__}) cannot be copied: its config does not rebuild "
+            "the same weights; make get_config return all that __init__ and build use."
+        )
+    for old, new in zip(source, layer.variables, strict=True):
+        new.assign(old)
+    finalize(layer)
+
+
+def _activate(parts: _Parts, layer: Any, y: Any) -> Any:
+    function = layer.activation
+    if function is None or function is keras.activations.linear:
+        return y
+
+    def build(name: str) -> Any:
+        if isinstance(function, keras.layers.Layer):
+            return clone(function, name=name)
+        return L.Activation(function, name=name, dtype=layer.dtype_policy)
+
+    activation = parts.make(layer, ACTIVATION[1:], build)
+    if isinstance(function, keras.layers.Layer):
+        return parts.weighted(function, activation, (y,), {})
+    return activation(y)
+
+
+def _separable(parts: _Parts, layer: Any, x: Any) -> Any:
+    one_dimensional = type(layer) is L.SeparableConv1D
+    depthwise_class, pointwise_class = (
+        (L.DepthwiseConv1D, L.Conv1D) if one_dimensional else (L.DepthwiseConv2D, L.Conv2D)
+    )
+    common = {"data_format": layer.data_format, "dtype": layer.dtype_policy, "trainable": layer.trainable}
+    depthwise = parts.make(
+        layer,
+        "depthwise",
+        lambda name: depthwise_class(
+            layer.kernel_size,
+            strides=layer.strides,
+            padding=layer.padding,
+            depth_multiplier=layer.depth_multiplier,
+            dilation_rate=layer.dilation_rate,
+            use_bias=False,
+            depthwise_regularizer=layer.depthwise_regularizer,
+            depthwise_constraint=layer.depthwise_constraint,
+            name=name,
+            **common,
+        ),
+    )
+    pointwise = parts.make(
+        layer,
+        "pointwise",
+        lambda name: pointwise_class(
+            layer.filters,
+            1,
+            use_bias=layer.use_bias,
+            kernel_regularizer=layer.pointwise_regularizer,
+            bias_regularizer=layer.bias_regularizer,
+            kernel_constraint=layer.pointwise_constraint,
+            bias_constraint=layer.bias_constraint,
+            name=name,
+            **common,
+        ),
+    )
+    y = pointwise(depthwise(x))
+    transfer([layer.depthwise_kernel], depthwise)
+    transfer([v for v in (layer.pointwise_kernel, layer.bias) if v is not None], pointwise)
+    return y
+
+
+def _plain_attention(layer: Any, call: Call) -> bool:
+    """Whether an attention layer is the textbook one; masks, gates and returned scores keep it whole."""
+    extras = [v for name, v in call.kwargs.items() if name not in ("query", "value", "key", "training")]
+    masked = any(getattr(t, "_keras_mask", None) is not None for t in call.inputs)
+    special = layer._use_gate or layer._sliding_window is not None
+    return len(call.args) <= 3 and not (any(e is not None and e is not False for e in extras) or masked or special)
+
+
+def _attention(parts: _Parts, layer: Any, query: Any, value: Any, key: Any = None, **_: Any) -> Any:
+    """Softmax(q kᵀ / √d) v over heads, from the layer's own projections and einsum equations."""
+    key = value if key is None else key
+
+    def project(x: Any, inner: Any, name: str) -> Any:
+        part = parts.make(layer, name, lambda name: clone(inner, name=name))
+        return parts.weighted(inner, part, (x,), {})
+
+    q, k = project(query, layer.query_dense, "query"), project(key, layer.key_dense, "key")
+    v = project(value, layer.value_dense, "value")
+    scale = parts.make(layer, "scale", lambda name: Multiply(name=name))
+    scores = parts.make(layer, "scores", lambda name: Einsum(layer._dot_product_equation, name=name))
+    softmax = parts.make(layer, "softmax", lambda name: clone(layer._softmax, name=name))
+    combine = parts.make(layer, "combine", lambda name: Einsum(layer._combine_equation, name=name))
+    weights = softmax(scores(k, scale(q, layer._inverse_sqrt_key_dim)))
+    if layer.dropout > 0:
+        weights = project(weights, layer._dropout_layer, "dropout")
+    return project(combine(weights, v), layer.output_dense, "attention_output")

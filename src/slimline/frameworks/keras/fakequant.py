@@ -1,0 +1,182 @@
+"""Simulates integer arithmetic in a Keras model; what is simulated is what `slimline.runtimes.litert` writes."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import keras
+import numpy as np
+
+from slimline.errors import SlimlineError
+from slimline.frameworks.keras.canonical import transfer
+from slimline.frameworks.keras.functional import Call, Copies, calls, clone, input_name, rebuild, replay, variables
+from slimline.frameworks.keras.gridded import GRIDDED, INTEGER_ACTIVATIONS, FakeQuantize, IntegerActivation
+from slimline.graph.quantization import Grid, Quantization
+
+Array = np.ndarray
+L = keras.layers
+
+_FOLDS = (L.Dense, L.Conv1D, L.Conv2D, L.Conv3D, L.DepthwiseConv1D, L.DepthwiseConv2D, L.Conv2DTranspose)
+
+
+def fold(native: keras.Model, example: tuple[Array, ...]) -> keras.Model:
+    """A copy of a canonical model whose batch norms are part of the convolution or dense layer before them.
+
+    The converter can fold batch norm itself, but not into a kernel with one scale for all channels, and a
+    rounded model must be rounded after folding. A batch norm with anything else before it stays.
+
+    Parameters
+    ----------
+    example : not needed; every adapter's `fold` has it.
+    """
+    pairs = _foldable(native)
+    gone = {id(norm) for norm in pairs.values()}
+    return rebuild(native, partial(_fold_visit, pairs=pairs, gone=gone, copies=Copies()))
+
+
+def _foldable(native: keras.Model) -> dict[int, Any]:
+    """Layers whose only reader is a batch norm over their channels: id of the layer to the batch norm."""
+    made = calls(native)
+    uses: dict[int, int] = {}
+    readers: dict[int, list[Call]] = {}
+    for call in made:
+        uses[id(call.operation)] = uses.get(id(call.operation), 0) + 1
+        for tensor in call.inputs:
+            readers.setdefault(id(tensor), []).append(call)
+    outputs = {id(tensor) for tensor in native.outputs}
+    pairs = {}
+    for call in made:
+        layer = call.operation
+        if type(layer) not in _FOLDS or id(call.outputs[0]) in outputs:
+            continue
+        after = readers.get(id(call.outputs[0]), [])
+        if len(after) != 1 or type(after[0].operation) is not L.BatchNormalization:
+            continue
+        norm = after[0].operation
+        last = norm.axis in (-1, len(call.outputs[0].shape) - 1)
+        if last and uses[id(layer)] == uses[id(norm)] == 1 and getattr(layer, "data_format", None) != "channels_first":
+            pairs[id(layer)] = norm
+    return pairs
+
+
+def _fold_visit(
+    call: Call, args: tuple[Any, ...], kwargs: dict[str, Any], pairs: dict[int, Any], gone: set[int], copies: Copies
+) -> Any:
+    layer = call.operation
+    if id(layer) in gone:
+        return args[0]
+    changes = {"use_bias": True} if id(layer) in pairs else {}
+    copy = copies.of(id(layer), lambda: clone(layer, **changes))
+    outputs = copy(*args, **kwargs)
+    if id(layer) in pairs:
+        kernel, bias = _folded(layer, pairs[id(layer)])
+        copy.variables[0].assign(kernel)
+        copy.bias.assign(bias)
+    elif call.is_layer:
+        transfer(layer.variables, copy)
+    return outputs
+
+
+def _folded(layer: Any, norm: Any) -> tuple[Array, Array]:
+    """Kernel and bias of `layer` followed by `norm` (float64 arithmetic)."""
+
+    def array(variable: Any, default: float) -> Array:
+        if variable is None:
+            return np.full(1, default)
+        return np.asarray(keras.ops.convert_to_numpy(variable), np.float64)
+
+    variance = array(norm.moving_variance, 1.0)
+    factor = array(norm.gamma, 1.0) / np.sqrt(variance + norm.epsilon)
+    bias = (array(layer.bias, 0.0) - array(norm.moving_mean, 0.0)) * factor + array(norm.beta, 0.0)
+    kernel = array(layer.kernel, 0.0)
+    if isinstance(layer, L.DepthwiseConv1D | L.DepthwiseConv2D):
+        spread = factor.reshape(kernel.shape[-2:])  # outputs are inputs times multiplier
+    elif isinstance(layer, L.Conv2DTranspose):
+        spread = factor[:, None]  # kernels are (y, x, outputs, inputs)
+    else:
+        spread = factor
+    return kernel * spread, np.broadcast_to(bias, factor.shape)
+
+
+def quantize(native: keras.Model, quantization: Quantization) -> keras.Model:
+    """A copy of a canonical model that computes what its integer artifact will.
+
+    Every value in ``quantization.activations`` (inputs too) passes a `FakeQuantize` layer, every kernel in
+    ``quantization.weights`` is rounded in the layer that owns it. Float weights keep their names and values.
+
+    Raises
+    ------
+    SlimlineError : a weight whose layer class has no integer form.
+    """
+    return _Quantizer(native, quantization).model()
+
+
+class _Quantizer:
+    """The work of `quantize`: one replay of the model's calls."""
+
+    def __init__(self, native: keras.Model, quantization: Quantization) -> None:
+        self.native, self.grids = native, quantization.activations
+        paths = {id(variable): path for path, variable in variables(native).items()}
+        self.kernels = {i: quantization.weights[path] for i, path in paths.items() if path in quantization.weights}
+        self.copies = Copies()
+
+    def model(self) -> keras.Model:
+        """The quantized copy."""
+        old = self.native.inputs
+        inputs = [keras.Input(batch_shape=t.shape, dtype=t.dtype, name=input_name(t)) for t in old]
+        rounded = [self.round(input_name(t), x) for t, x in zip(old, inputs, strict=True)]
+        outputs = replay(self.native, rounded, self.visit)
+        return keras.Model(_single(inputs), _single(outputs), name=self.native.name)
+
+    def visit(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The copied call, its results on their grids."""
+        operation = call.operation
+        copy = self.copies.of(id(operation), lambda: self.copy(call))
+        outputs = copy(*args, **kwargs)
+        if call.is_layer:
+            transfer(operation.variables, copy)
+        flat = keras.tree.flatten(outputs)
+        rounded = [self.round(name, y) for name, y in zip(call.names, flat, strict=True)]
+        return keras.tree.pack_sequence_as(outputs, rounded)
+
+    def round(self, name: str, value: Any) -> Any:
+        """`value` behind the layer that rounds it, where it has a grid."""
+        if name not in self.grids:
+            return value
+        label = name.replace("@", ".").replace(":", ".")
+        return FakeQuantize(self.grids[name].model_dump(mode="json"), name=f"{label}.grid")(value)
+
+    def copy(self, call: Call) -> Any:
+        """The operation itself, or the form of it that computes in integers."""
+        operation = call.operation
+        if call.is_layer:
+            for variable in operation.variables:
+                if id(variable) in self.kernels:
+                    return self.gridded(operation, self.kernels[id(variable)])
+        function = _activation_of(operation)
+        if function in INTEGER_ACTIVATIONS and call.names[0] in self.grids:
+            return IntegerActivation(function, name=operation.name)
+        return clone(operation)
+
+    def gridded(self, layer: Any, grid: Grid) -> Any:
+        """The layer with its kernel on `grid`."""
+        if type(layer) not in GRIDDED:
+            raise SlimlineError(
+                f"Layer {layer.name!r} ({type(layer).__name__}) has no integer form in LiteRT: "
+                f"leave it in float with keep=[{layer.name!r}]."
+            )
+        config = {**layer.get_config(), "grid": grid.model_dump(mode="json")}
+        return GRIDDED[type(layer)].from_config(config)  # type: ignore[attr-defined]
+
+
+def _activation_of(operation: Any) -> str:
+    """Name of the function that an activation layer or a bare activation computes, empty for anything else."""
+    if isinstance(operation, L.Activation):
+        return str(getattr(operation.activation, "__name__", ""))
+    bare = {"HardSigmoid": "hard_sigmoid", "HardSilu": "hard_silu", "Silu": "silu"}
+    return "" if isinstance(operation, L.Layer) else bare.get(type(operation).__name__, "")
+
+
+def _single(items: list[Any]) -> Any:
+    return items[0] if len(items) == 1 else items

@@ -1,0 +1,198 @@
+"""A functional Keras model as a list of calls, and how to build another model from that list.
+
+Every pass over a Keras model (reading, pruning, masking, fake quantization) is a replay of its calls.
+Everything here is the public structure of Keras 3's functional graph, apart from `_nodes_by_depth`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import keras
+import numpy as np
+
+from slimline.errors import SlimlineError
+
+SEED_STATE = "seed_generator_state"
+"""Last part of the path of the random state that dropout layers store among their variables."""
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One call of an operation (a layer, or a bare ``keras.ops`` function) in a functional model.
+
+    Attributes
+    ----------
+    name : the operation's name; ``name@1``, ``name@2`` … for further calls of a shared layer.
+    operation : the `keras.Operation`.
+    args, kwargs : what it was called with, `KerasTensor` among plain values.
+    inputs : the `KerasTensor` among them, in order.
+    outputs : the `KerasTensor` it gave, flat.
+    """
+
+    name: str
+    operation: Any
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    inputs: tuple[Any, ...]
+    outputs: tuple[Any, ...]
+
+    @property
+    def is_input(self) -> bool:
+        """Whether this is an input of the model and not a computation."""
+        return isinstance(self.operation, keras.layers.InputLayer)
+
+    @property
+    def is_layer(self) -> bool:
+        """Whether the operation is a layer (with a config and variables) and not a bare function."""
+        return isinstance(self.operation, keras.layers.Layer)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the output values: the call's own, with ``:0``, ``:1`` … where there are several."""
+        if len(self.outputs) == 1:
+            return (self.name,)
+        return tuple(f"{self.name}:{i}" for i in range(len(self.outputs)))
+
+    @cached_property
+    def constants(self) -> dict[str, np.ndarray]:
+        """Floating-point arrays among the arguments, by name (``add/constant``)."""
+        found = [a for a in keras.tree.flatten((self.args, dict(self.kwargs))) if is_constant(a)]
+        return {self.constant_name(i): keras.ops.convert_to_numpy(a) for i, a in enumerate(found)}
+
+    def constant_name(self, index: int) -> str:
+        """Name of the `index`-th array among the arguments."""
+        return f"{self.name}/constant" + (str(index) if index else "")
+
+
+def is_array(argument: Any) -> bool:
+    """Whether a call's argument is an array with axes of its own (scalars have none)."""
+    if isinstance(argument, keras.KerasTensor) or not hasattr(argument, "shape") or not hasattr(argument, "dtype"):
+        return False
+    return len(argument.shape) > 0
+
+
+def is_constant(argument: Any) -> bool:
+    """Whether a call's argument is a stored tensor: an array of floating-point numbers."""
+    return is_array(argument) and "float" in keras.backend.standardize_dtype(argument.dtype)
+
+
+def is_functional(model: Any) -> bool:
+    """Whether `model` knows its graph: a functional model, or a Sequential one that has been built."""
+    if isinstance(model, keras.Sequential):
+        return getattr(model, "_functional", None) is not None
+    return isinstance(model, keras.Model) and hasattr(model, "_nodes_by_depth")
+
+
+def calls(model: keras.Model) -> list[Call]:
+    """The calls of a functional or built Sequential model in topological order, its inputs among them."""
+    graph = model._functional if isinstance(model, keras.Sequential) else model
+    nodes = [n for depth in sorted(graph._nodes_by_depth, reverse=True) for n in graph._nodes_by_depth[depth]]
+    by_operation: dict[int, list[Any]] = {}
+    for node in nodes:
+        by_operation.setdefault(id(node.operation), []).append(node)
+    found = []
+    for node in nodes:
+        same = by_operation[id(node.operation)]
+        # The order in which a shared layer was called, which rebuilding and saving keep.
+        order = sorted(same, key=node.operation._inbound_nodes.index).index(node) if len(same) > 1 else 0
+        arguments = node.arguments
+        found.append(
+            Call(
+                name=node.operation.name + (f"@{order}" if order else ""),
+                operation=node.operation,
+                args=tuple(arguments.args),
+                kwargs=dict(arguments.kwargs),
+                inputs=tuple(arguments.keras_tensors),
+                outputs=tuple(node.output_tensors),
+            )
+        )
+    return found
+
+
+Visit = Callable[[Call, tuple[Any, ...], dict[str, Any]], Any]
+"""Calls the counterpart of a call's operation on the new tensors and gives its (nested) outputs."""
+
+
+def replay(model: keras.Model, inputs: Sequence[Any], visit: Visit) -> list[Any]:
+    """Run the calls of `model` on `inputs`, each by `visit`; the new tensors of the model's outputs."""
+    tensors = {id(old): new for old, new in zip(model.inputs, inputs, strict=True)}
+    for call in calls(model):
+        if call.is_input:
+            continue
+        args, kwargs = keras.tree.map_structure(lambda a: tensors.get(id(a), a), (call.args, dict(call.kwargs)))
+        outputs = keras.tree.flatten(visit(call, args, kwargs))
+        tensors.update((id(old), new) for old, new in zip(call.outputs, outputs, strict=True))
+    return [tensors[id(t)] for t in model.outputs]
+
+
+def rebuild(model: keras.Model, visit: Visit) -> keras.Model:
+    """A new functional model with flat inputs and outputs, made by replaying `model`."""
+    inputs = [keras.Input(batch_shape=tuple(t.shape), dtype=t.dtype, name=input_name(t)) for t in model.inputs]
+    outputs = replay(model, inputs, visit)
+    return keras.Model(_single(inputs), _single(outputs), name=model.name)
+
+
+def input_name(tensor: Any) -> str:
+    """Name of the input layer behind an input tensor of a model."""
+    name: str = tensor._keras_history.operation.name
+    return name
+
+
+def _single(items: list[Any]) -> Any:
+    return items[0] if len(items) == 1 else items
+
+
+class Copies:
+    """Makes one copy of each operation, so that a layer called twice stays one layer."""
+
+    def __init__(self) -> None:
+        self._made: dict[Any, Any] = {}
+
+    def of(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What `make` gave the first time it was asked for under `key`."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+
+def clone(operation: Any, **changes: Any) -> Any:
+    """A new operation of the same class from the config of `operation`, with `changes`; weights are not copied."""
+    try:
+        config = {**operation.get_config(), **changes}
+        return type(operation).from_config(config)
+    except (NotImplementedError, TypeError, ValueError) as error:
+        kind = type(operation).__name__
+        raise SlimlineError(
+            f"Layer {operation.name!r} ({kind}) cannot be copied from its config: give {kind} a get_config "
+            f"that returns its constructor's arguments ({_first_line(error)})."
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+
+
+def variables(model: Any) -> dict[str, Any]:
+    """Every variable of a model or layer by its path, made unique; the random state of dropout included."""
+    named: dict[str, Any] = {}
+    for variable in model.variables:
+        name, count = variable.path, 1
+        while name in named:
+            name, count = f"{variable.path}@{count}", count + 1
+        named[name] = variable
+    return named
+
+
+def stored(model: Any) -> dict[str, Any]:
+    """The variables that are parameters: all but the random state of dropout."""
+    return {name: v for name, v in variables(model).items() if not name.endswith(SEED_STATE)}
+
+
+def finalize(layer: Any) -> None:
+    """Let a layer recompute what it keeps beside its variables (a `Normalization`'s mean and variance)."""
+    if isinstance(layer, keras.layers.Normalization) and layer.input_mean is None:
+        layer.finalize_state()

@@ -1,0 +1,108 @@
+"""Takes a user's Keras model in: checks it, brings it into canonical form and proves that nothing changed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from slimline.errors import SlimlineError
+from slimline.frameworks.keras.canonical import canonical
+from slimline.frameworks.keras.functional import input_name, is_functional, stored
+
+Array = np.ndarray
+TOLERANCE = 1e-3
+
+
+def load(source: Any, example: tuple[Array, ...] | None) -> tuple[keras.Model, tuple[Array, ...]]:
+    """The canonical copy of a functional or Sequential model, and example inputs.
+
+    Parameters
+    ----------
+    source : never changed.
+    example : one array ``(batch, …)`` per input; None makes a batch of 2 from the input shapes.
+
+    Raises
+    ------
+    SlimlineError : a subclassed or unbuilt model, NaN in weights, inputs of the wrong shape, a layer that
+        its config does not rebuild.
+    """
+    if not is_functional(source):
+        raise SlimlineError(_refusal(source))
+    for name, variable in stored(source).items():
+        values = keras.ops.convert_to_numpy(variable)
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise SlimlineError(f"Weight {name!r} holds NaN or infinite values: load a checkpoint that is finite.")
+    example = example_inputs(source) if example is None else checked(source, example)
+    native = canonical(source)
+    _prove(source, native, example)
+    return native, example
+
+
+def _refusal(source: Any) -> str:
+    if isinstance(source, keras.Sequential):
+        return (
+            f"The Sequential model {source.name!r} has not been built: "
+            "start it with keras.Input(shape), or call build(input_shape) first."
+        )
+    return (
+        f"{type(source).__name__} is a subclassed keras.Model, whose graph cannot be read: "
+        "build it with the functional API, for instance keras.Model(x, model.call(x)) with x = keras.Input(shape)."
+    )
+
+
+def example_inputs(model: keras.Model, shapes: Sequence[tuple[Sequence[int], str]] | None = None) -> tuple[Array, ...]:
+    """Fixed normal numbers (zero where integers are wanted) of `shapes`: shape and dtype per input, by default
+    a batch of 2 of the model's own."""
+    random = np.random.default_rng(0)
+    if shapes is None:
+        shapes = [((t.shape[0] or 2, *t.shape[1:]), t.dtype) for t in model.inputs]
+    made = []
+    for tensor, (shape, dtype) in zip(model.inputs, shapes, strict=True):
+        if None in shape:
+            raise SlimlineError(
+                f"Input {input_name(tensor)!r} has unknown sizes {tuple(tensor.shape)}: give example inputs."
+            )
+        floating = "float" in dtype
+        numbers = random.standard_normal(tuple(shape)) if floating else np.zeros(tuple(shape))
+        made.append(numbers.astype("float32" if dtype == "bfloat16" else dtype))
+    return tuple(made)
+
+
+def checked(model: keras.Model, example: tuple[Array, ...]) -> tuple[Array, ...]:
+    """`example` as arrays of the dtypes the model takes, if they fit its inputs."""
+    if len(example) != len(model.inputs):
+        raise SlimlineError(f"The model takes {len(model.inputs)} inputs, the example has {len(example)}.")
+    fitted = []
+    for tensor, given in zip(model.inputs, example, strict=True):
+        array = np.asarray(given)
+        wanted = tuple(tensor.shape)
+        fits = len(wanted) == array.ndim and all(w in (None, n) for w, n in zip(wanted, array.shape, strict=True))
+        if not fits:
+            raise SlimlineError(
+                f"Input {input_name(tensor)!r} has shape {wanted}, the example {array.shape}: "
+                "give arrays (batch, …) of the model's sizes."
+            )
+        if array.dtype != tensor.dtype and (array.dtype.kind not in "biuf" or np.dtype(tensor.dtype).kind != "f"):
+            raise SlimlineError(
+                f"Input {input_name(tensor)!r} is {tensor.dtype}, the example {array.dtype}: convert it first."
+            )
+        fitted.append(array.astype(tensor.dtype, copy=False))
+    return tuple(fitted)
+
+
+def _prove(source: Any, native: keras.Model, example: tuple[Array, ...]) -> None:
+    """Refuse a model whose canonical copy computes something else: a layer hides state from its config."""
+    graph = source._functional if isinstance(source, keras.Sequential) else source
+    arguments = keras.tree.pack_sequence_as(graph._inputs_struct, list(example))
+    before = keras.tree.flatten(source(arguments, training=False))
+    after = keras.tree.flatten(native(list(example) if len(example) > 1 else example[0], training=False))
+    for old, new in zip(before, after, strict=True):
+        a, b = (np.asarray(keras.ops.convert_to_numpy(t), np.float64) for t in (old, new))
+        if not np.allclose(a, b, rtol=TOLERANCE, atol=TOLERANCE * max(1.0, float(np.abs(a).max(initial=0)))):
+            raise SlimlineError(
+                f"A copy of model {source.name!r} made from its configs computes something else: "
+                "one of its layers keeps state that get_config does not tell."
+            )

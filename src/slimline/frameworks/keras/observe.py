@@ -1,0 +1,39 @@
+"""Shows the activations of a Keras model to whoever calibrates or measures it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from slimline.frameworks.keras.functional import calls
+
+Array = np.ndarray
+
+
+def observe(
+    native: keras.Model,
+    batches: Iterable[tuple[Array, ...]],
+    values: Sequence[str],
+    see: Callable[[str, Array], None],
+) -> None:
+    """Run the model in inference mode and hand every named value to `see`, batch by batch.
+
+    Parameters
+    ----------
+    batches : the model's inputs, each ``(batch, …)``; every batch is run once and nothing is kept.
+    values : names of the graph's values, model inputs among them; each keeps its shape and dtype.
+    """
+    tensors = named_tensors(native)
+    probe = keras.Model(native.inputs, [tensors[name] for name in values])
+    for batch in batches:
+        outputs = probe(list(batch), training=False)
+        for name, output in zip(values, keras.tree.flatten(outputs), strict=True):
+            see(name, keras.ops.convert_to_numpy(output))
+
+
+def named_tensors(native: keras.Model) -> dict[str, Any]:
+    """The `KerasTensor` of every value, by its name in the neutral graph."""
+    return {name: tensor for call in calls(native) for name, tensor in zip(call.names, call.outputs, strict=True)}

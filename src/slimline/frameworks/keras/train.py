@@ -1,0 +1,232 @@
+"""Training a Keras model on the TensorFlow backend: towards a teacher, and gradients for pruning criteria."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from slimline.errors import SlimlineError
+from slimline.frameworks.base import Array, Batch
+from slimline.frameworks.keras.canonical import canonical
+from slimline.frameworks.keras.functional import SEED_STATE, calls, variables
+from slimline.methods import distillation
+from slimline.recipe.steps import Distillation
+
+_BFLOAT16 = "auto_mixed_precision_onednn_bfloat16"
+
+
+class KerasTrainer:
+    """A copy of `native` under training (see `slimline.frameworks.base.Trainer`).
+
+    The step is one compiled TensorFlow graph. With ``precision="bfloat16"`` TensorFlow's own graph rewriter
+    runs convolutions and matrix products in bfloat16, the weights stay float32; on CPUs with AMX that halves
+    the time (XLA and bfloat16 layer policies were slower). Biases, norms and other vectors are not decayed. A
+    model that ends in a softmax is trained on its log-probabilities.
+    """
+
+    def __init__(
+        self, native: keras.Model, teacher: keras.Model | None, step: Distillation, seed: int, total_steps: int
+    ) -> None:
+        if keras.backend.backend() != "tensorflow":
+            raise SlimlineError(
+                f"Keras models are trained on the TensorFlow backend, not {keras.backend.backend()}: "
+                "set KERAS_BACKEND=tensorflow."
+            )
+        self._source = native
+        self._config = step
+        self._student = canonical(native)
+        self._teacher = teacher
+        seeds = [v for name, v in variables(self._student).items() if name.endswith(SEED_STATE)]
+        for index, variable in enumerate(seeds):
+            variable.assign(np.array([seed % 2**32, index], variable.dtype))
+        self._decayed = [v.ndim > 1 for v in self._student.trainable_variables]
+        self._optimizer = self._make_optimizer()
+        self._train: Callable[..., tf.Tensor] | None = None
+        self._infer = tf.function(_outputs(self._student, training=False), input_signature=[_signature(self._student)])
+
+    def refresh(self, batches: Iterable[Batch]) -> None:
+        """Set every batch norm's statistics to the mean of those of `batches`, dropout being on as in training."""
+        norms = [x for x in self._student.layers if isinstance(x, keras.layers.BatchNormalization) and x.trainable]
+        if not norms:
+            return
+        momenta = [layer.momentum for layer in norms]
+        run = _outputs(self._student, training=True)
+        for index, (inputs, _) in enumerate(batches):
+            for layer in norms:
+                layer.momentum = index / (index + 1)
+            run(_tensors(inputs))
+        for layer, momentum in zip(norms, momenta, strict=True):
+            layer.momentum = momentum
+
+    def step(self, batch: Batch, rate: float) -> float:
+        """One step of the optimiser at learning rate `rate`; the loss before it."""
+        inputs, labels = batch
+        if self._teacher is not None and self._config.alpha == 1:
+            labels = None
+        if self._train is None:
+            self._train = self._compile(labels)
+        self._optimizer.learning_rate = rate
+        with _bfloat16(self._config.precision == "bfloat16"):
+            loss = self._train(_tensors(inputs), *(() if labels is None else (labels,)))
+        return float(loss)
+
+    def predict(self, inputs: tuple[Array, ...]) -> Array:
+        """The student's first output in inference mode, float32."""
+        return np.asarray(tf.cast(self._infer(_tensors(inputs)), tf.float32))
+
+    def state(self) -> dict[str, Array]:
+        """Weights, statistics and dropout's random state (``model/``) and the optimiser, all copies."""
+        return {name: np.array(variable) for name, variable in self._variables().items()}
+
+    def restore(self, state: Mapping[str, Array]) -> None:
+        """Continue exactly from `state`, as `state()` gave it."""
+        for name, variable in self._variables().items():
+            variable.assign(state[name])
+
+    def native(self) -> keras.Model:
+        """A copy of the model that was given, with the student's weights and statistics."""
+        model = canonical(self._source)
+        for trained, variable in zip(self._student.variables, model.variables, strict=True):
+            variable.assign(trained)
+        return model
+
+    def _variables(self) -> dict[str, Any]:
+        # By position: Keras numbers the paths of random states anew in every copy.
+        parts = {"model": self._student, "optimizer": self._optimizer}
+        return {f"{part}/{i}/{v.name}": v for part, owner in parts.items() for i, v in enumerate(owner.variables)}
+
+    def _make_optimizer(self) -> keras.optimizers.Optimizer:
+        config, weights = self._config, self._student.trainable_variables
+        if config.optimizer == "adamw":
+            made = keras.optimizers.AdamW(config.learning_rate, weight_decay=config.weight_decay, epsilon=1e-8)
+            plain = [v for v, decayed in zip(weights, self._decayed, strict=True) if not decayed]
+            made.exclude_from_weight_decay(var_list=plain)
+        else:
+            made = keras.optimizers.SGD(config.learning_rate, config.momentum, nesterov=config.momentum > 0)
+        made.build(weights)
+        return made
+
+    def _compile(self, labels: Array | None) -> Callable[..., tf.Tensor]:
+        """The training step as a compiled function of ``(inputs)`` or ``(inputs, labels)``, of any batch size."""
+        signature = [_signature(self._student)]
+        if labels is not None:
+            signature.append(tf.TensorSpec((None, *labels.shape[1:]), labels.dtype))
+        weights = self._student.trainable_variables
+        student = _logits(self._student, training=True)
+        teacher = None if self._teacher is None else _logits(self._teacher, training=False)
+        coupled = self._config.weight_decay if self._config.optimizer == "sgd" else 0.0
+
+        def train(inputs: list[tf.Tensor], labels: tf.Tensor | None = None) -> tf.Tensor:
+            wanted = None if teacher is None else teacher(inputs)
+            with tf.GradientTape() as tape:
+                loss = self._loss(student(inputs), wanted, labels)
+            found = tape.gradient(loss, weights, unconnected_gradients="zero")
+            if coupled:
+                found = [g + coupled * w if d else g for g, w, d in zip(found, weights, self._decayed, strict=True)]
+            self._optimizer.apply(found, weights)
+            return loss
+
+        compiled: Callable[..., tf.Tensor] = tf.function(train, input_signature=signature)
+        return compiled
+
+    def _loss(self, given: tf.Tensor, wanted: tf.Tensor | None, labels: tf.Tensor | None) -> tf.Tensor:
+        config, axis = self._config, -1
+        regression = labels is not None and labels.dtype.is_floating
+        if regression:
+            labels = tf.reshape(labels, tf.shape(given))
+        elif labels is not None:
+            axis = distillation.class_axis(tuple(given.shape), tuple(labels.shape), channels_first=False)
+        return distillation.loss(
+            keras.ops, config.loss, given, wanted, labels,
+            temperature=config.temperature, alpha=config.alpha, axis=axis, regression=regression,
+        )  # fmt: skip
+
+
+def gradients(native: keras.Model, batches: Iterable[Batch], loss: str) -> dict[str, Array]:
+    """Mean gradient over `batches` of each trainable parameter, by name, in inference mode, float32.
+
+    Parameters
+    ----------
+    loss : ``cross_entropy`` with the labels, or ``norm``: the mean over samples of half the squared norm of
+        the first output, for data without labels.
+    """
+    weights = native.trainable_variables
+    outputs, logits = _outputs(native, training=False), _logits(native, training=False)
+
+    @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
+    def gradient(inputs: list[tf.Tensor], labels: tf.Tensor | None) -> list[tf.Tensor]:
+        with tf.GradientTape() as tape:
+            if labels is None:
+                found = outputs(inputs)
+                value = 0.5 * tf.reduce_sum(tf.square(found)) / tf.cast(tf.shape(found)[0], found.dtype)
+            else:
+                found = logits(inputs)
+                axis = distillation.class_axis(tuple(found.shape), tuple(labels.shape), channels_first=False)
+                value = distillation.cross_entropy(keras.ops, found, labels, axis)
+        return [tf.convert_to_tensor(g) for g in tape.gradient(value, weights, unconnected_gradients="zero")]
+
+    sums: list[Array] = [np.zeros(tuple(v.shape), np.float32) for v in weights]
+    count = 0
+    for inputs, labels in batches:
+        if loss == "cross_entropy" and labels is None:
+            raise SlimlineError("The cross_entropy gradient needs labels: give labelled data or use the norm.")
+        found = gradient(_tensors(inputs), None if loss == "norm" else tf.constant(labels))
+        sums = [total + np.asarray(g) for total, g in zip(sums, found, strict=True)]
+        count += 1
+    if count == 0:
+        raise SlimlineError("Gradients need at least one batch of data: give calibration or training data.")
+    names = {id(v): name for name, v in variables(native).items()}
+    return {names[id(v)]: total / np.float32(count) for v, total in zip(weights, sums, strict=True)}
+
+
+def _signature(model: keras.Model) -> list[tf.TensorSpec]:
+    return [tf.TensorSpec(tuple(t.shape), t.dtype) for t in model.inputs]
+
+
+def _tensors(inputs: tuple[Array, ...]) -> list[tf.Tensor]:
+    return [tf.convert_to_tensor(x) for x in inputs]
+
+
+def _outputs(model: keras.Model, training: bool) -> Callable[[list[tf.Tensor]], tf.Tensor]:
+    """The function from the flat inputs to the first output."""
+
+    def run(inputs: list[tf.Tensor]) -> tf.Tensor:
+        return keras.tree.flatten(model(inputs if len(inputs) > 1 else inputs[0], training=training))[0]
+
+    return run
+
+
+def _logits(model: keras.Model, training: bool) -> Callable[[list[tf.Tensor]], tf.Tensor]:
+    """The same, as float32 logits: logarithms where the model ends in a softmax."""
+    run = _outputs(model, training)
+    probabilities = _ends_in_softmax(model)
+
+    def logits(inputs: list[tf.Tensor]) -> tf.Tensor:
+        found = tf.cast(run(inputs), tf.float32)
+        return tf.math.log(tf.maximum(found, np.finfo(np.float32).tiny)) if probabilities else found
+
+    return logits
+
+
+def _ends_in_softmax(model: keras.Model) -> bool:
+    last = next(call.operation for call in calls(model) for out in call.outputs if out is model.outputs[0])
+    return isinstance(last, keras.layers.Softmax) or getattr(last, "activation", None) is keras.activations.softmax
+
+
+@contextmanager
+def _bfloat16(wanted: bool) -> Iterator[None]:
+    """Run compiled functions in mixed bfloat16 where oneDNN has the operators."""
+    before = tf.config.optimizer.get_experimental_options().get(_BFLOAT16, False)
+    if wanted == before:
+        yield
+        return
+    tf.config.optimizer.set_experimental_options({_BFLOAT16: wanted})
+    try:
+        yield
+    finally:
+        tf.config.optimizer.set_experimental_options({_BFLOAT16: before})

@@ -1,0 +1,131 @@
+"""PyTorch: networks enter through `torch.export` and stay trainable graph modules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from slimline.errors import SlimlineError
+from slimline.frameworks.base import Array, Batch, Trainer
+from slimline.frameworks.torch import native as natives
+from slimline.frameworks.torch import read, save
+from slimline.frameworks.torch.native import Native
+from slimline.graph.ir import Graph
+
+if TYPE_CHECKING:
+    from slimline.graph.plan import Plan
+    from slimline.graph.quantization import Quantization
+    from slimline.recipe.steps import Distillation
+
+
+class TorchAdapter:
+    """`slimline.frameworks.base.Adapter` for PyTorch; ``native`` is a `Native` graph module."""
+
+    name = "torch"
+    suffix = ".pt2"
+
+    def accepts(self, source: Any) -> bool:
+        """Whether `source` is an `nn.Module` or an exported program."""
+        return isinstance(source, (torch.nn.Module, torch.export.ExportedProgram))
+
+    def load(self, source: Any, example: tuple[Array, ...] | None) -> tuple[Native, tuple[Array, ...]]:
+        """See `slimline.frameworks.torch.read.load`."""
+        return read.load(source, example)
+
+    def read(self, native: Native, example: tuple[Array, ...]) -> Graph:
+        """See `slimline.frameworks.torch.read.read`."""
+        return read.read(native, example)
+
+    def parameters(self, native: Native) -> dict[str, Array]:
+        """Copies of every stored tensor; tied ones once, under the first name."""
+        return {name: t.detach().cpu().numpy().copy() for name, t in natives.tensors(native).items()}
+
+    def replace(self, native: Native, parameters: Mapping[str, Array]) -> Native:
+        """A copy with these tensors in place of its own."""
+        from slimline.frameworks.torch.rewrite import replace
+
+        return replace(native, parameters)
+
+    def mask(self, native: Native, plan: Plan) -> Native:
+        """See `slimline.frameworks.torch.mask.mask`."""
+        from slimline.frameworks.torch.mask import mask
+
+        return mask(native, plan)
+
+    def apply(self, native: Native, plan: Plan, example: tuple[Array, ...]) -> Native:
+        """See `slimline.frameworks.torch.rewrite.apply`."""
+        from slimline.frameworks.torch.rewrite import apply
+
+        return apply(native, plan, example)
+
+    def predict(self, native: Native, inputs: tuple[Array, ...]) -> Array:
+        """The first output ``(batch, …)`` in inference mode, as stored."""
+        natives.check_batch(native, inputs)
+        training = native.training
+        if training:
+            native.eval()
+        try:
+            with torch.no_grad():
+                outputs = native(*natives.to_tensors(inputs))
+        except (RuntimeError, ValueError, IndexError) as reason:
+            shapes = ", ".join(f"{x.dtype}{x.shape}" for x in inputs)
+            raise SlimlineError(
+                f"The model cannot take inputs {shapes} ({str(reason).splitlines()[0]}): "
+                "give arrays of the shapes and dtypes of its example inputs."
+            ) from reason
+        finally:
+            if training:
+                native.train()
+        first: torch.Tensor = next(x for x in pytree.tree_leaves(outputs) if isinstance(x, torch.Tensor))
+        return first.detach().cpu().numpy()
+
+    def gradients(self, native: Native, batches: Iterable[Batch], loss: str) -> dict[str, Array]:
+        """See `slimline.frameworks.torch.train.gradients`."""
+        from slimline.frameworks.torch.train import gradients
+
+        return gradients(native, batches, loss)
+
+    def observe(
+        self,
+        native: Native,
+        batches: Iterable[tuple[Array, ...]],
+        values: Sequence[str],
+        see: Callable[[str, Array], None],
+    ) -> None:
+        """See `slimline.frameworks.torch.observe.observe`."""
+        from slimline.frameworks.torch.observe import observe
+
+        observe(native, batches, values, see)
+
+    def trainer(self, native: Native, teacher: Any | None, step: Distillation, seed: int, total_steps: int) -> Trainer:
+        """See `slimline.frameworks.torch.train.TorchTrainer`."""
+        from slimline.frameworks.torch.train import TorchTrainer
+
+        return TorchTrainer(native, teacher, step, seed, total_steps)
+
+    def fold(self, native: Native, example: tuple[Array, ...]) -> Native:
+        """See `slimline.frameworks.torch.fakequant.fold`."""
+        from slimline.frameworks.torch.fakequant import fold
+
+        return fold(native, example)  # type: ignore[return-value]
+
+    def quantize(self, native: Native, quantization: Quantization) -> Native:
+        """See `slimline.frameworks.torch.fakequant.quantize`."""
+        from slimline.frameworks.torch.fakequant import quantize
+
+        return quantize(native, quantization)  # type: ignore[return-value]
+
+    def save(self, native: Native, path: Path, example: tuple[Array, ...], metadata: Mapping[str, Any]) -> None:
+        """See `slimline.frameworks.torch.save.save`."""
+        save.save(native, path, example, metadata)
+
+    def open(self, path: Path, allow_pickle: bool) -> tuple[Native, tuple[Array, ...], dict[str, Any]]:
+        """See `slimline.frameworks.torch.save.open_`."""
+        return save.open_(path, allow_pickle)
+
+
+adapter = TorchAdapter()

@@ -1,0 +1,219 @@
+"""Batch-norm folding and fake quantization of a GraphModule.
+
+Fake quantization rounds a float tensor to its integer grid and back, so that the float model computes what
+the integer artifact will (Jacob et al. 2018, arXiv:1712.05877). The inserted operators are plain aten ones:
+the model stays differentiable, exports again, and lowers to QuantizeLinear/DequantizeLinear pairs.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from slimline.errors import SlimlineError
+from slimline.graph.quantization import Grid, Quantization
+
+_aten = torch.ops.aten
+_TRANSPOSED = {"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
+_FOLDS = {"conv1d", "conv2d", "conv3d", "linear", *_TRANSPOSED}
+
+
+def _shapes_of_fake_quantization() -> torch.library.Library:
+    """Tell torch.export the result shapes of the fake-quantize kernels: torch 2.13 has none for dynamic shapes."""
+    library = torch.library.Library("aten", "IMPL")
+    for name in ("fake_quantize_per_tensor_affine_cachemask", "fake_quantize_per_channel_affine_cachemask"):
+        if not torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{name}", "Meta"):
+            library.impl(name, lambda x, *_: (torch.empty_like(x), torch.empty_like(x, dtype=torch.bool)), "Meta")
+    return library
+
+
+_registered = _shapes_of_fake_quantization()  # registrations end with the life of this object
+
+
+def fold(native: fx.GraphModule, example: tuple[Any, ...]) -> fx.GraphModule:
+    """A copy in which every eval-mode batch norm that alone reads a convolution or linear layer is folded into it.
+
+    Weights keep their names; a layer that had no bias gains one; the batch norm's tensors disappear.
+    In-place operators become functional ones, so that every value has one content.
+    """
+    folded = copy.deepcopy(native)
+    _make_functional(folded.graph)
+    for node in list(folded.graph.nodes):
+        if _packet(node) == "batch_norm" and node.args[5] is False and _foldable(folded, node):
+            _fold_one(folded, node)
+    _drop_unread(folded)
+    folded.recompile()
+    return folded
+
+
+def quantize(native: fx.GraphModule, quantization: Quantization) -> fx.GraphModule:
+    """A copy that rounds the named activations after they are computed and the named weights where they are read.
+
+    Parameters keep their names and float values. The scales of a per-channel weight ``NAME`` are two new
+    buffers, ``NAME_scale`` (float32) and ``NAME_zero_point`` (int32).
+    """
+    simulated = copy.deepcopy(native)
+    graph = simulated.graph
+    nodes = {node.name: node for node in graph.nodes}
+    missing = [name for name in quantization.activations if name not in nodes]
+    if missing:
+        raise SlimlineError(
+            f"The model computes no value called {missing[0]!r}: quantize the model that was calibrated."
+        )
+    first = next(node for node in graph.nodes if node.op not in ("placeholder", "get_attr"))
+    for name, grid in quantization.activations.items():
+        node = nodes[name]
+        with graph.inserting_before(first) if node.op == "placeholder" else graph.inserting_after(node):
+            rounded = _round_tensor(graph, node, grid)
+        node.replace_all_uses_with(
+            rounded, delete_user_cb=lambda user, own=rounded: user is not own and not _is_guard(user)
+        )
+    for node in nodes.values():
+        if node.op == "get_attr" and node.target in quantization.weights:
+            _round_weight(simulated, node, quantization.weights[str(node.target)], first)
+    simulated.recompile()
+    return simulated
+
+
+def _round_tensor(graph: fx.Graph, node: fx.Node, grid: Grid) -> fx.Node:
+    args = (node, grid.scale[0], grid.zero_point[0], grid.low, grid.high)
+    rounded = graph.call_function(_aten.fake_quantize_per_tensor_affine.default, args)
+    rounded.meta = dict(node.meta)
+    return rounded
+
+
+def _round_weight(module: fx.GraphModule, node: fx.Node, grid: Grid, before: fx.Node) -> None:
+    graph, name = module.graph, str(node.target)
+    with graph.inserting_before(before):
+        if grid.axis is None:
+            rounded = _round_tensor(graph, node, grid)
+        else:
+            scale = _store(module, f"{name}_scale", torch.tensor(grid.scale, dtype=torch.float32), node)
+            zero = _store(module, f"{name}_zero_point", torch.tensor(grid.zero_point, dtype=torch.int32), node)
+            args = (node, scale, zero, grid.axis, grid.low, grid.high)
+            rounded = graph.call_function(_aten.fake_quantize_per_channel_affine.default, args)
+            rounded.meta = dict(node.meta)
+    node.replace_all_uses_with(rounded, delete_user_cb=lambda user: user is not rounded)
+
+
+def _store(module: fx.GraphModule, name: str, tensor: Tensor, like: fx.Node) -> fx.Node:
+    """A buffer `name` and the node that reads it; its fake tensor, if any, lives where that of `like` does."""
+    parent, _, leaf = name.rpartition(".")
+    owner = module.get_submodule(parent)
+    if not hasattr(owner, leaf):
+        owner.register_buffer(leaf, tensor)
+    read = module.graph.get_attr(name)
+    fake = like.meta.get("val")
+    if fake is not None:
+        read.meta["val"] = fake.fake_mode.from_tensor(tensor)
+    return read
+
+
+def _packet(node: fx.Node) -> str:
+    """Name of an aten operator without its overload, such as ``conv2d``; empty for anything else."""
+    target = node.target
+    if node.op == "call_function" and isinstance(target, torch._ops.OpOverload) and target.namespace == "aten":
+        return str(target._schema.name).partition("::")[2]
+    return ""
+
+
+def _is_guard(node: fx.Node) -> bool:
+    return node.op == "call_module"
+
+
+def _make_functional(graph: fx.Graph) -> None:
+    """Replace in-place operators (``relu_``) by functional ones; later readers of the old content read the new."""
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    for node in list(graph.nodes):
+        name = _packet(node)
+        changed = node.args[0] if node.args else None
+        if not name.endswith("_") or name.startswith("_") or not isinstance(changed, fx.Node):
+            continue
+        functional = getattr(getattr(_aten, name[:-1], None), node.target._overloadname, None)
+        if functional is None:
+            continue
+        node.target = functional
+        for user in [u for u in changed.users if order[u] > order[node]]:
+            user.replace_input_with(changed, node)
+
+
+def _foldable(module: fx.GraphModule, norm: fx.Node) -> bool:
+    source = norm.args[0]
+    if not isinstance(source, fx.Node) or _packet(source) not in _FOLDS or len(source.users) != 1:
+        return False
+    if _packet(source) == "linear" and source.meta["val"].ndim != 2:
+        return False  # batch norm works on dimension 1, which is not the linear layer's
+    stored = [*source.args[1:3], *norm.args[1:5]]
+    return all(n is None or (isinstance(n, fx.Node) and n.op == "get_attr" and len(n.users) == 1) for n in stored)
+
+
+def _fold_one(module: fx.GraphModule, norm: fx.Node) -> None:
+    source = norm.args[0]
+    assert isinstance(source, fx.Node)
+    gamma, beta, mean, var = (None if n is None else _tensor(module, n).double() for n in norm.args[1:5])
+    assert mean is not None and var is not None
+    weight_node = source.args[1]
+    bias_node = source.args[2] if len(source.args) > 2 else None
+    assert isinstance(weight_node, fx.Node)
+    weight = _tensor(module, weight_node)
+    factor = torch.rsqrt(var + float(norm.args[7]))  # type: ignore[arg-type]
+    if gamma is not None:
+        factor = factor * gamma
+    bias = -mean if bias_node is None else _tensor(module, bias_node).double() - mean
+    bias = bias * factor
+    if beta is not None:
+        bias = bias + beta
+    if _packet(source) in _TRANSPOSED:
+        groups = len(factor) // weight.shape[1]
+        spread = factor.reshape(groups, 1, -1, *[1] * (weight.ndim - 2))
+        scaled = (weight.double().reshape(groups, -1, *weight.shape[1:]) * spread).reshape(weight.shape)
+    else:
+        scaled = weight.double() * factor.reshape(-1, *[1] * (weight.ndim - 1))
+    _put(module, str(weight_node.target), scaled.to(weight.dtype))
+    if isinstance(bias_node, fx.Node):
+        _put(module, str(bias_node.target), bias.to(weight.dtype))
+    else:
+        parent = str(weight_node.target).rpartition(".")[0]
+        taken = getattr(module.get_submodule(parent), "bias", None) is not None
+        name = f"{parent}.{'folded_bias' if taken else 'bias'}".lstrip(".")
+        _put(module, name, bias.to(weight.dtype))
+        with module.graph.inserting_before(source):
+            read = module.graph.get_attr(name)
+        read.meta["val"] = norm.args[3].meta.get("val")  # type: ignore[union-attr]
+        source.args = (*source.args[:2], read, *source.args[3:])
+    norm.replace_all_uses_with(source)
+    module.graph.erase_node(norm)
+
+
+def _tensor(module: fx.GraphModule, node: Any) -> Tensor:
+    parent, _, leaf = str(node.target).rpartition(".")
+    found: Tensor = getattr(module.get_submodule(parent), leaf)
+    return found.detach()
+
+
+def _put(module: fx.GraphModule, name: str, tensor: Tensor) -> None:
+    parent, _, leaf = name.rpartition(".")
+    owner = module.get_submodule(parent)
+    if hasattr(owner, leaf):
+        delattr(owner, leaf)
+    owner.register_parameter(leaf, nn.Parameter(tensor))
+
+
+def _drop_unread(module: fx.GraphModule) -> None:
+    """Remove tensors that no operator reads, and submodules that have nothing left."""
+    for node in [n for n in module.graph.nodes if n.op == "get_attr" and not n.users]:
+        name = str(node.target)
+        module.graph.erase_node(node)
+        if any(n.op == "get_attr" and n.target == name for n in module.graph.nodes):
+            continue
+        parent, _, leaf = name.rpartition(".")
+        owner = module.get_submodule(parent)
+        if hasattr(owner, leaf):
+            delattr(owner, leaf)
+    for name, child in reversed(list(module.named_modules())):
+        if name and type(child) is nn.Module and not list(child.children()) and not child.state_dict():
+            parent, _, leaf = name.rpartition(".")
+            delattr(module.get_submodule(parent), leaf)

@@ -1,0 +1,196 @@
+"""The masked model of a plan: shapes stay, what would go is zero and left out of every statistic."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from slimline.errors import SlimlineError
+from slimline.frameworks.torch.native import Native, add_constant, argument, aten, packet, tensors
+
+if TYPE_CHECKING:
+    from slimline.graph.ir import Node
+    from slimline.graph.plan import Plan
+
+Statistics = list[tuple[int, int, np.ndarray]]
+"""Input index, dimension and keep mask, as `Plan.statistics` gives them."""
+
+
+def mask(native: Native, plan: Plan) -> Native:
+    """A copy of the same shapes that computes what `apply` would.
+
+    Positions that go are zero in every parameter. Operators that average, normalise, contract or take a
+    maximum over positions that go are made to see only those that stay.
+    """
+    result = copy.deepcopy(native)
+    with torch.no_grad():
+        for name, tensor in tensors(result).items():
+            for dim, kept in enumerate(plan.kept(name)):
+                if kept is not None and tensor.is_floating_point():
+                    gone = np.setdiff1d(np.arange(tensor.shape[dim]), kept)
+                    tensor.index_fill_(dim, torch.from_numpy(gone), 0.0)
+    neutral = {node.name: node for node in plan.graph.nodes}
+    for node in list(result.graph.nodes):
+        if node.op != "call_function":
+            continue
+        if packet(node) == "aten._weight_norm":
+            node.target = _weight_norm  # a direction of zeros has no norm to divide by
+        elif node.name in neutral and (statistics := plan.statistics(node.name)):
+            _Masker(result, plan, neutral[node.name], node, statistics).run()
+    for name, step in neutral.items():
+        if "/" in name and plan.statistics(name):  # a step of an operator that slimline reads as several
+            raise SlimlineError(f"slimline cannot mask {step.label}: apply the plan, or keep that layer.")
+    result.graph.lint()
+    result.recompile()
+    return result
+
+
+class _Masker:
+    """Makes one operator see only what stays."""
+
+    def __init__(self, native: Native, plan: Plan, neutral: Node, node: fx.Node, statistics: Statistics) -> None:
+        self.native, self.plan, self.neutral, self.node, self.statistics = native, plan, neutral, node, statistics
+
+    def run(self) -> None:
+        handlers: dict[str, Callable[[], None]] = {
+            "layer_norm": self._norm,
+            "group_norm": self._norm,
+            "attention": self._attention,
+            "reduce": self._reduce,
+            "softmax": lambda: self._fill(-math.inf),
+            "matmul": lambda: self._fill(0.0),
+            "einsum": lambda: self._fill(0.0),
+        }
+        if self.neutral.kind not in handlers:
+            raise SlimlineError(f"slimline cannot mask {self.neutral.label}: apply the plan, or keep that layer.")
+        handlers[self.neutral.kind]()
+
+    def _operand(self, index: int) -> fx.Node:
+        """The fx node of an input of the neutral operator."""
+        if packet(self.node) == "aten.einsum":
+            return self.node.args[1][index]  # type: ignore[index, return-value, union-attr]
+        return [a for a in self.node.args if isinstance(a, fx.Node)][index]
+
+    def _set_operand(self, index: int, value: fx.Node) -> None:
+        if packet(self.node) == "aten.einsum":
+            operands = list(self.node.args[1])  # type: ignore[arg-type]
+            operands[index] = value
+            self.node.update_arg(1, operands)
+        else:
+            places = [k for k, a in enumerate(self.node.args) if isinstance(a, fx.Node)]
+            self.node.update_arg(places[index], value)
+
+    def _constant(self, value: Tensor) -> fx.Node:
+        name = add_constant(self.native, f"{self.node.name}_mask", value)
+        with self.native.graph.inserting_before(self.node):
+            return self.native.graph.get_attr(name)
+
+    def _gone(self, index: int, dim: int, keep: np.ndarray) -> fx.Node:
+        """Where the positions that go are, shaped to broadcast against the input."""
+        rank = len(self.plan.graph.values[self.neutral.inputs[index] or ""].shape)
+        shape = [1] * rank
+        shape[dim] = -1
+        return self._constant(torch.from_numpy(~keep).reshape(shape))
+
+    def _fill(self, value: float, only: Sequence[int] | None = None) -> None:
+        """Overwrite what goes in the operands, so that the operator is not moved by it."""
+        for index, dim, keep in self.statistics:
+            if only is not None and dim not in only:
+                continue
+            gone = self._gone(index, dim, keep)
+            with self.native.graph.inserting_before(self.node):
+                filled = self.native.graph.call_function(
+                    aten.masked_fill.Scalar, (self._operand(index), gone, value)
+                )
+            self._set_operand(index, filled)
+
+    def _reduce(self) -> None:
+        function = self.neutral.attributes["function"]
+        self._fill({"max": -math.inf, "logsumexp": -math.inf, "min": math.inf}.get(function, 0.0))
+        if function == "mean":
+            factor = math.prod(len(keep) / int(keep.sum()) for _, _, keep in self.statistics)
+            with self.native.graph.inserting_after(self.node):
+                scaled = self.native.graph.call_function(aten.mul.Scalar, (self.node, factor))
+            self.node.replace_all_uses_with(scaled, delete_user_cb=lambda user: user is not scaled)
+
+    def _attention(self) -> None:
+        rank = len(self.plan.graph.values[self.neutral.inputs[0] or ""].shape)
+        lost = next((keep for i, d, keep in self.statistics if i == 1 and d == rank - 2), None)
+        self._fill(0.0, only=(rank - 1,))
+        if lost is None:
+            return
+        if argument(self.node, "is_causal"):
+            raise SlimlineError(f"slimline cannot mask keys of a causal {self.neutral.label}: apply the plan.")
+        bias = self._constant(torch.where(torch.from_numpy(lost), 0.0, -math.inf))
+        given = argument(self.node, "attn_mask")
+        with self.native.graph.inserting_before(self.node):
+            bias = self.native.graph.call_function(_add_bias, (self._operand(0), self._operand(1), given, bias))
+        self.node.args = (*self.node.args[:3], bias, *self.node.args[4:])
+        self.node.kwargs = {k: v for k, v in self.node.kwargs.items() if k != "attn_mask"}
+
+    def _norm(self) -> None:
+        """The same norm with its mean and variance over what stays."""
+        node = self.node
+        shape = self.plan.graph.values[self.neutral.inputs[0] or ""].shape
+        keep = torch.ones(shape[1:], dtype=torch.bool)
+        for _, dim, kept in self.statistics:
+            sides = [1] * len(keep.shape)
+            sides[dim - 1] = -1
+            keep = keep & torch.from_numpy(kept).reshape(sides)
+        groups, centred = 0, packet(node) != "aten.rms_norm"
+        if self.neutral.kind == "group_norm":
+            groups = argument(node, "num_groups")
+        else:
+            keep = keep[(0,) * (keep.dim() - len(argument(node, "normalized_shape")))]
+        scale = argument(node, "weight")
+        shift = argument(node, "bias") if centred else None
+        eps = argument(node, "eps")
+        constant = self._constant(keep.to(torch.float32))
+        source = node.args[0]
+        node.target = _masked_norm
+        node.args = (source, constant, scale, shift, torch.finfo(torch.float32).eps if eps is None else eps, groups, centred)
+        node.kwargs = {}
+
+
+def _masked_norm(
+    x: Tensor, keep: Tensor, scale: Tensor | None, shift: Tensor | None, eps: float, groups: int, centred: bool
+) -> Tensor:
+    """Layer, RMS (not `centred`) or group norm (`groups` > 0) over the positions where `keep` is 1."""
+    whole = x.shape
+    if groups:
+        x, keep = (t.reshape(*t.shape[:-len(whole) + 1], groups, -1) for t in (x, keep))
+        axes = [-1]
+    else:
+        axes = list(range(-keep.dim(), 0))
+    count = keep.sum(axes, keepdim=True).clamp_min(1.0)
+    mean = (x * keep).sum(axes, keepdim=True) / count if centred else x.new_zeros(())
+    centre = (x - mean) * keep
+    y = centre * torch.rsqrt(centre.square().sum(axes, keepdim=True) / count + eps)
+    if groups:
+        y = y.reshape(whole)
+        sides = [-1] + [1] * (len(whole) - 2)
+        scale, shift = (None if t is None else t.reshape(sides) for t in (scale, shift))
+    if scale is not None:
+        y = y * scale
+    return y if shift is None else y + shift
+
+
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """``g v / |v|`` with the norm over all dimensions but `dim`, 0 where v is."""
+    axes = [d for d in range(v.dim()) if d != dim % v.dim()]
+    return v * (g / torch.linalg.vector_norm(v, dim=axes, keepdim=True).clamp_min(torch.finfo(v.dtype).tiny))
+
+
+def _add_bias(query: Tensor, key: Tensor, given: Tensor | None, bias: Tensor) -> Tensor:
+    """An attention mask that also leaves out the keys whose bias is minus infinity."""
+    if given is None:
+        return bias.expand(query.shape[-2], key.shape[-2])
+    if given.dtype == torch.bool:
+        given = torch.zeros_like(given, dtype=bias.dtype).masked_fill(~given, -math.inf)
+    return given + bias

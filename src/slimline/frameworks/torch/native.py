@@ -1,0 +1,273 @@
+"""The torch adapter's native model: an exported graph module that can still be trained, copied and exported."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from slimline.errors import SlimlineError
+from slimline.frameworks.base import Array
+
+aten = torch.ops.aten
+
+# Operators that behave differently in training, and the argument that says so.
+_FLAGS = {
+    "aten.batch_norm": "training",
+    "aten.dropout": "train",
+    "aten.dropout_": "train",
+    "aten.feature_dropout": "train",
+    "aten.feature_dropout_": "train",
+    "aten.alpha_dropout": "train",
+    "aten.alpha_dropout_": "train",
+    "aten.rrelu": "training",
+    "aten.rrelu_": "training",
+    "aten.lstm": "train",
+    "aten.gru": "train",
+    "aten.rnn_tanh": "train",
+    "aten.rnn_relu": "train",
+}
+
+# Checks that export leaves in the graph: they state sizes and dtypes that surgery changes.
+_CHECKS = ("aten._assert_tensor_metadata", "aten._assert_scalar", "aten.sym_constrain_range_for_size")
+
+
+class Native(fx.GraphModule):
+    """A graph of aten operators with its parameters under the user's own names.
+
+    ``native(*inputs)`` takes the tensors of the user's ``forward`` and answers in its structure.
+    `train` and `eval` flip the flags of batch norms and dropouts in the graph. Constants are buffers that
+    are not part of the state dict. `copy.deepcopy` gives an independent copy.
+    """
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """The only batch size it takes, or None where any goes."""
+        size: int | None = self.meta.get("fixed_batch")
+        return size
+
+    def train(self, mode: bool = True) -> Native:
+        """Switch to training or inference."""
+        for module in self.modules():
+            module.training = mode
+            if isinstance(module, fx.GraphModule) and _flip(module.graph, mode):
+                module.recompile()
+        return self
+
+    def eval(self) -> Native:
+        """Switch to inference."""
+        return self.train(False)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Native:
+        result: Native = super().__deepcopy__(memo)
+        for name in transient(self):
+            owner, _, leaf = name.rpartition(".")
+            result.get_submodule(owner)._non_persistent_buffers_set.add(leaf)
+        return result
+
+
+def set_training(native: fx.GraphModule, training: bool) -> None:
+    """Switch a graph module, in place, to training or inference: flags of batch norms, dropouts and RNNs."""
+    Native.train(native, training)  # type: ignore[arg-type]
+
+
+def packet(node: fx.Node) -> str:
+    """Name of an operator without its overload, such as ``aten.conv2d``."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        return str(node.target.overloadpacket)
+    return getattr(node.target, "__name__", str(node.target))
+
+
+def set_argument(node: fx.Node, name: str, value: Any) -> None:
+    """Set an argument of an aten operator by the name in its schema."""
+    names = [a.name for a in node.target._schema.arguments]  # type: ignore[union-attr]
+    index = names.index(name)
+    if index < len(node.args):
+        node.update_arg(index, value)
+    else:
+        node.update_kwarg(name, value)
+
+
+def argument(node: fx.Node, name: str) -> Any:
+    """An argument of an aten operator by the name in its schema, its default where it is not given."""
+    for index, arg in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
+        if arg.name == name:
+            if index < len(node.args):
+                return node.args[index]
+            return node.kwargs.get(name, arg.default_value if arg.has_default_value() else None)
+    raise KeyError(name)
+
+
+def tensors(native: nn.Module) -> dict[str, Tensor]:
+    """Every stored tensor under its name; of tied ones only the first name."""
+    return {**dict(native.named_parameters()), **dict(native.named_buffers())}
+
+
+def ties(native: nn.Module) -> dict[str, str]:
+    """Further names of tied parameters, each with the first name."""
+    first = {id(p): name for name, p in native.named_parameters()}
+    every = native.named_parameters(remove_duplicate=False)
+    return {name: first[id(p)] for name, p in every if first[id(p)] != name}
+
+
+def transient(native: nn.Module) -> list[str]:
+    """Names of the buffers that are not part of the state dict."""
+    return [
+        f"{path}.{leaf}" if path else leaf
+        for path, module in native.named_modules()
+        for leaf in sorted(module._non_persistent_buffers_set)
+    ]
+
+
+def set_tensor(native: nn.Module, name: str, value: Tensor) -> None:
+    """Put `value` in place of a stored tensor, under all the names it is tied to."""
+    aliases = [alias for alias, first in ties(native).items() if first == name]
+    fresh: nn.Parameter | None = None
+    for full in (name, *aliases):
+        owner, _, leaf = full.rpartition(".")
+        module = native.get_submodule(owner)
+        if leaf in module._parameters:
+            if fresh is None:
+                fresh = nn.Parameter(value, requires_grad=value.is_floating_point())
+            module._parameters[leaf] = fresh
+        else:
+            module._buffers[leaf] = value
+
+
+def add_constant(native: fx.GraphModule, name: str, value: Tensor) -> str:
+    """Register a constant as a buffer outside the state dict; the name it got."""
+    base = name.replace("/", "_").replace(".", "_")
+    while hasattr(native, base):
+        base += "_"
+    native.register_buffer(base, value, persistent=False)
+    return base
+
+
+def to_tensors(arrays: Sequence[Array]) -> tuple[Tensor, ...]:
+    """Arrays as tensors; the memory is shared where that can be done."""
+    return tuple(torch.from_numpy(np.require(a, requirements=["C", "W"])) for a in arrays)
+
+
+def export(native: Native, example: Sequence[Array]) -> torch.export.ExportedProgram:
+    """The model as a program in inference mode, with a dynamic batch where it has one.
+
+    For `save`, and for every converter that takes an exported program. Names of the state dict stay.
+    """
+    if native.training:
+        native = copy.deepcopy(native).eval()
+    return trace(native, to_tensors(example), native.fixed_batch is None)
+
+
+def trace(module: nn.Module, inputs: tuple[Tensor, ...], dynamic: bool) -> torch.export.ExportedProgram:
+    """`torch.export` of a module; with `dynamic` every input as long as the first has a free batch size."""
+    batch = inputs[0].shape[0] if inputs and inputs[0].dim() else -1
+    free = {0: torch.export.Dim.DYNAMIC}
+    shapes = tuple(free if x.dim() and x.shape[0] == batch else None for x in inputs) if dynamic else None
+    with torch.enable_grad():  # without it nn.Transformer takes a fused path that has no axes
+        return torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
+
+
+def from_program(program: torch.export.ExportedProgram, fixed_batch: int | None) -> Native:
+    """A native model with its own copy of the program's weights, in inference mode."""
+    source = program.module(check_guards=False)
+    graph = source.graph
+    _drop_checks(graph)
+    _plain_outputs(graph)
+    constants = _share_tied(source, graph)
+    native = Native(source, graph, "Model")
+    native.meta = {"fixed_batch": fixed_batch}
+    _own(native, {*constants, *transient(source)})
+    _rename(native)
+    native.eval()
+    native.recompile()
+    return native
+
+
+def _flip(graph: fx.Graph, mode: bool) -> bool:
+    """Set the training flags of a graph; whether any changed."""
+    changed = False
+    for node in graph.nodes:
+        if node.op != "call_function":
+            continue
+        name = packet(node)
+        flag = _FLAGS.get(name)
+        if name == "aten.instance_norm" and argument(node, "running_mean") is not None:
+            flag = "use_input_stats"
+        if flag is not None and argument(node, flag) != mode:
+            set_argument(node, flag, mode)
+            changed = True
+    return changed
+
+
+def _drop_checks(graph: fx.Graph) -> None:
+    for node in reversed(graph.nodes):
+        guard = node.op == "call_module" and node.target == "_guards_fn"
+        if (guard or (node.op == "call_function" and packet(node) in _CHECKS)) and not node.users:
+            graph.erase_node(node)
+
+
+def _plain_outputs(graph: fx.Graph) -> None:
+    """Answer in a tuple where the user's structure is a class that another process may not know."""
+    codegen: Any = graph._codegen
+    info = codegen.pytree_info
+    spec = info.out_spec
+
+    def known(part: pytree.TreeSpec) -> bool:
+        return part.is_leaf() or (part.type in (tuple, list, dict) and all(map(known, part.children())))
+
+    if not known(spec):
+        leaves = tuple(range(spec.num_leaves))
+        codegen.pytree_info = info._replace(out_spec=pytree.tree_structure(leaves))
+
+
+def _share_tied(source: nn.Module, graph: fx.Graph) -> list[str]:
+    """Let every reader of a tied parameter read its first name; the names of all plain constants."""
+    first = ties(source)
+    readers = {node.target: node for node in graph.nodes if node.op == "get_attr"}
+    for name, node in readers.items():
+        if name in first and first[name] in readers:
+            node.replace_all_uses_with(readers[first[name]])
+    stored = {*dict(source.named_parameters(remove_duplicate=False)), *dict(source.named_buffers(remove_duplicate=False))}
+    return [n for n, node in readers.items() if n not in stored and isinstance(_attribute(source, n), Tensor)]
+
+
+def _attribute(module: nn.Module, path: str) -> Any:
+    owner, _, leaf = path.rpartition(".")
+    return getattr(module.get_submodule(owner), leaf)
+
+
+def _own(native: Native, constants: set[str]) -> None:
+    """Copy every tensor; make constants buffers outside the state dict."""
+    for name, tensor in tensors(native).items():
+        set_tensor(native, name, tensor.detach().clone(memory_format=torch.contiguous_format))
+    for name in constants:
+        value = _attribute(native, name)
+        owner, _, leaf = name.rpartition(".")
+        module = native.get_submodule(owner)
+        if leaf not in module._buffers:
+            delattr(module, leaf)
+            value = value.detach().clone()
+        module.register_buffer(leaf, value, persistent=False)
+
+
+def _rename(native: Native) -> None:
+    """Give an activation that is called like a stored tensor another name: names are unique in the neutral graph."""
+    stored = set(tensors(native))
+    for node in native.graph.nodes:
+        if node.op not in ("get_attr", "output") and node.name in stored:
+            node._rename(f"{node.name}_value")
+
+
+def check_batch(native: fx.GraphModule, inputs: Sequence[Array]) -> None:
+    """Refuse, in one sentence, a batch that the model cannot take."""
+    fixed = native.meta.get("fixed_batch")
+    if fixed is not None and len(inputs[0]) != fixed:
+        raise SlimlineError(
+            f"The model was captured for batches of exactly {fixed}, not {len(inputs[0])}: "
+            "give batches of that size, or write its forward without the batch size as a number."
+        )

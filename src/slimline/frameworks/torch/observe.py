@@ -1,0 +1,50 @@
+"""Hands named activations of a GraphModule to an observer, one batch at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from slimline.errors import SlimlineError
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def observe(
+    native: fx.GraphModule,
+    batches: Iterable[tuple[Array, ...]],
+    values: Sequence[str],
+    see: Callable[[str, Array], None],
+) -> None:
+    """Run `native` on every batch and call ``see(name, array)`` for each value as soon as it is computed.
+
+    `values` are fx node names. An activation is freed after its last reader, so memory stays that of one
+    forward pass. The array is only valid during the call.
+    """
+    known = {node.name for node in native.graph.nodes}
+    missing = [name for name in values if name not in known]
+    if missing:
+        raise SlimlineError(f"The model computes no value called {missing[0]!r}: read its graph again.")
+    watch = _Watch(native, frozenset(values), see)
+    with torch.no_grad():
+        for inputs in batches:
+            watch.run(*(torch.from_numpy(np.ascontiguousarray(x)) for x in inputs))
+
+
+class _Watch(fx.Interpreter):
+    """An interpreter that shows the values on its list."""
+
+    def __init__(self, native: fx.GraphModule, values: frozenset[str], see: Callable[[str, Array], None]) -> None:
+        super().__init__(native)
+        self.values, self.see = values, see
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Compute one node and show its result."""
+        result = super().run_node(n)
+        if n.name in self.values and isinstance(result, Tensor):
+            self.see(n.name, result.detach().numpy())
+        return result

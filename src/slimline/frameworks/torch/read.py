@@ -1,0 +1,237 @@
+"""From the user's module to a native graph module, and from that to the neutral graph."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from slimline.errors import SlimlineError
+from slimline.frameworks.base import Array
+from slimline.frameworks.torch import native as natives
+from slimline.frameworks.torch.native import Native, set_training, to_tensors
+from slimline.frameworks.torch.call import Call
+from slimline.frameworks.torch.rules import constant, rule_for
+from slimline.graph.ir import Graph, Node, Value
+
+__all__ = ["load", "read", "set_training"]
+
+log = logging.getLogger(__name__)
+
+
+def load(source: nn.Module | torch.export.ExportedProgram, example: tuple[Array, ...] | None) -> tuple[Native, tuple[Array, ...]]:
+    """Capture a module, or take an exported program, as a native model with its own copy of the weights.
+
+    Parameters
+    ----------
+    source : the user's module, which is left as it was, or a program of `torch.export`.
+    example : inputs of `forward`, each ``(batch, …)``. A program brings its own.
+
+    Returns
+    -------
+    The native model in inference mode (parameters all trainable, state-dict names the user's own) and
+    example inputs of two rows, or of the only batch size it takes.
+
+    Raises
+    ------
+    SlimlineError : no example, not-a-number in the weights, or a module that `torch.export` cannot capture.
+    """
+    if isinstance(source, Native):
+        return copy.deepcopy(source).eval(), _need(example)
+    _finite(source.state_dict if isinstance(source, torch.export.ExportedProgram) else source.state_dict())
+    if isinstance(source, torch.export.ExportedProgram):
+        return _from_program(source, example)
+    example = _need(example)
+    modes = {module: module.training for module in source.modules()}
+    source.eval()
+    try:
+        return _capture(source, example)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _need(example: tuple[Array, ...] | None) -> tuple[Array, ...]:
+    if not example:
+        raise SlimlineError("A torch module needs example_inputs, for instance one batch of its data: pass them to load.")
+    if any(x.ndim and len(x) == 0 for x in example):
+        raise SlimlineError("The example inputs are empty: give at least one sample.")
+    return tuple(example)
+
+
+def _finite(state: Mapping[str, Any]) -> None:
+    for name, value in state.items():
+        if isinstance(value, Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise SlimlineError(f"The weights hold NaN or infinity (first in {name}): load a sound checkpoint.")
+
+
+def _two_rows(example: tuple[Array, ...]) -> tuple[Array, ...]:
+    """Two samples of each batched input: export takes a size of 1 for a constant."""
+    batch = len(example[0]) if example[0].ndim else -1
+    return tuple(np.resize(x, (2, *x.shape[1:])) if x.ndim and len(x) == batch else x for x in example)
+
+
+def _capture(module: nn.Module, example: tuple[Array, ...]) -> tuple[Native, tuple[Array, ...]]:
+    two = _two_rows(example)
+    try:
+        program = natives.trace(module, to_tensors(two), True)
+    except Exception as reason:  # torch.export raises many types; a fixed batch is tried before it is an error
+        log.info("no dynamic batch: %s", _first_line(reason))
+    else:
+        return natives.from_program(program, None), two
+    try:
+        program = natives.trace(module, to_tensors(example), False)
+    except Exception as reason:
+        raise SlimlineError(
+            f"torch.export cannot capture {type(module).__name__} ({_first_line(reason)}): check the example inputs, "
+            "or give the part of the model without control flow on data."
+        ) from reason
+    log.warning("%s only takes batches of %d, as its example.", type(module).__name__, len(example[0]))
+    return natives.from_program(program, len(example[0])), example
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__).rstrip(".:")
+
+
+def _from_program(
+    program: torch.export.ExportedProgram, example: tuple[Array, ...] | None
+) -> tuple[Native, tuple[Array, ...]]:
+    inputs = set(program.graph_signature.user_inputs)
+    values = [n.meta["val"] for n in program.graph.nodes if n.op == "placeholder" and n.name in inputs]
+    if example is None:
+        stored = program.example_inputs
+        if stored is None or stored[1] or not all(isinstance(x, Tensor) for x in stored[0]):
+            raise SlimlineError("The exported program holds no example inputs: pass example_inputs to load.")
+        example = tuple(x.detach().cpu().numpy() for x in stored[0])
+    first = values[0].shape[0] if len(values[0].shape) else 0
+    fixed = first if isinstance(first, int) else None
+    example = _need(example)
+    return natives.from_program(program, fixed), _two_rows(example) if fixed is None else example
+
+
+def read(native: fx.GraphModule, example: tuple[Array, ...]) -> Graph:
+    """The neutral graph of a native model.
+
+    Shapes are those of one run on `example`. An activation is called like its fx node, a stored tensor by
+    its state-dict name. Arithmetic on sizes is folded. Operators made of several neutral ones give nodes
+    ``NAME/0``, ``NAME/1``, … and a last one called NAME.
+    """
+    if native.training:
+        native = copy.deepcopy(native)
+        set_training(native, False)
+    recorder = _Recorder(native)
+    with torch.no_grad():
+        recorder.run(*to_tensors(example))
+    stored = natives.tensors(native)
+    reader = _Reader(recorder, stored)
+    for node in native.graph.nodes:
+        reader.visit(node)
+    outputs: list[str] = []
+    fx.node.map_arg(native.graph.output_node().args, lambda n: outputs.append(reader.names[n]))
+    inputs = tuple(n.name for n in native.graph.nodes if n.op == "placeholder" and n.name in reader.values)
+    return Graph(
+        nodes=tuple(reader.nodes),
+        values=reader.values,
+        parameters=tuple(stored),
+        trainable=frozenset(name for name, p in native.named_parameters() if p.is_floating_point()),
+        inputs=inputs,
+        outputs=tuple(dict.fromkeys(outputs)),
+        batch=len(example[0]) if example[0].ndim else 1,
+    )
+
+
+class _Recorder(fx.Interpreter):
+    """Runs the graph once and keeps the shape of every tensor, every number, and small constants of integers."""
+
+    def __init__(self, native: fx.GraphModule) -> None:
+        super().__init__(native)
+        self.results: dict[fx.Node, Any] = {}
+        self.constants: dict[fx.Node, Array] = {}
+        self._trained = {id(p) for p in native.parameters()}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        self.results[n] = _outline(result)
+        if isinstance(result, Tensor) and not result.is_floating_point() and self._constant(n, result):
+            self.constants[n] = result.detach().cpu().numpy().copy()
+        return result
+
+    def _constant(self, node: fx.Node, result: Tensor) -> bool:
+        if node.op == "get_attr":
+            return id(result) not in self._trained
+        return node.op == "call_function" and all(n in self.constants for n in node.all_input_nodes)
+
+
+def _outline(result: Any) -> Any:
+    """A tensor's shape and dtype as a `Value` without a name; lists of them; numbers as they are."""
+    if isinstance(result, Tensor):
+        return Value("", tuple(result.shape), str(result.dtype).removeprefix("torch."))
+    if isinstance(result, (list, tuple)):
+        return [_outline(r) for r in result]
+    return result
+
+
+class _Reader:
+    """Builds the neutral graph node by node.
+
+    Attributes
+    ----------
+    names : of the value that each fx node stands for.
+    """
+
+    def __init__(self, recorder: _Recorder, stored: Mapping[str, Tensor]) -> None:
+        self.recorder = recorder
+        self.nodes: list[Node] = []
+        self.names: dict[fx.Node, str] = {}
+        self.values = {
+            name: Value(name, tuple(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in stored.items()
+        }
+
+    def visit(self, node: fx.Node) -> None:
+        """Translate one fx node."""
+        result = self.recorder.results.get(node)
+        if node.op == "get_attr":
+            if str(node.target) in self.values:
+                self.names[node] = str(node.target)
+        elif node.op == "placeholder":
+            if isinstance(result, Value):
+                self._add(node, node.name, result)
+        elif node.op in ("call_function", "call_module") and node not in self.names:
+            outputs = self._outputs(node, result)
+            if outputs:
+                call = Call(node, self.recorder.results, self.recorder.constants, self.names, self.values, outputs)
+                rule = constant if node in self.recorder.constants else rule_for(node)
+                rule(call)
+                self.nodes += call.emitted
+
+    def _outputs(self, node: fx.Node, result: Any) -> tuple[str, ...]:
+        """Names of the tensors that a node gives; those of a list are called like the `getitem` that takes them."""
+        if isinstance(result, Value):
+            self._add(node, node.name, result)
+            return (node.name,)
+        if not isinstance(result, list):
+            return ()
+        taken: dict[Any, list[fx.Node]] = {}
+        for user in node.users:
+            if natives.packet(user) == "getitem":
+                taken.setdefault(user.args[1], []).append(user)
+        names = []
+        for index, value in enumerate(result):
+            if isinstance(value, Value):
+                users = taken.get(index, [])
+                name = users[0].name if users else f"{node.name}.{index}"
+                self.values[name] = Value(name, value.shape, value.dtype)
+                self.names.update(dict.fromkeys(users, name))
+                names.append(name)
+        return tuple(names)
+
+    def _add(self, node: fx.Node, name: str, value: Value) -> None:
+        self.names[node] = name
+        self.values[name] = Value(name, value.shape, value.dtype)

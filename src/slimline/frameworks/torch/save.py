@@ -1,0 +1,159 @@
+"""`.pt2` files: the exported program, and beside it what slimline knows. No pickle is written, none is run."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+import torch
+from torch import nn
+
+from slimline.errors import SlimlineError
+from slimline.frameworks.base import Array
+from slimline.frameworks.torch import native as natives
+from slimline.frameworks.torch import read
+from slimline.frameworks.torch.native import Native
+
+_METADATA = "slimline.json"
+_EXAMPLE = "slimline_example.safetensors"
+
+
+def save(native: Native, path: Path, example: tuple[Array, ...], metadata: Mapping[str, Any]) -> None:
+    """Write `native` to a ``.pt2`` that `torch.export.load` reads too, atomically; the same model gives the same bytes.
+
+    `metadata` is JSON; the example inputs are stored as safetensors.
+    """
+    program = natives.export(native, example)
+    program._example_inputs = None  # torch would pickle them
+    own = {
+        "metadata": dict(metadata),
+        "fixed_batch": native.fixed_batch,
+        "ties": natives.ties(native),
+        "names": _names(native, program),
+    }
+    blob = safetensors.numpy.save({f"{i:04d}": np.ascontiguousarray(x) for i, x in enumerate(example)})
+    extra = {_METADATA: json.dumps(own, sort_keys=True), _EXAMPLE: blob.hex()}
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer, extra_files=extra)
+    _write(path, buffer.getbuffer())
+
+
+def _write(path: Path, content: memoryview) -> None:
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as reason:
+        raise SlimlineError(f"Cannot write {path} ({reason.strerror}): choose a place that can be written to.") from reason
+
+
+def _names(native: Native, program: torch.export.ExportedProgram) -> dict[str, str]:
+    """Names of activations that exporting changed: new to old. Grids and plans know the old ones."""
+    own = {n.name for n in native.graph.nodes if n.op == "call_function"}
+    changed = {}
+    for node in program.graph.nodes:
+        source = node.meta.get("from_node")
+        old = source[-1].name if node.op == "call_function" and source else node.name
+        if old != node.name and old in own:
+            changed[node.name] = old
+    return changed
+
+
+def open_(path: Path, allow_pickle: bool) -> tuple[Native, tuple[Array, ...], dict[str, Any]]:
+    """Read what `save` wrote, or any program of `torch.export.save`: native, example inputs, metadata.
+
+    A pickle (``.pt``, ``.pth``, or one inside a ``.pt2``) can run any code; it is read only with `allow_pickle`.
+    """
+    if not path.is_file():
+        raise SlimlineError(f"There is no file {path}: check the path.")
+    if path.suffix != ".pt2":
+        return _open_pickle(path, allow_pickle)
+    extra = {_METADATA: "", _EXAMPLE: ""}
+    stored = _check(path, allow_pickle)
+    try:
+        program = torch.export.load(str(path), extra_files=extra)
+    except Exception as reason:  # a damaged archive fails in torch in many ways
+        raise SlimlineError(f"{path} is damaged or not a program of torch.export: save the model again.") from reason
+    if not extra[_METADATA]:
+        native, example = read.load(program, stored)
+        return native, example, {}
+    own = json.loads(extra[_METADATA])
+    arrays = safetensors.numpy.load(bytes.fromhex(extra[_EXAMPLE]))
+    native = natives.from_program(program, own["fixed_batch"])
+    _restore(native, own)
+    return native, tuple(arrays[k] for k in sorted(arrays)), own["metadata"]
+
+
+def _restore(native: Native, own: Mapping[str, Any]) -> None:
+    """Tie what was tied and name activations as they were."""
+    for alias, first in own["ties"].items():
+        owner, _, leaf = alias.rpartition(".")
+        target, _, name = first.rpartition(".")
+        native.get_submodule(owner)._parameters[leaf] = native.get_submodule(target)._parameters[name]
+    readers = {node.target: node for node in native.graph.nodes if node.op == "get_attr"}
+    for alias, first in own["ties"].items():
+        if alias in readers and first in readers:
+            readers[alias].replace_all_uses_with(readers[first])
+    renamed = [(node, own["names"][node.name]) for node in native.graph.nodes if node.name in own["names"]]
+    for node, _ in renamed:
+        node._rename(f"{node.name}_before")
+    for node, name in renamed:
+        node.name = name
+    native.recompile()
+
+
+def _check(path: Path, allow_pickle: bool) -> tuple[Array, ...] | None:
+    """Refuse what is no archive, or one in which torch would run a pickle; the example inputs of a foreign file."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            if not any(name.endswith("archive_format") for name in names):
+                raise zipfile.BadZipFile
+            configs = [n for n in names if n.endswith(("_weights_config.json", "_constants_config.json"))]
+            pickled = any(b'"use_pickle": true' in archive.read(n).replace(b'":true', b'": true') for n in configs)
+            pickled |= any("/custom_obj" in n or n.endswith((".pkl", "serialized_state_dict.pt")) for n in names)
+            samples = [archive.read(n) for n in names if "/sample_inputs/" in n]
+    except (zipfile.BadZipFile, OSError) as reason:
+        raise SlimlineError(f"{path} is damaged or not a .pt2 file: save the model again.") from reason
+    example = None
+    for sample in samples:
+        try:
+            args, kwargs = torch.load(io.BytesIO(sample), weights_only=True)
+        except pickle.UnpicklingError:
+            pickled = True
+        else:
+            if not kwargs and all(isinstance(x, torch.Tensor) for x in args):
+                example = tuple(x.detach().numpy() for x in args)
+    if pickled and not allow_pickle:
+        raise SlimlineError(f"{path} holds a pickle, which can run any code: pass --allow-pickle if you trust its author.")
+    return example
+
+
+def _open_pickle(path: Path, allow_pickle: bool) -> tuple[Native, tuple[Array, ...], dict[str, Any]]:
+    if not allow_pickle:
+        raise SlimlineError(
+            f"{path} is a pickle, which can run any code: give a .pt2 file, or pass --allow-pickle if you trust its author."
+        )
+    try:
+        module = torch.load(path, map_location="cpu", weights_only=False)
+    except (pickle.UnpicklingError, EOFError, RuntimeError, AttributeError, ImportError) as reason:
+        raise SlimlineError(f"{path} cannot be unpickled ({str(reason).splitlines()[0]}): save it as .pt2.") from reason
+    if not isinstance(module, (nn.Module, torch.export.ExportedProgram)):
+        raise SlimlineError(f"{path} holds a {type(module).__name__}, not a module: give package.module:factory with --weights.")
+    return (*read.load(module, None), {})

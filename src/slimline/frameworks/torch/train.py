@@ -1,0 +1,269 @@
+"""Training an exported graph module: towards a teacher, and gradients for pruning criteria."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import array_api_compat.torch as xp
+import numpy as np
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from slimline.errors import SlimlineError
+from slimline.frameworks.base import Array, Batch
+from slimline.frameworks.torch.native import check_batch, set_training
+from slimline.methods import distillation
+from slimline.recipe.steps import Distillation
+
+_BATCH_NORM = torch.ops.aten.batch_norm.default
+_SOFTMAX = (torch.ops.aten.softmax.int, torch.ops.aten._softmax.default)
+
+
+class TorchTrainer:
+    """A copy of `native` under training, on the CPU (see `slimline.frameworks.base.Trainer`).
+
+    Weights stay float32; with ``precision="bfloat16"`` forward and backward passes run under autocast.
+    Images are laid out channels last, which halves the time of convolutions on CPUs. Biases, norms and
+    other vectors are not decayed. A model that ends in a softmax is trained on its log-probabilities.
+    """
+
+    def __init__(
+        self, native: fx.GraphModule, teacher: fx.GraphModule | None, step: Distillation, seed: int, total_steps: int
+    ) -> None:
+        self._source = native
+        self._config = step
+        self._student = _Fast(native)
+        self._teacher = None if teacher is None else _Fast(teacher)
+        self._weights = {n: p for n, p in self._student.module.named_parameters() if p.requires_grad}
+        self._optimizer = _optimizer(self._weights, step)
+        self._random = torch.Generator().manual_seed(seed).get_state()
+
+    def refresh(self, batches: Iterable[Batch]) -> None:
+        """Set every batch norm's statistics to the mean of those of `batches`, dropout being on as in training."""
+        self._student.mode(training=True)
+        statistics = _Statistics(self._student.module)
+        with torch.no_grad():
+            for inputs, _ in batches:
+                with self._own_random():
+                    statistics.run(*self._student.tensors(inputs))
+            statistics.store()
+
+    def step(self, batch: Batch, rate: float) -> float:
+        """One step of the optimiser at learning rate `rate`; the loss before it."""
+        inputs, labels = batch
+        low = torch.autocast("cpu", torch.bfloat16, enabled=self._config.precision == "bfloat16")
+        wanted = None
+        if self._teacher is not None:
+            with torch.no_grad(), low:
+                wanted = self._teacher(inputs)
+        self._student.mode(training=True)
+        with self._own_random(), low:
+            given = self._student(inputs)
+        loss = self._loss(given, wanted, labels)
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.step()
+        return float(loss.detach())
+
+    def predict(self, inputs: tuple[Array, ...]) -> Array:
+        """The student's first output in inference mode, float32."""
+        self._student.mode(training=False)
+        with torch.inference_mode():
+            return np.asarray(self._student.outputs(inputs).float().numpy())
+
+    def state(self) -> dict[str, Array]:
+        """Weights and buffers (``model/``), optimiser (``optimizer/NAME/…``) and ``random``, all copies."""
+        state = {f"model/{n}": _array(t) for n, t in self._student.module.state_dict().items()}
+        for name, weight in self._weights.items():
+            for key, value in self._optimizer.state[weight].items():
+                state[f"optimizer/{name}/{key}"] = _array(value)
+        return state | {"random": _array(self._random)}
+
+    def restore(self, state: Mapping[str, Array]) -> None:
+        """Continue exactly from `state`, as `state()` gave it."""
+        tensors = {name: torch.from_numpy(np.array(array)) for name, array in state.items()}
+        self._random = tensors["random"]
+        with torch.no_grad():
+            for name, tensor in self._student.module.state_dict().items():
+                tensor.copy_(tensors[f"model/{name}"])
+        self._optimizer.state.clear()
+        for name, weight in self._weights.items():
+            kept = {}
+            for path, tensor in tensors.items():
+                place, _, key = path.rpartition("/")
+                if place == f"optimizer/{name}":
+                    # A moment must lie in memory as its weight does: the fused optimiser pairs them by storage.
+                    kept[key] = torch.empty_like(weight).copy_(tensor) if tensor.shape == weight.shape else tensor
+            if kept:
+                self._optimizer.state[weight] = kept
+
+    def native(self) -> fx.GraphModule:
+        """A copy of the model that was given, with the student's weights and statistics."""
+        module = copy.deepcopy(self._source)
+        trained = self._student.module.state_dict()
+        with torch.no_grad():
+            for name, tensor in module.state_dict().items():
+                tensor.copy_(trained[name])
+        return module
+
+    def _loss(self, given: Tensor, wanted: Tensor | None, labels: Array | None) -> Tensor:
+        config, target, axis, regression = self._config, None, -1, False
+        if labels is not None and (config.alpha < 1 or wanted is None):
+            regression = labels.dtype.kind == "f"
+            target = torch.from_numpy(np.ascontiguousarray(labels))
+            target = target.reshape(given.shape) if regression else target.long()
+        if not regression:
+            shape = None if target is None else tuple(target.shape)
+            axis = distillation.class_axis(tuple(given.shape), shape, channels_first=True)
+        found: Tensor = distillation.loss(
+            xp, config.loss, given, wanted, target,
+            temperature=config.temperature, alpha=config.alpha, axis=axis, regression=regression,
+        )  # fmt: skip
+        return found
+
+    @contextmanager
+    def _own_random(self) -> Iterator[None]:
+        """Draw dropout from the trainer's own random state, and leave the process's as it was."""
+        outside = torch.get_rng_state()
+        torch.set_rng_state(self._random)
+        try:
+            yield
+        finally:
+            self._random = torch.get_rng_state()
+            torch.set_rng_state(outside)
+
+
+def gradients(native: fx.GraphModule, batches: Iterable[Batch], loss: str) -> dict[str, Array]:
+    """Mean gradient over `batches` of each trainable parameter, by name, in inference mode, float32.
+
+    Parameters
+    ----------
+    loss : ``cross_entropy`` with the labels, or ``norm``: the mean over samples of half the squared norm of
+        the first output, for data without labels.
+    """
+    model = _Fast(native)
+    weights = {n: p for n, p in model.module.named_parameters() if p.requires_grad}
+    count = 0
+    for inputs, labels in batches:
+        outputs = model.outputs(inputs) if loss == "norm" else model(inputs)
+        if loss == "norm":
+            value = 0.5 * outputs.square().sum() / len(outputs)
+        elif labels is None:
+            raise SlimlineError("The cross_entropy gradient needs labels: give labelled data or use the norm.")
+        else:
+            axis = distillation.class_axis(tuple(outputs.shape), labels.shape, channels_first=True)
+            value = distillation.cross_entropy(xp, outputs, torch.from_numpy(labels).long(), axis)
+        value.backward()  # type: ignore[no-untyped-call]
+        count += 1
+    if count == 0:
+        raise SlimlineError("Gradients need at least one batch of data: give calibration or training data.")
+    return {name: _array(torch.zeros_like(w) if w.grad is None else w.grad / count) for name, w in weights.items()}
+
+
+class _Fast:
+    """A copy of a graph module laid out for speed: channels last where it has 2-D convolutions.
+
+    ``model(inputs)`` gives the first output as float32 logits.
+    """
+
+    def __init__(self, native: fx.GraphModule) -> None:
+        self.module = copy.deepcopy(native)
+        self._training = False
+        set_training(self.module, False)
+        targets = {node.target for node in self.module.graph.nodes}
+        self._images = torch.ops.aten.conv2d.default in targets and _free_views(self.module)
+        self._probabilities = _final(self.module).target in _SOFTMAX
+        if self._images:
+            for tensor in (*self.module.parameters(), *self.module.buffers()):
+                if tensor.dim() == 4:
+                    tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+
+    def mode(self, training: bool) -> None:
+        """Switch batch norm and dropout, if that is not how they are."""
+        if training != self._training:
+            set_training(self.module, training)
+            self._training = training
+
+    def tensors(self, inputs: tuple[Array, ...]) -> list[Tensor]:
+        """The inputs as tensors, images channels last."""
+        check_batch(self.module, inputs)
+        found = [torch.from_numpy(np.ascontiguousarray(x)) for x in inputs]
+        return [x.contiguous(memory_format=torch.channels_last) if self._images and x.dim() == 4 else x for x in found]
+
+    def outputs(self, inputs: tuple[Array, ...]) -> Tensor:
+        """The first output."""
+        found: Tensor = pytree.tree_leaves(self.module(*self.tensors(inputs)))[0]
+        return found
+
+    def __call__(self, inputs: tuple[Array, ...]) -> Tensor:
+        outputs = self.outputs(inputs).float()
+        return outputs.clamp_min(torch.finfo(torch.float32).tiny).log() if self._probabilities else outputs
+
+
+def _final(module: fx.GraphModule) -> fx.Node:
+    """The operator that computes the first output."""
+    (output,) = module.graph.find_nodes(op="output")
+    found: fx.Node = output.all_input_nodes[0]
+    return found
+
+
+def _free_views(module: fx.GraphModule) -> bool:
+    """Let views take any memory layout, as reshape does; False where an in-place operator forbids it.
+
+    ``view`` refuses a tensor that is channels last; ``reshape`` copies it, which only a write to the view, or
+    to what is viewed, could notice.
+    """
+    views = module.graph.find_nodes(op="call_function", target=torch.ops.aten.view.default)
+    for view in views:
+        for node in (*view.users, *view.all_input_nodes[0].users):
+            if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
+                return False
+    for view in views:
+        view.target = torch.ops.aten.reshape.default
+    module.recompile()
+    return True
+
+
+class _Statistics(fx.Interpreter):
+    """Runs the graph in training mode and averages the batch statistics that its batch norms see."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self._sums: dict[str, list[Tensor]] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run one operator; a batch norm leaves its statistics here instead of mixing them into the old ones."""
+        operands: Any = n.args
+        if n.target is not _BATCH_NORM or operands[3] is None:
+            return super().run_node(n)
+        (x, weight, bias, *_, eps, _), _ = self.fetch_args_kwargs_from_env(n)
+        variance, mean = torch.var_mean(x, [d for d in range(x.dim()) if d != 1])
+        for buffer, value in zip(operands[3:5], (mean, variance), strict=True):
+            self._sums.setdefault(buffer.target, []).append(value)
+        return torch.batch_norm(x, weight, bias, None, None, True, 0.0, eps, False)
+
+    def store(self) -> None:
+        """Write the averages to the buffers of the graph."""
+        for name, values in self._sums.items():
+            self.fetch_attr(name).copy_(torch.stack(values).mean(0))
+
+
+def _optimizer(weights: Mapping[str, torch.nn.Parameter], step: Distillation) -> torch.optim.Optimizer:
+    groups = [
+        {"params": [w for w in weights.values() if w.dim() > 1], "weight_decay": step.weight_decay},
+        {"params": [w for w in weights.values() if w.dim() <= 1], "weight_decay": 0.0},
+    ]
+    if step.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=step.learning_rate, fused=True)
+    nesterov = step.momentum > 0
+    return torch.optim.SGD(groups, lr=step.learning_rate, momentum=step.momentum, nesterov=nesterov, fused=True)
+
+
+def _array(tensor: Tensor) -> Array:
+    return np.array(tensor.detach().contiguous().numpy())

@@ -1,0 +1,523 @@
+"""The axis algebra: from the equations of a graph to labels on every position of every dimension.
+
+A position of a dimension is a disjunction of boolean *atoms*: it is removed when any of its atoms is.
+A channel axis starts as one fresh atom per position; the operators then only add equalities:
+
+- positions that must go together are *united* (union-find over atoms);
+- a dimension that is read as a product ``(h d)`` has its atoms *expanded*, ``a[i, j] := h[i] or d[j]``, so
+  that both factors stay prunable and any selection of them leaves a rectangle;
+- what cannot be expressed is *frozen*: the atom is false for ever, with a reason.
+
+Concatenation, splitting, slicing, padding and shuffling by indices are plain indexing of the label
+arrays. Nothing is guessed: every equality that is added is implied by, or stronger than, what the
+operators demand. Labels of a dimension are an integer array ``(positions, columns)``, 0 for no atom.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slimline.errors import SlimlineError
+from slimline.graph.ir import Graph, Node
+from slimline.graph.ops import Equation
+
+Labels = NDArray[np.int64]
+
+
+@dataclass
+class Dim:
+    """One dimension: its labels, or None where it can never lose a position, and why not."""
+
+    size: int
+    labels: Labels | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Where a run of atoms was born: the node, its layer and the letter in its equation."""
+
+    size: int
+    node: str
+    layer: str
+    letter: str
+
+
+class Atoms:
+    """Boolean variables under equality, disjunction and falsehood, on arrays."""
+
+    def __init__(self) -> None:
+        self.axes: list[Axis] = []
+        self.reasons: list[str] = [""]
+        self._parent = np.zeros(1, np.int64)
+        self.axis = np.full(1, -1, np.int64)
+        self._why = np.zeros(1, np.int64)
+        self._parts = np.zeros((1, 2), np.int64)
+
+    def fresh(self, axis: Axis) -> Labels:
+        """Labels ``(size, 1)`` of new atoms."""
+        start = len(self._parent)
+        new = np.arange(start, start + axis.size)
+        self._parent = np.concatenate([self._parent, new])
+        self.axis = np.concatenate([self.axis, np.full(axis.size, len(self.axes))])
+        self._why = np.concatenate([self._why, np.zeros(axis.size, np.int64)])
+        self._parts = np.concatenate([self._parts, np.zeros((axis.size, self._parts.shape[1]), np.int64)])
+        self.axes.append(axis)
+        return new[:, None]
+
+    def find(self, atoms: Labels) -> Labels:
+        """The representative of every atom's class."""
+        root = self._parent[atoms]
+        while True:
+            up = self._parent[root]
+            if np.array_equal(up, root):
+                break
+            root = up
+        self._parent[atoms] = root
+        return root
+
+    def resolve(self, labels: Labels) -> Labels:
+        """The same labels in representatives that are not expanded; no atom twice in a row, no empty column."""
+        labels = self.find(labels)
+        while (expanded := self._parts[labels, 0] > 0).any():
+            parts = self._parts[labels]
+            alone = np.zeros_like(parts)
+            alone[..., 0] = labels
+            labels = self.find(np.where(expanded[..., None], parts, alone).reshape(len(labels), -1))
+            labels = labels[:, labels.any(axis=0)]
+        for j in range(1, labels.shape[1]):
+            repeated = (labels[:, :j] == labels[:, j : j + 1]).any(axis=1)
+            if repeated.any():
+                labels[repeated, j] = 0
+        return labels[:, labels.any(axis=0)]
+
+    def unite(self, left: Labels, right: Labels) -> None:
+        """Make atoms equal, pair by pair; all are representatives, not expanded, not 0."""
+        while True:
+            a, b = self.find(left), self.find(right)
+            differ = a != b
+            if not differ.any():
+                return
+            low, high = np.minimum(a, b)[differ], np.maximum(a, b)[differ]
+            np.maximum.at(self._why, low, self._why[high])
+            self._parent[high] = low
+
+    def freeze(self, labels: Labels, reason: str) -> None:
+        """Make every atom in `labels` false for ever."""
+        atoms = np.unique(self.resolve(labels.reshape(-1, 1)))
+        atoms = atoms[(atoms > 0) & (self._why[atoms] == 0)]
+        if len(atoms):
+            self._why[atoms] = len(self.reasons)
+            self.reasons.append(reason)
+
+    def reason(self, atoms: Labels) -> list[str]:
+        """Why the atoms are frozen, '' for those that are free."""
+        return [self.reasons[i] for i in self._why[atoms]]
+
+    def free(self) -> Labels:
+        """All representatives that may be removed, ascending."""
+        ids = np.arange(len(self._parent))
+        alive = (self._parent[ids] == ids) & (self._parts[:, 0] == 0) & (self._why == 0)
+        alive[0] = False
+        return np.flatnonzero(alive)
+
+    def expand(self, atoms: Labels, parts: Labels, reason: str) -> None:
+        """``atoms[r] := or(parts[r])``; repeated atoms keep only the parts they have in every row."""
+        unique, first, inverse = np.unique(atoms, return_index=True, return_inverse=True)
+        parts = parts.copy()
+        if len(unique) < len(atoms):
+            for j in range(parts.shape[1]):
+                varies = parts[:, j] != parts[first, j][inverse]
+                if varies.any():
+                    groups = np.isin(inverse, inverse[varies])
+                    self.freeze(parts[groups, j], reason)
+                    parts[groups, j] = 0
+        parts = parts[first]
+        if np.isin(unique, parts).any():
+            self.freeze(unique, reason)
+            self.freeze(parts, reason)
+            return
+        empty = ~parts.any(axis=1)
+        if empty.any():
+            self.freeze(unique[empty], reason)
+        unique, parts = unique[~empty], parts[~empty]
+        order = np.argsort(parts == 0, axis=1, kind="stable")
+        parts = np.take_along_axis(parts, order, axis=1)
+        for why in np.unique(self._why[unique]):
+            if why:
+                self.freeze(parts[self._why[unique] == why], self.reasons[why])
+        width = parts.shape[1] - self._parts.shape[1]
+        if width > 0:
+            self._parts = np.pad(self._parts, ((0, 0), (0, width)))
+        self._parts[unique, : parts.shape[1]] = parts
+
+    def equate(self, left: Labels, right: Labels, reason: str) -> None:
+        """Make position r of both sides go or stay together, for every r.
+
+        One kind of row is settled at a time and the rest looked at anew, because settling a row may
+        unite, expand or freeze atoms of the others. Each round leaves fewer open rows.
+        """
+        while len(left):
+            a, why_a = self._open(left)
+            b, why_b = self._open(right)
+            for i in range(a.shape[1]):
+                for j in range(b.shape[1]):
+                    same = (a[:, i] == b[:, j]) & (a[:, i] > 0)
+                    a[same, i] = 0
+                    b[same, j] = 0
+            count_a, count_b = (a > 0).sum(axis=1), (b > 0).sum(axis=1)
+            for labels, rows, why in (
+                (a, (count_b == 0) & (count_a > 0), why_b),
+                (b, (count_a == 0) & (count_b > 0), why_a),
+            ):
+                for k in np.unique(why[rows]):
+                    self.freeze(labels[rows & (why == k)], self.reasons[k] or reason)
+            single = (count_a == 1) & (count_b == 1)
+            one_many = (count_a == 1) & (count_b > 1)
+            many_one = (count_b == 1) & (count_a > 1)
+            both = (count_a > 1) & (count_b > 1)
+            if single.any():
+                self.unite(a[single].max(axis=1), b[single].max(axis=1))
+            elif one_many.any():
+                self.expand(a[one_many].max(axis=1), b[one_many], reason)
+            elif many_one.any():
+                self.expand(b[many_one].max(axis=1), a[many_one], reason)
+            elif both.any():
+                self._unite_factors(a[both], b[both], reason)
+            unsettled = single | one_many | many_one | both
+            left, right = left[unsettled], right[unsettled]
+
+    def _open(self, labels: Labels) -> tuple[Labels, Labels]:
+        """Labels whose atoms are still free, and per row why one of the others is frozen (0 for none)."""
+        labels = self.resolve(labels).copy()
+        why = self._why[labels]
+        labels[why > 0] = 0
+        return labels, why.max(axis=1) if why.shape[1] else np.zeros(len(labels), np.int64)
+
+    def _unite_factors(self, a: Labels, b: Labels, reason: str) -> None:
+        """Unite the first pair of columns that repeat in the same pattern; freeze all where none does."""
+
+        def pattern(column: Labels) -> bytes:
+            _, first, inverse = np.unique(column, return_index=True, return_inverse=True)
+            return first[inverse].tobytes()
+
+        right = {pattern(b[:, j]): j for j in reversed(range(b.shape[1])) if b[:, j].all()}
+        for i in range(a.shape[1]):
+            if a[:, i].all() and (j := right.get(pattern(a[:, i]))) is not None:
+                self.unite(a[:, i], b[:, j])
+                return
+        self.freeze(a, reason)
+        self.freeze(b, reason)
+
+
+def _compose(parts: Sequence[Dim]) -> Dim:
+    """The dimension that is the ordered product of `parts`."""
+    size = math.prod(p.size for p in parts)
+    if len(parts) == 1:
+        return parts[0]
+    columns, outer = [], 1
+    for part in parts:
+        inner = size // (outer * part.size)
+        if part.labels is not None:
+            columns.append(np.tile(np.repeat(part.labels, inner, axis=0), (outer, 1)))
+        outer *= part.size
+    reason = next((p.reason for p in parts if p.labels is None and p.reason), "")
+    return Dim(size, np.hstack(columns) if columns else None, reason)
+
+
+class Solver:
+    """Reads a graph operator by operator; afterwards `dims` and `letters` hold the labels.
+
+    Attributes
+    ----------
+    dims : per value its dimensions.
+    letters : per node the dimensions of its equation's axes.
+    products : axis ids born together as separate dimensions of one weight (heads and head width).
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.atoms = Atoms()
+        self.dims: dict[str, list[Dim | None]] = {}
+        self.letters: dict[str, dict[str, Dim]] = {}
+        self.products: list[tuple[int, ...]] = []
+        for name in graph.parameters:
+            self.dims[name] = [None] * len(graph.values[name].shape)
+        for name in graph.inputs:
+            self.dims[name] = self._whole(name, "the model's input")
+        for node in graph.nodes:
+            self._node(node)
+        for name in graph.outputs:
+            for dim in self._get(name):
+                self._freeze(dim, "the model's output")
+
+    def labels(self, value: str) -> list[Labels | None]:
+        """Resolved labels of each dimension of a value."""
+        return [None if d is None or d.labels is None else self.atoms.resolve(d.labels) for d in self.dims[value]]
+
+    def _whole(self, value: str, reason: str) -> list[Dim | None]:
+        return [Dim(n, None, reason) for n in self.graph.values[value].shape]
+
+    def _get(self, value: str) -> list[Dim | None]:
+        if value not in self.dims:
+            raise SlimlineError(f"The graph reads {value!r} before it is made: report this model to slimline.")
+        return self.dims[value]
+
+    def _bound(self, node: Node, value: str) -> list[Dim]:
+        """Dimensions of a value, with fresh axes for those of a parameter that no operator has bound yet."""
+        dims = self._get(value)
+        for d, dim in enumerate(dims):
+            if dim is None:
+                size = self.graph.values[value].shape[d]
+                axis = Axis(size, node.name, node.layer, f"{value}[{d}]")
+                dims[d] = Dim(size, self.atoms.fresh(axis) if size > 1 else None)
+        return dims  # type: ignore[return-value]
+
+    def _freeze(self, dim: Dim | None, reason: str) -> None:
+        if dim is not None and dim.labels is not None:
+            self.atoms.freeze(dim.labels, reason)
+
+    def _unify(self, left: Dim, right: Dim, reason: str) -> Dim:
+        if left.labels is None or right.labels is None:
+            whole, other = (left, right) if left.labels is None else (right, left)
+            self._freeze(other, f"{reason}, where it meets {whole.reason or 'a fixed size'}")
+            return other
+        self.atoms.equate(left.labels, right.labels, reason)
+        return left
+
+    def _node(self, node: Node) -> None:
+        rules: Mapping[str, Callable[[Node], None]] = {
+            "concat": self._concat,
+            "split": self._split,
+            "slice": self._index,
+            "select": self._index,
+            "take": self._index,
+            "pad": self._pad,
+            "make": self._opaque,
+            "shape": self._shape,
+            "unknown": self._unknown,
+        }
+        if "equation" in node.attributes:
+            self._equation(node, node.attributes["equation"])
+        else:
+            rules.get(node.kind, self._unknown)(node)
+
+    def _opaque(self, node: Node) -> None:
+        for name in node.outputs:
+            self.dims[name] = self._whole(name, node.label)
+
+    def _shape(self, node: Node) -> None:
+        for name in node.outputs:
+            self.dims[name] = []
+
+    def _unknown(self, node: Node) -> None:
+        reason = f"{node.label}: {node.attributes.get('reason', 'slimline has no rule for it')}"
+        for name in filter(None, node.inputs):
+            for d, dim in enumerate(self._get(name)):
+                if dim is None:
+                    self.dims[name][d] = Dim(self.graph.values[name].shape[d], None, reason)
+                else:
+                    self._freeze(dim, reason)
+        for name in node.outputs:
+            self.dims[name] = self._whole(name, reason)
+
+    # -- operators that move positions -------------------------------------------------
+
+    def _concat(self, node: Node) -> None:
+        at = node.attributes["axis"]
+        names = [n for n in node.inputs if n is not None]
+        rank = len(self.graph.values[names[0]].shape)
+        out: list[Dim | None] = [None] * rank
+        for d in range(rank):
+            known = [(n, self._get(n)[d]) for n in names]
+            if d == at:
+                parts = [
+                    dim or Dim(self.graph.values[n].shape[d], None, f"a constant of {node.label}") for n, dim in known
+                ]
+                for (n, dim), part in zip(known, parts, strict=True):
+                    if dim is None:
+                        self.dims[n][d] = part
+                out[d] = self._chain(parts)
+                continue
+            merged = None
+            for _, dim in known:
+                if dim is not None:
+                    merged = dim if merged is None else self._unify(merged, dim, node.label)
+            if merged is None:
+                merged = self._bound(node, names[0])[d]
+            for n, dim in known:
+                if dim is None:
+                    self.dims[n][d] = merged
+            out[d] = merged
+        self.dims[node.outputs[0]] = out
+
+    @staticmethod
+    def _chain(parts: Sequence[Dim]) -> Dim:
+        size = sum(p.size for p in parts)
+        if all(p.labels is None for p in parts):
+            return Dim(size, None, next((p.reason for p in parts if p.reason), ""))
+        columns = max(p.labels.shape[1] for p in parts if p.labels is not None)
+        labels = np.zeros((size, columns), np.int64)
+        row = 0
+        for part in parts:
+            if part.labels is not None:
+                labels[row : row + part.size, : part.labels.shape[1]] = part.labels
+            row += part.size
+        return Dim(size, labels)
+
+    def _split(self, node: Node) -> None:
+        dims = self._bound(node, node.inputs[0] or "")
+        at, row = node.attributes["axis"], 0
+        for name, size in zip(node.outputs, node.attributes["sizes"], strict=True):
+            dim = dims[at]
+            labels = None if dim.labels is None else dim.labels[row : row + size]
+            out: list[Dim | None] = [*dims]
+            out[at] = Dim(size, labels, dim.reason)
+            self.dims[name] = out
+            row += size
+
+    def _index(self, node: Node) -> None:
+        dims = self._bound(node, node.inputs[0] or "")
+        a, at = node.attributes, node.attributes["axis"]
+        dim = dims[at]
+        out: list[Dim | None] = [*dims]
+        if node.kind == "select":
+            if dim.labels is not None:
+                self.atoms.freeze(dim.labels[a["index"]], f"{node.label} picks it by its position")
+            del out[at]
+        else:
+            rows = np.arange(a["start"], a["stop"], a["step"]) if node.kind == "slice" else np.array(a["indices"])
+            out[at] = Dim(len(rows), None if dim.labels is None else dim.labels[rows], dim.reason)
+        self.dims[node.outputs[0]] = out
+
+    def _pad(self, node: Node) -> None:
+        dims = self._bound(node, node.inputs[0] or "")
+        out: list[Dim | None] = []
+        for dim, (before, after) in zip(dims, node.attributes["widths"], strict=True):
+            size = dim.size + before + after
+            if dim.labels is None or (before == 0 and after == 0):
+                out.append(Dim(size, dim.labels, dim.reason))
+                continue
+            labels = dim.labels[max(-before, 0) : dim.size - max(-after, 0)]
+            rows = [labels]
+            for width, where in ((before, 0), (after, 1)):
+                if width > 0:
+                    zeros = np.zeros((width, labels.shape[1]), np.int64)
+                    zeros[:, :1] = self.atoms.fresh(Axis(width, node.name, node.layer, "padding"))
+                    rows.insert(0 if where == 0 else len(rows), zeros)
+            out.append(Dim(size, np.vstack(rows)))
+        self.dims[node.outputs[0]] = out
+
+    # -- operators with an equation ----------------------------------------------------
+
+    def _sizes(self, node: Node, equation: Equation) -> dict[str, int]:
+        sizes = dict(equation.sizes)
+        tensors = [*zip(node.inputs, equation.inputs, strict=False), *zip(node.outputs, equation.outputs, strict=False)]
+        for _ in range(2):  # an axis may be known only after another tensor has been read
+            for name, dims in tensors:
+                if name is None:
+                    continue
+                shape = self.graph.values[name].shape
+                if len(shape) != len(dims):
+                    raise SlimlineError(
+                        f"{node.label} has a tensor of shape {shape} where slimline's rule expects {len(dims)} dimensions "
+                        f"({equation}): report this model to slimline."
+                    )
+                for size, group in zip(shape, dims, strict=True):
+                    unknown = [x for x in group if x not in sizes and x not in (".", "1")]
+                    if len(unknown) == 1:
+                        known = math.prod(sizes.get(x, 1) for x in group if x not in unknown)
+                        sizes[unknown[0]] = size // known
+        return sizes
+
+    def _equation(self, node: Node, equation: Equation) -> None:
+        sizes = self._sizes(node, equation)
+        letters: dict[str, Dim] = {}
+        unbound: list[tuple[str, int, tuple[str, ...]]] = []
+        for name, dims in zip(node.inputs, equation.inputs, strict=False):
+            if name is None:
+                continue
+            for d, (dim, group) in enumerate(zip(self._get(name), dims, strict=True)):
+                if dim is None:
+                    unbound.append((name, d, group))
+                elif group == (".",):
+                    self._freeze(dim, node.label)
+                elif group not in (("1",), ()):
+                    for letter, part in zip(group, self._decompose(node, dim, group, sizes), strict=True):
+                        known = letters.get(letter)
+                        letters[letter] = part if known is None else self._unify(known, part, node.label)
+        born = []
+        for name, d, group in unbound:
+            for letter in group:
+                if letter not in letters and letter not in (".", "1"):
+                    size = sizes[letter]
+                    labels = self.atoms.fresh(Axis(size, node.name, node.layer, letter)) if size > 1 else None
+                    if labels is not None:
+                        born.append(len(self.atoms.axes) - 1)
+                    letters[letter] = Dim(size, labels)
+            size = self.graph.values[name].shape[d]
+            if group in ((".",), ("1",), ()):
+                self.dims[name][d] = Dim(size, None, node.label)
+            else:
+                self.dims[name][d] = _compose([letters[x] for x in group])
+        if node.kind == "einsum" and len(born) > 1:
+            self.products.append(tuple(born))
+        for letter, reason in equation.fixed.items():
+            self._freeze(letters.get(letter), f"{node.label}: {reason}")
+        for name, dims in zip(node.outputs, equation.outputs, strict=True):
+            shape = self.graph.values[name].shape
+            out: list[Dim | None] = []
+            for size, group in zip(shape, dims, strict=True):
+                if group in ((".",), ("1",), ()) or not any(x in letters for x in group):
+                    out.append(Dim(size, None, node.label))
+                else:
+                    out.append(_compose([letters.get(x) or Dim(sizes[x], None, node.label) for x in group]))
+            self.dims[name] = out
+        self.letters[node.name] = letters
+
+    def _decompose(self, node: Node, dim: Dim, group: tuple[str, ...], sizes: Mapping[str, int]) -> list[Dim]:
+        """Split a dimension into its factors; atoms that vary along several factors are expanded."""
+        shape = tuple(sizes[x] for x in group)
+        if len(group) == 1:
+            return [dim]
+        if dim.labels is None:
+            return [Dim(n, None, dim.reason) for n in shape]
+        found: list[list[Labels]] = [[] for _ in group]
+        labels = self.atoms.resolve(dim.labels)
+        for j in range(labels.shape[1]):
+            column = self.atoms.resolve(labels[:, j : j + 1])
+            if column.shape[1] != 1:  # an earlier column's expansion changed this one
+                self.atoms.freeze(column, node.label)
+                continue
+            grid = column[:, 0].reshape(shape)
+            varying = [k for k in range(len(shape)) if (grid != np.take(grid, [0], axis=k)).any()]
+            if len(varying) <= 1:
+                k = varying[0] if varying else 0
+                found[k].append(np.moveaxis(grid, k, 0).reshape(shape[k], -1)[:, 0])
+                continue
+            factors = {}
+            for k in varying:
+                factors[k] = self.atoms.fresh(Axis(shape[k], node.name, node.layer, group[k]))[:, 0]
+                found[k].append(factors[k])
+            index = np.indices(shape).reshape(len(shape), -1)
+            parts = np.stack([factors[k][index[k]] for k in varying], axis=1)
+            self._unite_repeats(grid.reshape(-1), parts)
+            self.atoms.equate(column, parts, node.label)
+        return [
+            Dim(n, np.stack(columns, axis=1) if columns else None, dim.reason or node.label)
+            for n, columns in zip(shape, found, strict=True)
+        ]
+
+    def _unite_repeats(self, atoms: Labels, parts: Labels) -> None:
+        """An atom at several positions of the product needs the same factors at each of them."""
+        unique, first, inverse = np.unique(atoms, return_index=True, return_inverse=True)
+        if len(unique) == len(atoms):
+            return
+        again = atoms > 0
+        for j in range(parts.shape[1]):
+            self.atoms.unite(parts[again, j], parts[first[inverse], j][again])

@@ -1,0 +1,325 @@
+"""Which values of a graph are rounded to integer grids, so that a runtime can compute in integers.
+
+A *compute* operator (convolution, linear) becomes integer when its layer is wanted. It starts a fused
+*chain* ``compute -> batch norm -> activation`` of which only the end is rounded. *Glue* (add, concat,
+average pooling, …) between integer operators becomes integer with them. Operators that only move numbers
+or take maxima keep the grid of their input and get none of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Literal
+
+from slimline.errors import unknown
+from slimline.graph.ir import Graph, Node
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What a runtime runs in integers.
+
+    Attributes
+    ----------
+    activations : dtype it prefers for activations.
+    fused : element-wise functions that disappear into the operator before them.
+    glue : operators with an integer kernel, as ``kind`` or ``kind:function``.
+    transposed : whether transposed convolutions have an integer kernel.
+    float_results : compute kinds that may answer in float, so that their result needs no grid.
+    linear_channels : whether linear layers take one weight scale per output.
+    constants : whether glue may read stored tensors.
+    whole : whether everything that can be is integer, from the model's inputs to its outputs; otherwise only
+        what lies between integer layers.
+    one_grid_concat : whether all inputs of a concat and its output must be on one grid.
+    """
+
+    activations: Literal["uint8", "int8"]
+    fused: frozenset[str]
+    glue: frozenset[str]
+    transposed: bool
+    float_results: frozenset[str]
+    linear_channels: bool
+    constants: bool
+    whole: bool
+    one_grid_concat: bool
+
+
+POLICIES: Mapping[str, Policy] = {
+    "onnxruntime": Policy(
+        activations="uint8",
+        fused=frozenset({"relu", "relu6", "clip", "hardtanh"}),
+        glue=frozenset(
+            {"elementwise:add", "elementwise:mul", "concat", "pool:mean", "reduce:mean", "elementwise:sigmoid"}
+        ),
+        transposed=False,
+        float_results=frozenset({"linear", "einsum"}),
+        linear_channels=True,
+        constants=False,
+        whole=False,
+        one_grid_concat=False,
+    ),
+    "litert": Policy(
+        activations="int8",
+        fused=frozenset({"relu", "relu6"}),
+        glue=frozenset(
+            {
+                "elementwise:*",
+                "concat",
+                "pool:mean",
+                "pool:resize",
+                "reduce:mean",
+                "reduce:sum",
+                "softmax",
+                "matmul",
+                "batch_norm",
+            }
+        ),
+        transposed=True,
+        float_results=frozenset(),
+        linear_channels=False,
+        constants=True,
+        whole=True,
+        one_grid_concat=True,
+    ),
+}
+
+_COMPUTE = ("conv", "linear", "einsum")
+_MOVES = ("reshape", "permute", "slice", "select", "split", "pad", "expand", "take")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where grids go.
+
+    Attributes
+    ----------
+    activations : names of the values that get a grid, in topological order.
+    weights : parameter to the dimension of its output channels, None for one scale per tensor.
+    layers : names of the layers that compute in integers.
+    owners : value to the layer that makes it (for a model input, the first layer that reads it).
+    groups : value to the name under which it shares its grid (itself where it shares with none).
+    biases : weight to the pair (value the layer reads, the layer's bias), where there is a bias.
+    refused : wanted layers that must stay float, with the reason.
+    """
+
+    activations: tuple[str, ...]
+    weights: Mapping[str, int | None]
+    layers: tuple[str, ...]
+    owners: Mapping[str, str]
+    groups: Mapping[str, str]
+    biases: Mapping[str, tuple[str, str]]
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+
+def selected(layer: str, layers: Sequence[str], keep: Sequence[str]) -> bool:
+    """Whether the globs take in `layer` and do not exempt it."""
+    return any(fnmatchcase(layer, g) for g in layers) and not any(fnmatchcase(layer, g) for g in keep)
+
+
+def place(
+    graph: Graph, layers: Sequence[str] = ("*",), keep: Sequence[str] = (), policy: str = "onnxruntime"
+) -> Placement:
+    """Choose the values and weights of `graph` that are rounded.
+
+    Parameters
+    ----------
+    layers, keep : fnmatch globs of the layers that shall compute in integers, and of those that shall not;
+        `keep` also holds glue of those layers back.
+    policy : name of a runtime in `POLICIES`.
+    """
+    if policy not in POLICIES:
+        raise unknown("placement policy", policy, POLICIES)
+    return _Placer(graph, tuple(layers), tuple(keep), POLICIES[policy]).place()
+
+
+class _Placer:
+    """The work of `place`: one forward sweep finds candidates, one backward sweep keeps what is of use."""
+
+    def __init__(self, graph: Graph, layers: tuple[str, ...], keep: tuple[str, ...], policy: Policy) -> None:
+        self.graph, self.layers, self.keep, self.policy = graph, layers, keep, policy
+        self.readers = graph.consumers()
+        self.makers = graph.producers()
+        self.stored = frozenset(graph.parameters)
+        self.refused: dict[str, str] = {}
+
+    def place(self) -> Placement:
+        """See the function `place`."""
+        compute = {n.name: n for n in self.graph.nodes if n.kind in _COMPUTE and self._can(n)}
+        candidates = self._candidates(compute)
+        rounded: set[str] = set()
+        integer: dict[str, Node] = dict(compute)
+        for node in compute.values():
+            rounded.update(self._roots(node))
+            if node.kind not in self.policy.float_results:
+                rounded.add(self._end(node))
+        # Backward: glue is of use if its result is read in integers further on.
+        for node in reversed(self.graph.nodes):
+            if node.name in candidates:
+                end = self._end(node)
+                if end in rounded or (self.policy.whole and self._is_output(end)):
+                    integer[node.name] = node
+                    rounded.update((end, *self._roots(node)))
+        order = [*self.graph.inputs, *(name for n in self.graph.nodes for name in n.outputs)]
+        activations = tuple(name for name in order if name in rounded)
+        return Placement(
+            activations=activations,
+            weights={_weight(n): self._channels(n) for n in compute.values()},
+            layers=tuple(dict.fromkeys(n.layer for n in compute.values())),
+            owners={name: self._owner(name) for name in activations},
+            groups=self._groups(activations, integer),
+            biases={
+                _weight(n): (self._root(str(n.inputs[0])), str(n.inputs[2]))
+                for n in compute.values()
+                if len(n.inputs) > 2 and n.inputs[2] is not None
+            },
+            refused=self.refused,
+        )
+
+    def _can(self, node: Node) -> bool:
+        """Whether a compute operator is wanted and able to become integer; notes why not."""
+        if not selected(node.layer, self.layers, self.keep):
+            return False
+        reason = None
+        weight = node.inputs[1]
+        if node.kind == "einsum" and not node.attributes.get("weighted"):
+            return False
+        if weight not in self.stored:
+            reason = "its weight is computed, not stored"
+        elif not self._floating(weight) or not self._floating(str(node.inputs[0])):
+            reason = "it does not compute in float"
+        elif any(r.kind not in _COMPUTE or not self._same_use(r, node) for r in self.readers[weight]):
+            reason = "its weight is shared with an operator that needs it in float"
+        elif node.attributes.get("transposed") and not self.policy.transposed:
+            reason = "the runtime has no integer transposed convolution"
+        if reason is not None:
+            self.refused[node.layer] = reason
+        return reason is None
+
+    def _same_use(self, other: Node, node: Node) -> bool:
+        """Whether both operators read their shared weight in the same way, both wanted in integers."""
+        return (
+            other.inputs[1] == node.inputs[1]
+            and self._channels(other) == self._channels(node)
+            and selected(other.layer, self.layers, self.keep)
+        )
+
+    def _candidates(self, compute: Mapping[str, Node]) -> set[str]:
+        """Glue next to integer operators: it reads a value that one of them makes or reads."""
+        near = {root for node in compute.values() for root in (*self._roots(node), self._end(node))}
+        found = set()
+        for node in self.graph.nodes:
+            if not self._is_glue(node):
+                continue
+            if any(root in near for root in self._roots(node)) or (self.policy.whole and self._end(node) in near):
+                found.add(node.name)
+                near.add(self._end(node))
+        return found
+
+    def _is_glue(self, node: Node) -> bool:
+        function = node.attributes.get("function", "")
+        names = {node.kind, f"{node.kind}:{function}", f"{node.kind}:*"}
+        if not names & self.policy.glue or any(fnmatchcase(node.layer, g) for g in self.keep):
+            return False
+        if self._moves(node) or not all(self._floating(o) for o in node.outputs):
+            return False
+        given = [name for name in node.inputs if name is not None]
+        if not self.policy.constants:
+            if any(name in self.stored for name in given):
+                return False
+            if function in ("add", "mul") and len(given) < 2:  # the other operand is a number
+                return False
+        return bool(self._roots(node))
+
+    def _moves(self, node: Node) -> bool:
+        """Whether the results of an operator lie on the grid of its input."""
+        function = node.attributes.get("function")
+        return (
+            node.kind in _MOVES
+            or (node.kind == "pool" and function == "max")
+            or (node.kind == "reduce" and function in ("max", "min"))
+            or (node.kind == "elementwise" and function == "identity")
+        )
+
+    def _roots(self, node: Node) -> list[str]:
+        """The values whose grids the float activations that `node` reads lie on."""
+        reads = node.inputs[:1] if node.kind in _COMPUTE else node.inputs
+        roots = [self._root(name) for name in reads if name is not None and name not in self.stored]
+        return [root for root in roots if root not in self.stored and self._floating(root)]
+
+    def _root(self, name: str) -> str:
+        """The value on whose grid `name` lies: itself, or what moving operators made it from."""
+        node = self.makers.get(name)
+        while node is not None and self._moves(node) and node.inputs and node.inputs[0] is not None:
+            name = node.inputs[0]
+            node = self.makers.get(name)
+        return name
+
+    def _end(self, node: Node) -> str:
+        """The value at the end of the fused chain that `node` starts."""
+        name = node.outputs[0]
+        normalised = node.kind not in _COMPUTE
+        while len(self.readers[name]) == 1 and not self._is_output(name):
+            after = self.readers[name][0]
+            if after.inputs[0] != name:
+                break
+            if after.kind == "batch_norm" and not normalised:
+                normalised = True
+                name = after.outputs[0]
+            elif after.kind == "elementwise" and after.attributes.get("function") == "identity":
+                name = after.outputs[0]
+            elif after.kind == "elementwise" and after.attributes.get("function") in self.policy.fused:
+                return after.outputs[0]
+            else:
+                break
+        return self._root(name)
+
+    def _is_output(self, name: str) -> bool:
+        return name in self.graph.outputs
+
+    def _floating(self, name: str) -> bool:
+        return self.graph.values[name].dtype in ("float32", "float16", "bfloat16", "float64")
+
+    def _channels(self, node: Node) -> int | None:
+        """The dimension of the weight that holds the output channels; None for one scale in all."""
+        if node.kind != "conv" and not self.policy.linear_channels:
+            return None
+        equation = node.attributes["equation"]
+        weight = equation.inputs[1]
+        given = {axis for dim in equation.inputs[0] for axis in dim}
+        made = {axis for dim in equation.outputs[0] for axis in dim} - given - {"."}
+        shape = self.graph.values[_weight(node)].shape
+        own = [d for d, axes in enumerate(weight) if made & set(axes)]
+        if len(own) != 1:
+            return None  # several dimensions of outputs (heads and head width): no single axis names them
+        if shape[own[0]] == 1:  # depthwise kernels that hold the channels apart from the multiplier
+            groups = [d for d, axes in enumerate(weight) if axes == ("g",)]
+            return groups[0] if groups else own[0]
+        if any(axes == ("g",) for axes in weight):
+            return None
+        return own[0]
+
+    def _owner(self, name: str) -> str:
+        node = self.makers.get(name)
+        if node is not None:
+            return node.layer
+        readers = self.readers[name]
+        return readers[0].layer if readers else ""
+
+    def _groups(self, activations: Sequence[str], integer: Mapping[str, Node]) -> dict[str, str]:
+        """Values that share a grid, by the first name of each group."""
+        groups = {name: name for name in activations}
+        if not self.policy.one_grid_concat:
+            return groups
+        for node in integer.values():
+            if node.kind == "concat":
+                names = [name for name in (*self._roots(node), self._end(node)) if name in groups]
+                merged = {groups[name] for name in names}
+                first = next(name for name in activations if groups[name] in merged)
+                groups = {name: first if group in merged else group for name, group in groups.items()}
+        return groups
+
+
+def _weight(node: Node) -> str:
+    return str(node.inputs[1])

@@ -1,0 +1,185 @@
+"""A plan: what a structural step will remove, before anything is removed."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slimline.errors import SlimlineError
+from slimline.graph import cost
+from slimline.graph.ir import Graph
+from slimline.graph.units import Unit, Units
+
+if TYPE_CHECKING:
+    from slimline.model import Model
+
+Index = NDArray[np.int64]
+
+
+class Plan:
+    """Positions of units that go. Printable, JSON-serialisable; `mask` and `apply` carry it out.
+
+    Parameters
+    ----------
+    units : the units of the graph.
+    removed : per unit's name the positions that go, ascending.
+    notes : what was asked for and not done, each with its reason.
+    """
+
+    def __init__(self, units: Units, removed: Mapping[str, tuple[int, ...]], notes: tuple[str, ...] = ()) -> None:
+        self.units = units
+        self.removed = {k: tuple(v) for k, v in removed.items() if len(v)}
+        self.notes = notes
+        by_name = {u.name: u for u in units.units}
+        atoms = []
+        for name, positions in self.removed.items():
+            if name not in by_name:
+                raise SlimlineError(f"The plan names a unit {name!r} that the model does not have: plan again.")
+            unit = by_name[name]
+            if max(positions) >= unit.size or min(positions) < 0:
+                raise SlimlineError(f"The plan removes position {max(positions)} of {name!r}, which has {unit.size}.")
+            atoms += [unit.atoms[p] for p in positions]
+        self._gone = units.removed(atoms)
+
+    @property
+    def graph(self) -> Graph:
+        """The graph it was made for."""
+        return self.units.graph
+
+    @cached_property
+    def _kept(self) -> dict[str, tuple[Index | None, ...]]:
+        return {
+            name: tuple(self.units.kept(labels, self._gone) for labels in rows)
+            for name, rows in self.units.rows.items()
+        }
+
+    def kept(self, value: str) -> tuple[Index | None, ...]:
+        """Per dimension of a value (or parameter) the positions that stay, ascending; None where all do."""
+        return self._kept[value]
+
+    def shape(self, value: str) -> tuple[int, ...]:
+        """The shape a value will have, at the graph's batch size."""
+        before = self.graph.values[value].shape
+        kept = self._kept.get(value) or (None,) * len(before)
+        return tuple(n if k is None else len(k) for n, k in zip(before, kept, strict=True))
+
+    def axis_size(self, node: str, letter: str) -> int:
+        """The size that an axis of a node's equation will have."""
+        dim = self.units.solver.letters[node][letter]
+        labels = None if dim.labels is None else self.units.solver.atoms.resolve(dim.labels)
+        kept = self.units.kept(labels, self._gone)
+        return dim.size if kept is None else len(kept)
+
+    def statistics(self, node: str) -> list[tuple[int, int, NDArray[np.bool_]]]:
+        """Dimensions over which a node reduces or normalises and that lose positions.
+
+        Each as (input index, dimension, keep mask of the dimension's original size): a masked model must
+        leave the positions that go out of means, maxima, norms and contractions.
+        """
+        found = self._nodes[node]
+        equation = found.attributes.get("equation")
+        if equation is None:
+            return []
+        masks = []
+        for i, (name, dims) in enumerate(zip(found.inputs, equation.inputs, strict=False)):
+            if name is None or name in self._parameters:
+                continue
+            for d, group in enumerate(dims):
+                shrinks = any(
+                    x in equation.statistics and self.axis_size(node, x) < self.units.solver.letters[node][x].size
+                    for x in group
+                    if x in self.units.solver.letters[node]
+                )
+                kept = self._kept[name][d]
+                if shrinks and kept is not None:
+                    mask = np.zeros(self.graph.values[name].shape[d], bool)
+                    mask[kept] = True
+                    masks.append((i, d, mask))
+        return masks
+
+    @cached_property
+    def _nodes(self) -> dict[str, Any]:
+        return {n.name: n for n in self.graph.nodes}
+
+    @cached_property
+    def _parameters(self) -> frozenset[str]:
+        return frozenset(self.graph.parameters)
+
+    @cached_property
+    def macs(self) -> int:
+        """Multiply-accumulates per sample that will be left."""
+        return cost.macs(self.graph, self.shape)
+
+    @cached_property
+    def parameters(self) -> int:
+        """Trained numbers that will be left."""
+        return sum(math.prod(self.shape(name)) for name in self.graph.trainable)
+
+    def emptied(self) -> list[Unit]:
+        """Units whose removal would leave some dimension without any position."""
+        bad: dict[str, Unit] = {}
+        owner = {a: u for u in self.units.units for a in u.atoms}
+        for rows in self.units.rows.values():
+            for labels in rows:
+                if labels is not None and labels.shape[1] and self._gone[labels].any(axis=1).all():
+                    for atom in np.unique(labels[self._gone[labels]]):
+                        bad[owner[int(atom)].name] = owner[int(atom)]
+        return list(bad.values())
+
+    def mask(self, model: Model) -> Model:
+        """A new model of the same shapes that computes what `apply`'s will: the positions that go are
+        zero, and left out of every statistic."""
+        return model.then(model.adapter.mask(model.native, self), {"step": "mask", "plan": self.summary()})
+
+    def apply(self, model: Model) -> Model:
+        """A new model from which the positions are really removed."""
+        return model.then(
+            model.adapter.apply(model.native, self, model.example), {"step": "prune", "plan": self.summary()}
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """What goes and what is left, ready for JSON."""
+        return {
+            "units": [
+                {
+                    "name": u.name,
+                    "size": u.size + u.frozen,
+                    "removed": list(self.removed.get(u.name, ())),
+                    "layers": list(u.layers),
+                }
+                for u in self.units.units
+            ],
+            "frozen": [{"axis": f.name, "size": f.size, "reason": f.reason} for f in self.units.frozen],
+            "notes": list(self.notes),
+            "parameters": {"before": self.graph.size, "after": self.parameters},
+            "macs": {"before": cost.macs(self.graph), "after": self.macs},
+        }
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """The plan as JSON text; `from_json` reads it back for the same model."""
+        return json.dumps(self.summary(), indent=indent)
+
+    @classmethod
+    def from_json(cls, text: str, model: Model) -> Plan:
+        """The plan that `to_json` wrote, for `model`."""
+        data = json.loads(text)
+        return cls(
+            Units(model.graph), {u["name"]: tuple(u["removed"]) for u in data["units"]}, tuple(data.get("notes", ()))
+        )
+
+    def __str__(self) -> str:
+        lines = [
+            f"parameters {self.graph.size:,} -> {self.parameters:,}   MACs {cost.macs(self.graph):,} -> {self.macs:,}"
+        ]
+        for u in self.units.units:
+            gone = len(self.removed.get(u.name, ()))
+            lines.append(f"  {u.name}: {u.size + u.frozen} -> {u.size + u.frozen - gone}  ({', '.join(u.layers)})")
+        lines += [f"  {f.name}: {f.size}, frozen: {f.reason}" for f in self.units.frozen]
+        lines += [f"  note: {n}" for n in self.notes]
+        return "\n".join(lines)

@@ -1,0 +1,180 @@
+"""Units: axes that must be pruned together, and the axes that cannot be pruned, with the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from slimline.graph.axes import Labels, Solver
+from slimline.graph.ir import Graph
+
+WEIGHTED = ("conv", "linear", "einsum", "embedding")
+"""Kinds whose weights make new axes."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Positions that are ranked and pruned as one axis.
+
+    Attributes
+    ----------
+    name : the first layer that makes the axis, with a suffix where a layer makes several.
+    atoms : one label per position, `size` in all.
+    layers : the user's layers that make the axis (whose outputs shrink).
+    carriers : ``(parameter, dimension)`` of every parameter slice that goes with a position.
+    frozen : number of positions of the same axes that can never go.
+    siblings : names of units that are factors of the same dimension (heads x head width).
+    """
+
+    name: str
+    atoms: tuple[int, ...]
+    layers: tuple[str, ...]
+    carriers: tuple[tuple[str, int], ...]
+    frozen: int
+    siblings: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Number of positions that may go."""
+        return len(self.atoms)
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """An axis that cannot be pruned."""
+
+    name: str
+    size: int
+    reason: str
+
+
+class Units:
+    """All units of a graph, and which rows of which tensors each position owns.
+
+    Solves the axis algebra once; everything a plan needs is read off its labels.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.solver = Solver(graph)
+
+    @cached_property
+    def rows(self) -> dict[str, tuple[Labels | None, ...]]:
+        """Per value and dimension the resolved labels ``(positions, columns)``, None where nothing can go."""
+        return {name: tuple(self.solver.labels(name)) for name in self.solver.dims}
+
+    @cached_property
+    def component(self) -> NDArray[np.int64]:
+        """Per axis the number of its connected component: axes tied by at least one atom."""
+        atoms = self.solver.atoms
+        ids = np.arange(1, len(atoms.axis))
+        roots = atoms.find(ids)
+        a, b = atoms.axis[ids], atoms.axis[roots]
+        n = len(atoms.axes)
+        return connected_components(coo_array((np.ones(len(a)), (a, b)), shape=(n, n)), directed=False)[1]
+
+    @cached_property
+    def units(self) -> tuple[Unit, ...]:
+        """Every unit that owns at least one parameter slice, in graph order."""
+        atoms = self.solver.atoms
+        free = atoms.free()
+        part = self.component[atoms.axis[free]]
+        carriers: dict[int, dict[tuple[str, int], None]] = {}
+        beside: dict[int, set[int]] = {}
+        of = np.full(len(atoms.axis), -1)
+        of[free] = part
+        for name in self.graph.parameters:
+            for d, labels in enumerate(self.rows[name]):
+                if labels is None:
+                    continue
+                found = of[labels]
+                for c in np.unique(found):
+                    if c >= 0:
+                        carriers.setdefault(int(c), {})[name, d] = None
+                for i in range(labels.shape[1]):
+                    for j in range(labels.shape[1]):
+                        both = (found[:, i] >= 0) & (found[:, j] >= 0) & (found[:, i] != found[:, j])
+                        for x, y in set(zip(found[both, i].tolist(), found[both, j].tolist(), strict=True)):
+                            beside.setdefault(x, set()).add(y)
+        for axes in self.solver.products:
+            parts = {int(self.component[a]) for a in axes}
+            for x in parts:
+                beside.setdefault(x, set()).update(parts - {x})
+        layers = self._layers()
+        ids = np.arange(1, len(atoms.axis))
+        stuck = np.array([bool(r) for r in atoms.reason(atoms.find(ids))])
+        units, names = [], {}
+        order = [int(c) for c in dict.fromkeys(part.tolist()) if int(c) in carriers]
+        taken: dict[str, int] = {}
+        for c in order:
+            made = layers.get(c) or tuple(dict.fromkeys(p.rpartition(".")[0] for p, _ in carriers[c]))
+            base = made[0] or next(iter(carriers[c]))[0]
+            taken[base] = taken.get(base, 0) + 1
+            names[c] = base if taken[base] == 1 else f"{base}#{taken[base]}"
+        for c in order:
+            held = ids[stuck & (self.component[atoms.axis[ids]] == c)]
+            units.append(
+                Unit(
+                    names[c],
+                    tuple(free[part == c].tolist()),
+                    layers.get(c, ()),
+                    tuple(carriers[c]),
+                    len(np.unique(atoms.find(held))) if len(held) else 0,
+                    tuple(sorted(names[x] for x in beside.get(c, ()) if x in names)),
+                )
+            )
+        return tuple(units)
+
+    @cached_property
+    def _made(self) -> list[tuple[int, Labels]]:
+        """Axes that a weight makes, each with its resolved atoms."""
+        weighted = {n.name for n in self.graph.nodes if n.kind in WEIGHTED}
+        atoms = self.solver.atoms
+        members = np.split(np.arange(1, len(atoms.axis)), np.cumsum([a.size for a in atoms.axes])[:-1])
+        return [
+            (k, np.unique(atoms.resolve(ids[:, None])))
+            for k, (axis, ids) in enumerate(zip(atoms.axes, members, strict=True))
+            if axis.node in weighted
+        ]
+
+    def _layers(self) -> dict[int, tuple[str, ...]]:
+        """Per component the layers whose weights make it, directly or as a factor of their outputs."""
+        found: dict[int, dict[str, None]] = {}
+        atoms = self.solver.atoms
+        for k, roots in self._made:
+            layer = atoms.axes[k].layer
+            for c in np.unique(self.component[atoms.axis[roots[roots > 0]]]).tolist():
+                if layer:
+                    found.setdefault(c, {})[layer] = None
+        return {c: tuple(layers) for c, layers in found.items()}
+
+    @cached_property
+    def frozen(self) -> tuple[Frozen, ...]:
+        """Axes made by weights none of whose positions can go, in graph order."""
+        atoms = self.solver.atoms
+        found = {}
+        for k, roots in self._made:
+            reasons = atoms.reason(roots[roots > 0])
+            if reasons and all(reasons):
+                axis = atoms.axes[k]
+                found[k] = Frozen(f"{axis.layer or axis.node} ({axis.letter})", axis.size, reasons[0])
+        return tuple(found.values())
+
+    def removed(self, atoms: Sequence[int]) -> NDArray[np.bool_]:
+        """Over all atoms: whether it goes."""
+        gone = np.zeros(len(self.solver.atoms.axis), bool)
+        gone[list(atoms)] = True
+        return gone
+
+    def kept(self, labels: Labels | None, gone: NDArray[np.bool_]) -> NDArray[np.int64] | None:
+        """Positions of a dimension that stay, or None where all do."""
+        if labels is None:
+            return None
+        lost = gone[labels].any(axis=1)
+        return np.flatnonzero(~lost) if lost.any() else None

@@ -1,0 +1,81 @@
+"""One-sided upper confidence bounds on a paired drop: pure functions of counts and arrays.
+
+Of `n` samples the original alone gets `losses` right and the compressed model alone gets `gains` right; the
+drop is ``P(loss) - P(gain)``, estimated by ``(losses - gains) / n``. By symmetry a lower bound is the negative
+of the upper bound with losses and gains exchanged. Counts may be fractional, which sizes a future sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from statistics import NormalDist
+
+import numpy as np
+from scipy.optimize import brentq
+from scipy.special import betaincinv
+
+CountBound = Callable[[float, float, float, float], float]
+"""Losses, gains, n and confidence to the upper bound."""
+
+
+def tango(losses: float, gains: float, n: float, confidence: float) -> float:
+    """Upper end of the score interval of Tango (Statistics in Medicine 17, 1998): asymptotic.
+
+    It inverts the score test of ``drop = delta``: the statistic is the estimate's distance from `delta`
+    in standard errors under the constrained maximum-likelihood estimate of the gain probability.
+    """
+    if losses == n:
+        return 1.0
+    z = NormalDist().inv_cdf(confidence)
+
+    def excess(delta: float) -> float:
+        b = (2 * n - losses + gains) * delta - losses - gains
+        c = -gains * delta * (1 - delta)
+        gain_probability = (np.sqrt(max(0.0, b * b - 8 * n * c)) - b) / (4 * n)
+        variance = n * (2 * gain_probability + delta * (1 - delta))
+        return float(losses - gains - n * delta + z * np.sqrt(max(0.0, variance)))
+
+    # The score is zero at the estimate, where the variance may be zero too (no discordance): start just above.
+    start = (losses - gains) / n + 1e-12
+    return float(brentq(excess, start, 1.0, xtol=1e-12))
+
+
+def clopper_pearson(losses: float, gains: float, n: float, confidence: float) -> float:
+    """Exact and conservative: the upper bound of P(loss) less the lower bound of P(gain), at half the risk each.
+
+    Clopper and Pearson (Biometrika 26, 1934), joined by Bonferroni's inequality, so it holds whatever the
+    dependence of losses and gains.
+    """
+    risk = (1 - confidence) / 2
+    upper = 1.0 if losses >= n else float(betaincinv(losses + 1, n - losses, 1 - risk))
+    lower = 0.0 if gains <= 0 else float(betaincinv(gains, n - gains + 1, risk))
+    return upper - lower
+
+
+def bootstrap(drops: np.ndarray, confidence: float, seed: int, resamples: int = 9999) -> tuple[float, float]:
+    """Lower and upper one-sided bounds on the mean of `drops` ``(n,)`` by the BCa bootstrap, seeded.
+
+    Bias-corrected and accelerated percentiles of the resampled means (Efron, JASA 82, 1987). A bootstrap
+    cannot see what is rarer than one sample in `n`; where all drops are equal both bounds are that drop.
+    """
+    n, mean = len(drops), float(drops.mean())
+    centred = drops - mean
+    spread = float((centred**2).sum())
+    if spread <= n * (1e-12 * max(1.0, float(np.abs(drops).max()))) ** 2:
+        return mean, mean
+    rng = np.random.default_rng(seed)
+    chunk = max(1, 4_000_000 // n)
+    means = np.concatenate(
+        [drops[rng.integers(0, n, (min(chunk, resamples - i), n))].mean(axis=1) for i in range(0, resamples, chunk)]
+    )
+    normal = NormalDist()
+    below = ((means < mean).sum() + 0.5 * (means == mean).sum() + 0.5) / (resamples + 1)
+    bias = normal.inv_cdf(float(below))
+    acceleration = float((centred**3).sum()) / (6 * spread**1.5)
+
+    def level(z: float) -> float:
+        return normal.cdf(bias + (bias + z) / (1 - acceleration * (bias + z)))
+
+    z = normal.inv_cdf(confidence)
+    low, high = np.quantile(means, [level(-z), level(z)])
+    return float(low), float(high)

@@ -1,0 +1,151 @@
+"""The near end of a measuring process: starts it, asks it, and says clearly when it has died."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from slimline.errors import SlimlineError
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Samples, in seconds of one run, less the seconds in which another process had the core.
+
+    `waited` is what was taken off each; None where that is not known (more than one thread, or not Linux).
+    """
+
+    seconds: list[float]
+    waited: list[float] | None
+
+
+class Worker:
+    """One artifact, loaded by its runtime in a process of its own; a context manager.
+
+    Parameters
+    ----------
+    artifact : the file (or folder) to load.
+    threads : that the runtime may compute with.
+
+    Raises
+    ------
+    SlimlineError
+        If the artifact cannot be loaded, or the process dies, now or at any request.
+    """
+
+    def __init__(self, artifact: Path, threads: int = 1) -> None:
+        if threads < 1:
+            raise SlimlineError(f"threads must be at least 1, not {threads}.")
+        if not artifact.exists():
+            raise SlimlineError(f"There is no artifact at {artifact}: check the path.")
+        self.artifact = artifact
+        self._folder = tempfile.TemporaryDirectory(prefix="slimline-worker-")
+        self.folder = Path(self._folder.name)
+        self._said = self.folder / "stderr.txt"
+        with self._said.open("wb") as said:
+            self._process = subprocess.Popen(
+                # -P: a file in the current folder must not stand in for a package.
+                [sys.executable, "-P", "-m", "slimline.measure.worker", str(artifact), str(threads)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=said,
+                text=True,
+            )
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._requests, self._replies = self._process.stdin, self._process.stdout
+        try:
+            self._receive()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
+
+    def time(self, inputs: Sequence[Path], repeats: int = 1, samples: int = 1, warm: int = 0) -> Timing:
+        """Time runs on the batch in the files `inputs`: `samples` of them, each the mean of `repeats`."""
+        files = [str(f) for f in inputs]
+        reply = self._ask(do="time", inputs=files, repeats=repeats, samples=samples, warm=warm)
+        return Timing(reply["seconds"], reply["waited"])
+
+    def predict(self, inputs: tuple[np.ndarray, ...], batch: int) -> np.ndarray:
+        """The outputs ``(n, …)`` for inputs ``(n, …)``, run `batch` rows at a time."""
+        output = self.folder / "output.npy"
+        self._ask(do="predict", inputs=[str(f) for f in save(self.folder, inputs)], batch=batch, output=str(output))
+        found: np.ndarray = np.load(output, allow_pickle=False)
+        return found
+
+    def memory(self) -> tuple[int | None, int | None]:
+        """Peak resident bytes so far, and resident bytes before the artifact was loaded; None where unknown."""
+        reply = self._ask(do="memory")
+        return reply["peak_bytes"], reply["baseline_bytes"]
+
+    def close(self) -> None:
+        """End the process and remove its files."""
+        self._replies.close()
+        with suppress(BrokenPipeError):  # it died with a request unread; whoever asked has been told
+            self._requests.close()
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._folder.cleanup()
+
+    def _ask(self, **request: Any) -> dict[str, Any]:
+        try:
+            self._requests.write(json.dumps(request) + "\n")
+            self._requests.flush()
+        except BrokenPipeError as error:
+            raise self._death() from error
+        return self._receive()
+
+    def _receive(self) -> dict[str, Any]:
+        line = self._replies.readline()
+        if not line:
+            raise self._death()
+        reply: dict[str, Any] = json.loads(line)
+        if "error" in reply:
+            raise SlimlineError(reply["error"])
+        return reply
+
+    def _death(self) -> SlimlineError:
+        code = self._process.wait()
+        how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+        lines = self._said.read_text(errors="replace").split("\n")
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+        return SlimlineError(f"The process that runs {self.artifact} died ({how}): {last}")
+
+
+def save(folder: Path, inputs: tuple[np.ndarray, ...]) -> list[Path]:
+    """Write each of `inputs` to a fresh ``.npy`` file in `folder`; a name is never used again with other content."""
+    folder = Path(tempfile.mkdtemp(dir=folder))
+    files = [folder / f"{i}.npy" for i in range(len(inputs))]
+    for file, array in zip(files, inputs, strict=True):
+        np.save(file, array, allow_pickle=False)
+    return files
+
+
+def tile(inputs: tuple[np.ndarray, ...], batch: int) -> tuple[np.ndarray, ...]:
+    """The first `batch` rows, the rows repeated where there are fewer."""
+    if not inputs or not len(inputs[0]):
+        raise SlimlineError("There are no input rows to measure with: give at least one.")
+    return tuple(np.ascontiguousarray(x[np.arange(batch) % len(x)]) for x in inputs)

@@ -1,0 +1,43 @@
+"""How much room an artifact takes: on disk, and in memory while it runs."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from slimline.errors import SlimlineError
+from slimline.measure.process import Worker, save, tile
+
+
+def file_bytes(artifact: Path) -> int:
+    """Bytes of an artifact: a file with the ``.data`` file of weights beside it, or all files of a folder."""
+    if not artifact.exists():
+        raise SlimlineError(f"There is no artifact at {artifact}: check the path.")
+    if artifact.is_dir():
+        return sum(f.stat().st_size for f in artifact.rglob("*") if f.is_file())
+    weights = artifact.with_name(artifact.name + ".data")
+    return artifact.stat().st_size + (weights.stat().st_size if weights.exists() else 0)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Resident memory of a process that loads one artifact and runs it.
+
+    Attributes
+    ----------
+    peak_bytes : the most that was resident, Python and the runtime's libraries included; None where unknown.
+    baseline_bytes : what was resident before the runtime and the artifact were loaded.
+    """
+
+    peak_bytes: int | None
+    baseline_bytes: int | None
+
+
+def measure_memory(artifact: Path, inputs: tuple[np.ndarray, ...], batch: int = 1, threads: int = 1) -> Memory:
+    """Load `artifact` in a process of its own, run one batch of real rows three times, and read the peak (VmHWM)."""
+    with tempfile.TemporaryDirectory(prefix="slimline-inputs-") as folder, Worker(artifact, threads) as worker:
+        worker.time(save(Path(folder), tile(inputs, batch)), repeats=3)
+        return Memory(*worker.memory())

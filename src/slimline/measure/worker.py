@@ -1,0 +1,165 @@
+"""A fresh process that loads one artifact and answers requests: ``python -m slimline.measure.worker ARTIFACT THREADS``.
+
+Requests and replies are lines of JSON on stdin and stdout; arrays travel as ``.npy`` files, never as pickles.
+The first line out says that the artifact is loaded; an ``{"error": sentence}`` is the last line out. At the end
+of stdin the worker leaves, so none outlives the process that started it. The other end is
+`slimline.measure.process.Worker`.
+
+=========== ==================================================== =================================
+``do``      further keys                                         reply
+=========== ==================================================== =================================
+``time``    ``inputs`` (files of one batch), ``repeats`` runs a  ``seconds``: of one run, and
+            sample, ``samples``, ``warm`` untimed runs before    ``waited``: taken off; a sample each
+``predict`` ``inputs`` (files), ``batch`` rows a run, ``output`` ``shape`` of what ``output`` holds
+``memory``                                                       ``peak_bytes``, ``baseline_bytes``
+=========== ==================================================== =================================
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from slimline.errors import SlimlineError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+
+    from slimline.runtimes.base import Session
+
+# numpy and the runtime are imported in `main`, after this many threads have been fixed for their libraries.
+_THREAD_SETTINGS = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "TF_NUM_INTRAOP_THREADS",
+    "TF_NUM_INTEROP_THREADS",
+)
+
+_LONGEST_LOOK = 5e-4  # seconds to read a line of /proc; it takes some 5 µs
+
+
+def _resident_bytes(field: str) -> int | None:
+    """``VmHWM`` (peak) or ``VmRSS`` (now) of this process; None where the system has no /proc."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return None
+    lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+    return int(lines[field].split()[0]) * 1024
+
+
+class _Clock:
+    """Times a call, less the time in which the system had given this thread's core to another process.
+
+    Linux counts that wait exactly (the second figure of schedstat). It is taken off only where the artifact runs on one
+    thread: with more, one may wait for another of the same artifact. Elsewhere `waits` is False and nothing is.
+    """
+
+    def __init__(self, threads: int) -> None:
+        book = Path("/proc/self/schedstat")
+        self.waits = threads == 1 and book.exists()
+        self._book = os.open(book, os.O_RDONLY) if self.waits else -1
+
+    def _waited(self) -> float:
+        return int(os.pread(self._book, 64, 0).split()[1]) * 1e-9 if self.waits else 0.0
+
+    def time(self, run: Callable[[], None]) -> tuple[float, float]:
+        """Seconds that `run` took, and seconds of waiting taken off."""
+        while True:
+            opened, waited = perf_counter(), self._waited()
+            start = perf_counter()
+            run()
+            end = perf_counter()
+            waited = self._waited() - waited
+            # Interrupted while reading the book, there is no telling which side the wait was on.
+            if max(start - opened, perf_counter() - end) < _LONGEST_LOOK:
+                return end - start - waited, waited
+
+
+class _Server:
+    """The loaded artifact and the inputs it was last asked about."""
+
+    def __init__(self, session: Session, clock: _Clock, baseline: int | None) -> None:
+        self.session = session
+        self.clock = clock
+        self.baseline = baseline
+        self.files: tuple[str, ...] = ()
+        self.inputs: tuple[np.ndarray, ...] = ()
+
+    def _load(self, files: list[str]) -> tuple[np.ndarray, ...]:
+        import numpy as np
+
+        if tuple(files) != self.files:
+            self.files, self.inputs = tuple(files), tuple(np.load(f, allow_pickle=False) for f in files)
+        return self.inputs
+
+    def time(self, inputs: list[str], repeats: int, samples: int, warm: int) -> dict[str, Any]:
+        batch = self._load(inputs)
+        run = self.session.run
+
+        def runs() -> None:
+            for _ in range(repeats):
+                run(batch)
+
+        gc.disable()
+        for _ in range(warm):
+            run(batch)
+        timed = [self.clock.time(runs) for _ in range(samples)]
+        gc.enable()
+        waited = [w / repeats for _, w in timed] if self.clock.waits else None
+        return {"seconds": [s / repeats for s, _ in timed], "waited": waited}
+
+    def predict(self, inputs: list[str], batch: int, output: str) -> dict[str, Any]:
+        import numpy as np
+
+        rows = self._load(inputs)
+        parts = [self.session.run(tuple(x[i : i + batch] for x in rows)) for i in range(0, len(rows[0]), batch)]
+        whole = np.concatenate(parts)
+        np.save(output, whole, allow_pickle=False)
+        return {"shape": list(whole.shape)}
+
+    def memory(self) -> dict[str, Any]:
+        return {"peak_bytes": _resident_bytes("VmHWM"), "baseline_bytes": self.baseline}
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        verbs: dict[str, Callable[..., dict[str, Any]]] = {
+            "time": self.time,
+            "predict": self.predict,
+            "memory": self.memory,
+        }
+        return verbs[request.pop("do")](**request)
+
+
+def main(artifact: str, threads: str) -> int:
+    """Serve until stdin ends."""
+    # Native libraries print to descriptor 1: it becomes stderr, and the replies keep a copy of their own.
+    replies = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    os.environ.update(dict.fromkeys(_THREAD_SETTINGS, threads))
+    try:
+        from slimline.runtimes.base import runtime_for
+
+        baseline = _resident_bytes("VmRSS")
+        path = Path(artifact)
+        server = _Server(runtime_for(path).load(path, int(threads)), _Clock(int(threads)), baseline)
+        print("{}", file=replies)
+        for line in sys.stdin:
+            print(json.dumps(server.answer(json.loads(line))), file=replies)
+    except SlimlineError as error:
+        print(json.dumps({"error": str(error)}), file=replies)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

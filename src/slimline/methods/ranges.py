@@ -1,0 +1,243 @@
+"""Integer grids, and the ranges that calibration finds for them: streaming, in bounded memory.
+
+An observer sees the batches of one tensor and answers the range its grid should cover. Histograms have
+bins whose width is a power of two and whose edges include zero, so that doubling the width merges pairs
+of bins exactly: what an observer answers does not depend on the order of the batches.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from slimline.errors import SlimlineError, unknown
+from slimline.graph.quantization import Grid
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+_BINS = 4096  # on each side of zero; at least half of the longer side is in use
+_SMALLEST = float(np.finfo(np.float32).tiny) * 2**23  # scale whose square and reciprocal are still sound in float32
+
+
+class Observer(Protocol):
+    """What is asked of an observer."""
+
+    def see(self, array: Array) -> None:
+        """Take in one batch, of any shape and any float dtype."""
+
+    def range(self) -> tuple[float, float]:
+        """Lowest and highest real number that the grid should hold."""
+
+
+class MinMax:
+    """The whole range seen. `name` is that of the value, for messages."""
+
+    def __init__(self, name: str = "the value") -> None:
+        self.name = name
+        self.low = math.inf
+        self.high = -math.inf
+
+    def see(self, array: Array) -> None:
+        """Widen the range by `array`; NaN and infinity are refused."""
+        if array.size == 0:
+            return
+        low, high = float(array.min()), float(array.max())
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise SlimlineError(
+                f"Calibration met NaN or infinity in {self.name}: check the calibration data and the model's weights."
+            )
+        self.low, self.high = min(self.low, low), max(self.high, high)
+
+    def range(self) -> tuple[float, float]:
+        """The least and the greatest number seen."""
+        if self.low > self.high:
+            raise SlimlineError(f"Calibration saw no number of {self.name}: give at least one calibration batch.")
+        return self.low, self.high
+
+
+class _Histogram(MinMax):
+    """Counts of the numbers seen, beside their extremes; exact zeros are counted apart.
+
+    Attributes
+    ----------
+    counts : int64 ``(2 * _BINS,)``; bin ``_BINS + i`` holds ``i * width <= x < (i + 1) * width``.
+    width : of a bin, a power of two; 0.0 before the first number other than zero.
+    zeros : count of exact zeros, whose error is none on any grid.
+    """
+
+    def __init__(self, name: str = "the value") -> None:
+        super().__init__(name)
+        self.counts = np.zeros(2 * _BINS, np.int64)
+        self.width = 0.0
+        self.zeros = 0
+
+    def see(self, array: Array) -> None:
+        """Count the numbers of `array`."""
+        super().see(array)
+        if array.size == 0:
+            return
+        zeros = array.size - int(np.count_nonzero(array))
+        self.zeros += zeros
+        top = max(abs(self.low), abs(self.high))
+        if top == 0.0:
+            return
+        # The smallest power of two with every number inside; `top` itself may lie on the open edge.
+        width = 2.0 ** (math.frexp(top)[1]) / _BINS
+        if self.width == 0.0:
+            self.width = width
+        while self.width < width:
+            self._double()
+        scaled = np.floor(array.ravel() * (1.0 / self.width))
+        index = scaled.astype(np.int64) + _BINS
+        self.counts += np.bincount(index, minlength=2 * _BINS)
+        self.counts[_BINS] -= zeros
+
+    def _double(self) -> None:
+        merged = self.counts.reshape(-1, 2).sum(1)
+        self.counts[:] = 0
+        self.counts[_BINS // 2 : _BINS // 2 + _BINS] = merged
+        self.width *= 2.0
+
+    def points(self) -> tuple[Array, Array]:
+        """Centres (clipped to the extremes) and counts of the bins that hold anything, both ``(n,)``."""
+        used = np.flatnonzero(self.counts)
+        centres = np.clip((used - _BINS + 0.5) * self.width, self.low, self.high)
+        return centres, self.counts[used]
+
+
+class Percentile(_Histogram):
+    """The range that keeps `percentile` percent of the absolute values (exact to a bin)."""
+
+    def __init__(self, percentile: float = 99.99, name: str = "the value") -> None:
+        super().__init__(name)
+        self.percentile = percentile
+
+    def range(self) -> tuple[float, float]:
+        """The extremes, clipped to plus and minus the percentile of the absolute values."""
+        low, high = super().range()
+        centres, counts = self.points()
+        total = int(counts.sum()) + self.zeros
+        order = np.argsort(np.abs(centres), kind="stable")
+        covered = self.zeros + np.cumsum(counts[order])
+        if covered.size == 0:
+            return low, high
+        at = int(np.searchsorted(covered, total * self.percentile / 100.0))
+        limit = abs(float(centres[order][min(at, covered.size - 1)])) + self.width / 2
+        return max(low, -limit), min(high, limit)
+
+
+class MSE(_Histogram):
+    """The clipping range of least squared quantization error on an affine grid of `bits`.
+
+    A range is searched first by shrinking both ends together, then one end at a time. A range that lies
+    on one side of zero keeps zero as its other end.
+    """
+
+    def __init__(self, bits: int = 8, name: str = "the value") -> None:
+        super().__init__(name)
+        self.bits = bits
+
+    def range(self) -> tuple[float, float]:
+        """The best range found; never wider than what was seen."""
+        low, high = super().range()
+        low, high = min(low, 0.0), max(high, 0.0)
+        centres, counts = self.points()
+        if centres.size == 0:
+            return low, high
+
+        def best(candidates: list[tuple[float, float]]) -> tuple[float, float]:
+            errors = [squared_error(centres, counts, affine_grid(a, b, self.bits)) for a, b in candidates]
+            return candidates[int(np.argmin(errors))]
+
+        coarse = [float(f) for f in np.linspace(1.0, 0.02, 99)]
+        found = best([(low * f, high * f) for f in coarse])
+        if low == 0.0 or high == 0.0:
+            best_factor = (found[1] - found[0]) / (high - low)
+            factors = np.linspace(max(best_factor - 0.01, 1e-3), min(best_factor + 0.01, 1.0), 21)
+            return best([found, *((low * float(f), high * float(f)) for f in factors)])
+        for _ in range(3):
+            before = found
+            found = best([found, *((low * f, found[1]) for f in coarse)])
+            found = best([found, *((found[0], high * f) for f in coarse)])
+            if found == before:
+                break
+        return found
+
+
+def squared_error(points: Array, counts: Array, grid: Grid) -> float:
+    """Sum of ``counts * (points - fake_quantize(points))**2`` on a per-tensor grid."""
+    difference = points - fake_quantize(points, grid)
+    return float(np.dot(counts, difference * difference))
+
+
+def observer(name: str, percentile: float = 99.99, value: str = "the value") -> Observer:
+    """An observer by its name in a recipe: ``minmax``, ``percentile`` or ``mse``; `value` is for messages."""
+    if name == "minmax":
+        return MinMax(value)
+    if name == "percentile":
+        return Percentile(percentile, value)
+    if name == "mse":
+        return MSE(8, value)
+    raise unknown("observer", name, ("minmax", "percentile", "mse"))
+
+
+def affine_grid(low: float, high: float, bits: int = 8, signed: bool = False) -> Grid:
+    """The per-tensor grid of ``2**bits`` levels over ``[low, high]``, widened to hold zero exactly.
+
+    The scale is a float32 number, as every runtime stores it. A range of width zero gives a grid that
+    holds zero and steps of one.
+    """
+    low, high = min(float(low), 0.0), max(float(high), 0.0)
+    levels = 2**bits - 1
+    first = -(2 ** (bits - 1)) if signed else 0
+    scale = 1.0 if high == low else max(float(np.float32((high - low) / levels)), _SMALLEST)
+    zero = min(max(first + round(-low / scale), first), first + levels)
+    dtype: Literal["int8", "uint8"] = "int8" if signed else "uint8"
+    return Grid(scale=(scale,), zero_point=(zero,), low=first, high=first + levels, dtype=dtype)
+
+
+def symmetric_grid(weight: Array, axis: int | None, bits: int = 8) -> Grid:
+    """The symmetric grid ``-127 … 127`` (for 8 bits) of a weight, one scale per position of `axis`, or one in all.
+
+    A slice of zeros takes the largest scale of the others, and 1 where all are zero.
+    """
+    if not np.isfinite(weight).all():
+        raise SlimlineError("A weight holds NaN or infinity: mend the model before it is quantized.")
+    high = 2 ** (bits - 1) - 1
+    rows = weight.reshape(1, -1) if axis is None else np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
+    top = np.abs(rows).max(axis=1, initial=0.0).astype(np.float64)
+    scales = np.maximum((top / high).astype(np.float32), np.float32(_SMALLEST))
+    spare = scales[top > 0].max() if (top > 0).any() else np.float32(1.0)
+    scales = np.where(top > 0, scales, spare)
+    return Grid(
+        scale=tuple(float(s) for s in scales),
+        zero_point=(0,) * len(scales),
+        low=-high,
+        high=high,
+        axis=axis,
+        dtype="int8",
+    )
+
+
+def quantize(x: Array, grid: Grid) -> Array:
+    """The integers (of ``grid.dtype``) nearest to `x`, ties to even, clipped to the grid; shape of `x`."""
+    scale, zero = _spread(x, grid)
+    result: Array = np.clip(np.rint(x / scale) + zero, grid.low, grid.high).astype(grid.dtype)
+    return result
+
+
+def fake_quantize(x: Array, grid: Grid) -> Array:
+    """`x` rounded to the grid, in its own shape and float dtype (float64 arithmetic for float64)."""
+    scale, zero = _spread(x, grid)
+    result: Array = (np.clip(np.rint(x / scale) + zero, grid.low, grid.high) - zero) * scale
+    return result
+
+
+def _spread(x: Array, grid: Grid) -> tuple[Array, Array]:
+    """Scale and zero point of `x`'s dtype, shaped to broadcast against `x`."""
+    shape = [1] * x.ndim
+    if grid.axis is not None:
+        shape[grid.axis] = -1
+    return np.asarray(grid.scale, x.dtype).reshape(shape), np.asarray(grid.zero_point, x.dtype).reshape(shape)

@@ -1,0 +1,90 @@
+"""Structured pruning on arrays: how much each position of a unit matters, and which positions go."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Scores = NDArray[np.float64]
+
+
+def slice_scores(
+    weight: NDArray[np.floating], dim: int, criterion: str, gradient: NDArray[np.floating] | None = None
+) -> Scores:
+    """Importance of every slice of `weight` along dimension `dim`, additive over the slices of a unit.
+
+    ``l1``: sum of magnitudes; ``l2``: sum of squares (Li et al. 2017, arXiv:1608.08710); ``taylor``: sum of
+    ``|weight * gradient|``, the first-order change of the loss (Molchanov et al. 2019, arXiv:1906.10771).
+    Returns ``(weight.shape[dim],)`` float64.
+    """
+    rest = tuple(i for i in range(weight.ndim) if i != dim)
+    w = np.asarray(weight, np.float64)
+    if criterion == "l1":
+        return np.abs(w).sum(axis=rest)
+    if criterion == "l2":
+        return np.square(w).sum(axis=rest)
+    if criterion == "taylor":
+        if gradient is None:
+            raise ValueError("the taylor criterion needs gradients")
+        return np.abs(w * gradient).sum(axis=rest)
+    raise ValueError(f"unknown criterion {criterion!r}")
+
+
+def round_width(kept: int, size: int, multiple: int) -> int:
+    """The multiple of `multiple` nearest to `kept` (up at a tie), at least one multiple and at most
+    `size`; `kept` itself, at least 1, where the unit is smaller than one multiple."""
+    if size < multiple:
+        return max(1, kept)
+    return min(size // multiple * multiple, max(multiple, int(kept / multiple + 0.5) * multiple))
+
+
+def lowest(scores: Scores, count: int) -> tuple[int, ...]:
+    """Positions of the `count` smallest scores, ascending; ties go to the later position."""
+    order = np.lexsort((-np.arange(len(scores)), scores))
+    return tuple(sorted(order[:count].tolist()))
+
+
+def select_local(scores: Sequence[Scores], fixed: Sequence[int], ratio: float, multiple: int) -> list[tuple[int, ...]]:
+    """The same part of every unit, lowest scores first.
+
+    Parameters
+    ----------
+    scores : one array per unit.
+    fixed : positions of the same axis that always stay, which count towards its width.
+    ratio : part of each axis that goes.
+    multiple : widths that remain are rounded to it.
+    """
+    chosen = []
+    for s, f in zip(scores, fixed, strict=True):
+        size = len(s) + f
+        kept = round_width(size - int(ratio * size + 1e-9), size, multiple)
+        chosen.append(lowest(s, min(max(size - kept, 0), len(s) - (f == 0))))
+    return chosen
+
+
+def select_global(
+    scores: Sequence[Scores], fixed: Sequence[int], ratio: float, multiple: int, groups: Sequence[object] | None = None
+) -> list[tuple[int, ...]]:
+    """The positions with the lowest scores relative to their unit's mean, over all units of a group.
+
+    `groups` gives each unit the group it is ranked in (one for all by default); every group loses the part
+    `ratio` of its positions.
+    """
+    label = list(groups) if groups is not None else [0] * len(scores)
+    counts = [0] * len(scores)
+    for group in dict.fromkeys(label):
+        members = [i for i, g in enumerate(label) if g == group]
+        relative = np.concatenate([scores[i] / max(float(scores[i].mean()), 1e-300) for i in members])
+        unit = np.concatenate([np.full(len(scores[i]), i) for i in members])
+        total = sum(len(scores[i]) + fixed[i] for i in members)
+        order = np.argsort(relative, kind="stable")[: int(ratio * total + 1e-9)]
+        for i in members:
+            counts[i] = int((unit[order] == i).sum())
+    chosen = []
+    for s, f, count in zip(scores, fixed, counts, strict=True):
+        size = len(s) + f
+        kept = round_width(size - count, size, multiple)
+        chosen.append(lowest(s, min(max(size - kept, 0), len(s) - (f == 0))))
+    return chosen

@@ -1,0 +1,155 @@
+"""Recipes: the steps of a compression, in an order that has a meaning, with all that decides what they do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+import yaml
+from pydantic import Field, model_validator
+
+from slimline.errors import SlimlineError, unknown
+from slimline.recipe.budget import Budget
+from slimline.recipe.config import Config, as_mapping
+from slimline.recipe.steps import STEPS, AnyStep, ChannelPruning, Step
+
+ORDER = {
+    ("quantization", "structural"): "its integer grids belong to the shapes they were measured with",
+    ("quantization", "recovery"): "training moves weights off their integer grids",
+    ("quantization", "quantization"): "the values are on integer grids already",
+}
+"""What may not follow what, directly or later, and why: (kind before, kind after)."""
+
+
+class Recipe(Config):
+    """All that decides what a compression does; with the model and the data it can be replayed.
+
+    Attributes
+    ----------
+    steps : in the order in which they are done.
+    target : the runtime the result is for; None takes the framework's usual one.
+    budget : the limits.
+    seed : of every random choice.
+    batch_sizes : at which latency is measured.
+    threads : with which the artifact runs.
+    description : for people.
+    """
+
+    schema_: Annotated[Literal[1], Field(alias="schema")] = 1
+    description: str = ""
+    steps: tuple[AnyStep, ...]
+    target: str | None = None
+    budget: Budget = Budget()
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    batch_sizes: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (1, 32)
+    threads: Annotated[int, Field(ge=1)] = 1
+
+    @model_validator(mode="after")
+    def _meaningful(self) -> Recipe:
+        check_order(self.steps)
+        return self
+
+    def needs(self) -> dict[str, str]:
+        """Roles of samples that the steps read, each with the name of the first step that does."""
+        needed: dict[str, str] = {}
+        for step in self.steps:
+            for role in step.needs:
+                needed.setdefault(role, type(step).__name__)
+        return needed
+
+    def dump(self) -> str:
+        """YAML with every field in full; `parse` gives an equal recipe."""
+        return yaml.safe_dump(self.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
+
+
+def check_order(steps: Sequence[Step], done: Sequence[str] = ()) -> None:
+    """Refuse an order that has no meaning.
+
+    Parameters
+    ----------
+    steps : to be done.
+    done : names of the steps that the model already went through.
+    """
+    earlier = [(name, STEPS[name].kind) for name in done if name in STEPS]
+    for position, step in enumerate(steps):
+        name = type(step).__name__
+        for before, kind in earlier:
+            if reason := ORDER.get((kind, step.kind)):
+                raise SlimlineError(f"{name} cannot follow {before}, because {reason}: put it before {before}.")
+        if step.kind == "recovery" and not earlier:
+            raise SlimlineError(f"{name} comes first and has nothing to recover: put it after the step it repairs.")
+        recovered = position + 1 < len(steps) and steps[position + 1].kind == "recovery"
+        if isinstance(step, ChannelPruning) and step.schedule == "iterative" and not recovered:
+            raise SlimlineError(
+                "Iterative ChannelPruning recovers after every round: let a Distillation step follow, or use schedule: "
+                "uniform."
+            )
+        earlier.append((name, step.kind))
+
+
+def parse(text: str, where: str = "The recipe") -> Recipe:
+    """The recipe in YAML `text`; `where` names it in messages."""
+    try:
+        loaded = yaml.safe_load(text)
+    except yaml.YAMLError as e:
+        mark = getattr(e, "problem_mark", None)
+        place = f" at line {mark.line + 1}" if mark else ""
+        raise SlimlineError(f"{where} is not YAML{place}: {getattr(e, 'problem', None) or 'unreadable'}.") from e
+    if isinstance(loaded, list):
+        loaded = {"steps": loaded}
+    return Recipe.model_validate(dict(as_mapping(loaded, where)))
+
+
+def presets() -> dict[str, Recipe]:
+    """The recipes that come with slimline, by name."""
+    folder = resources.files("slimline.recipe") / "presets"
+    files = sorted((f for f in folder.iterdir() if f.name.endswith(".yaml")), key=lambda f: f.name)
+    return {f.name.removesuffix(".yaml"): parse(f.read_text("utf-8"), f.name) for f in files}
+
+
+def load_recipe(
+    source: str | Path | Step | Sequence[Step] | Recipe,
+    target: str | None = None,
+    trainable: bool = True,
+    **settings: Any,
+) -> Recipe:
+    """The recipe that `source` names.
+
+    Parameters
+    ----------
+    source : ``"auto"``, a preset's name, the path of a YAML file, a step, a list of steps or a recipe.
+    target : the runtime, for a recipe that names none.
+    trainable : whether there is training data; ``auto`` means ``balanced`` with it and ``int8`` without.
+    settings : fields of `Recipe` that replace the recipe's own; None leaves them.
+    """
+    if isinstance(source, Recipe):
+        recipe = source
+    elif isinstance(source, Step):
+        recipe = Recipe(steps=(cast(AnyStep, source),))
+    elif isinstance(source, str | Path):
+        recipe = _named(str(source), trainable)
+    else:
+        if not all(isinstance(step, Step) for step in source):
+            raise SlimlineError("A recipe given as a list must hold steps, such as slimline.ChannelPruning(ratio=0.5).")
+        recipe = Recipe(steps=cast("tuple[AnyStep, ...]", tuple(source)))
+    given = {key: value for key, value in settings.items() if value is not None}
+    if recipe.target is None and target is not None:
+        given.setdefault("target", target)
+    return Recipe.model_validate({**{name: getattr(recipe, name) for name in Recipe.model_fields}, **given})
+
+
+def _named(name: str, trainable: bool) -> Recipe:
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name)
+        try:
+            return parse(path.read_text("utf-8"), str(path))
+        except (OSError, UnicodeDecodeError) as e:
+            raise SlimlineError(f"The recipe {path} cannot be read: {getattr(e, 'strerror', None) or e}.") from e
+    known = presets()
+    if name == "auto":
+        return known["balanced" if trainable else "int8"]
+    if name not in known:
+        raise unknown("recipe", name, ["auto", *known])
+    return known[name]

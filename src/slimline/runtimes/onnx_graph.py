@@ -1,0 +1,368 @@
+"""Rewrites of an exported ONNX graph into the form ONNX Runtime fuses into integer kernels.
+
+`slimline.frameworks.torch.fakequant` leaves rounding operators in the program, which `translations` carries
+into ONNX as one private operator, ``slimline::FakeQuantize``, so that no constant folding can touch them.
+The passes here turn them into standard QuantizeLinear/DequantizeLinear (QDQ) pairs: weights become int8
+initializers, biases int32 ones on the product of the scales of input and weight, and activations pairs on
+uint8. Last, everything that is no part of the computation (names, traces, inferred shapes) is dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from slimline.graph.quantization import Grid
+from slimline.methods.ranges import quantize
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+_DOMAIN = "slimline"
+_OP = "FakeQuantize"
+_MOVES = {"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Identity"}
+_BIASED = {"Conv", "Gemm"}
+_INT32 = np.iinfo(np.int32)
+
+
+def translations() -> dict[Any, Callable[..., Any]]:
+    """The ``custom_translation_table`` for `torch.onnx.export` that keeps rounding operators whole."""
+    import torch
+    from onnxscript import values
+
+    parameter, attribute = onnx.defs.OpSchema.FormalParameter, onnx.defs.OpSchema.Attribute
+    kinds = onnx.defs.OpSchema.AttrType
+    optional = onnx.defs.OpSchema.FormalParameterOption.Optional
+    schema = onnx.defs.OpSchema(
+        _OP,
+        _DOMAIN,
+        1,
+        inputs=[parameter("x", "T"), parameter("scales", "T", param_option=optional)],
+        outputs=[parameter("y", "T")],
+        type_constraints=[("T", ["tensor(float)"], "")],
+        attributes=[
+            attribute("scale", kinds.FLOAT, required=False),
+            attribute("zero_point", kinds.INT, required=False),
+            attribute("axis", kinds.INT, required=False),
+            attribute("low", kinds.INT),
+            attribute("high", kinds.INT),
+        ],
+    )
+    operator = values.Op(values.Opset(_DOMAIN, 1), _OP, schema)
+
+    def tensor(x: Any, scale: float, zero_point: int, quant_min: int, quant_max: int) -> Any:
+        return operator(x, scale=scale, zero_point=zero_point, low=quant_min, high=quant_max)
+
+    def channel(x: Any, scale: Any, zero_point: Any, axis: int, quant_min: int, quant_max: int) -> Any:
+        return operator(x, scale, axis=axis, low=quant_min, high=quant_max)
+
+    return {
+        torch.ops.aten.fake_quantize_per_tensor_affine.default: tensor,
+        torch.ops.aten.fake_quantize_per_channel_affine.default: channel,
+    }
+
+
+def rewrite(model: ir.Model) -> None:
+    """Run all passes on `model`, in place."""
+    graph = model.graph
+    _name_nodes(graph)
+    _pool_means(graph)
+    _drop_clamps(graph)
+    _carry_grids(graph)
+    _Expander(graph).run()
+    _drop_unused(graph)
+    _strip(model)
+
+
+def _name_nodes(graph: ir.Graph) -> None:
+    """Name every operator by the user's layer: plainly those with weights, the others with their operator."""
+    taken: set[str] = set()
+    for node in graph:
+        layer, weighted = "", False
+        for value in node.inputs[1:2]:
+            source = value.producer() if value is not None else None
+            value = source.inputs[0] if source is not None and source.op_type in (_OP, "Transpose") else value
+            if (
+                value is not None
+                and value.name in graph.initializers
+                and node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")
+            ):
+                layer, weighted = str(value.name).rpartition(".")[0], True
+        if not weighted:
+            scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes", "")
+            parts = [part.strip(" '\"") for part in scopes.strip("[]").split(",")]
+            layer = parts[-2] if len(parts) > 1 else ""
+        name = layer if weighted and layer else f"{layer}/{node.op_type}".lstrip("/")
+        unique, count = name, 1
+        while unique in taken:
+            count += 1
+            unique = f"{name}_{count}"
+        taken.add(unique)
+        node.name = unique
+
+
+def _pool_means(graph: ir.Graph) -> None:
+    """Write a mean over all spatial dimensions as GlobalAveragePool, which has an integer kernel."""
+    for node in list(graph):
+        if node.op_type != "ReduceMean" or len(node.inputs) < 2:
+            continue
+        x, axes = node.inputs[0], _constant(node.inputs[1])
+        if x is None or x.shape is None or axes is None or len(x.shape) < 3:
+            continue
+        rank = len(x.shape)
+        if sorted(int(a) % rank for a in axes.ravel()) != list(range(2, rank)):
+            continue
+        mean = node.outputs[0]
+        pool = ir.node("GlobalAveragePool", [x], name=node.name)
+        made = [pool]
+        if not _attribute(node, "keepdims", 1):
+            rounding = _sole_rounding(mean)
+            if rounding is not None:  # round before the reshape too, so that the pool itself is integer
+                made.append(_rounding_like(rounding, made[-1].outputs[0]))
+            made.append(ir.node("Flatten", [made[-1].outputs[0]], {"axis": 1}, name=f"{node.name}/Flatten"))
+        _replace(graph, node, made)
+
+
+def _drop_clamps(graph: ir.Graph) -> None:
+    """Remove Relu and Clip where the integer range that follows clamps as much."""
+    for node in list(graph):
+        if node.op_type not in ("Relu", "Clip"):
+            continue
+        rounding = _sole_rounding(node.outputs[0])
+        if rounding is None or node.inputs[0] is None:
+            continue
+        grid = _grid(rounding)
+        bottom = (grid.low - grid.zero_point[0]) * grid.scale[0]
+        top = (grid.high - grid.zero_point[0]) * grid.scale[0]
+        low, high = 0.0, np.inf
+        if node.op_type == "Clip":
+            limits = [None if v is None else _constant(v) for v in node.inputs[1:]]
+            if any(v is not None and c is None for v, c in zip(node.inputs[1:], limits, strict=True)):
+                continue
+            low = -np.inf if not limits or limits[0] is None else float(limits[0])
+            high = np.inf if len(limits) < 2 or limits[1] is None else float(limits[1])
+        # Less than half a step beyond the limit rounds onto the same level as the limit does.
+        if bottom > low - grid.scale[0] / 2 and top < high + grid.scale[0] / 2:
+            _replace(graph, node, [], node.inputs[0])
+
+
+def _carry_grids(graph: ir.Graph) -> None:
+    """Round again after operators that only move numbers, so that they run on integers."""
+    for node in list(graph):
+        source = node.inputs[0].producer() if node.op_type in _MOVES and node.inputs and node.inputs[0] else None
+        if source is None or source.op_type != _OP or len(node.outputs) != 1 or _is_weight(source):
+            continue
+        moved = node.outputs[0]
+        users = list(moved.uses())
+        if _sole_rounding(moved) is not None or moved.is_graph_output() or not users:
+            continue
+        rounding = _rounding_like(source, moved)
+        graph.insert_after(node, rounding)
+        for user, index in users:
+            user.replace_input_with(index, rounding.outputs[0])
+
+
+@dataclass
+class _Expander:
+    """Turns rounding operators into integer initializers and QDQ pairs."""
+
+    graph: ir.Graph
+
+    def __post_init__(self) -> None:
+        self.shared: dict[tuple[str, bytes], ir.Value] = {}
+        self.scales: dict[ir.Value, Array] = {}
+        self.count = 0
+
+    def run(self) -> None:
+        """Expand all of them, weights and activations first, biases last."""
+        for node in [n for n in self.graph if n.op_type == _OP and n.domain == _DOMAIN]:
+            if _is_weight(node):
+                self._weight(node)
+            else:
+                self._activation(node)
+        for node in list(self.graph):
+            if node.op_type in _BIASED and len(node.inputs) > 2 and node.inputs[2] is not None:
+                self._bias(node)
+
+    def _activation(self, node: ir.Node) -> None:
+        grid = _grid(node)
+        dtype = np.uint8 if grid.low >= 0 else np.int8
+        scale = np.asarray(grid.scale[0], np.float32)
+        ends = [self._store(scale), self._store(np.asarray(grid.zero_point[0], dtype))]
+        rounded = ir.node("QuantizeLinear", [node.inputs[0], *ends], name="")
+        real = ir.node("DequantizeLinear", [rounded.outputs[0], *ends], name="")
+        _replace(self.graph, node, [rounded, real])
+        self.scales[real.outputs[0]] = scale
+
+    def _weight(self, node: ir.Node) -> None:
+        grid, value = _grid(node), node.inputs[0]
+        weight = _constant(value)
+        assert value is not None and weight is not None
+        integers = quantize(weight, grid)
+        scales = np.asarray(grid.scale if grid.axis is not None else grid.scale[0], np.float32)
+        axis = grid.axis
+        users = [user for user, _ in node.outputs[0].uses()]
+        turned = None
+        if len(users) == 1 and users[0].op_type == "Transpose":  # a linear layer written as a product
+            turned = users[0]
+            order = _attribute(turned, "perm", list(range(weight.ndim))[::-1])
+            integers = np.ascontiguousarray(np.transpose(integers, order))
+            axis = None if axis is None else list(order).index(axis)
+        zeros = self._store(np.zeros(scales.shape, np.int8))  # QGemm and QLinearMatMul want them written out
+        stored = self._initializer(integers, f"{value.name}_quantized")
+        attributes = {} if axis is None else {"axis": axis}
+        real = ir.node("DequantizeLinear", [stored, self._store(scales), zeros], attributes, name="")
+        if turned is not None:
+            _replace(self.graph, turned, [], node.outputs[0])
+        _replace(self.graph, node, [real])
+        self.scales[real.outputs[0]] = scales
+
+    def _bias(self, node: ir.Node) -> None:
+        x, weight, bias = node.inputs[:3]
+        real = None if bias is None else _constant(bias)
+        if x not in self.scales or weight not in self.scales or bias is None or real is None:
+            return
+        if node.op_type == "Gemm" and (_attribute(node, "alpha", 1.0), _attribute(node, "beta", 1.0)) != (1.0, 1.0):
+            return
+        # ONNX Runtime takes the bias to be on exactly this grid.
+        scale = (self.scales[x] * self.scales[weight]).astype(np.float32)
+        steps = np.rint(real.astype(np.float64) / scale.astype(np.float64))
+        integers = np.clip(steps, _INT32.min, _INT32.max).astype(np.int32)
+        if scale.ndim == 0:
+            attributes = {}
+        else:
+            scale, attributes = np.broadcast_to(scale, integers.shape), {"axis": 0}
+        stored = self._initializer(integers, f"{bias.name}_quantized")
+        back = ir.node("DequantizeLinear", [stored, self._store(np.ascontiguousarray(scale))], attributes, name="")
+        self.graph.insert_before(node, back)
+        node.replace_input_with(2, back.outputs[0])
+
+    def _store(self, array: Array) -> ir.Value:
+        """An initializer with this content, shared by all that need the same."""
+        key = (f"{array.dtype}{array.shape}", array.tobytes())
+        if key not in self.shared:
+            self.count += 1
+            self.shared[key] = self._initializer(array, f"slimline_constant_{self.count}")
+        return self.shared[key]
+
+    def _initializer(self, array: Array, name: str) -> ir.Value:
+        tensor = ir.tensor(array, name=name)
+        value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+        self.graph.register_initializer(value)
+        return value
+
+
+def _grid(node: ir.Node) -> Grid:
+    """The grid that a rounding operator carries."""
+    axis = _attribute(node, "axis", None)
+    if axis is None:
+        scale: Sequence[float] = (_attribute(node, "scale", None),)
+        zero: Sequence[int] = (_attribute(node, "zero_point", None),)
+    else:
+        stored = _constant(node.inputs[1])
+        assert stored is not None
+        scale = [float(s) for s in stored]
+        zero = [0] * len(scale)
+    low = _attribute(node, "low", None)
+    return Grid(
+        scale=tuple(scale),
+        zero_point=tuple(zero),
+        low=low,
+        high=_attribute(node, "high", None),
+        axis=axis,
+        dtype="uint8" if low >= 0 else "int8",
+    )
+
+
+def _is_weight(node: ir.Node) -> bool:
+    """Whether a rounding operator rounds a stored tensor."""
+    return _constant(node.inputs[0]) is not None
+
+
+def _sole_rounding(value: ir.Value) -> ir.Node | None:
+    """The rounding operator that alone reads `value`, if that is so."""
+    users = [user for user, _ in value.uses()]
+    if len(users) == 1 and users[0].op_type == _OP and not value.is_graph_output():
+        return users[0]
+    return None
+
+
+def _rounding_like(node: ir.Node, x: ir.Value) -> ir.Node:
+    """Another rounding of `x` to the grid of `node`, an activation's."""
+    return ir.Node(_DOMAIN, _OP, [x], list(node.attributes.values()), name="")
+
+
+def _constant(value: ir.Value | None) -> Array | None:
+    """The content of an initializer."""
+    if value is None or value.const_value is None or value.producer() is not None:
+        return None
+    content: Array = value.const_value.numpy()
+    return content
+
+
+def _attribute(node: ir.Node, name: str, default: Any) -> Any:
+    found = node.attributes.get(name)
+    return default if found is None else found.value
+
+
+def _replace(graph: ir.Graph, node: ir.Node, made: Sequence[ir.Node], result: ir.Value | None = None) -> None:
+    """Put `made` in place of `node`; its one result becomes `result`, or that of the last one made."""
+    graph.insert_before(node, made)
+    new = result if result is not None else made[-1].outputs[0]
+    old = node.outputs[0]
+    if new.shape is None:
+        new.shape, new.type = old.shape, old.type
+    for user, index in list(old.uses()):
+        user.replace_input_with(index, new)
+    for index, output in enumerate(graph.outputs):
+        if output is old:
+            graph.outputs[index] = new
+            old.name, new.name = None, old.name
+    graph.remove(node, safe=True)
+
+
+def _drop_unused(graph: ir.Graph) -> None:
+    """Remove operators and initializers that nothing reads."""
+    for node in reversed(list(graph)):
+        if all(not o.uses() and not o.is_graph_output() for o in node.outputs):
+            graph.remove(node, safe=True)
+    for name, value in list(graph.initializers.items()):
+        if not value.uses() and not value.is_graph_output():
+            del graph.initializers[name]
+
+
+def _strip(model: ir.Model) -> None:
+    """Drop all that is no part of the computation and shorten names; inputs, outputs and layers keep theirs."""
+    graph = model.graph
+    model.producer_name, model.producer_version, model.doc_string = "slimline", None, None
+    model.metadata_props.clear()
+    model.opset_imports.pop(_DOMAIN, None)
+    graph.name, graph.doc_string = "g", None
+    graph.metadata_props.clear()
+    kept = {id(v) for v in (*graph.inputs, *graph.outputs)}
+    for number, value in enumerate(list(graph.initializers.values())):
+        if id(value) not in kept:
+            value.name = f"w{number}"
+    number = 0
+    for node in graph:
+        node.doc_string = None
+        node.metadata_props.clear()
+        for output in node.outputs:
+            output.metadata_props.clear()
+            if id(output) not in kept:
+                output.name, output.shape, output.type = f"v{number}", None, None
+                number += 1
+    symbols: dict[str, str] = {}
+    for value in (*graph.inputs, *graph.outputs):
+        value.metadata_props.clear()
+        if value.shape is not None:
+            value.shape = ir.Shape([d if isinstance(d, int) else _symbol(str(d.value), symbols) for d in value.shape])
+
+
+def _symbol(name: str, symbols: dict[str, str]) -> str:
+    """Stable names for dynamic sizes; the first one met is the batch."""
+    return symbols.setdefault(name, "batch" if not symbols else f"size{len(symbols)}")

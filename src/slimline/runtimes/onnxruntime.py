@@ -1,0 +1,233 @@
+"""ONNX Runtime on the CPU: PyTorch models in, QDQ ONNX files out, run as integer kernels where quantized."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+
+from slimline.errors import SlimlineError
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+    from slimline.model import Model
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+_INTEGER = re.compile(r"^(QLinear|QGemm|QAttention|ConvInteger|MatMulInteger|DynamicQuantizeMatMul|MatMulNBits)")
+_CASTS = {"QuantizeLinear", "DequantizeLinear"}
+_MOVES = {"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Identity", "Concat"}
+_SIZES = {"Shape", "Constant", "ConstantOfShape", "Gather", "Cast", "Range", "ReorderInput", "ReorderOutput"}
+
+
+class OrtSession:
+    """An ONNX file loaded by ONNX Runtime."""
+
+    def __init__(self, session: ort.InferenceSession) -> None:
+        self.session = session
+        self.names = [i.name for i in session.get_inputs()]
+        self.output = session.get_outputs()[0].name
+
+    def run(self, inputs: tuple[Array, ...]) -> Array:
+        """The first output for `inputs`, arrays of the artifact's own dtypes, ``(batch, …)`` each."""
+        result: Array = self.session.run([self.output], dict(zip(self.names, inputs, strict=True)))[0]
+        return result
+
+
+class OnnxRuntime:
+    """The target ``onnxruntime``."""
+
+    name = "onnxruntime"
+    extra = "torch"
+    suffix = ".onnx"
+    frameworks = ("torch",)
+    description = "ONNX Runtime, CPU: uint8 activations, int8 weights per channel"
+
+    def available(self) -> str | None:
+        """None if torch is installed (ONNX Runtime always is), else the sentence with the pip command."""
+        if find_spec("torch") is None:
+            return "torch is not installed: run pip install 'slimline[torch]'."
+        return None
+
+    def versions(self) -> dict[str, str]:
+        """Versions of the packages that write and run the artifact."""
+        return {name: version(name) for name in ("onnxruntime", "onnx", "onnxscript")}
+
+    def lower(self, model: Model, path: Path) -> None:
+        """Write the ONNX file of a torch model: batch norms folded, integer where the model is quantized.
+
+        The batch size stays free where the model's is. The same model gives the same bytes.
+        """
+        if model.framework != "torch":
+            raise SlimlineError(f"ONNX Runtime takes PyTorch models, not {model.framework} ones: choose target litert.")
+        native = model.native
+        if model.quantization is None:
+            native = model.adapter.fold(native, model.example)
+        content = _to_onnx(native, model.example)
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+            temporary = Path(file.name)
+            try:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError:
+                temporary.unlink()
+                raise
+        temporary.chmod(0o644)
+        temporary.replace(path)
+
+    def load(self, path: Path, threads: int = 1) -> OrtSession:
+        """Load an ONNX file for `threads` threads."""
+        return OrtSession(_session(path, _options(threads)))
+
+    def integer_layers(self, path: Path) -> Mapping[str, str]:
+        """Every operator of the graph that ONNX Runtime made of the file: ``integer`` or ``float``.
+
+        Named by layer as `lower` names nodes; conversions between float and integer and operators that only
+        deal in sizes are left out. Read before the last optimisation level, which only changes memory layouts.
+        """
+        import onnxruntime
+
+        with tempfile.TemporaryDirectory() as folder:
+            options = _options(1)
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+            options.optimized_model_filepath = str(Path(folder, "optimized.onnx"))
+            _session(path, options)
+            graph = onnx.load(options.optimized_model_filepath).graph
+        original = {node.name for node in onnx.load(str(path)).graph.node if node.name}
+        bytes_ = (onnx.TensorProto.UINT8, onnx.TensorProto.INT8)
+        integers = {tensor.name for tensor in graph.initializer if tensor.data_type in bytes_}
+        layers: dict[str, str] = {}
+        for node in graph.node:
+            moved = node.op_type in _MOVES and node.input[0] in integers
+            integer = moved or _INTEGER.match(node.op_type) is not None
+            if integer or node.op_type == "QuantizeLinear":
+                integers.update(node.output)
+            if node.op_type not in _CASTS and node.op_type not in _SIZES:
+                name = _origin(node.name, original) or f"{node.op_type}:{node.name}"
+                layers[name] = "integer" if integer else "float"
+        return layers
+
+    def input_specs(self, path: Path) -> list[tuple[str, tuple[int | None, ...], str]]:
+        """Name, shape (None where any size goes) and numpy dtype of each input."""
+        session = _session(path, _options(1))
+        return [
+            (i.name, tuple(d if isinstance(d, int) else None for d in i.shape), _dtype(i.type))
+            for i in session.get_inputs()
+        ]
+
+    def profile(self, path: Path, inputs: tuple[Array, ...], threads: int = 1, runs: int = 30) -> dict[str, float]:
+        """Median milliseconds of each operator that runs, by ``name (operator)``, over `runs` runs."""
+        with tempfile.TemporaryDirectory() as folder:
+            options = _options(threads)
+            options.enable_profiling = True
+            options.profile_file_prefix = str(Path(folder, "profile"))
+            session = _session(path, options)
+            loaded = OrtSession(session)
+            for _ in range(runs):
+                loaded.run(inputs)
+            events = json.loads(Path(session.end_profiling()).read_text())
+        times: dict[str, list[float]] = {}
+        for event in events:
+            if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+                label = f"{event['name'].removesuffix('_kernel_time')} ({event['args']['op_name']})"
+                times.setdefault(label, []).append(event["dur"] / 1000)
+        return {label: float(np.median(durations)) for label, durations in times.items()}
+
+
+def _to_onnx(native: Any, example: tuple[Array, ...]) -> bytes:
+    """The bytes of the checked, rewritten ONNX model."""
+    import onnx_ir as ir
+    import torch
+
+    from slimline.frameworks.torch.native import export
+    from slimline.runtimes.onnx_graph import rewrite, translations
+
+    program = export(native, example)
+    try:
+        with _quiet(), torch.no_grad():
+            made = torch.onnx.export(program, dynamo=True, verbose=False, custom_translation_table=translations())
+    except torch.onnx.errors.OnnxExporterError as error:
+        missing = re.findall(r"No ONNX function found for <OpOverload\(op='([\w.]+)'", str(error))
+        what = f"operator {missing[0]}" if missing else str(error).partition("\n")[0]
+        raise SlimlineError(
+            f"The model cannot be written as ONNX ({what}): express that part of it by common operators."
+        ) from error
+    assert made is not None
+    model = made.model
+    rewrite(model)
+    proto = ir.to_proto(model)
+    onnx.checker.check_model(proto, full_check=True)
+    content: bytes = proto.SerializeToString(deterministic=True)
+    return content
+
+
+def _options(threads: int) -> ort.SessionOptions:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = 3
+    # Idle workers would otherwise spin on and take cores from whatever is measured next.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
+
+
+def _session(path: Path, options: ort.SessionOptions) -> ort.InferenceSession:
+    import onnxruntime
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    if not path.is_file():
+        raise SlimlineError(f"There is no file {path}: give the path of an ONNX file.")
+    errors = (state.InvalidProtobuf, state.InvalidGraph, state.Fail, state.NotImplemented, state.InvalidArgument)
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except errors as error:
+        reason = str(error).partition("\n")[0].rpartition(" : ")[2][:200]
+        raise SlimlineError(f"ONNX Runtime cannot load {path} ({reason}): give a valid ONNX file.") from error
+
+
+def _origin(name: str, original: set[str]) -> str | None:
+    """The node of the file that a node of the optimized graph, ``NAME`` or ``NAME_token_7``, was made of."""
+    if name in original:
+        return name
+    candidates = [o for o in original if name.startswith((f"{o}_", f"{o}/"))]
+    return max(candidates, key=len, default=None)
+
+
+def _dtype(kind: str) -> str:
+    """``tensor(float)`` to ``float32``, and so on."""
+    name = kind.removeprefix("tensor(").removesuffix(")")
+    return {"float": "float32", "double": "float64"}.get(name, name)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's remarks (missing torchvision, deprecations inside torch) off the user's terminal."""
+    logger = logging.getLogger("torch.onnx")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)
+
+
+runtime = OnnxRuntime()

@@ -1,0 +1,237 @@
+"""MODEL and DATA as the command line names them, and the JSON records from which a run loads them again."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from slimline.datasets import NAMES, Layout, builtin
+from slimline.errors import SlimlineError, unknown
+
+if TYPE_CHECKING:
+    from slimline.data import Data
+    from slimline.model import Model
+
+PICKLES = (".pt", ".pth", ".bin", ".pkl", ".ckpt")
+MODELS = (".pt2", ".keras")
+ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model comes from.
+
+    Attributes
+    ----------
+    name : a ``.pt2`` or ``.keras`` file, or ``package.module:factory``. A factory returns a torch module or a Keras
+        model, or a pair of it and example inputs.
+    weights : a safetensors file for what the factory returns.
+    input_shape : of one sample, to make an example from, where the data cannot give one.
+    allow_pickle : whether a ``.pt`` or ``.pth`` file, which can run any code, may be opened.
+    """
+
+    name: str
+    weights: str | None = None
+    input_shape: tuple[int, ...] | None = None
+    allow_pickle: bool = False
+
+    def record(self) -> dict[str, Any]:
+        """As JSON, with absolute paths."""
+        absolute = {"name": self.name if ":" in self.name else str(Path(self.name).resolve())}
+        if self.weights is not None:
+            absolute["weights"] = str(Path(self.weights).resolve())
+        return {**asdict(self), **absolute, "folder": str(Path.cwd())}
+
+
+def load_model(source: ModelSource, data: Callable[[Layout], Data] | None = None) -> Model:
+    """The model a source names.
+
+    Parameters
+    ----------
+    data : gives the data for a layout; its first samples are the example inputs of a torch module that came with none.
+    """
+    from slimline.compress import load
+
+    if ":" not in source.name:
+        return load(_model_file(source), allow_pickle=source.allow_pickle)
+    made = call(source.name, "model")
+    native, example = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+    if source.weights is not None:
+        load_weights(native, Path(source.weights))
+    if example is not None:
+        example = example if isinstance(example, tuple | list) else (example,)
+    elif source.input_shape is not None:
+        example = (np.random.default_rng(0).random((2, *source.input_shape), dtype=np.float32),)
+    elif data is not None:
+        example = data(layout_of(native)).example()
+    return load(native, None if example is None else tuple(example))
+
+
+def _model_file(source: ModelSource) -> Path:
+    path = Path(source.name)
+    if path.suffix == ".onnx":
+        raise SlimlineError(f"{path} is ONNX, which slimline cannot compress yet: give the PyTorch or Keras model.")
+    if path.suffix in PICKLES and not source.allow_pickle:
+        raise SlimlineError(
+            f"{path} is a pickle, which can run any code when it is opened: pass --allow-pickle if you trust it, or "
+            "export it to .pt2."
+        )
+    if path.suffix not in (*MODELS, *PICKLES):
+        raise unknown("model format", path.suffix or source.name, [*MODELS, "package.module:factory"])
+    if not path.is_file():
+        raise SlimlineError(f"There is no model file {path}: check the path.")
+    if source.weights is not None:
+        raise SlimlineError(f"--weights is for a package.module:factory; {path} holds its own.")
+    return path
+
+
+def layout_of(native: Any) -> Layout:
+    """Where a framework's images have their channels."""
+    from slimline.frameworks.base import adapter_for
+
+    return "channels_last" if adapter_for(native).name == "keras" else "channels_first"
+
+
+def load_weights(native: Any, path: Path) -> None:
+    """Fill a torch module (state-dict names) or a Keras model (variable paths) from a safetensors file, exactly."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    torch = hasattr(native, "state_dict")
+    slots = native.state_dict() if torch else {v.path: v for v in native.weights}
+    try:
+        found = load_file(path)
+    except OSError as e:
+        raise SlimlineError(f"The weights {path} cannot be read: {e.strerror or e}.") from e
+    except (SafetensorError, KeyError, TypeError) as e:
+        raise SlimlineError(f"{path} is no safetensors file that numpy can hold: {_first_line(e)}.") from e
+    missing, extra = [n for n in slots if n not in found], [n for n in found if n not in slots]
+    if missing or extra:
+        said = [f"lacks {_few(missing)}"] * bool(missing) + [f"has {_few(extra)} besides"] * bool(extra)
+        raise SlimlineError(f"The weights {path} do not fit the model: the file {' and '.join(said)}.")
+    for name, slot in slots.items():
+        if tuple(slot.shape) != found[name].shape:
+            raise SlimlineError(
+                f"The weights {path} do not fit the model: {name} is {found[name].shape} in the file and "
+                f"{tuple(slot.shape)} in the model."
+            )
+    for name, slot in slots.items():
+        if torch:
+            slot.copy_(importlib.import_module("torch").tensor(found[name]))
+        else:
+            slot.assign(found[name])
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Where data comes from: an ``.npz``, a folder of ``.npy``, ``package.module:factory`` or a built-in name."""
+
+    name: str
+    seed: int = 0
+
+    def record(self) -> dict[str, Any]:
+        """As JSON, with absolute paths."""
+        name = self.name if ":" in self.name or self.name in NAMES else str(Path(self.name).resolve())
+        return {"name": name, "seed": self.seed, "folder": str(Path.cwd())}
+
+
+def load_data(source: DataSource, layout: Layout = "channels_first") -> Data:
+    """The data a source names; `layout` is for the built-in ones."""
+    from slimline.data import Data
+
+    if source.name in NAMES:
+        return builtin(source.name, layout, source.seed)
+    if ":" in source.name:
+        made = call(source.name, "data")
+        if not isinstance(made, Data):
+            raise SlimlineError(f"{source.name} returned a {type(made).__name__}: return a slimline.Data.")
+        return made
+    arrays = _arrays(Path(source.name))
+    train, test = (
+        None if f"x_{part}" not in arrays else (arrays[f"x_{part}"], arrays.get(f"y_{part}"))
+        for part in ("train", "test")
+    )
+    return Data(train=train, test=test, seed=source.seed)
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    """The four arrays, as far as they are there, of an ``.npz`` or a folder of ``.npy``."""
+    if not path.exists():
+        near = unknown("data", str(path), NAMES) if path.suffix == "" and "/" not in str(path) else None
+        raise near or SlimlineError(f"There is no data file {path}: check the path.")
+    try:
+        if path.is_dir():
+            files = {name: path / f"{name}.npy" for name in ARRAYS}
+            arrays = {name: np.load(f, mmap_mode="r") for name, f in files.items() if f.exists()}
+        else:
+            with np.load(path) as archive:
+                arrays = {name: archive[name] for name in ARRAYS if name in archive}
+    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as e:
+        raise SlimlineError(f"{path} cannot be read as numpy arrays: save it with np.savez or np.save.") from e
+    if not {"x_train", "x_test"} & set(arrays):
+        raise SlimlineError(f"{path} has neither x_train nor x_test: name its arrays {', '.join(ARRAYS)}.")
+    return arrays
+
+
+def call(name: str, what: str) -> Any:
+    """Call ``package.module:factory``, with the working directory importable as for ``python -m``."""
+    module_name, _, attribute = name.partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as e:
+        if e.name and (module_name == e.name or module_name.startswith(f"{e.name}.")):
+            raise SlimlineError(f"There is no module {module_name} for the {what} {name}: check the name.") from e
+        raise SlimlineError(f"Importing {module_name} failed: {e}.") from e
+    except Exception as e:
+        raise SlimlineError(f"Importing {module_name} failed: {type(e).__name__}: {_first_line(e)}.") from e
+    if not hasattr(module, attribute):
+        names = [n for n in vars(module) if not n.startswith("_")]
+        raise unknown(f"name in {module_name} called", attribute, names)
+    try:
+        return getattr(module, attribute)()
+    except SlimlineError:
+        raise
+    except Exception as e:
+        raise SlimlineError(f"{name} failed: {type(e).__name__}: {_first_line(e)}.") from e
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or ["no reason given"])[0].rstrip(".")
+
+
+def from_records(records: Mapping[str, Any]) -> tuple[Model, Data]:
+    """The model and the data of the records in a run's journal."""
+    folder = records["model"].get("folder")
+    if folder and folder not in sys.path:
+        sys.path.insert(0, folder)
+    model = {key: value for key, value in records["model"].items() if key != "folder"}
+    if model["input_shape"] is not None:
+        model["input_shape"] = tuple(model["input_shape"])
+    data = {key: value for key, value in records["data"].items() if key != "folder"}
+    return load_pair(ModelSource(**model), DataSource(**data))
+
+
+def load_pair(model: ModelSource, data: DataSource) -> tuple[Model, Data]:
+    """A model and its data, in the layout the model takes."""
+    held: dict[Layout, Data] = {}
+
+    def give(layout: Layout) -> Data:
+        if layout not in held:
+            held[layout] = load_data(data, layout)
+        return held[layout]
+
+    loaded = load_model(model, give)
+    return loaded, give("channels_last" if loaded.framework == "keras" else "channels_first")

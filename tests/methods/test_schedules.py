@@ -1,0 +1,39 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slimline.methods.schedules import ratios, warmup_cosine
+
+
+def test_the_rise_is_linear_and_the_fall_a_cosine():
+    found = [warmup_cosine(i, 100, 0.1) for i in range(100)]
+    rise = [(i + 1) / 10 for i in range(10)]
+    fall = [(1 + math.cos(math.pi * i / 90)) / 2 for i in range(90)]
+    assert found == pytest.approx(rise + fall)
+
+
+@given(st.integers(1, 500), st.floats(0, 0.99))
+def test_factors_stay_in_range_peak_at_one_and_end_at_zero(total, warmup):
+    factors = warmup_cosine(np.arange(total + 3), total, warmup)
+    assert factors.min() >= 0
+    assert factors.max() == 1
+    assert (factors[:total] > 0).all() or round(warmup * total) == total
+    assert warmup_cosine(total, total, warmup) == pytest.approx(0, abs=1e-12) or round(warmup * total) == total
+    assert [warmup_cosine(i, total, warmup) for i in range(total)] == factors[:total].tolist()
+
+
+def test_no_steps_at_all_is_no_error():
+    assert warmup_cosine(0, 0, 0.5) == 1.0
+
+
+@given(st.integers(1, 20), st.floats(0.01, 0.99))
+def test_rounds_are_equal_parts_that_end_at_the_target(rounds, target):
+    found = ratios("iterative", rounds, target)
+    assert len(found) == rounds
+    assert found[-1] == target
+    assert np.diff([0, *found]) == pytest.approx(target / rounds)
+    assert ratios("uniform", rounds, target) == found
+    assert ratios("oneshot", rounds, target) == [target]
