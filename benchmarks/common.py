@@ -72,7 +72,9 @@ def options(description: str | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a smoke test on few samples; results go to .cache/quick")
     parser.add_argument("--fresh", action="store_true", help="make every artifact anew")
-    logging.basicConfig(level=logging.INFO, format="%(relativeCreated)8d ms  %(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(relativeCreated)8d ms  %(message)s")
+    for name in ("benchmark", "slimline"):
+        logging.getLogger(name).setLevel(logging.INFO)
     return parser.parse_args()
 
 
@@ -127,7 +129,7 @@ def cached(
     The key covers the weights that are compressed and, for slimline itself, its source: a changed slimline is
     never represented by an old artifact.
     """
-    facts = json.dumps([tool, recipe, config], sort_keys=True, default=str).encode() + WEIGHTS.read_bytes()
+    facts = json.dumps([tool, recipe, suffix, config], sort_keys=True, default=str).encode() + WEIGHTS.read_bytes()
     if tool == "slimline":
         facts += b"".join(p.read_bytes() for p in sorted(Path(sl.__file__).parent.rglob("*.py")))
     label = "".join(c if c.isalnum() else "-" for c in f"{tool}-{recipe}")

@@ -1,6 +1,6 @@
 """Small models on the digits for the recovery tests; run as a script, a recovery that can be killed.
 
-python -m tests.recovery_job FRAMEWORK CHECKPOINT OUTPUT
+python -m tests.recovery_job FRAMEWORK CHECKPOINT
 """
 
 import sys
@@ -64,13 +64,13 @@ def model(framework, seed):
     return Model(found, native, example)
 
 
-def main(framework, checkpoint, output):
-    def progress(now):
-        print(now.done, flush=True)
+def data(framework):
+    return digits(framework, samples=300, augment=noise)
 
-    data = digits(framework, samples=300, augment=noise)
-    found = recover(model(framework, 0), model(framework, 1), STEP, data, 7, Path(checkpoint), progress)
-    np.savez(output, *found.model.parameters().values(), scores=[r["score"] for r in found.records])
+
+def main(framework, checkpoint):
+    models = model(framework, 0), model(framework, 1)
+    recover(*models, STEP, data(framework), 7, Path(checkpoint), lambda now: print(now.done, flush=True))
 
 
 if __name__ == "__main__":

@@ -158,9 +158,7 @@ class ShuffleUnit(nn.Module):
         i = width if down else half
         o = width if down else half
         self.down = down
-        self.right = nn.Sequential(
-            conv_bn(i, o, 1), conv_bn(o, o, 3, stride, o, nn.Identity()), conv_bn(o, o, 1)
-        )
+        self.right = nn.Sequential(conv_bn(i, o, 1), conv_bn(o, o, 3, stride, o, nn.Identity()), conv_bn(o, o, 1))
         if down:
             self.left = nn.Sequential(conv_bn(i, i, 3, stride, i, nn.Identity()), conv_bn(i, o, 1))
 
@@ -176,7 +174,12 @@ class ShuffleUnit(nn.Module):
 
 def shufflenet() -> nn.Module:
     return nn.Sequential(
-        conv_bn(3, 8), ShuffleUnit(8, True), ShuffleUnit(16, False), ShuffleUnit(16, False), conv_bn(16, 24, 1), Head(24)
+        conv_bn(3, 8),
+        ShuffleUnit(8, True),
+        ShuffleUnit(16, False),
+        ShuffleUnit(16, False),
+        conv_bn(16, 24, 1),
+        Head(24),
     )
 
 

@@ -35,6 +35,7 @@ RECIPE = Recipe(
     budget=Budget(max_drop=0.02),
 )
 WIDTHS = (32, 64, 128)
+BLOCKS = 1
 EPOCHS = 15
 BATCH = 64
 RATE = 3e-3
@@ -110,7 +111,7 @@ def torch_model(progress: Tell | None = None) -> Any:
     from slimline.zoo.torch import ResidualCNN
 
     torch.manual_seed(0)
-    model = ResidualCNN(WIDTHS)
+    model = ResidualCNN(WIDTHS, BLOCKS)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=1e-2)
 
     def step(x: np.ndarray, y: np.ndarray, rate: float) -> float:
@@ -136,7 +137,7 @@ def keras_model(progress: Tell | None = None) -> Any:
     from slimline.zoo.keras import residual_cnn
 
     keras.utils.set_random_seed(0)
-    model = residual_cnn(WIDTHS, size=8)
+    model = residual_cnn(WIDTHS, BLOCKS, size=8)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.AdamW(weight_decay=1e-2), loss)
 

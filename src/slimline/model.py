@@ -57,11 +57,27 @@ class Model:
         """The model that `step` made of this one."""
         return Model(self.adapter, native, self.example, (*self.history, step), quantization or self.quantization)
 
+    @classmethod
+    def restored(
+        cls, adapter: Adapter, native: Any, example: tuple[np.ndarray, ...], metadata: Mapping[str, Any]
+    ) -> Model:
+        """The model that `save` wrote, from what the adapter read."""
+        quantization = metadata.get("quantization")
+        return cls(
+            adapter,
+            native,
+            example,
+            tuple(metadata.get("history", ())),
+            None if quantization is None else Quantization.model_validate(quantization),
+        )
+
     def save(self, path: str | Path) -> Path:
         """Write to ``.pt2`` or ``.keras`` without pickle; `slimline.load` reads it back, history included."""
         path = Path(path)
         if path.suffix != self.adapter.suffix:
-            raise SlimlineError(f"A {self.framework} model is saved as {self.adapter.suffix}, not {path.suffix or path.name!r}.")
+            raise SlimlineError(
+                f"A {self.framework} model is saved as {self.adapter.suffix}, not {path.suffix or path.name!r}."
+            )
         metadata = {"history": list(self.history)}
         if self.quantization is not None:
             metadata["quantization"] = self.quantization.model_dump(mode="json")

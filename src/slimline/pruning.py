@@ -128,9 +128,7 @@ def _topology(units: Units, unit: Unit) -> tuple[tuple[str, int, int], ...]:
     return tuple(sorted(found))
 
 
-def _select(
-    units: Units, chosen: Sequence[Unit], scores: Sequence[Scores], step: ChannelPruning, ratio: float
-) -> Plan:
+def _select(units: Units, chosen: Sequence[Unit], scores: Sequence[Scores], step: ChannelPruning, ratio: float) -> Plan:
     fixed = [u.frozen for u in chosen]
     if step.scope == "local":
         gone = select_local(scores, fixed, ratio, step.round_to)

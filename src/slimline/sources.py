@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -212,16 +213,22 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or ["no reason given"])[0].rstrip(".")
 
 
-def from_records(records: Mapping[str, Any]) -> tuple[Model, Data]:
-    """The model and the data of the records in a run's journal."""
-    folder = records["model"].get("folder")
-    if folder and folder not in sys.path:
-        sys.path.insert(0, folder)
-    model = {key: value for key, value in records["model"].items() if key != "folder"}
-    if model["input_shape"] is not None:
-        model["input_shape"] = tuple(model["input_shape"])
-    data = {key: value for key, value in records["data"].items() if key != "folder"}
-    return load_pair(ModelSource(**model), DataSource(**data))
+def load_again(records: Mapping[str, Any], what: Literal["model", "data"]) -> Any:
+    """What the records in a run's journal name: the `Model`, or a function from the layout to the `Data`."""
+    for record in records.values():
+        if record["folder"] not in sys.path:
+            sys.path.insert(0, record["folder"])
+    fields = {name: {k: v for k, v in record.items() if k != "folder"} for name, record in records.items()}
+    data = DataSource(**fields["data"])
+
+    def give(layout: Layout) -> Data:
+        return load_data(data, layout)
+
+    if what == "data":
+        return give
+    model = fields["model"]
+    shape = model["input_shape"]
+    return load_model(ModelSource(**{**model, "input_shape": None if shape is None else tuple(shape)}), give)
 
 
 def load_pair(model: ModelSource, data: DataSource) -> tuple[Model, Data]:
@@ -235,3 +242,19 @@ def load_pair(model: ModelSource, data: DataSource) -> tuple[Model, Data]:
 
     loaded = load_model(model, give)
     return loaded, give("channels_last" if loaded.framework == "keras" else "channels_first")
+
+
+def load_again(sources: Mapping[str, Any], what: str) -> Any:
+    """The ``"model"`` or ``"data"`` of a run's records, from the folder in which they were first loaded."""
+
+    def data(layout: Layout) -> Data:
+        record = dict(sources["data"])
+        with contextlib.chdir(record.pop("folder")):
+            return load_data(DataSource(**record), layout)
+
+    if what == "model":
+        record = dict(sources["model"])
+        shape = record.get("input_shape")
+        with contextlib.chdir(record.pop("folder")):
+            return load_model(ModelSource(**{**record, "input_shape": shape and tuple(shape)}), data)
+    return data

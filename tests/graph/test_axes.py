@@ -94,9 +94,7 @@ class Builder:
     def node(self, kind, inputs, outputs, attributes, layer=""):
         for name, shape in outputs.items():
             self.values[name] = Value(name, shape)
-        self.nodes.append(
-            Node(f"n{len(self.nodes)}", kind, tuple(inputs), tuple(outputs), attributes, layer, kind)
-        )
+        self.nodes.append(Node(f"n{len(self.nodes)}", kind, tuple(inputs), tuple(outputs), attributes, layer, kind))
         return next(iter(outputs))
 
     def conv(self, x, out, name, width, groups=1):

@@ -54,7 +54,7 @@ class Session:
         if self.kind == "dies":
             sys.stderr.write("first line\\nlast words\\n\\n"); sys.stderr.flush(); os._exit(7)
         if self.kind == "raises":
-            raise ValueError("what the runtime says")
+            raise ValueError("what the runtime says\\nand advises")
         time.sleep(self.seconds)
         return inputs[0] * 2
 

@@ -83,7 +83,11 @@ class Adapter(Protocol):
         """Mean gradient of ``cross_entropy`` or of the ``norm`` of the outputs (without labels) per trainable."""
 
     def observe(
-        self, native: Any, batches: Iterable[tuple[Array, ...]], values: Sequence[str], see: Callable[[str, Array], None]
+        self,
+        native: Any,
+        batches: Iterable[tuple[Array, ...]],
+        values: Sequence[str],
+        see: Callable[[str, Array], None],
     ) -> None:
         """Run the model and hand every named activation of every batch to `see`; one pass, nothing kept."""
 

@@ -207,14 +207,18 @@ class _Placer:
 
     def _candidates(self, compute: Mapping[str, Node]) -> set[str]:
         """Glue next to integer operators: it reads a value that one of them makes or reads."""
-        near = {root for node in compute.values() for root in (*self._roots(node), self._end(node))}
+        chains = [self._chain(node) for node in compute.values()]
+        near = {root for node in compute.values() for root in self._roots(node)} | {end for end, _ in chains}
+        absorbed = {name for _, members in chains for name in members}
         found = set()
         for node in self.graph.nodes:
-            if not self._is_glue(node):
+            if node.name in absorbed or not self._is_glue(node):
                 continue
-            if any(root in near for root in self._roots(node)) or (self.policy.whole and self._end(node) in near):
+            end, members = self._chain(node)
+            if any(root in near for root in self._roots(node)) or (self.policy.whole and end in near):
                 found.add(node.name)
-                near.add(self._end(node))
+                near.add(end)
+                absorbed.update(members)
         return found
 
     def _is_glue(self, node: Node) -> bool:
@@ -258,22 +262,25 @@ class _Placer:
 
     def _end(self, node: Node) -> str:
         """The value at the end of the fused chain that `node` starts."""
+        return self._chain(node)[0]
+
+    def _chain(self, node: Node) -> tuple[str, list[str]]:
+        """The value at the end of the fused chain that `node` starts, and the operators that follow in it."""
         name = node.outputs[0]
+        members: list[str] = []
         normalised = node.kind not in _COMPUTE
         while len(self.readers[name]) == 1 and not self._is_output(name):
             after = self.readers[name][0]
-            if after.inputs[0] != name:
+            function = after.attributes.get("function") if after.kind == "elementwise" else None
+            norm = after.kind == "batch_norm" and not normalised
+            if after.inputs[0] != name or not (norm or function == "identity" or function in self.policy.fused):
                 break
-            if after.kind == "batch_norm" and not normalised:
-                normalised = True
-                name = after.outputs[0]
-            elif after.kind == "elementwise" and after.attributes.get("function") == "identity":
-                name = after.outputs[0]
-            elif after.kind == "elementwise" and after.attributes.get("function") in self.policy.fused:
-                return after.outputs[0]
-            else:
-                break
-        return self._root(name)
+            normalised = normalised or norm
+            members.append(after.name)
+            name = after.outputs[0]
+            if function in self.policy.fused:
+                return name, members
+        return self._root(name), members
 
     def _is_output(self, name: str) -> bool:
         return name in self.graph.outputs

@@ -130,9 +130,16 @@ class Worker:
     def _death(self) -> SlimlineError:
         code = self._process.wait()
         how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
-        lines = self._said.read_text(errors="replace").split("\n")
-        last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
-        return SlimlineError(f"The process that runs {self.artifact} died ({how}): {last}")
+        return SlimlineError(f"The process that runs {self.artifact} died ({how}): {_gist(self._said)}")
+
+
+def _gist(said: Path) -> str:
+    """The line of a process's last words that tells most: of an exception its first, else the last of all."""
+    _, traceback, after = said.read_text(errors="replace").rpartition("Traceback (most recent call last):\n")
+    lines = [line for line in after.splitlines() if line.strip()]
+    if traceback:
+        lines = [line for line in lines if not line.startswith(" ")][:1] or lines
+    return lines[-1].strip() if lines else "it said nothing."
 
 
 def save(folder: Path, inputs: tuple[np.ndarray, ...]) -> list[Path]:

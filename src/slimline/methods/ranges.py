@@ -18,6 +18,7 @@ from slimline.graph.quantization import Grid
 Array = np.ndarray[Any, np.dtype[Any]]
 
 _BINS = 4096  # on each side of zero; at least half of the longer side is in use
+_NARROWEST = 2.0**-100  # bin width; its reciprocal is still a float32
 _SMALLEST = float(np.finfo(np.float32).tiny) * 2**23  # scale whose square and reciprocal are still sound in float32
 
 
@@ -84,7 +85,7 @@ class _Histogram(MinMax):
         if top == 0.0:
             return
         # The smallest power of two with every number inside; `top` itself may lie on the open edge.
-        width = 2.0 ** (math.frexp(top)[1]) / _BINS
+        width = max(2.0 ** math.frexp(top)[1] / _BINS, _NARROWEST)
         if self.width == 0.0:
             self.width = width
         while self.width < width:

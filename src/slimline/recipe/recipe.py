@@ -35,6 +35,8 @@ class Recipe(Config):
     batch_sizes : at which latency is measured.
     threads : with which the artifact runs.
     description : for people.
+    fit : prune as little as the budget's limits on latency, size and MACs allow, found by measurement on the
+        target, instead of what the steps say.
     """
 
     schema_: Annotated[Literal[1], Field(alias="schema")] = 1
@@ -45,6 +47,7 @@ class Recipe(Config):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     batch_sizes: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (1, 32)
     threads: Annotated[int, Field(ge=1)] = 1
+    fit: bool = False
 
     @model_validator(mode="after")
     def _meaningful(self) -> Recipe:
@@ -149,7 +152,7 @@ def _named(name: str, trainable: bool) -> Recipe:
             raise SlimlineError(f"The recipe {path} cannot be read: {getattr(e, 'strerror', None) or e}.") from e
     known = presets()
     if name == "auto":
-        return known["balanced" if trainable else "int8"]
+        return known["balanced" if trainable else "int8"].model_copy(update={"fit": trainable})
     if name not in known:
         raise unknown("recipe", name, ["auto", *known])
     return known[name]

@@ -83,15 +83,12 @@ def _name_nodes(graph: ir.Graph) -> None:
     taken: set[str] = set()
     for node in graph:
         layer, weighted = "", False
-        for value in node.inputs[1:2]:
-            source = value.producer() if value is not None else None
-            value = source.inputs[0] if source is not None and source.op_type in (_OP, "Transpose") else value
-            if (
-                value is not None
-                and value.name in graph.initializers
-                and node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")
-            ):
-                layer, weighted = str(value.name).rpartition(".")[0], True
+        if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul") and node.inputs[1] is not None:
+            weight: ir.Value | None = node.inputs[1]
+            while weight is not None and (source := weight.producer()) is not None:
+                weight = source.inputs[0] if source.op_type in (_OP, "Transpose") else None
+            if weight is not None and weight.name in graph.initializers:
+                layer, weighted = str(weight.name).rpartition(".")[0], True
         if not weighted:
             scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes", "")
             parts = [part.strip(" '\"") for part in scopes.strip("[]").split(",")]

@@ -105,9 +105,7 @@ class _Masker:
                 continue
             gone = self._gone(index, dim, keep)
             with self.native.graph.inserting_before(self.node):
-                filled = self.native.graph.call_function(
-                    aten.masked_fill.Scalar, (self._operand(index), gone, value)
-                )
+                filled = self.native.graph.call_function(aten.masked_fill.Scalar, (self._operand(index), gone, value))
             self._set_operand(index, filled)
 
     def _reduce(self) -> None:
@@ -154,7 +152,15 @@ class _Masker:
         constant = self._constant(keep.to(torch.float32))
         source = node.args[0]
         node.target = _masked_norm
-        node.args = (source, constant, scale, shift, torch.finfo(torch.float32).eps if eps is None else eps, groups, centred)
+        node.args = (
+            source,
+            constant,
+            scale,
+            shift,
+            torch.finfo(torch.float32).eps if eps is None else eps,
+            groups,
+            centred,
+        )
         node.kwargs = {}
 
 
@@ -164,7 +170,7 @@ def _masked_norm(
     """Layer, RMS (not `centred`) or group norm (`groups` > 0) over the positions where `keep` is 1."""
     whole = x.shape
     if groups:
-        x, keep = (t.reshape(*t.shape[:-len(whole) + 1], groups, -1) for t in (x, keep))
+        x, keep = (t.reshape(*t.shape[: -len(whole) + 1], groups, -1) for t in (x, keep))
         axes = [-1]
     else:
         axes = list(range(-keep.dim(), 0))

@@ -232,7 +232,10 @@ def _share_tied(source: nn.Module, graph: fx.Graph) -> list[str]:
     for name, node in readers.items():
         if name in first and first[name] in readers:
             node.replace_all_uses_with(readers[first[name]])
-    stored = {*dict(source.named_parameters(remove_duplicate=False)), *dict(source.named_buffers(remove_duplicate=False))}
+    stored = {
+        *dict(source.named_parameters(remove_duplicate=False)),
+        *dict(source.named_buffers(remove_duplicate=False)),
+    }
     return [n for n, node in readers.items() if n not in stored and isinstance(_attribute(source, n), Tensor)]
 
 

@@ -14,8 +14,8 @@ from torch import Tensor, fx, nn
 from slimline.errors import SlimlineError
 from slimline.frameworks.base import Array
 from slimline.frameworks.torch import native as natives
-from slimline.frameworks.torch.native import Native, set_training, to_tensors
 from slimline.frameworks.torch.call import Call
+from slimline.frameworks.torch.native import Native, set_training, to_tensors
 from slimline.frameworks.torch.rules import constant, rule_for
 from slimline.graph.ir import Graph, Node, Value
 
@@ -24,7 +24,9 @@ __all__ = ["load", "read", "set_training"]
 log = logging.getLogger(__name__)
 
 
-def load(source: nn.Module | torch.export.ExportedProgram, example: tuple[Array, ...] | None) -> tuple[Native, tuple[Array, ...]]:
+def load(
+    source: nn.Module | torch.export.ExportedProgram, example: tuple[Array, ...] | None
+) -> tuple[Native, tuple[Array, ...]]:
     """Capture a module, or take an exported program, as a native model with its own copy of the weights.
 
     Parameters
@@ -58,7 +60,9 @@ def load(source: nn.Module | torch.export.ExportedProgram, example: tuple[Array,
 
 def _need(example: tuple[Array, ...] | None) -> tuple[Array, ...]:
     if not example:
-        raise SlimlineError("A torch module needs example_inputs, for instance one batch of its data: pass them to load.")
+        raise SlimlineError(
+            "A torch module needs example_inputs, for instance one batch of its data: pass them to load."
+        )
     if any(x.ndim and len(x) == 0 for x in example):
         raise SlimlineError("The example inputs are empty: give at least one sample.")
     return tuple(example)

@@ -62,7 +62,7 @@ def apply(native: Native, plan: Plan, example: tuple[Array, ...]) -> Native:
         for stale in ("val", "tensor_meta"):
             node.meta.pop(stale, None)
         edit = EDITS.get(packet(node).rstrip("_")) if node.op == "call_function" else None
-        if edit is not None and node.name in neutral:
+        if edit is not None and node.name in neutral and neutral[node.name].kind != "unknown":
             edit(surgery, node, neutral[node.name])
     result.graph.lint()
     result.recompile()

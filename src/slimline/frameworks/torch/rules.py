@@ -279,7 +279,9 @@ def _grid_sampler(call: Call) -> None:
 # -- shapes ------------------------------------------------------------------------------
 
 
-@rule("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "_unsafe_view", "view_as", "reshape_as", "ravel")
+@rule(
+    "view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "_unsafe_view", "view_as", "reshape_as", "ravel"
+)
 def _reshape(call: Call) -> None:
     call.emit("reshape", call.tensors()[:1], ops.reshape(call.input, call.output))
 
@@ -314,7 +316,9 @@ def _expand(call: Call) -> None:
 def _repeat(call: Call) -> None:
     """Copies of a dimension: around it (``repeat``) or of each position (``repeat_interleave``)."""
     name = call.target.removeprefix("aten.")
-    if name == "repeat_interleave" and (call.tensor("self") is None or call["dim"] is None or call.value(call["repeats"])):
+    if name == "repeat_interleave" and (
+        call.tensor("self") is None or call["dim"] is None or call.value(call["repeats"])
+    ):
         return unknown(call)
     before, after = call.input, call.output
     offset = len(after) - len(before)
@@ -346,7 +350,7 @@ def _shuffle(call: Call) -> None:
         factor = call["upscale_factor" if name == "pixel_shuffle" else "downscale_factor"]
         deep, wide = f"{lead} (c p q) h w", f"{lead} c (h p) (w q)"
         text = f"{deep} -> {wide}" if name == "pixel_shuffle" else f"{wide} -> {deep}"
-        fixed = {axis: "pixels are made of it" for axis in "pq"}
+        fixed = dict.fromkeys("pq", "pixels are made of it")
         equation = ops.parse(text, {"p": factor, "q": factor}, fixed=fixed)
     call.emit("reshape", call.tensors()[:1], {"equation": equation})
 

@@ -60,7 +60,9 @@ def _write(path: Path, content: memoryview) -> None:
             Path(temporary).unlink(missing_ok=True)
             raise
     except OSError as reason:
-        raise SlimlineError(f"Cannot write {path} ({reason.strerror}): choose a place that can be written to.") from reason
+        raise SlimlineError(
+            f"Cannot write {path} ({reason.strerror}): choose a place that can be written to."
+        ) from reason
 
 
 def _names(native: Native, program: torch.export.ExportedProgram) -> dict[str, str]:
@@ -141,7 +143,9 @@ def _check(path: Path, allow_pickle: bool) -> tuple[Array, ...] | None:
             if not kwargs and all(isinstance(x, torch.Tensor) for x in args):
                 example = tuple(x.detach().numpy() for x in args)
     if pickled and not allow_pickle:
-        raise SlimlineError(f"{path} holds a pickle, which can run any code: pass --allow-pickle if you trust its author.")
+        raise SlimlineError(
+            f"{path} holds a pickle, which can run any code: pass --allow-pickle if you trust its author."
+        )
     return example
 
 
@@ -155,5 +159,7 @@ def _open_pickle(path: Path, allow_pickle: bool) -> tuple[Native, tuple[Array, .
     except (pickle.UnpicklingError, EOFError, RuntimeError, AttributeError, ImportError) as reason:
         raise SlimlineError(f"{path} cannot be unpickled ({str(reason).splitlines()[0]}): save it as .pt2.") from reason
     if not isinstance(module, (nn.Module, torch.export.ExportedProgram)):
-        raise SlimlineError(f"{path} holds a {type(module).__name__}, not a module: give package.module:factory with --weights.")
+        raise SlimlineError(
+            f"{path} holds a {type(module).__name__}, not a module: give package.module:factory with --weights."
+        )
     return (*read.load(module, None), {})

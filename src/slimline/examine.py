@@ -1,0 +1,201 @@
+"""The proof: both artifacts measured side by side on their runtime, and what became of every layer."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from slimline.errors import SlimlineError
+from slimline.graph import cost
+from slimline.graph.ir import Graph
+from slimline.graph.units import Units
+from slimline.measure import (
+    certify,
+    file_bytes,
+    measure_latency,
+    measure_memory,
+    outputs,
+    score,
+)
+from slimline.measure.parity import parity
+from slimline.measure.results import Figures, Frozen, LayerRow, LayerState, Refusal, Report, environment
+from slimline.model import Model
+from slimline.recovery import Progress
+from slimline.runtimes.base import runtime
+
+if TYPE_CHECKING:
+    from slimline.data import Data
+    from slimline.fit import Cost
+    from slimline.journal import Run
+    from slimline.steps import Tell
+
+PARITY_ROWS = 256
+
+
+def examine(
+    run: Run,
+    before: tuple[Model, Path],
+    after: tuple[Model, Path],
+    data: Data,
+    records: Sequence[Mapping[str, Any]],
+    tell: Tell | None = None,
+) -> Report:
+    """Measure two artifacts and certify the second against the first.
+
+    Parameters
+    ----------
+    before, after : the model and the folder of its artifact.
+    records : of the steps in between.
+    """
+    recipe = run.recipe
+    suffix = runtime(str(recipe.target)).suffix
+    paths = {"original": before[1] / f"model{suffix}", "compressed": after[1] / f"model{suffix}"}
+
+    def told(what: str) -> Callable[[float], None]:
+        return lambda part: tell(Progress(what, round(100 * part), 100)) if tell else None
+
+    gate = _gate(after[0], paths["compressed"], data, str(recipe.target))
+    split = data.split("certification")
+    answers = {
+        name: outputs(path, split.inputs, max(recipe.batch_sizes), recipe.threads, told(f"Certifying the {name}"))
+        for name, path in paths.items()
+    }
+    kind, scores = "", {}
+    for name, answer in answers.items():
+        kind, scores[name] = score(answer, split.labels, reference=answers["original"], metric=data.metric)
+    certificate = certify(
+        scores["original"],
+        scores["compressed"],
+        recipe.budget.max_drop,
+        recipe.budget.confidence,
+        metric=kind,
+        seed=recipe.seed,
+    )
+    rows = tuple(x[: max(recipe.batch_sizes)] for x in split.inputs)
+    times = measure_latency(
+        paths, rows, recipe.batch_sizes, recipe.threads, seed=recipe.seed, progress=told("Measuring latency")
+    )
+    figures = {}
+    for name, (model, _) in (("original", before), ("compressed", after)):
+        memory = measure_memory(paths[name], rows, max(recipe.batch_sizes), recipe.threads)
+        figures[name] = Figures(
+            accuracy=float(scores[name].mean()),
+            file_bytes=file_bytes(paths[name]),
+            parameters=model.graph.size,
+            macs=cost.macs(model.graph),
+            peak_memory_bytes=memory.peak_bytes,
+            baseline_memory_bytes=memory.baseline_bytes,
+            latency=times[name],
+        )
+    spent = _cost(figures["original"], figures["compressed"], max(recipe.batch_sizes))
+    refused = [Refusal(what=r["what"], reason=r["reason"]) for record in records for r in record.get("refused", ())]
+    refused += [Refusal(what="removing every position", reason=n) for r in records for n in _notes(r)]
+    kept_float = {k: v for r in records for k, v in r.get("float_layers", {}).items()}
+    named = {r.what for r in refused}
+    refused += [Refusal(what=layer, reason=why) for layer, why in kept_float.items() if layer not in named]
+    return Report(
+        schema=1,
+        target=str(recipe.target),
+        original=figures["original"],
+        compressed=figures["compressed"],
+        certificate=certificate,
+        parity=gate,
+        refused=tuple(refused),
+        unmet=tuple(spent.missed(recipe.budget)),
+        frozen=tuple(Frozen(unit=f.name, reason=f.reason) for f in Units(before[0].graph).frozen),
+        steps=tuple(_brief(r) for r in records),
+        layers=tuple(_layers(before[0], after[0], kept_float)),
+        history=tuple(dict(h) for r in records for h in r.get("history", ())),
+        command=tuple(run.created["command"]) if run.created.get("command") else None,
+        recipe=recipe.dump(),
+        environment=environment(recipe.threads),
+    )
+
+
+def _gate(model: Model, artifact: Path, data: Data, target: str) -> Any:
+    """Artifact and in-framework model on the same real inputs; a float artifact that disagrees is refused."""
+    rows = next(data.split("selection" if data.has("selection") else "certification").batches(PARITY_ROWS))[0]
+    classes = data.metric is None
+    found = parity(
+        model.predict(*rows),
+        runtime(target).load(artifact).run(rows),
+        integer=model.quantization is not None,
+        classes=classes,
+    )
+    if not found.passed and not found.integer:
+        raise SlimlineError(
+            f"The artifact disagrees with the model on {target}: {found.reason}; report this model to slimline."
+        )
+    return found
+
+
+def _cost(before: Figures, after: Figures, batch: int) -> Cost:
+    from slimline.fit import Cost
+
+    return Cost(
+        after.latency[batch].median_ms / before.latency[batch].median_ms,
+        (after.file_bytes or 0) / max(before.file_bytes or 0, 1),
+        (after.macs or 0) / max(before.macs or 0, 1),
+    )
+
+
+def _notes(record: Mapping[str, Any]) -> Sequence[str]:
+    return dict(record.get("plan", {})).get("notes", ())
+
+
+def _brief(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A step's record without what the report holds elsewhere."""
+    return {k: v for k, v in record.items() if k not in ("history", "refused")}
+
+
+@dataclasses.dataclass
+class _Layer:
+    kind: str
+    shape: tuple[int, ...]
+    parameters: int
+    macs: int
+    width: int
+
+
+def _layers(before: Model, after: Model, notes: Mapping[str, str]) -> list[LayerRow]:
+    """Every layer with weights, before and after."""
+    old, new = _weights(before.graph), _weights(after.graph)
+    integer = after.quantization.layers if after.quantization is not None else ()
+    rows = []
+    for name, layer in old.items():
+        then = new.get(name)
+        rows.append(
+            LayerRow(
+                layer=name,
+                kind=layer.kind,
+                before=_state(layer),
+                after=None if then is None else _state(then),
+                precision="int8" if name in integer else "float",
+                note=notes.get(name, ""),
+            )
+        )
+    return rows
+
+
+def _state(layer: _Layer) -> LayerState:
+    return LayerState(shape=layer.shape, parameters=layer.parameters, macs=layer.macs, width=layer.width)
+
+
+def _weights(graph: Graph) -> dict[str, _Layer]:
+    found: dict[str, _Layer] = {}
+    for node in graph.nodes:
+        held = [n for n in node.inputs if n is not None and n in graph.trainable]
+        macs = cost.node_macs(node, lambda name: graph.values[name].shape) // graph.batch
+        if not held or not macs:
+            continue
+        name = node.layer or held[0].rpartition(".")[0] or node.name
+        shape = graph.values[held[0]].shape
+        out = graph.values[node.outputs[0]].shape
+        parameters = sum(int(np.prod(graph.values[h].shape)) for h in held)
+        axis = 1 if node.kind == "conv" and node.attributes["equation"].outputs[0][1] != (".",) else -1
+        found[name] = _Layer(node.kind, shape, parameters, macs, out[axis])
+    return found

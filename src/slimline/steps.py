@@ -1,0 +1,141 @@
+"""Doing a step: each takes a model and gives a new one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from slimline.errors import SlimlineError
+from slimline.methods.schedules import ratios
+from slimline.model import Model
+from slimline.pruning import plan
+from slimline.recipe import ChannelPruning, Distillation, StaticQuantization
+from slimline.recipe.steps import Step
+
+if TYPE_CHECKING:
+    from slimline.data import Data
+    from slimline.recovery import Progress
+
+Tell = Callable[["Progress"], None]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a step may need besides the model.
+
+    Attributes
+    ----------
+    original : the uncompressed model, the teacher of every recovery.
+    target : the runtime the result is for.
+    recovery : the `Distillation` that follows, which an iterative schedule runs after each of its rounds.
+    checkpoint : where training leaves its state, or None.
+    """
+
+    original: Model
+    data: Data | None
+    target: str
+    seed: int = 0
+    recovery: Distillation | None = None
+    checkpoint: Path | None = None
+    tell: Tell | None = None
+
+
+@dataclass(frozen=True)
+class Done:
+    """A step's result, and what the report should say of it (ready for JSON)."""
+
+    model: Model
+    record: dict[str, Any]
+
+
+def perform(step: Step, model: Model, context: Context) -> Done:
+    """Do one step."""
+    if isinstance(step, ChannelPruning):
+        return _prune(step, model, context)
+    if isinstance(step, Distillation):
+        return _recover(step, model, context)
+    if isinstance(step, StaticQuantization):
+        return _quantize(step, model, context)
+    raise SlimlineError(f"slimline cannot do the step {type(step).__name__}.")
+
+
+def _prune(step: ChannelPruning, model: Model, context: Context) -> Done:
+    rounds: list[dict[str, Any]] = []
+    history = model.history
+    start = model
+    for number, current in enumerate(_rounds(step), 1):
+        found = plan(model, current, context.data, context.seed)
+        model = found.apply(model)
+        rounds.append(found.summary())
+        if step.schedule == "iterative" and number < step.rounds and context.recovery is not None:
+            at = context.checkpoint and context.checkpoint / f"round-{number}"
+            model = _recover(context.recovery, model, _at(context, at)).model
+    record = {**step.model_dump(mode="json"), "plan": rounds[-1] if len(rounds) == 1 else _joined(start, model, rounds)}
+    model = Model(model.adapter, model.native, model.example, (*history, step.model_dump(mode="json")))
+    return Done(model, record)
+
+
+def _joined(before: Model, after: Model, rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    last = rounds[-1]
+    return {
+        "rounds": rounds,
+        "frozen": last["frozen"],
+        "notes": [note for r in rounds for note in r["notes"]],
+        "parameters": {"before": before.graph.size, "after": after.graph.size},
+        "macs": {"before": rounds[0]["macs"]["before"], "after": last["macs"]["after"]},
+    }
+
+
+def _rounds(step: ChannelPruning) -> Iterator[ChannelPruning]:
+    """The one-shot steps of a gradual schedule, each relative to what the round before has left."""
+    field = next(n for n in ("ratio", "target_macs", "target_parameters") if getattr(step, n) is not None)
+    goal = getattr(step, field)
+    left = 1.0
+    for gone in ratios(step.schedule, step.rounds, goal if field == "ratio" else 1 - goal):
+        part = (1 - gone) / left
+        left = 1 - gone
+        yield step.model_copy(
+            update={field: 1 - part if field == "ratio" else part, "schedule": "oneshot", "rounds": 1}
+        )
+
+
+def _at(context: Context, checkpoint: Path | None) -> Context:
+    return Context(context.original, context.data, context.target, context.seed, None, checkpoint, context.tell)
+
+
+def _recover(step: Distillation, model: Model, context: Context) -> Done:
+    from slimline.recovery import recover
+
+    if context.data is None:
+        raise SlimlineError("Distillation needs data: pass slimline.Data with train=(x, y) or train=(x,).")
+    found = recover(model, context.original, step, context.data, context.seed, context.checkpoint, context.tell)
+    history = [{k: v for k, v in r.items() if k != "seconds"} for r in found.records]
+    return Done(found.model, {**step.model_dump(mode="json"), "best_epoch": found.best_epoch, "history": history})
+
+
+def _quantize(step: StaticQuantization, model: Model, context: Context) -> Done:
+    from slimline.undo import quantize_what_pays
+
+    if context.data is None:
+        raise SlimlineError("StaticQuantization needs data: pass slimline.Data with calibration or training samples.")
+    quantized, undone = quantize_what_pays(model, step, context)
+    record = {**step.model_dump(mode="json"), "refused": undone}
+    if quantized.quantization is not None:
+        record["float_layers"] = dict(quantized.quantization.float_layers)
+        record["integer_layers"] = list(quantized.quantization.layers)
+    return Done(quantized, record)
+
+
+def calibration_batches(step: StaticQuantization, data: Data) -> list[tuple[np.ndarray, ...]]:
+    """The first `step.samples` calibration samples, `step.batch_size` at a time."""
+    batches, seen = [], 0
+    for inputs, _ in data.split("calibration").batches(step.batch_size):
+        batches.append(tuple(x[: step.samples - seen] for x in inputs))
+        seen += len(inputs[0])
+        if seen >= step.samples:
+            break
+    return batches

@@ -1,0 +1,147 @@
+"""Taking a Keras model in: canonical form, no change to the user's model, and what is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from slimline.errors import SlimlineError
+from slimline.frameworks.keras import adapter
+from slimline.frameworks.keras.functional import calls
+from tests import zoo_keras
+
+import keras  # isort: skip
+from keras import layers as L  # isort: skip
+
+
+def names(model: keras.Model) -> list[str]:
+    return [call.name for call in calls(model)]
+
+
+def test_nested_models_activations_and_shared_layers_are_unfolded() -> None:
+    native, _ = adapter.load(zoo_keras.nested(), None)
+    found = names(native)
+    for name in ("stem", "inner.conv", "inner.conv.activation", "inner.conv@1", "head.dense.activation"):
+        assert any(n == name or (n.startswith("head.dense") and name.startswith("head")) for n in found), (name, found)
+    assert not any(isinstance(call.operation, keras.Model) for call in calls(native))
+
+
+def test_canonical_form_of_a_canonical_model_is_itself() -> None:
+    native, example = adapter.load(zoo_keras.vit(), None)
+    again, _ = adapter.load(native, example)
+    assert names(native) == names(again)
+    assert list(adapter.parameters(native)) == list(adapter.parameters(again))
+
+
+def test_attention_is_decomposed_and_computes_the_same() -> None:
+    model = zoo_keras.shaken(zoo_keras.vit())
+    native, example = adapter.load(model, None)
+    assert "attention0.scores" in names(native)
+    assert not any(isinstance(call.operation, L.MultiHeadAttention) for call in calls(native))
+    np.testing.assert_allclose(adapter.predict(native, example), model(example[0]), atol=1e-5)
+
+
+def test_attention_with_a_mask_stays_whole_and_is_unknown() -> None:
+    x = keras.Input((6, 8))
+    y = L.MultiHeadAttention(2, 4, name="attention")(x, x, use_causal_mask=True)
+    native, example = adapter.load(keras.Model(x, L.Dense(3)(y)), None)
+    kinds = {node.layer: node.kind for node in adapter.read(native, example).nodes}
+    assert kinds["attention"] == "unknown"
+
+
+def test_masks_of_embeddings_are_kept() -> None:
+    words = keras.Input((5,), dtype="int32")
+    x = L.LSTM(4)(L.Embedding(9, 6, mask_zero=True)(words))
+    model = keras.Model(words, L.Dense(2)(x))
+    native, _ = adapter.load(model, None)
+    some = np.array([[1, 2, 0, 0, 0], [3, 4, 5, 0, 0]], "int32")
+    np.testing.assert_allclose(adapter.predict(native, (some,)), model(some), atol=1e-6)
+
+
+def test_the_users_model_is_not_touched() -> None:
+    model = zoo_keras.shaken(zoo_keras.nested())
+    weights = [np.array(w) for w in model.get_weights()]
+    nodes = [(layer.name, len(layer._inbound_nodes)) for layer in model.layers]
+    adapter.load(model, None)
+    assert [(layer.name, len(layer._inbound_nodes)) for layer in model.layers] == nodes
+    for before, after in zip(weights, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
+def test_frozen_layers_stay_frozen() -> None:
+    model = zoo_keras.sequential()
+    model.get_layer("first").trainable = False
+    native, example = adapter.load(model, None)
+    graph = adapter.read(native, example)
+    assert "first/kernel" not in graph.trainable
+    assert "second/kernel" in graph.trainable
+
+
+def test_examples_are_made_from_the_input_shapes() -> None:
+    _, example = adapter.load(zoo_keras.lstm(), None)
+    assert [(a.shape, a.dtype) for a in example] == [((2, 7), np.dtype("int32"))]
+
+
+class Subclassed(keras.Model):
+    """A model whose graph cannot be read."""
+
+    def call(self, x: object) -> object:
+        return x
+
+
+class Forgetful(L.Layer):
+    """A layer whose config leaves out what it computes."""
+
+    def __init__(self, factor: float = 1.0, **kwargs: object) -> None:
+        super().__init__(**kwargs)
+        self.factor = factor
+
+    def call(self, x: object) -> object:
+        return x * self.factor
+
+
+class Uncopyable(L.Layer):
+    """A layer that cannot be made without an argument that its config does not give."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def call(self, x: object) -> object:
+        return x * self.factor
+
+    def get_config(self) -> dict[str, object]:
+        return {"other": 1}
+
+
+def one_layer(layer: L.Layer) -> keras.Model:
+    x = keras.Input((4,))
+    return keras.Model(x, L.Dense(2)(layer(x)))
+
+
+def with_nan() -> keras.Model:
+    model = zoo_keras.sequential()
+    variable = model.get_layer("second").kernel
+    variable.assign(np.full(variable.shape, np.nan))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "example", "says"),
+    [
+        (Subclassed, None, "functional API"),
+        (lambda: keras.Sequential([L.Dense(2)]), None, "has not been built"),
+        (with_nan, None, "second/kernel"),
+        (lambda: one_layer(Forgetful(3.0)), None, "get_config"),
+        (lambda: one_layer(Uncopyable(3.0)), None, "get_config"),
+        (lambda: keras.Sequential([L.Input((None, None, 3)), L.Conv2D(2, 3)]), None, "unknown sizes"),
+        (zoo_keras.sequential, (np.zeros((2, 12, 12, 1), "float32"),), "(2, 12, 12, 1)"),
+        (zoo_keras.shared, (np.zeros((2, 10), "float32"),), "takes 2 inputs"),
+        (zoo_keras.lstm, (np.zeros((2, 7), "float32"),), "int32"),
+    ],
+)
+def test_what_is_refused_is_refused_in_one_sentence(make: object, example: object, says: str) -> None:
+    with pytest.raises(SlimlineError) as error:
+        adapter.load(make(), example)  # type: ignore[operator]
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)

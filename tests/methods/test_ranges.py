@@ -1,0 +1,182 @@
+"""Ranges and grids against closed forms, numpy, and exhaustive search."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from slimline.errors import SlimlineError
+from slimline.methods.ranges import (
+    MSE,
+    MinMax,
+    Percentile,
+    affine_grid,
+    fake_quantize,
+    observer,
+    quantize,
+    symmetric_grid,
+)
+
+few = settings(deadline=None, max_examples=25)
+reals = st.floats(-1e4, 1e4, width=32)
+
+
+@given(reals, reals, st.booleans(), st.sampled_from([4, 8]))
+@few
+def test_affine_grid_holds_zero_and_the_range(a: float, b: float, signed: bool, bits: int) -> None:
+    low, high = min(a, b), max(a, b)
+    grid = affine_grid(low, high, bits, signed)
+    scale = grid.scale[0]
+    assert grid.high - grid.low == 2**bits - 1
+    assert grid.low <= grid.zero_point[0] <= grid.high
+    assert np.float32(scale) == scale > 0
+    assert fake_quantize(np.zeros(1), grid)[0] == 0.0
+    # Zero is moved onto the grid, so each end may be half a step short, and no more.
+    assert (grid.low - grid.zero_point[0]) * scale <= min(low, 0) + 0.501 * scale
+    assert (grid.high - grid.zero_point[0]) * scale >= max(high, 0) - 0.501 * scale
+
+
+@given(hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=4, max_side=5), elements=reals))
+@few
+def test_rounding_inside_the_range_is_off_by_half_a_step(x: np.ndarray) -> None:
+    low, high = min(float(x.min()), 0.0), max(float(x.max()), 0.0)
+    grid = affine_grid(low, high)
+    inside = np.clip(
+        x, (grid.low - grid.zero_point[0]) * grid.scale[0], (grid.high - grid.zero_point[0]) * grid.scale[0]
+    )
+    assert np.abs(fake_quantize(x, grid) - inside).max() <= grid.scale[0] * 0.5001 + 1e-6
+    assert np.array_equal(fake_quantize(fake_quantize(x, grid), grid), fake_quantize(x, grid))
+
+
+def test_one_sided_range_keeps_zero_at_the_end() -> None:
+    assert affine_grid(0.0, 6.0).zero_point == (0,)
+    assert affine_grid(1.0, 6.0) == affine_grid(0.0, 6.0)
+    assert affine_grid(0.0, 6.0, signed=True).zero_point == (-128,)
+    assert affine_grid(-6.0, 0.0).zero_point == (255,)
+
+
+@pytest.mark.parametrize("low, high", [(0.0, 0.0), (0.0, 1e-45), (-1e-40, 1e-40)])
+def test_degenerate_ranges_are_safe(low: float, high: float) -> None:
+    grid = affine_grid(low, high)
+    assert np.isfinite(np.float32(1.0) / np.float32(grid.scale[0]))
+    assert fake_quantize(np.zeros(3, np.float32), grid).tolist() == [0, 0, 0]
+
+
+def test_symmetric_grid_per_channel_in_closed_form() -> None:
+    weight = np.array([[1.27, -0.3], [0.0, 0.0], [-254.0, 2.0]], np.float32)
+    grid = symmetric_grid(weight, 0)
+    assert (grid.low, grid.high, grid.axis) == (-127, 127, 0)
+    assert np.allclose(grid.scale, [0.01, 2.0, 2.0])  # the row of zeros takes the largest
+    assert quantize(weight, grid).tolist() == [[127, -30], [0, 0], [-127, 1]]
+    assert symmetric_grid(weight, 1).scale == pytest.approx([2.0, 2.0 / 127])
+    assert symmetric_grid(weight, None).scale == pytest.approx([2.0])
+    assert symmetric_grid(np.zeros((2, 2), np.float32), 0).scale == (1.0, 1.0)
+
+
+def test_symmetric_grid_refuses_nan() -> None:
+    with pytest.raises(SlimlineError, match="NaN"):
+        symmetric_grid(np.array([[np.nan]], np.float32), 0)
+
+
+@given(st.lists(hnp.arrays(np.float32, st.integers(1, 20), elements=reals), min_size=1, max_size=5), st.randoms())
+@few
+def test_the_order_of_batches_does_not_matter(batches: list[np.ndarray], random: object) -> None:
+    shuffled = sorted(batches, key=lambda b: random.random())  # type: ignore[attr-defined]
+    for name in ("minmax", "percentile", "mse"):
+        one, other = observer(name, 99.0), observer(name, 99.0)
+        for batch in batches:
+            one.see(batch)
+        for batch in shuffled:
+            other.see(batch)
+        assert one.range() == other.range()
+
+
+@given(hnp.arrays(np.float32, st.integers(1, 200), elements=reals))
+@few
+def test_no_observer_answers_a_range_wider_than_what_it_saw(x: np.ndarray) -> None:
+    for name in ("minmax", "percentile", "mse"):
+        found = observer(name, 99.0)
+        found.see(x)
+        low, high = found.range()
+        assert min(float(x.min()), 0.0) <= low <= high <= max(float(x.max()), 0.0)
+
+
+def test_minmax_is_exact() -> None:
+    x = np.random.default_rng(0).normal(size=(7, 50)).astype(np.float32)
+    found = MinMax()
+    for batch in x:
+        found.see(batch)
+    assert found.range() == (float(x.min()), float(x.max()))
+
+
+@pytest.mark.parametrize("percentile", [90.0, 99.0, 99.9])
+def test_percentile_agrees_with_numpy(percentile: float) -> None:
+    x = np.random.default_rng(1).normal(size=(10, 5000)).astype(np.float32)
+    found = Percentile(percentile)
+    for scale, batch in zip((0.001, *[1.0] * 9), x, strict=True):  # the histogram must widen after the first
+        found.see(batch * scale)
+        batch *= scale
+    limit = np.percentile(np.abs(x), percentile)
+    assert found.range() == pytest.approx((-limit, limit), rel=0.01)
+
+
+def _error(x: np.ndarray, low: float, high: float) -> float:
+    return float(np.mean((x - fake_quantize(x, affine_grid(low, high))) ** 2))
+
+
+@pytest.mark.parametrize("kind", ["normal", "laplace", "outlier", "skewed", "uniform"])
+def test_mse_is_as_good_as_exhaustive_search_over_both_ends(kind: str) -> None:
+    rng = np.random.default_rng(2)
+    x = {
+        "normal": lambda: rng.normal(size=5000),
+        "laplace": lambda: rng.laplace(size=5000),
+        "outlier": lambda: np.append(rng.normal(size=5000), [60.0, 50.0]),
+        "skewed": lambda: rng.gamma(2.0, size=5000) - 1.0,
+        "uniform": lambda: rng.uniform(-1, 3, size=5000),
+    }[kind]()
+    found = MSE()
+    for part in np.array_split(x, 4):
+        found.see(part)
+    ends = np.linspace(0.05, 1.0, 39)
+    best = min(_error(x, x.min() * a, x.max() * b) for a in ends for b in ends)
+    assert _error(x, *found.range()) <= best * 1.03
+
+
+def test_mse_of_a_one_sided_tensor_keeps_zero_and_clips_the_tail() -> None:
+    rng = np.random.default_rng(3)
+    x = np.maximum(rng.standard_t(3, size=20000), 0)
+    found = MSE()
+    found.see(x)
+    low, high = found.range()
+    best = min(_error(x, 0.0, t) for t in np.linspace(0.01, 1, 1000) * x.max())
+    assert low == 0.0
+    assert high < x.max()
+    assert _error(x, low, high) <= best * 1.03
+
+
+def test_all_zero_and_constant_tensors() -> None:
+    for name in ("minmax", "percentile", "mse"):
+        found = observer(name)
+        found.see(np.zeros((4, 4), np.float32))
+        assert found.range() == (0.0, 0.0)
+        found = observer(name)
+        found.see(np.full(100, 3.0, np.float32))
+        assert _error(np.full(3, 3.0), *found.range()) < 1e-9
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ["minmax", "percentile", "mse"])
+def test_numbers_that_are_none_are_refused_by_name(name: str, bad: float) -> None:
+    found = observer(name, value="value 'relu_3'")
+    with pytest.raises(SlimlineError, match="relu_3"):
+        found.see(np.array([1.0, bad], np.float32))
+
+
+def test_nothing_seen_and_unknown_observer() -> None:
+    with pytest.raises(SlimlineError, match="at least one calibration batch"):
+        observer("mse").range()
+    with pytest.raises(SlimlineError, match="did you mean 'minmax'"):
+        observer("min-max")
