@@ -42,7 +42,7 @@ def test_train_is_partitioned(n: int, seed: int) -> None:
 def test_without_train_test_is_partitioned(n: int, seed: int) -> None:
     data = Data(test=samples(n), seed=seed)
     parts = [ids(data, role) for role in ("calibration", "selection", "certification")]
-    assert sorted(sum(parts, [])) == list(range(n))
+    assert sorted(i for part in parts for i in part) == list(range(n))
     assert len(parts[2]) >= n / 2
     assert not data.has("train")
 

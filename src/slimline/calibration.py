@@ -54,7 +54,10 @@ def calibrate(
         )
     ranges = observe_ranges(folded, placement, step, batches)
     signed = (step.activations or POLICIES[policy].activations) == "int8"
-    activations = {name: affine_grid(*ranges[group], signed=signed) for name, group in placement.groups.items()}
+    activations = {
+        name: affine_grid(*placement.ranges.get(name, ranges[group]), signed=signed)
+        for name, group in placement.groups.items()
+    }
     quantization = Quantization(
         activations=activations,
         weights=weight_grids(folded.parameters(), placement, activations),

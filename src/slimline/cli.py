@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -93,7 +94,7 @@ def compress(
     """Compress MODEL within a budget, measure it on its runtime and certify the accuracy lost."""
     from slimline.console import Display
     from slimline.recipe import Budget, load_recipe
-    from slimline.runtimes.base import runtime, usual
+    from slimline.runtimes.base import runtime
     from slimline.sources import DataSource, ModelSource, load_pair
 
     limits = {
@@ -105,7 +106,7 @@ def compress(
     }
 
     def wished(trainable: bool = True) -> Recipe:
-        return load_recipe(recipe, target, trainable, seed=seed, batch_sizes=batch, threads=threads)
+        return load_recipe(recipe, None, trainable, target=target, seed=seed, batch_sizes=batch, threads=threads)
 
     # What is wrong with the wishes is said before anything is loaded.
     chosen = wished()
@@ -125,13 +126,10 @@ def compress(
             run = work(
                 loaded,
                 samples,
-                target=chosen.target or usual(loaded.framework),
+                target=chosen.target,
                 budget=budget,
                 recipe=chosen,
                 output=output,
-                seed=chosen.seed,
-                batch_sizes=chosen.batch_sizes,
-                threads=chosen.threads,
                 progress=display,
                 command=["slimline", *sys.argv[1:]],
                 sources={"model": model_source.record(), "data": data_source.record()},
@@ -266,7 +264,9 @@ def main() -> None:
     """Entry point: a mistake is one line and exit code 2."""
     from rich.logging import RichHandler
 
-    logging.basicConfig(format="%(message)s", handlers=[RichHandler(console=err, show_path=False)])
+    logging.basicConfig(format="%(message)s", handlers=[RichHandler(console=err, show_path=False, show_time=False)])
+    warnings.simplefilter("ignore", FutureWarning)  # of the frameworks, about each other
+    warnings.simplefilter("ignore", DeprecationWarning)
     try:
         app()
     except SlimlineError as e:

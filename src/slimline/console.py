@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from slimline.measure.results import Figures, Report
+    from slimline.measure.results import Figures, Latency, Report
 
 
 class Told(Protocol):
@@ -59,7 +59,9 @@ class Display:
 
     def __call__(self, told: Told) -> None:
         figures = " ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in told.extra.items())
-        if told.what not in self._tasks:
+        again = told.what in self._finished and told.done < told.total
+        if told.what not in self._tasks or again:
+            self._finished.discard(told.what)
             self._tasks[told.what] = self._bars.add_task(told.what, total=told.total, figures=figures)
             self._started[told.what] = time.monotonic()
         self._bars.update(self._tasks[told.what], completed=told.done, total=told.total, figures=figures)
@@ -81,34 +83,54 @@ def figures_table(columns: Mapping[str, Figures], metric: str, title: str) -> Ta
     table = Table(title=title, title_justify="left")
     table.add_column("")
     for name in columns:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     shown = list(columns.values())
     if len(shown) == 2:
-        table.add_column("gain", justify="right", style="green")
+        table.add_column("gain", justify="right", no_wrap=True)
 
-    def row(name: str, values: Sequence[float | None], text: Callable[[float], str], gain: str = "") -> None:
-        cells = ["not measured" if value is None else text(value) for value in values]
+    def row(name: str, values: Sequence[float | None], cells: Sequence[str], words: tuple[str, str] | None) -> None:
+        cells = ["not measured" if value is None else cell for value, cell in zip(values, cells, strict=True)]
         if len(values) == 2:
             before, after = values
-            if before is None or after is None:
-                cells.append("")
-            else:
-                cells.append(f"{before / after:.2f}× {gain}" if gain and after else f"{after - before:+.4g}")
+            cells.append("" if before is None or after is None else _gain(before, after, words))
         table.add_row(name, *cells)
 
-    percent = metric in ("accuracy", "agreement")
-    scores = [f.accuracy if f.accuracy is None or not percent else 100 * f.accuracy for f in shown]
-    row(f"{metric}, %" if percent else metric, scores, lambda score: f"{score:.4g}")
-    row("file", [f.file_bytes for f in shown], bytes_text, "smaller")
-    if any(f.parameters is not None for f in shown):
-        row("parameters", [f.parameters for f in shown], lambda count: f"{count:,}", "fewer")
-        row("MACs per sample", [f.macs for f in shown], lambda count: f"{count:,}", "fewer")
+    percent = 100 if metric in ("accuracy", "agreement") else 1
+    scores = [None if f.accuracy is None else percent * f.accuracy for f in shown]
+    row(f"{metric}, %" if percent > 1 else metric, scores, [f"{s or 0:.4g}" for s in scores], None)
+    sizes = [f.file_bytes for f in shown]
+    row("file", sizes, [bytes_text(s or 0) for s in sizes], ("smaller", "larger"))
+    for name, counts in (("parameters", [f.parameters for f in shown]), ("MACs", [f.macs for f in shown])):
+        if any(count is not None for count in counts):
+            row(name, counts, [f"{count or 0:,}" for count in counts], ("fewer", "more"))
     for batch in sorted({batch for f in shown for batch in f.latency}):
-        medians = [f.latency[batch].median_ms if batch in f.latency else None for f in shown]
-        spread = {t.median_ms: f" \\[{t.p10_ms:.3g} to {t.p90_ms:.3g}]" for f in shown if (t := f.latency.get(batch))}
-        row(f"latency at batch {batch}, ms", medians, lambda ms, of=spread: f"{ms:.3g}{of[ms]}", "faster")
-    row("peak memory", [f.peak_memory_bytes for f in shown], bytes_text, "less")
+        times = [f.latency.get(batch) for f in shown]
+        cells = [latency_text(t) if t else "" for t in times]
+        row(f"latency, batch {batch}", [t.median_ms if t else None for t in times], cells, ("faster", "slower"))
+    peaks = [f.peak_memory_bytes for f in shown]
+    row("peak memory", peaks, [bytes_text(p or 0) for p in peaks], ("less", "more"))
     return table
+
+
+def _gain(before: float, after: float, words: tuple[str, str] | None) -> str:
+    """The change as a factor in words, or, without words, as a difference."""
+    if words is None:
+        return f"{after - before:+.4g}"
+    if before <= 0 or after <= 0:
+        return ""
+    factor = max(before / after, after / before)
+    if f"{factor:.2f}" == "1.00":
+        return "same"
+    better, worse = words
+    return f"[green]{factor:.2f}× {better}" if after < before else f"[yellow]{factor:.2f}× {worse}"
+
+
+def latency_text(latency: Latency) -> str:
+    """Median and 10th to 90th percentile, such as ``239 µs [221–258]``, escaped for rich."""
+    unit, scale = ("µs", 1e3) if latency.median_ms < 1 else ("ms", 1.0) if latency.median_ms < 1e3 else ("s", 1e-3)
+    median, low, high = (scale * t for t in (latency.median_ms, latency.p10_ms, latency.p90_ms))
+    digits = 0 if median >= 100 else 1 if median >= 10 else 2
+    return f"{median:.{digits}f} {unit} \\[{low:.{digits}f}–{high:.{digits}f}]"
 
 
 def bytes_text(count: float) -> str:

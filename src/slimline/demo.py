@@ -18,7 +18,6 @@ from slimline.errors import require, unknown
 from slimline.methods.schedules import warmup_cosine
 from slimline.recipe import Budget, ChannelPruning, Distillation, Recipe, StaticQuantization
 from slimline.recovery import Progress
-from slimline.runtimes.base import usual
 from slimline.sources import DataSource, ModelSource
 from slimline.splits import Augment, Inputs
 
@@ -57,13 +56,8 @@ def run_demo(framework: str = "torch", output: Path | None = None, progress: Tel
     return compress(
         load(trained, data.example()),
         data,
-        target=usual(framework),
-        budget=RECIPE.budget,
         recipe=RECIPE,
         output=output,
-        seed=RECIPE.seed,
-        batch_sizes=RECIPE.batch_sizes,
-        threads=RECIPE.threads,
         progress=progress,
         command=["slimline", "demo", "--framework", framework],
         sources={

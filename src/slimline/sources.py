@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -211,24 +211,6 @@ def call(name: str, what: str) -> Any:
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or ["no reason given"])[0].rstrip(".")
-
-
-def load_again(records: Mapping[str, Any], what: Literal["model", "data"]) -> Any:
-    """What the records in a run's journal name: the `Model`, or a function from the layout to the `Data`."""
-    for record in records.values():
-        if record["folder"] not in sys.path:
-            sys.path.insert(0, record["folder"])
-    fields = {name: {k: v for k, v in record.items() if k != "folder"} for name, record in records.items()}
-    data = DataSource(**fields["data"])
-
-    def give(layout: Layout) -> Data:
-        return load_data(data, layout)
-
-    if what == "data":
-        return give
-    model = fields["model"]
-    shape = model["input_shape"]
-    return load_model(ModelSource(**{**model, "input_shape": None if shape is None else tuple(shape)}), give)
 
 
 def load_pair(model: ModelSource, data: DataSource) -> tuple[Model, Data]:

@@ -29,10 +29,12 @@ class Policy:
     transposed : whether transposed convolutions have an integer kernel.
     float_results : compute kinds that may answer in float, so that their result needs no grid.
     linear_channels : whether linear layers take one weight scale per output.
-    constants : whether glue may read stored tensors.
+    constants : glue that may read stored tensors; numbers among the operands count as stored.
+    ranges : functions whose integer kernel answers on one grid only, and the range of that grid.
+    transposed_channels : whether transposed convolutions take one weight scale per output.
     whole : whether everything that can be is integer, from the model's inputs to its outputs; otherwise only
         what lies between integer layers.
-    one_grid_concat : whether all inputs of a concat and its output must be on one grid.
+    one_grid : glue whose inputs and output must all be on one grid.
     """
 
     activations: Literal["uint8", "int8"]
@@ -41,10 +43,17 @@ class Policy:
     transposed: bool
     float_results: frozenset[str]
     linear_channels: bool
-    constants: bool
+    constants: frozenset[str]
+    ranges: Mapping[str, tuple[float, float]]
+    transposed_channels: bool
     whole: bool
-    one_grid_concat: bool
+    one_grid: frozenset[str]
 
+
+_LITERT_FUNCTIONS = (
+    "add", "sub", "mul", "max", "min", "relu", "relu6", "leaky_relu", "prelu",
+    "sigmoid", "tanh", "gelu", "silu", "hard_sigmoid", "hard_silu",
+)  # fmt: skip
 
 POLICIES: Mapping[str, Policy] = {
     "onnxruntime": Policy(
@@ -56,16 +65,18 @@ POLICIES: Mapping[str, Policy] = {
         transposed=False,
         float_results=frozenset({"linear", "einsum"}),
         linear_channels=True,
-        constants=False,
+        constants=frozenset(),
+        ranges={},
+        transposed_channels=False,
         whole=False,
-        one_grid_concat=False,
+        one_grid=frozenset(),
     ),
     "litert": Policy(
         activations="int8",
         fused=frozenset({"relu", "relu6"}),
         glue=frozenset(
             {
-                "elementwise:*",
+                *(f"elementwise:{name}" for name in _LITERT_FUNCTIONS),
                 "concat",
                 "pool:mean",
                 "pool:resize",
@@ -79,9 +90,11 @@ POLICIES: Mapping[str, Policy] = {
         transposed=True,
         float_results=frozenset(),
         linear_channels=False,
-        constants=True,
+        constants=frozenset({"batch_norm", "elementwise:prelu"}),
+        ranges={"sigmoid": (0.0, 255 / 256), "softmax": (0.0, 255 / 256), "tanh": (-1.0, 127 / 128)},
+        transposed_channels=False,
         whole=True,
-        one_grid_concat=True,
+        one_grid=frozenset({"concat", "pool:mean", "pool:resize"}),
     ),
 }
 
@@ -102,6 +115,7 @@ class Placement:
     groups : value to the name under which it shares its grid (itself where it shares with none).
     biases : weight to the pair (value the layer reads, the layer's bias), where there is a bias.
     refused : wanted layers that must stay float, with the reason.
+    ranges : values whose range the runtime prescribes, whatever calibration sees.
     """
 
     activations: tuple[str, ...]
@@ -111,6 +125,7 @@ class Placement:
     groups: Mapping[str, str]
     biases: Mapping[str, tuple[str, str]]
     refused: Mapping[str, str] = field(default_factory=dict)
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 def selected(layer: str, layers: Sequence[str], keep: Sequence[str]) -> bool:
@@ -175,7 +190,17 @@ class _Placer:
                 if len(n.inputs) > 2 and n.inputs[2] is not None
             },
             refused=self.refused,
+            ranges=self._ranges(activations),
         )
+
+    def _ranges(self, activations: Sequence[str]) -> dict[str, tuple[float, float]]:
+        """The prescribed ranges among the values that are rounded."""
+        functions = {
+            name: str(node.attributes.get("function", node.kind))
+            for name in activations
+            if (node := self.makers.get(name)) is not None
+        }
+        return {name: self.policy.ranges[f] for name, f in functions.items() if f in self.policy.ranges}
 
     def _can(self, node: Node) -> bool:
         """Whether a compute operator is wanted and able to become integer; notes why not."""
@@ -223,16 +248,16 @@ class _Placer:
 
     def _is_glue(self, node: Node) -> bool:
         function = node.attributes.get("function", "")
-        names = {node.kind, f"{node.kind}:{function}", f"{node.kind}:*"}
+        names = _names(node)
         if not names & self.policy.glue or any(fnmatchcase(node.layer, g) for g in self.keep):
             return False
         if self._moves(node) or not all(self._floating(o) for o in node.outputs):
             return False
         given = [name for name in node.inputs if name is not None]
-        if not self.policy.constants:
+        if not names & self.policy.constants:
             if any(name in self.stored for name in given):
                 return False
-            if function in ("add", "mul") and len(given) < 2:  # the other operand is a number
+            if function in ("add", "sub", "mul", "max", "min") and len(given) < 2:  # the other operand is a number
                 return False
         return bool(self._roots(node))
 
@@ -292,6 +317,8 @@ class _Placer:
         """The dimension of the weight that holds the output channels; None for one scale in all."""
         if node.kind != "conv" and not self.policy.linear_channels:
             return None
+        if node.attributes.get("transposed") and not self.policy.transposed_channels:
+            return None
         equation = node.attributes["equation"]
         weight = equation.inputs[1]
         given = {axis for dim in equation.inputs[0] for axis in dim}
@@ -317,15 +344,18 @@ class _Placer:
     def _groups(self, activations: Sequence[str], integer: Mapping[str, Node]) -> dict[str, str]:
         """Values that share a grid, by the first name of each group."""
         groups = {name: name for name in activations}
-        if not self.policy.one_grid_concat:
-            return groups
         for node in integer.values():
-            if node.kind == "concat":
+            if _names(node) & self.policy.one_grid:
                 names = [name for name in (*self._roots(node), self._end(node)) if name in groups]
                 merged = {groups[name] for name in names}
                 first = next(name for name in activations if groups[name] in merged)
                 groups = {name: first if group in merged else group for name, group in groups.items()}
         return groups
+
+
+def _names(node: Node) -> frozenset[str]:
+    """What a policy may call an operator: by its kind, or by kind and function."""
+    return frozenset({node.kind, f"{node.kind}:{node.attributes.get('function', '')}"})
 
 
 def _weight(node: Node) -> str:

@@ -116,6 +116,7 @@ def load_recipe(
     source: str | Path | Step | Sequence[Step] | Recipe,
     target: str | None = None,
     trainable: bool = True,
+    /,
     **settings: Any,
 ) -> Recipe:
     """The recipe that `source` names.
@@ -125,7 +126,7 @@ def load_recipe(
     source : ``"auto"``, a preset's name, the path of a YAML file, a step, a list of steps or a recipe.
     target : the runtime, for a recipe that names none.
     trainable : whether there is training data; ``auto`` means ``balanced`` with it and ``int8`` without.
-    settings : fields of `Recipe` that replace the recipe's own; None leaves them.
+    settings : fields of `Recipe` that replace the recipe's own, ``target`` too; None leaves them.
     """
     if isinstance(source, Recipe):
         recipe = source

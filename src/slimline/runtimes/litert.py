@@ -65,7 +65,7 @@ class Session:
             fits = len(shape) == given.ndim and all(a in (None, b) for a, b in zip(shape, given.shape, strict=True))
             if not fits:
                 raise SlimlineError(
-                    f"Input {name!r} of {self._path.name} has shape {_spelled(shape)}, not {given.shape}: "
+                    f"Input {name!r} of {self._path.name} has shape ({', '.join('any' if n is None else str(n) for n in shape)}), not {given.shape}: "
                     "give arrays (batch, …) of these sizes."
                 )
             arrays.append(np.ascontiguousarray(given, dtype))
@@ -199,7 +199,7 @@ def _convert(native: Any, integer: bool) -> tuple[bytes, dict[str, str], dict[st
 
     if keras.backend.backend() != "tensorflow":
         raise SlimlineError(
-            "LiteRT needs Keras on TensorFlow: set the environment variable KERAS_BACKEND=tensorflow before Python starts."
+            "LiteRT needs Keras on TensorFlow: set the environment variable KERAS_BACKEND=tensorflow, then start again."
         )
     import tensorflow as tf
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2

@@ -20,9 +20,8 @@ def names(model: keras.Model) -> list[str]:
 
 def test_nested_models_activations_and_shared_layers_are_unfolded() -> None:
     native, _ = adapter.load(zoo_keras.nested(), None)
-    found = names(native)
-    for name in ("stem", "inner.conv", "inner.conv.activation", "inner.conv@1", "head.dense.activation"):
-        assert any(n == name or (n.startswith("head.dense") and name.startswith("head")) for n in found), (name, found)
+    expected = {"stem", "inner.conv", "inner.conv.activation", "inner.conv@1", "inner.conv.activation@1"}
+    assert expected <= set(names(native))
     assert not any(isinstance(call.operation, keras.Model) for call in calls(native))
 
 
@@ -98,6 +97,9 @@ class Forgetful(L.Layer):
 
     def call(self, x: object) -> object:
         return x * self.factor
+
+    def get_config(self) -> dict[str, object]:
+        return {"name": self.name}
 
 
 class Uncopyable(L.Layer):

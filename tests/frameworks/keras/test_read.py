@@ -20,7 +20,7 @@ def test_shapes_and_dtypes_are_those_of_the_running_model(name: str) -> None:
     graph = adapter.read(native, example)
     found = [call for call in calls(native) if not call.is_input]
     tensors = [t for call in found for t in call.outputs]
-    probe = keras.Model(native.inputs, tensors)
+    probe = keras.Model(native.inputs if len(example) > 1 else native.inputs[0], tensors)
     outputs = keras.tree.flatten(probe(list(example) if len(example) > 1 else example[0]))
     values = [v for call in found for v in call.names]
     assert [graph.values[v].shape for v in values] == [tuple(o.shape) for o in outputs]

@@ -11,7 +11,13 @@ import numpy as np
 from slimline.errors import SlimlineError
 from slimline.frameworks.keras.canonical import transfer
 from slimline.frameworks.keras.functional import Call, Copies, calls, clone, input_name, rebuild, replay, variables
-from slimline.frameworks.keras.gridded import GRIDDED, INTEGER_ACTIVATIONS, FakeQuantize, IntegerActivation
+from slimline.frameworks.keras.gridded import (
+    GRIDDED,
+    INTEGER_ACTIVATIONS,
+    FakeQuantBatchNormalization,
+    FakeQuantize,
+    IntegerActivation,
+)
 from slimline.graph.quantization import Grid, Quantization
 
 Array = np.ndarray
@@ -154,10 +160,20 @@ class _Quantizer:
             for variable in operation.variables:
                 if id(variable) in self.kernels:
                     return self.gridded(operation, self.kernels[id(variable)])
+        if type(operation) is L.BatchNormalization and self.on_grid(call) and len(call.outputs[0].shape) == 4:
+            return FakeQuantBatchNormalization.from_config(operation.get_config())
         function = _activation_of(operation)
         if function in INTEGER_ACTIVATIONS and call.names[0] in self.grids:
             return IntegerActivation(function, name=operation.name)
         return clone(operation)
+
+    def on_grid(self, norm: Call) -> bool:
+        """Whether a batch norm over the last axis ends on a grid, itself or after its activation."""
+        if norm.operation.axis not in (-1, len(norm.outputs[0].shape) - 1):
+            return False
+        readers = [call for call in calls(self.native) if any(t is norm.outputs[0] for t in call.inputs)]
+        ends = [norm.names[0], *(readers[0].names if len(readers) == 1 else ())]
+        return any(name in self.grids for name in ends)
 
     def gridded(self, layer: Any, grid: Grid) -> Any:
         """The layer with its kernel on `grid`."""

@@ -16,6 +16,7 @@ from keras import ops
 
 from slimline.graph.quantization import Grid
 
+_SMALLEST = 1e-12  # factor of a channel that is switched off, so that its grid has a width
 _register = keras.saving.register_keras_serializable(package="slimline")
 
 
@@ -137,6 +138,28 @@ class FakeQuantEinsumDense(_GriddedKernel, L.EinsumDense):  # type: ignore[misc]
     def call(self, inputs: Any) -> Any:
         """The output of the layer's equation."""
         return self.finish(ops.einsum(self.equation, inputs, fake_quantize(self.kernel, self.grid)))
+
+
+@_register
+class FakeQuantBatchNormalization(L.BatchNormalization):  # type: ignore[misc]
+    """A `BatchNormalization` of ``(batch, y, x, channels)`` that no layer before it can take in.
+
+    It is a depthwise 1×1 convolution, which LiteRT computes in integers and fuses with the activation
+    behind it. Each channel's factor is the top of its own grid, so the factors are held exactly.
+    """
+
+    def call(self, inputs: Any, training: bool = False, mask: Any = None) -> Any:
+        """The normalised inputs by the stored statistics, of the same shape."""
+        factor = ops.rsqrt(self.moving_variance + self.epsilon)
+        if self.gamma is not None:
+            factor = factor * self.gamma
+        shift = -self.moving_mean * factor
+        if self.beta is not None:
+            shift = shift + self.beta
+        top = ops.maximum(ops.abs(factor), _SMALLEST)
+        rounded = keras.quantizers.fake_quant_with_min_max_vars
+        kernel = rounded(ops.reshape(factor, (1, 1, -1)), -top, top, num_bits=8, narrow_range=True, axis=-1)
+        return ops.depthwise_conv(inputs, ops.reshape(kernel, (1, 1, -1, 1)), padding="valid") + shift
 
 
 GRIDDED: Mapping[type, type] = {

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from slimline.errors import SlimlineError
 from slimline.frameworks.keras.functional import calls
 
 Array = np.ndarray
@@ -27,6 +28,12 @@ def observe(
     values : names of the graph's values, model inputs among them; each keeps its shape and dtype.
     """
     tensors = named_tensors(native)
+    missing = [name for name in values if name not in tensors]
+    if missing:
+        raise SlimlineError(
+            f"Value {missing[0]!r} exists only inside a Keras layer: leave that layer in float with "
+            f"keep=[{missing[0].rpartition('/')[0]!r}]."
+        )
     probe = keras.Model(native.inputs, [tensors[name] for name in values])
     for batch in batches:
         outputs = probe(list(batch), training=False)

@@ -14,6 +14,7 @@ from slimline.errors import SlimlineError
 from slimline.frameworks.base import Array, Batch
 from slimline.frameworks.keras.canonical import canonical
 from slimline.frameworks.keras.functional import SEED_STATE, calls, variables
+from slimline.frameworks.keras.fusednorm import fused
 from slimline.methods import distillation
 from slimline.recipe.steps import Distillation
 
@@ -39,8 +40,8 @@ class KerasTrainer:
             )
         self._source = native
         self._config = step
-        self._student = canonical(native)
-        self._teacher = teacher
+        self._student = fused(native)
+        self._teacher = None if teacher is None else fused(teacher)
         seeds = [v for name, v in variables(self._student).items() if name.endswith(SEED_STATE)]
         for index, variable in enumerate(seeds):
             variable.assign(np.array([seed % 2**32, index], variable.dtype))

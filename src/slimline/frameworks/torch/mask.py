@@ -74,7 +74,7 @@ class _Masker:
     def _operand(self, index: int) -> fx.Node:
         """The fx node of an input of the neutral operator."""
         if packet(self.node) == "aten.einsum":
-            return self.node.args[1][index]  # type: ignore[index, return-value, union-attr]
+            return self.node.args[1][index]  # type: ignore[index, return-value]
         return [a for a in self.node.args if isinstance(a, fx.Node)][index]
 
     def _set_operand(self, index: int, value: fx.Node) -> None:
@@ -177,7 +177,7 @@ def _masked_norm(
     count = keep.sum(axes, keepdim=True).clamp_min(1.0)
     mean = (x * keep).sum(axes, keepdim=True) / count if centred else x.new_zeros(())
     centre = (x - mean) * keep
-    y = centre * torch.rsqrt(centre.square().sum(axes, keepdim=True) / count + eps)
+    y: Tensor = centre * torch.rsqrt(centre.square().sum(axes, keepdim=True) / count + eps)
     if groups:
         y = y.reshape(whole)
         sides = [-1] + [1] * (len(whole) - 2)
@@ -190,7 +190,8 @@ def _masked_norm(
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     """``g v / |v|`` with the norm over all dimensions but `dim`, 0 where v is."""
     axes = [d for d in range(v.dim()) if d != dim % v.dim()]
-    return v * (g / torch.linalg.vector_norm(v, dim=axes, keepdim=True).clamp_min(torch.finfo(v.dtype).tiny))
+    norm: Tensor = torch.linalg.vector_norm(v, dim=axes, keepdim=True)
+    return v * (g / norm.clamp_min(torch.finfo(v.dtype).tiny))
 
 
 def _add_bias(query: Tensor, key: Tensor, given: Tensor | None, bias: Tensor) -> Tensor:

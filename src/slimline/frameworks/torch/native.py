@@ -64,7 +64,8 @@ class Native(fx.GraphModule):
         return self.train(False)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Native:
-        result: Native = super().__deepcopy__(memo)
+        result = super().__deepcopy__(memo)
+        assert isinstance(result, Native)  # fx rebuilds the same class
         for name in transient(self):
             owner, _, leaf = name.rpartition(".")
             result.get_submodule(owner)._non_persistent_buffers_set.add(leaf)

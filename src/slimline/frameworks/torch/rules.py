@@ -70,8 +70,8 @@ RULES |= {f"aten.{name}": _elementwise("fill", first_only=True) for name in _FIL
 @rule("hardtanh", "clamp", "clamp_min", "clamp_max", "clip")
 def _clip(call: Call) -> None:
     suffix = "_val" if call.target.startswith("aten.hardtanh") else ""
-    limits = tuple(call[f"{end}{suffix}"] if call.takes(f"{end}{suffix}") else None for end in ("min", "max"))
-    function = "clip" if any(map(call.value, limits)) else {(0, 6): "relu6", (0, None): "relu"}.get(limits, "clip")
+    low, high = (call[f"{end}{suffix}"] if call.takes(f"{end}{suffix}") else None for end in ("min", "max"))
+    function = "relu6" if (low, high) == (0, 6) else "relu" if (low, high) == (0, None) else "clip"
     _elementwise(function)(call)
 
 

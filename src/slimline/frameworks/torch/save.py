@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import operator
 import os
 import pickle
 import tempfile
@@ -67,14 +68,19 @@ def _write(path: Path, content: memoryview) -> None:
 
 def _names(native: Native, program: torch.export.ExportedProgram) -> dict[str, str]:
     """Names of activations that exporting changed: new to old. Grids and plans know the old ones."""
-    own = {n.name for n in native.graph.nodes if n.op == "call_function"}
-    changed = {}
+    own = {n.name: n for n in native.graph.nodes if n.op == "call_function"}
+    taken = {(n.args[0].name, n.args[1]): n.name for n in own.values() if n.target is operator.getitem}
+    came_from: dict[str, str] = {}
     for node in program.graph.nodes:
+        if node.op != "call_function":
+            continue
         source = node.meta.get("from_node")
-        old = source[-1].name if node.op == "call_function" and source else node.name
-        if old != node.name and old in own:
-            changed[node.name] = old
-    return changed
+        old = source[-1].name if source else None
+        if node.target is operator.getitem:  # torch says that it came from the operator whose output it takes
+            old = taken.get((came_from.get(node.args[0].name), node.args[1]))
+        if old in own and own[old].target == node.target and old not in came_from.values():
+            came_from[node.name] = old
+    return {new: old for new, old in came_from.items() if new != old}
 
 
 def open_(path: Path, allow_pickle: bool) -> tuple[Native, tuple[Array, ...], dict[str, Any]]:
@@ -112,11 +118,13 @@ def _restore(native: Native, own: Mapping[str, Any]) -> None:
     for alias, first in own["ties"].items():
         if alias in readers and first in readers:
             readers[alias].replace_all_uses_with(readers[first])
-    renamed = [(node, own["names"][node.name]) for node in native.graph.nodes if node.name in own["names"]]
-    for node, _ in renamed:
-        node._rename(f"{node.name}_before")
-    for node, name in renamed:
+    wanted = {node: own["names"][node.name] for node in native.graph.nodes if node.name in own["names"]}
+    for node in native.graph.nodes:
+        if node in wanted or node.name in wanted.values():
+            node._rename(f"{node.name}_exported")
+    for node, name in wanted.items():
         node.name = name
+        native.graph._graph_namespace._used_names.add(name)
     native.recompile()
 
 
@@ -130,7 +138,7 @@ def _check(path: Path, allow_pickle: bool) -> tuple[Array, ...] | None:
             configs = [n for n in names if n.endswith(("_weights_config.json", "_constants_config.json"))]
             pickled = any(b'"use_pickle": true' in archive.read(n).replace(b'":true', b'": true') for n in configs)
             pickled |= any("/custom_obj" in n or n.endswith((".pkl", "serialized_state_dict.pt")) for n in names)
-            samples = [archive.read(n) for n in names if "/sample_inputs/" in n]
+            samples = [held for n in names if "/sample_inputs/" in n and (held := archive.read(n))]
     except (zipfile.BadZipFile, OSError) as reason:
         raise SlimlineError(f"{path} is damaged or not a .pt2 file: save the model again.") from reason
     example = None
@@ -152,7 +160,8 @@ def _check(path: Path, allow_pickle: bool) -> tuple[Array, ...] | None:
 def _open_pickle(path: Path, allow_pickle: bool) -> tuple[Native, tuple[Array, ...], dict[str, Any]]:
     if not allow_pickle:
         raise SlimlineError(
-            f"{path} is a pickle, which can run any code: give a .pt2 file, or pass --allow-pickle if you trust its author."
+            f"{path} is a pickle, which can run any code: give a .pt2 file, or pass --allow-pickle "
+            "if you trust its author."
         )
     try:
         module = torch.load(path, map_location="cpu", weights_only=False)

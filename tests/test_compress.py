@@ -1,0 +1,128 @@
+"""The main job end to end, and what kill -9 may not change."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import slimline as sl
+from slimline.measure import outputs
+from tests import compress_job
+
+FRAMEWORKS = ("torch", "keras")
+ARTIFACT = {"torch": "onnxruntime/model.onnx", "keras": "litert/model.tflite"}
+
+
+@pytest.fixture(scope="module", params=FRAMEWORKS)
+def finished(request, tmp_path_factory):
+    """A run that nobody disturbed."""
+    path = tmp_path_factory.mktemp("run") / request.param
+    start(request.param, path).wait()
+    return request.param, path
+
+
+def start(framework: str, path: Path) -> subprocess.Popen:
+    command = [sys.executable, "-m", "tests.compress_job", framework, str(path)]
+    return subprocess.Popen(command, cwd=Path(__file__).parent.parent, stderr=subprocess.DEVNULL)
+
+
+def test_a_run_leaves_what_it_promises(finished):
+    framework, path = finished
+    report = json.loads((path / "report.json").read_text())
+    assert report["schema"] == 1
+    for name in ("recipe.yaml", "journal.jsonl", "report.html", "environment.json"):
+        assert (path / name).stat().st_size > 0
+    before, after = report["original"], report["compressed"]
+    artifact = path / ARTIFACT[framework]
+    assert after["file_bytes"] == artifact.stat().st_size < before["file_bytes"] / 3
+    assert after["parameters"] < 0.35 * before["parameters"]
+    assert after["macs"] < 0.35 * before["macs"]
+    assert set(after["latency"]) == {"1", "8"}
+    assert len(after["latency"]["8"]["samples_ms"]) >= 30
+    assert report["parity"]["passed"]
+    assert report["certificate"]["n"] == 360
+    assert {row["precision"] for row in report["layers"]} == {"int8"}
+
+
+def test_the_report_counts_what_the_artifact_answers(finished):
+    framework, path = finished
+    report = json.loads((path / "report.json").read_text())
+    split = compress_job.data(framework).split("certification")
+    answer = outputs(path / ARTIFACT[framework], split.inputs)
+    assert report["compressed"]["accuracy"] == pytest.approx(np.mean(answer.argmax(1) == split.labels))
+
+
+@pytest.mark.parametrize("stage", ["baseline", "01-ChannelPruning", "recovery", "02-Distillation", "artifact"])
+def test_killed_and_resumed_ends_with_the_same_bytes(finished, tmp_path, stage):
+    framework, whole = finished
+    path = tmp_path / "run"
+    process = start(framework, path)
+    wait_for(path, stage, process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    with pytest.raises(sl.SlimlineError, match="started from Python"):
+        sl.resume(path)
+    run = sl.resume(path, compress_job.model(framework), compress_job.data(framework))
+    assert run.artifact.read_bytes() == (whole / ARTIFACT[framework]).read_bytes()
+    assert run.report.compressed.accuracy == json.loads((whole / "report.json").read_text())["compressed"]["accuracy"]
+
+
+def wait_for(path: Path, stage: str, process: subprocess.Popen) -> None:
+    """Until the journal notes the stage, or the recovery has left the state of an epoch."""
+    for _ in range(6000):
+        if process.poll() is not None:
+            raise AssertionError("the job ended before it could be killed")
+        if stage == "recovery" and list(path.glob(".work/*/recovery.safetensors")):
+            return
+        journal = path / "journal.jsonl"
+        if journal.exists() and f'"name": "{stage}"' in journal.read_text():
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"stage {stage} never came")
+
+
+def test_apply_composes_and_leaves_the_model_alone(tmp_path):
+    data = compress_job.data("torch")
+    model = sl.load(compress_job.model("torch"), data.example())
+    before = {k: v.copy() for k, v in model.parameters().items()}
+    small = sl.apply(model, [sl.ChannelPruning(ratio=0.5), sl.StaticQuantization(undo=False)], data)
+    assert [h["step"] for h in small.history] == ["ChannelPruning", "StaticQuantization"]
+    for name, array in model.parameters().items():
+        np.testing.assert_array_equal(array, before[name])
+    artifact = sl.export(small, "onnxruntime", tmp_path)
+    again = sl.load(small.save(tmp_path / "small.pt2"))
+    x = data.split("certification").inputs[0][:16]
+    np.testing.assert_array_equal(again.predict(x), small.predict(x))
+    assert artifact.suffix == ".onnx"
+    with pytest.raises(sl.SlimlineError, match="cannot follow StaticQuantization"):
+        sl.apply(again, sl.ChannelPruning(ratio=0.5), data)
+
+
+def test_iterative_pruning_reaches_the_same_width_as_one_shot():
+    data = compress_job.data("torch")
+    model = sl.load(compress_job.model("torch"), data.example())
+    recovery = sl.Distillation(epochs=1, batch_size=512, refresh_batches=1)
+    steps = [sl.ChannelPruning(ratio=0.5, schedule="iterative", rounds=2), recovery]
+    small = sl.apply(model, steps, data)
+    assert small.graph.values["stem.weight"].shape[0] == 4
+
+
+def test_an_impossible_budget_is_refused_with_the_best_and_leaves_nothing(tmp_path):
+    data = compress_job.data("torch")
+    with pytest.raises(sl.SlimlineError, match=r"size reaches 0\.\d+ of the original's, the budget is 0.001"):
+        sl.compress(
+            compress_job.model("torch"),
+            data,
+            recipe=[sl.ChannelPruning(ratio=0.5)],
+            budget=sl.Budget(max_size=0.001),
+            output=tmp_path / "run",
+        )
+    assert not (tmp_path / "run").exists()
