@@ -107,7 +107,7 @@ def quantize(megabytes: str) -> dict[str, float]:
     def job(width: int) -> int:
         network = plain_cnn(width)
         model = sl.load(network, (rows[:2],))
-        small = sl.apply(model, sl.StaticQuantization(samples=64, batch_size=16), data)
+        small = sl.apply(model, sl.StaticQuantization(samples=64, batch_size=16, undo=False), data)
         with tempfile.TemporaryDirectory() as folder:
             sl.export(small, "onnxruntime", Path(folder) / "model.onnx")
         return sum(4 * p.numel() for p in network.parameters())

@@ -74,7 +74,7 @@ def test_every_way_to_name_a_recipe(tmp_path: object) -> None:
     step = ChannelPruning(ratio=0.5)
     assert load_recipe(step).steps == load_recipe([step]).steps == (step,)
     assert load_recipe("auto").steps == presets()["balanced"].steps
-    assert load_recipe("auto", trainable=False).steps == presets()["int8"].steps
+    assert load_recipe("auto", None, False).steps == presets()["int8"].steps
     recipe = load_recipe("int8", "litert", seed=5, threads=None)
     assert (recipe.target, recipe.seed, recipe.threads) == ("litert", 5, 1)
     assert load_recipe(recipe, "onnxruntime").target == "litert"

@@ -398,7 +398,8 @@ class Mixer(nn.Module):
 def groupnorm() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(3, 16, 3, 1, 1), nn.GroupNorm(4, 16), nn.SiLU(), nn.Conv2d(16, 24, 3, 1, 1, groups=2),
-        nn.GroupNorm(8, 24), nn.ReLU(), nn.Conv2d(24, 12, 1), nn.InstanceNorm2d(12, affine=True), nn.PReLU(12), Head(12),
+        nn.GroupNorm(8, 24), nn.ReLU(), nn.Conv2d(24, 12, 1), nn.InstanceNorm2d(12, affine=True), nn.PReLU(12),
+        Head(12),
     )  # fmt: skip
 
 

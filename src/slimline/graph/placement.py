@@ -67,7 +67,7 @@ POLICIES: Mapping[str, Policy] = {
         linear_channels=True,
         constants=frozenset(),
         ranges={},
-        transposed_channels=False,
+        transposed_channels=True,
         whole=False,
         one_grid=frozenset(),
     ),

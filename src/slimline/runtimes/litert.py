@@ -64,8 +64,9 @@ class Session:
         for (name, shape, dtype), given in zip(self._specs, inputs, strict=True):
             fits = len(shape) == given.ndim and all(a in (None, b) for a, b in zip(shape, given.shape, strict=True))
             if not fits:
+                sizes = ", ".join("any" if size is None else str(size) for size in shape)
                 raise SlimlineError(
-                    f"Input {name!r} of {self._path.name} has shape ({', '.join('any' if n is None else str(n) for n in shape)}), not {given.shape}: "
+                    f"Input {name!r} of {self._path.name} has shape ({sizes}), not {given.shape}: "
                     "give arrays (batch, …) of these sizes."
                 )
             arrays.append(np.ascontiguousarray(given, dtype))

@@ -97,6 +97,11 @@ def transfer(source: Sequence[Any], layer: Any) -> None:
     finalize(layer)
 
 
+def _policy(layer: Any) -> Any:
+    """A dtype policy of its own: a shared one would be saved as shared and loaded as separate."""
+    return keras.dtype_policies.deserialize(keras.dtype_policies.serialize(layer.dtype_policy))
+
+
 def _activate(parts: _Parts, layer: Any, y: Any) -> Any:
     function = layer.activation
     if function is None or function is keras.activations.linear:
@@ -105,7 +110,7 @@ def _activate(parts: _Parts, layer: Any, y: Any) -> Any:
     def build(name: str) -> Any:
         if isinstance(function, keras.layers.Layer):
             return clone(function, name=name)
-        return L.Activation(function, name=name, dtype=layer.dtype_policy)
+        return L.Activation(function, name=name, dtype=_policy(layer))
 
     activation = parts.make(layer, ACTIVATION[1:], build)
     if isinstance(function, keras.layers.Layer):
@@ -118,7 +123,7 @@ def _separable(parts: _Parts, layer: Any, x: Any) -> Any:
     depthwise_class, pointwise_class = (
         (L.DepthwiseConv1D, L.Conv1D) if one_dimensional else (L.DepthwiseConv2D, L.Conv2D)
     )
-    common = {"data_format": layer.data_format, "dtype": layer.dtype_policy, "trainable": layer.trainable}
+    common = {"data_format": layer.data_format, "dtype": _policy(layer), "trainable": layer.trainable}
     depthwise = parts.make(
         layer,
         "depthwise",

@@ -23,7 +23,7 @@ EPOCH = (1980, 1, 1, 0, 0, 0)
 def save(native: keras.Model, path: Path, example: tuple[Array, ...], metadata: Mapping[str, Any]) -> None:
     """Write the model, the shapes of its example inputs and `metadata` to `path` atomically.
 
-    The same model and metadata give the same bytes: times inside the archive are fixed.
+    The same model and metadata give the same bytes: times and object numbers inside the archive are fixed.
     """
     notes = {"example": [[list(a.shape), str(a.dtype)] for a in example], "metadata": dict(metadata)}
     try:
@@ -41,9 +41,26 @@ def _rewrite(raw: Path, final: Path, notes: bytes) -> None:
         contents = {name: source.read(name) for name in source.namelist()}
         stamp = json.loads(contents["metadata.json"])
         stamp["date_saved"] = "1980-01-01@00:00:00"
-        contents |= {"metadata.json": json.dumps(stamp).encode(), NOTES: notes}
+        config = _renumbered(json.loads(contents["config.json"]), {})
+        contents |= {
+            "config.json": json.dumps(config).encode(),
+            "metadata.json": json.dumps(stamp).encode(),
+            NOTES: notes,
+        }
         for name in sorted(contents):
             target.writestr(zipfile.ZipInfo(name, EPOCH), contents[name])
+
+
+def _renumbered(config: Any, ids: dict[int, int]) -> Any:
+    """A config whose shared objects are numbered in order and not by where they lay in memory."""
+    if isinstance(config, list):
+        return [_renumbered(item, ids) for item in config]
+    if not isinstance(config, dict):
+        return config
+    return {
+        key: ids.setdefault(item, len(ids)) if key == "shared_object_id" else _renumbered(item, ids)
+        for key, item in config.items()
+    }
 
 
 def open_(path: Path, allow_pickle: bool = False) -> tuple[keras.Model, tuple[Array, ...], dict[str, Any]]:

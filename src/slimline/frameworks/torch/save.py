@@ -75,10 +75,10 @@ def _names(native: Native, program: torch.export.ExportedProgram) -> dict[str, s
         if node.op != "call_function":
             continue
         source = node.meta.get("from_node")
-        old = source[-1].name if source else None
+        old: str | None = source[-1].name if source else None
         if node.target is operator.getitem:  # torch says that it came from the operator whose output it takes
             old = taken.get((came_from.get(node.args[0].name), node.args[1]))
-        if old in own and own[old].target == node.target and old not in came_from.values():
+        if old is not None and old in own and own[old].target == node.target and old not in came_from.values():
             came_from[node.name] = old
     return {new: old for new, old in came_from.items() if new != old}
 
