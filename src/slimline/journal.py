@@ -45,6 +45,7 @@ class Run:
     ----------
     path : the directory.
     recipe : what it does, fully resolved.
+    finished : whether all is done.
     created : the journal's first record: ``version``, ``command``, ``sources``, ``data`` (a fingerprint).
     """
 
@@ -53,6 +54,7 @@ class Run:
         self.created: Record = records[0]
         self.recipe: Recipe = parse((path / RECIPE).read_text("utf-8"), str(path / RECIPE))
         self._stages = {r["name"]: r for r in records if r.get("event") == "stage"}
+        self.finished = any(r.get("event") == "finished" for r in records)
         self._lock = lock
 
     @classmethod
@@ -174,7 +176,9 @@ class Run:
 
     def finish(self) -> None:
         """Note that the run is whole, and clear away what only served to go on."""
-        self.note("finished")
+        if not self.finished:
+            self.note("finished")
+            self.finished = True
         shutil.rmtree(self.path / WORK, ignore_errors=True)
 
     @cached_property

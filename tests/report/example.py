@@ -119,7 +119,8 @@ def hostile(text: str = PAYLOAD) -> dict[str, Any]:
     full = report()
     full["target"] = full["layers"][0]["layer"] = full["layers"][0]["kind"] = full["layers"][1]["note"] = text
     full["certificate"]["metric"] = full["parity"]["reason"] = text
-    full["command"] = [text]
+    full["command"] = full["unmet"] = [text]
+    full["recipe"] = text
     full["steps"] = [{"step": text, text: text}]
     full["refused"] = [{"what": text, "reason": text}]
     full["frozen"] = [{"unit": text, "reason": text}]

@@ -101,6 +101,24 @@ def test_bytes_keep_three_digits(value, said):
     assert said in Page(html(sized)).text
 
 
+def test_a_slower_artifact_has_its_interval_in_the_same_direction():
+    slower = report()
+    slower["original"]["latency"], slower["compressed"]["latency"] = (
+        slower[which]["latency"] for which in ("compressed", "original")
+    )
+    assert "3.71× slower (95 %: 3.71–3.71)" in Page(html(slower)).text
+
+
+def test_limits_that_were_missed_are_said_at_the_top():
+    over = report() | {"unmet": ["latency reaches 0.4 of the original's, the budget is 0.2"]}
+    text = Page(html(over)).text
+    assert text.index("Over budget latency reaches 0.4") < text.index("Figures")
+
+
+def test_the_recipe_is_shown_as_the_file_has_it():
+    assert "schema: 1 steps: []" in Page(html(report() | {"recipe": "schema: 1\nsteps: []\n"})).text
+
+
 def test_every_layer_has_a_row_and_bars_within_the_widest():
     many = report(160)
     page = Page(html(many))

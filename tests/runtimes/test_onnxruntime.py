@@ -138,8 +138,8 @@ def test_the_model_given_is_untouched_and_names_stay(lowered: dict) -> None:
 def test_the_runtime_executes_integer_kernels(lowered: dict) -> None:
     layers = runtime.integer_layers(lowered["integer"])
     in_float = {name for name, kind in layers.items() if kind == "float"}
-    functions = {name for name in in_float if any(f in name for f in ("HardSwish", "Gelu", "HardSigmoid"))}
-    assert in_float == functions, f"float kernels: {in_float}"
+    # Hard-swish, which ONNX Runtime writes as its own HardSigmoid and Mul, and GELU have no integer kernel.
+    assert in_float <= {"HardSigmoid", "Mul", "4/Gelu"}, f"float kernels: {in_float}"
     assert set(lowered["quantized"].quantization.layers) <= set(layers)
     assert set(runtime.integer_layers(lowered["float"]).values()) == {"float"}
 

@@ -26,6 +26,7 @@ from slimline.report import plots
 
 NOT_MEASURED = "not measured"
 _PERCENT = ("accuracy", "agreement")
+_ALIKE = ("unchanged", "about the same")
 _HERE = Path(__file__).parent
 
 
@@ -98,7 +99,8 @@ def _view(report: Mapping[str, Any]) -> dict[str, Any]:
     command = report.get("command")
     return {
         "target": report.get("target") or "unknown target",
-        "tiles": [row for row in rows if row.change != NOT_MEASURED and row.name != "Parameters"],
+        "unmet": report.get("unmet") or (),
+        "tiles": [row for row in rows if row.change not in (NOT_MEASURED, *_ALIKE) and row.name != "Parameters"],
         "rows": rows,
         "not_measured": NOT_MEASURED,
         "certificate": certificate,
@@ -109,6 +111,7 @@ def _view(report: Mapping[str, Any]) -> dict[str, Any]:
         "recoveries": _recoveries(report.get("history") or (), metric),
         "refused": report.get("refused") or (),
         "frozen": _frozen(report.get("frozen") or ()),
+        "recipe": report.get("recipe"),
         "steps": _yaml(report.get("steps") or ()),
         "command": shlex.join(command) if isinstance(command, list | tuple) else command,
         "environment": [(key.replace("_", " "), _words(key, value)) for key, value in environment.items()],
@@ -147,7 +150,8 @@ def _faster(batch: int, before: Latency | None, after: Latency | None) -> Row:
     change = _times(a, b, "faster", "slower")
     if before is not None and after is not None and len(before.samples_ms) == len(after.samples_ms) > 1:
         s = speedup(before, after)
-        change = f"{change} ({100 * s.confidence:g} %: {s.low:.2f}–{s.high:.2f})"
+        low, high = (s.low, s.high) if s.ratio >= 1 else (1 / s.high, 1 / s.low)
+        change = f"{change} ({100 * s.confidence:g} %: {low:.2f}–{high:.2f})"
     return Row(
         name, _ms(before), _ms(after), change, "median, p10–p90", _range(before), _range(after), left=_part(a, b)
     )
@@ -242,7 +246,9 @@ def _times(before: float | None, after: float | None, down: str, up: str) -> str
     if before is None or after is None or before <= 0 or after <= 0:
         return NOT_MEASURED
     if before == after:
-        return "unchanged"
+        return _ALIKE[0]
+    if abs(before - after) < 0.005 * min(before, after):
+        return _ALIKE[1]
     return f"{_three(before / after)}× {down}" if before > after else f"{_three(after / before)}× {up}"
 
 

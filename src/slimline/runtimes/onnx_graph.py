@@ -182,8 +182,11 @@ class _Expander:
             else:
                 self._activation(node)
         for node in list(self.graph):
-            if node.op_type in _BIASED and len(node.inputs) > 2 and node.inputs[2] is not None:
-                self._bias(node)
+            if node.op_type in _BIASED and node.inputs[0] in self.scales:
+                if node.inputs[1] in self.scales:
+                    self._bias(node)
+                else:
+                    self._keep_float(node)
 
     def _activation(self, node: ir.Node) -> None:
         grid = _grid(node)
@@ -218,10 +221,32 @@ class _Expander:
         _replace(self.graph, node, [real])
         self.scales[real.outputs[0]] = scales
 
+    def _keep_float(self, node: ir.Node) -> None:
+        """Let a layer that is meant to be float read its input through a DequantizeLinear with a scale per channel.
+
+        ONNX Runtime (WeightBiasQuantization, since 1.21) rounds the float weights of a layer between QDQ pairs,
+        unasked and per tensor, if the scale of its input is a single number.
+        """
+        real = node.inputs[0]
+        weight = _constant(node.inputs[1])
+        source = None if real is None else real.producer()
+        if source is None or weight is None:
+            return
+        if node.op_type == "Gemm":
+            channels = weight.shape[1 if _attribute(node, "transB", 0) else 0]
+        else:
+            channels = weight.shape[1] * _attribute(node, "group", 1)
+        ends = [_constant(value) for value in source.inputs[1:]]
+        spread = [self._store(np.full(channels, end, end.dtype)) for end in ends if end is not None]
+        apart = ir.node("DequantizeLinear", [source.inputs[0], *spread], {"axis": 1}, name="")
+        self.graph.insert_before(node, apart)
+        node.replace_input_with(0, apart.outputs[0])
+
     def _bias(self, node: ir.Node) -> None:
-        x, weight, bias = node.inputs[:3]
-        real = None if bias is None else _constant(bias)
-        if x not in self.scales or weight not in self.scales or bias is None or real is None:
+        x, weight = node.inputs[:2]
+        bias = node.inputs[2] if len(node.inputs) > 2 else None
+        real = _constant(bias)
+        if x is None or weight is None or bias is None or real is None:
             return
         if node.op_type == "Gemm" and (_attribute(node, "alpha", 1.0), _attribute(node, "beta", 1.0)) != (1.0, 1.0):
             return

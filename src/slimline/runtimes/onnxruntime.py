@@ -117,7 +117,7 @@ class OnnxRuntime:
             if integer or node.op_type == "QuantizeLinear":
                 integers.update(node.output)
             if node.op_type not in _CASTS and node.op_type not in _SIZES:
-                name = _origin(node.name, original) or f"{node.op_type}:{node.name}"
+                name = _origin(node.name, original) or node.op_type
                 layers[name] = "integer" if integer else "float"
         return layers
 

@@ -178,18 +178,28 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
 
 
-def variables(model: Any) -> dict[str, Any]:
-    """Every variable of a model or layer by its path, made unique; the random state of dropout included."""
+def variables(model: keras.Model) -> dict[str, Any]:
+    """Every variable of a model by its path, the random state of dropout included.
+
+    What a layer holds inside another (``dense/kernel`` in a `TimeDistributed` called ``timed``) is named under
+    the outer one: ``timed/dense/kernel``. Names that still repeat get ``@1``, ``@2`` ….
+    """
     named: dict[str, Any] = {}
-    for variable in model.variables:
-        name, count = variable.path, 1
-        while name in named:
-            name, count = f"{variable.path}@{count}", count + 1
-        named[name] = variable
+    seen: set[int] = set()
+    for layer in model.layers:
+        for variable in layer.variables:
+            if id(variable) in seen:
+                continue
+            seen.add(id(variable))
+            path = variable.path if variable.path.startswith(f"{layer.name}/") else f"{layer.name}/{variable.path}"
+            name, count = path, 1
+            while name in named:
+                name, count = f"{path}@{count}", count + 1
+            named[name] = variable
     return named
 
 
-def stored(model: Any) -> dict[str, Any]:
+def stored(model: keras.Model) -> dict[str, Any]:
     """The variables that are parameters: all but the random state of dropout."""
     return {name: v for name, v in variables(model).items() if not name.endswith(SEED_STATE)}
 

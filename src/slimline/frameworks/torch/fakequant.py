@@ -21,18 +21,6 @@ _TRANSPOSED = {"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
 _FOLDS = {"conv1d", "conv2d", "conv3d", "linear", *_TRANSPOSED}
 
 
-def _shapes_of_fake_quantization() -> torch.library.Library:
-    """Tell torch.export the result shapes of the fake-quantize kernels: torch 2.13 has none for dynamic shapes."""
-    library = torch.library.Library("aten", "IMPL")
-    for name in ("fake_quantize_per_tensor_affine_cachemask", "fake_quantize_per_channel_affine_cachemask"):
-        if not torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{name}", "Meta"):
-            library.impl(name, lambda x, *_: (torch.empty_like(x), torch.empty_like(x, dtype=torch.bool)), "Meta")
-    return library
-
-
-_registered = _shapes_of_fake_quantization()  # registrations end with the life of this object
-
-
 def fold(native: fx.GraphModule, example: tuple[Any, ...]) -> fx.GraphModule:
     """A copy in which every eval-mode batch norm that alone reads a convolution or linear layer is folded into it.
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+import slimline.frameworks.torch.shapes  # noqa: F401  (registers shape functions)
 from slimline.errors import SlimlineError
 from slimline.frameworks.base import Array
 
