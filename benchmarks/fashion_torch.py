@@ -26,8 +26,8 @@ from slimline.methods.schedules import warmup_cosine
 from slimline.zoo.torch import ResidualCNN
 
 CASE = "Fashion-MNIST, ResNet 32-64-128 of 70 M MACs"
-RECOVERY = sl.Distillation(epochs=20, batch_size=256, learning_rate=4e-3, precision="bfloat16")
-PEER_PRUNINGS = ((0.5, None), (0.5, 16), (0.7, None), (0.75, 16))
+RECOVERY = sl.Distillation(epochs=10, batch_size=256, learning_rate=4e-3, precision="bfloat16")
+PEER_PRUNINGS = ((0.5, 16), (0.5, None))
 
 
 def slimline_recipes(recovery: sl.Distillation) -> dict[str, list[Any]]:
@@ -36,12 +36,6 @@ def slimline_recipes(recovery: sl.Distillation) -> dict[str, list[Any]]:
     return {
         "INT8": [int8],
         "50 % pruned, recovered, INT8": [sl.ChannelPruning(ratio=0.5, round_to=16), recovery, int8],
-        "75 % pruned, recovered, INT8": [sl.ChannelPruning(ratio=0.75, round_to=8), recovery, int8],
-        "85 % of MACs gone, recovered, INT8": [
-            sl.ChannelPruning(target_macs=0.15, scope="global", criterion="taylor", round_to=8),
-            recovery,
-            int8,
-        ],
     }
 
 
