@@ -265,7 +265,7 @@ def _work(run: Run, original: Model, data: Data, tell: Tell | None) -> Run:
 
     def say(done: int, what: str) -> None:
         if tell is not None:
-            tell(Progress(what, done, total))
+            tell(Progress("Compressing", done, total, {"now": what}))
 
     def save(model: Model, folder: Path) -> None:
         model.save(folder / f"model{suffix}")

@@ -118,11 +118,13 @@ class Report(BaseModel):
     certificate: Certificate
     parity: Parity
     refused: tuple[Refusal, ...] = ()
+    unmet: tuple[str, ...] = ()
     frozen: tuple[Frozen, ...] = ()
     steps: tuple[dict[str, Any], ...] = ()
     layers: tuple[LayerRow, ...] = ()
     history: tuple[dict[str, Any], ...] = ()
     command: tuple[str, ...] | None = None
+    recipe: str = ""
     environment: dict[str, Any] = {}
 
     def to_json(self) -> str:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _INTERPRETERS = 4
 """Batch sizes for which a session keeps an interpreter."""
 _BOUNDARY = frozenset({"QUANTIZE", "DEQUANTIZE", "DELEGATE"})
+_NUMBERS = (np.float32, np.float16, np.int8, np.uint8, np.int16)
 _descriptors = threading.Lock()
 
 
@@ -133,13 +134,15 @@ class LiteRT:
 
     def integer_layers(self, path: Path) -> Mapping[str, str]:
         """Operators in the order in which they run, ``layer`` or ``layer (OPERATOR)`` where it has several, to
-        ``"integer"`` or ``"float"``; the rounding at the artifact's own inputs and outputs is left out."""
+        ``"integer"`` or ``"float"``; rounding itself and arithmetic on sizes are left out."""
         interpreter = _allocated(Path(path))
         details = {t["index"]: t for t in interpreter.get_tensor_details()}
         found: dict[str, str] = {}
         for operator in interpreter._get_ops_details():
             if operator["op_name"] in _BOUNDARY:
                 continue
+            if details[operator["outputs"][0]]["dtype"] not in _NUMBERS:
+                continue  # arithmetic on sizes
             tensors = [details[i] for i in (*operator["inputs"], *operator["outputs"]) if i in details]
             floating = any(np.issubdtype(t["dtype"], np.floating) for t in tensors)
             name = details[operator["outputs"][0]]["name"] or operator["op_name"]

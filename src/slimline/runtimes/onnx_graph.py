@@ -224,7 +224,7 @@ class _Expander:
     def _keep_float(self, node: ir.Node) -> None:
         """Let a layer that is meant to be float read its input through a DequantizeLinear with a scale per channel.
 
-        ONNX Runtime (WeightBiasQuantization, since 1.21) rounds the float weights of a layer between QDQ pairs,
+        ONNX Runtime (its WeightBiasQuantization pass) rounds the float weights of a layer between QDQ pairs,
         unasked and per tensor, if the scale of its input is a single number.
         """
         real = node.inputs[0]

@@ -133,6 +133,23 @@ def test_float_weights_stay_and_files_reload(tmp_path: Path) -> None:
     np.testing.assert_array_equal(KERAS.parameters(quantized)["fc/kernel"], KERAS.parameters(native)["fc/kernel"])
 
 
+def test_the_graph_of_a_quantized_model_reads_as_before() -> None:
+    native, example, quantization = _quantized_dense()
+    graph = KERAS.read(KERAS.quantize(native, quantization), example)
+    assert [node.kind for node in graph.nodes] == ["elementwise", "linear", "elementwise"]
+    assert graph.size == KERAS.read(native, example).size
+
+
+def test_dense_on_sequences_is_numpys() -> None:
+    i = keras.Input((4, 7), name="x")
+    native, example = _loaded(keras.Model(i, L.Dense(5, name="fc")(i)))
+    kernel = KERAS.parameters(native)["fc/kernel"]
+    grid = ranges.symmetric_grid(kernel, None)
+    quantized = KERAS.quantize(native, Quantization(weights={"fc/kernel": grid}))
+    wanted = example[0] @ ranges.fake_quantize(kernel, grid) + KERAS.parameters(native)["fc/bias"]
+    np.testing.assert_allclose(KERAS.predict(quantized, example), wanted, rtol=1e-5, atol=1e-5)
+
+
 def test_gradients_pass_the_rounding() -> None:
     import tensorflow as tf
 

@@ -182,7 +182,7 @@ def variables(model: keras.Model) -> dict[str, Any]:
     """Every variable of a model by its path, the random state of dropout included.
 
     What a layer holds inside another (``dense/kernel`` in a `TimeDistributed` called ``timed``) is named under
-    the outer one: ``timed/dense/kernel``. Names that still repeat get ``@1``, ``@2`` ….
+    the outer one: ``timed/dense/kernel``. Names that still repeat become ``owner@1/kernel``.
     """
     named: dict[str, Any] = {}
     seen: set[int] = set()
@@ -191,10 +191,14 @@ def variables(model: keras.Model) -> dict[str, Any]:
             if id(variable) in seen:
                 continue
             seen.add(id(variable))
-            path = variable.path if variable.path.startswith(f"{layer.name}/") else f"{layer.name}/{variable.path}"
-            name, count = path, 1
+            owner, _, last = variable.path.rpartition("/")
+            if last == SEED_STATE:  # a generator's own name counts all that the process has made
+                owner = layer.name
+            elif owner != layer.name and not owner.startswith(f"{layer.name}/"):
+                owner = f"{layer.name}/{owner}" if owner else layer.name
+            name, count = f"{owner}/{last}", 1
             while name in named:
-                name, count = f"{path}@{count}", count + 1
+                name, count = f"{owner}@{count}/{last}", count + 1
             named[name] = variable
     return named
 

@@ -128,7 +128,13 @@ class FakeQuantDense(_GriddedKernel, L.Dense):  # type: ignore[misc]
 
     def call(self, inputs: Any) -> Any:
         """The layer's output ``(…, units)``."""
-        return self.finish(ops.matmul(inputs, fake_quantize(self.kernel, self.grid)))
+        kernel = fake_quantize(self.kernel, self.grid)
+        inner = tuple(inputs.shape[1:-1])
+        if not inner or None in inner:
+            return self.finish(ops.matmul(inputs, kernel))
+        # With more than two dimensions TensorFlow would work out the shapes at run time, operator by operator.
+        y = ops.matmul(ops.reshape(inputs, (-1, inputs.shape[-1])), kernel)
+        return ops.reshape(self.finish(y), (-1, *inner, self.units))
 
 
 @_register
@@ -219,3 +225,11 @@ class IntegerActivation(L.Layer):  # type: ignore[misc]
 
 INTEGER_ACTIVATIONS = frozenset({"hard_sigmoid", "hard_silu", "silu"})
 """What `IntegerActivation` computes."""
+
+PLAIN: Mapping[type, type] = {
+    **{gridded: plain for plain, gridded in GRIDDED.items()},
+    FakeQuantBatchNormalization: L.BatchNormalization,
+    FakeQuantize: L.Identity,
+    IntegerActivation: L.Identity,  # element by element, as far as axes go
+}
+"""The class by whose rule the graph of a quantized model is read."""

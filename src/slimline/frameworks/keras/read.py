@@ -17,6 +17,7 @@ from keras.src import backend  # compute_output_spec has no public name
 
 from slimline.frameworks.keras.canonical import ACTIVATION
 from slimline.frameworks.keras.functional import Call, calls, input_name, is_array, is_constant, stored
+from slimline.frameworks.keras.gridded import PLAIN
 from slimline.graph import ops
 from slimline.graph.ir import Graph, Node, Value
 
@@ -34,7 +35,8 @@ def read(native: keras.Model, example: tuple[Array, ...]) -> Graph:
             continue
         rules = LAYERS if call.is_layer else FUNCTIONS
         # Exact classes: a subclass may compute something else.
-        rule = rules.get(type(call.operation))
+        kind = type(call.operation)
+        rule = rules.get(PLAIN.get(kind, kind))
         try:
             if rule is None:
                 raise NoRule("slimline has no rule for it")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -170,7 +171,10 @@ def trace(module: nn.Module, inputs: tuple[Tensor, ...], dynamic: bool) -> torch
     batch = inputs[0].shape[0] if inputs and inputs[0].dim() else -1
     free = {0: torch.export.Dim.DYNAMIC}
     shapes = tuple(free if x.dim() and x.shape[0] == batch else None for x in inputs) if dynamic else None
-    with torch.enable_grad():  # without it nn.Transformer takes a fused path that has no axes
+    with torch.enable_grad(), warnings.catch_warnings():  # without grad nn.Transformer takes a fused path with no axes
+        warnings.filterwarnings(
+            "ignore", "The tensor attributes? .* assigned during export"
+        )  # RNNs do; torch undoes it
         return torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
 
 

@@ -16,7 +16,7 @@ def _tensor_and_mask(x: Tensor, *_: object) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x), torch.empty_like(x, dtype=torch.bool)
 
 
-library = torch.library.Library("aten", "IMPL")  # the registrations live as long as this object
+library = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]  # registrations live as long
 for _name in _FAKE_QUANTIZE:
     if not torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{_name}", "Meta"):
-        library.impl(_name, _tensor_and_mask, "Meta")
+        library.impl(_name, _tensor_and_mask, "Meta")  # type: ignore[no-untyped-call]
