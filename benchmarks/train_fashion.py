@@ -75,7 +75,10 @@ def main() -> None:
             optimizer.step()
             schedule.step()
             total += loss.item()
-        print(f"epoch {epoch + 1}/{args.epochs} loss {total / (len(x) // batch):.4f} {time.time() - start:.0f} s", flush=True)
+        print(
+            f"epoch {epoch + 1}/{args.epochs} loss {total / (len(x) // batch):.4f} {time.time() - start:.0f} s",
+            flush=True,
+        )
         args.output.parent.mkdir(parents=True, exist_ok=True)
         save_file({k: v.contiguous() for k, v in model.state_dict().items()}, args.output)
     model.eval()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 
-
 import slimline as sl
 from slimline.demo import keras_data, torch_data
 

@@ -144,7 +144,7 @@ def _cost(before: Figures, after: Figures, batch: int) -> Cost:
 
 
 def _notes(record: Mapping[str, Any]) -> Sequence[str]:
-    return dict(record.get("plan", {})).get("notes", ())
+    return tuple(dict(record.get("plan", {})).get("notes", ()))
 
 
 def _brief(record: Mapping[str, Any]) -> dict[str, Any]:

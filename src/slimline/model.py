@@ -78,7 +78,7 @@ class Model:
             raise SlimlineError(
                 f"A {self.framework} model is saved as {self.adapter.suffix}, not {path.suffix or path.name!r}."
             )
-        metadata = {"history": list(self.history)}
+        metadata: dict[str, Any] = {"history": list(self.history)}
         if self.quantization is not None:
             metadata["quantization"] = self.quantization.model_dump(mode="json")
         self.adapter.save(self.native, path, self.example, metadata)

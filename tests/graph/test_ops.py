@@ -22,7 +22,7 @@ def positions(dims, sizes):
 
 
 def factorings(n: int):
-    return st.permutations([p for p in _primes(n)]).flatmap(lambda ps: _grouped(ps))
+    return st.permutations(_primes(n)).flatmap(lambda ps: _grouped(ps))
 
 
 def _primes(n: int) -> list[int]:

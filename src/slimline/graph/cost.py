@@ -35,7 +35,7 @@ def node_macs(node: Node, shape: Shape) -> int:
         return math.prod(shape(node.outputs[0])) * shape(names[0])[-1]
     if node.kind in ("matmul", "einsum"):
         equation = node.attributes["equation"]
-        sizes = {}
+        sizes: dict[str, int] = {}
         for name, dims in zip(names, equation.inputs, strict=False):
             for size, group in zip(shape(name), dims, strict=True):
                 sizes[group[0]] = max(size, sizes.get(group[0], 1))

@@ -77,7 +77,9 @@ class Units:
         roots = atoms.find(ids)
         a, b = atoms.axis[ids], atoms.axis[roots]
         n = len(atoms.axes)
-        return connected_components(coo_array((np.ones(len(a)), (a, b)), shape=(n, n)), directed=False)[1]
+        return np.asarray(
+            connected_components(coo_array((np.ones(len(a)), (a, b)), shape=(n, n)), directed=False)[1], np.int64
+        )
 
     @cached_property
     def units(self) -> tuple[Unit, ...]:

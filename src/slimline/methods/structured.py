@@ -22,13 +22,13 @@ def slice_scores(
     rest = tuple(i for i in range(weight.ndim) if i != dim)
     w = np.asarray(weight, np.float64)
     if criterion == "l1":
-        return np.abs(w).sum(axis=rest)
+        return np.asarray(np.abs(w).sum(axis=rest))
     if criterion == "l2":
-        return np.square(w).sum(axis=rest)
+        return np.asarray(np.square(w).sum(axis=rest))
     if criterion == "taylor":
         if gradient is None:
             raise ValueError("the taylor criterion needs gradients")
-        return np.abs(w * gradient).sum(axis=rest)
+        return np.asarray(np.abs(w * gradient).sum(axis=rest))
     raise ValueError(f"unknown criterion {criterion!r}")
 
 

@@ -14,9 +14,10 @@ from torch import Tensor, fx, nn
 from slimline.errors import SlimlineError
 from slimline.frameworks.base import Array
 from slimline.frameworks.torch import native as natives
+from slimline.frameworks.torch import rules, rules_shape  # noqa: F401  # they fill the registry
 from slimline.frameworks.torch.call import Call
 from slimline.frameworks.torch.native import Native, set_training, to_tensors
-from slimline.frameworks.torch.rules import constant, rule_for
+from slimline.frameworks.torch.registry import constant, rule_for
 from slimline.graph.ir import Graph, Node, Value
 
 __all__ = ["load", "read", "set_training"]

@@ -66,8 +66,12 @@ def apply(native: Native, plan: Plan, example: tuple[Array, ...]) -> Native:
             edit(surgery, node, neutral[node.name])
     result.graph.lint()
     result.recompile()
-    with torch.no_grad():
-        result(*to_tensors(example))
+    try:
+        with torch.no_grad():
+            result(*to_tensors(example))
+    except (RuntimeError, IndexError) as reason:
+        first = str(reason).splitlines()[0]
+        raise SlimlineError(f"The model does not run once it is pruned ({first}): report it to slimline.") from reason
     return result
 
 
