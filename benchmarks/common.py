@@ -138,13 +138,12 @@ def cached(
     if fresh and folder.exists():
         shutil.rmtree(folder)
     if not record.exists():
-        if folder.exists():  # a run that was killed
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True)
+        whole = not folder.exists()  # else it was killed, and what is left of the work is not its time
+        folder.mkdir(parents=True, exist_ok=True)
         log.info("making %s: %s", tool, recipe)
         start = time.perf_counter()
         make(artifact, folder)
-        record.write_text(json.dumps(time.perf_counter() - start))
+        record.write_text(json.dumps(time.perf_counter() - start if whole else None))
     return Entry(tool, recipe, artifact, json.loads(record.read_text()))
 
 
@@ -154,14 +153,11 @@ def slimline_entry(
     """The artifact of ``sl.compress``, with the time of the whole job: its own measurements included."""
 
     def make(artifact: Path, folder: Path) -> None:
-        run = sl.compress(
-            model,
-            data,
-            target=target,
-            budget=sl.Budget(max_drop=MAX_DROP),
-            recipe=list(steps),
-            output=folder / "run",
-        )
+        output, budget = folder / "run", sl.Budget(max_drop=MAX_DROP)
+        if output.exists():
+            run = sl.resume(output, model, data)
+        else:
+            run = sl.compress(model, data, target=target, budget=budget, recipe=list(steps), output=output)
         shutil.copy(run.artifact, artifact)
 
     config = {"steps": [step.model_dump(mode="json") for step in steps], "quick": quick}

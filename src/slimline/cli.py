@@ -258,6 +258,11 @@ def _show(run: Run) -> None:
     out.print(escape(found.certificate.sentence()), soft_wrap=True)
     out.print(f"Artifact: {escape(str(run.artifact))}", soft_wrap=True, highlight=False)
     out.print(f"Report: {escape(str(run.path / 'report.html'))}", soft_wrap=True, highlight=False)
+    missed = list(found.unmet)
+    if found.certificate.verdict == "refuted":
+        missed.append(f"the drop in {found.certificate.metric} is more than the budget")
+    if missed:
+        raise SlimlineError(f"The budget was not met: {'; '.join(missed)}; the artifact above is the best reached.")
 
 
 def main() -> None:

@@ -425,8 +425,8 @@ class Solver:
                 shape = self.graph.values[name].shape
                 if len(shape) != len(dims):
                     raise SlimlineError(
-                        f"{node.label} has a tensor of shape {shape} where slimline's rule expects {len(dims)} dimensions "
-                        f"({equation}): report this model to slimline."
+                        f"{node.label} has a tensor of shape {shape} where slimline's rule expects {len(dims)} "
+                        f"dimensions ({equation}): report this model to slimline."
                     )
                 for size, group in zip(shape, dims, strict=True):
                     unknown = [x for x in group if x not in sizes and x not in (".", "1")]
