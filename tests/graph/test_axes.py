@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slimline.graph import ops
-from slimline.graph.axes import Atoms, Axis
+from slimline.graph.atoms import Atoms, Axis
 from slimline.graph.ir import Graph, Node, Value
 from slimline.graph.plan import Plan
 from slimline.graph.units import Units

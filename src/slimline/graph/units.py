@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from slimline.graph.axes import Labels, Solver
+from slimline.graph.atoms import Labels
+from slimline.graph.axes import Solver
 from slimline.graph.ir import Graph
 
 WEIGHTED = ("conv", "linear", "einsum", "embedding")
