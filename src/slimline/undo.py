@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from slimline.calibration import calibrate
-from slimline.errors import SlimlineError
 from slimline.model import Model
 from slimline.recipe import StaticQuantization
 from slimline.runtimes.base import runtime
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+CLEAR = 0.8  # of its float time that a layer may take in integers to be beyond doubt
 TRIALS = 24  # artifacts of one comparison at most: beyond, layers are tried in runs of neighbours
 GAIN = 1.03  # by which going back to float must speed the artifact up, with 95 % confidence
 PARITY_ROWS = 256
@@ -120,7 +120,7 @@ class _Trial:
         layers = self.integer_layers(back)
         trials: dict[str, tuple[str, ...]] = {}
         paths = {"base": base[1]}
-        for group in _runs(layers):
+        for group in _runs(self.suspects(back)):
             if len(group) < len(layers):
                 name = f"without {', '.join(group)}"
                 trials[name] = group
@@ -150,13 +150,29 @@ class _Trial:
         log.info("back to float: %s, %.2f times faster", ", ".join(made[winner]), final[winner].ratio)
         return made[winner]
 
+    def suspects(self, back: Mapping[str, str]) -> list[str]:
+        """Integer layers that the runtime's own profile does not show to be clearly faster than in float.
+
+        A profile is no proof, as it leaves out what conversions cost elsewhere, but it spares the trial of layers
+        that gain without doubt. Where the runtime has none, every layer is tried.
+        """
+        layers = self.integer_layers(back)
+        integer = self.runtime.profile(self.artifact(back)[1], self.batches[0])
+        float_ = self.runtime.profile(self.float_artifact(), self.batches[0])
+        return [x for x in layers if _spent(x, integer) >= CLEAR * _spent(x, float_) or not _spent(x, integer)]
+
+    def float_artifact(self) -> Path:
+        """The artifact of the model before quantization."""
+        path = self.folder / f"float{self.runtime.suffix}"
+        if not path.exists():
+            self.runtime.lower(self.model, path)
+        return path
+
     def slower_than_float(self, back: Mapping[str, str], context: Context) -> str:
         """Why integers do not pay at all, or ''."""
         from slimline.measure import measure_latency, speedup
 
-        path = self.folder / f"float{self.runtime.suffix}"
-        self.runtime.lower(self.model, path)
-        paths = {"float": path, "integer": self.artifact(back)[1]}
+        paths = {"float": self.float_artifact(), "integer": self.artifact(back)[1]}
         times = measure_latency(paths, self.batches[0], (BATCH,), 1, 0.5, 30, context.seed)
         gain = speedup(times["float"][BATCH], times["integer"][BATCH], seed=context.seed)
         if gain.high >= 1:
@@ -166,7 +182,12 @@ class _Trial:
 
 def _runs(layers: Sequence[str]) -> list[tuple[str, ...]]:
     """Layers one by one, or where there are many in runs of neighbours."""
-    if not layers:
-        raise SlimlineError("No layer is left to quantize: use a recipe without StaticQuantization.")
-    length = -(-len(layers) // TRIALS)
+    length = max(1, -(-len(layers) // TRIALS))
     return [tuple(layers[i : i + length]) for i in range(0, len(layers), length)]
+
+
+def _spent(layer: str, profile: Mapping[str, float]) -> float:
+    """Milliseconds of the operators that are named after a layer, whatever the runtime appended."""
+    return sum(
+        ms for name, ms in profile.items() if name.startswith(layer) and not name[len(layer) : len(layer) + 1].isalnum()
+    )

@@ -48,6 +48,11 @@ class Runtime(Protocol):
         """Operators that the runtime really executes, after its own optimisation: name to
         ``"integer"`` or ``"float"``. For checks and for the report."""
 
+    def profile(
+        self, path: Path, inputs: tuple[np.ndarray, ...], threads: int = 1, runs: int = 30
+    ) -> Mapping[str, float]:
+        """Median milliseconds of each operator that runs, named after its layer; empty where the runtime tells none."""
+
     def input_specs(self, path: Path) -> list[tuple[str, tuple[int | None, ...], str]]:
         """Name, shape (None where any size goes) and dtype of each input."""
 

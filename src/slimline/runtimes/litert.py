@@ -154,6 +154,12 @@ class LiteRT:
             found[label] = "float" if floating else "integer"
         return found
 
+    def profile(
+        self, path: Path, inputs: tuple[np.ndarray, ...], threads: int = 1, runs: int = 30
+    ) -> Mapping[str, float]:
+        """Empty: the Python interpreter does not tell what an operator takes."""
+        return {}
+
     def input_specs(self, path: Path) -> list[tuple[str, tuple[int | None, ...], str]]:
         """Name, shape (None where any size goes) and dtype of each input."""
         return input_specs(Path(path))

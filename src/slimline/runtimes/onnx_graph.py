@@ -151,16 +151,16 @@ def _carry_grids(graph: ir.Graph) -> None:
     """Round again after operators that only move numbers, so that they run on integers."""
     for node in list(graph):
         source = node.inputs[0].producer() if node.op_type in _MOVES and node.inputs and node.inputs[0] else None
-        if source is None or source.op_type != _OP or len(node.outputs) != 1 or _is_weight(source):
+        if source is None or source.op_type != _OP or _is_weight(source):
             continue
-        moved = node.outputs[0]
-        users = list(moved.uses())
-        if _sole_rounding(moved) is not None or moved.is_graph_output() or not users:
-            continue
-        rounding = _rounding_like(source, moved)
-        graph.insert_after(node, rounding)
-        for user, index in users:
-            user.replace_input_with(index, rounding.outputs[0])
+        for moved in node.outputs:
+            users = list(moved.uses())
+            if _sole_rounding(moved) is not None or moved.is_graph_output() or not users:
+                continue
+            rounding = _rounding_like(source, moved)
+            graph.insert_after(node, rounding)
+            for user, index in users:
+                user.replace_input_with(index, rounding.outputs[0])
 
 
 @dataclass
