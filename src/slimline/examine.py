@@ -187,8 +187,16 @@ def _state(layer: _Layer) -> LayerState:
 
 def _weights(graph: Graph) -> dict[str, _Layer]:
     found: dict[str, _Layer] = {}
+    makers = graph.producers()
+
+    def stored(name: str) -> str:
+        """The parameter behind a value, through the fake quantization of a weight."""
+        while name in makers and makers[name].kind == "elementwise" and makers[name].inputs[0]:
+            name = makers[name].inputs[0] or name
+        return name
+
     for node in graph.nodes:
-        held = [n for n in node.inputs if n is not None and n in graph.trainable]
+        held = [s for n in node.inputs[1:] if n is not None and (s := stored(n)) in graph.trainable]
         macs = cost.node_macs(node, lambda name: graph.values[name].shape) // graph.batch
         if not held or not macs:
             continue

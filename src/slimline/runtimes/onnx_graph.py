@@ -25,7 +25,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 _DOMAIN = "slimline"
 _OP = "FakeQuantize"
 _MOVES = {"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Identity"}
-_BIASED = {"Conv", "Gemm"}
+_BIASED = {"Conv", "ConvTranspose", "Gemm"}
 _INT32 = np.iinfo(np.int32)
 
 
@@ -232,10 +232,10 @@ class _Expander:
         source = None if real is None else real.producer()
         if source is None or weight is None:
             return
-        if node.op_type == "Gemm":
-            channels = weight.shape[1 if _attribute(node, "transB", 0) else 0]
-        else:
+        if node.op_type == "Conv":
             channels = weight.shape[1] * _attribute(node, "group", 1)
+        else:
+            channels = weight.shape[1 if _attribute(node, "transB", 0) else 0]
         ends = [_constant(value) for value in source.inputs[1:]]
         spread = [self._store(np.full(channels, end, end.dtype)) for end in ends if end is not None]
         apart = ir.node("DequantizeLinear", [source.inputs[0], *spread], {"axis": 1}, name="")
