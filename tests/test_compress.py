@@ -48,7 +48,7 @@ def test_a_run_leaves_what_it_promises(finished):
     assert set(after["latency"]) == {"1", "8"}
     assert len(after["latency"]["8"]["samples_ms"]) >= 30
     assert report["parity"]["passed"]
-    assert report["certificate"]["n"] == 360
+    assert report["certificate"]["n"] == 599
     assert {row["precision"] for row in report["layers"]} == {"int8"}
 
 

@@ -24,7 +24,10 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 _DOMAIN = "slimline"
 _OP = "FakeQuantize"
-_MOVES = {"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Identity"}
+_MOVES = {
+    "MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze",
+    "Slice", "Split", "Gather", "Expand", "Pad", "Identity",
+}  # fmt: skip
 _BIASED = {"Conv", "ConvTranspose", "Gemm"}
 _INT32 = np.iinfo(np.int32)
 
