@@ -41,8 +41,11 @@ class TorchAdapter:
         return read.read(native, example)
 
     def parameters(self, native: Native) -> dict[str, Array]:
-        """Copies of every stored tensor; tied ones once, under the first name."""
-        return {name: t.detach().cpu().numpy().copy() for name, t in natives.tensors(native).items()}
+        """Read-only views of every stored tensor; tied ones once, under the first name."""
+        found = {name: t.detach().cpu().numpy().view() for name, t in natives.tensors(native).items()}
+        for array in found.values():
+            array.flags.writeable = False
+        return found
 
     def replace(self, native: Native, parameters: Mapping[str, Array]) -> Native:
         """A copy with these tensors in place of its own."""

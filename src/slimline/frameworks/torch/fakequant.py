@@ -7,13 +7,13 @@ the model stays differentiable, exports again, and lowers to QuantizeLinear/Dequ
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from slimline.errors import SlimlineError
+from slimline.frameworks.torch.native import sharing
 from slimline.graph.quantization import Grid, Quantization
 
 _aten = torch.ops.aten
@@ -27,7 +27,7 @@ def fold(native: fx.GraphModule, example: tuple[Any, ...]) -> fx.GraphModule:
     Weights keep their names; a layer that had no bias gains one; the batch norm's tensors disappear.
     In-place operators become functional ones, so that every value has one content.
     """
-    folded = copy.deepcopy(native)
+    folded = sharing(native)
     _make_functional(folded.graph)
     for node in list(folded.graph.nodes):
         if _packet(node) == "batch_norm" and node.args[5] is False and _foldable(folded, node):
@@ -43,7 +43,7 @@ def quantize(native: fx.GraphModule, quantization: Quantization) -> fx.GraphModu
     Parameters keep their names and float values. The scales of a per-channel weight ``NAME`` are two new
     buffers, ``NAME_scale`` (float32) and ``NAME_zero_point`` (int32).
     """
-    simulated = copy.deepcopy(native)
+    simulated = sharing(native)
     graph = simulated.graph
     nodes = {node.name: node for node in graph.nodes}
     missing = [name for name in quantization.activations if name not in nodes]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -72,6 +72,15 @@ class Native(fx.GraphModule):
             owner, _, leaf = name.rpartition(".")
             result.get_submodule(owner)._non_persistent_buffers_set.add(leaf)
         return result
+
+
+def sharing(native: fx.GraphModule) -> Native:
+    """A copy of the graph over the same tensors, for changes that put new tensors in place of some.
+
+    It costs no memory for weights. Whoever writes into a tensor needs `copy.deepcopy` instead.
+    """
+    held: dict[int, Any] = {id(t): t for t in (*native.parameters(), *native.buffers())}
+    return cast(Native, copy.deepcopy(native, held))
 
 
 def set_training(native: fx.GraphModule, training: bool) -> None:
@@ -162,7 +171,7 @@ def export(native: Native, example: Sequence[Array]) -> torch.export.ExportedPro
     For `save`, and for every converter that takes an exported program. Names of the state dict stay.
     """
     if native.training:
-        native = copy.deepcopy(native).eval()
+        native = sharing(native).eval()
     return trace(native, to_tensors(example), native.fixed_batch is None)
 
 
@@ -178,8 +187,8 @@ def trace(module: nn.Module, inputs: tuple[Tensor, ...], dynamic: bool) -> torch
         return torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
 
 
-def from_program(program: torch.export.ExportedProgram, fixed_batch: int | None) -> Native:
-    """A native model with its own copy of the program's weights, in inference mode."""
+def from_program(program: torch.export.ExportedProgram, fixed_batch: int | None, shared: bool = False) -> Native:
+    """A native model with its own copy of the program's weights, or the very same if `shared`, in inference mode."""
     source = program.module(check_guards=False)
     graph = source.graph
     _drop_checks(graph)
@@ -187,7 +196,7 @@ def from_program(program: torch.export.ExportedProgram, fixed_batch: int | None)
     constants = _share_tied(source, graph)
     native = Native(source, graph, "Model")
     native.meta = {"fixed_batch": fixed_batch}
-    _own(native, {*constants, *transient(source)})
+    _own(native, {*constants, *transient(source)}, shared)
     _rename(native)
     native.eval()
     native.recompile()
@@ -250,10 +259,12 @@ def _attribute(module: nn.Module, path: str) -> Any:
     return getattr(module.get_submodule(owner), leaf)
 
 
-def _own(native: Native, constants: set[str]) -> None:
-    """Copy every tensor; make constants buffers outside the state dict."""
+def _own(native: Native, constants: set[str], shared: bool) -> None:
+    """Copy every tensor unless `shared`; make constants buffers outside the state dict."""
     for name, tensor in tensors(native).items():
-        set_tensor(native, name, tensor.detach().clone(memory_format=torch.contiguous_format))
+        held = tensor.detach()
+        own = held.contiguous() if shared else held.clone(memory_format=torch.contiguous_format)
+        set_tensor(native, name, own)
     for name in constants:
         value = _attribute(native, name)
         owner, _, leaf = name.rpartition(".")

@@ -103,7 +103,7 @@ def open_(path: Path, allow_pickle: bool) -> tuple[Native, tuple[Array, ...], di
         return native, example, {}
     own = json.loads(extra[_METADATA])
     arrays = safetensors.numpy.load(bytes.fromhex(extra[_EXAMPLE]))
-    native = natives.from_program(program, own["fixed_batch"])
+    native = natives.from_program(program, own["fixed_batch"], shared=True)
     _restore(native, own)
     return native, tuple(arrays[k] for k in sorted(arrays)), own["metadata"]
 
