@@ -27,7 +27,7 @@ from slimline.zoo.torch import ResidualCNN
 
 CASE = "Fashion-MNIST, ResNet 32-64-128 of 70 M MACs"
 RECOVERY = sl.Distillation(epochs=10, batch_size=256, learning_rate=4e-3, precision="bfloat16")
-PEER_PRUNINGS = ((0.5, 16), (0.5, None))
+PEER_PRUNINGS = ((0.5, 16),)
 
 
 def slimline_recipes(recovery: sl.Distillation) -> dict[str, list[Any]]:
