@@ -140,12 +140,30 @@ class OnnxRuntime:
             for _ in range(runs):
                 loaded.run(inputs)
             events = json.loads(Path(session.end_profiling()).read_text())
+        layers = _blocked_names(path)
         times: dict[str, list[float]] = {}
         for event in events:
             if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-                label = f"{event['name'].removesuffix('_kernel_time')} ({event['args']['op_name']})"
+                name = event["name"].removesuffix("_kernel_time")
+                label = f"{layers.get(name, name)} ({event['args']['op_name']})"
                 times.setdefault(label, []).append(event["dur"] / 1000)
         return {label: float(np.median(durations)) for label, durations in times.items()}
+
+
+def _blocked_names(path: Path) -> dict[str, str]:
+    """The layers behind the names ``VALUE_nchwc`` that ONNX Runtime gives convolutions in its blocked layout.
+
+    VALUE is the output of the last operator that was fused into the convolution.
+    """
+    nodes = onnx.load(str(path), load_external_data=False).graph.node
+    makers = {output: node for node in nodes for output in node.output}
+    found = {}
+    for value in makers:
+        node = makers[value]
+        while node.op_type in ("Relu", "Clip", "Add", "Sigmoid", "HardSigmoid") and node.input[0] in makers:
+            node = makers[node.input[0]]
+        found[f"{value}_nchwc"] = node.name
+    return found
 
 
 def _to_onnx(native: Any, example: tuple[Array, ...]) -> bytes:
