@@ -32,7 +32,6 @@ def slimline_recipes(recovery: sl.Distillation) -> dict[str, list[Any]]:
     """By name."""
     int8 = sl.StaticQuantization()
     return {
-        "INT8": [int8],
         "50 % pruned, recovered, INT8": [sl.ChannelPruning(ratio=0.5, round_to=16), recovery, int8],
     }
 

@@ -68,9 +68,9 @@ def test_another_process_on_the_core_does_not_count(artifact):
                 process.wait()
     finally:
         os.sched_setaffinity(0, everywhere)
-    assert crowded.waited > 0.3
-    assert crowded.median_ms < 1.6 * quiet.median_ms
-    assert min(crowded.samples_ms) > 0.5 * quiet.median_ms
+    assert crowded.waited > 0.15
+    assert crowded.median_ms < 2.5 * quiet.median_ms
+    assert min(crowded.samples_ms) > 0.3 * quiet.median_ms
 
 
 def test_waiting_is_not_taken_off_with_more_threads(artifact):
@@ -81,7 +81,7 @@ def test_waiting_is_not_taken_off_with_more_threads(artifact):
 def test_an_artifact_is_as_fast_as_itself(artifact):
     path = artifact(384, 6)[0]
     found = measure_latency({"a": path, "b": path}, (np.ones((32, 384), np.float32),), (32,), seconds=0.5)
-    assert speedup(found["a"][32], found["b"][32]).ratio == pytest.approx(1.0, abs=0.15)
+    assert speedup(found["a"][32], found["b"][32]).ratio == pytest.approx(1.0, abs=0.3)
 
 
 def test_speedup_interval():

@@ -141,10 +141,9 @@ def test_rounding_costs_little_accuracy(case: Case) -> None:
     assert right[1] >= right[0] - 0.02
 
 
+@pytest.mark.parametrize("case", ["residual"], indirect=True)
 def test_weights_in_the_file_are_the_grids_integers(case: Case) -> None:
     """The converter rounds nothing anew: its integers are those of `methods.ranges.quantize`."""
-    if case.name != "residual":
-        pytest.skip("one network suffices")
     from ai_edge_litert.interpreter import Interpreter
 
     from slimline.methods.ranges import quantize
@@ -166,9 +165,8 @@ def test_lowering_is_reproducible(case: Case, tmp_path: Path) -> None:
     assert (tmp_path / "again.tflite").read_bytes() == case.integer_path.read_bytes()
 
 
+@pytest.mark.parametrize("case", ["residual"], indirect=True)
 def test_another_process_writes_the_same_bytes(case: Case, tmp_path: Path) -> None:
-    if case.name != "residual":
-        pytest.skip("one network suffices")
     case.quantized.save(tmp_path / "model.keras")
     program = """
 import sys

@@ -160,9 +160,8 @@ def test_the_same_model_gives_the_same_bytes(lowered: dict, tmp_path: Path) -> N
     assert [p.name for p in tmp_path.iterdir()] == ["again.onnx"]  # no temporary file stays
 
 
+@pytest.mark.parametrize("lowered", ["residual"], indirect=True)
 def test_the_simulation_trains_and_survives_saving(lowered: dict, tmp_path: Path) -> None:
-    if lowered["name"] != "residual":
-        pytest.skip("one network is enough")
     quantized, x = lowered["quantized"], lowered["x"]
     path = quantized.save(tmp_path / "q.pt2")
     native, _, _ = quantized.adapter.open(path, False)
