@@ -106,7 +106,7 @@ def _scores(
 def _gradients(model: Model, data: Data | None) -> Mapping[str, np.ndarray]:
     if data is None:
         raise SlimlineError("The taylor criterion needs data: pass slimline.Data with training or calibration samples.")
-    split = data.split("calibration")
+    split = data.check(model.example).split("calibration")
     loss = "norm" if split.labels is None or split.labels.dtype.kind not in "iu" else "cross_entropy"
     batches = []
     seen = 0
