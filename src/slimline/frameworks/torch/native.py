@@ -66,7 +66,9 @@ class Native(fx.GraphModule):
         return self.train(False)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Native:
-        result = super().__deepcopy__(memo)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch deprecates what it pickles itself
+            result = super().__deepcopy__(memo)
         assert isinstance(result, Native)  # fx rebuilds the same class
         for name in transient(self):
             owner, _, leaf = name.rpartition(".")
