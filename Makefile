@@ -6,6 +6,7 @@ PIP_FLAGS ?= $(shell test -d /opt/wheels || echo --extra-index-url https://downl
 
 BIN := .venv/bin
 READY := .venv/.ready
+PYTEST := $(BIN)/python -m pytest
 
 .PHONY: demo test test-all bench lint clean
 
@@ -13,10 +14,12 @@ demo: $(READY)
 	$(BIN)/slimline demo --framework $(FRAMEWORK)
 
 test: lint
-	$(BIN)/python -m pytest -m "not slow" --durations=15
+	$(PYTEST) -n 2 --dist worksteal -m "not slow and not alone" --durations=15
+	$(PYTEST) -m "alone"
 
 test-all: lint
-	$(BIN)/python -m pytest --durations=30
+	$(PYTEST) -n 2 --dist worksteal -m "not alone" --durations=30
+	$(PYTEST) -m "alone"
 
 lint: $(READY)
 	$(BIN)/ruff check .

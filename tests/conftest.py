@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
+
+# Before any library starts its threads, and inherited by the processes that tests start: tests run side by side, and
+# threads that wait for a core by spinning slow each other down tenfold.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # pytest would format thousands of torch's trace records, which doubles the time of an export.
 logging.getLogger("torch.__trace").propagate = False

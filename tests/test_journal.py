@@ -20,7 +20,7 @@ from slimline.recipe import Recipe, StaticQuantization
 RECIPE = Recipe(steps=(StaticQuantization(),))
 
 JOB = """
-import hashlib, sys, time
+import hashlib, sys
 from pathlib import Path
 from slimline.journal import Run, atomic_write
 from slimline.recipe import Recipe, StaticQuantization
@@ -39,8 +39,8 @@ with run:
             count = int(saved.read_text()) if saved.exists() else 0
             while count < 5:
                 count += 1
+                print("counts", flush=True)
                 atomic_write(saved, str(count).encode())
-                time.sleep(0.004)
             for j in range(3):
                 (folder / f"{j}.bin").write_bytes(hashlib.sha256(before + bytes([i, j])).digest() * 2000)
             return {"i": i, "count": count}
@@ -66,22 +66,16 @@ def test_killed_anywhere_it_ends_with_the_same_bytes(tmp_path: Path) -> None:
     whole = tmp_path / "whole"
     assert start(whole).wait() == 0
     rng = random.Random(0)
-    broken, kills = tmp_path / "broken", 0
-    for _ in range(12):
+    broken = tmp_path / "broken"
+    for _ in range(6):  # of 20 counts in all, at most 18 are over when the last is killed
         process = start(broken)
         assert process.stdout is not None
-        process.stdout.readline()
-        try:
-            process.wait(rng.uniform(0, 0.12))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            kills += 1
-        if process.wait() == 0:
-            break
-        assert process.returncode == -signal.SIGKILL
-    else:
-        assert start(broken).wait() == 0
-    assert kills >= 2
+        for _ in range(rng.randint(1, 4)):
+            process.stdout.readline()
+        time.sleep(rng.uniform(0, 0.002))
+        process.kill()
+        assert process.wait() == -signal.SIGKILL or process.returncode == 0
+    assert start(broken).wait() == 0
     assert files(whole) == files(broken)
     assert not (broken / ".work").exists()
 

@@ -13,7 +13,7 @@ from slimline import recovery
 from slimline.data import Data
 from slimline.errors import SlimlineError
 from slimline.model import Model
-from slimline.recipe.steps import Distillation
+from slimline.recipe import Distillation
 from slimline.recovery import Progress, recover
 from tests import recovery_job as job
 

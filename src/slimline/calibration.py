@@ -13,7 +13,7 @@ from slimline.graph.placement import POLICIES, Placement, place
 from slimline.graph.quantization import Grid, Quantization
 from slimline.methods.ranges import Observer, affine_grid, observer, symmetric_grid
 from slimline.model import Model
-from slimline.recipe.steps import StaticQuantization
+from slimline.recipe import StaticQuantization
 
 _log = logging.getLogger(__name__)
 Array = np.ndarray[Any, np.dtype[Any]]

@@ -14,9 +14,8 @@ from slimline.frameworks.base import adapter, adapter_for
 from slimline.journal import Run
 from slimline.model import Model
 from slimline.pruning import plan
-from slimline.recipe import Budget, Distillation, Recipe, load_recipe
+from slimline.recipe import Budget, Distillation, Recipe, Step, load_recipe
 from slimline.recipe.recipe import check_order
-from slimline.recipe.steps import Step
 from slimline.recovery import Progress
 from slimline.runtimes.base import Runtime, runtime, usual
 from slimline.steps import Context, Tell, perform

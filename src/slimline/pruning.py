@@ -17,7 +17,7 @@ from slimline.methods.structured import Scores, select_global, select_local, sli
 if TYPE_CHECKING:
     from slimline.data import Data
     from slimline.model import Model
-    from slimline.recipe.steps import ChannelPruning
+    from slimline.recipe import ChannelPruning
 
 TAYLOR_SAMPLES = 512
 

@@ -29,7 +29,7 @@ from slimline.frameworks.base import Array, Batch
 from slimline.methods.distillation import class_axis
 from slimline.methods.schedules import warmup_cosine
 from slimline.model import Model
-from slimline.recipe.steps import Distillation
+from slimline.recipe import Distillation
 
 if TYPE_CHECKING:
     from slimline.data import Data

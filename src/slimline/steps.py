@@ -13,8 +13,7 @@ from slimline.errors import SlimlineError
 from slimline.methods.schedules import ratios
 from slimline.model import Model
 from slimline.pruning import plan
-from slimline.recipe import ChannelPruning, Distillation, StaticQuantization
-from slimline.recipe.steps import Step
+from slimline.recipe import ChannelPruning, Distillation, StaticQuantization, Step
 
 if TYPE_CHECKING:
     from slimline.data import Data
@@ -54,13 +53,7 @@ class Done:
 
 def perform(step: Step, model: Model, context: Context) -> Done:
     """Do one step."""
-    if isinstance(step, ChannelPruning):
-        return _prune(step, model, context)
-    if isinstance(step, Distillation):
-        return _recover(step, model, context)
-    if isinstance(step, StaticQuantization):
-        return _quantize(step, model, context)
-    raise SlimlineError(f"slimline cannot do the step {type(step).__name__}.")
+    return _DO[type(step)](step, model, context)
 
 
 def _prune(step: ChannelPruning, model: Model, context: Context) -> Done:
@@ -139,3 +132,10 @@ def calibration_batches(step: StaticQuantization, data: Data) -> list[tuple[np.n
         if seen >= step.samples:
             break
     return batches
+
+
+_DO: dict[type[Step], Callable[[Any, Model, Context], Done]] = {
+    ChannelPruning: _prune,
+    Distillation: _recover,
+    StaticQuantization: _quantize,
+}

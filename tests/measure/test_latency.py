@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from slimline.errors import SlimlineError
-from slimline.measure import Latency, measure_latency, speedup
+from slimline.measure import Latency, latency, measure_latency, speedup
 
+pytestmark = pytest.mark.alone
 rng = np.random.default_rng(0)
 
 
@@ -35,12 +36,19 @@ def test_a_known_time_is_measured(fake):
     assert len(found["a"][1].samples_ms) == 5
 
 
-def test_rounds_are_interleaved_and_shuffled(fake, tmp_path):
-    artifacts = {name: fake(name, "sleeps 0.06") for name in "abc"}
+def test_rounds_are_interleaved_and_shuffled(fake, monkeypatch):
+    asked = ""
+
+    class Spy(latency.Worker):
+        def time(self, inputs, repeats=1, samples=1, warm=0):
+            nonlocal asked
+            asked += self.artifact.stem
+            return super().time(inputs, repeats, samples, warm)
+
+    monkeypatch.setattr(latency, "Worker", Spy)
+    artifacts = {name: fake(name, "sleeps 0.01") for name in "abc"}
     measure_latency(artifacts, (np.ones((1, 2)),), (1,), seconds=0, min_samples=16, seed=3)
-    log = (tmp_path / "log").read_text()
-    # Runs as long as these are timed once each, without a warm-up run before.
-    rounds = [log[-48:][i : i + 3] for i in range(0, 48, 3)]
+    rounds = [asked[-48:][i : i + 3] for i in range(0, 48, 3)]
     assert all(sorted(r) == ["a", "b", "c"] for r in rounds)
     assert len(set(rounds)) > 2
 
@@ -52,16 +60,23 @@ def test_short_runs_are_repeated_to_a_millisecond(artifact, fake, tmp_path):
 
 
 def test_another_process_on_the_core_does_not_count(artifact):
-    """Three busy processes on the worker's one core: wall-clock time is four times as long, latency hardly longer."""
-    path, x = artifact(384, 6)[0], (np.ones((32, 384), np.float32),)
+    """Three busy processes on the worker's one core: wall-clock time is four times as long, latency hardly longer.
+
+    A run takes many of the scheduler's time slices: one that is shorter than a slice may never have to wait.
+    """
+    path, x = artifact(384, 6)[0], (np.ones((1, 384), np.float32),)
+
+    def measured() -> Latency:
+        return measure_latency({"a": path}, x, (4096,), seconds=0, min_samples=8)["a"][4096]
+
     core = {min(os.sched_getaffinity(0))}
     everywhere = os.sched_getaffinity(0)
     os.sched_setaffinity(0, core)  # inherited by the processes
     try:
-        quiet = measure_latency({"a": path}, x, (32,), seconds=0.3)["a"][32]
+        quiet = measured()
         busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(3)]
         try:
-            crowded = measure_latency({"a": path}, x, (32,), seconds=0.3)["a"][32]
+            crowded = measured()
         finally:
             for process in busy:
                 process.kill()

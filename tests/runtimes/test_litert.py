@@ -20,7 +20,7 @@ from slimline.calibration import calibrate
 from slimline.errors import SlimlineError
 from slimline.frameworks.base import adapter
 from slimline.model import Model
-from slimline.recipe.steps import StaticQuantization
+from slimline.recipe import StaticQuantization
 from slimline.runtimes.litert import Session, runtime
 
 KERAS = adapter("keras")  # sets what must be set before keras is imported

@@ -19,7 +19,7 @@ from slimline.calibration import calibrate  # noqa: E402
 from slimline.errors import SlimlineError  # noqa: E402
 from slimline.frameworks.base import adapter  # noqa: E402
 from slimline.model import Model  # noqa: E402
-from slimline.recipe.steps import StaticQuantization  # noqa: E402
+from slimline.recipe import StaticQuantization  # noqa: E402
 from slimline.runtimes.onnxruntime import runtime  # noqa: E402
 from slimline.zoo.torch import ResidualCNN  # noqa: E402
 

@@ -81,6 +81,30 @@ def parse(
     )
 
 
+@dataclass(frozen=True)
+class Window:
+    """Where a convolution looks: per spatial dimension its stride, dilation and zeros before and after.
+
+    `padding` may be ``"same"`` (as torch has it, at stride 1) or ``"ceil"`` (as TensorFlow does: as many outputs as
+    strides fit the input), which only the size of an input turns into numbers.
+    """
+
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...] | str
+
+    def zeros(self, sizes: Sequence[int], kernel: Sequence[int]) -> list[tuple[int, int]]:
+        """Zeros before and after each spatial dimension of an input of `sizes` under a `kernel`."""
+        if not isinstance(self.padding, str):
+            return list(self.padding)
+        found = []
+        for n, k, s, d in zip(sizes, kernel, self.stride, self.dilation, strict=True):
+            last = -(-n // s) - 1 if self.padding == "ceil" else n - 1
+            total = max(last * (s if self.padding == "ceil" else 1) + d * (k - 1) + 1 - n, 0)
+            found.append((total // 2, total - total // 2))
+        return found
+
+
 def _axes(rank: int, skip: Sequence[int] = ()) -> list[str]:
     """Names a0, a1, … for `rank` dimensions."""
     return [f"a{i}" for i in range(rank) if i not in skip]
@@ -92,8 +116,11 @@ def conv(
     transposed: bool = False,
     channels_last: bool = False,
     depthwise: bool = False,
+    window: Window | None = None,
 ) -> Attributes:
     """Convolution of any stride, padding and dilation; inputs ``(x, weight, bias or None)``.
+
+    `window` says where it looks; a transposed one, whose weight sees one position at a time, needs none.
 
     Kernels are laid out as torch does, ``(out, in / groups, *k)`` and transposed
     ``(in, out / groups, *k)``; with `channels_last` as Keras does, ``(*k, in / groups, out)``,
@@ -115,7 +142,7 @@ def conv(
     else:
         text = f"b {i} {dots}, {weight} {dots}, {o} -> b {o} {dots}"
     sizes = {"g": groups} if groups > 1 and not depthwise else {}
-    return {"equation": parse(text, sizes), "transposed": transposed}
+    return {"equation": parse(text, sizes), "transposed": transposed, "window": window}
 
 
 def linear(rank: int, layout: str = "o i") -> Attributes:

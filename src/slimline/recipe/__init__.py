@@ -1,8 +1,12 @@
 """Recipes as data: steps, budgets, presets."""
 
 from slimline.recipe.budget import Budget
+from slimline.recipe.channels import ChannelPruning
+from slimline.recipe.quantization import StaticQuantization
 from slimline.recipe.recipe import Recipe, check_order, load_recipe, parse, presets
-from slimline.recipe.steps import STEPS, AnyStep, ChannelPruning, Distillation, StaticQuantization, Step
+from slimline.recipe.step import Step
+from slimline.recipe.steps import STEPS, AnyStep
+from slimline.recipe.training import Distillation
 
 __all__ = [
     "STEPS",

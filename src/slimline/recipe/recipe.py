@@ -12,8 +12,10 @@ from pydantic import Field, model_validator
 
 from slimline.errors import SlimlineError, unknown
 from slimline.recipe.budget import Budget
+from slimline.recipe.channels import ChannelPruning
 from slimline.recipe.config import Config, as_mapping
-from slimline.recipe.steps import STEPS, AnyStep, ChannelPruning, Step
+from slimline.recipe.step import Step
+from slimline.recipe.steps import STEPS, AnyStep
 
 ORDER = {
     ("quantization", "structural"): "its integer grids belong to the shapes they were measured with",

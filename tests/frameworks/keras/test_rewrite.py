@@ -11,7 +11,7 @@ from slimline.frameworks.keras import adapter
 from slimline.graph.plan import Plan
 from slimline.graph.units import Units
 from slimline.model import Model
-from slimline.recipe.steps import ChannelPruning
+from slimline.recipe import ChannelPruning
 from tests import zoo_keras
 
 import keras  # isort: skip

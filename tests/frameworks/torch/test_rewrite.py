@@ -15,7 +15,7 @@ from slimline.graph.plan import Plan
 from slimline.graph.units import Units
 from slimline.model import Model
 from slimline.pruning import plan
-from slimline.recipe.steps import ChannelPruning
+from slimline.recipe import ChannelPruning
 from tests.zoo_torch import ZOO
 
 TORCH = adapter("torch")

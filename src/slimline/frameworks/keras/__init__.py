@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from slimline.graph.ir import Graph
     from slimline.graph.plan import Plan
     from slimline.graph.quantization import Quantization
-    from slimline.recipe.steps import Distillation
+    from slimline.recipe import Distillation
 
 Array = np.ndarray
 CHUNK = 256

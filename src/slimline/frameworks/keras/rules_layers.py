@@ -40,11 +40,23 @@ def conv(transposed: bool = False, depthwise: bool = False) -> Rule:
         last_channels(layer)
         x, shape = reader.single(call)
         groups = 1 if transposed or depthwise else layer.groups
-        attributes = ops.conv(len(shape) - 2, groups, transposed, channels_last=True, depthwise=depthwise)
+        window = None if transposed else _window(layer)
+        attributes = ops.conv(
+            len(shape) - 2, groups, transposed, channels_last=True, depthwise=depthwise, window=window
+        )
         bias = reader.parameter(layer.bias) if layer.use_bias else None
         reader.node(call, "conv", [x, reader.parameter(layer.kernel), bias], attributes)
 
     return rule
+
+
+def _window(layer: Any) -> ops.Window:
+    kernel, dilation = layer.kernel_size, layer.dilation_rate
+    padding: Any = "ceil"
+    if layer.padding != "same":
+        causal = layer.padding == "causal"
+        padding = tuple((d * (k - 1) if causal else 0, 0) for k, d in zip(kernel, dilation, strict=True))
+    return ops.Window(tuple(layer.strides), tuple(dilation), padding)
 
 
 def dense(reader: Reader, call: Call) -> None:

@@ -16,7 +16,7 @@ from slimline.frameworks.keras.canonical import canonical
 from slimline.frameworks.keras.functional import SEED_STATE, calls, variables
 from slimline.frameworks.keras.fusednorm import fused
 from slimline.methods import distillation
-from slimline.recipe.steps import Distillation
+from slimline.recipe import Distillation
 
 _BFLOAT16 = "auto_mixed_precision_onednn_bfloat16"
 

@@ -19,7 +19,7 @@ from slimline.graph.ir import Graph
 if TYPE_CHECKING:
     from slimline.graph.plan import Plan
     from slimline.graph.quantization import Quantization
-    from slimline.recipe.steps import Distillation
+    from slimline.recipe import Distillation
 
 
 class TorchAdapter:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from slimline.frameworks.torch.call import Call
 from slimline.frameworks.torch.registry import RULES, Rule, elementwise, rule, unknown, whole
@@ -66,11 +67,25 @@ def _weight_norm(call: Call) -> None:
 # -- layers with weights ---------------------------------------------------------------
 
 
+def _window(call: Call, spatial: int) -> ops.Window:
+    padding = call["padding"]
+    if padding == "valid":
+        padding = 0
+    zeros = padding if isinstance(padding, str) else tuple((p, p) for p in _each(padding, spatial))
+    return ops.Window(_each(call["stride"], spatial), _each(call["dilation"], spatial), zeros)
+
+
+def _each(value: Any, spatial: int) -> tuple[int, ...]:
+    found = value if isinstance(value, list) else [value]
+    return tuple(found if len(found) == spatial else found * spatial)
+
+
 def _conv(spatial: int, transposed: bool = False) -> Rule:
     def apply(call: Call) -> None:
         if call.rank != spatial + 2:
             return unknown(call, "an input without a batch dimension")
-        attributes = ops.conv(spatial, int(call["groups"]), transposed)
+        window = None if transposed else _window(call, spatial)
+        attributes = ops.conv(spatial, int(call["groups"]), transposed, window=window)
         return call.emit("conv", call.tensors("input", "weight", "bias"), attributes)
 
     return apply

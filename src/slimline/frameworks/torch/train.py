@@ -17,7 +17,7 @@ from slimline.errors import SlimlineError
 from slimline.frameworks.base import Array, Batch
 from slimline.frameworks.torch.native import check_batch, set_training
 from slimline.methods import distillation
-from slimline.recipe.steps import Distillation
+from slimline.recipe import Distillation
 
 _BATCH_NORM = torch.ops.aten.batch_norm.default
 _SOFTMAX = (torch.ops.aten.softmax.int, torch.ops.aten._softmax.default)

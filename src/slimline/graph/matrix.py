@@ -1,0 +1,192 @@
+"""Weighted layers as matrices: the one picture of a layer that all post-training methods share.
+
+Convolution, linear layer, depthwise, grouped and transposed convolution, einsum: each is ``Y = X Wᵀ`` per group, with
+`W` of shape ``(groups, outputs, inputs)`` and the rows of `X` all places where the weight is applied. An input is an
+axis that is contracted, or a position of the kernel: channels x kernel, the kernel varying fastest. (Of a transposed
+convolution the kernel's positions are outputs.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+from slimline.graph.ir import Graph, Node
+from slimline.graph.ops import Window
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Terms = tuple[tuple[str, int], ...]
+"""Axes, each with its size; a kernel's dimensions are called ``.0``, ``.1``, …"""
+
+
+@dataclass(frozen=True)
+class LayerMatrix:
+    """One layer's weight as `W`, and its input as rows of `X`.
+
+    Attributes
+    ----------
+    layer : the user's name.
+    node : the operator's name.
+    input, output : names of the activations.
+    weight, bias : names of the parameters; the bias may be None.
+    groups, outputs, inputs : the axes of `W`, outermost first.
+    """
+
+    layer: str
+    node: str
+    input: str
+    output: str
+    weight: str
+    bias: str | None
+    groups: Terms
+    outputs: Terms
+    inputs: Terms
+    _stored: Terms
+    _dims: tuple[tuple[str, ...], ...]
+    _window: Window | None
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """``(groups, outputs, inputs)``."""
+        return _size(self.groups), _size(self.outputs), _size(self.inputs)
+
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        """Sizes of the kernel's dimensions."""
+        return tuple(n for name, n in self._stored if name.startswith("."))
+
+    def matrix(self, weight: Array) -> Array:
+        """A tensor of the weight's layout as ``(groups, outputs, inputs)``."""
+        return weight.reshape([n for _, n in self._stored]).transpose(self._order()).reshape(self.shape)
+
+    def tensor(self, matrix: Array, shape: Sequence[int]) -> Array:
+        """A matrix ``(groups, outputs, inputs)`` in the weight's layout and `shape`: the inverse of `matrix`."""
+        sizes = [n for _, n in (*self.groups, *self.outputs, *self.inputs)]
+        return np.ascontiguousarray(matrix.reshape(sizes).transpose(np.argsort(self._order())).reshape(shape))
+
+    def _order(self) -> list[int]:
+        places = [name for name, _ in self._stored]
+        return [places.index(name) for name, _ in (*self.groups, *self.outputs, *self.inputs)]
+
+    def rows(self, x: Array, limit: int | None = None) -> Array:
+        """The input activation as ``(groups, rows, inputs)``; of more than `limit` rows, that many spread evenly."""
+        unfolded = x if self._window is None else self._unfold(x)
+        sizes = dict((*self.groups, *self.inputs))
+        names: list[str] = []
+        shape: list[int] = []
+        for d, dim in enumerate(self._dims):
+            names += dim
+            shape += [unfolded.shape[d]] if len(dim) == 1 else [sizes[name] for name in dim]
+        names += [name for name, _ in self.inputs if name.startswith(".")]
+        shape += unfolded.shape[x.ndim :]
+        outer, inner = [name for name, _ in self.groups], [name for name, _ in self.inputs]
+        places = [name for name in names if name not in sizes]
+        moved = unfolded.reshape(shape).transpose([names.index(n) for n in (*places, *outer, *inner)])
+        lead = moved.shape[: len(places)]
+        count = math.prod(lead)
+        if limit is not None and count > limit:
+            picked = np.linspace(0, count - 1, limit).astype(np.int64)
+            moved = moved[np.unravel_index(picked, lead)]
+            count = limit
+        groups, _, inputs = self.shape
+        return moved.reshape(count, groups, inputs).swapaxes(0, 1)
+
+    def _unfold(self, x: Array) -> Array:
+        """A view in which the kernel's dimensions follow those of `x`, and spatial ones count places."""
+        assert self._window is not None
+        dims = [d for d, dim in enumerate(self._dims) if dim[0].startswith("@")]
+        zeros = self._window.zeros([x.shape[d] for d in dims], self.kernel)
+        widths = [(0, 0)] * x.ndim
+        for d, around in zip(dims, zeros, strict=True):
+            widths[d] = around
+        reach = [(k - 1) * d + 1 for k, d in zip(self.kernel, self._window.dilation, strict=True)]
+        view = sliding_window_view(np.pad(x, widths), reach, tuple(dims))
+        cut: list[slice] = [slice(None)] * view.ndim
+        for i, d in enumerate(dims):
+            cut[d] = slice(None, None, self._window.stride[i])
+            cut[x.ndim + i] = slice(None, None, self._window.dilation[i])
+        return view[tuple(cut)]
+
+
+def _size(terms: Terms) -> int:
+    return math.prod(n for _, n in terms)
+
+
+def matrices(graph: Graph) -> tuple[LayerMatrix, ...]:
+    """Every convolution, linear layer and einsum with a stored weight, in graph order.
+
+    A weight that several operators read appears once for each of them.
+    """
+    stored = set(graph.parameters)
+    found = []
+    for node in graph.nodes:
+        if node.kind in ("conv", "linear", "einsum") and len(node.inputs) > 1 and node.inputs[1] in stored:
+            made = _matrix(graph, node)
+            if made is not None:
+                found.append(made)
+    return tuple(found)
+
+
+def _matrix(graph: Graph, node: Node) -> LayerMatrix | None:
+    equation = node.attributes["equation"]
+    x, weight = node.inputs[0], node.inputs[1]
+    if x is None or weight is None or x in graph.parameters:
+        return None
+    dims, weights, outs = equation.inputs[0], equation.inputs[1], equation.outputs[0]
+    sizes = _sizes(
+        [(dims, graph.values[x].shape), (weights, graph.values[weight].shape), (outs, _shape(graph, node))],
+        equation.sizes,
+    )
+    made = {name for dim in outs for name in dim}
+    read = {name for dim in dims for name in dim}
+    kernel = iter(f".{i}" for i in range(len(weights)))
+    stored: list[tuple[str, int]] = []
+    for dim, n in zip(weights, graph.values[weight].shape, strict=True):
+        stored += [(next(kernel), n)] if dim == (".",) else [(name, sizes[name]) for name in dim]
+    dots = tuple(t for t in stored if t[0].startswith("."))
+    plain = [t for t in stored if not t[0].startswith(".")]
+    if any(name not in made and name not in read for name, _ in plain):
+        return None
+    groups = tuple(t for t in plain if t[0] in read and t[0] in made)
+    inputs = tuple(t for t in plain if t[0] in read and t[0] not in made)
+    outputs = tuple(t for t in plain if t[0] not in read)
+    transposed = node.attributes.get("transposed", False)
+    window = node.attributes.get("window")
+    if dots and not transposed and window is None:
+        return None
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    return LayerMatrix(
+        layer=node.layer or node.name,
+        node=node.name,
+        input=x,
+        output=node.outputs[0],
+        weight=weight,
+        bias=bias,
+        groups=groups,
+        outputs=(*outputs, *dots) if transposed else outputs,
+        inputs=inputs if transposed else (*inputs, *dots),
+        _stored=tuple(stored),
+        _dims=tuple((f"@{d}",) if dim == (".",) else dim for d, dim in enumerate(dims)),
+        _window=window,
+    )
+
+
+def _shape(graph: Graph, node: Node) -> tuple[int, ...]:
+    return graph.values[node.outputs[0]].shape
+
+
+def _sizes(tensors: Sequence[tuple[Any, tuple[int, ...]]], known: Any) -> dict[str, int]:
+    """The size of every axis, from dimensions of which all axes but one are known."""
+    sizes = dict(known)
+    for _ in range(2):
+        for dims, shape in tensors:
+            for dim, n in zip(dims, shape, strict=True):
+                unknown = [name for name in dim if name not in sizes]
+                if len(unknown) == 1 and unknown[0] not in (".", "1"):
+                    sizes[unknown[0]] = n // math.prod(sizes[name] for name in dim if name in sizes)
+    return sizes

@@ -1,0 +1,65 @@
+"""The Gram matrix of a layer's inputs, streamed: all that post-training methods need to know of the data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class Gram:
+    """``H = XᵀX / n`` and the mean row, over rows seen a batch at a time.
+
+    Parameters
+    ----------
+    groups, inputs : of the rows, ``(groups, rows, inputs)``.
+    others : inputs of a second set of rows, seen pairwise with the first; None keeps the first alone.
+    """
+
+    def __init__(self, groups: int, inputs: int, others: int | None = None) -> None:
+        self.count = 0
+        self._second = np.zeros((groups, inputs, inputs))
+        self._first = np.zeros((groups, inputs))
+        self._cross = None if others is None else np.zeros((groups, others, inputs))
+
+    def see(self, rows: Array, others: Array | None = None) -> None:
+        """Add rows ``(groups, rows, inputs)``, and with them those of the second set."""
+        self.count += rows.shape[1]
+        x = np.ascontiguousarray(rows, np.float32)
+        self._second += x.swapaxes(1, 2) @ x
+        self._first += x.sum(axis=1, dtype=np.float64)
+        if self._cross is not None and others is not None:
+            self._cross += np.ascontiguousarray(others, np.float32).swapaxes(1, 2) @ x
+
+    @property
+    def second(self) -> Array:
+        """``(groups, inputs, inputs)``: mean of the products of two inputs, `H`."""
+        found: Array = self._second / max(self.count, 1)
+        return found
+
+    @property
+    def mean(self) -> Array:
+        """``(groups, inputs)``: mean of each input."""
+        return self._first / max(self.count, 1)
+
+    @property
+    def cross(self) -> Array:
+        """``(groups, others, inputs)``: mean of the products of an input of the second set and one of the first."""
+        if self._cross is None:
+            raise ValueError("this Gram matrix was made for one set of rows")
+        return self._cross / max(self.count, 1)
+
+    @property
+    def norm(self) -> Array:
+        """``(groups, inputs)``: root mean square of each input."""
+        found: Array = np.sqrt(np.diagonal(self.second, axis1=1, axis2=2))
+        return found
+
+    def with_constant(self) -> Array:
+        """`H` with a last input that is always 1, ``(groups, inputs + 1, inputs + 1)``: a bias can make up for it."""
+        mean = self.mean
+        top = np.concatenate([self.second, mean[:, :, None]], axis=2)
+        bottom = np.concatenate([mean, np.ones((len(mean), 1))], axis=1)[:, None, :]
+        return np.concatenate([top, bottom], axis=1)

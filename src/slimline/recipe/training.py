@@ -1,0 +1,47 @@
+"""Steps that train."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from slimline.recipe.step import Step
+
+
+class Distillation(Step):
+    """Recovery: train the compressed model towards the original's outputs (Hinton et al. 2015, arXiv:1503.02531).
+
+    Attributes
+    ----------
+    loss : ``kl`` between softened outputs, ``logit-standard`` the same with standardised logits
+        (Sun et al. 2024, arXiv:2403.01427), ``mse`` between raw outputs (for regression).
+    temperature : of the softening.
+    alpha : weight of the distillation loss; ``1 - alpha`` weighs the hard labels, where there are any.
+    epochs, batch_size : of training.
+    optimizer, learning_rate, weight_decay, momentum : ``adamw`` or ``sgd`` (Nesterov momentum).
+    warmup : part of all optimiser steps in which the rate rises linearly; a cosine to zero follows.
+    patience : epochs without a better selection score before training stops early; None never stops.
+    refresh_batches : batches over which batch-norm statistics are recomputed before training.
+    precision : ``float32``, or ``bfloat16`` for forward and backward passes where the framework has it.
+    """
+
+    kind = "recovery"
+    step: Literal["Distillation"] = "Distillation"
+    loss: Literal["kl", "logit-standard", "mse"] = "kl"
+    temperature: Annotated[float, Field(gt=0)] = 4.0
+    alpha: Annotated[float, Field(ge=0, le=1)] = 0.9
+    epochs: Annotated[int, Field(ge=0)] = 5
+    batch_size: Annotated[int, Field(ge=1)] = 128
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    patience: Annotated[int, Field(ge=1)] | None = None
+    refresh_batches: Annotated[int, Field(ge=0)] = 16
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("train", "selection")
