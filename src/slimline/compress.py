@@ -35,7 +35,7 @@ def load(source: Any, example_inputs: Sequence[Any] | Any | None = None, *, allo
     ----------
     source : a `torch.nn.Module` or ExportedProgram, a `keras.Model`, the path of a ``.pt2`` or ``.keras`` file, or
         a `Model`, which is returned as it is. The user's object is never changed.
-    example_inputs : arrays or tensors ``(batch, …)``, one per input; needed for a torch module.
+    example_inputs : arrays or tensors ``(batch, …)``, one per input; needed for a torch module or a pickle of one.
     allow_pickle : whether a ``.pt`` or ``.pth`` file, which can run any code, may be opened.
 
     Raises
@@ -45,6 +45,10 @@ def load(source: Any, example_inputs: Sequence[Any] | Any | None = None, *, allo
     """
     if isinstance(source, Model):
         return source
+    given = None
+    if example_inputs is not None:
+        many = example_inputs if isinstance(example_inputs, tuple | list) else (example_inputs,)
+        given = tuple(np.asarray(x) for x in many)
     if isinstance(source, str | Path):
         path = Path(source)
         if path.suffix not in SUFFIXES:
@@ -52,13 +56,9 @@ def load(source: Any, example_inputs: Sequence[Any] | Any | None = None, *, allo
         if not path.is_file():
             raise SlimlineError(f"There is no model file {path}: check the path.")
         found = adapter(SUFFIXES[path.suffix])
-        native, example, metadata = found.open(path, allow_pickle)
+        native, example, metadata = found.open(path, allow_pickle, given)
         return _checked(Model.restored(found, native, example, metadata))
     found = adapter_for(source)
-    given = None
-    if example_inputs is not None:
-        many = example_inputs if isinstance(example_inputs, tuple | list) else (example_inputs,)
-        given = tuple(np.asarray(x) for x in many)
     native, example = found.load(source, given)
     return _checked(Model(found, native, example))
 

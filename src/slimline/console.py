@@ -80,8 +80,8 @@ def summary_table(report: Report) -> Table:
 
 def figures_table(columns: Mapping[str, Figures], metric: str, title: str) -> Table:
     """Figures side by side; with two columns also what the second one gains on the first."""
-    table = Table(title=title, title_justify="left")
-    table.add_column("")
+    table = Table(title=title, title_justify="left", pad_edge=False)  # fits 80 columns
+    table.add_column("", no_wrap=True)
     for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
     shown = list(columns.values())

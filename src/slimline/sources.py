@@ -61,7 +61,12 @@ def load_model(source: ModelSource, data: Callable[[Layout], Data] | None = None
     from slimline.compress import load
 
     if ":" not in source.name:
-        return load(_model_file(source), allow_pickle=source.allow_pickle)
+        path, given = _model_file(source), None
+        if source.input_shape is not None:
+            given = _noise(source.input_shape)
+        elif path.suffix in PICKLES and data is not None:
+            given = data("channels_first").example()
+        return load(path, given, allow_pickle=source.allow_pickle)
     made = call(source.name, "model")
     native, example = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if source.weights is not None:
@@ -69,10 +74,14 @@ def load_model(source: ModelSource, data: Callable[[Layout], Data] | None = None
     if example is not None:
         example = example if isinstance(example, tuple | list) else (example,)
     elif source.input_shape is not None:
-        example = (np.random.default_rng(0).random((2, *source.input_shape), dtype=np.float32),)
+        example = _noise(source.input_shape)
     elif data is not None:
         example = data(layout_of(native)).example()
     return load(native, None if example is None else tuple(example))
+
+
+def _noise(shape: tuple[int, ...]) -> tuple[np.ndarray, ...]:
+    return (np.random.default_rng(0).random((2, *shape), dtype=np.float32),)
 
 
 def _model_file(source: ModelSource) -> Path:

@@ -103,8 +103,13 @@ class Adapter(Protocol):
     def save(self, native: Any, path: Path, example: tuple[Array, ...], metadata: Mapping[str, Any]) -> None:
         """Write the model and `metadata` to `path` atomically, without pickle, deterministically where possible."""
 
-    def open(self, path: Path, allow_pickle: bool) -> tuple[Any, tuple[Array, ...], dict[str, Any]]:
-        """What `save` wrote (or a file of the framework's own): native, example inputs, metadata."""
+    def open(
+        self, path: Path, allow_pickle: bool, example: tuple[Array, ...] | None = None
+    ) -> tuple[Any, tuple[Array, ...], dict[str, Any]]:
+        """What `save` wrote (or a file of the framework's own): native, example inputs, metadata.
+
+        `example` is for a file that holds none.
+        """
 
 
 # Keras first: with its torch backend a keras.Model is a torch.nn.Module too.

@@ -89,6 +89,7 @@ def test_pruning_twice_is_pruning(tmp_path):
     step = ChannelPruning(ratio=0.3, factors="all")
     once = plan(model, step).apply(model)
     found = plan(once, step)
+    assert found.parameters < once.graph.size < model.graph.size
     inputs = batch(model)
     close(found.apply(once).predict(*inputs), found.mask(once).predict(*inputs))
 

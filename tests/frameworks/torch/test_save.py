@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+import slimline as sl
 from slimline.errors import SlimlineError
 from slimline.frameworks.base import adapter
+from slimline.sources import DataSource, ModelSource, load_pair
 
 TORCH = adapter("torch")
 X = np.random.default_rng(0).standard_normal((2, 8)).astype(np.float32)
@@ -107,6 +109,22 @@ def test_pickles_need_the_flag(tmp_path):
     path.write_bytes(b"nothing")
     with pytest.raises(SlimlineError, match="cannot be unpickled"):
         TORCH.open(path, True)
+
+
+def test_a_trusted_pickle_takes_its_example_from_the_caller(tmp_path):
+    path, x = tmp_path / "model.pt", np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+    module = torch.nn.Linear(4, 2)
+    torch.save(module, path)
+    with pytest.raises(SlimlineError, match="needs example_inputs"):
+        sl.load(path, allow_pickle=True)
+    with torch.no_grad():
+        np.testing.assert_allclose(
+            sl.load(path, x, allow_pickle=True).predict(x), module(torch.tensor(x)).numpy(), atol=1e-6
+        )
+    (tmp_path / "data").mkdir()
+    np.save(tmp_path / "data" / "x_train.npy", x)
+    source, data = ModelSource(str(path), allow_pickle=True), DataSource(str(tmp_path / "data"))
+    assert load_pair(source, data)[0].graph.inputs
 
 
 @pytest.mark.parametrize("damage", ["empty", "text", "zip", "cut", "inside"])

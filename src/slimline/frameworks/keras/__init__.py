@@ -128,11 +128,13 @@ class KerasAdapter:
 
         save.save(native, path, example, metadata)
 
-    def open(self, path: Path, allow_pickle: bool) -> tuple[Any, tuple[Array, ...], dict[str, Any]]:
+    def open(
+        self, path: Path, allow_pickle: bool, example: tuple[Array, ...] | None = None
+    ) -> tuple[Any, tuple[Array, ...], dict[str, Any]]:
         """See `save.open_`."""
         from slimline.frameworks.keras import save
 
-        return save.open_(path, allow_pickle)
+        return save.open_(path, allow_pickle, example)
 
 
 adapter = KerasAdapter()

@@ -63,12 +63,15 @@ def _renumbered(config: Any, ids: dict[int, int]) -> Any:
     }
 
 
-def open_(path: Path, allow_pickle: bool = False) -> tuple[keras.Model, tuple[Array, ...], dict[str, Any]]:
+def open_(
+    path: Path, allow_pickle: bool = False, example: tuple[Array, ...] | None = None
+) -> tuple[keras.Model, tuple[Array, ...], dict[str, Any]]:
     """The canonical model, example inputs and metadata of a ``.keras`` file, slimline's own or Keras'.
 
     Parameters
     ----------
     allow_pickle : also run the Python code that a file's Lambda layers carry.
+    example : inputs for a file that holds none.
 
     Raises
     ------
@@ -91,7 +94,7 @@ def open_(path: Path, allow_pickle: bool = False) -> tuple[keras.Model, tuple[Ar
     except (ValueError, TypeError, KeyError, OSError, ImportError) as error:
         raise SlimlineError(_refusal(path, error)) from error
     shapes = notes.get("example")
-    example = None if shapes is None else example_inputs(source, shapes)
+    example = example if shapes is None else example_inputs(source, shapes)
     native, example = load(source, example)
     return native, example, dict(notes.get("metadata", {}))
 

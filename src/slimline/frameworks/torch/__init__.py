@@ -126,9 +126,11 @@ class TorchAdapter:
         """See `slimline.frameworks.torch.save.save`."""
         save.save(native, path, example, metadata)
 
-    def open(self, path: Path, allow_pickle: bool) -> tuple[Native, tuple[Array, ...], dict[str, Any]]:
+    def open(
+        self, path: Path, allow_pickle: bool, example: tuple[Array, ...] | None = None
+    ) -> tuple[Native, tuple[Array, ...], dict[str, Any]]:
         """See `slimline.frameworks.torch.save.open_`."""
-        return save.open_(path, allow_pickle)
+        return save.open_(path, allow_pickle, example)
 
 
 adapter = TorchAdapter()

@@ -83,15 +83,18 @@ def _names(native: Native, program: torch.export.ExportedProgram) -> dict[str, s
     return {new: old for new, old in came_from.items() if new != old}
 
 
-def open_(path: Path, allow_pickle: bool) -> tuple[Native, tuple[Array, ...], dict[str, Any]]:
+def open_(
+    path: Path, allow_pickle: bool, example: tuple[Array, ...] | None = None
+) -> tuple[Native, tuple[Array, ...], dict[str, Any]]:
     """Read what `save` wrote, or any program of `torch.export.save`: native, example inputs, metadata.
 
     A pickle (``.pt``, ``.pth``, or one inside a ``.pt2``) can run any code; it is read only with `allow_pickle`.
+    `example` is for a file that holds no example inputs: a pickle, or a program of another's.
     """
     if not path.is_file():
         raise SlimlineError(f"There is no file {path}: check the path.")
     if path.suffix != ".pt2":
-        return _open_pickle(path, allow_pickle)
+        return _open_pickle(path, allow_pickle, example)
     extra = {_METADATA: "", _EXAMPLE: ""}
     stored = _check(path, allow_pickle)
     try:
@@ -99,8 +102,7 @@ def open_(path: Path, allow_pickle: bool) -> tuple[Native, tuple[Array, ...], di
     except Exception as reason:  # a damaged archive fails in torch in many ways
         raise SlimlineError(f"{path} is damaged or not a program of torch.export: save the model again.") from reason
     if not extra[_METADATA]:
-        native, example = read.load(program, stored)
-        return native, example, {}
+        return (*read.load(program, stored if example is None else example), {})
     own = json.loads(extra[_METADATA])
     arrays = safetensors.numpy.load(bytes.fromhex(extra[_EXAMPLE]))
     native = natives.from_program(program, own["fixed_batch"], shared=True)
@@ -157,7 +159,9 @@ def _check(path: Path, allow_pickle: bool) -> tuple[Array, ...] | None:
     return example
 
 
-def _open_pickle(path: Path, allow_pickle: bool) -> tuple[Native, tuple[Array, ...], dict[str, Any]]:
+def _open_pickle(
+    path: Path, allow_pickle: bool, example: tuple[Array, ...] | None
+) -> tuple[Native, tuple[Array, ...], dict[str, Any]]:
     if not allow_pickle:
         raise SlimlineError(
             f"{path} is a pickle, which can run any code: give a .pt2 file, or pass --allow-pickle "
@@ -171,4 +175,4 @@ def _open_pickle(path: Path, allow_pickle: bool) -> tuple[Native, tuple[Array, .
         raise SlimlineError(
             f"{path} holds a {type(module).__name__}, not a module: give package.module:factory with --weights."
         )
-    return (*read.load(module, None), {})
+    return (*read.load(module, example), {})
