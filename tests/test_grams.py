@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import slimline as sl
-from slimline.graph.matrix import matrices
 from slimline.grams import collect
+from slimline.graph.matrix import matrices
 
 torch = pytest.importorskip("torch")
 nn = torch.nn
