@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from slimline.model import Model as Model
     from slimline.recipe import Budget as Budget
     from slimline.recipe import ChannelPruning as ChannelPruning
+    from slimline.recipe import DepthPruning as DepthPruning
     from slimline.recipe import Distillation as Distillation
     from slimline.recipe import Recipe as Recipe
     from slimline.recipe import StaticQuantization as StaticQuantization
@@ -35,7 +36,7 @@ _HOMES = {
     "slimline.errors": ("SlimlineError",),
     "slimline.journal": ("Run",),
     "slimline.model": ("Model",),
-    "slimline.recipe": ("Budget", "ChannelPruning", "Distillation", "Recipe", "StaticQuantization"),
+    "slimline.recipe": ("Budget", "ChannelPruning", "DepthPruning", "Distillation", "Recipe", "StaticQuantization"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -46,6 +47,7 @@ __all__ = [  # noqa: RUF022 - in the order in which they are used
     "Budget",
     "Recipe",
     "ChannelPruning",
+    "DepthPruning",
     "Distillation",
     "StaticQuantization",
     "plan",

@@ -13,7 +13,7 @@ from slimline.errors import SlimlineError, unknown
 from slimline.frameworks.base import adapter, adapter_for
 from slimline.journal import Run
 from slimline.model import Model
-from slimline.pruning import plan
+from slimline.plans import plan
 from slimline.recipe import Budget, Distillation, Recipe, Step, load_recipe
 from slimline.recipe.recipe import check_order
 from slimline.recovery import Progress

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from slimline.depth import plan_depth
 from slimline.errors import SlimlineError
 from slimline.methods.schedules import ratios
 from slimline.model import Model
 from slimline.pruning import plan
-from slimline.recipe import ChannelPruning, Distillation, StaticQuantization, Step
+from slimline.recipe import ChannelPruning, DepthPruning, Distillation, StaticQuantization, Step
 
 if TYPE_CHECKING:
     from slimline.data import Data
@@ -70,6 +71,15 @@ def _prune(step: ChannelPruning, model: Model, context: Context) -> Done:
     record = {**step.model_dump(mode="json"), "plan": rounds[-1] if len(rounds) == 1 else _joined(start, model, rounds)}
     model = Model(model.adapter, model.native, model.example, (*history, step.model_dump(mode="json")))
     return Done(model, record)
+
+
+def _prune_depth(step: DepthPruning, model: Model, context: Context) -> Done:
+    found = plan_depth(model, step, context.data, context.seed)
+    pruned = Model(model.adapter, found.apply(model).native, model.example, model.history)
+    return Done(
+        pruned.then(pruned.native, step.model_dump(mode="json")),
+        {**step.model_dump(mode="json"), "plan": found.summary()},
+    )
 
 
 def _joined(before: Model, after: Model, rounds: list[dict[str, Any]]) -> dict[str, Any]:
@@ -136,6 +146,7 @@ def calibration_batches(step: StaticQuantization, data: Data) -> list[tuple[np.n
 
 _DO: dict[type[Step], Callable[[Any, Model, Context], Done]] = {
     ChannelPruning: _prune,
+    DepthPruning: _prune_depth,
     Distillation: _recover,
     StaticQuantization: _quantize,
 }

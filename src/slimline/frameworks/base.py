@@ -76,6 +76,18 @@ class Adapter(Protocol):
     def apply(self, native: Any, plan: Plan, example: tuple[Array, ...]) -> Any:
         """A copy in which what the plan names is really removed."""
 
+    def rewire(self, native: Any, instead: Mapping[str, str], example: tuple[Array, ...]) -> Any:
+        """A copy in which the readers of a value read another of its shape ``instead``.
+
+        What no output needs any more is gone, with its parameters.
+        """
+
+    def silence(self, native: Any, values: Iterable[str]) -> Any:
+        """A copy in which these activations are zero."""
+
+    def truncate(self, native: Any, thresholds: Mapping[str, float]) -> Any:
+        """A copy in which of these activations all that is not above the threshold is zero (FATReLU)."""
+
     def predict(self, native: Any, inputs: tuple[Array, ...]) -> Array:
         """The first output in inference mode, as float32 (or as stored)."""
 

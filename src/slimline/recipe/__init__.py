@@ -2,6 +2,7 @@
 
 from slimline.recipe.budget import Budget
 from slimline.recipe.channels import ChannelPruning
+from slimline.recipe.depth import DepthPruning
 from slimline.recipe.quantization import StaticQuantization
 from slimline.recipe.recipe import Recipe, check_order, load_recipe, parse, presets
 from slimline.recipe.step import Step
@@ -13,6 +14,7 @@ __all__ = [
     "AnyStep",
     "Budget",
     "ChannelPruning",
+    "DepthPruning",
     "Distillation",
     "Recipe",
     "StaticQuantization",

@@ -7,10 +7,14 @@ from typing import Annotated
 from pydantic import Field
 
 from slimline.recipe.channels import ChannelPruning
+from slimline.recipe.depth import DepthPruning
 from slimline.recipe.quantization import StaticQuantization
 from slimline.recipe.step import Step
 from slimline.recipe.training import Distillation
 
-AnyStep = Annotated[ChannelPruning | Distillation | StaticQuantization, Field(discriminator="step")]
+AnyStep = Annotated[
+    ChannelPruning | DepthPruning | Distillation | StaticQuantization,
+    Field(discriminator="step"),
+]
 
-STEPS: dict[str, type[Step]] = {c.__name__: c for c in (ChannelPruning, Distillation, StaticQuantization)}
+STEPS: dict[str, type[Step]] = {c.__name__: c for c in (ChannelPruning, DepthPruning, Distillation, StaticQuantization)}

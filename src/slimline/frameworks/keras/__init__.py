@@ -75,6 +75,24 @@ class KerasAdapter:
 
         return rewrite.apply(native, plan, example)
 
+    def rewire(self, native: Any, instead: Mapping[str, str], example: tuple[Array, ...]) -> Any:
+        """See `rewire.rewire`."""
+        from slimline.frameworks.keras.rewire import rewire
+
+        return rewire(native, instead)
+
+    def silence(self, native: Any, values: Iterable[str]) -> Any:
+        """See `rewire.silence`."""
+        from slimline.frameworks.keras.rewire import silence
+
+        return silence(native, values)
+
+    def truncate(self, native: Any, thresholds: Mapping[str, float]) -> Any:
+        """See `rewire.truncate`."""
+        from slimline.frameworks.keras.rewire import truncate
+
+        return truncate(native, thresholds)
+
     def predict(self, native: Any, inputs: tuple[Array, ...]) -> Array:
         """The first output in inference mode, in chunks of `CHUNK` samples; 16-bit floats come as float32."""
         chunks = []

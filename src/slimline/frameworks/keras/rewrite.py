@@ -21,6 +21,7 @@ from slimline.frameworks.keras.functional import (
     SEED_STATE,
     Call,
     Copies,
+    Visit,
     calls,
     clone,
     is_constant,
@@ -52,6 +53,11 @@ def replace(native: keras.Model, new: Mapping[str, Array]) -> keras.Model:
     now.update(new)
     copier = _Copier(native, now)
     return rebuild(native, copier.copy)
+
+
+def copier(native: keras.Model) -> Visit:
+    """A visit that copies every call, weights included."""
+    return _Copier(native, parameters(native)).copy
 
 
 def apply(native: keras.Model, plan: Plan, example: tuple[Array, ...]) -> keras.Model:

@@ -65,6 +65,24 @@ class TorchAdapter:
 
         return apply(native, plan, example)
 
+    def rewire(self, native: Native, instead: Mapping[str, str], example: tuple[Array, ...]) -> Native:
+        """See `slimline.frameworks.torch.rewire.rewire`."""
+        from slimline.frameworks.torch.rewire import rewire
+
+        return rewire(native, instead, example)
+
+    def silence(self, native: Native, values: Iterable[str]) -> Native:
+        """See `slimline.frameworks.torch.rewire.silence`."""
+        from slimline.frameworks.torch.rewire import silence
+
+        return silence(native, values)
+
+    def truncate(self, native: Native, thresholds: Mapping[str, float]) -> Native:
+        """See `slimline.frameworks.torch.rewire.truncate`."""
+        from slimline.frameworks.torch.rewire import truncate
+
+        return truncate(native, thresholds)
+
     def predict(self, native: Native, inputs: tuple[Array, ...]) -> Array:
         """The first output ``(batch, …)`` in inference mode, as stored."""
         natives.check_batch(native, inputs)

@@ -12,7 +12,7 @@ from slimline.graph import ops
 _UNARY = """relu relu6 gelu silu sigmoid tanh hardswish hardsigmoid leaky_relu elu selu celu softplus mish
 log_sigmoid exp exp2 expm1 log log1p log2 sqrt rsqrt abs neg sign square reciprocal sin cos erf floor ceil round
 trunc bitwise_not logical_not isnan isinf hardshrink softshrink threshold nan_to_num"""
-_BINARY = """add sub mul div rsub pow eq ne lt gt ge le logical_and logical_or logical_xor bitwise_and bitwise_or
+_BINARY = """sub mul div rsub pow eq ne lt gt ge le logical_and logical_or logical_xor bitwise_and bitwise_or
 bitwise_xor maximum minimum atan2 remainder floor_divide where masked_fill lerp addcmul addcdiv copy min.other
 max.other expand_as"""
 _IDENTITY = """dropout feature_dropout alpha_dropout contiguous clone to alias detach lift_fresh_copy lift_fresh
@@ -22,6 +22,12 @@ _FILLED = "zeros_like ones_like full_like empty_like fill zero bernoulli rand_li
 RULES |= {f"aten.{name}": elementwise(name.partition(".")[0]) for name in (*_UNARY.split(), *_BINARY.split())}
 RULES |= {f"aten.{name}": elementwise("identity", first_only=True) for name in _IDENTITY.split()}
 RULES |= {f"aten.{name}": elementwise("fill", first_only=True) for name in _FILLED.split()}
+
+
+@rule("add")
+def _add(call: Call) -> None:
+    scaled = call.takes("alpha") and call["alpha"] != 1
+    elementwise("add_scaled" if scaled else "add")(call)
 
 
 @rule("hardtanh", "clamp", "clamp_min", "clamp_max", "clip")

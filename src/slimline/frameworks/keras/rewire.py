@@ -1,0 +1,73 @@
+"""Changes to the wiring of a canonical model: branches left out, activations silenced or truncated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import keras
+from keras import layers as L
+
+from slimline.errors import SlimlineError
+from slimline.frameworks.keras.functional import Call, calls, input_name, rebuild
+from slimline.frameworks.keras.rewrite import copier
+
+
+def rewire(native: keras.Model, instead: Mapping[str, str]) -> keras.Model:
+    """A copy in which the readers of a value read another; calls that no output needs any more are gone."""
+    _check(native, [*instead, *instead.values()])
+    wanted = set(instead.values())
+    copy = copier(native)
+    found = {input_name(t): t for t in native.inputs}
+    tensors: dict[str, Any] = {}
+
+    def visit(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        for tensor, given in zip(call.inputs, _tensors(args, kwargs), strict=True):
+            if (name := names.get(id(tensor))) in wanted:
+                tensors[name] = given
+        outputs = keras.tree.flatten(copy(call, args, kwargs))
+        tensors.update(zip(call.names, outputs, strict=True))
+        return [tensors[instead[name]] if name in instead else t for name, t in zip(call.names, outputs, strict=True)]
+
+    names = {id(t): name for name, t in found.items()}
+    return rebuild(native, visit)
+
+
+def silence(native: keras.Model, values: Iterable[str]) -> keras.Model:
+    """A copy in which these activations are zero."""
+    return _after(native, dict.fromkeys(values, lambda name: L.Rescaling(0.0, name=f"{name}.silenced")))
+
+
+def truncate(native: keras.Model, thresholds: Mapping[str, float]) -> keras.Model:
+    """A copy in which of these activations all that is not above the threshold is zero."""
+
+    def cut(threshold: float) -> Callable[[str], Any]:
+        return lambda name: L.ReLU(threshold=float(threshold), name=f"{name}.truncated")
+
+    return _after(native, {name: cut(t) for name, t in thresholds.items()})
+
+
+def _after(native: keras.Model, layers: Mapping[str, Callable[[str], Any]]) -> keras.Model:
+    """A copy in which the readers of each value read what a layer, made of its name, makes of it."""
+    _check(native, layers)
+    copy = copier(native)
+
+    def visit(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        outputs = keras.tree.flatten(copy(call, args, kwargs))
+        return [
+            layers[name](name.replace("@", ".call").replace(":", ".output"))(t) if name in layers else t
+            for name, t in zip(call.names, outputs, strict=True)
+        ]
+
+    return rebuild(native, visit)
+
+
+def _check(native: keras.Model, names: Iterable[str]) -> None:
+    known = {input_name(t) for t in native.inputs} | {name for call in calls(native) for name in call.names}
+    for name in names:
+        if name not in known:
+            raise SlimlineError(f"The model computes no value called {name!r}: read its graph again.")
+
+
+def _tensors(args: Any, kwargs: Any) -> list[Any]:
+    return [a for a in keras.tree.flatten((args, kwargs)) if isinstance(a, keras.KerasTensor)]

@@ -1,0 +1,97 @@
+"""Changes to the wiring of a native model: branches left out, activations silenced or truncated."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from torch import fx
+
+from slimline.errors import SlimlineError
+from slimline.frameworks.base import Array
+from slimline.frameworks.torch.native import Native, aten, packet, tensors, to_tensors
+
+Insert = Callable[[fx.Graph, fx.Node], fx.Node]
+
+
+def rewire(native: Native, instead: Mapping[str, str], example: tuple[Array, ...]) -> Native:
+    """A copy in which the readers of a value read another; it is run once on `example` to prove that it runs.
+
+    Operators that only served the value are gone, and the tensors that only they read. Names stay.
+    """
+    result = copy.deepcopy(native)
+    nodes = _named(result, [*instead, *instead.values()])
+    for old, new in instead.items():
+        target, source = nodes[old], nodes[new]
+        if any(packet(user).endswith("_") for user in target.users):  # it would overwrite what others read
+            with result.graph.inserting_after(source):
+                source = result.graph.call_function(aten.clone.default, (source,))
+        target.replace_all_uses_with(source)
+    _drop_dead(result, {nodes[old] for old in instead})
+    result.graph.lint()
+    result.recompile()
+    with torch.no_grad():
+        result(*to_tensors(example))
+    return result
+
+
+def silence(native: Native, values: Iterable[str]) -> Native:
+    """A copy in which these activations are zero."""
+
+    def zero(graph: fx.Graph, node: fx.Node) -> fx.Node:
+        return graph.call_function(aten.mul.Tensor, (node, 0.0))
+
+    return _after(native, dict.fromkeys(values, zero))
+
+
+def truncate(native: Native, thresholds: Mapping[str, float]) -> Native:
+    """A copy in which of these activations all that is not above the threshold is zero."""
+
+    def cut(threshold: float) -> Insert:
+        return lambda graph, node: graph.call_function(aten.threshold.default, (node, float(threshold), 0.0))
+
+    return _after(native, {name: cut(t) for name, t in thresholds.items()})
+
+
+def _after(native: Native, inserts: Mapping[str, Insert]) -> Native:
+    """A copy in which the readers of each value read what `inserts` makes of it."""
+    result = copy.deepcopy(native)
+    nodes = _named(result, inserts)
+    for name, insert in inserts.items():
+        node = nodes[name]
+        with result.graph.inserting_after(node):
+            made = insert(result.graph, node)
+        made.meta = {key: node.meta[key] for key in ("nn_module_stack",) if key in node.meta}
+        for user in [user for user in node.users if user is not made]:
+            user.replace_input_with(node, made)
+    result.graph.lint()
+    result.recompile()
+    return result
+
+
+def _named(native: Native, names: Iterable[str]) -> dict[str, fx.Node]:
+    nodes = {node.name: node for node in native.graph.nodes}
+    missing = [name for name in names if name not in nodes]
+    if missing:
+        raise SlimlineError(f"The model computes no value called {missing[0]!r}: read its graph again.")
+    return nodes
+
+
+def _drop_dead(native: Native, dead: set[fx.Node]) -> None:
+    """Erase these nodes, what only they read, and the tensors that nobody reads then."""
+    for node in reversed(native.graph.nodes):
+        served = bool(node.users) and all(user in dead for user in node.users)
+        if node.op != "placeholder" and (node in dead or served):
+            dead.add(node)
+    owners = {str(node.target).rpartition(".")[0] for node in dead if node.op == "get_attr"}
+    for node in reversed(native.graph.nodes):
+        # A batch norm's count of batches is read by nobody, and goes with the rest of it.
+        unread = node.op == "get_attr" and not node.users and str(node.target).rpartition(".")[0] in owners
+        if node in dead or unread:
+            native.graph.erase_node(node)
+    left = {str(node.target) for node in native.graph.nodes if node.op == "get_attr"}
+    for name in tensors(native):
+        owner, _, leaf = name.rpartition(".")
+        if owner in owners and name not in left:
+            delattr(native.get_submodule(owner), leaf)

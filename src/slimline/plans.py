@@ -1,0 +1,39 @@
+"""`slimline.plan`: what a structural step will do, by the kind of step."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from slimline.depth import DepthPlan, plan_depth
+from slimline.errors import SlimlineError
+from slimline.graph.plan import Plan
+from slimline.pruning import plan as plan_channels
+from slimline.recipe import ChannelPruning, DepthPruning
+from slimline.recipe.step import Step
+
+if TYPE_CHECKING:
+    from slimline.data import Data
+    from slimline.model import Model
+
+_PLANNERS: dict[type[Step], Any] = {ChannelPruning: plan_channels, DepthPruning: plan_depth}
+
+
+def plan(model: Model, step: Step, data: Data | None = None, seed: int = 0) -> Plan | DepthPlan:
+    """What `step` removes from `model`, without removing it: a plan that can `mask` and `apply`.
+
+    Parameters
+    ----------
+    step : a structural step.
+    data : for criteria that measure.
+    seed : of random choices.
+
+    Raises
+    ------
+    SlimlineError : for a step that has no plan, a glob that matches nothing, a goal out of reach, or missing data.
+    """
+    planner = _PLANNERS.get(type(step))
+    if planner is None:
+        names = ", ".join(kind.__name__ for kind in _PLANNERS)
+        raise SlimlineError(f"A {type(step).__name__} has no plan: plan is for {names}; use slimline.apply.")
+    found: Plan | DepthPlan = planner(model, step, data, seed)
+    return found
