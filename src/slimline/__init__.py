@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from slimline.errors import SlimlineError as SlimlineError
     from slimline.journal import Run as Run
     from slimline.model import Model as Model
+    from slimline.recipe import ActivationPruning as ActivationPruning
     from slimline.recipe import Budget as Budget
     from slimline.recipe import ChannelPruning as ChannelPruning
     from slimline.recipe import DepthPruning as DepthPruning
@@ -36,7 +37,15 @@ _HOMES = {
     "slimline.errors": ("SlimlineError",),
     "slimline.journal": ("Run",),
     "slimline.model": ("Model",),
-    "slimline.recipe": ("Budget", "ChannelPruning", "DepthPruning", "Distillation", "Recipe", "StaticQuantization"),
+    "slimline.recipe": (
+        "ActivationPruning",
+        "Budget",
+        "ChannelPruning",
+        "DepthPruning",
+        "Distillation",
+        "Recipe",
+        "StaticQuantization",
+    ),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -48,6 +57,7 @@ __all__ = [  # noqa: RUF022 - in the order in which they are used
     "Recipe",
     "ChannelPruning",
     "DepthPruning",
+    "ActivationPruning",
     "Distillation",
     "StaticQuantization",
     "plan",

@@ -18,12 +18,11 @@ from slimline.graph.blocks import Block, blocks, leave_out
 from slimline.graph.ir import Graph
 from slimline.methods.depth import block_influence, relative_error
 from slimline.recipe import DepthPruning
+from slimline.splits import first
 
 if TYPE_CHECKING:
     from slimline.data import Data
     from slimline.model import Model
-
-BATCH = 64
 
 
 class DepthPlan:
@@ -165,13 +164,7 @@ def _samples(step: DepthPruning, data: Data | None) -> list[tuple[np.ndarray, ..
             f"DepthPruning by {step.criterion} needs data: pass slimline.Data with training or calibration samples, or "
             "use the criterion l2."
         )
-    found, seen = [], 0
-    for inputs, _ in data.split("calibration").batches(BATCH):
-        found.append(tuple(x[: step.samples - seen] for x in inputs))
-        seen += len(inputs[0])
-        if seen >= step.samples:
-            break
-    return found
+    return first(data.split("calibration"), step.samples)
 
 
 def _scores(model: Model, among: Sequence[Block], step: DepthPruning, data: Data | None, seed: int) -> list[float]:

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from slimline.activations import ActivationPlan, plan_activations
 from slimline.depth import DepthPlan, plan_depth
 from slimline.errors import SlimlineError
 from slimline.graph.plan import Plan
 from slimline.pruning import plan as plan_channels
-from slimline.recipe import ChannelPruning, DepthPruning
+from slimline.recipe import ActivationPruning, ChannelPruning, DepthPruning
 from slimline.recipe.step import Step
 
 if TYPE_CHECKING:
     from slimline.data import Data
     from slimline.model import Model
 
-_PLANNERS: dict[type[Step], Any] = {ChannelPruning: plan_channels, DepthPruning: plan_depth}
+AnyPlan = Plan | DepthPlan | ActivationPlan
+
+_PLANNERS: dict[type[Step], Any] = {
+    ActivationPruning: plan_activations,
+    ChannelPruning: plan_channels,
+    DepthPruning: plan_depth,
+}
 
 
-def plan(model: Model, step: Step, data: Data | None = None, seed: int = 0) -> Plan | DepthPlan:
+def plan(model: Model, step: Step, data: Data | None = None, seed: int = 0) -> AnyPlan:
     """What `step` removes from `model`, without removing it: a plan that can `mask` and `apply`.
 
     Parameters
@@ -35,5 +42,5 @@ def plan(model: Model, step: Step, data: Data | None = None, seed: int = 0) -> P
     if planner is None:
         names = ", ".join(kind.__name__ for kind in _PLANNERS)
         raise SlimlineError(f"A {type(step).__name__} has no plan: plan is for {names}; use slimline.apply.")
-    found: Plan | DepthPlan = planner(model, step, data, seed)
+    found: AnyPlan = planner(model, step, data, seed)
     return found

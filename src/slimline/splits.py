@@ -198,6 +198,18 @@ class Stream:
         return inputs, self.clean(labels)
 
 
+def first(split: Split | Stream, samples: int, size: int = 64) -> list[Inputs]:
+    """Inputs of the first `samples` of a split, `size` at a time."""
+    found: list[Inputs] = []
+    left = samples
+    for inputs, _ in split.batches(size):
+        found.append(tuple(x[:left] for x in inputs))
+        left -= len(found[-1][0])
+        if left <= 0:
+            break
+    return found
+
+
 def cast(inputs: Inputs, dtypes: tuple[str, ...]) -> Inputs:
     """Inputs in the dtypes the model takes; as they are where `dtypes` is empty."""
     return tuple(a.astype(d, copy=False) for a, d in zip(inputs, dtypes, strict=True)) if dtypes else inputs

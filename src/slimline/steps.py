@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from slimline.depth import plan_depth
 from slimline.errors import SlimlineError
 from slimline.methods.schedules import ratios
 from slimline.model import Model
-from slimline.pruning import plan
-from slimline.recipe import ChannelPruning, DepthPruning, Distillation, StaticQuantization, Step
+from slimline.plans import plan
+from slimline.pruning import plan as plan_channels
+from slimline.recipe import ActivationPruning, ChannelPruning, DepthPruning, Distillation, StaticQuantization, Step
+from slimline.splits import first
 
 if TYPE_CHECKING:
     from slimline.data import Data
@@ -62,7 +63,7 @@ def _prune(step: ChannelPruning, model: Model, context: Context) -> Done:
     history = model.history
     start = model
     for number, current in enumerate(_rounds(step), 1):
-        found = plan(model, current, context.data, context.seed)
+        found = plan_channels(model, current, context.data, context.seed)
         model = found.apply(model)
         rounds.append(found.summary())
         if step.schedule == "iterative" and number < step.rounds and context.recovery is not None:
@@ -73,8 +74,8 @@ def _prune(step: ChannelPruning, model: Model, context: Context) -> Done:
     return Done(model, record)
 
 
-def _prune_depth(step: DepthPruning, model: Model, context: Context) -> Done:
-    found = plan_depth(model, step, context.data, context.seed)
+def _prune_at_once(step: DepthPruning | ActivationPruning, model: Model, context: Context) -> Done:
+    found = plan(model, step, context.data, context.seed)
     pruned = Model(model.adapter, found.apply(model).native, model.example, model.history)
     return Done(
         pruned.then(pruned.native, step.model_dump(mode="json")),
@@ -135,18 +136,13 @@ def _quantize(step: StaticQuantization, model: Model, context: Context) -> Done:
 
 def calibration_batches(step: StaticQuantization, data: Data) -> list[tuple[np.ndarray, ...]]:
     """The first `step.samples` calibration samples, `step.batch_size` at a time."""
-    batches, seen = [], 0
-    for inputs, _ in data.split("calibration").batches(step.batch_size):
-        batches.append(tuple(x[: step.samples - seen] for x in inputs))
-        seen += len(inputs[0])
-        if seen >= step.samples:
-            break
-    return batches
+    return first(data.split("calibration"), step.samples, step.batch_size)
 
 
 _DO: dict[type[Step], Callable[[Any, Model, Context], Done]] = {
     ChannelPruning: _prune,
-    DepthPruning: _prune_depth,
+    DepthPruning: _prune_at_once,
+    ActivationPruning: _prune_at_once,
     Distillation: _recover,
     StaticQuantization: _quantize,
 }

@@ -1,5 +1,6 @@
 """Recipes as data: steps, budgets, presets."""
 
+from slimline.recipe.activations import ActivationPruning
 from slimline.recipe.budget import Budget
 from slimline.recipe.channels import ChannelPruning
 from slimline.recipe.depth import DepthPruning
@@ -11,6 +12,7 @@ from slimline.recipe.training import Distillation
 
 __all__ = [
     "STEPS",
+    "ActivationPruning",
     "AnyStep",
     "Budget",
     "ChannelPruning",

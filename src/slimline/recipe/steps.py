@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from slimline.recipe.activations import ActivationPruning
 from slimline.recipe.channels import ChannelPruning
 from slimline.recipe.depth import DepthPruning
 from slimline.recipe.quantization import StaticQuantization
@@ -13,8 +14,10 @@ from slimline.recipe.step import Step
 from slimline.recipe.training import Distillation
 
 AnyStep = Annotated[
-    ChannelPruning | DepthPruning | Distillation | StaticQuantization,
+    ActivationPruning | ChannelPruning | DepthPruning | Distillation | StaticQuantization,
     Field(discriminator="step"),
 ]
 
-STEPS: dict[str, type[Step]] = {c.__name__: c for c in (ChannelPruning, DepthPruning, Distillation, StaticQuantization)}
+STEPS: dict[str, type[Step]] = {
+    c.__name__: c for c in (ActivationPruning, ChannelPruning, DepthPruning, Distillation, StaticQuantization)
+}

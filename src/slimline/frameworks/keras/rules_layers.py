@@ -167,7 +167,8 @@ def relu(reader: Reader, call: Call) -> None:
     x, shape = reader.single(call)
     plain = not layer.negative_slope and not layer.threshold
     known = {None: "relu", 6: "relu6"}
-    function = known.get(layer.max_value, "clip") if plain else "leaky_relu"
+    bent = "leaky_relu" if layer.negative_slope else "threshold"
+    function = known.get(layer.max_value, "clip") if plain else bent
     reader.node(call, "elementwise", [x], ops.elementwise([shape], function))
 
 

@@ -1,0 +1,34 @@
+"""Thresholds under which an activation is taken for zero, from samples of its values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def threshold_for_sparsity(values: Array, sparsity: float) -> float:
+    """The least of the `values` such that at least the part `sparsity` of them is not above it; 0 at least.
+
+    (FATReLU: Kurtz et al. 2020, PMLR 119.) `values` are flat and not negative, as after a ReLU.
+    """
+    need = int(np.ceil(sparsity * values.size - 1e-9))
+    return 0.0 if need < 1 else max(0.0, float(np.partition(values, need - 1)[need - 1]))
+
+
+def threshold_for_error(values: Array, error: float) -> float:
+    """The largest of the `values` such that those not above it hold at most the part `error` of all squares; 0 at
+    least."""
+    ordered = np.sort(np.asarray(values, np.float64))
+    lost = np.cumsum(np.square(ordered))
+    # Of equal values all go or none: look at the last of each.
+    last = np.append(ordered[1:] > ordered[:-1], True)
+    legal = np.flatnonzero(last & (lost <= error * lost[-1]))
+    return 0.0 if not len(legal) else max(0.0, float(ordered[legal[-1]]))
+
+
+def sparsity(values: Array, threshold: float = 0.0) -> float:
+    """The part of the values that is not above the threshold."""
+    return float(np.mean(values <= threshold))
