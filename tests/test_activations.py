@@ -54,7 +54,8 @@ def keras_model() -> sl.Model:
 
     L = keras.layers
     keras.utils.set_random_seed(0)
-    return sl.load(keras.Sequential([L.Input((6,)), L.Dense(16, activation="relu"), L.Dense(8), L.ReLU(6.0), L.Dense(3)]))
+    layers = [L.Input((6,)), L.Dense(16, activation="relu"), L.Dense(8), L.ReLU(6.0), L.Dense(3)]
+    return sl.load(keras.Sequential(layers))
 
 
 @pytest.fixture(scope="module", params=[torch_model, keras_model], ids=["torch", "keras"])

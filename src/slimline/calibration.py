@@ -17,6 +17,8 @@ from slimline.recipe import StaticQuantization
 
 _log = logging.getLogger(__name__)
 Array = np.ndarray[Any, np.dtype[Any]]
+Ranges = dict[frozenset[str], tuple[float, float]]
+"""By the values that share a grid, their range."""
 _BIAS_STEPS = 2**30  # of the product of both scales that a bias may take: half of what int32 holds
 
 
@@ -26,6 +28,7 @@ def calibrate(
     batches: Iterable[tuple[Array, ...]],
     policy: str,
     exclude: Mapping[str, str] | None = None,
+    known: Ranges | None = None,
 ) -> Model:
     """A model that simulates the integer artifact of the runtime `policy`; `model` stays as it is.
 
@@ -34,6 +37,8 @@ def calibrate(
     batches : inputs of the model, each ``(batch, …)``; run through once.
     policy : the runtime whose integer operators decide what is rounded, see `slimline.graph.placement`.
     exclude : layers that must stay in float, with the reason that the report gives.
+    known : ranges of the same model, step and batches from earlier calls, which are not observed again; new ones
+        are added.
 
     Raises
     ------
@@ -52,7 +57,7 @@ def calibrate(
             f"StaticQuantization finds no layer to quantize: layers={list(step.layers)} and keep={list(step.keep)} "
             "leave no convolution or linear layer with a stored weight."
         )
-    ranges = observe_ranges(folded, placement, step, batches)
+    ranges = observe_ranges(folded, placement, step, batches, {} if known is None else known)
     signed = (step.activations or POLICIES[policy].activations) == "int8"
     activations = {
         name: affine_grid(*placement.ranges.get(name, ranges[group]), signed=signed)
@@ -71,12 +76,20 @@ def calibrate(
 
 
 def observe_ranges(
-    model: Model, placement: Placement, step: StaticQuantization, batches: Iterable[tuple[Array, ...]]
+    model: Model, placement: Placement, step: StaticQuantization, batches: Iterable[tuple[Array, ...]], known: Ranges
 ) -> dict[str, tuple[float, float]]:
-    """The calibrated range of every group of values that share a grid, in one pass over `batches`."""
+    """The calibrated range of every group of values that share a grid, in one pass over `batches`.
+
+    Groups whose range is `known` are not observed; the others' are added to it.
+    """
+    members: dict[str, set[str]] = {}
+    for name, group in placement.groups.items():
+        members.setdefault(group, set()).add(name)
+    keys = {group: frozenset(names) for group, names in members.items()}
     observers: dict[str, Observer] = {
         group: observer(step.observer, step.percentile, f"value {group!r} of layer {placement.owners[group]!r}")
-        for group in dict.fromkeys(placement.groups.values())
+        for group, key in keys.items()
+        if key not in known
     }
     seen = 0
 
@@ -89,10 +102,13 @@ def observe_ranges(
     def see(name: str, array: Array) -> None:
         observers[placement.groups[name]].see(array)
 
-    model.adapter.observe(model.native, counted(), placement.activations, see)
-    if seen == 0:
-        raise SlimlineError("There is no calibration batch: give calibration samples to StaticQuantization.")
-    return {name: found.range() for name, found in observers.items()}
+    if observers:
+        wanted = [name for name in placement.activations if placement.groups[name] in observers]
+        model.adapter.observe(model.native, counted(), wanted, see)
+        if seen == 0:
+            raise SlimlineError("There is no calibration batch: give calibration samples to StaticQuantization.")
+    known.update({keys[group]: found.range() for group, found in observers.items()})
+    return {group: known[key] for group, key in keys.items()}
 
 
 def weight_grids(

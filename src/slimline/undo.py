@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from slimline.calibration import calibrate
+from slimline.calibration import Ranges, calibrate
 from slimline.model import Model
 from slimline.recipe import StaticQuantization
 from slimline.runtimes.base import runtime
+from slimline.splits import first
 
 if TYPE_CHECKING:
     from slimline.measure.parity import Parity
@@ -38,10 +39,8 @@ def quantize_what_pays(model: Model, step: StaticQuantization, context: Context)
     All of it goes back, and `model` itself is returned, where integers as a whole are slower than float or
     where no choice of layers passes the parity gate.
     """
-    from slimline.steps import calibration_batches
-
     assert context.data is not None
-    trial = _Trial(model, step, context.target, calibration_batches(step, context.data))
+    trial = _Trial(model, step, context.target, first(context.data.split("calibration"), step.samples, step.batch_size))
     if not step.undo:
         return trial.quantized({}), []
     with tempfile.TemporaryDirectory(prefix="slimline-undo-") as folder:
@@ -68,10 +67,11 @@ class _Trial:
     ) -> None:
         self.model, self.step, self.target, self.batches = model, step, target, batches
         self.runtime = runtime(target)
+        self._ranges: Ranges = {}
         self._made: dict[tuple[str, ...], tuple[Model, Path]] = {}
 
     def quantized(self, back: Mapping[str, str]) -> Model:
-        return calibrate(self.model, self.step, self.batches, self.target, back)
+        return calibrate(self.model, self.step, self.batches, self.target, back, self._ranges)
 
     def artifact(self, back: Mapping[str, str]) -> tuple[Model, Path]:
         key = tuple(sorted(back))

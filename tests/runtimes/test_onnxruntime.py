@@ -228,6 +228,19 @@ def test_bias_of_a_channel_without_weight_does_not_overflow(tmp_path: Path) -> N
     assert np.abs(runtime.load(tmp_path / "q.onnx").run((x,)) - wish).max() < 0.03 * np.abs(wish).max()
 
 
+def test_known_ranges_are_not_observed_again() -> None:
+    torch.manual_seed(0)
+    x = _digits()[:64]
+    model = _model(ResidualCNN((8, 16), 1), x)
+    known: dict = {}
+    step, exclude = StaticQuantization(observer="minmax"), {"stem": "slow"}
+    calibrate(model, step, [(x,)], "onnxruntime", known=known)
+    assert len(known) > 4
+    found = calibrate(model, step, [(x,)], "onnxruntime", exclude, known)
+    assert found.quantization == calibrate(model, step, [(x,)], "onnxruntime", exclude).quantization
+    assert calibrate(model, step, [], "onnxruntime", exclude, known).quantization == found.quantization
+
+
 def test_excluded_layers_stay_float_with_their_reason(tmp_path: Path) -> None:
     x = _digits()[:64]
     model = _model(ResidualCNN((8, 8), 1), x)
