@@ -78,7 +78,9 @@ def test_the_sparsity_asked_for_is_measured(model):
     small.adapter.observe(small.native, [(X,)], after, lambda name, a: held.update({name: a.copy()}))
     first = held[after[0]]
     assert np.mean(first == 0) == pytest.approx(0.8, abs=0.01)
-    assert all(t.after == pytest.approx(0.8, abs=0.01) and t.before < 0.8 for t in found.thresholds)
+    assert found.thresholds[0].after == pytest.approx(0.8, abs=0.01)
+    assert found.thresholds[1].after == pytest.approx(np.mean(held[after[1]] == 0), abs=1e-6)
+    assert all(t.before < 0.8 for t in found.thresholds)
     assert np.abs(small.predict(X) - model.predict(X)).max() > 1e-3
     assert "skipped by none of the runtimes" in str(found)
 
@@ -107,7 +109,7 @@ def test_the_artifact_truncates_and_so_does_a_saved_model(model, tmp_path):
 def test_layers_are_named_and_kept(model):
     every = sl.plan(model, sl.ActivationPruning(sparsity=0.9), DATA).thresholds
     kept = sl.plan(model, sl.ActivationPruning(sparsity=0.9, keep=(every[0].value,)), DATA).thresholds
-    assert kept == every[1:]
+    assert [(t.value, t.threshold) for t in kept] == [(t.value, t.threshold) for t in every[1:]]
 
 
 def test_bad_requests_are_one_sentence(model):

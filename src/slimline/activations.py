@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,7 @@ GAIN = (
 @dataclass(frozen=True)
 class Threshold:
     """Of one ReLU: the value it makes, its layer, the threshold, the part of its outputs that is zero before and after
-    it alone is raised, and the part of the sum of squares that this cuts off."""
+    all thresholds are raised, and the part of its sum of squares that its own cuts off."""
 
     value: str
     layer: str
@@ -92,12 +92,12 @@ def plan_activations(model: Model, step: ActivationPruning, data: Data | None = 
     ------
     SlimlineError : no ReLU, a glob that matches none, or data missing.
     """
-    relus = _chosen(model.graph, step)
+    chosen = _chosen(model.graph, step)
     if data is None:
         raise SlimlineError("ActivationPruning needs data: pass slimline.Data with training or calibration samples.")
-    values = observed(model, [node.outputs[0] for node in relus], data, step.samples)
+    values = observed(model, [node.outputs[0] for node in chosen], data, step.samples)
     found = []
-    for node in relus:
+    for node in chosen:
         seen = values[node.outputs[0]]
         if step.sparsity is not None:
             threshold = threshold_for_sparsity(seen, step.sparsity)
@@ -106,16 +106,11 @@ def plan_activations(model: Model, step: ActivationPruning, data: Data | None = 
         cut = float(np.square(seen[seen <= threshold], dtype=np.float64).sum())
         total = float(np.square(seen, dtype=np.float64).sum())
         found.append(
-            Threshold(
-                node.outputs[0],
-                node.layer,
-                threshold,
-                sparsity(seen),
-                sparsity(seen, threshold),
-                cut / max(total, 1e-300),
-            )
+            Threshold(node.outputs[0], node.layer, threshold, sparsity(seen), float("nan"), cut / max(total, 1e-300))
         )
-    return ActivationPlan(model.graph, found)
+    truncated = ActivationPlan(model.graph, found).apply(model)
+    after = observed(truncated, list(values), data, step.samples)
+    return ActivationPlan(model.graph, [replace(t, after=sparsity(after[t.value], t.threshold)) for t in found])
 
 
 def observed(model: Model, values: Sequence[str], data: Data, samples: int) -> dict[str, np.ndarray]:

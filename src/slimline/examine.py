@@ -93,7 +93,7 @@ def examine(
         )
     spent = _cost(figures["original"], figures["compressed"], max(recipe.batch_sizes))
     refused = [Refusal(what=r["what"], reason=r["reason"]) for record in records for r in record.get("refused", ())]
-    refused += [Refusal(what="removing every position", reason=n) for r in records for n in _notes(r)]
+    refused += [Refusal(what=str(r.get("step", "the plan")), reason=n) for r in records for n in _notes(r)]
     kept_float = {k: v for r in records for k, v in r.get("float_layers", {}).items()}
     named = {r.what for r in refused}
     refused += [Refusal(what=layer, reason=why) for layer, why in kept_float.items() if layer not in named]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
@@ -109,6 +109,7 @@ def _view(report: Mapping[str, Any]) -> dict[str, Any]:
         "latencies": _latency_plots(original, compressed),
         "layers": _layers(layers),
         "recoveries": _recoveries(report.get("history") or (), metric),
+        "activations": _activations(report.get("steps") or ()),
         "refused": report.get("refused") or (),
         "frozen": _frozen(report.get("frozen") or ()),
         "recipe": report.get("recipe"),
@@ -116,6 +117,11 @@ def _view(report: Mapping[str, Any]) -> dict[str, Any]:
         "command": shlex.join(command) if isinstance(command, list | tuple) else command,
         "environment": [(key.replace("_", " "), _words(key, value)) for key, value in environment.items()],
     }
+
+
+def _activations(steps: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """What activation pruning did to each ReLU."""
+    return [row for step in steps for row in (step.get("plan") or {}).get("activations", ())]
 
 
 def _rows(original: Figures, compressed: Figures, metric: str) -> list[Row]:
