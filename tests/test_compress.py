@@ -115,6 +115,20 @@ def test_iterative_pruning_reaches_the_same_width_as_one_shot():
     assert small.graph.values["stem.weight"].shape[0] == 4
 
 
+def test_fit_prunes_as_little_as_the_budget_allows(tmp_path):
+    data = compress_job.data("torch")
+    recipe = sl.Recipe(
+        steps=(sl.DepthPruning(blocks=("stages.1.*",)), sl.ChannelPruning(ratio=0.9)),
+        budget=sl.Budget(max_drop=None, max_macs=0.4),
+        fit=True,
+    )
+    run = sl.compress(compress_job.model("torch"), data, recipe=recipe, output=tmp_path / "run")
+    found = run.report.compressed.macs / run.report.original.macs
+    assert 0.1 < found <= 0.4
+    assert "fit: false" in (tmp_path / "run" / "recipe.yaml").read_text()
+    assert "DepthPruning" in (tmp_path / "run" / "report.html").read_text()
+
+
 def test_an_impossible_budget_is_refused_with_the_best_and_leaves_nothing(tmp_path):
     data = compress_job.data("torch")
     with pytest.raises(sl.SlimlineError, match=r"size reaches 0\.\d+ of the original's, the budget is 0.001"):
