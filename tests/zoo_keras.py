@@ -21,7 +21,7 @@ def shaken(model: keras.Model, seed: int = 0) -> keras.Model:
     for variable in model.variables:
         kind = variable.path.rpartition("/")[2]
         shape = tuple(variable.shape)
-        if kind in ("gamma", "moving_variance", "variance", "scale"):
+        if kind in ("gamma", "moving_variance", "variance", "scale") or "scale" in variable.path:
             variable.assign(random.uniform(0.5, 1.5, shape))
         elif kind in ("beta", "bias", "moving_mean", "alpha"):
             variable.assign(random.normal(0, 0.1, shape))
@@ -162,6 +162,20 @@ def attention_ops() -> keras.Model:
     return keras.Model(tokens, L.Dense(3)(x), name="attention_ops")
 
 
+def scaled() -> keras.Model:
+    """ConvNeXt's block, with the layers that `keras.applications` keeps to itself."""
+    from keras.src.applications.convnext import LayerScale, StochasticDepth
+
+    image = keras.Input((8, 8, 3))
+    x = L.Conv2D(12, 2, 2, name="stem")(image)
+    for i in range(2):
+        y = L.DepthwiseConv2D(3, padding="same", name=f"depthwise{i}")(x)
+        y = L.Dense(24, activation="gelu", name=f"wide{i}")(L.LayerNormalization(name=f"norm{i}")(y))
+        y = LayerScale(1e-6, 12, name=f"scale{i}")(L.Dense(12, name=f"narrow{i}")(y))
+        x = x + StochasticDepth(0.1, name=f"depth{i}")(y)
+    return keras.Model(image, L.Dense(4, name="head")(L.GlobalAveragePooling2D()(x)), name="scaled")
+
+
 def residual() -> keras.Model:
     from slimline.zoo.keras import residual_cnn
 
@@ -179,7 +193,7 @@ def _application(name: str, size: int, **options: Any) -> Callable[[], keras.Mod
 SMALL: Zoo = {
     f.__name__: f
     for f in (
-        sequential, nested, shared, vit, group_norm, depthwise, unet, lstm, shuffled, attention_ops, residual,
+        sequential, nested, shared, vit, group_norm, depthwise, unet, lstm, shuffled, attention_ops, residual, scaled,
     )
 }  # fmt: skip
 APPLICATIONS: Zoo = {

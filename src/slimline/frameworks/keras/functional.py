@@ -6,6 +6,7 @@ Everything here is the public structure of Keras 3's functional graph, apart fro
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -178,11 +179,15 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
 
 
+_COUNTED = re.compile(r"^variable_\d+$")
+
+
 def variables(model: keras.Model) -> dict[str, Any]:
     """Every variable of a model by its path, the random state of dropout included.
 
     What a layer holds inside another (``dense/kernel`` in a `TimeDistributed` called ``timed``) is named under
-    the outer one: ``timed/dense/kernel``. Names that still repeat become ``owner@1/kernel``.
+    the outer one: ``timed/dense/kernel``. Names that still repeat become ``owner@1/kernel``. A weight that its layer
+    gave no name is called ``variable``, without the number by which Keras counts those of the whole process.
     """
     named: dict[str, Any] = {}
     seen: set[int] = set()
@@ -192,6 +197,7 @@ def variables(model: keras.Model) -> dict[str, Any]:
                 continue
             seen.add(id(variable))
             owner, _, last = variable.path.rpartition("/")
+            last = _COUNTED.sub("variable", last)
             if last == SEED_STATE:  # a generator's own name counts all that the process has made
                 owner = layer.name
             elif owner != layer.name and not owner.startswith(f"{layer.name}/"):

@@ -11,6 +11,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras.src.applications import convnext
 from keras.src.ops import nn
 from keras.src.ops import numpy as numpy_ops
 
@@ -115,6 +116,7 @@ CONFIGS: Mapping[type, Config] = {
     ),
     L.Dense: lambda call, sizes: {"units": sizes.weight(call.operation.kernel)[-1]},
     L.EinsumDense: _einsum_dense,
+    convnext.LayerScale: lambda call, sizes: {"projection_dim": sizes.weight(call.operation.gamma)[0]},
     L.Embedding: lambda call, sizes: {"output_dim": sizes.weight(call.operation.embeddings)[-1]},
     L.GroupNormalization: _group_norm,
     L.Reshape: _counted("target_shape", batch=False),

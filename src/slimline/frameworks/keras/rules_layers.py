@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
+from keras.src.applications import convnext  # its layers have no public name
 
 from slimline.frameworks.keras.functional import Call
 from slimline.frameworks.keras.read import NoRule, Reader
@@ -180,6 +181,14 @@ def prelu(reader: Reader, call: Call) -> None:
     reader.node(call, "elementwise", [x, reader.parameter(alpha)], attributes)
 
 
+def layer_scale(reader: Reader, call: Call) -> None:
+    """ConvNeXt's `LayerScale`: a stored factor per position of the last axis."""
+    gamma = call.operation.gamma
+    x, shape = reader.single(call)
+    attributes = ops.elementwise([shape, tuple(gamma.shape)], "mul")
+    reader.node(call, "elementwise", [x, reader.parameter(gamma)], attributes)
+
+
 def softmax(reader: Reader, call: Call) -> None:
     """`Softmax` over one axis."""
     x, shape = reader.single(call)
@@ -336,6 +345,8 @@ LAYERS: Mapping[type, Rule] = {
         elementwise("identity"),
     ),
     **_each("Dropout AlphaDropout", dropout),
+    convnext.StochasticDepth: elementwise("identity"),
+    convnext.LayerScale: layer_scale,
     **_each("Concatenate", concatenate),
     **_each("Dot", dot),
     **_each("Reshape Flatten", reshape),
