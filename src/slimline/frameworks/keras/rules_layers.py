@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
-from keras.src.applications import convnext  # its layers have no public name
+from keras.src.applications import convnext, inception_resnet_v2  # their layers have no public name
 
 from slimline.frameworks.keras.functional import Call
 from slimline.frameworks.keras.read import NoRule, Reader
@@ -347,6 +347,7 @@ LAYERS: Mapping[type, Rule] = {
     **_each("Dropout AlphaDropout", dropout),
     convnext.StochasticDepth: elementwise("identity"),
     convnext.LayerScale: layer_scale,
+    inception_resnet_v2.CustomScaleLayer: elementwise("add_scaled"),
     **_each("Concatenate", concatenate),
     **_each("Dot", dot),
     **_each("Reshape Flatten", reshape),
