@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from rich.table import Table
 
 from slimline.data import Data
 from slimline.datasets import NAMES
+from slimline.graph.blocks import blocks
 from slimline.graph.cost import macs, node_macs
 from slimline.graph.placement import place
 from slimline.graph.units import Units
@@ -63,7 +65,20 @@ def tables(model: Model) -> list[Table]:
     frozen = Table("axis", "size", "reason", title="Cannot be pruned", title_justify="left")
     for axis in solved.frozen:
         frozen.add_row(escape(axis.name), str(axis.size), escape(axis.reason))
-    return [layers, units, frozen]
+    return [layers, units, frozen, *_branches(model)]
+
+
+def _branches(model: Model) -> list[Table]:
+    """The residual blocks that depth pruning can leave out, where there are any."""
+    graph = model.graph
+    found = blocks(graph)
+    if not found:
+        return []
+    table = Table("block", "parameters", "layers", title="Can be left out by DepthPruning", title_justify="left")
+    for block in found:
+        held = sum(math.prod(graph.values[name].shape) for name in block.parameters & graph.trainable)
+        table.add_row(escape(block.name), f"{held:,}", escape(", ".join(block.layers)))
+    return [table]
 
 
 @dataclass(frozen=True)
