@@ -100,8 +100,12 @@ class Adapter(Protocol):
         batches: Iterable[tuple[Array, ...]],
         values: Sequence[str],
         see: Callable[[str, Array], None],
+        given: Sequence[str] | None = None,
     ) -> None:
-        """Run the model and hand every named activation of every batch to `see`; one pass, nothing kept."""
+        """Run the model and hand every named activation of every batch to `see`; one pass, nothing kept.
+
+        With `given`, the batches hold these activations instead of the model's inputs, and only what follows is run.
+        """
 
     def trainer(self, native: Any, teacher: Any | None, step: Distillation, seed: int, total_steps: int) -> Trainer:
         """Start to train a copy of `native` towards `teacher` and the labels."""

@@ -49,6 +49,8 @@ class LayerMatrix:
     _stored: Terms
     _dims: tuple[tuple[str, ...], ...]
     _window: Window | None
+    _made: tuple[tuple[str, ...], ...]
+    _bias: tuple[str, ...]
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -69,6 +71,27 @@ class LayerMatrix:
         sizes = [n for _, n in (*self.groups, *self.outputs, *self.inputs)]
         return np.ascontiguousarray(matrix.reshape(sizes).transpose(np.argsort(self._order())).reshape(shape))
 
+    def vector(self, bias: Array) -> Array | None:
+        """A bias as ``(groups, outputs)``; None where it is not one number for every output."""
+        order = self._vector_order()
+        if order is None:
+            return None
+        sizes = dict((*self.groups, *self.outputs))
+        groups, outputs, _ = self.shape
+        return bias.reshape([sizes[name] for name in self._bias]).transpose(order).reshape(groups, outputs)
+
+    def as_bias(self, vector: Array, shape: Sequence[int]) -> Array:
+        """Numbers ``(groups, outputs)`` in the layout and `shape` of a bias: the inverse of `vector`."""
+        order = self._vector_order()
+        if order is None:
+            raise ValueError(f"the bias of {self.layer} is not one number for every output")
+        sizes = [n for _, n in (*self.groups, *self.outputs)]
+        return np.ascontiguousarray(vector.reshape(sizes).transpose(np.argsort(order)).reshape(shape))
+
+    def _vector_order(self) -> list[int] | None:
+        wanted = [name for name, _ in (*self.groups, *self.outputs)]
+        return [self._bias.index(name) for name in wanted] if sorted(wanted) == sorted(self._bias) else None
+
     def _order(self) -> list[int]:
         places = [name for name, _ in self._stored]
         return [places.index(name) for name, _ in (*self.groups, *self.outputs, *self.inputs)]
@@ -76,25 +99,38 @@ class LayerMatrix:
     def rows(self, x: Array, limit: int | None = None) -> Array:
         """The input activation as ``(groups, rows, inputs)``; of more than `limit` rows, that many spread evenly."""
         unfolded = x if self._window is None else self._unfold(x)
-        sizes = dict((*self.groups, *self.inputs))
+        kernel = tuple((name,) for name, _ in self.inputs if name.startswith("."))
+        return self._flat(unfolded, (*self._dims, *kernel), self.inputs, limit)
+
+    def results(self, y: Array, limit: int | None = None) -> Array:
+        """An activation of the output's shape as ``(groups, rows, outputs)``, the rows those of `rows`.
+
+        Not of a transposed convolution with a kernel, whose outputs belong to several rows.
+        """
+        return self._flat(y, self._made, self.outputs, limit)
+
+    @property
+    def one_to_one(self) -> bool:
+        """Whether every number of the output belongs to one row, so that `results` is there."""
+        return not any(name.startswith(".") for name, _ in self.outputs)
+
+    def _flat(self, array: Array, dims: Sequence[tuple[str, ...]], inner: Terms, limit: int | None) -> Array:
+        sizes = dict((*self.groups, *inner))
         names: list[str] = []
         shape: list[int] = []
-        for d, dim in enumerate(self._dims):
+        for d, dim in enumerate(dims):
             names += dim
-            shape += [unfolded.shape[d]] if len(dim) == 1 else [sizes[name] for name in dim]
-        names += [name for name, _ in self.inputs if name.startswith(".")]
-        shape += unfolded.shape[x.ndim :]
-        outer, inner = [name for name, _ in self.groups], [name for name, _ in self.inputs]
-        places = [name for name in names if name not in sizes]
-        moved = unfolded.reshape(shape).transpose([names.index(n) for n in (*places, *outer, *inner)])
+            shape += [array.shape[d]] if len(dim) == 1 else [sizes[name] for name in dim]
+        places = [name for dim in self._dims for name in dim if name in names and name not in sizes]
+        last = [name for name, _ in (*self.groups, *inner)]
+        moved = array.reshape(shape).transpose([names.index(n) for n in (*places, *last)])
         lead = moved.shape[: len(places)]
         count = math.prod(lead)
         if limit is not None and count > limit:
             picked = np.linspace(0, count - 1, limit).astype(np.int64)
             moved = moved[np.unravel_index(picked, lead)]
             count = limit
-        groups, _, inputs = self.shape
-        return moved.reshape(count, groups, inputs).swapaxes(0, 1)
+        return moved.reshape(count, _size(self.groups), _size(inner)).swapaxes(0, 1)
 
     def _unfold(self, x: Array) -> Array:
         """A view in which the kernel's dimensions follow those of `x`, and spatial ones count places."""
@@ -160,6 +196,7 @@ def _matrix(graph: Graph, node: Node) -> LayerMatrix | None:
     if dots and not transposed and window is None:
         return None
     bias = node.inputs[2] if len(node.inputs) > 2 else None
+    spatial = iter(f"@{d}" for d, dim in enumerate(dims) if dim == (".",))
     return LayerMatrix(
         layer=node.layer or node.name,
         node=node.name,
@@ -173,6 +210,8 @@ def _matrix(graph: Graph, node: Node) -> LayerMatrix | None:
         _stored=tuple(stored),
         _dims=tuple((f"@{d}",) if dim == (".",) else dim for d, dim in enumerate(dims)),
         _window=window,
+        _made=tuple((next(spatial),) if dim == (".",) else dim for dim in outs),
+        _bias=tuple(name for dim in equation.inputs[2] for name in dim if name != "1") if len(equation.inputs) > 2 else (),
     )
 
 

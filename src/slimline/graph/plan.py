@@ -69,12 +69,15 @@ class Plan:
         kept = self._kept.get(value) or (None,) * len(before)
         return tuple(n if k is None else len(k) for n, k in zip(before, kept, strict=True))
 
+    def axis_kept(self, node: str, letter: str) -> Index | None:
+        """The positions that stay of an axis of a node's equation, ascending; None where all do."""
+        dim = self.units.solver.letters[node][letter]
+        return self.units.kept(None if dim.labels is None else self.units.solver.atoms.resolve(dim.labels), self._gone)
+
     def axis_size(self, node: str, letter: str) -> int:
         """The size that an axis of a node's equation will have."""
-        dim = self.units.solver.letters[node][letter]
-        labels = None if dim.labels is None else self.units.solver.atoms.resolve(dim.labels)
-        kept = self.units.kept(labels, self._gone)
-        return dim.size if kept is None else len(kept)
+        kept = self.axis_kept(node, letter)
+        return self.units.solver.letters[node][letter].size if kept is None else len(kept)
 
     def statistics(self, node: str) -> list[tuple[int, int, NDArray[np.bool_]]]:
         """Dimensions over which a node reduces or normalises and that lose positions.

@@ -116,11 +116,12 @@ class KerasAdapter:
         batches: Iterable[tuple[Array, ...]],
         values: Sequence[str],
         see: Callable[[str, Array], None],
+        given: Sequence[str] | None = None,
     ) -> None:
         """See `observe.observe`."""
         from slimline.frameworks.keras import observe
 
-        observe.observe(native, batches, values, see)
+        observe.observe(native, batches, values, see, given)
 
     def trainer(self, native: Any, teacher: Any | None, step: Distillation, seed: int, total_steps: int) -> Trainer:
         """See `train.KerasTrainer`."""

@@ -19,6 +19,7 @@ def observe(
     batches: Iterable[tuple[Array, ...]],
     values: Sequence[str],
     see: Callable[[str, Array], None],
+    given: Sequence[str] | None = None,
 ) -> None:
     """Run the model in inference mode and hand every named value to `see`, batch by batch.
 
@@ -26,15 +27,17 @@ def observe(
     ----------
     batches : the model's inputs, each ``(batch, …)``; every batch is run once and nothing is kept.
     values : names of the graph's values, model inputs among them; each keeps its shape and dtype.
+    given : values that the batches hold instead of the model's inputs; only what follows them is run.
     """
     tensors = named_tensors(native)
-    missing = [name for name in values if name not in tensors]
+    missing = [name for name in (*values, *(given or ())) if name not in tensors]
     if missing:
         raise SlimlineError(
             f"Value {missing[0]!r} exists only inside a Keras layer: leave that layer in float with "
             f"keep=[{missing[0].rpartition('/')[0]!r}]."
         )
-    probe = keras.Model(native.inputs, [tensors[name] for name in values])
+    starts = native.inputs if given is None else [tensors[name] for name in given]
+    probe = keras.Model(starts, [tensors[name] for name in values])
     for batch in batches:
         outputs = probe(list(batch), training=False)
         for name, output in zip(values, keras.tree.flatten(outputs), strict=True):

@@ -116,11 +116,12 @@ class TorchAdapter:
         batches: Iterable[tuple[Array, ...]],
         values: Sequence[str],
         see: Callable[[str, Array], None],
+        given: Sequence[str] | None = None,
     ) -> None:
         """See `slimline.frameworks.torch.observe.observe`."""
         from slimline.frameworks.torch.observe import observe
 
-        observe(native, batches, values, see)
+        observe(native, batches, values, see, given)
 
     def trainer(self, native: Native, teacher: Any | None, step: Distillation, seed: int, total_steps: int) -> Trainer:
         """See `slimline.frameworks.torch.train.TorchTrainer`."""
