@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from slimline.graph.ir import Graph, Node
-from slimline.graph.matrix import LayerMatrix, Terms, matrices
+from slimline.graph.matrix import LayerMatrix, Terms, constant_slot, matrices
 from slimline.graph.plan import Plan
 from slimline.methods.gram import Gram
 from slimline.methods.reconstruction import RIDGE, reconstruct
@@ -177,7 +177,7 @@ def _jobs(graph: Graph, plan: Plan) -> tuple[list[_Job], dict[str, frozenset[str
         if layer is not None and before is not None:
             touched = touched or layer.shape[2] != before.shape[2]
             if touched and layer.weight in graph.trainable and len(readers[layer.weight]) == 1:
-                shift, negative = _shift(layer, graph, readers)
+                shift, negative = constant_slot(graph, layer, readers)
                 kept = _kept(plan, node.name, before.groups), _kept(plan, node.name, before.outputs)
                 found.append(_Job(before, layer, kept, shift, negative))
                 behind.setdefault(layer.input, frozenset())
@@ -196,19 +196,6 @@ def _kept(plan: Plan, node: str, terms: Terms) -> Array:
             mask = np.isin(np.arange(size), kept)
             stay &= mask.reshape([-1 if i == d else 1 for i in range(len(terms))])
     return np.flatnonzero(stay)
-
-
-def _shift(layer: LayerMatrix, graph: Graph, readers: Readers) -> tuple[str | None, bool]:
-    """Where a constant that is added to the layer's output can be stored."""
-    if layer.bias is not None:
-        stored = layer.vector(np.zeros(graph.values[layer.bias].shape)) if layer.bias in graph.trainable else None
-        return (layer.bias if stored is not None and len(readers[layer.bias]) == 1 else None), False
-    follow = readers[layer.output]
-    if len(follow) == 1 and follow[0].kind == "batch_norm" and layer.one_to_one:
-        mean = follow[0].inputs[3]
-        if mean is not None and len(readers[mean]) == 1:
-            return mean, True
-    return None, False
 
 
 def _with_sums(graph: Graph, jobs: Sequence[_Job], behind: Mapping[str, frozenset[str]]) -> list[_Job]:

@@ -8,26 +8,25 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from slimline.criteria import scores
 from slimline.errors import SlimlineError, unknown
 from slimline.graph import cost
+from slimline.graph.kinds import kind
 from slimline.graph.plan import Plan
 from slimline.graph.units import Unit, Units
-from slimline.methods.structured import Scores, select_global, select_local, slice_scores
+from slimline.methods.structured import Scores, select_global, select_local
 
 if TYPE_CHECKING:
     from slimline.data import Data
     from slimline.model import Model
     from slimline.recipe import ChannelPruning
 
-TAYLOR_SAMPLES = 512
-
-
 def plan(model: Model, step: ChannelPruning, data: Data | None = None, seed: int = 0, part: float = 1.0) -> Plan:
     """What `step` removes from `model`, without removing it.
 
     Parameters
     ----------
-    data : needed by the ``taylor`` criterion (labels are used where there are any).
+    data : needed by criteria that look at activations or gradients.
     part : fraction of the step's goal, for rounds of a gradual schedule.
 
     Raises
@@ -40,10 +39,12 @@ def plan(model: Model, step: ChannelPruning, data: Data | None = None, seed: int
     if not chosen:
         reasons = "; ".join(f"{f.name}: {f.reason}" for f in units.frozen[:3]) or "no layer was left to prune"
         raise SlimlineError(f"Nothing can be pruned: {reasons}.")
-    scores = _scores(units, chosen, model, step, data, seed)
+    chosen, found, notes = _scored(units, chosen, model, step, data, seed)
     if step.ratio is not None:
-        return _select(units, chosen, scores, step, step.ratio * part)
-    return _search(units, chosen, scores, step, part)
+        made = _select(units, chosen, found, step, step.ratio * part)
+    else:
+        made = _search(units, chosen, found, step, part)
+    return Plan(units, made.removed, (*notes, *made.notes))
 
 
 def _check_globs(units: Units, globs: Sequence[str], field: str) -> None:
@@ -61,12 +62,17 @@ def _eligible(units: Units, step: ChannelPruning) -> list[Unit]:
     if tuple(step.layers) != ("*",):
         _check_globs(units, step.layers, "layers")
     _check_globs(units, step.keep, "keep")
-    sizes = {u.name: u.size + u.frozen for u in units.units}
+    wanted = None if step.axes is None else {"filters" if a == "channels" else a for a in step.axes}
+    kinds = {u.name: kind(units, u) for u in units.units} if wanted is not None else {}
+    sizes = {u.name: u.size + u.frozen for u in units.units if wanted is None or kinds[u.name] in wanted}
     rank = {u.name: i for i, u in enumerate(units.units)}
     chosen = []
     for unit in units.units:
+        if unit.name not in sizes:
+            continue
         names = unit.layers or (unit.name,)
-        bigger = [s for s in unit.siblings if (sizes[s], -rank[s]) > (sizes[unit.name], -rank[unit.name])]
+        mine = (sizes[unit.name], -rank[unit.name])
+        bigger = [s for s in unit.siblings if s in sizes and (sizes[s], -rank[s]) > mine]
         if step.factors == "largest" and bigger:
             continue
         if unit.size + unit.frozen > 1 and _matches(names, step.layers) and not _matches(names, step.keep):
@@ -75,47 +81,42 @@ def _eligible(units: Units, step: ChannelPruning) -> list[Unit]:
         stuck = [f for f in units.frozen if _matches((f.name.rpartition(" (")[0],), step.layers)]
         if stuck:
             raise SlimlineError(f"{stuck[0].name} cannot be pruned: {stuck[0].reason}.")
+    if not chosen and step.axes is not None:
+        there = ", ".join(dict.fromkeys(kinds.values())) or "none"
+        stuck = [f for f in units.frozen if f.reason != "the model's output"]
+        why = f" ({stuck[0].name} is frozen: {stuck[0].reason})" if stuck else ""
+        raise SlimlineError(
+            f"There are no {' or '.join(step.axes)} to prune{why}: the axes of these layers are {there}; name one of "
+            "them in axes."
+        )
     return chosen
 
 
-def _scores(
+def _scored(
     units: Units, chosen: Sequence[Unit], model: Model, step: ChannelPruning, data: Data | None, seed: int
-) -> list[Scores]:
-    """Importance of every position of every chosen unit, summed over all parameter slices that go with it."""
-    if step.criterion == "random":
-        rng = np.random.default_rng(seed)
-        return [rng.random(u.size) for u in chosen]
-    gradients = _gradients(model, data) if step.criterion == "taylor" else {}
-    total = np.zeros(len(units.solver.atoms.axis))
-    arrays = model.parameters()
-    for name, dim in dict.fromkeys(c for u in chosen for c in u.carriers):
-        if name not in units.graph.trainable:
-            continue
-        labels = units.rows[name][dim]
-        if labels is None:
-            continue
-        s = slice_scores(arrays[name], dim, step.criterion, gradients.get(name))
-        for j in range(labels.shape[1]):
-            np.add.at(total, labels[:, j], s)
-    scores = [total[list(u.atoms)] for u in chosen]
-    if step.criterion == "l2":
-        scores = [np.sqrt(s) for s in scores]
-    return scores
+) -> tuple[list[Unit], list[Scores], tuple[str, ...]]:
+    """The units of which the criterion says something, the scores of their positions, and what is to be noted."""
+    found = scores(units, chosen, model, step, data, seed)
+    left = [(u, s) for u, s in zip(chosen, found, strict=True) if s is not None]
+    notes = tuple(
+        f"{u.name} was left alone: the {step.criterion} criterion says nothing of it"
+        for u, s in zip(chosen, found, strict=True)
+        if s is None
+    )
+    if step.criterion == "obs" and step.scope != "local":
+        left = [(u, s / _saved(units, u, step)) for u, s in left]
+    return [u for u, _ in left], [s for _, s in left], notes
 
 
-def _gradients(model: Model, data: Data | None) -> Mapping[str, np.ndarray]:
-    if data is None:
-        raise SlimlineError("The taylor criterion needs data: pass slimline.Data with training or calibration samples.")
-    split = data.check(model.example).split("calibration")
-    loss = "norm" if split.labels is None or split.labels.dtype.kind not in "iu" else "cross_entropy"
-    batches = []
-    seen = 0
-    for inputs, labels in split.batches(64):
-        batches.append((inputs, labels))
-        seen += len(inputs[0])
-        if seen >= TAYLOR_SAMPLES:
-            break
-    return model.adapter.gradients(model.native, batches, loss)
+def _saved(units: Units, unit: Unit, step: ChannelPruning) -> float:
+    """What one position of a unit saves of that which the step limits, as long as all others are there."""
+    if step.ratio is not None:
+        return 1.0
+    half = tuple(range(max(1, unit.size // 2)))
+    trial = Plan(units, {unit.name: half})
+    if step.target_macs is not None:
+        return max(cost.macs(units.graph) - trial.macs, 1) / len(half)
+    return max(units.graph.size - trial.parameters, 1) / len(half)
 
 
 def _topology(units: Units, unit: Unit) -> tuple[tuple[str, int, int], ...]:
@@ -134,7 +135,7 @@ def _select(units: Units, chosen: Sequence[Unit], scores: Sequence[Scores], step
         gone = select_local(scores, fixed, ratio, step.round_to)
     else:
         groups = [_topology(units, u) for u in chosen] if step.scope == "isomorphic" else None
-        gone = select_global(scores, fixed, ratio, step.round_to, groups)
+        gone = select_global(scores, fixed, ratio, step.round_to, groups, relative=step.criterion != "obs")
     removed = {u.name: g for u, g in zip(chosen, gone, strict=True)}
     by_atom = {a: s for u, us in zip(chosen, scores, strict=True) for a, s in zip(u.atoms, us, strict=True)}
     return _legal(Plan(units, removed), by_atom)

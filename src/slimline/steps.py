@@ -19,6 +19,7 @@ from slimline.splits import first
 
 if TYPE_CHECKING:
     from slimline.data import Data
+    from slimline.graph.plan import Plan
     from slimline.recovery import Progress
 
 Tell = Callable[["Progress"], None]
@@ -64,7 +65,9 @@ def _prune(step: ChannelPruning, model: Model, context: Context) -> Done:
     start = model
     for number, current in enumerate(_rounds(step), 1):
         found = plan_channels(model, current, context.data, context.seed)
-        model = found.apply(model)
+        dense, model = model, found.apply(model)
+        if step.compensates:
+            model = _compensated(dense, model, found, step, context)
         rounds.append(found.summary())
         if step.schedule == "iterative" and number < step.rounds and context.recovery is not None:
             at = context.checkpoint and context.checkpoint / f"round-{number}"
@@ -81,6 +84,14 @@ def _prune_at_once(step: DepthPruning | ActivationPruning, model: Model, context
         pruned.then(pruned.native, step.model_dump(mode="json")),
         {**step.model_dump(mode="json"), "plan": found.summary()},
     )
+
+
+def _compensated(dense: Model, pruned: Model, found: Plan, step: ChannelPruning, context: Context) -> Model:
+    from slimline.compensation import compensate
+
+    if context.data is None:
+        raise SlimlineError("Compensation needs data: pass slimline.Data with calibration or training samples.")
+    return compensate(dense, pruned, found, calibration_batches(step, context.data))
 
 
 def _joined(before: Model, after: Model, rounds: list[dict[str, Any]]) -> dict[str, Any]:
@@ -134,7 +145,7 @@ def _quantize(step: StaticQuantization, model: Model, context: Context) -> Done:
     return Done(quantized, record)
 
 
-def calibration_batches(step: StaticQuantization, data: Data) -> list[tuple[np.ndarray, ...]]:
+def calibration_batches(step: ChannelPruning | StaticQuantization, data: Data) -> list[tuple[np.ndarray, ...]]:
     """The first `step.samples` calibration samples, `step.batch_size` at a time."""
     return first(data.split("calibration"), step.samples, step.batch_size)
 

@@ -91,8 +91,17 @@ class Adapter(Protocol):
     def predict(self, native: Any, inputs: tuple[Array, ...]) -> Array:
         """The first output in inference mode, as float32 (or as stored)."""
 
-    def gradients(self, native: Any, batches: Iterable[Batch], loss: str) -> dict[str, Array]:
-        """Mean gradient of ``cross_entropy`` or of the ``norm`` of the outputs (without labels) per trainable."""
+    def gradients(
+        self,
+        native: Any,
+        batches: Iterable[Batch],
+        loss: str,
+        see: Callable[[Mapping[str, Array]], None] | None = None,
+    ) -> dict[str, Array]:
+        """Mean gradient of ``cross_entropy`` or of the ``norm`` of the outputs (without labels) per trainable.
+
+        `see` is told the gradient of every batch.
+        """
 
     def observe(
         self,

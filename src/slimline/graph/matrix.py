@@ -9,7 +9,7 @@ convolution the kernel's positions are outputs.)
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -166,6 +166,26 @@ def matrices(graph: Graph) -> tuple[LayerMatrix, ...]:
             if made is not None:
                 found.append(made)
     return tuple(found)
+
+
+def constant_slot(
+    graph: Graph, layer: LayerMatrix, readers: Mapping[str, Sequence[Node]]
+) -> tuple[str | None, bool]:
+    """The parameter that can take a constant added to a layer's output, and whether it takes it with a minus.
+
+    Its bias; without one, the mean of a batch norm that alone reads the output; else None. `readers` are the graph's
+    `consumers`.
+    """
+    if layer.bias is not None:
+        own = layer.bias in graph.trainable and len(readers[layer.bias]) == 1
+        stored = layer.vector(np.zeros(graph.values[layer.bias].shape)) if own else None
+        return (None if stored is None else layer.bias), False
+    follow = readers[layer.output]
+    if len(follow) == 1 and follow[0].kind == "batch_norm" and layer.one_to_one:
+        mean = follow[0].inputs[3]
+        if mean is not None and len(readers[mean]) == 1:
+            return mean, True
+    return None, False
 
 
 def _matrix(graph: Graph, node: Node) -> LayerMatrix | None:

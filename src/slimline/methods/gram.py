@@ -45,6 +45,13 @@ class Gram:
         return self._first / max(self.count, 1)
 
     @property
+    def covariance(self) -> Array:
+        """``(groups, inputs, inputs)``: `H` of the inputs less their means; what is left where a bias makes up for them."""
+        mean = self.mean
+        found: Array = self.second - mean[:, :, None] * mean[:, None, :]
+        return found
+
+    @property
     def cross(self) -> Array:
         """``(groups, others, inputs)``: mean of the products of an input of the second set and one of the first."""
         if self._cross is None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial.distance import cdist
 
 Scores = NDArray[np.float64]
 
@@ -30,6 +31,39 @@ def slice_scores(
             raise ValueError("the taylor criterion needs gradients")
         return np.asarray(np.abs(w * gradient).sum(axis=rest))
     raise ValueError(f"unknown criterion {criterion!r}")
+
+
+def slice_products(weight: NDArray[np.floating], gradient: NDArray[np.floating], dim: int) -> Scores:
+    """``(weight.shape[dim],)``: the sum of ``weight * gradient`` over every slice, the derivative by a factor on it."""
+    rest = tuple(i for i in range(weight.ndim) if i != dim)
+    return np.asarray((np.asarray(weight, np.float64) * gradient).sum(axis=rest))
+
+
+def obd_scores(weight: NDArray[np.floating], square: NDArray[np.floating], dim: int) -> Scores:
+    """``(weight.shape[dim],)``: half the sum of ``weight² * square`` over every slice.
+
+    With `square`, the mean squared gradient of single samples, in place of the Hessian's diagonal: what the loss gains
+    to second order (LeCun et al. 1989, optimal brain damage).
+    """
+    rest = tuple(i for i in range(weight.ndim) if i != dim)
+    return np.asarray(0.5 * (np.square(weight, dtype=np.float64) * square).sum(axis=rest))
+
+
+def distances(rows: NDArray[np.floating]) -> Scores:
+    """``(positions,)``: sum of the distances of each row of ``(positions, features)`` from all others.
+
+    The lowest is nearest to the geometric median, so the others can best replace it (He et al. 2019, arXiv:1811.00250).
+    """
+    return np.asarray(cdist(rows, rows).sum(axis=1))
+
+
+def mean_ranks(maps: NDArray[np.floating]) -> Scores:
+    """``(channels,)``: mean rank of the feature maps ``(samples, channels, …)`` (Lin et al. 2020, arXiv:2002.10179).
+
+    A map of more than two dimensions counts as the matrix of its last one and all others.
+    """
+    matrices = maps.reshape(*maps.shape[:2], -1, maps.shape[-1])
+    return np.asarray(np.linalg.matrix_rank(matrices).mean(axis=0), np.float64)
 
 
 def round_width(kept: int, size: int, multiple: int) -> int:
@@ -65,21 +99,29 @@ def select_local(scores: Sequence[Scores], fixed: Sequence[int], ratio: float, m
 
 
 def select_global(
-    scores: Sequence[Scores], fixed: Sequence[int], ratio: float, multiple: int, groups: Sequence[object] | None = None
+    scores: Sequence[Scores],
+    fixed: Sequence[int],
+    ratio: float,
+    multiple: int,
+    groups: Sequence[object] | None = None,
+    relative: bool = True,
 ) -> list[tuple[int, ...]]:
-    """The positions with the lowest scores relative to their unit's mean, over all units of a group.
+    """The positions with the lowest scores over all units of a group.
 
-    `groups` gives each unit the group it is ranked in (one for all by default); every group loses the part
-    `ratio` of its positions.
+    Parameters
+    ----------
+    groups : gives each unit the group it is ranked in (one for all by default); every group loses the part
+        `ratio` of its positions.
+    relative : divide scores by their unit's mean; False where scores of different units compare as they are.
     """
     label = list(groups) if groups is not None else [0] * len(scores)
     counts = [0] * len(scores)
     for group in dict.fromkeys(label):
         members = [i for i, g in enumerate(label) if g == group]
-        relative = np.concatenate([scores[i] / max(float(scores[i].mean()), 1e-300) for i in members])
+        ranked = np.concatenate([scores[i] / (max(float(scores[i].mean()), 1e-300) if relative else 1) for i in members])
         unit = np.concatenate([np.full(len(scores[i]), i) for i in members])
         total = sum(len(scores[i]) + fixed[i] for i in members)
-        order = np.argsort(relative, kind="stable")[: int(ratio * total + 1e-9)]
+        order = np.argsort(ranked, kind="stable")[: int(ratio * total + 1e-9)]
         for i in members:
             counts[i] = int((unit[order] == i).sum())
     chosen = []

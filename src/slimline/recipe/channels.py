@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
-from slimline.errors import SlimlineError
+from slimline.errors import SlimlineError, unknown
 from slimline.recipe.step import Globs, Ratio, Step
+
+
+WITHOUT_DATA = ("l1", "l2", "batch_norm", "geometric_median", "random")
+CRITERIA = (*WITHOUT_DATA, "obs", "feature_rank", "taylor", "fisher", "obd")
+
+
+def _criterion(given: Any) -> Any:
+    if callable(given):
+        return given
+    if not isinstance(given, str) or not (given in CRITERIA or ":" in given):
+        raise unknown("criterion", str(given), [*CRITERIA, "package.module:function"])
+    return given
+
+
+def _named(given: Any) -> str:
+    return given if isinstance(given, str) else f"{given.__module__}:{given.__qualname__}"
+
+
+Criterion = Annotated[str | Callable[..., Any], BeforeValidator(_criterion), PlainSerializer(_named, return_type=str)]
 
 
 class ChannelPruning(Step):
@@ -16,38 +36,63 @@ class ChannelPruning(Step):
     Attributes
     ----------
     ratio : part of every unit (or, with a wider `scope`, of all units together) that goes, in [0, 1).
-    criterion : ``l1``, ``l2`` (Li et al. 2017, arXiv:1608.08710, summed over every parameter slice of the
-        unit), ``taylor`` (first order, Molchanov et al. 2019, arXiv:1906.10771; needs data) or ``random``.
+    criterion : what says how much a position matters.
+        From the weights: ``l1``, ``l2`` (Li et al. 2017, arXiv:1608.08710, summed over every parameter slice of the
+        unit), ``batch_norm`` (its scales, Liu et al. 2017, arXiv:1708.06519), ``geometric_median`` (He et al. 2019,
+        arXiv:1811.00250), ``random``.
+        From inputs: ``obs`` (optimal brain surgery: the error in the layers that read the positions, after least
+        squares, Kurtic et al. 2023, arXiv:2302.04089), ``feature_rank`` (Lin et al. 2020, arXiv:2002.10179).
+        From gradients: ``taylor`` (first order, Molchanov et al. 2019, arXiv:1906.10771), ``fisher`` (second order,
+        Liu et al. 2021, arXiv:2108.00708), ``obd`` (diagonal second order, LeCun et al. 1989).
+        Or a function ``(weight, gradient, gram) -> score``, itself or as ``package.module:function``, which takes the
+        first one, two or three of: the weight and the loss's gradient as matrices ``(groups, outputs, inputs)``, the
+        Gram matrix ``(groups, inputs, inputs)`` of the inputs; and gives ``(groups, outputs)``.
+    loss : for gradients: ``cross_entropy`` (default, needs class labels), or the ``norm`` of the outputs.
     scope : ``local`` ranks inside each unit; ``global`` ranks all units together, scores divided by
         their unit's mean; ``isomorphic`` ranks together the units of equal topology (Fang et al. 2024,
-        arXiv:2407.04616).
+        arXiv:2407.04616). The errors of ``obs`` compare as they are, by what a position saves of the target.
     target_macs, target_parameters : instead of `ratio`, the part of the original's that may stay, in (0, 1].
     round_to : keep a multiple of this many positions of each unit that has at least as many.
     layers, keep : globs of the layers to prune (default all) and of those to leave alone.
+    axes : kinds of axes to prune, all by default: ``filters`` (or ``channels``), ``heads``, ``head_width``, ``mlp``,
+        ``embedding``; see `slimline.graph.kinds`.
     factors : of an axis that is a product, such as heads x head width or groups x group width, prune only
-        the ``largest`` factor or ``all`` of them.
+        the ``largest`` factor (of the named `axes`) or ``all`` of them.
     schedule : ``oneshot``; ``uniform`` or ``iterative`` prune in `rounds` equal parts of the remaining
         gap, ``iterative`` with the recovery step that follows run after every round.
     rounds : number of rounds of the last two.
+    compensate : solve the layers that follow anew by least squares, on inputs alone, so that they give what they gave
+        (`slimline.compensation`); by default with ``obs``.
+    samples, batch_size : calibration samples that are read, and how many at a time.
     """
 
     kind = "structural"
     step: Literal["ChannelPruning"] = "ChannelPruning"
     ratio: Ratio | None = None
-    criterion: Literal["l1", "l2", "taylor", "random"] = "l2"
+    criterion: Criterion = "l2"
+    loss: Literal["cross_entropy", "norm"] | None = None
     scope: Literal["local", "global", "isomorphic"] = "local"
     target_macs: Annotated[float, Field(gt=0, le=1)] | None = None
     target_parameters: Annotated[float, Field(gt=0, le=1)] | None = None
     round_to: Annotated[int, Field(ge=1)] = 1
     layers: Globs = ("*",)
     keep: Globs = ()
+    axes: tuple[Literal["filters", "channels", "heads", "head_width", "mlp", "embedding"], ...] | None = None
     factors: Literal["largest", "all"] = "largest"
     schedule: Literal["oneshot", "uniform", "iterative"] = "oneshot"
     rounds: Annotated[int, Field(ge=1)] = 1
+    compensate: bool | None = None
+    samples: Annotated[int, Field(ge=1)] = 512
+    batch_size: Annotated[int, Field(ge=1)] = 64
+
+    @property
+    def compensates(self) -> bool:
+        """`compensate`, or what it is by default."""
+        return self.criterion == "obs" if self.compensate is None else self.compensate
 
     @property
     def needs(self) -> tuple[str, ...]:
-        return ("calibration",) if self.criterion == "taylor" else ()
+        return () if self.criterion in WITHOUT_DATA and not self.compensates else ("calibration",)
 
     @model_validator(mode="after")
     def _one_goal(self) -> ChannelPruning:

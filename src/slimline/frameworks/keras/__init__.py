@@ -104,11 +104,17 @@ class KerasAdapter:
             chunks.append(keras.ops.convert_to_numpy(first))
         return np.concatenate(chunks)
 
-    def gradients(self, native: Any, batches: Iterable[Batch], loss: str) -> dict[str, Array]:
+    def gradients(
+        self,
+        native: Any,
+        batches: Iterable[Batch],
+        loss: str,
+        see: Callable[[Mapping[str, Array]], None] | None = None,
+    ) -> dict[str, Array]:
         """See `train.gradients`."""
         from slimline.frameworks.keras import train
 
-        return train.gradients(native, batches, loss)
+        return train.gradients(native, batches, loss, see)
 
     def observe(
         self,

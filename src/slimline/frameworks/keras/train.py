@@ -148,15 +148,23 @@ class KerasTrainer:
         )  # fmt: skip
 
 
-def gradients(native: keras.Model, batches: Iterable[Batch], loss: str) -> dict[str, Array]:
+def gradients(
+    native: keras.Model,
+    batches: Iterable[Batch],
+    loss: str,
+    see: Callable[[Mapping[str, Array]], None] | None = None,
+) -> dict[str, Array]:
     """Mean gradient over `batches` of each trainable parameter, by name, in inference mode, float32.
 
     Parameters
     ----------
     loss : ``cross_entropy`` with the labels, or ``norm``: the mean over samples of half the squared norm of
         the first output, for data without labels.
+    see : told the gradient of every batch.
     """
     weights = native.trainable_variables
+    paths = {id(v): name for name, v in variables(native).items()}
+    names = [paths[id(v)] for v in weights]
     outputs, logits = _outputs(native, training=False), _logits(native, training=False)
 
     @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
@@ -178,11 +186,12 @@ def gradients(native: keras.Model, batches: Iterable[Batch], loss: str) -> dict[
             raise SlimlineError("The cross_entropy gradient needs labels: give labelled data or use the norm.")
         found = gradient(_tensors(inputs), None if loss == "norm" else tf.constant(labels))
         sums = [total + np.asarray(g) for total, g in zip(sums, found, strict=True)]
+        if see is not None:
+            see({name: np.asarray(g) for name, g in zip(names, found, strict=True)})
         count += 1
     if count == 0:
         raise SlimlineError("Gradients need at least one batch of data: give calibration or training data.")
-    names = {id(v): name for name, v in variables(native).items()}
-    return {names[id(v)]: total / np.float32(count) for v, total in zip(weights, sums, strict=True)}
+    return {name: total / np.float32(count) for name, total in zip(names, sums, strict=True)}
 
 
 def _signature(model: keras.Model) -> list[tf.TensorSpec]:

@@ -104,11 +104,17 @@ class TorchAdapter:
         first: torch.Tensor = next(x for x in pytree.tree_leaves(outputs) if isinstance(x, torch.Tensor))
         return first.detach().cpu().numpy()
 
-    def gradients(self, native: Native, batches: Iterable[Batch], loss: str) -> dict[str, Array]:
+    def gradients(
+        self,
+        native: Native,
+        batches: Iterable[Batch],
+        loss: str,
+        see: Callable[[Mapping[str, Array]], None] | None = None,
+    ) -> dict[str, Array]:
         """See `slimline.frameworks.torch.train.gradients`."""
         from slimline.frameworks.torch.train import gradients
 
-        return gradients(native, batches, loss)
+        return gradients(native, batches, loss, see)
 
     def observe(
         self,

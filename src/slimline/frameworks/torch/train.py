@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -139,16 +139,23 @@ class TorchTrainer:
             torch.set_rng_state(outside)
 
 
-def gradients(native: fx.GraphModule, batches: Iterable[Batch], loss: str) -> dict[str, Array]:
+def gradients(
+    native: fx.GraphModule,
+    batches: Iterable[Batch],
+    loss: str,
+    see: Callable[[Mapping[str, Array]], None] | None = None,
+) -> dict[str, Array]:
     """Mean gradient over `batches` of each trainable parameter, by name, in inference mode, float32.
 
     Parameters
     ----------
     loss : ``cross_entropy`` with the labels, or ``norm``: the mean over samples of half the squared norm of
         the first output, for data without labels.
+    see : told the gradient of every batch.
     """
     model = _Fast(native)
     weights = {n: p for n, p in model.module.named_parameters() if p.requires_grad}
+    sums = {name: torch.zeros_like(w) for name, w in weights.items()}
     count = 0
     for inputs, labels in batches:
         outputs = model.outputs(inputs) if loss == "norm" else model(inputs)
@@ -159,11 +166,16 @@ def gradients(native: fx.GraphModule, batches: Iterable[Batch], loss: str) -> di
         else:
             axis = distillation.class_axis(tuple(outputs.shape), labels.shape, channels_first=True)
             value = distillation.cross_entropy(xp, outputs, torch.from_numpy(labels).long(), axis)
-        value.backward()  # type: ignore[no-untyped-call]
+        found = torch.autograd.grad(value, list(weights.values()), allow_unused=True)
+        now = {n: torch.zeros_like(w) if g is None else g for (n, w), g in zip(weights.items(), found, strict=True)}
+        for name, gradient in now.items():
+            sums[name] += gradient
+        if see is not None:
+            see({name: _array(gradient) for name, gradient in now.items()})
         count += 1
     if count == 0:
         raise SlimlineError("Gradients need at least one batch of data: give calibration or training data.")
-    return {name: _array(torch.zeros_like(w) if w.grad is None else w.grad / count) for name, w in weights.items()}
+    return {name: _array(total / count) for name, total in sums.items()}
 
 
 class _Fast:
