@@ -69,7 +69,8 @@ def removal_order(
         joint = sum(s.remove(gone) for s in states)
         alone = cost[gone]
         order += gone.tolist()
-        errors += (joint * (alone / alone.sum() if alone.sum() > 0 else 1 / number)).tolist()
+        share = alone / alone.sum() if alone.sum() > 0 else np.full(number, 1 / number)
+        errors += (joint * share).tolist()
         alive[gone] = False
     return np.array(order), np.array(errors)
 
