@@ -107,7 +107,9 @@ def test_the_outputs_come_nearer_to_those_before(framework, kind):
     repaired = compensate(model, pruned, plan, [(x[:16],), (x[16:32],)])
     wanted, before, after = (m.predict(x[32:]) for m in (model, pruned, repaired))
     assert np.square(after - wanted).mean() < 0.4 * np.square(before - wanted).mean()
-    assert {n: a.shape for n, a in repaired.parameters().items()} == {n: a.shape for n, a in pruned.parameters().items()}
+    assert {n: a.shape for n, a in repaired.parameters().items()} == {
+        n: a.shape for n, a in pruned.parameters().items()
+    }
 
 
 def test_one_consumer_gets_the_least_squares_weight_and_bias():
@@ -142,7 +144,11 @@ def test_positions_that_others_repeat_are_made_up_for_exactly():
 def test_the_model_that_was_given_stays_and_compensation_needs_data():
     model, x = made("torch", "residual")
     before = {n: a.copy() for n, a in model.parameters().items()}
-    sl.apply(model, sl.ChannelPruning(ratio=0.3, criterion="l1", compensate=True), sl.Data(calibration=x, test=(x, np.arange(48) % 5)))
+    sl.apply(
+        model,
+        sl.ChannelPruning(ratio=0.3, criterion="l1", compensate=True),
+        sl.Data(calibration=x, test=(x, np.arange(48) % 5)),
+    )
     for name, array in model.parameters().items():
         np.testing.assert_array_equal(array, before[name])
     with pytest.raises(sl.SlimlineError, match="needs data"):

@@ -71,7 +71,7 @@ class _Walk:
         """The next stop: every batch of every value that is wanted there goes to `see`."""
         wanted = self.stops[self.done]
         self.done += 1
-        starts = sorted(self._starts(wanted))
+        starts = sorted(self._starts(wanted).union(self.model.graph.inputs))
         fresh = [name for name in wanted if name not in self.kept]
         keeps = [name for name in fresh if self._bytes(name) < MEMORY]
         seen: dict[str, list[Array]] = {name: [] for name in keeps}
@@ -85,7 +85,7 @@ class _Walk:
         self.model.adapter.observe(native, given, wanted, store, starts)
         self.kept.update(seen)
         later = [self._starts(stop) for stop in self.stops[self.done :]]
-        needed = set().union(*later)
+        needed = set(self.model.graph.inputs).union(*later)
         self.kept = {name: arrays for name, arrays in self.kept.items() if name in needed}
 
     def _bytes(self, name: str) -> float:
@@ -273,7 +273,7 @@ def _pick(matrix: Array, kept: tuple[Array, Array]) -> Array:
 
 
 def _slope(before: Sequence[Array], after: Sequence[Array]) -> Array:
-    """``(groups, 1, outputs)``: by how much the layer's output must change for one unit of the sum; 0 where it cannot."""
+    """``(groups, 1, outputs)``: the change of the layer's output that changes the sum by one; 0 where none does."""
     x, y = (np.concatenate(part, axis=1).astype(np.float64) for part in (before, after))
     x, y = x - x.mean(axis=1, keepdims=True), y - y.mean(axis=1, keepdims=True)
     both, square = (x * y).mean(axis=1, keepdims=True), (y * y).mean(axis=1, keepdims=True)

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from slimline.errors import SlimlineError
+from slimline.grams import collect
 from slimline.graph.ir import Node
 from slimline.graph.matrix import LayerMatrix, Terms, constant_slot, matrices
 from slimline.graph.units import Unit, Units
-from slimline.grams import collect
 from slimline.methods import structured
 from slimline.methods.gram import Gram
 from slimline.methods.removal import Consumer, removal_order
@@ -32,7 +32,9 @@ SINGLE_SAMPLES = 128
 """Samples whose feature maps are ranked, and whose gradients are taken one by one."""
 
 
-def scores(units: Units, chosen: Sequence[Unit], model: Model, step: ChannelPruning, data: Data | None, seed: int) -> list[Scores | None]:
+def scores(
+    units: Units, chosen: Sequence[Unit], model: Model, step: ChannelPruning, data: Data | None, seed: int
+) -> list[Scores | None]:
     """Importance of every position of every chosen unit; None for a unit of which the criterion says nothing.
 
     Raises
@@ -47,7 +49,8 @@ def scores(units: Units, chosen: Sequence[Unit], model: Model, step: ChannelPrun
     found = _CRITERIA.get(str(step.criterion), _by_function)(context, chosen)
     if all(s is None for s in found):
         raise SlimlineError(
-            f"The {step.criterion} criterion says nothing of these layers ({_SILENT[str(step.criterion)]}): choose another."
+            f"The {step.criterion} criterion says nothing of these layers, as "
+            f"{_SILENT.get(str(step.criterion), 'no weight makes or reads their positions')}: choose another."
         )
     return found
 
@@ -80,7 +83,8 @@ class _Context:
         """The first `count` calibration samples with their labels, `size` at a time."""
         if self.data is None:
             raise SlimlineError(
-                f"The {self.step.criterion} criterion needs data: pass slimline.Data with training or calibration samples."
+                f"The {self.step.criterion} criterion needs data: pass slimline.Data with training or calibration "
+                "samples."
             )
         found, seen = [], 0
         for inputs, labels in self.data.check(self.model.example).split("calibration").batches(size):
@@ -91,14 +95,16 @@ class _Context:
                 break
         return found
 
-    def gradients(self, size: int, count: int, see: Callable[[Mapping[str, Array]], None] | None = None) -> Mapping[str, Array]:
+    def gradients(
+        self, size: int, count: int, see: Callable[[Mapping[str, Array]], None] | None = None
+    ) -> Mapping[str, Array]:
         """Mean gradient per parameter of the loss that fits the labels."""
         batches = self.samples(size, count)
         labels = batches[0][1]
         if self.step.loss is None and (labels is None or labels.dtype.kind not in "iu"):
             raise SlimlineError(
-                f"The {self.step.criterion} criterion needs the gradient of a loss, and there are no class labels: give "
-                "labelled data, or loss='norm' for the norm of the outputs."
+                f"The {self.step.criterion} criterion needs the gradient of a loss, and there are no class labels: "
+                "give labelled data, or loss='norm' for the norm of the outputs."
             )
         return self.model.adapter.gradients(self.model.native, batches, self.step.loss or "cross_entropy", see)
 
@@ -131,7 +137,7 @@ class _Context:
         return [total[list(u.atoms)] for u in chosen]
 
     def places(self, layer: LayerMatrix, terms: Terms, unit: Unit) -> Array:
-        """Of a product of a layer's axes, what belongs to each position of a unit: ``(positions, width)``, -1 for none."""
+        """Of a product of a layer's axes, what each position of a unit owns: ``(positions, width)``, -1 for none."""
         where = np.full(len(self.units.solver.atoms.axis), -1)
         where[list(unit.atoms)] = np.arange(unit.size)
         every = np.arange(int(np.prod([n for _, n in terms]))).reshape([n for _, n in terms])
@@ -181,7 +187,8 @@ def _second_order(context: _Context, chosen: Sequence[Unit]) -> list[Scores | No
                 squares[name] += np.square(gradient, dtype=np.float64)
             return
         changes = context.summed(
-            chosen, lambda name, dim: structured.slice_products(arrays[name], gradients[name], dim) if name in makes else None
+            chosen,
+            lambda name, dim: structured.slice_products(arrays[name], gradients[name], dim) if name in makes else None,
         )
         for total, change in zip(found, changes, strict=True):
             total += np.square(change)
@@ -189,9 +196,7 @@ def _second_order(context: _Context, chosen: Sequence[Unit]) -> list[Scores | No
     context.gradients(1, min(context.step.samples, SINGLE_SAMPLES), see)
     if context.step.criterion == "obd":
         return [
-            *context.summed(
-                chosen, lambda name, dim: structured.obd_scores(arrays[name], squares[name] / count, dim)
-            )
+            *context.summed(chosen, lambda name, dim: structured.obd_scores(arrays[name], squares[name] / count, dim))
         ]
     return [total / count for total in found]
 
@@ -199,7 +204,9 @@ def _second_order(context: _Context, chosen: Sequence[Unit]) -> list[Scores | No
 def _batch_norm(context: _Context, chosen: Sequence[Unit]) -> list[Scores | None]:
     scales = {n.inputs[1] for n in context.units.graph.nodes if n.kind == "batch_norm"}
     has = [any(name in scales for name, _ in u.carriers) for u in chosen]
-    found = context.summed(chosen, lambda name, _: np.abs(context.arrays[name], dtype=np.float64) if name in scales else None)
+    found = context.summed(
+        chosen, lambda name, _: np.abs(context.arrays[name], dtype=np.float64) if name in scales else None
+    )
     return [s if h else None for s, h in zip(found, has, strict=True)]
 
 
@@ -257,7 +264,9 @@ def _obs(context: _Context, chosen: Sequence[Unit]) -> list[Scores | None]:
     read = [[(layer, context.places(layer, layer.inputs, unit)) for layer in context.layers] for unit in chosen]
     read = [[(layer, columns) for layer, columns in found if columns.size] for found in read]
     made = [
-        [] if found else [(layer, context.places(layer, (*layer.groups, *layer.outputs), unit)) for layer in context.layers]
+        []
+        if found
+        else [(layer, context.places(layer, (*layer.groups, *layer.outputs), unit)) for layer in context.layers]
         for found, unit in zip(read, chosen, strict=True)
     ]
     made = [[(layer, rows) for layer, rows in found if rows.size] for found in made]
@@ -324,8 +333,8 @@ def _rated(function: Callable[..., Any], layer: LayerMatrix, arguments: tuple[An
         found = found.reshape(wanted)
     if found.shape != wanted:
         raise SlimlineError(
-            f"The criterion {name} gave scores of shape {found.shape} for {layer.layer}: it must give {wanted}, one for "
-            "every output of every group."
+            f"The criterion {name} gave scores of shape {found.shape} for {layer.layer}: it must give {wanted}, "
+            "one for every output of every group."
         )
     if not np.isfinite(found).all():
         raise SlimlineError(f"The criterion {name} gave NaN or infinity for {layer.layer}: it must give finite scores.")

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from slimline.model import Model
     from slimline.recipe import ChannelPruning
 
+
 def plan(model: Model, step: ChannelPruning, data: Data | None = None, seed: int = 0, part: float = 1.0) -> Plan:
     """What `step` removes from `model`, without removing it.
 

@@ -168,9 +168,7 @@ def matrices(graph: Graph) -> tuple[LayerMatrix, ...]:
     return tuple(found)
 
 
-def constant_slot(
-    graph: Graph, layer: LayerMatrix, readers: Mapping[str, Sequence[Node]]
-) -> tuple[str | None, bool]:
+def constant_slot(graph: Graph, layer: LayerMatrix, readers: Mapping[str, Sequence[Node]]) -> tuple[str | None, bool]:
     """The parameter that can take a constant added to a layer's output, and whether it takes it with a minus.
 
     Its bias; without one, the mean of a batch norm that alone reads the output; else None. `readers` are the graph's
@@ -231,7 +229,9 @@ def _matrix(graph: Graph, node: Node) -> LayerMatrix | None:
         _dims=tuple((f"@{d}",) if dim == (".",) else dim for d, dim in enumerate(dims)),
         _window=window,
         _made=tuple((next(spatial),) if dim == (".",) else dim for dim in outs),
-        _bias=tuple(name for dim in equation.inputs[2] for name in dim if name != "1") if len(equation.inputs) > 2 else (),
+        _bias=tuple(name for dim in equation.inputs[2] for name in dim if name != "1")
+        if len(equation.inputs) > 2
+        else (),
     )
 
 

@@ -46,7 +46,7 @@ class Gram:
 
     @property
     def covariance(self) -> Array:
-        """``(groups, inputs, inputs)``: `H` of the inputs less their means; what is left where a bias makes up for them."""
+        """``(groups, inputs, inputs)``: `H` of the inputs less their means, for which a bias makes up."""
         mean = self.mean
         found: Array = self.second - mean[:, :, None] * mean[:, None, :]
         return found

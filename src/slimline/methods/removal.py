@@ -1,9 +1,9 @@
-"""Structured optimal brain surgery: which input columns of a layer it can best do without, the others making up for them.
+"""Structured optimal brain surgery: the input columns that a layer can best do without, as others make up for them.
 
 For one layer with weight `W` and Gram matrix `H` of its inputs, removing the columns `S` and solving the rest by least
 squares costs ``tr(W_S ((H⁻¹)_SS)⁻¹ W_Sᵀ)``. Positions go one after the other, the cheapest first, with `W` and `H⁻¹`
-updated in between (Hassibi and Stork 1993; for structures Kurtic et al. 2023, ZipLM, arXiv:2302.04089). With a bias that
-may change too, `H` is the covariance: that is what is left of a Gram matrix with a constant input that always stays.
+updated in between (Hassibi and Stork 1993; for structures Kurtic et al. 2023, ZipLM, arXiv:2302.04089). With a bias
+that may change too, `H` is the covariance: that is what is left of a Gram matrix with a constant input that stays.
 """
 
 from __future__ import annotations
@@ -106,7 +106,9 @@ class _State:
         rows = self.inverse[:, gone]
         weight = self.weight[:, :, gone]
         solved = np.linalg.solve(rows[:, :, gone], rows)
-        error = self.scale * float((np.linalg.solve(rows[:, :, gone], weight.swapaxes(1, 2)).swapaxes(1, 2) * weight).sum())
+        error = self.scale * float(
+            (np.linalg.solve(rows[:, :, gone], weight.swapaxes(1, 2)).swapaxes(1, 2) * weight).sum()
+        )
         self.weight -= weight @ solved
         self.inverse -= rows.swapaxes(1, 2) @ solved
         self.weight[:, :, gone] = 0

@@ -118,7 +118,9 @@ def select_global(
     counts = [0] * len(scores)
     for group in dict.fromkeys(label):
         members = [i for i, g in enumerate(label) if g == group]
-        ranked = np.concatenate([scores[i] / (max(float(scores[i].mean()), 1e-300) if relative else 1) for i in members])
+        ranked = np.concatenate(
+            [scores[i] / (max(float(scores[i].mean()), 1e-300) if relative else 1) for i in members]
+        )
         unit = np.concatenate([np.full(len(scores[i]), i) for i in members])
         total = sum(len(scores[i]) + fixed[i] for i in members)
         order = np.argsort(ranked, kind="stable")[: int(ratio * total + 1e-9)]

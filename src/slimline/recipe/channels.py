@@ -10,7 +10,6 @@ from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 from slimline.errors import SlimlineError, unknown
 from slimline.recipe.step import Globs, Ratio, Step
 
-
 WITHOUT_DATA = ("l1", "l2", "batch_norm", "geometric_median", "random")
 CRITERIA = (*WITHOUT_DATA, "obs", "feature_rank", "taylor", "fisher", "obd")
 

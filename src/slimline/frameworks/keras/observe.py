@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from slimline.errors import SlimlineError
-from slimline.frameworks.keras.functional import calls
+from slimline.frameworks.keras.functional import Call, calls
 
 Array = np.ndarray
 
@@ -36,12 +36,37 @@ def observe(
             f"Value {missing[0]!r} exists only inside a Keras layer: leave that layer in float with "
             f"keep=[{missing[0].rpartition('/')[0]!r}]."
         )
-    starts = native.inputs if given is None else [tensors[name] for name in given]
-    probe = keras.Model(starts, [tensors[name] for name in values])
+    if given is not None:
+        between = _between(native, {id(tensors[name]) for name in given}, {id(tensors[name]) for name in values})
+        for batch in batches:
+            found = {id(tensors[name]): keras.ops.convert_to_tensor(x) for name, x in zip(given, batch, strict=True)}
+            _run(between, found)
+            for name in values:
+                see(name, keras.ops.convert_to_numpy(found[id(tensors[name])]))
+        return
+    probe = keras.Model(native.inputs, [tensors[name] for name in values])
     for batch in batches:
         outputs = probe(list(batch), training=False)
         for name, output in zip(values, keras.tree.flatten(outputs), strict=True):
             see(name, keras.ops.convert_to_numpy(output))
+
+
+def _between(native: keras.Model, given: set[int], values: set[int]) -> list[Call]:
+    """The calls that make `values` of `given` (ids of tensors), in order; Keras cannot cut a model out there."""
+    wanted, found = values - given, []
+    for call in reversed(calls(native)):
+        if wanted & {id(t) for t in call.outputs}:
+            found.append(call)
+            wanted |= {id(t) for t in call.inputs} - given
+    return found[::-1]
+
+
+def _run(between: Sequence[Call], found: dict[int, Any]) -> None:
+    """Add the outputs of the calls to the tensors that were `found`."""
+    for call in between:
+        args, kwargs = keras.tree.map_structure(lambda a: found.get(id(a), a), (call.args, dict(call.kwargs)))
+        outputs = keras.tree.flatten(call.operation(*args, **kwargs))
+        found.update((id(old), new) for old, new in zip(call.outputs, outputs, strict=True))
 
 
 def named_tensors(native: keras.Model) -> dict[str, Any]:
