@@ -263,13 +263,12 @@ class _Targets:
     def rows(self, node: str, batch: int, other: Array | None) -> Array:
         """``(groups, rows, outputs)`` that the layer should give, where now `other` is added to them."""
         wanted = self.outputs[node][batch]
-        if other is None:
-            return wanted
-        return wanted + (self.others[node][batch] - other) * self.slope[node]
+        missing = 0 if other is None else (self.others[node][batch] - other) * self.slope[node]
+        return np.asarray(wanted + missing)
 
 
 def _pick(matrix: Array, kept: tuple[Array, Array]) -> Array:
-    return matrix[kept[0]][:, kept[1]]
+    return np.asarray(matrix[kept[0]][:, kept[1]])
 
 
 def _slope(before: Sequence[Array], after: Sequence[Array]) -> Array:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 Array = np.ndarray
 
+ROWS = 65536  # of a layer's inputs in its Gram matrix; more say the same
 RANK_SAMPLES = 64
 SINGLE_SAMPLES = 128
 """Samples whose feature maps are ranked, and whose gradients are taken one by one."""
@@ -111,7 +112,7 @@ class _Context:
     def grams(self, layers: Sequence[LayerMatrix]) -> dict[str, Gram]:
         """Gram matrices of the layers' inputs."""
         batches = [inputs for inputs, _ in self.samples(self.step.batch_size, self.step.samples)]
-        return collect(self.model, layers, batches)
+        return collect(self.model, layers, batches, rows=max(1, ROWS // len(batches)))
 
     def spread(self, layer: LayerMatrix, grams: Mapping[str, Gram]) -> Array:
         """What a change of the weight is measured with: the covariance where a constant can make up for the means."""

@@ -16,6 +16,7 @@ from slimline.data import Data
 from slimline.datasets import NAMES
 from slimline.graph.blocks import blocks
 from slimline.graph.cost import macs, node_macs
+from slimline.graph.kinds import kind
 from slimline.graph.placement import place
 from slimline.graph.units import Units
 from slimline.measure import certify, file_bytes, measure_latency, measure_memory, outputs, score
@@ -57,11 +58,11 @@ def tables(model: Model) -> list[Table]:
             escape(integer),
         )
     solved = Units(graph)
-    units = Table(
-        "unit", "positions", "frozen", "layers that shrink together", title="Can be pruned", title_justify="left"
-    )
+    columns = ("unit", "axis", "positions", "frozen", "layers that shrink together")
+    units = Table(*columns, title="Can be pruned", title_justify="left")
     for unit in solved.units:
-        units.add_row(escape(unit.name), str(unit.size), str(unit.frozen or ""), escape(", ".join(unit.layers)))
+        held, what = str(unit.frozen or ""), kind(solved, unit)
+        units.add_row(escape(unit.name), what, str(unit.size), held, escape(", ".join(unit.layers)))
     frozen = Table("axis", "size", "reason", title="Cannot be pruned", title_justify="left")
     for axis in solved.frozen:
         frozen.add_row(escape(axis.name), str(axis.size), escape(axis.reason))
