@@ -83,16 +83,8 @@ def single_gradients():
     net = network()
     for x, y in zip(X, Y, strict=True):
         loss = F.cross_entropy(net(torch.from_numpy(x[None])), torch.tensor([y]))
-        yield (
-            {n: p for n, p in net.named_parameters()},
-            dict(
-                zip(
-                    [n for n, _ in net.named_parameters()],
-                    torch.autograd.grad(loss, list(net.parameters())),
-                    strict=True,
-                )
-            ),
-        )
+        values = dict(net.named_parameters())
+        yield values, dict(zip(values, torch.autograd.grad(loss, list(values.values())), strict=True))
 
 
 def slices(values, function):

@@ -43,5 +43,5 @@ def test_only_the_named_kind_is_pruned(axis):
 
 def test_a_kind_that_is_not_there_is_refused():
     model, _ = made("torch", "residual")
-    with pytest.raises(sl.SlimlineError, match="There are no heads to prune.*are filters"):
+    with pytest.raises(sl.SlimlineError, match=r"There are no heads to prune.*are filters"):
         sl.plan(model, sl.ChannelPruning(ratio=0.5, axes=("heads",)))
