@@ -249,7 +249,8 @@ def _feature_rank(context: _Context, chosen: Sequence[Unit]) -> list[Scores | No
         for index, dim, places in at[name]:
             maps = np.moveaxis(np.take(array, places, axis=dim), dim, 1)
             ranks = structured.mean_ranks(maps) * len(array) / count
-            found[index] = ranks if found[index] is None else found[index] + ranks
+            total = found[index]
+            found[index] = ranks if total is None else total + ranks
 
     if at:
         context.model.adapter.observe(context.model.native, batches, list(at), see)
@@ -285,7 +286,8 @@ def _obs(context: _Context, chosen: Sequence[Unit]) -> list[Scores | None]:
             score[order] = np.maximum.accumulate(errors)
             result.append(score)
         elif producers:
-            result.append(sum(_share(layer, rows, context.arrays, grams[layer.node]) for layer, rows in producers))
+            shares = [_share(layer, rows, context.arrays, grams[layer.node]) for layer, rows in producers]
+            result.append(np.sum(shares, axis=0))
         else:
             result.append(None)
     return result

@@ -61,8 +61,8 @@ def tables(model: Model) -> list[Table]:
     columns = ("unit", "axis", "positions", "frozen", "layers that shrink together")
     units = Table(*columns, title="Can be pruned", title_justify="left")
     for unit in solved.units:
-        held, what = str(unit.frozen or ""), kind(solved, unit)
-        units.add_row(escape(unit.name), what, str(unit.size), held, escape(", ".join(unit.layers)))
+        stuck, what = str(unit.frozen or ""), kind(solved, unit)
+        units.add_row(escape(unit.name), what, str(unit.size), stuck, escape(", ".join(unit.layers)))
     frozen = Table("axis", "size", "reason", title="Cannot be pruned", title_justify="left")
     for axis in solved.frozen:
         frozen.add_row(escape(axis.name), str(axis.size), escape(axis.reason))
