@@ -195,7 +195,17 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def call(name: str, what: str) -> Any:
-    """Call ``package.module:factory``, with the working directory importable as for ``python -m``."""
+    """Call ``package.module:factory``; see `find`."""
+    try:
+        return find(name, what)()
+    except SlimlineError:
+        raise
+    except Exception as e:
+        raise SlimlineError(f"{name} failed: {type(e).__name__}: {_first_line(e)}.") from e
+
+
+def find(name: str, what: str) -> Any:
+    """What ``package.module:name`` is, with the working directory importable as for ``python -m``."""
     module_name, _, attribute = name.partition(":")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
@@ -210,12 +220,7 @@ def call(name: str, what: str) -> Any:
     if not hasattr(module, attribute):
         names = [n for n in vars(module) if not n.startswith("_")]
         raise unknown(f"name in {module_name} called", attribute, names)
-    try:
-        return getattr(module, attribute)()
-    except SlimlineError:
-        raise
-    except Exception as e:
-        raise SlimlineError(f"{name} failed: {type(e).__name__}: {_first_line(e)}.") from e
+    return getattr(module, attribute)
 
 
 def _first_line(error: Exception) -> str:
