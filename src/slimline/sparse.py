@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -59,8 +59,8 @@ def sparsify(model: Model, step: SparsePruning, data: Data | None = None, seed: 
     native = model.adapter.replace(model.native, weights)
     pruned = model.then(native, step.model_dump(mode="json"), masks=masks)
     pruned = masking.held(pruned)
-    if step.refresh and work.batches and any(node.kind == "batch_norm" for node in model.graph.nodes):
-        pruned = refreshed(pruned, work.batches, seed)
+    if work.refresh:
+        pruned = replace(pruned, native=refreshed(pruned, pruned.native, work.batches, seed))
     for entry in refused:
         log.warning("%(what)s is not pruned: %(reason)s.", entry)
     return Sparsified(pruned, refused, work.summary(masks))
@@ -117,13 +117,11 @@ def criterion(step: SparsePruning) -> tuple[str, Callable[..., Any] | None]:
     return step.criterion, found
 
 
-def refreshed(model: Model, batches: Sequence[tuple[np.ndarray, ...]], seed: int) -> Model:
-    """The model with batch-norm statistics of its own activations."""
-    from dataclasses import replace
-
-    trainer = model.adapter.trainer(model.native, None, Distillation(), seed, 1)
+def refreshed(model: Model, native: Any, batches: Sequence[tuple[np.ndarray, ...]], seed: int) -> Any:
+    """`native` with batch-norm statistics of its own activations."""
+    trainer = model.adapter.trainer(native, None, Distillation(), seed, 1)
     trainer.refresh((batch, None) for batch in batches)
-    return masking.held(replace(model, native=trainer.native()))
+    return trainer.native()
 
 
 class _Work:
@@ -148,6 +146,7 @@ class _Work:
         self.before = {name: self._matrix(name, self.stored[name]) for name in layers}
         self.old = {name: self._matrix(name, mask) for name, mask in model.masks.items() if name in layers}
         self.errors: dict[str, float] = {}
+        self.refresh = step.refresh and bool(self.batches) and any(n.kind == "batch_norm" for n in model.graph.nodes)
 
     def prune(self) -> tuple[dict[str, Array], dict[str, Array]]:
         """New weights and masks, in the layout of the framework."""
@@ -287,6 +286,8 @@ class _Work:
                 new[name] = self._fit(name, keep, gram, gram.cross)
                 tensor = self._tensor(name, new[name]).astype(self.stored[name].dtype)
                 current = self.model.adapter.replace(current, {name: tensor})
+                if self.refresh:  # the layers behind are to fit what they will really be given
+                    current = refreshed(self.model, current, self.batches, self.seed)
             else:
                 new[name] = self._fit(name, keep, self.grams[layer.node], None)
         return new

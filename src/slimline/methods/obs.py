@@ -89,7 +89,7 @@ def _trace(w: Array, inv: Array, limit: int, group: tuple[int, int] | None, cost
         for k in range(steps):
             cost = np.where(free, w * w / diagonal, np.inf)
             p = int(cost.argmin())
-            worst = max(worst, 0.5 * float(cost[p]))
+            worst = max(worst * (1 + 1e-9), 0.5 * float(cost[p]))  # the order of the turns stays that of the costs
             costs[left[p]] = worst
             column = inv[p] - factor[:k, p] @ factor[:k]
             pivot = column[p]
