@@ -191,7 +191,7 @@ def test_masks_survive_files_and_finalize_drops_them(model, tmp_path):
     assert set(loaded.masks) == set(found.masks)
     for name, mask in found.masks.items():
         np.testing.assert_array_equal(loaded.masks[name], mask)
-    assert path.read_bytes() == loaded.save(tmp_path / f"again{model.adapter.suffix}").read_bytes()
+    assert path.read_bytes() == found.save(tmp_path / f"again{model.adapter.suffix}").read_bytes()
     final = sl.finalize(loaded)
     assert not final.masks
     assert zeros(final) == zeros(found)
