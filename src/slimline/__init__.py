@@ -98,11 +98,14 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """Keeps ``slimline.compress`` the function, when importing the module of that name would bind the module."""
+    """Keeps ``slimline.compress`` and ``slimline.pruning`` what users call, when importing the modules of these names
+    would bind the modules."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "compress" and isinstance(value, ModuleType):
             value = value.compress
+        if name == "pruning" and isinstance(value, ModuleType):
+            return  # it is found when it is first used, since it needs torch
         super().__setattr__(name, value)
 
 
