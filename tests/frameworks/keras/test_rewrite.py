@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from slimline.pruning import plan
 from slimline.errors import SlimlineError
 from slimline.frameworks.keras import adapter
 from slimline.graph.plan import Plan
 from slimline.graph.units import Units
 from slimline.model import Model
+from slimline.pruning import plan
 from slimline.recipe import ChannelPruning
 from tests import zoo_keras
 
