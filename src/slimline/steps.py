@@ -88,11 +88,8 @@ def _prune(step: ChannelPruning, model: Model, context: Context) -> Done:
 
 def _prune_at_once(step: DepthPruning | ActivationPruning, model: Model, context: Context) -> Done:
     found = plan(model, step, context.data, context.seed)
-    pruned = Model(model.adapter, found.apply(model).native, model.example, model.history)
-    return Done(
-        pruned.then(pruned.native, step.model_dump(mode="json")),
-        {**step.model_dump(mode="json"), "plan": found.summary()},
-    )
+    pruned = replace(found.apply(model), history=(*model.history, step.model_dump(mode="json")))
+    return Done(pruned, {**step.model_dump(mode="json"), "plan": found.summary()})
 
 
 def _joined(before: Model, after: Model, rounds: list[dict[str, Any]]) -> dict[str, Any]:
