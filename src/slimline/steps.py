@@ -25,6 +25,7 @@ from slimline.recipe import (
     Step,
 )
 from slimline.splits import first
+from slimline.zeros import note
 
 if TYPE_CHECKING:
     from slimline.data import Data
@@ -120,9 +121,10 @@ def _sparsify(step: SparsePruning, model: Model, context: Context) -> Done:
     from slimline.sparse import sparsify
 
     record = step.model_dump(mode="json")
+    history = (*model.history, dict(record))
+    record["zeros"] = note(step, context.target)
     if step.trains:  # the recovery that follows does it
-        return Done(replace(model, history=(*model.history, record)), record)
-    history = (*model.history, record)
+        return Done(replace(model, history=history), record)
     for number, amount in enumerate(_amounts(step), 1):
         current = step.model_copy(update={"amount": amount, "schedule": "oneshot", "rounds": 1})
         found = sparsify(model, current, context.data, context.seed)
