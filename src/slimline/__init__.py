@@ -19,7 +19,11 @@ if TYPE_CHECKING:
     from slimline.compress import resume as resume
     from slimline.data import Data as Data
     from slimline.errors import SlimlineError as SlimlineError
+    from slimline.frameworks.keras.loop import PruningCallback as PruningCallback
+    from slimline.frameworks.torch.loop import pruning as pruning
+    from slimline.frameworks.torch.prune import to_torch_prune as to_torch_prune
     from slimline.journal import Run as Run
+    from slimline.masks import finalize as finalize
     from slimline.model import Model as Model
     from slimline.recipe import ActivationPruning as ActivationPruning
     from slimline.recipe import Budget as Budget
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
     from slimline.recipe import DepthPruning as DepthPruning
     from slimline.recipe import Distillation as Distillation
     from slimline.recipe import Recipe as Recipe
+    from slimline.recipe import SparsePruning as SparsePruning
     from slimline.recipe import StaticQuantization as StaticQuantization
 
 __version__ = "0.1.0"
@@ -36,6 +41,10 @@ _HOMES = {
     "slimline.data": ("Data",),
     "slimline.errors": ("SlimlineError",),
     "slimline.journal": ("Run",),
+    "slimline.frameworks.keras.loop": ("PruningCallback",),
+    "slimline.frameworks.torch.loop": ("pruning",),
+    "slimline.frameworks.torch.prune": ("to_torch_prune",),
+    "slimline.masks": ("finalize",),
     "slimline.model": ("Model",),
     "slimline.recipe": (
         "ActivationPruning",
@@ -44,6 +53,7 @@ _HOMES = {
         "DepthPruning",
         "Distillation",
         "Recipe",
+        "SparsePruning",
         "StaticQuantization",
     ),
 }
@@ -57,11 +67,16 @@ __all__ = [  # noqa: RUF022 - in the order in which they are used
     "Recipe",
     "ChannelPruning",
     "DepthPruning",
+    "SparsePruning",
     "ActivationPruning",
     "Distillation",
     "StaticQuantization",
     "plan",
     "apply",
+    "finalize",
+    "pruning",
+    "PruningCallback",
+    "to_torch_prune",
     "export",
     "compress",
     "resume",
@@ -83,11 +98,14 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """Keeps ``slimline.compress`` the function, when importing the module of that name would bind the module."""
+    """Keeps ``slimline.compress`` and ``slimline.pruning`` what users call, when importing the modules of these names
+    would bind the modules."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "compress" and isinstance(value, ModuleType):
             value = value.compress
+        if name == "pruning" and isinstance(value, ModuleType):
+            return  # it is found when it is first used, since it needs torch
         super().__setattr__(name, value)
 
 

@@ -120,7 +120,13 @@ def compress(
     chosen = wished(samples.has("train"))
 
     from slimline.compress import compress as work
+    from slimline.recipe import SparsePruning
+    from slimline.runtimes.base import usual
+    from slimline.zeros import note
 
+    for step in chosen.steps:
+        if isinstance(step, SparsePruning):
+            err.print(note(step, chosen.target or usual(loaded.framework)), soft_wrap=True, highlight=False)
     try:
         with Display(err) as display:
             run = work(

@@ -47,7 +47,7 @@ def compensate(dense: Model, pruned: Model, plan: Plan, batches: Batches, ridge:
         for level in part:
             new = _solve(level, adapter.parameters(native), lambda see: walk.on(native, see), targets, limit, ridge)  # noqa: B023
             native = adapter.replace(native, new)
-    return Model(adapter, native, pruned.example, pruned.history, pruned.quantization)
+    return replace(pruned, native=native)
 
 
 class _Walk:

@@ -14,7 +14,7 @@ from slimline.frameworks.base import adapter, adapter_for
 from slimline.journal import Run
 from slimline.model import Model
 from slimline.plans import plan
-from slimline.recipe import Budget, Distillation, Recipe, Step, load_recipe
+from slimline.recipe import Budget, Distillation, Recipe, SparsePruning, Step, load_recipe
 from slimline.recipe.recipe import check_order
 from slimline.recovery import Progress
 from slimline.runtimes.base import Runtime, runtime, usual
@@ -60,7 +60,7 @@ def load(source: Any, example_inputs: Sequence[Any] | Any | None = None, *, allo
         return _checked(Model.restored(found, native, example, metadata))
     found = adapter_for(source)
     native, example = found.load(source, given)
-    return _checked(Model(found, native, example))
+    return _checked(Model(found, native, example, masks=found.masks(source)))
 
 
 def _checked(model: Model) -> Model:
@@ -95,9 +95,8 @@ def apply(
         data = data.check(model.example)
     original = model
     for position, step in enumerate(wanted):
-        context = Context(
-            original, data, target or usual(model.framework), seed, _next(wanted, position), None, progress
-        )
+        on, following, pruning = target or usual(model.framework), _next(wanted, position), _pending(wanted, position)
+        context = Context(original, data, on, seed, following, None, progress, pruning)
         model = perform(step, model, context).model
     return model
 
@@ -105,6 +104,12 @@ def apply(
 def _next(steps: Sequence[Step], position: int) -> Distillation | None:
     following = steps[position + 1] if position + 1 < len(steps) else None
     return following if isinstance(following, Distillation) else None
+
+
+def _pending(steps: Sequence[Step], position: int) -> SparsePruning | None:
+    """The gradual pruning that the step at `position` does while it trains."""
+    before = steps[position - 1] if position else None
+    return before if isinstance(before, SparsePruning) and before.trains else None
 
 
 def export(model: Model, target: str, output: str | Path) -> Path:
@@ -284,7 +289,8 @@ def _work(run: Run, original: Model, data: Data, tell: Tell | None) -> Run:
         def work(folder: Path, name: str = name, step: Step = step, model: Model = current, at: int = position) -> Any:
             scratch = run.scratch(name)
             following = _next(recipe.steps, at)
-            context = Context(original, data, str(recipe.target), recipe.seed, following, scratch, tell)
+            pruning = _pending(recipe.steps, at)
+            context = Context(original, data, str(recipe.target), recipe.seed, following, scratch, tell, pruning)
             done = perform(step, model, context)
             save(done.model, folder)
             return done.record

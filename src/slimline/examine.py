@@ -11,7 +11,6 @@ import numpy as np
 
 from slimline.errors import SlimlineError
 from slimline.graph import cost
-from slimline.graph.ir import Graph
 from slimline.graph.units import Units
 from slimline.measure import (
     certify,
@@ -159,11 +158,12 @@ class _Layer:
     parameters: int
     macs: int
     width: int
+    sparsity: float
 
 
 def _layers(before: Model, after: Model, notes: Mapping[str, str]) -> list[LayerRow]:
     """Every layer with weights, before and after."""
-    old, new = _weights(before.graph), _weights(after.graph)
+    old, new = _weights(before), _weights(after)
     integer = after.quantization.layers if after.quantization is not None else ()
     rows = []
     for name, layer in old.items():
@@ -182,10 +182,12 @@ def _layers(before: Model, after: Model, notes: Mapping[str, str]) -> list[Layer
 
 
 def _state(layer: _Layer) -> LayerState:
-    return LayerState(shape=layer.shape, parameters=layer.parameters, macs=layer.macs, width=layer.width)
+    fields = {k: v for k, v in dataclasses.asdict(layer).items() if k != "kind"}
+    return LayerState(**fields)
 
 
-def _weights(graph: Graph) -> dict[str, _Layer]:
+def _weights(model: Model) -> dict[str, _Layer]:
+    graph, arrays = model.graph, model.parameters()
     found: dict[str, _Layer] = {}
     makers = graph.producers()
 
@@ -205,5 +207,5 @@ def _weights(graph: Graph) -> dict[str, _Layer]:
         out = graph.values[node.outputs[0]].shape
         parameters = sum(int(np.prod(graph.values[h].shape)) for h in held)
         axis = 1 if node.kind == "conv" and node.attributes["equation"].outputs[0][1] != (".",) else -1
-        found[name] = _Layer(node.kind, shape, parameters, macs, out[axis])
+        found[name] = _Layer(node.kind, shape, parameters, macs, out[axis], float(np.mean(arrays[held[0]] == 0)))
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from slimline.errors import SlimlineError
 from slimline.frameworks.base import Adapter
 from slimline.graph.ir import Graph
 from slimline.graph.quantization import Quantization
+from slimline.recipe.sparse import PackedMask
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class Model:
     example : example inputs, each ``(batch, …)``.
     history : one entry per step that made it: ``{"step": …, the step's fields …}``.
     quantization : integer grids, once a quantization step has set them; `native` then simulates them.
+    masks : by weight name, boolean and of the weight's shape: what is False is zero and stays zero through every
+        step that follows, until `slimline.finalize`.
     """
 
     adapter: Adapter
@@ -34,6 +37,7 @@ class Model:
     example: tuple[np.ndarray, ...]
     history: tuple[Mapping[str, Any], ...] = ()
     quantization: Quantization | None = None
+    masks: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @cached_property
     def graph(self) -> Graph:
@@ -53,9 +57,17 @@ class Model:
         """Every stored tensor by the user's own name."""
         return self.adapter.parameters(self.native)
 
-    def then(self, native: Any, step: Mapping[str, Any], quantization: Quantization | None = None) -> Model:
-        """The model that `step` made of this one."""
-        return Model(self.adapter, native, self.example, (*self.history, step), quantization or self.quantization)
+    def then(
+        self,
+        native: Any,
+        step: Mapping[str, Any],
+        quantization: Quantization | None = None,
+        masks: Mapping[str, np.ndarray] | None = None,
+    ) -> Model:
+        """The model that `step` made of this one; its masks stay unless there are new ones."""
+        history = (*self.history, step)
+        quantization = quantization or self.quantization
+        return Model(self.adapter, native, self.example, history, quantization, self.masks if masks is None else masks)
 
     @classmethod
     def restored(
@@ -69,6 +81,7 @@ class Model:
             example,
             tuple(metadata.get("history", ())),
             None if quantization is None else Quantization.model_validate(quantization),
+            {name: PackedMask.model_validate(mask).array() for name, mask in metadata.get("masks", {}).items()},
         )
 
     def save(self, path: str | Path) -> Path:
@@ -81,5 +94,7 @@ class Model:
         metadata: dict[str, Any] = {"history": list(self.history)}
         if self.quantization is not None:
             metadata["quantization"] = self.quantization.model_dump(mode="json")
+        if self.masks:
+            metadata["masks"] = {name: PackedMask.of(mask).model_dump(mode="json") for name, mask in self.masks.items()}
         self.adapter.save(self.native, path, self.example, metadata)
         return path

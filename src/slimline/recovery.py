@@ -16,6 +16,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,10 +30,11 @@ from slimline.frameworks.base import Array, Batch
 from slimline.methods.distillation import class_axis
 from slimline.methods.schedules import warmup_cosine
 from slimline.model import Model
-from slimline.recipe import Distillation
+from slimline.recipe import Distillation, SparsePruning
 
 if TYPE_CHECKING:
     from slimline.data import Data
+    from slimline.masker import Masker
 
 log = logging.getLogger(__name__)
 
@@ -73,12 +75,14 @@ def recover(
     seed: int,
     checkpoint: Path | None = None,
     progress: Callable[[Progress], None] | None = None,
+    pruning: SparsePruning | None = None,
 ) -> Recovered:
     """Train `student` towards `teacher`, and return the best of its epochs.
 
-    Batch-norm statistics are recomputed first. After each epoch the selection split gives a score: the mean
-    of `data`'s own metric, else accuracy, else (without labels) the part of samples classed as the teacher
-    does or, for ``loss="mse"``, the negative mean squared distance from the teacher's outputs.
+    What the student's masks set to zero stays zero. Batch-norm statistics are recomputed first. After each epoch
+    the selection split gives a score: the mean of `data`'s own metric, else accuracy, else (without labels) the part
+    of samples classed as the teacher does or, for ``loss="mse"``, the negative mean squared distance from the
+    teacher's outputs.
 
     Parameters
     ----------
@@ -86,6 +90,7 @@ def recover(
     seed : decides the order of the samples, augmentation and dropout.
     checkpoint : folder in which ``recovery.safetensors`` keeps the state to resume from; made when missing.
     progress : told after every optimiser step.
+    pruning : prunes gradually while the student trains; only epochs that end with all of it done can be the best.
 
     Raises
     ------
@@ -99,19 +104,31 @@ def recover(
     per_epoch = -(-len(train) // step.batch_size)
     total = step.epochs * per_epoch
     trainer = student.adapter.trainer(student.native, teacher.native, step, seed, total)
-    store = None if checkpoint is None else _Store(checkpoint, _fingerprint(student, teacher, step, seed, len(train)))
+    masker = None if pruning is None else _masker(pruning, student, step, seed, len(train))
+    trainer.hold(student.masks)
+    facts = [s.model_dump(mode="json") for s in (step, pruning) if s is not None]
+    store = None if checkpoint is None else _Store(checkpoint, _fingerprint(student, teacher, facts, seed, len(train)))
+
+    def state_now() -> dict[str, Array]:
+        return trainer.state() | ({} if masker is None else masker.state())
+
+    def restore(state: Mapping[str, Array]) -> None:
+        trainer.restore(state)
+        if masker is not None:
+            masker.restore(state)
+            trainer.hold({**student.masks, **masker.masks})
 
     saved = None if store is None else store.read()
     if saved is None:
         start = time.perf_counter()
         trainer.refresh(islice(train.batches(step.batch_size, seed=seed, epoch=0), step.refresh_batches))
-        records = [_record(0, None, score(trainer.predict), 0.0, start)]
-        best = trainer.state()
+        records = [_record(0, None, score(trainer.predict), 0.0, start, masker)]
+        best = state_now()
         if store is not None:
             store.write(best, best, records)
     else:
         records, state, best = saved
-        trainer.restore(state)
+        restore(state)
 
     while len(records) <= step.epochs and not _stale(records, step.patience):
         start, epoch = time.perf_counter(), len(records)
@@ -121,32 +138,58 @@ def recover(
             done = (epoch - 1) * per_epoch + len(losses)
             rate = step.learning_rate * warmup_cosine(done, total, step.warmup)
             losses.append(_finite(trainer.step(batch, rate), epoch, step))
+            if masker is not None and masker.advance(trainer.weights, partial(trainer.gradients, batch)):
+                trainer.hold({**student.masks, **masker.masks})
             if progress is not None:
                 progress(Progress("recovery", min(done + 1, total), total, {"epoch": epoch, "loss": losses[-1]}))
-        records.append(_record(epoch, float(np.mean(losses)), score(trainer.predict), rate, start))
-        state = trainer.state()
+        records.append(_record(epoch, float(np.mean(losses)), score(trainer.predict), rate, start, masker))
+        state = state_now()
         if _best(records) == epoch:
             best = state
         if store is not None:
             store.write(state, best, records)
         log.info("recovery epoch %(epoch)d: loss %(loss).4g, score %(score).4f", records[-1])
 
-    trainer.restore(best)
-    return Recovered(student.then(trainer.native(), step.model_dump(mode="json")), records, _best(records))
+    restore(best)
+    masks = student.masks if masker is None else {**student.masks, **masker.masks}
+    found = student.then(trainer.native(), step.model_dump(mode="json"), masks=masks)
+    return Recovered(found, records, _best(records))
 
 
-def _record(epoch: int, loss: float | None, score: float, rate: float, start: float) -> dict[str, Any]:
+def _masker(pruning: SparsePruning, student: Model, step: Distillation, seed: int, samples: int) -> Masker:
+    from slimline.masker import Masker
+    from slimline.sparse import chosen
+
+    layers, refused = chosen(student, pruning)
+    for entry in refused:
+        log.warning("%(what)s is not pruned: %(reason)s.", entry)
+    shapes = {name: student.graph.values[name].shape for name in layers}
+    whole, rest = divmod(samples, step.batch_size)
+    steps = whole + (2 * rest >= min(step.batch_size, samples) and rest > 0)
+    return Masker(pruning, layers, shapes, step.epochs * steps, seed, student.masks)
+
+
+def _record(
+    epoch: int, loss: float | None, score: float, rate: float, start: float, masker: Masker | None
+) -> dict[str, Any]:
     seconds = round(time.perf_counter() - start, 3)
-    return {"epoch": epoch, "loss": loss, "score": score, "rate": rate, "seconds": seconds}
+    found = {"epoch": epoch, "loss": loss, "score": score, "rate": rate, "seconds": seconds}
+    return found if masker is None else {**found, "sparsity": round(masker.sparsity, 6), "pruned": masker.settled}
 
 
 def _best(records: list[dict[str, Any]]) -> int:
-    """The latest of the best epochs: of equal scores, the one trained longer."""
-    return max(range(len(records)), key=lambda epoch: (records[epoch]["score"], epoch))
+    """The latest of the best epochs: of equal scores, the one trained longer; while pruning goes on, the latest."""
+    return max(range(len(records)), key=lambda e: (_pruned(records[e]), _pruned(records[e]) and records[e]["score"], e))
+
+
+def _pruned(record: Mapping[str, Any]) -> bool:
+    return bool(record.get("pruned", True))
 
 
 def _stale(records: list[dict[str, Any]], patience: int | None) -> bool:
-    scores = [record["score"] for record in records]
+    scores = [record["score"] for record in records if _pruned(record)]
+    if not scores:
+        return False
     return patience is not None and len(scores) - 1 - scores.index(max(scores)) >= patience
 
 
@@ -224,9 +267,9 @@ def _check_real(step: Distillation, labels: Array, outputs: Array) -> None:
         )
 
 
-def _fingerprint(student: Model, teacher: Model, step: Distillation, seed: int, samples: int) -> str:
+def _fingerprint(student: Model, teacher: Model, steps: list[dict[str, Any]], seed: int, samples: int) -> str:
     """What makes two recoveries the same, as far as it is cheap to know."""
-    digest = hashlib.sha256(json.dumps([step.model_dump(mode="json"), seed, samples]).encode())
+    digest = hashlib.sha256(json.dumps([steps, seed, samples]).encode())
     for model in (student, teacher):
         for name, array in sorted(model.parameters().items()):
             digest.update(f"{name} {array.dtype} {array.shape}".encode())

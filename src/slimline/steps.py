@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from slimline.errors import SlimlineError
+from slimline.masks import held
 from slimline.methods.schedules import ratios
 from slimline.model import Model
 from slimline.plans import plan
 from slimline.pruning import plan as plan_channels
-from slimline.recipe import ActivationPruning, ChannelPruning, DepthPruning, Distillation, StaticQuantization, Step
+from slimline.recipe import (
+    ActivationPruning,
+    ChannelPruning,
+    DepthPruning,
+    Distillation,
+    SparsePruning,
+    StaticQuantization,
+    Step,
+)
 from slimline.splits import first
+from slimline.zeros import note
 
 if TYPE_CHECKING:
     from slimline.data import Data
@@ -35,6 +45,7 @@ class Context:
     target : the runtime the result is for.
     recovery : the `Distillation` that follows, which an iterative schedule runs after each of its rounds.
     checkpoint : where training leaves its state, or None.
+    pruning : the gradual `SparsePruning` that came before, which happens while this step trains.
     """
 
     original: Model
@@ -44,6 +55,7 @@ class Context:
     recovery: Distillation | None = None
     checkpoint: Path | None = None
     tell: Tell | None = None
+    pruning: SparsePruning | None = None
 
 
 @dataclass(frozen=True)
@@ -55,8 +67,9 @@ class Done:
 
 
 def perform(step: Step, model: Model, context: Context) -> Done:
-    """Do one step."""
-    return _DO[type(step)](step, model, context)
+    """Do one step; what the model's masks set to zero stays zero."""
+    done = _DO[type(step)](step, model, context)
+    return Done(held(done.model), done.record)
 
 
 def _prune(step: ChannelPruning, model: Model, context: Context) -> Done:
@@ -73,17 +86,14 @@ def _prune(step: ChannelPruning, model: Model, context: Context) -> Done:
             at = context.checkpoint and context.checkpoint / f"round-{number}"
             model = _recover(context.recovery, model, _at(context, at)).model
     record = {**step.model_dump(mode="json"), "plan": rounds[-1] if len(rounds) == 1 else _joined(start, model, rounds)}
-    model = Model(model.adapter, model.native, model.example, (*history, step.model_dump(mode="json")))
+    model = replace(model, history=(*history, step.model_dump(mode="json")))
     return Done(model, record)
 
 
 def _prune_at_once(step: DepthPruning | ActivationPruning, model: Model, context: Context) -> Done:
     found = plan(model, step, context.data, context.seed)
-    pruned = Model(model.adapter, found.apply(model).native, model.example, model.history)
-    return Done(
-        pruned.then(pruned.native, step.model_dump(mode="json")),
-        {**step.model_dump(mode="json"), "plan": found.summary()},
-    )
+    pruned = replace(found.apply(model), history=(*model.history, step.model_dump(mode="json")))
+    return Done(pruned, {**step.model_dump(mode="json"), "plan": found.summary()})
 
 
 def _compensated(dense: Model, pruned: Model, found: Plan, step: ChannelPruning, context: Context) -> Model:
@@ -118,8 +128,34 @@ def _rounds(step: ChannelPruning) -> Iterator[ChannelPruning]:
         )
 
 
+def _sparsify(step: SparsePruning, model: Model, context: Context) -> Done:
+    from slimline.sparse import sparsify
+
+    record = step.model_dump(mode="json")
+    history = (*model.history, dict(record))
+    record["zeros"] = note(step, context.target)
+    if step.trains:  # the recovery that follows does it
+        return Done(replace(model, history=history), record)
+    for number, amount in enumerate(_amounts(step), 1):
+        current = step.model_copy(update={"amount": amount, "schedule": "oneshot", "rounds": 1})
+        found = sparsify(model, current, context.data, context.seed)
+        model = found.model
+        if number < step.rounds and context.recovery is not None:
+            at = context.checkpoint and context.checkpoint / f"round-{number}"
+            model = held(_recover(context.recovery, model, _at(context, at)).model)
+    record |= {"refused": found.refused, "sparsity": found.layers}
+    return Done(replace(model, history=history), record)
+
+
+def _amounts(step: SparsePruning) -> list[float | int | None]:
+    """What is gone after each round."""
+    if step.schedule != "iterative" or step.amount is None:
+        return [step.amount]
+    return list(ratios("iterative", step.rounds, float(step.amount)))
+
+
 def _at(context: Context, checkpoint: Path | None) -> Context:
-    return Context(context.original, context.data, context.target, context.seed, None, checkpoint, context.tell)
+    return replace(context, recovery=None, checkpoint=checkpoint, pruning=None)
 
 
 def _recover(step: Distillation, model: Model, context: Context) -> Done:
@@ -127,7 +163,9 @@ def _recover(step: Distillation, model: Model, context: Context) -> Done:
 
     if context.data is None:
         raise SlimlineError("Distillation needs data: pass slimline.Data with train=(x, y) or train=(x,).")
-    found = recover(model, context.original, step, context.data, context.seed, context.checkpoint, context.tell)
+    found = recover(
+        model, context.original, step, context.data, context.seed, context.checkpoint, context.tell, context.pruning
+    )
     history = [{k: v for k, v in r.items() if k != "seconds"} for r in found.records]
     return Done(found.model, {**step.model_dump(mode="json"), "best_epoch": found.best_epoch, "history": history})
 
@@ -145,7 +183,9 @@ def _quantize(step: StaticQuantization, model: Model, context: Context) -> Done:
     return Done(quantized, record)
 
 
-def calibration_batches(step: ChannelPruning | StaticQuantization, data: Data) -> list[tuple[np.ndarray, ...]]:
+def calibration_batches(
+    step: ChannelPruning | SparsePruning | StaticQuantization, data: Data
+) -> list[tuple[np.ndarray, ...]]:
     """The first `step.samples` calibration samples, `step.batch_size` at a time."""
     return first(data.split("calibration"), step.samples, step.batch_size)
 
@@ -155,5 +195,6 @@ _DO: dict[type[Step], Callable[[Any, Model, Context], Done]] = {
     DepthPruning: _prune_at_once,
     ActivationPruning: _prune_at_once,
     Distillation: _recover,
+    SparsePruning: _sparsify,
     StaticQuantization: _quantize,
 }

@@ -1,11 +1,12 @@
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slimline.methods.schedules import ratios, warmup_cosine
+from slimline.methods.schedules import dense_phase, ratios, regrown, sparsity, warmup_cosine
 
 
 def test_the_rise_is_linear_and_the_fall_a_cosine():
@@ -37,3 +38,26 @@ def test_rounds_are_equal_parts_that_end_at_the_target(rounds, target):
     assert np.diff([0, *found]) == pytest.approx(target / rounds)
     assert ratios("uniform", rounds, target) == found
     assert ratios("oneshot", rounds, target) == [target]
+
+
+def test_sparsity_schedules_end_at_the_target():
+    for schedule in ("constant", "polynomial", "exponential"):
+        assert sparsity(schedule, 1.0, 0.9) == pytest.approx(0.9)
+    assert sparsity("polynomial", 0.0, 0.9) == 0
+    assert sparsity("polynomial", 0.5, 0.9) == pytest.approx(0.9 * (1 - 0.5**3))
+    assert sparsity("polynomial", 0.5, 0.9, power=1) == pytest.approx(0.45)
+    assert sparsity("exponential", 0.5, 0.99) == pytest.approx(0.9)
+    assert sparsity("exponential", 1.0, 1.0) == 1.0
+    steps = [sparsity("polynomial", t, 0.8) for t in np.linspace(0, 1, 20)]
+    assert all(a <= b for a, b in pairwise(steps))
+
+
+def test_dense_and_sparse_phases_take_turns():
+    dense = [dense_phase(step, 4, 12, 2) for step in range(16)]
+    assert dense == [True] * 4 + [False, False, True, True, False, False, True, True] + [False] * 4
+
+
+def test_what_is_exchanged_falls_to_nothing():
+    assert regrown(0, 0.3) == pytest.approx(0.3)
+    assert regrown(0.5, 0.3) == pytest.approx(0.15)
+    assert regrown(1, 0.3) == pytest.approx(0, abs=1e-12)

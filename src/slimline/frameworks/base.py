@@ -35,6 +35,18 @@ class Trainer(Protocol):
     def step(self, batch: Batch, rate: float) -> float:
         """One optimiser step at learning rate `rate`; the loss before it."""
 
+    def hold(self, masks: Mapping[str, Array]) -> None:
+        """Keep at zero, from now on, every weight whose mask (by graph name, True stays) is False.
+
+        Replaces what was held before; what is free again begins at zero, without momentum.
+        """
+
+    def weights(self) -> dict[str, Array]:
+        """Copies of the trainable weights as they are, by graph name."""
+
+    def gradients(self, batch: Batch) -> dict[str, Array]:
+        """Of the training loss in inference mode, by graph name, of held weights too; nothing is changed."""
+
     def predict(self, inputs: tuple[Array, ...]) -> Array:
         """The student's outputs in inference mode."""
 
@@ -60,6 +72,9 @@ class Adapter(Protocol):
 
     def load(self, source: Any, example: tuple[Array, ...] | None) -> tuple[Any, tuple[Array, ...]]:
         """The native model of the user's `source`, and example inputs (made from the input shapes where None)."""
+
+    def masks(self, source: Any) -> dict[str, Array]:
+        """Masks that the user's `source` brings along, by weight name; True stays."""
 
     def read(self, native: Any, example: tuple[Array, ...]) -> Graph:
         """The neutral graph."""

@@ -22,6 +22,13 @@ if TYPE_CHECKING:
 Index = NDArray[np.int64]
 
 
+def _slice(array: NDArray[Any], kept: tuple[Index | None, ...]) -> NDArray[Any]:
+    for axis, index in enumerate(kept):
+        if index is not None:
+            array = array.take(index, axis)
+    return array
+
+
 class Plan:
     """Positions of units that go. Printable, JSON-serialisable; `mask` and `apply` carry it out.
 
@@ -142,9 +149,9 @@ class Plan:
 
     def apply(self, model: Model) -> Model:
         """A new model from which the positions are really removed."""
-        return model.then(
-            model.adapter.apply(model.native, self, model.example), {"step": "prune", "plan": self.summary()}
-        )
+        native = model.adapter.apply(model.native, self, model.example)
+        masks = {name: _slice(mask, self.kept(name)) for name, mask in model.masks.items()}
+        return model.then(native, {"step": "prune", "plan": self.summary()}, masks=masks)
 
     def summary(self) -> dict[str, Any]:
         """What goes and what is left, ready for JSON."""

@@ -65,7 +65,8 @@ class Figures(BaseModel):
 
 
 class LayerState(BaseModel):
-    """One layer: shape of its weight, parameters, multiply-accumulates for one sample, and output channels."""
+    """One layer: shape of its weight, parameters, multiply-accumulates for one sample, output channels, and the part of
+    its weight that is zero."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -73,6 +74,7 @@ class LayerState(BaseModel):
     parameters: int | None = None
     macs: int | None = None
     width: int | None = None
+    sparsity: float | None = None
 
 
 class LayerRow(BaseModel):

@@ -31,3 +31,37 @@ def ratios(schedule: Literal["oneshot", "uniform", "iterative"], rounds: int, ta
     if schedule == "oneshot":
         return [target]
     return [target * done / rounds for done in range(1, rounds)] + [target]
+
+
+SparsitySchedule = Literal["constant", "polynomial", "exponential", "acdc"]
+
+
+def sparsity(schedule: SparsitySchedule, progress: float, target: float, power: float = 3.0) -> float:
+    """The part of the weights that is pruned at `progress` in [0, 1] of a schedule's time; `target` at its end.
+
+    ``constant``: all at once. ``polynomial``: ``target (1 - (1 - t)^power)``, fast at first (Zhu and Gupta 2017,
+    arXiv:1710.01878; cubic by default). ``exponential``: what stays decays exponentially, ``1 - (1 - target)^t``.
+    ``acdc`` has its own time, see `dense_phase`.
+    """
+    t = min(max(progress, 0.0), 1.0)
+    if schedule == "polynomial":
+        return target * (1 - float((1 - t) ** power))
+    if schedule == "exponential":
+        return target if t == 1 else 1 - float((1 - target) ** t)
+    return target
+
+
+def dense_phase(step: int, begin: int, end: int, length: int) -> bool:
+    """Whether alternating training is dense at a step (AC/DC, Peste et al. 2021, arXiv:2106.12379).
+
+    Dense before `begin`; then phases of `length` steps, sparse and dense by turns; sparse from `end` on.
+    """
+    return step < begin or (step < end and (step - begin) // length % 2 == 1)
+
+
+def regrown(progress: float, part: float) -> float:
+    """The part of the weights that stay which is exchanged, at `progress` in [0, 1]: a cosine from `part` to zero.
+
+    Evci et al. 2020 (RigL), arXiv:1911.11134.
+    """
+    return float(part / 2 * (1 + np.cos(np.pi * min(max(progress, 0.0), 1.0))))

@@ -6,6 +6,7 @@ from slimline.recipe.channels import ChannelPruning
 from slimline.recipe.depth import DepthPruning
 from slimline.recipe.quantization import StaticQuantization
 from slimline.recipe.recipe import Recipe, check_order, load_recipe, parse, presets
+from slimline.recipe.sparse import SparsePruning
 from slimline.recipe.step import Step
 from slimline.recipe.steps import STEPS, AnyStep
 from slimline.recipe.training import Distillation
@@ -19,6 +20,7 @@ __all__ = [
     "DepthPruning",
     "Distillation",
     "Recipe",
+    "SparsePruning",
     "StaticQuantization",
     "Step",
     "check_order",

@@ -14,11 +14,13 @@ from slimline.errors import SlimlineError, unknown
 from slimline.recipe.budget import Budget
 from slimline.recipe.channels import ChannelPruning
 from slimline.recipe.config import Config, as_mapping
+from slimline.recipe.sparse import SparsePruning
 from slimline.recipe.step import Step
 from slimline.recipe.steps import STEPS, AnyStep
 
 ORDER = {
     ("quantization", "structural"): "its integer grids belong to the shapes they were measured with",
+    ("quantization", "sparse"): "its weights are on integer grids already",
     ("quantization", "recovery"): "training moves weights off their integer grids",
     ("quantization", "quantization"): "the values are on integer grids already",
 }
@@ -90,6 +92,11 @@ def check_order(steps: Sequence[Step], done: Sequence[str] = ()) -> None:
             raise SlimlineError(
                 "Iterative ChannelPruning recovers after every round: let a Distillation step follow, or use schedule: "
                 "uniform."
+            )
+        if isinstance(step, SparsePruning) and step.schedule != "oneshot" and not recovered:
+            raise SlimlineError(
+                f"SparsePruning with schedule: {step.schedule} prunes while the network trains: let a Distillation "
+                "step follow, or use schedule: oneshot."
             )
         earlier.append((name, step.kind))
 

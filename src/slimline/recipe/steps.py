@@ -10,14 +10,16 @@ from slimline.recipe.activations import ActivationPruning
 from slimline.recipe.channels import ChannelPruning
 from slimline.recipe.depth import DepthPruning
 from slimline.recipe.quantization import StaticQuantization
+from slimline.recipe.sparse import SparsePruning
 from slimline.recipe.step import Step
 from slimline.recipe.training import Distillation
 
 AnyStep = Annotated[
-    ActivationPruning | ChannelPruning | DepthPruning | Distillation | StaticQuantization,
+    ActivationPruning | ChannelPruning | DepthPruning | Distillation | SparsePruning | StaticQuantization,
     Field(discriminator="step"),
 ]
 
 STEPS: dict[str, type[Step]] = {
-    c.__name__: c for c in (ActivationPruning, ChannelPruning, DepthPruning, Distillation, StaticQuantization)
+    c.__name__: c
+    for c in (ActivationPruning, ChannelPruning, DepthPruning, Distillation, SparsePruning, StaticQuantization)
 }

@@ -186,6 +186,7 @@ def _layers(layers: list[LayerRow]) -> list[dict[str, Any]]:
                 "after_bar": _bar(None if after is None else after.width, widest),
                 "parameters": (_count(row.before.parameters), "–" if after is None else _count(after.parameters)),
                 "macs": (_count(row.before.macs), "–" if after is None else _count(after.macs)),
+                "zeros": f"{after.sparsity:.0%}" if after is not None and (after.sparsity or 0) >= 0.005 else "",
                 "precision": row.precision,
                 "note": row.note,
             }

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from slimline import pruning
 from slimline.errors import SlimlineError
 from slimline.frameworks.keras import adapter
 from slimline.graph.plan import Plan
 from slimline.graph.units import Units
 from slimline.model import Model
+from slimline.pruning import plan
 from slimline.recipe import ChannelPruning
 from tests import zoo_keras
 
@@ -73,7 +73,7 @@ def test_small_models(name: str, factors: str, tmp_path: object) -> None:
     model = load(zoo_keras.SMALL[name]())
     for ratio in (0.3, 0.6):
         step = ChannelPruning(ratio=ratio, criterion="random", factors=factors)  # type: ignore[arg-type]
-        small = assert_exact(model, pruning.plan(model, step, seed=int(10 * ratio)))
+        small = assert_exact(model, plan(model, step, seed=int(10 * ratio)))
     if factors == "all":
         assert_useful(small, tmp_path)
 
@@ -84,7 +84,7 @@ def test_small_models(name: str, factors: str, tmp_path: object) -> None:
 def test_applications(name: str, tmp_path: object) -> None:
     model = load(zoo_keras.APPLICATIONS[name]())
     for ratio in (0.3, 0.6):
-        small = assert_exact(model, pruning.plan(model, ChannelPruning(ratio=ratio, criterion="random")))
+        small = assert_exact(model, plan(model, ChannelPruning(ratio=ratio, criterion="random")))
     assert_useful(small, tmp_path)
 
 

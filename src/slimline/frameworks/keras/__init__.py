@@ -45,6 +45,10 @@ class KerasAdapter:
 
         return load.load(source, example)
 
+    def masks(self, source: Any) -> dict[str, Array]:
+        """None: Keras layers carry no masks of their own."""
+        return {}
+
     def read(self, native: Any, example: tuple[Array, ...]) -> Graph:
         """See `read.read`."""
         from slimline.frameworks.keras import read

@@ -48,6 +48,8 @@ class KerasTrainer:
         self._decayed = [v.ndim > 1 for v in self._student.trainable_variables]
         self._optimizer = self._make_optimizer()
         self._train: Callable[..., tf.Tensor] | None = None
+        self._slopes: Callable[..., list[tf.Tensor]] | None = None
+        self._masks: dict[str, tf.Variable] = {}
         self._infer = tf.function(_outputs(self._student, training=False), input_signature=[_signature(self._student)])
 
     def refresh(self, batches: Iterable[Batch]) -> None:
@@ -66,15 +68,52 @@ class KerasTrainer:
 
     def step(self, batch: Batch, rate: float) -> float:
         """One step of the optimiser at learning rate `rate`; the loss before it."""
-        inputs, labels = batch
-        if self._teacher is not None and self._config.alpha == 1:
-            labels = None
+        operands = self._operands(batch)
         if self._train is None:
-            self._train = self._compile(labels)
+            self._train = self._compile(operands)
         self._optimizer.learning_rate = rate
         with _bfloat16(self._config.precision == "bfloat16"):
-            loss = self._train(_tensors(inputs), *(() if labels is None else (labels,)))
-        return float(loss)
+            return float(self._train(*operands))
+
+    def hold(self, masks: Mapping[str, Array]) -> None:
+        """Keep weights at zero, and their moments where the mask is or was False."""
+        weights = self._named()
+        slots = self._optimizer.variables[2:]  # behind its counter and its rate
+        each = len(slots) // len(weights)
+        places = {name: slots[i * each : (i + 1) * each] for i, name in enumerate(weights)}
+        if set(masks) != set(self._masks):  # they are part of the compiled step
+            self._masks, self._train = {n: tf.Variable(np.ones(m.shape, np.float32)) for n, m in masks.items()}, None
+        for name, mask in masks.items():
+            stays = self._masks[name].numpy() * mask
+            self._masks[name].assign(mask.astype(np.float32))
+            weights[name].assign(weights[name] * mask)
+            for moment in places[name]:
+                moment.assign(moment * stays)
+
+    def weights(self) -> dict[str, Array]:
+        """Copies of the trainable weights."""
+        return {name: np.array(variable) for name, variable in self._named().items()}
+
+    def gradients(self, batch: Batch) -> dict[str, Array]:
+        """Of the training loss in inference mode; nothing is changed."""
+        operands = self._operands(batch)
+        if self._slopes is None:
+            graph = self._graph(training=False)
+            self._slopes = tf.function(lambda *x: graph(*x)[1], input_signature=self._signatures(operands))
+        return {n: np.array(g) for n, g in zip(self._named(), self._slopes(*operands), strict=True)}
+
+    def _named(self) -> dict[str, Any]:
+        """The trainable variables by the names they have in the source's graph."""
+        names = {id(v): name for name, v in variables(self._source).items()}
+        pairs = zip(self._source.trainable_variables, self._student.trainable_variables, strict=True)
+        return {names[id(source)]: own for source, own in pairs}
+
+    def _operands(self, batch: Batch) -> tuple[Any, ...]:
+        """What the compiled functions take: the inputs, and the labels if they matter."""
+        inputs, labels = batch
+        if labels is None or (self._teacher is not None and self._config.alpha == 1):
+            return (_tensors(inputs),)
+        return _tensors(inputs), labels
 
     def predict(self, inputs: tuple[Array, ...]) -> Array:
         """The student's first output in inference mode, float32."""
@@ -112,27 +151,44 @@ class KerasTrainer:
         made.build(weights)
         return made
 
-    def _compile(self, labels: Array | None) -> Callable[..., tf.Tensor]:
-        """The training step as a compiled function of ``(inputs)`` or ``(inputs, labels)``, of any batch size."""
-        signature = [_signature(self._student)]
-        if labels is not None:
-            signature.append(tf.TensorSpec((None, *labels.shape[1:]), labels.dtype))
-        weights = self._student.trainable_variables
-        student = _logits(self._student, training=True)
-        teacher = None if self._teacher is None else _logits(self._teacher, training=False)
-        coupled = self._config.weight_decay if self._config.optimizer == "sgd" else 0.0
+    def _signatures(self, operands: tuple[Any, ...]) -> list[Any]:
+        """Of compiled functions of ``(inputs)`` or ``(inputs, labels)``, of any batch size."""
+        labels = [tf.TensorSpec((None, *x.shape[1:]), x.dtype) for x in operands[1:]]
+        return [_signature(self._student), *labels]
 
-        def train(inputs: list[tf.Tensor], labels: tf.Tensor | None = None) -> tf.Tensor:
+    def _graph(self, training: bool) -> Callable[..., tuple[tf.Tensor, list[tf.Tensor]]]:
+        """The loss and its gradients, as a function to be compiled."""
+        weights = self._student.trainable_variables
+        student = _logits(self._student, training)
+        teacher = None if self._teacher is None else _logits(self._teacher, training=False)
+
+        def run(inputs: list[tf.Tensor], labels: tf.Tensor | None = None) -> tuple[tf.Tensor, list[tf.Tensor]]:
             wanted = None if teacher is None else teacher(inputs)
             with tf.GradientTape() as tape:
                 loss = self._loss(student(inputs), wanted, labels)
             found = tape.gradient(loss, weights, unconnected_gradients="zero")
+            return loss, [tf.convert_to_tensor(g) for g in found]
+
+        return run
+
+    def _compile(self, operands: tuple[Any, ...]) -> Callable[..., tf.Tensor]:
+        """The training step as a compiled function."""
+        named = self._named()
+        weights = list(named.values())
+        run = self._graph(training=True)
+        coupled = self._config.weight_decay if self._config.optimizer == "sgd" else 0.0
+
+        def train(*operands: Any) -> tf.Tensor:
+            loss, found = run(*operands)
             if coupled:
                 found = [g + coupled * w if d else g for g, w, d in zip(found, weights, self._decayed, strict=True)]
+            found = [g * self._masks[n] if n in self._masks else g for n, g in zip(named, found, strict=True)]
             self._optimizer.apply(found, weights)
+            for name, mask in self._masks.items():
+                named[name].assign(named[name] * mask)
             return loss
 
-        compiled: Callable[..., tf.Tensor] = tf.function(train, input_signature=signature)
+        compiled: Callable[..., tf.Tensor] = tf.function(train, input_signature=self._signatures(operands))
         return compiled
 
     def _loss(self, given: tf.Tensor, wanted: tf.Tensor | None, labels: tf.Tensor | None) -> tf.Tensor:

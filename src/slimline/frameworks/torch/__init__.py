@@ -36,6 +36,12 @@ class TorchAdapter:
         """See `slimline.frameworks.torch.read.load`."""
         return read.load(source, example)
 
+    def masks(self, source: Any) -> dict[str, Array]:
+        """See `slimline.frameworks.torch.prune.masks`."""
+        from slimline.frameworks.torch.prune import masks
+
+        return masks(source)
+
     def read(self, native: Native, example: tuple[Array, ...]) -> Graph:
         """See `slimline.frameworks.torch.read.read`."""
         return read.read(native, example)

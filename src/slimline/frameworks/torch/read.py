@@ -17,6 +17,7 @@ from slimline.frameworks.torch import native as natives
 from slimline.frameworks.torch import rules, rules_shape  # noqa: F401  # they fill the registry
 from slimline.frameworks.torch.call import Call
 from slimline.frameworks.torch.native import Native, set_training, to_tensors
+from slimline.frameworks.torch.prune import plain
 from slimline.frameworks.torch.registry import constant, rule_for
 from slimline.graph.ir import Graph, Node, Value
 
@@ -46,6 +47,8 @@ def load(
     """
     if isinstance(source, Native):
         return copy.deepcopy(source).eval(), _need(example)
+    if isinstance(source, nn.Module):
+        source = plain(source)
     _finite(source.state_dict if isinstance(source, torch.export.ExportedProgram) else source.state_dict())
     if isinstance(source, torch.export.ExportedProgram):
         return _from_program(source, example)

@@ -21,8 +21,9 @@ from torch import nn
 from slimline.errors import SlimlineError
 from slimline.frameworks.base import Array
 from slimline.frameworks.torch import native as natives
-from slimline.frameworks.torch import read
+from slimline.frameworks.torch import prune, read
 from slimline.frameworks.torch.native import Native
+from slimline.recipe.sparse import PackedMask
 
 _METADATA = "slimline.json"
 _EXAMPLE = "slimline_example.safetensors"
@@ -175,4 +176,5 @@ def _open_pickle(
         raise SlimlineError(
             f"{path} holds a {type(module).__name__}, not a module: give package.module:factory with --weights."
         )
-    return (*read.load(module, example), {})
+    masks = {name: PackedMask.of(mask).model_dump(mode="json") for name, mask in prune.masks(module).items()}
+    return (*read.load(module, example), {"masks": masks} if masks else {})

@@ -41,6 +41,7 @@ class TorchTrainer:
         self._weights = {n: p for n, p in self._student.module.named_parameters() if p.requires_grad}
         self._optimizer = _optimizer(self._weights, step)
         self._random = torch.Generator().manual_seed(seed).get_state()
+        self._masks: dict[str, Tensor] = {}
 
     def refresh(self, batches: Iterable[Batch]) -> None:
         """Set every batch norm's statistics to the mean of those of `batches`, dropout being on as in training."""
@@ -54,22 +55,60 @@ class TorchTrainer:
 
     def step(self, batch: Batch, rate: float) -> float:
         """One step of the optimiser at learning rate `rate`; the loss before it."""
+        self._optimizer.zero_grad(set_to_none=True)
+        self._student.mode(training=True)
+        loss = self._backward(batch)
+        for name, mask in self._masks.items():
+            gradient = self._weights[name].grad
+            if gradient is not None:
+                gradient.mul_(mask)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.step()
+        self._zero()
+        return loss
+
+    def hold(self, masks: Mapping[str, Array]) -> None:
+        """Keep weights at zero, and their moments where the mask is or was False."""
+        before, self._masks = self._masks, {}
+        for name, mask in masks.items():
+            weight = self._weights[name]
+            self._masks[name] = torch.empty_like(weight).copy_(torch.from_numpy(mask))
+            stays = self._masks[name] * before.get(name, 1.0)
+            for moment in self._optimizer.state[weight].values():
+                if moment.shape == weight.shape:
+                    moment.mul_(stays)
+        self._zero()
+
+    def weights(self) -> dict[str, Array]:
+        """Copies of the trainable weights."""
+        return {name: _array(weight) for name, weight in self._weights.items()}
+
+    def gradients(self, batch: Batch) -> dict[str, Array]:
+        """Of the training loss in inference mode; nothing is changed."""
+        self._optimizer.zero_grad(set_to_none=True)
+        self._student.mode(training=False)
+        self._backward(batch)
+        return {n: _array(torch.zeros_like(w) if w.grad is None else w.grad) for n, w in self._weights.items()}
+
+    def _backward(self, batch: Batch) -> float:
+        """Gradients of the loss on a batch, and the loss."""
         inputs, labels = batch
         low = torch.autocast("cpu", torch.bfloat16, enabled=self._config.precision == "bfloat16")
         wanted = None
         if self._teacher is not None:
             with torch.no_grad(), low:
                 wanted = self._teacher(inputs)
-        self._student.mode(training=True)
         with self._own_random(), low:
             given = self._student(inputs)
         loss = self._loss(given, wanted, labels)
-        self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
-        self._optimizer.step()
         return float(loss.detach())
+
+    def _zero(self) -> None:
+        with torch.no_grad():
+            for name, mask in self._masks.items():
+                self._weights[name].mul_(mask)
 
     def predict(self, inputs: tuple[Array, ...]) -> Array:
         """The student's first output in inference mode, float32."""

@@ -1,0 +1,121 @@
+"""Pruning in Keras' own training loop: a callback for `keras.Model.fit`."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import keras
+import numpy as np
+
+from slimline.errors import SlimlineError
+from slimline.frameworks.base import Array
+from slimline.masker import Masker
+from slimline.methods.sparsity import Axes
+from slimline.recipe import SparsePruning
+from slimline.sparse import fitting
+
+log = logging.getLogger(__name__)
+L = keras.layers
+
+
+class PruningCallback(keras.callbacks.Callback):  # type: ignore[misc]
+    """Prunes the model that `fit` trains, in place: ``model.fit(…, callbacks=[sl.PruningCallback(step)])``.
+
+    Parameters
+    ----------
+    step : a `SparsePruning` with a schedule that trains; globs are on the names of layers.
+    batch : ``(x, y)`` on which gradients are taken, for criteria and `regrow` that need them: Keras does not tell a
+        callback its own.
+    seed : of ``random``.
+
+    Attributes
+    ----------
+    masks : by weight name, boolean; True stays.
+    """
+
+    def __init__(self, step: SparsePruning, batch: tuple[Any, Any] | None = None, seed: int = 0) -> None:
+        super().__init__()
+        self.step, self.batch, self.seed = step, batch, seed
+        self._masker: Masker | None = None
+
+    @property
+    def masks(self) -> dict[str, Array]:
+        """By weight name, boolean; True stays."""
+        return {} if self._masker is None else dict(self._masker.masks)
+
+    @property
+    def sparsity(self) -> float:
+        """The part of the weights that is masked."""
+        return 0.0 if self._masker is None else self._masker.sparsity
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Find the weights to prune."""
+        found = {}
+        for layer in self.model._flatten_layers(include_self=False):
+            read = axes(layer)
+            if read is not None:
+                found[read[0].path] = (layer.name, read[1])
+                self._weights = getattr(self, "_weights", {}) | {read[0].path: read[0]}
+        layouts, refused = fitting(found, self.step)
+        for entry in refused:
+            log.warning("%(what)s is not pruned: %(reason)s.", entry)
+        self._weights = {name: self._weights[name] for name in layouts}
+        shapes = {name: tuple(v.shape) for name, v in self._weights.items()}
+        steps = self.params.get("steps")
+        total = None if steps is None else steps * self.params["epochs"]
+        self._masker = Masker(self.step, layouts, shapes, total, self.seed)
+        if self._masker.gradient and self.batch is None:
+            raise SlimlineError("PruningCallback needs batch=(x, y) for gradients: give a batch of training data.")
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Update what is due, and hold the zeros."""
+        assert self._masker is not None
+        self._masker.advance(
+            lambda: {n: keras.ops.convert_to_numpy(v) for n, v in self._weights.items()}, self._gradients
+        )
+        for name, mask in self._masker.masks.items():
+            variable = self._weights[name]
+            variable.assign(variable * mask.astype("float32"))
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """Say so if the training was too short."""
+        assert self._masker is not None
+        if not self._masker.settled:
+            log.warning("The training ended before the pruning: %.1f %% of the weights went.", 100 * self.sparsity)
+
+    def _gradients(self) -> dict[str, Array]:
+        import tensorflow as tf
+
+        assert self.batch is not None
+        x, y = self.batch
+        weights = [v.value for v in self._weights.values()]
+        with tf.GradientTape() as tape:
+            loss = self.model.compute_loss(x, y, self.model(x, training=False), training=False)
+        found = tape.gradient(loss, weights, unconnected_gradients="zero")
+        return {name: np.array(g) for name, g in zip(self._weights, found, strict=True)}
+
+
+def axes(layer: Any) -> tuple[Any, Axes] | None:
+    """A layer's weight and how it is read as ``(groups, outputs, inputs)``; None for other layers."""
+    if isinstance(layer, L.Dense):
+        return layer.kernel, Axes((1, *layer.kernel.shape), (0, 2, 1), 1)
+    if isinstance(layer, L.EinsumDense):
+        _, kernel, output = layer.equation.replace("->", ",").split(",")
+        order = sorted(range(len(kernel)), key=lambda d: kernel[d] not in output)
+        made = sum(letter in output for letter in kernel)
+        return layer.kernel, Axes((1, *layer.kernel.shape), (0, *(d + 1 for d in order)), made)
+    if isinstance(layer, L.DepthwiseConv1D | L.DepthwiseConv2D):
+        *kernel, inputs, multiplier = layer.kernel.shape
+        rank = len(kernel)
+        return layer.kernel, Axes((*kernel, inputs, multiplier), (rank, rank + 1, *range(rank)), 1)
+    if isinstance(layer, L.Conv1D | L.Conv2D | L.Conv3D):
+        *kernel, inputs, outputs = layer.kernel.shape
+        rank = len(kernel)
+        split = (*kernel, inputs, layer.groups, outputs // layer.groups)
+        return layer.kernel, Axes(split, (rank + 1, rank + 2, rank, *range(rank)), 1)
+    if isinstance(layer, L.Conv1DTranspose | L.Conv2DTranspose | L.Conv3DTranspose):
+        *kernel, outputs, inputs = layer.kernel.shape
+        rank = len(kernel)
+        return layer.kernel, Axes((1, *kernel, outputs, inputs), (0, rank + 1, *range(1, rank + 1), rank + 2), rank + 1)
+    return None

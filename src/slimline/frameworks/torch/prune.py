@@ -1,0 +1,87 @@
+"""Masks in torch's own form, `torch.nn.utils.prune`: ``weight_orig``, ``weight_mask`` and a hook to multiply them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils import prune
+
+from slimline.errors import SlimlineError
+from slimline.frameworks.base import Array
+from slimline.model import Model
+
+
+def masks(source: Any) -> dict[str, Array]:
+    """The masks of a module that torch pruned, by the plain name of the weight."""
+    if not isinstance(source, nn.Module):
+        return {}
+    return {
+        f"{path}.{name}".lstrip("."): getattr(module, f"{name}_mask").detach().cpu().numpy() != 0
+        for path, module, name in _pruned(source)
+    }
+
+
+def plain(source: nn.Module) -> nn.Module:
+    """The module with its masks baked in and its parameters under their plain names; itself if it has no masks."""
+    found = list(_pruned(source))
+    if not found:
+        return source
+    # A product of a parameter cannot be copied, and is made anew anyway.
+    products = [getattr(module, name) for _, module, name in found]
+    copied = copy.deepcopy(source, {id(product): product.detach() for product in products})
+    for _, module, name in list(_pruned(copied)):
+        prune.remove(module, name)  # type: ignore[no-untyped-call]
+    return copied
+
+
+def to_torch_prune(model: Model, module: nn.Module | None = None) -> nn.Module:
+    """The network as a torch module that carries the model's masks as `torch.nn.utils.prune` does.
+
+    Parameters
+    ----------
+    module : one of the architecture the model was loaded from, into which weights and masks are written (it is also
+        returned); None gives a copy of the model's own graph module.
+
+    Raises
+    ------
+    SlimlineError : a Keras model, one without masks, or a module with other parameters.
+    """
+    if model.framework != "torch":
+        raise SlimlineError(f"A {model.framework} model has no torch form: load the network in torch.")
+    if not model.masks:
+        raise SlimlineError("The model has no masks: apply SparsePruning first, and do not finalize it.")
+    if module is None:
+        made: nn.Module = copy.deepcopy(model.native)
+        made.register_forward_pre_hook(_renew)  # a graph module never calls the modules that hold its weights
+    else:
+        made = module
+        try:
+            made.load_state_dict(model.native.state_dict())
+        except RuntimeError as reason:
+            raise SlimlineError(
+                "The module has other parameters than the model: give one of the architecture that was loaded."
+            ) from reason
+    for name, mask in model.masks.items():
+        owner, _, leaf = name.rpartition(".")
+        kept = torch.from_numpy(mask)
+        prune.custom_from_mask(made.get_submodule(owner), leaf, kept)  # type: ignore[no-untyped-call]
+    return made
+
+
+def _renew(module: nn.Module, inputs: Any) -> None:
+    """Multiply every weight by its mask again."""
+    for _, owner, name in _pruned(module):
+        hook = next(h for h in owner._forward_pre_hooks.values() if getattr(h, "_tensor_name", None) == name)
+        hook(owner, inputs)
+
+
+def _pruned(source: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
+    """Path, module and parameter name of everything that torch pruned."""
+    for path, module in source.named_modules():
+        for hook in list(module._forward_pre_hooks.values()):
+            if isinstance(hook, prune.BasePruningMethod):
+                yield path, module, hook._tensor_name

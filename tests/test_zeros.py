@@ -1,0 +1,39 @@
+"""The measured table of what zeros buy, and the sentence that is made of it."""
+
+from __future__ import annotations
+
+import pytest
+
+import slimline as sl
+from slimline import zeros
+
+
+@pytest.fixture
+def table(monkeypatch):
+    kinds = {"dense": (100, 90, 1.0), "50 % element": (100, 60, 1.0), "90 % element": (100, 20, 1.01)}
+    kinds |= {"2:4": (100, 55, 1.0), "80 % 1x4 blocks": (98, 30, 1.02)}
+    rows = [
+        {"target": "onnxruntime", "kind": k, "file_bytes": f, "gzip_bytes": g, "speedup": s}
+        for k, (f, g, s) in kinds.items()
+    ]
+    monkeypatch.setattr(zeros, "_table", lambda: rows)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        (
+            {"amount": 0.85},
+            "90 % element sparsity: the file is 1.00× smaller than the dense one, 4.50× if compressed (gzip), and it is",
+        ),
+        ({"amount": 0.3}, "50 % element"),
+        ({"pattern": "4:8"}, "with 2:4 sparsity"),
+        ({"amount": 0.5, "pattern": "4x4"}, "1x4 blocks sparsity: the file is 1.02× smaller than the dense one, 3.00×"),
+    ],
+)
+def test_the_nearest_row_is_said(table, fields, said):
+    assert said in zeros.note(sl.SparsePruning(**fields), "onnxruntime")
+
+
+def test_what_was_not_measured_is_said(table):
+    assert zeros.note(sl.SparsePruning(amount=0.5), "toaster") == "What zeros buy on toaster has not been measured."
