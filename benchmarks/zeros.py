@@ -39,7 +39,7 @@ def network(target: str) -> sl.Model:
         from slimline.zoo.keras import residual_cnn
 
         keras.utils.set_random_seed(0)
-        return sl.load(residual_cnn())
+        return sl.load(residual_cnn(), np.zeros((2, 28, 28, 1), np.float32))
     import torch
 
     from slimline.zoo.torch import ResidualCNN

@@ -105,7 +105,8 @@ def recover(
     total = step.epochs * per_epoch
     trainer = student.adapter.trainer(student.native, teacher.native, step, seed, total)
     masker = None if pruning is None else _masker(pruning, student, step, seed, len(train))
-    trainer.hold(student.masks)
+    if student.masks:
+        trainer.hold(student.masks)
     facts = [s.model_dump(mode="json") for s in (step, pruning) if s is not None]
     store = None if checkpoint is None else _Store(checkpoint, _fingerprint(student, teacher, facts, seed, len(train)))
 

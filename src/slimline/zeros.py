@@ -1,4 +1,4 @@
-"""What zeros buy on a runtime, from what ``benchmarks/zeros.py`` measured: said when sparsity is asked for."""
+"""What zeros buy on a runtime, from the table of ``benchmarks/zeros.py``: said when sparsity is asked for."""
 
 from __future__ import annotations
 
