@@ -180,8 +180,10 @@ def export(native: Native, example: Sequence[Array]) -> torch.export.ExportedPro
 def trace(module: nn.Module, inputs: tuple[Tensor, ...], dynamic: bool) -> torch.export.ExportedProgram:
     """`torch.export` of a module; with `dynamic` every input as long as the first has a free batch size."""
     batch = inputs[0].shape[0] if inputs and inputs[0].dim() else -1
-    free = {0: torch.export.Dim.DYNAMIC}
-    shapes = tuple(free if x.dim() and x.shape[0] == batch else None for x in inputs) if dynamic else None
+    shapes = torch.export.ShapesCollection() if dynamic else None  # by tensor, for any signature of forward
+    for x in inputs if shapes is not None else ():
+        if x.dim() and x.shape[0] == batch:
+            shapes[x] = {0: torch.export.Dim.DYNAMIC}
     with torch.enable_grad(), warnings.catch_warnings():  # without grad nn.Transformer takes a fused path with no axes
         warnings.filterwarnings(
             "ignore", "The tensor attributes? .* assigned during export"

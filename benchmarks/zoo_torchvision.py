@@ -1,0 +1,92 @@
+"""torchvision's zoo with random weights: is each model pruned exactly?
+
+    python benchmarks/zoo_torchvision.py [NAME …]
+
+Needs an environment with torchvision beside slimline; nothing is downloaded. Inputs are the smallest a model takes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from zoo import Case, main
+
+WINDOWED = {"vit_": {"image_size": 64}, "maxvit_t": {"input_size": (224, 224)}}
+SIDES = {"inception_v3": 96, "alexnet": 80, "googlenet": 64, "maxvit_t": 224}
+SKIPPED: dict[str, str] = {}
+LARGEST = 120_000_000
+"""Parameters: a larger model is the same blocks, wider or deeper, and needs more memory than this machine has."""
+
+
+def weighs(name: str) -> int:
+    """Number of parameters, without making them."""
+    import torch
+    from torchvision import models
+
+    with torch.device("meta"):
+        return sum(p.numel() for p in models.get_model(name, **_arguments(name)).parameters())
+
+
+def _arguments(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = {"weights": None}
+    for start, more in WINDOWED.items():
+        if name.startswith(start):
+            found |= more
+    if name in ("googlenet", "inception_v3"):
+        found |= {"init_weights": False, "aux_logits": True}
+    if _group(name) in ("segmentation", "detection"):
+        found["weights_backbone"] = None
+    if name.startswith("mvit"):
+        found |= {"spatial_size": (64, 64), "temporal_size": 8}
+    return found
+
+
+def _group(name: str) -> str:
+    from torchvision import models
+
+    return models.get_model_builder(name).__module__.removeprefix("torchvision.models.").partition(".")[0]
+
+
+def _inputs(name: str) -> tuple[Any, ...]:
+    import torch
+
+    group = _group(name)
+    if group == "optical_flow":
+        return tuple(torch.randn(2, 3, 128, 128) for _ in range(2))
+    if group == "video":
+        frames, side = (8, 64) if name.startswith(("mvit", "swin3d")) else (16, 64) if name == "s3d" else (4, 32)
+        return (torch.randn(2, 3, frames, side, side),)
+    if group == "segmentation":
+        return (torch.randn(2, 3, 64, 64),)
+    return (torch.randn(2, 3, SIDES.get(name, 64), SIDES.get(name, 64)),)
+
+
+def case(name: str) -> Case:
+    """A model of `torchvision.models`."""
+
+    def make() -> tuple[Any, tuple[Any, ...]]:
+        from torchvision import models
+
+        return models.get_model(name, **_arguments(name)), _inputs(name)
+
+    return Case(make)
+
+
+def cases() -> dict[str, Case]:
+    """Every model of the sweep: classification, segmentation, video, optical flow, then detection."""
+    from torchvision import models
+
+    order = ("classification", "segmentation", "video", "optical_flow", "detection")
+    names = [n for n in models.list_models() if not n.startswith("quantized_")]
+    found = {}
+    for group in order:
+        for name in names:
+            if (_group(name) if _group(name) in order else "classification") == group:
+                found[name] = case(name)
+    return found
+
+
+if __name__ == "__main__":
+    main("torchvision", cases(), SKIPPED, __doc__)
