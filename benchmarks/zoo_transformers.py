@@ -21,8 +21,9 @@ IMAGE = {
 }  # fmt: skip
 
 
-def named(model: Any, names: tuple[str, ...]) -> Any:
-    """The model with inputs `names` by position."""
+def named(model: Any, names: tuple[str, ...], outputs: int | None) -> Any:
+    """The model with inputs `names` by position and its first `outputs` only: hidden states that it also gives away
+    could not be pruned."""
     from torch import nn
 
     class Named(nn.Module):
@@ -31,7 +32,7 @@ def named(model: Any, names: tuple[str, ...]) -> Any:
             self.model = model
 
         def forward(self, *inputs: Any) -> Any:
-            return self.model(**dict(zip(names, inputs, strict=True)), return_dict=False)
+            return self.model(**dict(zip(names, inputs, strict=True)), return_dict=False)[:outputs]
 
     return Named()
 
@@ -50,16 +51,16 @@ def _inputs(name: str) -> Any:
     return made[name]()
 
 
-def case(model: str, config: str, settings: dict[str, Any], *inputs: str, **case: Any) -> Case:
-    """A class of transformers, its config's class and settings, and the names of its inputs."""
+def case(model: str, config: str, settings: dict[str, Any], *inputs: str, outputs: int | None = 1) -> Case:
+    """A class of transformers, its config's class and settings, the names of its inputs and how many outputs count."""
 
     def make() -> tuple[Any, tuple[Any, ...]]:
         import transformers
 
         module = getattr(transformers, model)(getattr(transformers, config)(**settings))
-        return named(module, inputs), tuple(_inputs(name) for name in inputs)
+        return named(module, inputs, outputs), tuple(_inputs(name) for name in inputs)
 
-    return Case(make, **case)
+    return Case(make)
 
 
 def cases() -> dict[str, Case]:
@@ -135,7 +136,7 @@ def cases() -> dict[str, Case]:
             "input_values",
         ),
         "hubert": case("HubertForCTC", "HubertConfig", speech, "input_values"),
-        "clip": case("CLIPModel", "CLIPConfig", clip, "input_ids", "pixel_values", "attention_mask"),
+        "clip": case("CLIPModel", "CLIPConfig", clip, "input_ids", "pixel_values", "attention_mask", outputs=4),
         "clip-vision": case(
             "CLIPVisionModelWithProjection", "CLIPVisionConfig", {**IMAGE, "projection_dim": 32}, "pixel_values"
         ),

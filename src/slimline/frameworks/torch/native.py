@@ -200,6 +200,7 @@ def from_program(program: torch.export.ExportedProgram, fixed_batch: int | None,
     constants = _share_tied(source, graph)
     native = Native(source, graph, "Model")
     native.meta = {"fixed_batch": fixed_batch}
+    _drop_unread(native)
     _own(native, {*constants, *transient(source)}, shared)
     _rename(native)
     native.eval()
@@ -228,6 +229,19 @@ def _drop_checks(graph: fx.Graph) -> None:
         guard = node.op == "call_module" and node.target == "_guards_fn"
         if (guard or (node.op == "call_function" and packet(node) in _CHECKS)) and not node.users:
             graph.erase_node(node)
+
+
+def _drop_unread(native: fx.GraphModule) -> None:
+    """Forget the parameters that the captured function does not read, such as heads that are only used in training,
+    and the buffers of modules that have no others left. A name that is tied to one that is read stays."""
+    read = {id(_attribute(native, str(n.target))) for n in native.graph.nodes if n.op == "get_attr"}
+    for module in native.modules():
+        held = {name: id(p) in read for name, p in module._parameters.items() if p is not None}
+        for name in [name for name, used in held.items() if not used]:
+            del module._parameters[name]
+        if held and not any(held.values()):
+            for name in [name for name, b in module._buffers.items() if b is not None and id(b) not in read]:
+                del module._buffers[name]
 
 
 def _plain_outputs(graph: fx.Graph) -> None:
