@@ -1,8 +1,9 @@
 """What the sweeps over model zoos share: one model in one fresh process, and the table of all of them.
 
-A model counts as *covered* when it is captured, pruned at 30 % of every unit by L2 norm (with `factors="all"` where the
-default leaves too much, which the table says), loses at least 25 % of its trained parameters, computes as the removed model what the masked one computes (largest difference over largest
-output ≤ 1e-4, on another batch than the one it was captured with), saves and loads equal, and takes a training step.
+A model counts as *covered* when it is captured, pruned at 30 % of every unit by L2 norm (with ``factors="all"`` where
+the default leaves too much, which the table says), loses at least 25 % of its trained parameters, computes as the
+removed model what the masked one computes (largest difference over largest output ≤ 1e-4, on another batch than the
+one it was captured with), saves and loads equal, and takes a training step.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def main(zoo: str, cases: Mapping[str, Case], skipped: Mapping[str, str], doc: s
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="models to run (default: all)")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--resume", action="store_true", help="leave out the models whose row says that they are covered")
+    parser.add_argument("--resume", action="store_true", help="leave out the models that are covered already")
     args = parser.parse_args()
     if args.one:
         print(json.dumps(check(cases[args.names[0]])))
@@ -141,10 +142,9 @@ def _unsettle(module: Any) -> None:
 
     with torch.no_grad():
         for m in module.modules():
-            if isinstance(m, nn.modules.batchnorm._BatchNorm):
-                if m.running_mean is not None:
-                    m.running_mean.normal_(0, 0.1)
-                    m.running_var.uniform_(0.7, 1.4)
+            if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None:
+                m.running_mean.normal_(0, 0.1)
+                m.running_var.uniform_(0.7, 1.4)
             if hasattr(m, "weight") and "norm" in type(m).__name__.lower() and isinstance(m.weight, torch.Tensor):
                 m.weight.uniform_(0.7, 1.3)
                 if isinstance(getattr(m, "bias", None), torch.Tensor):
@@ -191,7 +191,8 @@ def _saves(small: Any, batch: tuple[Any, ...]) -> bool:
 
     with tempfile.TemporaryDirectory() as folder:
         again = sl.load(small.save(Path(folder) / "small.pt2"))
-    return all(torch.equal(a, b) for a, b in zip(_outputs(again.native, batch), _outputs(small.native, batch)))
+    both = zip(_outputs(again.native, batch), _outputs(small.native, batch), strict=True)
+    return all(torch.equal(a, b) for a, b in both)
 
 
 def _trains(native: Any, batch: tuple[Any, ...]) -> bool:

@@ -7,7 +7,6 @@ Needs an environment with torchvision beside slimline; nothing is downloaded. In
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from zoo import Case, main

@@ -93,7 +93,9 @@ def cases() -> dict[str, Case]:
             small(vocab_size=120, dim=48, n_layers=2, n_heads=4, hidden_dim=96, max_position_embeddings=40), *masked,
         ),
         "albert": case("AlbertForSequenceClassification", "AlbertConfig", {**ENCODER, "embedding_size": 32}, *masked),
-        "electra": case("ElectraForSequenceClassification", "ElectraConfig", {**ENCODER, "embedding_size": 32}, *masked),
+        "electra": case(
+            "ElectraForSequenceClassification", "ElectraConfig", {**ENCODER, "embedding_size": 32}, *masked
+        ),
         "deberta": case(
             "DebertaForSequenceClassification", "DebertaConfig",
             {**ENCODER, "relative_attention": True, "pos_att_type": ["c2p", "p2c"], "max_relative_positions": 16},
