@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from slimline.errors import SlimlineError as SlimlineError
     from slimline.journal import Run as Run
     from slimline.model import Model as Model
+    from slimline.parted import PartedModel as PartedModel
     from slimline.recipe import ActivationPruning as ActivationPruning
     from slimline.recipe import Budget as Budget
     from slimline.recipe import ChannelPruning as ChannelPruning
@@ -37,6 +38,7 @@ _HOMES = {
     "slimline.errors": ("SlimlineError",),
     "slimline.journal": ("Run",),
     "slimline.model": ("Model",),
+    "slimline.parted": ("PartedModel",),
     "slimline.recipe": (
         "ActivationPruning",
         "Budget",
@@ -52,6 +54,7 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [  # noqa: RUF022 - in the order in which they are used
     "load",
     "Model",
+    "PartedModel",
     "Data",
     "Budget",
     "Recipe",

@@ -24,7 +24,7 @@ from slimline.graph.plan import Plan
 from slimline.model import Model
 
 if TYPE_CHECKING:
-    from slimline.recipe import ChannelPruning, Step
+    from slimline.recipe import Step
 
 MANIFEST, REST = "parts.json", "rest.safetensors"
 
@@ -152,10 +152,15 @@ def _open(module: Any, folder: Path) -> PartedModel:
     return PartedModel(whole, parts)
 
 
-def plan(model: PartedModel, step: ChannelPruning, seed: int = 0) -> PartedPlan:
-    """What `step` removes from every part, each planned by itself. Globs are on the whole model's layer names."""
-    from slimline import pruning
+def plan_parts(model: PartedModel, step: Step, seed: int = 0) -> PartedPlan:
+    """What a `ChannelPruning` removes from every part, each planned by itself; globs are on the whole model's names."""
+    from slimline.pruning import plan
+    from slimline.recipe import ChannelPruning
 
+    if not isinstance(step, ChannelPruning) or step.schedule != "oneshot":
+        raise SlimlineError(
+            f"{step.step} cannot be done to a model by parts: prune channels in one shot, and train its native module."
+        )
     if step.needs:
         raise SlimlineError("A model by parts is pruned without data: choose the criterion l1, l2 or random.")
     globs = {field: tuple(getattr(step, field)) for field in ("layers", "keep")}
@@ -169,7 +174,7 @@ def plan(model: PartedModel, step: ChannelPruning, seed: int = 0) -> PartedPlan:
         own = {f: tuple(g for g in wanted if _matches(part, g)) for f, wanted in globs.items()}
         if own["layers"]:
             try:
-                plans[name] = pruning.plan(part, step.model_copy(update=own), None, seed)
+                plans[name] = plan(part, step.model_copy(update=own), None, seed)
             except SlimlineError as reason:
                 raise SlimlineError(f"In the part {name!r}: {reason}") from reason
     return PartedPlan(plans)
@@ -183,14 +188,8 @@ def _matches(part: Model, glob: str) -> bool:
     return glob == "*" or any(fnmatchcase(layer, glob) for layer in _layers(part))
 
 
-def apply(model: PartedModel, steps: Step | Sequence[Step], seed: int = 0) -> PartedModel:
-    """A new model to which the steps were done, one after the other; only `ChannelPruning` in one shot can be."""
-    from slimline.recipe import ChannelPruning, Step
-
-    for step in (steps,) if isinstance(steps, Step) else steps:
-        if not isinstance(step, ChannelPruning) or step.schedule != "oneshot":
-            raise SlimlineError(
-                f"{step.step} cannot be done to a model by parts: prune it in one shot, and train its native module."
-            )
-        model = plan(model, step, seed).apply(model)
+def apply(model: PartedModel, steps: Sequence[Step], seed: int = 0) -> PartedModel:
+    """A new model to which the steps were done, one after the other."""
+    for step in steps:
+        model = plan_parts(model, step, seed).apply(model)
     return model

@@ -8,6 +8,7 @@ from slimline.activations import ActivationPlan, plan_activations
 from slimline.depth import DepthPlan, plan_depth
 from slimline.errors import SlimlineError
 from slimline.graph.plan import Plan
+from slimline.parted import PartedModel, PartedPlan, plan_parts
 from slimline.pruning import plan as plan_channels
 from slimline.recipe import ActivationPruning, ChannelPruning, DepthPruning
 from slimline.recipe.step import Step
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from slimline.data import Data
     from slimline.model import Model
 
-AnyPlan = Plan | DepthPlan | ActivationPlan
+AnyPlan = Plan | DepthPlan | ActivationPlan | PartedPlan
 
 _PLANNERS: dict[type[Step], Any] = {
     ActivationPruning: plan_activations,
@@ -25,7 +26,7 @@ _PLANNERS: dict[type[Step], Any] = {
 }
 
 
-def plan(model: Model, step: Step, data: Data | None = None, seed: int = 0) -> AnyPlan:
+def plan(model: Model | PartedModel, step: Step, data: Data | None = None, seed: int = 0) -> AnyPlan:
     """What `step` removes from `model`, without removing it: a plan that can `mask` and `apply`.
 
     Parameters
@@ -38,6 +39,8 @@ def plan(model: Model, step: Step, data: Data | None = None, seed: int = 0) -> A
     ------
     SlimlineError : for a step that has no plan, a glob that matches nothing, a goal out of reach, or missing data.
     """
+    if isinstance(model, PartedModel):
+        return plan_parts(model, step, seed)
     planner = _PLANNERS.get(type(step))
     if planner is None:
         names = ", ".join(kind.__name__ for kind in _PLANNERS)

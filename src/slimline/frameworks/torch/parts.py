@@ -98,21 +98,15 @@ class _Alone(nn.Module):
             holder.add_module(step, nn.Module())
             holder = holder.get_submodule(step)
         holder.add_module(leaf, part)
-        self._call: dict[str, Any] = {"part": part, "takes": takes, "gives": None}
+        self._name, self._takes = name, takes
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        args, kwargs = self._call["takes"].fill(tensors)
-        gives, answers = Structure.of(
-            self._call["part"](*args, **kwargs), f"A {type(self._call['part']).__name__} answers"
-        )
-        self._call["gives"] = gives
-        return answers
+        args, kwargs = self._takes.fill(tensors)
+        return _answers(self._name, self.get_submodule(self._name)(*args, **kwargs))[1]
 
-    @property
-    def gives(self) -> Structure:
-        """The structure of the last answer."""
-        found: Structure = self._call["gives"]
-        return found
+
+def _answers(name: str, output: Any) -> tuple[Structure, tuple[Tensor, ...]]:
+    return Structure.of(output, f"The part {name!r} answers")
 
 
 def take_apart(
@@ -138,11 +132,11 @@ def take_apart(
         received = _receive(module, args, names)
         parts, interfaces = {}, []
         for name in names:
-            takes, tensors = received[name]
-            alone = _Alone(module.get_submodule(name), name, takes).eval()
+            interface, tensors = received[name]
+            alone = _Alone(module.get_submodule(name), name, interface.takes).eval()
             example = tuple(x.cpu().numpy() for x in tensors)
             parts[name] = capture(alone, example, ("sizes", "batch"))
-            interfaces.append(Interface(name, takes, alone.gives))
+            interfaces.append(interface)
     finally:
         for m, mode in modes.items():
             m.training = mode
@@ -164,27 +158,40 @@ def _check(module: nn.Module, names: Sequence[str]) -> None:
             for leaf, p in m.named_parameters(recurse=False):
                 if id(p) in own and id(m) not in inside:
                     raise SlimlineError(
-                        f"The part {name!r} shares {path}.{leaf} with the rest of the model: name a part that holds both."
+                        f"The part {name!r} shares {path}.{leaf} with the rest of the model: name one that holds both."
                     )
 
 
 def _receive(
     module: nn.Module, args: tuple[Any, ...], names: Sequence[str]
-) -> dict[str, tuple[Structure, tuple[Tensor, ...]]]:
-    """What each part receives in one run."""
-    received: dict[str, tuple[Structure, tuple[Tensor, ...]]] = {}
+) -> dict[str, tuple[Interface, tuple[Tensor, ...]]]:
+    """How each part is called in one run, and the tensors of its first call."""
+    received: dict[str, tuple[Interface, tuple[Tensor, ...]]] = {}
+    pending: dict[str, tuple[Structure, tuple[Tensor, ...]]] = {}
 
-    def listen(name: str) -> Any:
+    def before(name: str) -> Any:
         def hook(part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            found, tensors = Structure.of((args, kwargs), f"The part {name!r} receives")
-            if name not in received:
-                received[name] = found, tuple(x.detach().clone() for x in tensors)
-            elif received[name][0] != found:
+            takes, tensors = Structure.of((args, kwargs), f"The part {name!r} receives")
+            pending[name] = takes, tuple(x.detach().clone() for x in tensors)  # the part may write into them
+
+        return hook
+
+    def after(name: str) -> Any:
+        def hook(part: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            takes, tensors = pending.pop(name)
+            interface = Interface(name, takes, _answers(name, output)[0])
+            if received.setdefault(name, (interface, tensors))[0] != interface:
                 raise SlimlineError(f"The part {name!r} is called in several ways: name its submodules instead.")
 
-        return module.get_submodule(name).register_forward_pre_hook(hook, with_kwargs=True)
+        return hook
 
-    handles = [listen(name) for name in names]
+    handles = []
+    for name in names:
+        part = module.get_submodule(name)
+        handles += [
+            part.register_forward_pre_hook(before(name), with_kwargs=True),
+            part.register_forward_hook(after(name)),
+        ]
     try:
         with torch.no_grad():
             module(*args)
@@ -216,8 +223,8 @@ def put_together(whole: nn.Module, interfaces: Sequence[Interface], natives: Map
     for interface in interfaces:
         shell = result.get_submodule(interface.name)
         for m in shell.modules():
-            m._parameters.clear()
-            m._buffers.clear()
+            m._parameters.update(dict.fromkeys(m._parameters))
+            m._buffers.update(dict.fromkeys(m._buffers))
         shell._slimline = interface  # type: ignore[assignment]
         shell.add_module("slimline", natives[interface.name])
         shell.forward = types.MethodType(_run, shell)  # type: ignore[method-assign]
@@ -259,7 +266,9 @@ def load_rest(whole: nn.Module, state: Mapping[str, Array]) -> None:
     own = rest(whole)
     if set(own) != set(state) or any(tuple(own[n].shape) != state[n].shape for n in own):
         odd = sorted(set(own) ^ set(state)) or [n for n in own if tuple(own[n].shape) != state[n].shape]
-        raise SlimlineError(f"The saved parts belong to another model (they differ in {odd[0]}): give one of its class.")
+        raise SlimlineError(
+            f"The saved parts belong to another model (they differ in {odd[0]}): give one of its class."
+        )
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(torch.from_numpy(np.array(state[name])))
