@@ -26,6 +26,10 @@ def _arguments(name: str) -> dict[str, Any]:
         found |= {"init_weights": False, "aux_logits": True}
     if _group(name) in ("segmentation", "detection"):
         found["weights_backbone"] = None
+    if "rcnn" in name:
+        found |= {"rpn_post_nms_top_n_test": 40, "box_score_thresh": 0.0, "box_detections_per_img": 8}
+    if _group(name) == "detection" and not name.startswith("ssd"):
+        found |= {"min_size": 96, "max_size": 128}
     if name.startswith("mvit"):
         found |= {"spatial_size": (64, 64), "temporal_size": 8}
     return found
@@ -44,11 +48,38 @@ def _inputs(name: str) -> tuple[Any, ...]:
     if group == "optical_flow":
         return tuple(torch.randn(2, 3, 128, 128) for _ in range(2))
     if group == "video":
-        frames, side = (8, 64) if name.startswith(("mvit", "swin3d")) else (16, 64) if name == "s3d" else (4, 32)
+        frames, side = (8, 64) if name.startswith(("mvit", "swin3d")) else (16, 224) if name == "s3d" else (4, 32)
         return (torch.randn(2, 3, frames, side, side),)
     if group == "segmentation":
         return (torch.randn(2, 3, 64, 64),)
+    if group == "detection":
+        return ([torch.rand(3, 96, 128), torch.rand(3, 128, 112)],)
     return (torch.randn(2, 3, SIDES.get(name, 64), SIDES.get(name, 64)),)
+
+
+def _parts(name: str) -> tuple[str, ...]:
+    """Of a detector: what lies between its decisions about boxes."""
+    heads = {"fasterrcnn": (), "maskrcnn": ("roi_heads.mask_head",), "keypointrcnn": ("roi_heads.keypoint_head",)}
+    family = name.partition("_")[0]
+    if family in heads:
+        return ("backbone", "rpn.head", "roi_heads.box_head", *heads[family])
+    return ("backbone", "head") if _group(name) == "detection" else ()
+
+
+def _targets() -> list[dict[str, Any]]:
+    """What a detector trains towards: two boxes an image, with masks and keypoints for those that want them."""
+    import torch
+
+    boxes = torch.tensor([[8.0, 10.0, 60.0, 70.0], [30.0, 20.0, 90.0, 88.0]])
+    sizes = ((96, 128), (128, 112))
+    points = torch.cat([torch.rand(2, 17, 2) * 50 + 20, torch.ones(2, 17, 1)], 2)
+    return [
+        {
+            "boxes": boxes, "labels": torch.ones(2, dtype=torch.long), "keypoints": points,
+            "masks": torch.ones(2, h, w, dtype=torch.uint8),
+        }
+        for h, w in sizes
+    ]  # fmt: skip
 
 
 def case(name: str) -> Case:
@@ -59,7 +90,7 @@ def case(name: str) -> Case:
 
         return models.get_model(name, **_arguments(name)), _inputs(name)
 
-    return Case(make)
+    return Case(make, _parts(name), _targets if _parts(name) else None)
 
 
 def cases() -> dict[str, Case]:
