@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from slimline.activations import ActivationPlan, plan_activations
 from slimline.depth import DepthPlan, plan_depth
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from slimline.data import Data
     from slimline.model import Model
 
-AnyPlan = Plan | DepthPlan | ActivationPlan | PartedPlan
+AnyPlan = Plan | DepthPlan | ActivationPlan
 
 _PLANNERS: dict[type[Step], Any] = {
     ActivationPruning: plan_activations,
@@ -26,7 +26,11 @@ _PLANNERS: dict[type[Step], Any] = {
 }
 
 
-def plan(model: Model | PartedModel, step: Step, data: Data | None = None, seed: int = 0) -> AnyPlan:
+@overload
+def plan(model: Model, step: Step, data: Data | None = None, seed: int = 0) -> AnyPlan: ...
+@overload
+def plan(model: PartedModel, step: Step, data: Data | None = None, seed: int = 0) -> PartedPlan: ...
+def plan(model: Model | PartedModel, step: Step, data: Data | None = None, seed: int = 0) -> AnyPlan | PartedPlan:
     """What `step` removes from `model`, without removing it: a plan that can `mask` and `apply`.
 
     Parameters

@@ -60,7 +60,7 @@ class Native(fx.GraphModule):
     @property
     def free(self) -> Free:
         """Which sizes of its inputs may change."""
-        return "none" if self.fixed_batch is not None else self.meta.get("free", "batch")  # type: ignore[no-any-return]
+        return "none" if self.fixed_batch is not None else self.meta.get("free", "batch")
 
     def train(self, mode: bool = True) -> Native:
         """Switch to training or inference."""
@@ -190,12 +190,14 @@ def trace(module: nn.Module, inputs: tuple[Tensor, ...], free: Free) -> torch.ex
     """`torch.export` of a module; every input as long as the first has a free ``batch``, or all ``sizes`` are free that
     the module leaves so and that are not 1."""
     batch = inputs[0].shape[0] if inputs and inputs[0].dim() else -1
-    shapes = None if free == "none" else torch.export.ShapesCollection()  # by tensor, for any signature of forward
-    for x in inputs if shapes is not None else ():
-        if free == "sizes":
-            shapes[x] = dict.fromkeys(range(x.dim()), torch.export.Dim.AUTO)
-        elif x.dim() and x.shape[0] == batch:
-            shapes[x] = {0: torch.export.Dim.DYNAMIC}
+    shapes: Any = None
+    if free != "none":
+        shapes = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]  # by tensor, for any signature
+        for x in inputs:
+            if free == "sizes":
+                shapes[x] = dict.fromkeys(range(x.dim()), torch.export.Dim.AUTO)
+            elif x.dim() and x.shape[0] == batch:
+                shapes[x] = {0: torch.export.Dim.DYNAMIC}
     with torch.enable_grad(), warnings.catch_warnings():  # without grad nn.Transformer takes a fused path with no axes
         warnings.filterwarnings(
             "ignore", "The tensor attributes? .* assigned during export"
@@ -248,7 +250,11 @@ def _drop_checks(graph: fx.Graph) -> None:
 def _drop_unread(native: fx.GraphModule) -> None:
     """Forget the parameters that the captured function does not read, such as heads that are only used in training,
     and the buffers of modules that have no others left. A name that is tied to one that is read stays."""
-    read = {id(_attribute(native, str(n.target))) for n in native.graph.nodes if n.op == "get_attr"}
+    readers = [n for n in native.graph.nodes if n.op == "get_attr"]
+    read = {id(_attribute(native, str(n.target))) for n in readers if n.users}
+    for node in readers:
+        if not node.users and id(_attribute(native, str(node.target))) not in read:
+            native.graph.erase_node(node)
     for module in native.modules():
         held = {name: id(p) in read for name, p in module._parameters.items() if p is not None}
         for name in [name for name, used in held.items() if not used]:

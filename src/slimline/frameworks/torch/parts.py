@@ -227,7 +227,7 @@ def put_together(whole: nn.Module, interfaces: Sequence[Interface], natives: Map
             m._buffers.update(dict.fromkeys(m._buffers))
         shell._slimline = interface  # type: ignore[assignment]
         shell.add_module("slimline", natives[interface.name])
-        shell.forward = types.MethodType(_run, shell)  # type: ignore[method-assign]
+        shell.forward = types.MethodType(_run, shell)
     return result
 
 
