@@ -159,7 +159,8 @@ def plan_parts(model: PartedModel, step: Step, seed: int = 0) -> PartedPlan:
 
     if not isinstance(step, ChannelPruning) or step.schedule != "oneshot":
         raise SlimlineError(
-            f"{type(step).__name__} cannot be done to a model by parts: prune channels in one shot, and train its native module."
+            f"{type(step).__name__} cannot be done to a model by parts: prune its channels in one shot, and train its "
+            "native module."
         )
     if step.needs:
         raise SlimlineError("A model by parts is pruned without data: choose the criterion l1, l2 or random.")
