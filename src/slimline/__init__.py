@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from slimline.journal import Run as Run
     from slimline.masks import finalize as finalize
     from slimline.model import Model as Model
+    from slimline.parted import PartedModel as PartedModel
     from slimline.recipe import ActivationPruning as ActivationPruning
     from slimline.recipe import Budget as Budget
     from slimline.recipe import ChannelPruning as ChannelPruning
@@ -46,6 +47,7 @@ _HOMES = {
     "slimline.frameworks.torch.prune": ("to_torch_prune",),
     "slimline.masks": ("finalize",),
     "slimline.model": ("Model",),
+    "slimline.parted": ("PartedModel",),
     "slimline.recipe": (
         "ActivationPruning",
         "Budget",
@@ -62,6 +64,7 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [  # noqa: RUF022 - in the order in which they are used
     "load",
     "Model",
+    "PartedModel",
     "Data",
     "Budget",
     "Recipe",

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import numpy as np
 
+from slimline import parted
 from slimline.data import Data
 from slimline.errors import SlimlineError, unknown
 from slimline.frameworks.base import adapter, adapter_for
 from slimline.journal import Run
 from slimline.model import Model
+from slimline.parted import PartedModel
 from slimline.plans import plan
 from slimline.recipe import Budget, Distillation, Recipe, SparsePruning, Step, load_recipe
 from slimline.recipe.recipe import check_order
@@ -28,7 +30,17 @@ __all__ = ["apply", "compress", "export", "load", "plan", "resume"]
 SUFFIXES = {".pt2": "torch", ".pt": "torch", ".pth": "torch", ".keras": "keras"}
 
 
-def load(source: Any, example_inputs: Sequence[Any] | Any | None = None, *, allow_pickle: bool = False) -> Model:
+@overload
+def load(source: Any, example_inputs: Any = None, *, allow_pickle: bool = False, parts: None = None) -> Model: ...
+@overload
+def load(source: Any, example_inputs: Any = None, *, parts: Sequence[str] | str | Path) -> PartedModel: ...
+def load(
+    source: Any,
+    example_inputs: Any = None,
+    *,
+    allow_pickle: bool = False,
+    parts: Sequence[str] | str | Path | None = None,
+) -> Model | PartedModel:
     """Read a network.
 
     Parameters
@@ -37,14 +49,21 @@ def load(source: Any, example_inputs: Sequence[Any] | Any | None = None, *, allo
         a `Model`, which is returned as it is. The user's object is never changed.
     example_inputs : arrays or tensors ``(batch, …)``, one per input; needed for a torch module or a pickle of one.
     allow_pickle : whether a ``.pt`` or ``.pth`` file, which can run any code, may be opened.
+    parts : for a torch module whose control flow depends on data: names of the submodules to compress, captured on
+        what they receive when the module is called with `example_inputs` (a tuple for several arguments); or the
+        folder that `PartedModel.save` wrote. See `slimline.parted`.
 
     Raises
     ------
     SlimlineError
         For what cannot be read, NaN or infinite weights, or a model without weights.
     """
+    if parts is not None:
+        return parted.load(source, example_inputs, parts)
     if isinstance(source, Model):
         return source
+    if isinstance(source, PartedModel):
+        raise SlimlineError("A model by parts is pruned by slimline.plan and slimline.apply: compress its parts else.")
     given = None
     if example_inputs is not None:
         many = example_inputs if isinstance(example_inputs, tuple | list) else (example_inputs,)
@@ -73,15 +92,18 @@ def _checked(model: Model) -> Model:
     return model
 
 
+M = TypeVar("M", Model, PartedModel)
+
+
 def apply(
-    model: Model,
+    model: M,
     steps: Step | Sequence[Step],
     data: Data | None = None,
     *,
     target: str | None = None,
     seed: int = 0,
     progress: Tell | None = None,
-) -> Model:
+) -> M:
     """A new model to which the steps were done, one after the other; `model` stays as it is.
 
     Parameters
@@ -90,6 +112,8 @@ def apply(
     target : the runtime that quantization is for; the framework's usual one by default.
     """
     wanted = (steps,) if isinstance(steps, Step) else tuple(steps)
+    if isinstance(model, PartedModel):
+        return parted.apply(model, wanted, seed)
     check_order(wanted, [str(h.get("step")) for h in model.history])
     if data is not None:
         data = data.check(model.example)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from slimline.activations import ActivationPlan, plan_activations
 from slimline.depth import DepthPlan, plan_depth
 from slimline.errors import SlimlineError
 from slimline.graph.plan import Plan
+from slimline.parted import PartedModel, PartedPlan, plan_parts
 from slimline.pruning import plan as plan_channels
 from slimline.recipe import ActivationPruning, ChannelPruning, DepthPruning
 from slimline.recipe.step import Step
@@ -25,7 +26,11 @@ _PLANNERS: dict[type[Step], Any] = {
 }
 
 
-def plan(model: Model, step: Step, data: Data | None = None, seed: int = 0) -> AnyPlan:
+@overload
+def plan(model: Model, step: Step, data: Data | None = None, seed: int = 0) -> AnyPlan: ...
+@overload
+def plan(model: PartedModel, step: Step, data: Data | None = None, seed: int = 0) -> PartedPlan: ...
+def plan(model: Model | PartedModel, step: Step, data: Data | None = None, seed: int = 0) -> AnyPlan | PartedPlan:
     """What `step` removes from `model`, without removing it: a plan that can `mask` and `apply`.
 
     Parameters
@@ -38,6 +43,8 @@ def plan(model: Model, step: Step, data: Data | None = None, seed: int = 0) -> A
     ------
     SlimlineError : for a step that has no plan, a glob that matches nothing, a goal out of reach, or missing data.
     """
+    if isinstance(model, PartedModel):
+        return plan_parts(model, step, seed)
     planner = _PLANNERS.get(type(step))
     if planner is None:
         names = ", ".join(kind.__name__ for kind in _PLANNERS)

@@ -95,6 +95,10 @@ class Atoms:
         """Why the atoms are frozen, '' for those that are free."""
         return [self.reasons[i] for i in self._why[atoms]]
 
+    def frozen(self, atoms: Labels) -> NDArray[np.bool_]:
+        """Whether the atoms, all representatives, are frozen."""
+        return self._why[atoms] > 0
+
     def free(self) -> Labels:
         """All representatives that may be removed, ascending."""
         ids = np.arange(len(self._parent))

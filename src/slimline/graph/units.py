@@ -96,22 +96,24 @@ class Units:
             for d, labels in enumerate(self.rows[name]):
                 if labels is None:
                     continue
-                found = of[labels]
-                for c in np.unique(found):
-                    if c >= 0:
-                        carriers.setdefault(int(c), {})[name, d] = None
-                for i in range(labels.shape[1]):
-                    for j in range(labels.shape[1]):
-                        both = (found[:, i] >= 0) & (found[:, j] >= 0) & (found[:, i] != found[:, j])
-                        for x, y in set(zip(found[both, i].tolist(), found[both, j].tolist(), strict=True)):
-                            beside.setdefault(x, set()).add(y)
+                for row in np.unique(np.sort(of[labels], axis=1), axis=0):
+                    together = {c for c in row.tolist() if c >= 0}
+                    for c in together:
+                        carriers.setdefault(c, {})[name, d] = None
+                        beside.setdefault(c, set()).update(together - {c})
         for axes in self.solver.products:
             parts = {int(self.component[a]) for a in axes}
             for x in parts:
                 beside.setdefault(x, set()).update(parts - {x})
         layers = self._layers()
         ids = np.arange(1, len(atoms.axis))
-        stuck = np.array([bool(r) for r in atoms.reason(atoms.find(ids))])
+        roots = atoms.find(ids)
+        stuck = atoms.frozen(roots)
+        held = np.unique(np.stack([self.component[atoms.axis[ids[stuck]]], roots[stuck]]), axis=1)[0]
+        frozen = np.bincount(held, minlength=len(atoms.axes))
+        members: dict[int, list[int]] = {}
+        for atom, c in zip(free.tolist(), part.tolist(), strict=True):
+            members.setdefault(c, []).append(atom)
         units, names = [], {}
         order = [int(c) for c in dict.fromkeys(part.tolist()) if int(c) in carriers]
         taken: dict[str, int] = {}
@@ -121,14 +123,13 @@ class Units:
             taken[base] = taken.get(base, 0) + 1
             names[c] = base if taken[base] == 1 else f"{base}#{taken[base]}"
         for c in order:
-            held = ids[stuck & (self.component[atoms.axis[ids]] == c)]
             units.append(
                 Unit(
                     names[c],
-                    tuple(free[part == c].tolist()),
+                    tuple(members[c]),
                     layers.get(c, ()),
                     tuple(carriers[c]),
-                    len(np.unique(atoms.find(held))) if len(held) else 0,
+                    int(frozen[c]),
                     tuple(sorted(names[x] for x in beside.get(c, ()) if x in names)),
                 )
             )

@@ -117,8 +117,9 @@ def test_layers_parameters_and_activations_have_the_users_names():
         (lambda x: x[:, torch.tensor([3, 0, 7])], ["slice", "take"], None),
         (lambda x: x.roll(1, 1), ["pool"], "other"),
         (lambda x: x.cumsum(1), ["pool"], "other"),
-        (lambda x: x.max(1)[0], ["unknown"], None),
-        (lambda x: x.sort(1)[0], ["unknown"], None),
+        (lambda x: x.max(1)[0], ["pool"], "other"),
+        (lambda x: x.sort(1)[0], ["pool"], "other"),
+        (lambda x: x.renorm(2, 0, 1.0), ["unknown"], None),
         (lambda x: x.norm(dim=1, keepdim=True), ["reduce"], "norm"),
         (lambda x: x.repeat(1, 3), ["expand"], None),
     ],
@@ -135,14 +136,14 @@ def test_what_has_no_rule_is_frozen_with_operator_and_layer():
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
-            self.fc, self.out = Function(lambda x: x.sort(1)[0]), nn.Linear(8, 2)
+            self.fc, self.out = Function(lambda x: x.renorm(2, 0, 1.0)), nn.Linear(8, 2)
 
         def forward(self, x):
             return self.out(self.fc(x))
 
     units = Units(graph_of(Net(), X))
     assert units.units == ()
-    assert units.frozen[0].reason == "aten.sort in fc: slimline has no rule for it"
+    assert units.frozen[0].reason == "aten.renorm in fc: slimline has no rule for it"
 
 
 def test_a_dimension_that_training_fixed_is_kept_as_the_only_batch():
@@ -198,6 +199,33 @@ def test_a_parameter_called_like_an_input_is_another_value():
     names = [*graph.inputs, *graph.parameters, *(o for n in graph.nodes for o in n.outputs)]
     assert len(set(names)) == len(names)
     assert {"x", "linear"} == set(graph.parameters)
+
+
+def test_heads_that_are_only_used_in_training_are_no_part_of_the_captured_model():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.aux = nn.Linear(8, 2), nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4))
+
+        def forward(self, x):
+            return (self.fc(x), self.aux(x)) if self.training else self.fc(x)
+
+    native, _ = TORCH.load(Net().train(), (X,))
+    assert list(native.state_dict()) == ["fc.weight", "fc.bias"]
+
+
+def test_a_forward_that_takes_any_number_of_inputs_keeps_a_free_batch():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(8, 2)
+
+        def forward(self, *xs):
+            return self.fc(sum(xs))
+
+    native, _ = TORCH.load(Net(), (X, X))
+    assert native.fixed_batch is None
+    assert TORCH.predict(native, (X[[0, 1, 0]], X[[1, 1, 0]])).shape == (3, 2)
 
 
 def test_outputs_of_a_class_become_a_tuple():

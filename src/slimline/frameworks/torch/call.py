@@ -75,6 +75,10 @@ class Call:
         """Shape of a value."""
         return self._values[value].shape if value is not None else ()
 
+    def dtype(self, value: str | None) -> str:
+        """Numpy's name of a value's type."""
+        return self._values[value].dtype if value is not None else ""
+
     def constant(self, node: Any) -> Array | None:
         """The numbers of an integer constant, or None."""
         return self._constants.get(node) if isinstance(node, fx.Node) else None

@@ -43,8 +43,13 @@ def mask(native: Native, plan: Plan) -> Native:
             node.target = _weight_norm  # a direction of zeros has no norm to divide by
         elif node.name in neutral and (statistics := plan.statistics(node.name)):
             _Masker(result, plan, neutral[node.name], node, statistics).run()
+    written = {node.name: node for node in result.graph.nodes}
     for name, step in neutral.items():
-        if "/" in name and plan.statistics(name):  # a step of an operator that slimline reads as several
+        if "/" in name and (statistics := plan.statistics(name)):  # a step of an operator that is read as several
+            node = written[name.partition("/")[0]]
+            if packet(node) == "aten.baddbmm":
+                _Masker(result, plan, step, node, statistics, skip=1).run()
+                continue
             raise SlimlineError(f"slimline cannot mask {step.label}: apply the plan, or keep that layer.")
     result.graph.lint()
     result.recompile()
@@ -52,10 +57,13 @@ def mask(native: Native, plan: Plan) -> Native:
 
 
 class _Masker:
-    """Makes one operator see only what stays."""
+    """Makes one operator see only what stays; `skip` of its tensors come before those of the neutral one."""
 
-    def __init__(self, native: Native, plan: Plan, neutral: Node, node: fx.Node, statistics: Statistics) -> None:
+    def __init__(
+        self, native: Native, plan: Plan, neutral: Node, node: fx.Node, statistics: Statistics, skip: int = 0
+    ) -> None:
         self.native, self.plan, self.neutral, self.node, self.statistics = native, plan, neutral, node, statistics
+        self.skip = skip
 
     def run(self) -> None:
         handlers: dict[str, Callable[[], None]] = {
@@ -75,7 +83,7 @@ class _Masker:
         """The fx node of an input of the neutral operator."""
         if packet(self.node) == "aten.einsum":
             return self.node.args[1][index]  # type: ignore[index, return-value]
-        return [a for a in self.node.args if isinstance(a, fx.Node)][index]
+        return [a for a in self.node.args if isinstance(a, fx.Node)][index + self.skip]
 
     def _set_operand(self, index: int, value: fx.Node) -> None:
         if packet(self.node) == "aten.einsum":
@@ -84,7 +92,7 @@ class _Masker:
             self.node.update_arg(1, operands)
         else:
             places = [k for k, a in enumerate(self.node.args) if isinstance(a, fx.Node)]
-            self.node.update_arg(places[index], value)
+            self.node.update_arg(places[index + self.skip], value)
 
     def _constant(self, value: Tensor) -> fx.Node:
         name = add_constant(self.native, f"{self.node.name}_mask", value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -39,6 +39,10 @@ _FLAGS = {
 _CHECKS = ("aten._assert_tensor_metadata", "aten._assert_scalar", "aten.sym_constrain_range_for_size")
 
 
+Free = Literal["none", "batch", "sizes"]
+"""Sizes of inputs that a captured model takes as they come: none, the batch, or every one that it does not fix."""
+
+
 class Native(fx.GraphModule):
     """A graph of aten operators with its parameters under the user's own names.
 
@@ -52,6 +56,11 @@ class Native(fx.GraphModule):
         """The only batch size it takes, or None where any goes."""
         size: int | None = self.meta.get("fixed_batch")
         return size
+
+    @property
+    def free(self) -> Free:
+        """Which sizes of its inputs may change."""
+        return "none" if self.fixed_batch is not None else self.meta.get("free", "batch")
 
     def train(self, mode: bool = True) -> Native:
         """Switch to training or inference."""
@@ -174,14 +183,21 @@ def export(native: Native, example: Sequence[Array]) -> torch.export.ExportedPro
     """
     if native.training:
         native = sharing(native).eval()
-    return trace(native, to_tensors(example), native.fixed_batch is None)
+    return trace(native, to_tensors(example), native.free)
 
 
-def trace(module: nn.Module, inputs: tuple[Tensor, ...], dynamic: bool) -> torch.export.ExportedProgram:
-    """`torch.export` of a module; with `dynamic` every input as long as the first has a free batch size."""
+def trace(module: nn.Module, inputs: tuple[Tensor, ...], free: Free) -> torch.export.ExportedProgram:
+    """`torch.export` of a module; every input as long as the first has a free ``batch``, or all ``sizes`` are free that
+    the module leaves so and that are not 1."""
     batch = inputs[0].shape[0] if inputs and inputs[0].dim() else -1
-    free = {0: torch.export.Dim.DYNAMIC}
-    shapes = tuple(free if x.dim() and x.shape[0] == batch else None for x in inputs) if dynamic else None
+    shapes: Any = None
+    if free != "none":
+        shapes = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]  # by tensor, for any signature
+        for x in inputs:
+            if free == "sizes":
+                shapes[x] = dict.fromkeys(range(x.dim()), torch.export.Dim.AUTO)
+            elif x.dim() and x.shape[0] == batch:
+                shapes[x] = {0: torch.export.Dim.DYNAMIC}
     with torch.enable_grad(), warnings.catch_warnings():  # without grad nn.Transformer takes a fused path with no axes
         warnings.filterwarnings(
             "ignore", "The tensor attributes? .* assigned during export"
@@ -189,7 +205,9 @@ def trace(module: nn.Module, inputs: tuple[Tensor, ...], dynamic: bool) -> torch
         return torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
 
 
-def from_program(program: torch.export.ExportedProgram, fixed_batch: int | None, shared: bool = False) -> Native:
+def from_program(
+    program: torch.export.ExportedProgram, fixed_batch: int | None, shared: bool = False, free: Free = "batch"
+) -> Native:
     """A native model with its own copy of the program's weights, or the very same if `shared`, in inference mode."""
     source = program.module(check_guards=False)
     graph = source.graph
@@ -197,7 +215,8 @@ def from_program(program: torch.export.ExportedProgram, fixed_batch: int | None,
     _plain_outputs(graph)
     constants = _share_tied(source, graph)
     native = Native(source, graph, "Model")
-    native.meta = {"fixed_batch": fixed_batch}
+    native.meta = {"fixed_batch": fixed_batch, "free": free}
+    _drop_unread(native)
     _own(native, {*constants, *transient(source)}, shared)
     _rename(native)
     native.eval()
@@ -226,6 +245,23 @@ def _drop_checks(graph: fx.Graph) -> None:
         guard = node.op == "call_module" and node.target == "_guards_fn"
         if (guard or (node.op == "call_function" and packet(node) in _CHECKS)) and not node.users:
             graph.erase_node(node)
+
+
+def _drop_unread(native: fx.GraphModule) -> None:
+    """Forget the parameters that the captured function does not read, such as heads that are only used in training,
+    and the buffers of modules that have no others left. A name that is tied to one that is read stays."""
+    readers = [n for n in native.graph.nodes if n.op == "get_attr"]
+    read = {id(_attribute(native, str(n.target))) for n in readers if n.users}
+    for node in readers:
+        if not node.users and id(_attribute(native, str(node.target))) not in read:
+            native.graph.erase_node(node)
+    for module in native.modules():
+        held = {name: id(p) in read for name, p in module._parameters.items() if p is not None}
+        for name in [name for name, used in held.items() if not used]:
+            del module._parameters[name]
+        if held and not any(held.values()):
+            for name in [name for name, b in module._buffers.items() if b is not None and id(b) not in read]:
+                del module._buffers[name]
 
 
 def _plain_outputs(graph: fx.Graph) -> None:

@@ -16,7 +16,7 @@ from slimline.frameworks.base import Array
 from slimline.frameworks.torch import native as natives
 from slimline.frameworks.torch import rules, rules_shape  # noqa: F401  # they fill the registry
 from slimline.frameworks.torch.call import Call
-from slimline.frameworks.torch.native import Native, set_training, to_tensors
+from slimline.frameworks.torch.native import Free, Native, set_training, to_tensors
 from slimline.frameworks.torch.prune import plain
 from slimline.frameworks.torch.registry import constant, rule_for
 from slimline.graph.ir import Graph, Node, Value
@@ -49,14 +49,14 @@ def load(
         return copy.deepcopy(source).eval(), _need(example)
     if isinstance(source, nn.Module):
         source = plain(source)
-    _finite(source.state_dict if isinstance(source, torch.export.ExportedProgram) else source.state_dict())
+    finite(source.state_dict if isinstance(source, torch.export.ExportedProgram) else source.state_dict())
     if isinstance(source, torch.export.ExportedProgram):
         return _from_program(source, example)
     example = _need(example)
     modes = {module: module.training for module in source.modules()}
     source.eval()
     try:
-        return _capture(source, example)
+        return capture(source, example)
     finally:
         for module, mode in modes.items():
             module.training = mode
@@ -72,7 +72,7 @@ def _need(example: tuple[Array, ...] | None) -> tuple[Array, ...]:
     return tuple(example)
 
 
-def _finite(state: Mapping[str, Any]) -> None:
+def finite(state: Mapping[str, Any]) -> None:
     for name, value in state.items():
         if isinstance(value, Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise SlimlineError(f"The weights hold NaN or infinity (first in {name}): load a sound checkpoint.")
@@ -84,16 +84,20 @@ def _two_rows(example: tuple[Array, ...]) -> tuple[Array, ...]:
     return tuple(np.resize(x, (2, *x.shape[1:])) if x.ndim and len(x) == batch else x for x in example)
 
 
-def _capture(module: nn.Module, example: tuple[Array, ...]) -> tuple[Native, tuple[Array, ...]]:
+def capture(
+    module: nn.Module, example: tuple[Array, ...], frees: tuple[Free, ...] = ("batch",)
+) -> tuple[Native, tuple[Array, ...]]:
+    """Export a module in inference mode, with the first of `frees` that it takes, or else for its example's sizes."""
     two = _two_rows(example)
+    for free in frees:
+        try:
+            program = natives.trace(module, to_tensors(two), free)
+        except Exception as reason:  # torch.export raises many types; fixed sizes are tried before it is an error
+            log.info("no free %s: %s", free, _first_line(reason))
+        else:
+            return natives.from_program(program, None, free=free), two
     try:
-        program = natives.trace(module, to_tensors(two), True)
-    except Exception as reason:  # torch.export raises many types; a fixed batch is tried before it is an error
-        log.info("no dynamic batch: %s", _first_line(reason))
-    else:
-        return natives.from_program(program, None), two
-    try:
-        program = natives.trace(module, to_tensors(example), False)
+        program = natives.trace(module, to_tensors(example), "none")
     except Exception as reason:
         raise SlimlineError(
             f"torch.export cannot capture {type(module).__name__} ({_first_line(reason)}): check the example inputs, "

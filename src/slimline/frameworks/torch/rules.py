@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from string import ascii_letters
 from typing import Any
 
 from slimline.frameworks.torch.call import Call
@@ -178,21 +180,42 @@ def _baddbmm(call: Call) -> None:
 
 @rule("einsum")
 def _einsum(call: Call) -> None:
-    text = str(call["equation"]).replace(" ", "")
     names = [call.value(n) for n in call["tensors"]]
+    text = _spelled(str(call["equation"]).replace(" ", ""), [call.shape(n) for n in names])
     terms = text.partition("->")[0].split(",")
-    if "->" not in text or "." in text or any(len(set(t)) < len(t) for t in terms):
+    if "." in text or any(len(set(t)) < len(t) for t in terms):
         return unknown(call, f"the equation {text}")
     return call.emit("einsum", names, ops.einsum(text, any(n.op == "get_attr" for n in call["tensors"])))
+
+
+def _spelled(text: str, shapes: Sequence[tuple[int, ...]]) -> str:
+    """An einsum with its output, and with letters for its dots where these are the same sizes everywhere."""
+    left, arrow, right = text.partition("->")
+    terms = left.split(",")
+    hidden = [
+        s[t.index("...") : len(s) - len(t) + t.index("...") + 3]
+        for t, s in zip(terms, shapes, strict=True)
+        if "..." in t
+    ]
+    if not arrow:
+        right = "..." * bool(hidden) + "".join(sorted(c for c in {*left} - {*".,"} if left.count(c) == 1))
+    if len(set(hidden)) == 1:
+        spare = [c for c in ascii_letters if c not in left]
+        dots = "".join(spare[: len(hidden[0])])
+        left, right = left.replace("...", dots), right.replace("...", dots)
+    return f"{left}->{right}"
 
 
 @rule("scaled_dot_product_attention")
 def _attention(call: Call) -> None:
     names = call.tensors("query", "key", "value", "attn_mask")
     query, key, value = (call.shape(n) for n in names[:3])
+    mask = call.shape(names[3]) if names[3] is not None else None
+    if call["enable_gqa"] and mask is None and len(query) == 4 and query[0] == key[0] and key[:2] == value[:2]:
+        equation = ops.parse("b (k r) l d, b k s d, b k s e -> b (k r) l e", {"k": key[1]}, statistics=("d", "s"))
+        return call.emit("attention", names[:3], {"equation": equation})
     if not query[:-2] == key[:-2] == value[:-2]:
         return unknown(call, "heads that are shared or broadcast")
-    mask = call.shape(names[3]) if names[3] is not None else None
     return call.emit("attention", names if mask is not None else names[:3], ops.attention(len(query), mask))
 
 
@@ -207,11 +230,38 @@ _REDUCTIONS = {
 @rule(*_REDUCTIONS)
 def _reduce(call: Call) -> None:
     if len(call.outputs) > 1:
-        return unknown(call, "it answers with positions")
-    axes = call.axes() if call.takes("dim") else list(range(call.rank))
-    keep = bool(call["keepdim"]) if call.takes("keepdim") else False
+        return _ranked(call)
+    axes, keep = _reduced(call)
     function = _REDUCTIONS[call.target.removeprefix("aten.")]
     return call.emit("reduce", call.tensors()[:1], ops.reduce(call.rank, axes, keep, function))
+
+
+def _reduced(call: Call) -> tuple[list[int], bool]:
+    axes = call.axes() if call.takes("dim") else list(range(call.rank))
+    return axes, bool(call["keepdim"]) if call.takes("keepdim") else False
+
+
+@rule("var", "std", "prod", "any", "all", "argmax", "argmin", "median", "mode", "kthvalue", "var_mean", "std_mean",
+      "aminmax", "count_nonzero")  # fmt: skip
+def _whole_reduction(call: Call) -> None:
+    """Reductions that cannot leave a position out: what they reduce stays whole, all other axes pass."""
+    axes, keep = _reduced(call)
+    names = [f"a{d}" for d in range(call.rank)]
+    after = [("." if d in axes else n) for d, n in enumerate(names) if keep or d not in axes]
+    before = ["." if d in axes else n for d, n in enumerate(names)]
+    text = f"{' '.join(before)} -> {', '.join([' '.join(after)] * len(call.outputs))}"
+    call.emit("pool", call.tensors()[:1], {"equation": ops.parse(text), "function": "other"})
+
+
+@rule("sort", "topk", "argsort", "cummax", "cummin")
+def _ranked(call: Call) -> None:
+    """Values or positions ranked along one dimension, which stays whole."""
+    if call.rank == len(call.output):
+        axis = call.axis()
+        x = " ".join("." if d == axis else f"a{d}" for d in range(call.rank))
+        equation = ops.parse(f"{x} -> {', '.join([x] * len(call.outputs))}")
+        return call.emit("pool", call.tensors()[:1], {"equation": equation, "function": "other"})
+    return _whole_reduction(call)
 
 
 @rule("softmax", "_softmax", "log_softmax", "_log_softmax")
@@ -240,6 +290,25 @@ def _grid_sampler(call: Call) -> None:
     dots = " ".join("." * (call.rank - 2))
     equation = ops.parse(f"b c {dots}, b {dots} . -> b c {dots}")
     call.emit("pool", call.tensors("input", "grid"), {"equation": equation, "function": "resize"})
+
+
+@rule("im2col", "col2im")
+def _patches(call: Call) -> None:
+    """Patches of an image and back: channels and the places in a patch share a dimension."""
+    apart = call.target == "aten.im2col"
+    if call.rank != (4 if apart else 3):
+        return unknown(call, "an input without a batch dimension")
+    text = "b c . . -> b (c k) ." if apart else "b (c k) . -> b c . ."
+    fixed = {"k": "the places of a patch"}
+    equation = ops.parse(text, {"k": math.prod(_each(call["kernel_size"], 2))}, fixed=fixed)
+    return call.emit("pool", call.tensors()[:1], {"equation": equation, "function": "other"})
+
+
+@rule("unfold")
+def _sliding(call: Call) -> None:
+    axis = call.axis("dimension")
+    x = " ".join("." if d == axis else f"a{d}" for d in range(call.rank))
+    call.emit("pool", call.tensors()[:1], {"equation": ops.parse(f"{x} -> {x} ."), "function": "other"})
 
 
 @rule("lstm", "gru", "rnn_tanh", "rnn_relu")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from slimline.frameworks.torch.call import Call
+from slimline.frameworks.torch.native import packet
 from slimline.frameworks.torch.registry import rule, unknown, whole
 from slimline.graph import ops
 
@@ -139,7 +140,9 @@ def _slice(call: Call) -> None:
         span = range(start, start + int(call["length"]))
     else:
         span = range(size)[slice(call["start"], call["end"], call["step"])]
-    call.emit("slice", call.tensors()[:1], ops.slice_(axis, span.start, max(span.stop, span.start), span.step))
+    if span.step > 1 and any(packet(user).endswith("_") for user in call.node.users):
+        return unknown(call, "every other position is written in place")  # positions that are listed are a copy
+    return call.emit("slice", call.tensors()[:1], ops.slice_(axis, span.start, max(span.stop, span.start), span.step))
 
 
 @rule("select")
@@ -161,29 +164,37 @@ def _pad(call: Call) -> None:
 
 @rule("index", "index_select")
 def _index(call: Call) -> None:
-    """One index tensor; its dimensions take the place of the one it picks from."""
+    """Index tensors: their common dimensions stand where they pick from, or first if they pick here and there."""
     if call.target == "aten.index":
         given = [(d, n) for d, n in enumerate(call["indices"]) if n is not None]
-        if len(given) != 1:
-            return unknown(call, "several index tensors")
-        axis, node = given[0]
     else:
-        axis, node = call.axis(), call["index"]
-    index = call.value(node)
-    shape = call.shape(index)
-    picked = call.constant(node)
-    if call.rank + len(shape) - 1 != len(call.output) or (picked is not None and picked.dtype == bool):
+        given = [(call.axis(), call["index"])]
+    indices = [call.value(n) for _, n in given]
+    if any(call.dtype(i) == "bool" for i in indices):
         return unknown(call, "a mask as index")
-    if picked is not None and picked.ndim == 1:
+    axis, node = given[0]
+    picked = call.constant(node)
+    if len(given) == 1 and picked is not None and picked.ndim == 1:
         rows = np.where(picked < 0, picked + call.input[axis], picked)
         if len(np.unique(rows)) == len(rows):
             return call.emit("take", call.tensors("self"), ops.take(axis, rows.tolist()))
-    names = [f"a{d}" for d in range(call.rank)]
-    before = " ".join("." if d == axis else n for d, n in enumerate(names))
-    dots = ["."] * len(shape)
-    after = " ".join([*names[:axis], *dots, *names[axis + 1 :]])
-    equation = ops.parse(f"{before}, {' '.join(dots)} -> {after}")
-    return call.emit("pool", [call.tensor("self"), index], {"equation": equation, "function": "other"})
+    taken = [d for d, _ in given]
+    left = [f"a{d}" for d in range(call.rank) if d not in taken]
+    place = axis if taken == list(range(axis, axis + len(taken))) else 0
+    after = [*left[:place], *["."] * (len(call.output) - len(left)), *left[place:]]
+    before = " ".join("." if d in taken else f"a{d}" for d in range(call.rank))
+    dots = [" ".join("." * len(call.shape(i))) for i in indices]
+    equation = ops.parse(f"{', '.join([before, *dots])} -> {' '.join(after)}")
+    return call.emit("pool", [call.tensor("self"), *indices], {"equation": equation, "function": "other"})
+
+
+@rule("gather")
+def _gather(call: Call) -> None:
+    """Picks along one dimension; the others pass where the index goes over all of them."""
+    names, axis = call.tensors("self", "index"), call.axis()
+    same = [d != axis and n == m for d, (n, m) in enumerate(zip(*map(call.shape, names), strict=True))]
+    dims = " ".join(f"a{d}" if s else "." for d, s in enumerate(same))
+    call.emit("pool", names, {"equation": ops.parse(f"{dims}, {dims} -> {dims}"), "function": "other"})
 
 
 # -- tensors from nothing -------------------------------------------------------------------

@@ -39,6 +39,7 @@ def save(native: Native, path: Path, example: tuple[Array, ...], metadata: Mappi
     own = {
         "metadata": dict(metadata),
         "fixed_batch": native.fixed_batch,
+        "free": native.free,
         "ties": natives.ties(native),
         "names": _names(native, program),
     }
@@ -106,7 +107,7 @@ def open_(
         return (*read.load(program, stored if example is None else example), {})
     own = json.loads(extra[_METADATA])
     arrays = safetensors.numpy.load(bytes.fromhex(extra[_EXAMPLE]))
-    native = natives.from_program(program, own["fixed_batch"], shared=True)
+    native = natives.from_program(program, own["fixed_batch"], shared=True, free=own.get("free", "batch"))
     _restore(native, own)
     return native, tuple(arrays[k] for k in sorted(arrays)), own["metadata"]
 

@@ -1,0 +1,111 @@
+"""torchvision's zoo with random weights: is each model pruned exactly?
+
+    python benchmarks/zoo_torchvision.py [NAME …]
+
+Needs an environment with torchvision beside slimline; nothing is downloaded. Inputs are the smallest a model takes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from zoo import Case, main
+
+WINDOWED = {"vit_": {"image_size": 64}, "maxvit_t": {"input_size": (224, 224)}}
+SIDES = {"inception_v3": 96, "alexnet": 80, "googlenet": 64, "maxvit_t": 224}
+SAME = "the blocks of its smaller sisters, more of them, and too large for this machine beside its own copies"
+SKIPPED = dict.fromkeys(("vit_l_16", "vit_l_32", "vit_h_14", "regnet_y_128gf"), SAME)
+
+
+def _arguments(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = {"weights": None}
+    for start, more in WINDOWED.items():
+        if name.startswith(start):
+            found |= more
+    if name in ("googlenet", "inception_v3"):
+        found |= {"init_weights": False, "aux_logits": True}
+    if _group(name) in ("segmentation", "detection"):
+        found["weights_backbone"] = None
+    if "rcnn" in name:
+        found |= {"rpn_post_nms_top_n_test": 40, "box_score_thresh": 0.0, "box_detections_per_img": 8}
+    if _group(name) == "detection" and not name.startswith("ssd"):
+        found |= {"min_size": 96, "max_size": 128}
+    if name.startswith("mvit"):
+        found |= {"spatial_size": (64, 64), "temporal_size": 8}
+    return found
+
+
+def _group(name: str) -> str:
+    from torchvision import models
+
+    return models.get_model_builder(name).__module__.removeprefix("torchvision.models.").partition(".")[0]
+
+
+def _inputs(name: str) -> tuple[Any, ...]:
+    import torch
+
+    group = _group(name)
+    if group == "optical_flow":
+        return tuple(torch.randn(2, 3, 128, 128) for _ in range(2))
+    if group == "video":
+        frames, side = (8, 64) if name.startswith(("mvit", "swin3d")) else (16, 224) if name == "s3d" else (4, 32)
+        return (torch.randn(2, 3, frames, side, side),)
+    if group == "segmentation":
+        return (torch.randn(2, 3, 64, 64),)
+    if group == "detection":
+        return ([torch.rand(3, 96, 128), torch.rand(3, 128, 112)],)
+    return (torch.randn(2, 3, SIDES.get(name, 64), SIDES.get(name, 64)),)
+
+
+def _parts(name: str) -> tuple[str, ...]:
+    """Of a detector: what lies between its decisions about boxes."""
+    heads = {"fasterrcnn": (), "maskrcnn": ("roi_heads.mask_head",), "keypointrcnn": ("roi_heads.keypoint_head",)}
+    family = name.partition("_")[0]
+    if family in heads:
+        return ("backbone", "rpn.head", "roi_heads.box_head", *heads[family])
+    return ("backbone", "head") if _group(name) == "detection" else ()
+
+
+def _targets() -> list[dict[str, Any]]:
+    """What a detector trains towards: two boxes an image, with masks and keypoints for those that want them."""
+    import torch
+
+    boxes = torch.tensor([[8.0, 10.0, 60.0, 70.0], [30.0, 20.0, 90.0, 88.0]])
+    sizes = ((96, 128), (128, 112))
+    points = torch.cat([torch.rand(2, 17, 2) * 50 + 20, torch.ones(2, 17, 1)], 2)
+    return [
+        {
+            "boxes": boxes, "labels": torch.ones(2, dtype=torch.long), "keypoints": points,
+            "masks": torch.ones(2, h, w, dtype=torch.uint8),
+        }
+        for h, w in sizes
+    ]  # fmt: skip
+
+
+def case(name: str) -> Case:
+    """A model of `torchvision.models`."""
+
+    def make() -> tuple[Any, tuple[Any, ...]]:
+        from torchvision import models
+
+        return models.get_model(name, **_arguments(name)), _inputs(name)
+
+    return Case(make, _parts(name), _targets if _parts(name) else None)
+
+
+def cases() -> dict[str, Case]:
+    """Every model of the sweep: classification, segmentation, video, optical flow, then detection."""
+    from torchvision import models
+
+    order = ("classification", "segmentation", "video", "optical_flow", "detection")
+    names = [n for n in models.list_models() if not n.startswith("quantized_") and n not in SKIPPED]
+    found = {}
+    for group in order:
+        for name in names:
+            if (_group(name) if _group(name) in order else "classification") == group:
+                found[name] = case(name)
+    return found
+
+
+if __name__ == "__main__":
+    main("torchvision", cases(), SKIPPED, __doc__)

@@ -1,0 +1,163 @@
+"""Operators that take some dimensions whole: what passes is pruned exactly, what they rank or mix stays."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from slimline.frameworks.base import adapter
+from slimline.graph.plan import Plan
+from slimline.graph.units import Units
+from slimline.model import Model
+
+TORCH = adapter("torch")
+TOKENS = np.random.default_rng(0).standard_normal((2, 6, 8)).astype(np.float32)
+IMAGES = np.random.default_rng(0).standard_normal((2, 3, 6, 6)).astype(np.float32)
+
+
+class Between(nn.Module):
+    """A linear layer over tokens, any function of its 12 channels, and another layer."""
+
+    def __init__(self, function, width: int, layer: nn.Module | None = None) -> None:
+        super().__init__()
+        self.first, self.function = layer or nn.Linear(8, 12), function
+        self.last = nn.Linear(width, 5)
+
+    def forward(self, x):
+        return self.last(self.function(self.first(x)))
+
+
+def model_of(module: nn.Module, *inputs: np.ndarray) -> Model:
+    torch.manual_seed(0)
+    for p in module.parameters():
+        nn.init.normal_(p, 0, 0.5)
+    return Model(TORCH, *TORCH.load(module.eval(), inputs))
+
+
+def exact(model: Model, removed: dict[str, tuple[int, ...]]) -> Plan:
+    """`apply` computes what `mask` does, and something else than the model."""
+    plan = Plan(Units(model.graph), removed)
+    inputs = tuple(np.resize(x * 0.7, (3, *x.shape[1:])).astype(x.dtype) for x in model.example)
+    before, small, masked = (m.predict(*inputs) for m in (model, plan.apply(model), plan.mask(model)))
+    assert np.abs(small - masked).max() <= 1e-5 * np.abs(masked).max()
+    assert np.abs(before - masked).max() > 1e-3 * np.abs(before).max()
+    return plan
+
+
+PASSES = {
+    "max over tokens": (lambda x: x.max(1)[0], 12),
+    "max with its place": (lambda x: x.max(1, keepdim=True)[0][:, 0], 12),
+    "sorted tokens": (lambda x: x.sort(1)[0][:, 0], 12),
+    "top tokens": (lambda x: x.topk(2, 1)[0].sum(1), 12),
+    "deviation over tokens": (lambda x: x.std(1), 12),
+    "median over tokens": (lambda x: x.median(1)[0], 12),
+    "einsum with dots": (lambda x: torch.einsum("...c,...c->...c", x, x.tanh()), 12),
+    "einsum without an output": (lambda x: torch.einsum("...c,...d", x[..., :6], x[..., 6:]).flatten(2), 36),
+    "sliding windows": (lambda x: x.unfold(1, 3, 1).mean(-1), 12),
+    "two indices": (lambda x: x[torch.tensor([0, 1, 1])[:2], torch.tensor([4, 2])], 12),
+}
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_other_dimensions_pass(name):
+    function, width = PASSES[name]
+    model = model_of(Between(function, width), TOKENS)
+    if name == "two indices":  # it fixes the batch
+        plan = Plan(Units(model.graph), {"first": (1, 4, 9)})
+        np.testing.assert_allclose(plan.apply(model).predict(TOKENS), plan.mask(model).predict(TOKENS), rtol=1e-4)
+        return
+    units = {u.name: u.size for u in Units(model.graph).units}
+    assert sum(units.values()) == 12
+    exact(model, {name: (1, size - 2) for name, size in units.items()})
+
+
+@pytest.mark.parametrize(
+    ("function", "width", "said"),
+    [
+        (lambda x: x.max(-1, keepdim=True)[0], 1, "aten.max"),
+        (lambda x: x.sort(-1)[0], 12, "aten.sort"),
+        (lambda x: x.topk(4, -1)[0], 4, "aten.topk"),
+        (lambda x: x.var(-1, keepdim=True), 1, "aten.var"),
+        (lambda x: x.unfold(-1, 4, 4).mean(-1), 3, "aten.unfold"),
+        (lambda x: x[..., torch.tensor([[1, 2], [3, 4]])].flatten(2), 4, "aten.index"),
+    ],
+)
+def test_the_dimension_that_is_ranked_or_mixed_stays_whole(function, width, said):
+    units = Units(model_of(Between(function, width), TOKENS).graph)
+    assert units.units == ()
+    assert units.frozen[0].name == "first (o)" and units.frozen[0].reason.startswith(said)
+
+
+def test_a_token_picked_by_a_computed_index_keeps_its_width_prunable():
+    class Picked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.first, self.last = nn.Embedding(9, 8), nn.Linear(8, 12), nn.Linear(12, 5)
+
+        def forward(self, tokens):
+            x = self.first(self.embed(tokens))
+            return self.last(x[torch.arange(x.shape[0]), tokens.argmax(-1)])
+
+    tokens = np.random.default_rng(0).integers(0, 9, (2, 6))
+    plan = exact(model_of(Picked(), tokens), {"first": (0, 5), "embed": (3,)})
+    assert plan.shape("last.weight") == (5, 10)
+
+
+def test_gather_passes_the_dimensions_its_index_goes_over():
+    class Gathered(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.at, self.last = nn.Linear(8, 12), nn.Linear(8, 12), nn.Linear(12, 5)
+
+        def forward(self, x):
+            return self.last(self.first(x).gather(1, (self.at(x) > 0).long()))
+
+    exact(model_of(Gathered(), TOKENS), {"first": (1, 7)})
+
+
+def test_patches_of_an_image_keep_its_channels():
+    def patches(x):
+        return F.unfold(x, 3, padding=1).transpose(1, 2)
+
+    model = model_of(Between(patches, 8 * 9, nn.Conv2d(3, 8, 1)), IMAGES)
+    assert exact(model, {"first": (2, 3)}).shape("last.weight") == (5, 54)
+
+    def back(x):
+        return F.fold(F.unfold(x, 2, stride=2), (6, 6), 2, stride=2).flatten(2).transpose(1, 2)
+
+    exact(model_of(Between(back, 8, nn.Conv2d(3, 8, 1)), IMAGES), {"first": (2, 3)})
+
+
+def test_query_groups_share_keys_and_values():
+    class Grouped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q, self.k, self.v, self.o = nn.Linear(8, 24), nn.Linear(8, 12), nn.Linear(8, 12), nn.Linear(24, 5)
+
+        def forward(self, x):
+            q, k, v = (f(x).unflatten(-1, (-1, 3)).transpose(1, 2) for f in (self.q, self.k, self.v))
+            y = F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+            return self.o(y.transpose(1, 2).flatten(2))
+
+    model = model_of(Grouped(), TOKENS)
+    sizes = {u.name: u.size for u in Units(model.graph).units}
+    heads = [name for name, size in sizes.items() if size in (2, 4)]
+    assert sorted(sizes.values()) == [2, 3, 3, 4]
+    for name in sizes:
+        exact(model, {name: (1,)})
+    exact(model, dict.fromkeys(heads, (1,)))
+
+
+def test_a_product_added_to_a_bias_is_masked_in_its_sum():
+    class Scores(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q, self.k, self.last = nn.Linear(8, 12), nn.Linear(8, 12), nn.Linear(6, 5)
+
+        def forward(self, x):
+            return self.last(torch.baddbmm(torch.ones(1, 6, 6), self.q(x), self.k(x).transpose(1, 2)))
+
+    exact(model_of(Scores(), TOKENS), {"q": (0, 3, 11)})
