@@ -44,8 +44,17 @@ class Case:
     targets: Callable[[], Any] | None = None
 
 
-def main(zoo: str, cases: Mapping[str, Case], skipped: Mapping[str, str], doc: str | None) -> None:
-    """Sweep `cases`, or those named on the command line, into ``results/zoo_ZOO.{json,md}``; other rows stay."""
+def main(
+    zoo: str,
+    cases: Mapping[str, Case],
+    skipped: Mapping[str, str],
+    doc: str | None,
+    examine: Callable[[Case], dict[str, Any]] | None = None,
+) -> None:
+    """Sweep `cases`, or those named on the command line, into ``results/zoo_ZOO.{json,md}``; other rows stay.
+
+    `examine` gives the row of a case; by default that of a torch model, whole or by its parts.
+    """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="models to run (default: all)")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
@@ -53,7 +62,8 @@ def main(zoo: str, cases: Mapping[str, Case], skipped: Mapping[str, str], doc: s
     args = parser.parse_args()
     if args.one:
         case = cases[args.names[0]]
-        print(json.dumps(check_parts(case) if case.parts else check(case)))
+        examine = examine or (check_parts if case.parts else check)
+        print(json.dumps(examine(case)))
         return
     path = HERE / f"results/zoo_{zoo}.json"
     rows = {r["model"]: r for r in json.loads(path.read_text())["rows"]} if path.exists() else {}
