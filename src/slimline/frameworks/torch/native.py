@@ -216,7 +216,8 @@ def from_program(
     constants = _share_tied(source, graph)
     native = Native(source, graph, "Model")
     native.meta = {"fixed_batch": fixed_batch, "free": free}
-    _drop_unread(native)
+    if not shared:  # a file has none of them, and names that were tied are tied again later
+        _drop_unread(native)
     _own(native, {*constants, *transient(source)}, shared)
     _rename(native)
     native.eval()
