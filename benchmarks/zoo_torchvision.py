@@ -30,8 +30,6 @@ def _arguments(name: str) -> dict[str, Any]:
         found |= {"rpn_post_nms_top_n_test": 40, "box_score_thresh": 0.0, "box_detections_per_img": 8}
     if _group(name) == "detection" and not name.startswith("ssd"):
         found |= {"min_size": 96, "max_size": 128}
-    if name.startswith("mvit"):
-        found |= {"spatial_size": (64, 64), "temporal_size": 8}
     return found
 
 
@@ -48,7 +46,7 @@ def _inputs(name: str) -> tuple[Any, ...]:
     if group == "optical_flow":
         return tuple(torch.randn(2, 3, 128, 128) for _ in range(2))
     if group == "video":
-        frames, side = (8, 64) if name.startswith(("mvit", "swin3d")) else (16, 224) if name == "s3d" else (4, 32)
+        frames, side = {"mvi": (16, 224), "s3d": (16, 224), "swi": (8, 64)}.get(name[:3], (4, 32))
         return (torch.randn(2, 3, frames, side, side),)
     if group == "segmentation":
         return (torch.randn(2, 3, 64, 64),)
