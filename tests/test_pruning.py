@@ -115,6 +115,23 @@ def test_global_selection_spares_units_that_matter():
     assert gone == [(), (0, 1)]
 
 
+def peaked(weight):
+    score = np.ones(weight.shape[:2])
+    score[:, :2] = 100 if weight.shape[1] == 16 else 1
+    return score
+
+
+def test_a_unit_that_would_become_empty_keeps_the_smallest_width_and_says_so():
+    from torch import nn
+
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3)).eval()
+    model = sl.load(net, np.zeros((2, 3), np.float32))
+    plan = sl.plan(model, sl.ChannelPruning(ratio=0.9, scope="global", criterion=peaked))
+    assert plan.shape("0.weight")[0] == 1
+    assert plan.shape("2.weight")[0] == 2
+    assert plan.notes == ("0 keeps 1 of 4, the smallest legal width",)
+
+
 def test_slice_scores_closed_forms():
     w = np.arange(-6.0, 6).reshape(3, 4)
     np.testing.assert_allclose(slice_scores(w, 0, "l1"), [18, 4, 14])

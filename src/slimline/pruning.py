@@ -139,7 +139,12 @@ def _select(units: Units, chosen: Sequence[Unit], scores: Sequence[Scores], step
         gone = select_global(scores, fixed, ratio, step.round_to, groups, relative=step.criterion != "obs")
     removed = {u.name: g for u, g in zip(chosen, gone, strict=True)}
     by_atom = {a: s for u, us in zip(chosen, scores, strict=True) for a, s in zip(u.atoms, us, strict=True)}
-    return _legal(Plan(units, removed), by_atom)
+    notes = tuple(
+        f"{u.name} keeps {u.size + u.frozen - len(g)} of {u.size + u.frozen}, the smallest legal width"
+        for u, g in zip(chosen, gone, strict=True)
+        if step.scope != "local" and g and u.size + u.frozen - len(g) <= step.round_to
+    )
+    return _legal(Plan(units, removed, notes), by_atom)
 
 
 def _legal(plan: Plan, score: Mapping[int, float]) -> Plan:
