@@ -35,8 +35,11 @@ def slimline_recipes(recovery: sl.Distillation) -> dict[str, list[Any]]:
     """By name."""
     int8 = sl.StaticQuantization()
     return {
-        "50 % pruned, recovered, INT8": [sl.ChannelPruning(ratio=0.5, round_to=16), recovery, int8],
-        "INT8": [int8],
+        "50 % pruned by OBS, recovered, INT8": [
+            sl.ChannelPruning(ratio=0.5, round_to=16, criterion="obs"),
+            recovery,
+            int8,
+        ],
     }
 
 
