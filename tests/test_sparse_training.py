@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 import slimline as sl
-from slimline import steps
 from slimline.graph.matrix import matrices
 from slimline.recovery import Progress, recover
 from tests import sparse_models as small
@@ -133,8 +132,3 @@ def test_runs_prune_gradually_and_report_it(model, data, tmp_path, framework):
     rows = {row.layer: row for row in run.report.layers}
     assert rows["7"].after.sparsity > 0.5
     assert rows["7"].before.sparsity == 0
-
-
-def test_rounds_of_a_count_are_counts():
-    step = sl.SparsePruning(amount=100, schedule="iterative", rounds=3)
-    assert steps._amounts(step) == [33, 67, 100]

@@ -151,8 +151,7 @@ def _amounts(step: SparsePruning) -> list[float | int | None]:
     """What is gone after each round."""
     if step.schedule != "iterative" or step.amount is None:
         return [step.amount]
-    parts = ratios("iterative", step.rounds, float(step.amount))
-    return [round(part) for part in parts] if isinstance(step.amount, int) else list(parts)
+    return list(ratios("iterative", step.rounds, float(step.amount)))
 
 
 def _at(context: Context, checkpoint: Path | None) -> Context:
