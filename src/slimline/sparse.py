@@ -19,6 +19,7 @@ from slimline.methods.gram import Gram
 from slimline.methods.sparsity import Amount, Array, Layout, Pattern
 from slimline.model import Model
 from slimline.recipe import Distillation, SparsePruning
+from slimline.splits import first
 
 if TYPE_CHECKING:
     from slimline.data import Data
@@ -309,10 +310,8 @@ class _Work:
 
 
 def _batches(step: SparsePruning, data: Data | None) -> Batches:
-    from slimline.steps import calibration_batches
-
     if data is not None and data.has("calibration"):
-        return calibration_batches(step, data)
+        return first(data.split("calibration"), step.samples, step.batch_size)
     if step.gram or step.gradient:
         what = step.criterion if isinstance(step.criterion, str) and step.scope != "sensitivity" else step.scope
         raise SlimlineError(f"SparsePruning by {what} needs data: pass slimline.Data with calibration samples.")

@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from slimline.errors import SlimlineError
 from slimline.masks import held
 from slimline.methods.schedules import ratios
@@ -101,7 +99,7 @@ def _compensated(dense: Model, pruned: Model, found: Plan, step: ChannelPruning,
 
     if context.data is None:
         raise SlimlineError("Compensation needs data: pass slimline.Data with calibration or training samples.")
-    return compensate(dense, pruned, found, calibration_batches(step, context.data))
+    return compensate(dense, pruned, found, first(context.data.split("calibration"), step.samples, step.batch_size))
 
 
 def _joined(before: Model, after: Model, rounds: list[dict[str, Any]]) -> dict[str, Any]:
@@ -181,13 +179,6 @@ def _quantize(step: StaticQuantization, model: Model, context: Context) -> Done:
         record["float_layers"] = dict(quantized.quantization.float_layers)
         record["integer_layers"] = list(quantized.quantization.layers)
     return Done(quantized, record)
-
-
-def calibration_batches(
-    step: ChannelPruning | SparsePruning | StaticQuantization, data: Data
-) -> list[tuple[np.ndarray, ...]]:
-    """The first `step.samples` calibration samples, `step.batch_size` at a time."""
-    return first(data.split("calibration"), step.samples, step.batch_size)
 
 
 _DO: dict[type[Step], Callable[[Any, Model, Context], Done]] = {
