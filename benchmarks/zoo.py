@@ -89,6 +89,35 @@ def _fresh(name: str) -> dict[str, Any]:
     return found
 
 
+def pruned(model: Any) -> tuple[Any, Any, Any, dict[str, Any]]:
+    """The plan at 30 %, the removed and the masked model, and what the row says of them."""
+    import slimline as sl
+
+    start = time.perf_counter()
+    for factors in ("largest", "all"):
+        plan = sl.plan(model, sl.ChannelPruning(ratio=RATIO, criterion="l2", factors=factors))
+        if plan.parameters <= (1 - LESS) * plan.graph.size:
+            break
+    planned = time.perf_counter()
+    small, masked = plan.apply(model), plan.mask(model)
+    return (
+        plan,
+        small,
+        masked,
+        {
+            "factors": factors,
+            "seconds_to_plan": round(planned - start, 1),
+            "seconds_to_prune": round(time.perf_counter() - planned, 1),
+            "operators": len(plan.graph.nodes),
+            "parameters": plan.graph.size,
+            "less": 1 - plan.parameters / plan.graph.size,
+            "macs_less": 1 - plan.macs / max(plan.summary()["macs"]["before"], 1),
+            "units": len(plan.units.units),
+            "frozen": [f"{f.name} {f.size}: {f.reason}" for f in plan.units.frozen],
+        },
+    )
+
+
 def check(case: Case) -> dict[str, Any]:
     """Everything that is asked of one model."""
     import torch
@@ -107,24 +136,8 @@ def check(case: Case) -> dict[str, Any]:
     except sl.SlimlineError as e:
         return {**row, "failure": str(e)}
     row["seconds_to_load"] = round(time.perf_counter() - clock, 1)
-    clock = time.perf_counter()
-    for factors in ("largest", "all"):
-        plan = sl.plan(model, sl.ChannelPruning(ratio=RATIO, criterion="l2", factors=factors))
-        if plan.parameters <= (1 - LESS) * plan.graph.size:
-            break
-    row |= {
-        "factors": factors,
-        "seconds_to_plan": round(time.perf_counter() - clock, 1),
-        "operators": len(plan.graph.nodes),
-        "parameters": plan.graph.size,
-        "less": 1 - plan.parameters / plan.graph.size,
-        "macs_less": 1 - plan.macs / max(plan.summary()["macs"]["before"], 1),
-        "units": len(plan.units.units),
-        "frozen": [f"{f.name} {f.size}: {f.reason}" for f in plan.units.frozen],
-    }
-    clock = time.perf_counter()
-    small, masked = plan.apply(model), plan.mask(model)
-    row["seconds_to_prune"] = round(time.perf_counter() - clock, 1)
+    plan, small, masked, found = pruned(model)
+    row |= found
     batch = _another(model.example, model.native.fixed_batch is not None)
     row["any_batch"] = model.native.fixed_batch is None
     before, removed, zeroed = (_outputs(m.native, batch) for m in (model, small, masked))

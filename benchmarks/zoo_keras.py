@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import zoo
-from zoo import LESS, RATIO, TOLERANCE, Case
+from zoo import LESS, TOLERANCE, Case, pruned
 
 SIZES = {
     **dict.fromkeys(("VGG16", "VGG19"), 32),
@@ -60,24 +60,8 @@ def check(case: Case) -> dict[str, Any]:
     clock = time.perf_counter()
     model = sl.load(source)
     row["seconds_to_load"] = round(time.perf_counter() - clock, 1)
-    clock = time.perf_counter()
-    for factors in ("largest", "all"):
-        plan = sl.plan(model, sl.ChannelPruning(ratio=RATIO, criterion="l2", factors=factors))
-        if plan.parameters <= (1 - LESS) * plan.graph.size:
-            break
-    row |= {
-        "factors": factors,
-        "seconds_to_plan": round(time.perf_counter() - clock, 1),
-        "operators": len(plan.graph.nodes),
-        "parameters": plan.graph.size,
-        "less": 1 - plan.parameters / plan.graph.size,
-        "macs_less": 1 - plan.macs / max(plan.summary()["macs"]["before"], 1),
-        "units": len(plan.units.units),
-        "frozen": [f"{f.name} {f.size}: {f.reason}" for f in plan.units.frozen],
-    }
-    clock = time.perf_counter()
-    small, masked = plan.apply(model), plan.mask(model)
-    row["seconds_to_prune"] = round(time.perf_counter() - clock, 1)
+    plan, small, masked, found = pruned(model)
+    row |= found
     x = np.random.default_rng(1).uniform(0, 255, (3, *model.example[0].shape[1:])).astype(np.float32)
     # Softmax hides differences: the logits are compared.
     before, removed, zeroed = (np.log(np.maximum(m.predict(x), 1e-30)) for m in (model, small, masked))
