@@ -243,7 +243,7 @@ def resume(path: str | Path, model: Any = None, data: Data | None = None, progre
         else:
             original = _again(run, "model")
         if data is None:
-            data = _again(run, "data")(original.adapter.layout)
+            data = _again(run, "data")("channels_last" if original.framework == "keras" else "channels_first")
         samples = _fitting(original, data, run.recipe)
         run.check_data(samples.fingerprint())
         if not run.done("original"):

@@ -234,7 +234,7 @@ def _scorer(
     if used is not None and used.dtype.kind == "f":
         _check_real(step, used, given)
         used = None
-    axis = class_axis(given.shape, None if used is None else used[:2].shape, student.adapter.layout == "channels_first")
+    axis = class_axis(given.shape, None if used is None else used[:2].shape, student.framework == "torch")
     if step.loss != "mse" and given.shape[axis] == 1:
         raise SlimlineError(f"Outputs of one class leave {step.loss!r} nothing to compare: use loss='mse'.")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -66,8 +66,6 @@ class Adapter(Protocol):
     name: str
     suffix: str
     """Of the files that `save` writes: ``.pt2``, ``.keras``."""
-    layout: Literal["channels_first", "channels_last"]
-    """Where images and outputs have their channels."""
 
     def accepts(self, source: Any) -> bool:
         """Whether `source` (an object, never a path) is this framework's model."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -34,7 +34,6 @@ class KerasAdapter:
 
     name = "keras"
     suffix = ".keras"
-    layout: Literal["channels_last"] = "channels_last"
 
     def accepts(self, source: Any) -> bool:
         """Whether `source` is a `keras.Model`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils import _pytree as pytree
@@ -27,7 +27,6 @@ class TorchAdapter:
 
     name = "torch"
     suffix = ".pt2"
-    layout: Literal["channels_first"] = "channels_first"
 
     def accepts(self, source: Any) -> bool:
         """Whether `source` is an `nn.Module` or an exported program."""
