@@ -104,7 +104,7 @@ def test_the_outputs_come_nearer_to_those_before(framework, kind):
     model, x = made(framework, kind)
     plan = sl.plan(model, sl.ChannelPruning(ratio=0.3, criterion="l1"))
     pruned = plan.apply(model)
-    repaired = compensate(model, pruned, plan, [(x[:16],), (x[16:32],)])
+    repaired = compensate(model, pruned, [plan], [(x[:16],), (x[16:32],)])
     wanted, before, after = (m.predict(x[32:]) for m in (model, pruned, repaired))
     assert np.square(after - wanted).mean() < 0.4 * np.square(before - wanted).mean()
     assert {n: a.shape for n, a in repaired.parameters().items()} == {
@@ -118,7 +118,7 @@ def test_one_consumer_gets_the_least_squares_weight_and_bias():
     x = np.random.default_rng(0).normal(size=(60, 5)).astype(np.float32)
     model = sl.load(module, x[:2])
     plan = sl.plan(model, sl.ChannelPruning(ratio=0.5))
-    repaired = compensate(model, plan.apply(model), plan, [(x,)], ridge=0)
+    repaired = compensate(model, plan.apply(model), [plan], [(x,)], ridge=0)
     hidden = torch.relu(module[0](torch.from_numpy(x))).detach().numpy()
     kept = np.setdiff1d(np.arange(6), plan.removed["0"])
     rows = np.hstack([hidden[:, kept], np.ones((60, 1))])
@@ -153,3 +153,38 @@ def test_the_model_that_was_given_stays_and_compensation_needs_data():
         np.testing.assert_array_equal(array, before[name])
     with pytest.raises(sl.SlimlineError, match="needs data"):
         sl.apply(model, sl.ChannelPruning(ratio=0.3, criterion="l1", compensate=True))
+
+
+def test_several_rounds_repair_against_the_original():
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(5, 12), nn.ReLU(), nn.Linear(12, 3)).eval()
+    x = np.random.default_rng(0).normal(size=(60, 5)).astype(np.float32)
+    model = sl.load(module, x[:2])
+    first = sl.plan(model, sl.ChannelPruning(ratio=0.5))
+    once = compensate(model, first.apply(model), [first], [(x,)], ridge=0)
+    second = sl.plan(once, sl.ChannelPruning(ratio=0.5))
+    twice = compensate(model, second.apply(once), [first, second], [(x,)], ridge=0)
+    kept = np.setdiff1d(np.arange(12), first.removed["0"])
+    kept = np.delete(kept, second.removed["0"])
+    hidden = torch.relu(module[0](torch.from_numpy(x))).detach().numpy()[:, kept]
+    expected = np.linalg.lstsq(np.hstack([hidden, np.ones((60, 1))]), model.predict(x), rcond=None)[0]
+    stored = twice.parameters()
+    np.testing.assert_allclose(np.vstack([stored["2.weight"].T, stored["2.bias"]]), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("framework", ["torch", "keras"])
+def test_rounds_of_a_step_repair_against_the_original(framework, monkeypatch):
+    from slimline import compensation
+
+    model, x = made(framework, "residual")
+    seen = []
+
+    def spy(dense, pruned, plans, batches):
+        seen.append((dense, len(plans)))
+        return compensate(dense, pruned, plans, batches)
+
+    monkeypatch.setattr(compensation, "compensate", spy)
+    step = sl.ChannelPruning(ratio=0.5, criterion="l1", compensate=True, schedule="uniform", rounds=3)
+    small = sl.apply(model, step, sl.Data(calibration=x, test=(x, np.arange(48) % 5)))
+    assert [(dense is model, count) for dense, count in seen] == [(True, 1), (True, 2), (True, 3)]
+    assert np.isfinite(small.predict(x)).all()

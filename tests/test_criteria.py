@@ -218,3 +218,14 @@ def test_keras_gives_the_same_plan(criterion):
     moved = np.moveaxis(X, 1, -1)
     b = sl.plan(sl.load(twin), step, sl.Data(calibration=(moved, Y), test=(moved, Y)))
     assert list(a.removed.values()) == list(b.removed.values())
+
+
+def test_a_function_without_a_name_serves_apply_and_no_run(model, data, tmp_path):
+    step = sl.ChannelPruning(ratio=0.5, criterion=lambda weight: -np.abs(weight).sum(axis=2))
+    small = sl.apply(model, step)
+    assert small.history[-1]["criterion"].endswith("<lambda>")
+    norms = np.abs(model.parameters()["0.weight"]).sum((1, 2, 3))
+    assert sl.plan(model, step).removed["0"] == tuple(sorted(np.argsort(-norms)[:3].tolist()))
+    with pytest.raises(sl.SlimlineError, match="a run that goes on later could not import"):
+        sl.compress(model, data, recipe=step, output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -114,6 +114,26 @@ def test_pruned_parts_stand_in_the_users_module_and_masked_ones_compute_the_same
     assert {k: p.removed for k, p in again.plans.items()} == {k: p.removed for k, p in plan.plans.items()}
 
 
+def test_a_part_of_which_nothing_can_be_pruned_stays_with_a_note():
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone, self.head = Backbone(), nn.Conv2d(16, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.backbone(x)["fine"])
+
+    model = sl.load(Whole().eval(), IMAGES[0][None], parts=["backbone", "head"])
+    plan = sl.plan(model, STEP)
+    assert not plan.plans["head"].removed and plan.plans["backbone"].removed
+    assert plan.plans["head"].notes[0].startswith("Nothing can be pruned: head (o): the model's output")
+    small, masked = plan.apply(model), plan.mask(model)
+    with torch.no_grad():
+        torch.testing.assert_close(small.native(IMAGES[0][None]), masked.native(IMAGES[0][None]), rtol=1e-4, atol=1e-4)
+    with pytest.raises(sl.SlimlineError, match=r"In the part 'head': head \(o\) cannot be pruned"):
+        sl.plan(model, sl.ChannelPruning(ratio=0.3, layers=("head",)))
+
+
 def test_what_crosses_a_part_is_frozen_with_its_reason():
     frozen = {f.name: f.reason for f in sl.plan(parted(), STEP).plans["backbone"].units.frozen}
     assert frozen["backbone.deep.0 (o)"] == "the model's output"
@@ -225,6 +245,8 @@ def test_what_cannot_be_done_by_parts_is_refused():
         sl.load(detector(), parts=PARTS)
     with pytest.raises(sl.SlimlineError, match="pruned without data"):
         sl.plan(parted(), sl.ChannelPruning(ratio=0.3, criterion="taylor"))
+    with pytest.raises(sl.SlimlineError, match="not pruned along kernel: prune parts"):
+        sl.plan(parted(), sl.ChannelPruning(ratio=0.3, axes=("kernel",)))
     with pytest.raises(sl.SlimlineError, match="cannot be done to a model by parts"):
         sl.apply(parted(), sl.Distillation())
     with pytest.raises(sl.SlimlineError, match="In the part 'final': Nothing can be pruned"):

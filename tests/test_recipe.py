@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+
+import numpy as np
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -14,6 +17,8 @@ from slimline.recipe import (
     ChannelPruning,
     Distillation,
     Recipe,
+    SparsePruning,
+    SparseTraining,
     StaticQuantization,
     check_order,
     load_recipe,
@@ -28,7 +33,7 @@ prunings = st.builds(
     ratio=st.floats(0, 0.99),
     criterion=st.sampled_from(["l1", "l2", "taylor", "random"]),
     scope=st.sampled_from(["local", "global", "isomorphic"]),
-    round_to=st.integers(1, 64),
+    round_to=st.integers(1, 64) | st.just("auto"),
     layers=globs,
     keep=globs,
 )
@@ -38,10 +43,19 @@ distillations = st.builds(
     learning_rate=st.floats(1e-8, 1),
     patience=st.none() | st.integers(1, 9),
 )
+trainings = st.builds(
+    SparseTraining,
+    penalty=st.sampled_from(["l1", "l0"]),
+    of=st.sampled_from(["weights", "activations"]),
+    strength=st.none() | st.floats(1e-6, 1e3),
+    layers=globs,
+)
 quantizations = st.builds(StaticQuantization, observer=st.sampled_from(["minmax", "percentile", "mse"]), keep=globs)
 recipes = st.builds(
     Recipe,
-    steps=st.tuples(prunings, prunings, distillations, quantizations) | st.tuples(prunings) | st.tuples(quantizations),
+    steps=st.tuples(trainings, prunings, prunings, distillations, quantizations)
+    | st.tuples(prunings)
+    | st.tuples(quantizations),
     target=st.none() | st.sampled_from(["onnxruntime", "litert"]),
     budget=st.builds(Budget, max_drop=st.none() | st.floats(0, 1), max_latency=st.none() | parts, max_size=parts),
     seed=st.integers(0, 2**32 - 1),
@@ -60,6 +74,7 @@ def test_the_dump_is_complete_and_versioned() -> None:
     loaded = yaml.safe_load(presets()["balanced"].dump())
     assert loaded["schema"] == 1
     assert loaded["steps"][1]["temperature"] == 4.0
+    assert next(iter(loaded["steps"][1])) == "step"
     assert loaded["budget"]["confidence"] == 0.95
 
 
@@ -84,6 +99,21 @@ def test_a_yaml_file_of_steps_alone(tmp_path: pytest.TempPathFactory) -> None:
     path = tmp_path / "mine.yaml"  # type: ignore[operator]
     path.write_text("- {step: ChannelPruning, ratio: 0.25}\n- {step: StaticQuantization}\n")
     assert load_recipe(path).steps == (ChannelPruning(ratio=0.25), StaticQuantization())
+
+
+def magnitude(weight: np.ndarray) -> np.ndarray:
+    """A criterion that another process can import."""
+    found: np.ndarray = np.abs(weight).sum(axis=2)
+    return found
+
+
+@pytest.mark.parametrize("kind", [ChannelPruning, SparsePruning])
+def test_a_criterion_that_no_name_leads_to_is_not_written_down(kind: type) -> None:
+    field = {"ratio": 0.5} if kind is ChannelPruning else {"amount": 0.5}
+    assert parse(Recipe(steps=(kind(criterion=magnitude, **field),)).dump()).steps[0].criterion.endswith(":magnitude")  # type: ignore[union-attr]
+    for nameless in (lambda weight: magnitude(weight), functools.partial(magnitude)):
+        with pytest.raises(SlimlineError, match=f"The criterion of {kind.__name__} is .*, which a run .* could not"):
+            Recipe(steps=(kind(criterion=nameless, **field),)).dump()
 
 
 def test_steps_are_frozen() -> None:

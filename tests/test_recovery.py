@@ -30,6 +30,7 @@ class Script:
     scores: list[int]
     loss: float = 1.0
     name: str = "torch"
+    layout: str = "channels_first"
     made: list["ScriptedTrainer"] = field(default_factory=list)
 
     def parameters(self, native):

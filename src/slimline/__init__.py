@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from slimline.recipe import Distillation as Distillation
     from slimline.recipe import Recipe as Recipe
     from slimline.recipe import SparsePruning as SparsePruning
+    from slimline.recipe import SparseTraining as SparseTraining
     from slimline.recipe import StaticQuantization as StaticQuantization
 
 __version__ = "0.1.0"
@@ -56,6 +57,7 @@ _HOMES = {
         "Distillation",
         "Recipe",
         "SparsePruning",
+        "SparseTraining",
         "StaticQuantization",
     ),
 }
@@ -72,6 +74,7 @@ __all__ = [  # noqa: RUF022 - in the order in which they are used
     "DepthPruning",
     "SparsePruning",
     "ActivationPruning",
+    "SparseTraining",
     "Distillation",
     "StaticQuantization",
     "plan",

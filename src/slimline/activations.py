@@ -13,8 +13,9 @@ import numpy as np
 from slimline.errors import SlimlineError, unknown
 from slimline.graph import cost
 from slimline.graph.ir import Graph, Node
+from slimline.graph.plan import Printed
 from slimline.methods.activations import sparsity, threshold_for_error, threshold_for_sparsity
-from slimline.recipe import ActivationPruning
+from slimline.recipe import ActivationPruning, SparseTraining
 from slimline.splits import first
 
 if TYPE_CHECKING:
@@ -22,10 +23,12 @@ if TYPE_CHECKING:
     from slimline.model import Model
 
 SEEN = 2**15  # values of one batch and ReLU that are looked at, spread evenly
+SAMPLES = 256  # on which the zeros of a training are counted
 GAIN = (
     "Zeros among activations are skipped by none of the runtimes that slimline measures: their kernels are dense. They "
-    "save energy or time only on hardware that skips them; here each threshold is one more operator."
+    "save energy or time only on hardware that skips them."
 )
+PRICE = f"{GAIN} Here each threshold is one more operator."
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Threshold:
     error: float
 
 
-class ActivationPlan:
+class ActivationPlan(Printed):
     """Thresholds for ReLUs. Printable, JSON-serialisable; `mask` and `apply` are the same here: no shape changes."""
 
     def __init__(self, graph: Graph, thresholds: Sequence[Threshold]) -> None:
@@ -56,21 +59,24 @@ class ActivationPlan:
 
     mask = apply
 
+    @property
+    def parameters(self) -> int:
+        """Trained numbers: all stay."""
+        return self.graph.size
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates per sample: all stay."""
+        return cost.macs(self.graph)
+
     def summary(self) -> dict[str, Any]:
         """Ready for JSON."""
-        same = {"before": self.graph.size, "after": self.graph.size}
-        macs = cost.macs(self.graph)
         return {
             "activations": [asdict(t) for t in self.thresholds],
             "frozen": [],
-            "notes": [GAIN],
-            "parameters": same,
-            "macs": {"before": macs, "after": macs},
+            "notes": [PRICE],
+            **self.totals,
         }
-
-    def to_json(self, indent: int | None = 2) -> str:
-        """The plan as JSON text; `from_json` reads it back for the same model."""
-        return json.dumps(self.summary(), indent=indent)
 
     @classmethod
     def from_json(cls, text: str, model: Model) -> ActivationPlan:
@@ -82,7 +88,7 @@ class ActivationPlan:
             f"  {t.value} ({t.layer}): zeros {t.before:.0%} -> {t.after:.0%}, threshold {t.threshold:.4g}"
             for t in self.thresholds
         ]
-        return "\n".join([*lines, f"  note: {GAIN}"])
+        return "\n".join([*lines, f"  note: {PRICE}"])
 
 
 def plan_activations(model: Model, step: ActivationPruning, data: Data | None = None, seed: int = 0) -> ActivationPlan:
@@ -92,12 +98,12 @@ def plan_activations(model: Model, step: ActivationPruning, data: Data | None = 
     ------
     SlimlineError : no ReLU, a glob that matches none, or data missing.
     """
-    chosen = _chosen(model.graph, step)
+    nodes = chosen(model.graph, step)
     if data is None:
         raise SlimlineError("ActivationPruning needs data: pass slimline.Data with training or calibration samples.")
-    values = observed(model, [node.outputs[0] for node in chosen], data, step.samples)
+    values = observed(model, [node.outputs[0] for node in nodes], data, step.samples)
     found = []
-    for node in chosen:
+    for node in nodes:
         seen = values[node.outputs[0]]
         if step.sparsity is not None:
             threshold = threshold_for_sparsity(seen, step.sparsity)
@@ -111,6 +117,17 @@ def plan_activations(model: Model, step: ActivationPruning, data: Data | None = 
     truncated = ActivationPlan(model.graph, found).apply(model)
     after = observed(truncated, list(values), data, step.samples)
     return ActivationPlan(model.graph, [replace(t, after=sparsity(after[t.value], t.threshold)) for t in found])
+
+
+def zeros_among_activations(step: SparseTraining, before: Model, after: Model, data: Data) -> dict[str, Any]:
+    """The zeros of the ReLUs that a training penalised, as `ActivationPlan.summary` says them; no threshold is raised.
+
+    `after` has the same graph as `before`.
+    """
+    nodes = {node.outputs[0]: node.layer for node in chosen(before.graph, step)}
+    old, new = (observed(model, list(nodes), data, SAMPLES) for model in (before, after))
+    rows = [Threshold(n, layer, 0.0, sparsity(old[n]), sparsity(new[n]), 0.0) for n, layer in nodes.items()]
+    return {"activations": [asdict(row) for row in rows], "notes": [GAIN]}
 
 
 def observed(model: Model, values: Sequence[str], data: Data, samples: int) -> dict[str, np.ndarray]:
@@ -130,10 +147,16 @@ def relus(graph: Graph) -> list[Node]:
     return [n for n in graph.nodes if n.kind == "elementwise" and n.attributes["function"] in ("relu", "relu6")]
 
 
-def _chosen(graph: Graph, step: ActivationPruning) -> list[Node]:
+def chosen(graph: Graph, step: ActivationPruning | SparseTraining) -> list[Node]:
+    """The ReLUs that the step's globs choose.
+
+    Raises
+    ------
+    SlimlineError : no ReLU, or a glob that matches none.
+    """
     found = relus(graph)
     if not found:
-        raise SlimlineError("The model has no ReLU whose threshold could be raised: ActivationPruning is for ReLUs.")
+        raise SlimlineError(f"The model has no ReLU, so no activations that are zero: {step.step} needs some.")
     named = list(dict.fromkeys(name for n in found for name in (n.layer, n.outputs[0])))
     for field, globs in (("layers", step.layers), ("keep", step.keep)):
         for glob in globs:

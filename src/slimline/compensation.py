@@ -8,12 +8,14 @@ to another one (a residual branch), the layer makes up for the error of the sum.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from slimline.grams import in_parts
+from slimline.graph.cuts import CutPlan
 from slimline.graph.ir import Graph, Node
 from slimline.graph.matrix import LayerMatrix, Terms, constant_slot, matrices
 from slimline.graph.plan import Plan
@@ -23,27 +25,39 @@ from slimline.model import Model
 
 Array = np.ndarray
 Batches = Sequence[tuple[Array, ...]]
+Removals = Sequence[Plan | CutPlan]
 Readers = Mapping[str, Sequence[Node]]
+Run = Callable[[Callable[[str, Array], None]], None]
+"""Shows named values to a function, batch after batch."""
 
 ROWS = 65536  # of a layer that are seen; more say the same
 MEMORY = 2**30  # bytes of outputs of the dense model that are kept at a time
 
 
-def compensate(dense: Model, pruned: Model, plan: Plan, batches: Batches, ridge: float = RIDGE) -> Model:
+def compensate(dense: Model, pruned: Model, plans: Removals, batches: Batches, ridge: float = RIDGE) -> Model:
     """`pruned` with weights and biases that give the outputs of `dense` again, as nearly as least squares can.
 
     Parameters
     ----------
-    dense : the model `plan` was made for; `pruned` is what ``plan.apply(dense)`` gave.
+    dense : the model that the first of `plans` was made for; `pruned` is what all of them, one after the other, made
+        of it.
     batches : inputs of the model, each ``(batch, …)``, without labels.
     ridge : pull towards the weights as they are, see `slimline.methods.reconstruction.reconstruct`.
     """
     native, adapter = pruned.native, pruned.adapter
     limit = max(1, ROWS // max(len(batches), 1))
-    schedule = _schedule(pruned, plan)
+    schedule = _schedule(pruned, plans)
+    samples = sum(len(batch[0]) for batch in batches)
+
+    def size(level: Sequence[_Job]) -> int:
+        return sum(4 * min(limit * len(batches), samples * job.places(pruned.graph)) * job.numbers for job in level)
+
+    parts = list(in_parts(schedule, size, MEMORY))
+    jobs = [[job for level in part for job in level] for part in parts]
+    before = _Walk(dense, batches, [list(_wanted(some)) for some in jobs])
     walk = _Walk(pruned, batches, [_reads(level) for level in schedule])
-    for part in _parts(schedule, limit * len(batches)):
-        targets = _Targets(dense, [job for level in part for job in level], batches, limit)
+    for part, some in zip(parts, jobs, strict=True):
+        targets = _Targets(some, dense.parameters(), lambda see: before.on(dense.native, see), limit)
         for level in part:
             new = _solve(level, adapter.parameters(native), lambda see: walk.on(native, see), targets, limit, ridge)  # noqa: B023
             native = adapter.replace(native, new)
@@ -71,10 +85,10 @@ class _Walk:
         """The next stop: every batch of every value that is wanted there goes to `see`."""
         wanted = self.stops[self.done]
         self.done += 1
-        starts = sorted(self._starts(wanted).union(self.model.graph.inputs))
-        fresh = [name for name in wanted if name not in self.kept]
-        keeps = [name for name in fresh if self._bytes(name) < MEMORY]
-        seen: dict[str, list[Array]] = {name: [] for name in keeps}
+        starts = sorted(self._starts(wanted, self.kept).union(self.model.graph.inputs))
+        at_hand = {*self.kept, *(name for name in wanted if self._bytes(name) < MEMORY)}
+        needed = set(self.model.graph.inputs).union(*(self._starts(stop, at_hand) for stop in self.stops[self.done :]))
+        seen: dict[str, list[Array]] = {name: [] for name in needed if name not in self.kept}
 
         def store(name: str, array: Array) -> None:
             if name in seen:
@@ -83,23 +97,20 @@ class _Walk:
 
         given = list(zip(*(self.kept[name] for name in starts), strict=True))
         self.model.adapter.observe(native, given, wanted, store, starts)
-        self.kept.update(seen)
-        later = [self._starts(stop) for stop in self.stops[self.done :]]
-        needed = set(self.model.graph.inputs).union(*later)
-        self.kept = {name: arrays for name, arrays in self.kept.items() if name in needed}
+        self.kept = {name: arrays for name, arrays in (self.kept | seen).items() if name in needed}
 
     def _bytes(self, name: str) -> float:
         value = self.model.graph.values[name]
         samples = sum(len(batch[0]) for batch in self.batches)
         return samples * math.prod(value.shape[1:]) * np.dtype(value.dtype).itemsize
 
-    def _starts(self, wanted: Sequence[str]) -> set[str]:
+    def _starts(self, wanted: Sequence[str], at_hand: Container[str]) -> set[str]:
         """The values at hand from which all of `wanted` can be computed."""
         found: set[str] = set()
         pending, passed = list(wanted), set[str]()
         while pending:
             name = pending.pop()
-            if name in self.kept:
+            if name in at_hand:
                 found.add(name)
             elif name not in passed and name not in self.stored:
                 passed.add(name)
@@ -109,21 +120,6 @@ class _Walk:
 
 def _reads(jobs: Sequence[_Job]) -> list[str]:
     return list(dict.fromkeys(name for job in jobs for name in (job.layer.input, job.other) if name is not None))
-
-
-def _parts(levels: Sequence[list[_Job]], rows: int) -> Iterator[list[list[_Job]]]:
-    """The levels in runs whose targets fit the memory."""
-    part: list[list[_Job]] = []
-    used = 0
-    for level in levels:
-        size = sum(4 * rows * math.prod(job.layer.shape[:2]) * (1 + 2 * (job.other is not None)) for job in level)
-        if part and used + size > MEMORY:
-            yield part
-            part, used = [], 0
-        part.append(level)
-        used += size
-    if part:
-        yield part
 
 
 @dataclass(frozen=True)
@@ -146,11 +142,20 @@ class _Job:
     through: str | None = None
     other: str | None = None
 
+    @property
+    def numbers(self) -> int:
+        """Of its targets, in a row."""
+        return math.prod(self.layer.shape[:2]) * (1 + 2 * (self.other is not None))
 
-def _schedule(pruned: Model, plan: Plan) -> list[list[_Job]]:
+    def places(self, graph: Graph) -> int:
+        """Rows of a sample, about."""
+        return max(1, math.prod(graph.values[self.layer.output].shape[1:]) // math.prod(self.layer.shape[:2]))
+
+
+def _schedule(pruned: Model, plans: Removals) -> list[list[_Job]]:
     """The layers whose inputs are not what they were, in levels that do not depend on themselves."""
     graph = pruned.graph
-    jobs, behind = _jobs(graph, plan)
+    jobs, behind = _jobs(graph, plans)
     jobs = _with_sums(graph, jobs, behind)
     names = [job.layer.node for job in jobs]
     needs = [behind[job.layer.input] | behind.get(job.other or "", frozenset()) for job in jobs]
@@ -162,9 +167,9 @@ def _schedule(pruned: Model, plan: Plan) -> list[list[_Job]]:
     return [[j for j in jobs if level[j.layer.node] == i] for i in range(max(level.values(), default=-1) + 1)]
 
 
-def _jobs(graph: Graph, plan: Plan) -> tuple[list[_Job], dict[str, frozenset[str]]]:
+def _jobs(graph: Graph, plans: Removals) -> tuple[list[_Job], dict[str, frozenset[str]]]:
     """The layers to be solved, in graph order; and per value that changed the layers (by node) it comes from."""
-    dense = {m.node: m for m in matrices(plan.graph)}
+    dense = {m.node: m for m in matrices(plans[0].graph)}
     layers = {m.node: m for m in matrices(graph)}
     readers = graph.consumers()
     behind: dict[str, frozenset[str]] = {}
@@ -172,13 +177,13 @@ def _jobs(graph: Graph, plan: Plan) -> tuple[list[_Job], dict[str, frozenset[str
     for node in graph.nodes:
         changed = [behind[name] for name in node.inputs if name in behind]
         layer, before = layers.get(node.name), dense.get(node.name)
-        touched = bool(changed) or bool(plan.statistics(node.name))
+        touched = bool(changed) or any(plan.statistics(node.name) for plan in plans)
         come: frozenset[str] = frozenset().union(*changed)
         if layer is not None and before is not None:
             touched = touched or layer.shape[2] != before.shape[2]
             if touched and layer.weight in graph.trainable and len(readers[layer.weight]) == 1:
                 shift, negative = constant_slot(graph, layer, readers)
-                kept = _kept(plan, node.name, before.groups), _kept(plan, node.name, before.outputs)
+                kept = _kept(plans, node.name, before.groups), _kept(plans, node.name, before.outputs)
                 found.append(_Job(before, layer, kept, shift, negative))
                 behind.setdefault(layer.input, frozenset())
                 come |= {node.name}
@@ -187,14 +192,15 @@ def _jobs(graph: Graph, plan: Plan) -> tuple[list[_Job], dict[str, frozenset[str
     return found, behind
 
 
-def _kept(plan: Plan, node: str, terms: Terms) -> Array:
+def _kept(plans: Removals, node: str, terms: Terms) -> Array:
     """Positions that stay of the product of some axes."""
     stay = np.ones([n for _, n in terms], bool)
     for d, (name, size) in enumerate(terms):
-        kept = None if name.startswith(".") else plan.axis_kept(node, name)
-        if kept is not None:
-            mask = np.isin(np.arange(size), kept)
-            stay &= mask.reshape([-1 if i == d else 1 for i in range(len(terms))])
+        left = np.arange(size)
+        for plan in plans if not name.startswith(".") else ():
+            kept = plan.axis_kept(node, name)
+            left = left if kept is None else left[kept]
+        stay &= np.isin(np.arange(size), left).reshape([-1 if i == d else 1 for i in range(len(terms))])
     return np.flatnonzero(stay)
 
 
@@ -231,21 +237,32 @@ def _sum(value: str, readers: Readers, graph: Graph) -> tuple[Node, str] | None:
     return None
 
 
-class _Targets:
-    """What the dense model gives at the outputs that stay, and what it adds to it; rows of all batches in order."""
+def _wanted(jobs: Sequence[_Job]) -> dict[str, list[tuple[_Job, str]]]:
+    """Of the dense model: the values that tell what the layers should give, each with what it is to which."""
+    reads: dict[str, list[tuple[_Job, str]]] = {}
+    for job in jobs:
+        reads.setdefault(job.before.input, []).append((job, "input"))
+        if job.through is not None and job.other is not None:
+            reads.setdefault(job.through, []).append((job, "through"))
+            reads.setdefault(job.other, []).append((job, "other"))
+    return reads
 
-    def __init__(self, model: Model, jobs: Sequence[_Job], batches: Batches, limit: int) -> None:
-        stored = model.parameters()
+
+class _Targets:
+    """What the dense model gives at the outputs that stay, and what it adds to it; rows of all batches in order.
+
+    Parameters
+    ----------
+    stored : the dense model's parameters; `run` shows its values.
+    """
+
+    def __init__(self, jobs: Sequence[_Job], stored: Mapping[str, Array], run: Run, limit: int) -> None:
         self.outputs: dict[str, list[Array]] = {job.layer.node: [] for job in jobs}
         self.others: dict[str, list[Array]] = {job.layer.node: [] for job in jobs}
         after: dict[str, list[Array]] = {job.layer.node: [] for job in jobs}
-        reads: dict[str, list[tuple[_Job, str]]] = {}
-        for job in jobs:
-            reads.setdefault(job.before.input, []).append((job, "input"))
-            if job.through is not None and job.other is not None:
-                reads.setdefault(job.through, []).append((job, "through"))
-                reads.setdefault(job.other, []).append((job, "other"))
+        reads = _wanted(jobs)
         weights = {job.layer.node: _pick(job.before.matrix(stored[job.before.weight]), job.kept) for job in jobs}
+        self.shifts = {job.layer.node: _shift(job, stored) for job in jobs if job.shift is not None}
 
         def see(name: str, array: Array) -> None:
             for job, what in reads[name]:
@@ -257,7 +274,7 @@ class _Targets:
                     rows = job.before.results(array, limit)[job.kept[0]][:, :, job.kept[1]]
                     (after if what == "through" else self.others)[node].append(np.asarray(rows, np.float32))
 
-        model.adapter.observe(model.native, batches, list(reads), see)
+        run(see)
         self.slope = {node: _slope(self.outputs[node], seen) for node, seen in after.items() if seen}
 
     def rows(self, node: str, batch: int, other: Array | None) -> Array:
@@ -271,6 +288,13 @@ def _pick(matrix: Array, kept: tuple[Array, Array]) -> Array:
     return np.asarray(matrix[kept[0]][:, kept[1]])
 
 
+def _shift(job: _Job, stored: Mapping[str, Array]) -> Array:
+    """``(groups, outputs)``: the dense model's shift, which the outputs in `_Targets` are without."""
+    held = job.before.vector(stored[str(job.shift)])
+    assert held is not None  # constant_slot saw to it
+    return _pick(held, job.kept)
+
+
 def _slope(before: Sequence[Array], after: Sequence[Array]) -> Array:
     """``(groups, 1, outputs)``: the change of the layer's output that changes the sum by one; 0 where none does."""
     x, y = (np.concatenate(part, axis=1).astype(np.float64) for part in (before, after))
@@ -282,7 +306,7 @@ def _slope(before: Sequence[Array], after: Sequence[Array]) -> Array:
 def _solve(
     jobs: Sequence[_Job],
     stored: Mapping[str, Array],
-    run: Callable[[Callable[[str, Array], None]], None],
+    run: Run,
     targets: _Targets,
     limit: int,
     ridge: float,
@@ -327,10 +351,8 @@ def _solve(
         solved = reconstruct(weight, gram.second, gram.cross, ridge, constant)
         if job.shift is not None:
             old = stored[job.shift]
-            if job.negative:
-                new[job.shift] = (old - layer.as_bias(solved[..., -1], old.shape)).astype(old.dtype)
-            else:
-                new[job.shift] = old + layer.as_bias(solved[..., -1], old.shape).astype(old.dtype)
+            change = -solved[..., -1] if job.negative else solved[..., -1]
+            new[job.shift] = layer.as_bias(targets.shifts[layer.node] + change, old.shape).astype(old.dtype)
             solved = solved[..., :-1]
         old = stored[layer.weight]
         new[layer.weight] = layer.tensor(solved, old.shape).astype(old.dtype)

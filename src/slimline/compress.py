@@ -16,7 +16,8 @@ from slimline.journal import Run
 from slimline.model import Model
 from slimline.parted import PartedModel
 from slimline.plans import plan
-from slimline.recipe import Budget, Distillation, Recipe, SparsePruning, Step, load_recipe
+from slimline.precheck import check
+from slimline.recipe import Budget, ChannelPruning, Distillation, Recipe, SparsePruning, Step, load_recipe
 from slimline.recipe.recipe import check_order
 from slimline.recovery import Progress
 from slimline.runtimes.base import Runtime, runtime, usual
@@ -87,7 +88,10 @@ def _checked(model: Model) -> Model:
     if not stored:
         raise SlimlineError("The model has no weights: there is nothing to compress.")
     for name, array in stored.items():
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
+        if array.dtype.kind != "f" or np.isfinite(array).all():
+            continue
+        mask = name not in model.graph.trainable and bool((np.isfinite(array) | np.isneginf(array)).all())
+        if not mask:  # one that attention adds holds minus infinity
             raise SlimlineError(f"The weights {name} hold NaN or infinity: train or load the model anew.")
     return model
 
@@ -117,23 +121,26 @@ def apply(
     check_order(wanted, [str(h.get("step")) for h in model.history])
     if data is not None:
         data = data.check(model.example)
+    if len(wanted) > 1:
+        check(wanted, model)
     original = model
     for position, step in enumerate(wanted):
-        on, following, pruning = target or usual(model.framework), _next(wanted, position), _pending(wanted, position)
-        context = Context(original, data, on, seed, following, None, progress, pruning)
+        context = Context(
+            original, data, target or usual(model.framework), seed, tell=progress, **_neighbours(wanted, position)
+        )
         model = perform(step, model, context).model
     return model
 
 
-def _next(steps: Sequence[Step], position: int) -> Distillation | None:
-    following = steps[position + 1] if position + 1 < len(steps) else None
-    return following if isinstance(following, Distillation) else None
-
-
-def _pending(steps: Sequence[Step], position: int) -> SparsePruning | None:
-    """The gradual pruning that the step at `position` does while it trains."""
+def _neighbours(steps: Sequence[Step], position: int) -> dict[str, Any]:
+    """The fields of `Context` that are the steps around the one at `position`, where they work together."""
     before = steps[position - 1] if position else None
-    return before if isinstance(before, SparsePruning) and before.trains else None
+    following = steps[position + 1] if position + 1 < len(steps) else None
+    return {
+        "recovery": following if isinstance(following, Distillation) else None,
+        "pruning": before if isinstance(before, SparsePruning) and before.trains else None,
+        "removal": following if isinstance(following, ChannelPruning) else None,
+    }
 
 
 def export(model: Model, target: str, output: str | Path) -> Path:
@@ -216,6 +223,7 @@ def compress(
     assert chosen.target is not None
     _runtime(chosen.target, original)
     samples = _fitting(original, data, chosen)
+    check(chosen.steps, original)
     from slimline.fit import fit
 
     fingerprint = samples.fingerprint()
@@ -243,7 +251,7 @@ def resume(path: str | Path, model: Any = None, data: Data | None = None, progre
         else:
             original = _again(run, "model")
         if data is None:
-            data = _again(run, "data")("channels_last" if original.framework == "keras" else "channels_first")
+            data = _again(run, "data")(original.adapter.layout)
         samples = _fitting(original, data, run.recipe)
         run.check_data(samples.fingerprint())
         if not run.done("original"):
@@ -312,9 +320,8 @@ def _work(run: Run, original: Model, data: Data, tell: Tell | None) -> Run:
 
         def work(folder: Path, name: str = name, step: Step = step, model: Model = current, at: int = position) -> Any:
             scratch = run.scratch(name)
-            following = _next(recipe.steps, at)
-            pruning = _pending(recipe.steps, at)
-            context = Context(original, data, str(recipe.target), recipe.seed, following, scratch, tell, pruning)
+            beside = _neighbours(recipe.steps, at)
+            context = Context(original, data, str(recipe.target), recipe.seed, checkpoint=scratch, tell=tell, **beside)
             done = perform(step, model, context)
             save(done.model, folder)
             return done.record

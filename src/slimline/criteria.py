@@ -12,6 +12,7 @@ import numpy as np
 
 from slimline.errors import SlimlineError
 from slimline.grams import collect
+from slimline.graph.groups import Groups
 from slimline.graph.ir import Node
 from slimline.graph.matrix import LayerMatrix, Terms, constant_slot, matrices
 from slimline.graph.units import Unit, Units
@@ -46,7 +47,7 @@ def scores(
     if step.criterion == "random":
         rng = np.random.default_rng(seed)
         return [rng.random(u.size) for u in chosen]
-    context = _Context(units, model, step, data)
+    context = Evidence(units, model, step, data)
     found = _CRITERIA.get(str(step.criterion), _by_function)(context, chosen)
     if all(s is None for s in found):
         raise SlimlineError(
@@ -64,8 +65,8 @@ _SILENT = {
 
 
 @dataclass
-class _Context:
-    """The model and what is computed of it at most once."""
+class Evidence:
+    """A model and a step's data, and what criteria read off them, computed at most once."""
 
     units: Units
     model: Model
@@ -126,16 +127,8 @@ class _Context:
 
     def summed(self, chosen: Sequence[Unit], value: Callable[[str, int], Scores | None]) -> list[Scores]:
         """Per unit the values of all parameter slices that go with each position, added up."""
-        total = np.zeros(len(self.units.solver.atoms.axis))
-        for name, dim in dict.fromkeys(c for u in chosen for c in u.carriers):
-            labels = self.units.rows[name][dim]
-            if name not in self.units.graph.trainable or labels is None:
-                continue
-            found = value(name, dim)
-            if found is not None:
-                for j in range(labels.shape[1]):
-                    np.add.at(total, labels[:, j], found)
-        return [total[list(u.atoms)] for u in chosen]
+        sums = Groups.of(self.units, chosen).sums(value)
+        return np.split(sums, np.cumsum([u.size for u in chosen])[:-1])
 
     def places(self, layer: LayerMatrix, terms: Terms, unit: Unit) -> Array:
         """Of a product of a layer's axes, what each position of a unit owns: ``(positions, width)``, -1 for none."""
@@ -157,13 +150,13 @@ class _Context:
         return table
 
 
-def _magnitude(context: _Context, chosen: Sequence[Unit]) -> list[Scores | None]:
+def _magnitude(context: Evidence, chosen: Sequence[Unit]) -> list[Scores | None]:
     criterion = str(context.step.criterion)
     found = context.summed(chosen, lambda name, dim: structured.slice_scores(context.arrays[name], dim, criterion))
     return [np.sqrt(s) for s in found] if criterion == "l2" else [*found]
 
 
-def _taylor(context: _Context, chosen: Sequence[Unit]) -> list[Scores | None]:
+def _taylor(context: Evidence, chosen: Sequence[Unit]) -> list[Scores | None]:
     gradients = context.gradients(64, context.step.samples)
 
     def value(name: str, dim: int) -> Scores | None:
@@ -172,7 +165,7 @@ def _taylor(context: _Context, chosen: Sequence[Unit]) -> list[Scores | None]:
     return [*context.summed(chosen, value)]
 
 
-def _second_order(context: _Context, chosen: Sequence[Unit]) -> list[Scores | None]:
+def _second_order(context: Evidence, chosen: Sequence[Unit]) -> list[Scores | None]:
     """``fisher``: the squared first-order change of every single sample's loss; ``obd``: the diagonal Hessian's."""
     found = [np.zeros(u.size) for u in chosen]
     arrays = context.arrays
@@ -202,7 +195,7 @@ def _second_order(context: _Context, chosen: Sequence[Unit]) -> list[Scores | No
     return [total / count for total in found]
 
 
-def _batch_norm(context: _Context, chosen: Sequence[Unit]) -> list[Scores | None]:
+def _batch_norm(context: Evidence, chosen: Sequence[Unit]) -> list[Scores | None]:
     scales = {n.inputs[1] for n in context.units.graph.nodes if n.kind == "batch_norm"}
     has = [any(name in scales for name, _ in u.carriers) for u in chosen]
     found = context.summed(
@@ -211,7 +204,7 @@ def _batch_norm(context: _Context, chosen: Sequence[Unit]) -> list[Scores | None
     return [s if h else None for s, h in zip(found, has, strict=True)]
 
 
-def _geometric_median(context: _Context, chosen: Sequence[Unit]) -> list[Scores | None]:
+def _geometric_median(context: Evidence, chosen: Sequence[Unit]) -> list[Scores | None]:
     found: list[Scores | None] = []
     for unit in chosen:
         total = None
@@ -228,7 +221,7 @@ def _geometric_median(context: _Context, chosen: Sequence[Unit]) -> list[Scores 
     return found
 
 
-def _feature_rank(context: _Context, chosen: Sequence[Unit]) -> list[Scores | None]:
+def _feature_rank(context: Evidence, chosen: Sequence[Unit]) -> list[Scores | None]:
     graph, rows = context.units.graph, context.units.rows
     at: dict[str, list[tuple[int, int, Array]]] = {}
     for index, unit in enumerate(chosen):
@@ -257,7 +250,7 @@ def _feature_rank(context: _Context, chosen: Sequence[Unit]) -> list[Scores | No
     return found
 
 
-def _obs(context: _Context, chosen: Sequence[Unit]) -> list[Scores | None]:
+def _obs(context: Evidence, chosen: Sequence[Unit]) -> list[Scores | None]:
     """What each position adds to the error of the layers that read it, in the order in which positions go best.
 
     A unit that no layer reads (a width that a product of activations contracts) is scored by its share of what the
@@ -299,7 +292,7 @@ def _share(layer: LayerMatrix, rows: Array, arrays: Mapping[str, Array], gram: G
     return np.asarray(energy[rows].sum(axis=1) / max(energy.sum(), 1e-300))
 
 
-def _by_function(context: _Context, chosen: Sequence[Unit]) -> list[Scores | None]:
+def _by_function(context: Evidence, chosen: Sequence[Unit]) -> list[Scores | None]:
     """Scores of the user's ``(weight, gradient, gram)`` for every row of the matrix of each layer that makes a unit."""
     function = resolve(context.step.criterion)
     wants = len(inspect.signature(function).parameters)
@@ -357,7 +350,7 @@ def resolve(criterion: str | Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-_CRITERIA: dict[str, Callable[[_Context, Sequence[Unit]], list[Scores | None]]] = {
+_CRITERIA: dict[str, Callable[[Evidence, Sequence[Unit]], list[Scores | None]]] = {
     "l1": _magnitude,
     "l2": _magnitude,
     "taylor": _taylor,

@@ -290,7 +290,7 @@ def _match(split: Split | Stream, example: Inputs) -> tuple[str, ...]:
     if len(split.specs) != len(example):
         raise SlimlineError(
             f"The model takes {len(example)} inputs and the {split.name} data has {len(split.specs)}: "
-            "give several inputs as a tuple x."
+            "give several inputs as a tuple x inside (x, y) or (x,)."
         )
     for (shape, dtype), wanted in zip(split.specs, example, strict=True):
         if shape != wanted.shape[1:]:

@@ -16,6 +16,7 @@ from slimline.errors import SlimlineError, unknown
 from slimline.graph import cost
 from slimline.graph.blocks import Block, blocks, leave_out
 from slimline.graph.ir import Graph
+from slimline.graph.plan import Printed
 from slimline.methods.depth import block_influence, relative_error
 from slimline.recipe import DepthPruning
 from slimline.splits import first
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from slimline.model import Model
 
 
-class DepthPlan:
+class DepthPlan(Printed):
     """Residual blocks that go. Printable, JSON-serialisable; `mask` and `apply` carry it out.
 
     Parameters
@@ -86,13 +87,8 @@ class DepthPlan:
             ],
             "frozen": [],
             "notes": [],
-            "parameters": {"before": self.graph.size, "after": self.parameters},
-            "macs": {"before": cost.macs(self.graph), "after": self.macs},
+            **self.totals,
         }
-
-    def to_json(self, indent: int | None = 2) -> str:
-        """The plan as JSON text; `from_json` reads it back for the same model."""
-        return json.dumps(self.summary(), indent=indent)
 
     @classmethod
     def from_json(cls, text: str, model: Model) -> DepthPlan:
@@ -105,9 +101,7 @@ class DepthPlan:
         )
 
     def __str__(self) -> str:
-        lines = [
-            f"parameters {self.graph.size:,} -> {self.parameters:,}   MACs {cost.macs(self.graph):,} -> {self.macs:,}"
-        ]
+        lines = [self.headline]
         for block in self.blocks:
             fate = "removed" if block in self.removed else "stays"
             score = f", score {self.scores[block.name]:.4g}" if block.name in self.scores else ""

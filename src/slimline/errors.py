@@ -16,6 +16,10 @@ class SlimlineError(Exception):
     """
 
 
+class NothingToPrune(SlimlineError):
+    """Every axis that a step may prune is frozen."""
+
+
 def unknown(what: str, name: str, choices: Iterable[str]) -> SlimlineError:
     """An error for a name that is not among `choices`, with the nearest one suggested."""
     known = sorted(choices)

@@ -109,7 +109,7 @@ class _Trials:
                 step = step.model_copy(update={"schedule": "oneshot", "rounds": 1})
             elif isinstance(step, StaticQuantization):
                 step = step.model_copy(update={"undo": False, "samples": 64, "batch_size": 32})
-            elif step.kind == "recovery":
+            elif step.kind in ("training", "recovery"):
                 continue
             context = Context(self.original, self.data, str(candidate.target), candidate.seed)
             model = perform(step, model, context).model

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -10,6 +11,8 @@ from slimline.errors import SlimlineError
 from slimline.graph.matrix import LayerMatrix
 from slimline.methods.gram import Gram
 from slimline.model import Model
+
+T = TypeVar("T")
 
 ROWS = 16384  # of one batch and layer that are seen; more say the same
 MEMORY = 2**30  # bytes of Gram matrices in one pass over the batches
@@ -36,7 +39,7 @@ def collect(
     if not batches:
         raise SlimlineError("There is no calibration batch: give calibration samples.")
     found: dict[str, Gram] = {}
-    for part in _parts(layers, memory):
+    for part in in_parts(layers, _size, memory):
         readers: dict[str, list[LayerMatrix]] = {}
         for layer in part:
             groups, _, inputs = layer.shape
@@ -53,17 +56,20 @@ def collect(
     return found
 
 
-def _parts(layers: Sequence[LayerMatrix], memory: int) -> Iterator[list[LayerMatrix]]:
-    """The layers in runs whose matrices fit the memory (a larger one runs alone)."""
-    part: list[LayerMatrix] = []
+def _size(layer: LayerMatrix) -> int:
+    groups, _, inputs = layer.shape
+    return 8 * groups * inputs**2
+
+
+def in_parts(items: Sequence[T], size: Callable[[T], int], memory: int) -> Iterator[list[T]]:
+    """The items in runs whose sizes fit the memory together (a larger one runs alone)."""
+    part: list[T] = []
     used = 0
-    for layer in layers:
-        groups, _, inputs = layer.shape
-        size = 8 * groups * inputs**2
-        if part and used + size > memory:
+    for item in items:
+        if part and used + size(item) > memory:
             yield part
             part, used = [], 0
-        part.append(layer)
-        used += size
+        part.append(item)
+        used += size(item)
     if part:
         yield part

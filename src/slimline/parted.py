@@ -18,9 +18,10 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from slimline.errors import SlimlineError, unknown
+from slimline.errors import NothingToPrune, SlimlineError, unknown
 from slimline.frameworks.base import adapter_for
 from slimline.graph.plan import Plan
+from slimline.graph.units import Units
 from slimline.model import Model
 
 if TYPE_CHECKING:
@@ -153,7 +154,11 @@ def _open(module: Any, folder: Path) -> PartedModel:
 
 
 def plan_parts(model: PartedModel, step: Step, seed: int = 0) -> PartedPlan:
-    """What a `ChannelPruning` removes from every part, each planned by itself; globs are on the whole model's names."""
+    """What a `ChannelPruning` removes from every part, each planned by itself; globs are on the whole model's names.
+
+    A part of which nothing can be pruned, such as one layer between two boundaries, stays, with a note in its plan;
+    it is an error where that is every part.
+    """
     from slimline.pruning import plan
     from slimline.recipe import ChannelPruning
 
@@ -162,6 +167,8 @@ def plan_parts(model: PartedModel, step: Step, seed: int = 0) -> PartedPlan:
             f"{type(step).__name__} cannot be done to a model by parts: prune its channels in one shot, and train its "
             "native module."
         )
+    if step.cut is not None:
+        raise SlimlineError(f"A model by parts is not pruned along {step.cut}: prune parts['name'] by itself.")
     if step.needs:
         raise SlimlineError("A model by parts is pruned without data: choose the criterion l1, l2 or random.")
     globs = {field: tuple(getattr(step, field)) for field in ("layers", "keep")}
@@ -170,14 +177,19 @@ def plan_parts(model: PartedModel, step: Step, seed: int = 0) -> PartedPlan:
         for glob in wanted:
             if glob != "*" and not any(fnmatchcase(layer, glob) for layer in every):
                 raise unknown(f"layer for {field}", glob, every)
-    plans = {}
+    plans, idle = {}, []
     for name, part in model.parts.items():
         own = {f: tuple(g for g in wanted if _matches(part, g)) for f, wanted in globs.items()}
         if own["layers"]:
             try:
                 plans[name] = plan(part, step.model_copy(update=own), None, seed)
+            except NothingToPrune as reason:
+                plans[name] = Plan(Units(part.graph), {}, (str(reason),))
+                idle.append(f"In the part {name!r}: {reason}")
             except SlimlineError as reason:
                 raise SlimlineError(f"In the part {name!r}: {reason}") from reason
+    if plans and len(idle) == len(plans):
+        raise NothingToPrune(" ".join(idle))
     return PartedPlan(plans)
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, overload
 
 from slimline.activations import ActivationPlan, plan_activations
+from slimline.cutting import plan_cuts
 from slimline.depth import DepthPlan, plan_depth
 from slimline.errors import SlimlineError
+from slimline.graph.cuts import CutPlan
 from slimline.graph.plan import Plan
 from slimline.parted import PartedModel, PartedPlan, plan_parts
-from slimline.pruning import plan as plan_channels
+from slimline.pruning import plan as plan_units
 from slimline.recipe import ActivationPruning, ChannelPruning, DepthPruning
 from slimline.recipe.step import Step
 
@@ -17,7 +19,15 @@ if TYPE_CHECKING:
     from slimline.data import Data
     from slimline.model import Model
 
-AnyPlan = Plan | DepthPlan | ActivationPlan
+AnyPlan = Plan | CutPlan | DepthPlan | ActivationPlan
+
+
+def plan_channels(
+    model: Model, step: ChannelPruning, data: Data | None = None, seed: int = 0, target: str | None = None
+) -> Plan | CutPlan:
+    """What a `ChannelPruning` removes: positions of units, or what layers lose by themselves."""
+    return plan_units(model, step, data, seed, target) if step.cut is None else plan_cuts(model, step, data, seed)
+
 
 _PLANNERS: dict[type[Step], Any] = {
     ActivationPruning: plan_activations,

@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from slimline.criteria import scores
-from slimline.errors import SlimlineError, unknown
+from slimline.errors import NothingToPrune, SlimlineError, unknown
 from slimline.graph import cost
+from slimline.graph.ir import Graph
 from slimline.graph.kinds import kind
-from slimline.graph.plan import Plan
+from slimline.graph.plan import Plan, Printed
 from slimline.graph.units import Unit, Units
 from slimline.methods.structured import Scores, select_global, select_local
+from slimline.rounding import settled
+from slimline.runtimes.base import usual
 
 if TYPE_CHECKING:
     from slimline.data import Data
     from slimline.model import Model
-    from slimline.recipe import ChannelPruning
+    from slimline.recipe import ChannelPruning, SparseTraining
 
 
-def plan(model: Model, step: ChannelPruning, data: Data | None = None, seed: int = 0, part: float = 1.0) -> Plan:
+def plan(
+    model: Model, step: ChannelPruning, data: Data | None = None, seed: int = 0, target: str | None = None
+) -> Plan:
     """What `step` removes from `model`, without removing it.
 
     Parameters
     ----------
     data : needed by criteria that look at activations or gradients.
-    part : fraction of the step's goal, for rounds of a gradual schedule.
+    target : the runtime that is timed for ``round_to: auto``; the framework's usual one by default.
 
     Raises
     ------
@@ -36,33 +41,42 @@ def plan(model: Model, step: ChannelPruning, data: Data | None = None, seed: int
         If a glob matches no layer, the goal cannot be reached (the best that can is said), or data is missing.
     """
     units = Units(model.graph)
-    chosen = _eligible(units, step)
+    chosen = eligible(units, step)
     if not chosen:
         reasons = "; ".join(f"{f.name}: {f.reason}" for f in units.frozen[:3]) or "no layer was left to prune"
-        raise SlimlineError(f"Nothing can be pruned: {reasons}.")
+        raise NothingToPrune(f"Nothing can be pruned: {reasons}.")
+    step, rounding = settled(step, model.graph, target or usual(model.framework))
     chosen, found, notes = _scored(units, chosen, model, step, data, seed)
     if step.ratio is not None:
-        made = _select(units, chosen, found, step, step.ratio * part)
+        made = _select(units, chosen, found, step, step.ratio)
     else:
-        made = _search(units, chosen, found, step, part)
-    return Plan(units, made.removed, (*notes, *made.notes))
+        made = _search(units, chosen, found, step)
+    return Plan(units, made.removed, (*notes, *made.notes), rounding)
 
 
-def _check_globs(units: Units, globs: Sequence[str], field: str) -> None:
-    layers = dict.fromkeys(n.layer for n in units.graph.nodes if n.layer)
+def check_globs(graph: Graph, globs: Sequence[str], field: str) -> None:
+    """Refuse a glob that matches no layer."""
+    layers = dict.fromkeys(n.layer for n in graph.nodes if n.layer)
     for glob in globs:
         if not any(fnmatchcase(layer, glob) for layer in layers):
             raise unknown(f"layer for {field}", glob, layers)
 
 
-def _matches(names: Sequence[str], globs: Sequence[str]) -> bool:
+def matches(names: Sequence[str], globs: Sequence[str]) -> bool:
+    """Whether any of the names fits any of the globs."""
     return any(fnmatchcase(name, glob) for name in names for glob in globs)
 
 
-def _eligible(units: Units, step: ChannelPruning) -> list[Unit]:
+def eligible(units: Units, step: ChannelPruning | SparseTraining) -> list[Unit]:
+    """The units that the step's `layers`, `keep`, `axes` and `factors` choose.
+
+    Raises
+    ------
+    SlimlineError : a glob that matches no layer, layers that are frozen, or axes that are not there.
+    """
     if tuple(step.layers) != ("*",):
-        _check_globs(units, step.layers, "layers")
-    _check_globs(units, step.keep, "keep")
+        check_globs(units.graph, step.layers, "layers")
+    check_globs(units.graph, step.keep, "keep")
     wanted = None if step.axes is None else {"filters" if a == "channels" else a for a in step.axes}
     kinds = {u.name: kind(units, u) for u in units.units} if wanted is not None else {}
     sizes = {u.name: u.size + u.frozen for u in units.units if wanted is None or kinds[u.name] in wanted}
@@ -76,10 +90,10 @@ def _eligible(units: Units, step: ChannelPruning) -> list[Unit]:
         bigger = [s for s in unit.siblings if s in sizes and (sizes[s], -rank[s]) > mine]
         if step.factors == "largest" and bigger:
             continue
-        if unit.size + unit.frozen > 1 and _matches(names, step.layers) and not _matches(names, step.keep):
+        if unit.size + unit.frozen > 1 and matches(names, step.layers) and not matches(names, step.keep):
             chosen.append(unit)
     if not chosen and tuple(step.layers) != ("*",):
-        stuck = [f for f in units.frozen if _matches((f.name.rpartition(" (")[0],), step.layers)]
+        stuck = [f for f in units.frozen if matches((f.name.rpartition(" (")[0],), step.layers)]
         if stuck:
             raise SlimlineError(f"{stuck[0].name} cannot be pruned: {stuck[0].reason}.")
     if not chosen and step.axes is not None:
@@ -131,18 +145,19 @@ def _topology(units: Units, unit: Unit) -> tuple[tuple[str, int, int], ...]:
 
 
 def _select(units: Units, chosen: Sequence[Unit], scores: Sequence[Scores], step: ChannelPruning, ratio: float) -> Plan:
-    fixed = [u.frozen for u in chosen]
+    fixed, multiple = [u.frozen for u in chosen], step.round_to
+    assert multiple != "auto"  # it is settled
     if step.scope == "local":
-        gone = select_local(scores, fixed, ratio, step.round_to)
+        gone = select_local(scores, fixed, ratio, multiple)
     else:
         groups = [_topology(units, u) for u in chosen] if step.scope == "isomorphic" else None
-        gone = select_global(scores, fixed, ratio, step.round_to, groups, relative=step.criterion != "obs")
+        gone = select_global(scores, fixed, ratio, multiple, groups, relative=step.criterion != "obs")
     removed = {u.name: g for u, g in zip(chosen, gone, strict=True)}
     by_atom = {a: s for u, us in zip(chosen, scores, strict=True) for a, s in zip(u.atoms, us, strict=True)}
     notes = tuple(
         f"{u.name} keeps {u.size + u.frozen - len(g)} of {u.size + u.frozen}, the smallest legal width"
         for u, g in zip(chosen, gone, strict=True)
-        if step.scope != "local" and g and u.size + u.frozen - len(g) <= step.round_to
+        if step.scope != "local" and g and u.size + u.frozen - len(g) <= multiple
     )
     return _legal(Plan(units, removed, notes), by_atom)
 
@@ -151,48 +166,67 @@ def _legal(plan: Plan, score: Mapping[int, float]) -> Plan:
     """Give back the most important position of every dimension that would be left empty."""
     notes = list(plan.notes)
     units = plan.units
-    gone = {unit.atoms[p] for unit in units.units for p in plan.removed.get(unit.name, ())}
-    back: set[int] = set()
+    gone = units.removed([unit.atoms[p] for unit in units.units for p in plan.removed.get(unit.name, ())])
+    back = False
     for name, rows in units.rows.items():
         for labels in rows:
             if labels is None or not labels.shape[1]:
                 continue
-            lost = np.isin(labels, list(gone - back))
+            lost = gone[labels]
             if lost.any(axis=1).all():
                 worth = [sum(score.get(int(a), 0.0) for a in row[hit]) for row, hit in zip(labels, lost, strict=True)]
                 best = int(np.argmax(worth))
-                back |= {int(a) for a in labels[best][lost[best]]}
+                gone[labels[best][lost[best]]], back = False, True
                 notes.append(f"one position of {name} was kept that would have been left empty")
     if not back:
         return plan
-    left = gone - back
-    removed = {u.name: tuple(p for p, a in enumerate(u.atoms) if a in left) for u in units.units}
+    removed = {u.name: tuple(p for p, a in enumerate(u.atoms) if gone[a]) for u in units.units}
     return Plan(units, removed, tuple(notes))
 
 
-def _search(units: Units, chosen: Sequence[Unit], scores: Sequence[Scores], step: ChannelPruning, part: float) -> Plan:
-    """The smallest ratio whose plan meets the MACs or parameter target, by bisection."""
-    if step.target_macs is not None:
-        what, target, before = "MACs", step.target_macs, cost.macs(units.graph)
-    else:
-        what, target, before = "parameters", step.target_parameters or 1.0, units.graph.size
-    limit = (1 - (1 - target) * part) * before
+def _search(units: Units, chosen: Sequence[Unit], scores: Sequence[Scores], step: ChannelPruning) -> Plan:
+    return bisect(lambda ratio: _select(units, chosen, scores, step, ratio), units.graph, step)
 
-    def left(found: Plan) -> int:
+
+P = TypeVar("P", bound=Printed)
+
+
+def bisect(select: Callable[[float], P], graph: Graph, step: ChannelPruning) -> P:
+    """The plan of the smallest ratio that meets the step's MACs or parameter target.
+
+    Parameters
+    ----------
+    select : the plan of a ratio.
+
+    Raises
+    ------
+    SlimlineError : the target is out of reach.
+    """
+    if step.target_macs is not None:
+        what, target, before = "MACs", step.target_macs, cost.macs(graph)
+    else:
+        what, target, before = "parameters", step.target_parameters or 1.0, graph.size
+
+    def left(found: P) -> int:
         return found.macs if what == "MACs" else found.parameters
 
     low, high = 0.0, 1.0
-    best = _select(units, chosen, scores, step, high)
-    if left(best) > limit:
-        raise SlimlineError(
-            f"Pruning cannot reach {target:.0%} of the {what}: at most {1 - left(best) / before:.0%} can go "
-            f"with these settings; raise the target, lower round_to or prune more layers."
-        )
+    best = select(high)
+    if left(best) > target * before:
+        raise out_of_reach(target, what, left(best) / before)
     for _ in range(20):
         middle = (low + high) / 2
-        trial = _select(units, chosen, scores, step, middle)
-        if left(trial) <= limit:
+        trial = select(middle)
+        if left(trial) <= target * before:
             best, high = trial, middle
         else:
             low = middle
     return best
+
+
+def out_of_reach(target: float, what: str, least: float) -> SlimlineError:
+    """The error of a target below what pruning can leave."""
+    return SlimlineError(
+        f"Pruning cannot reach {target:.0%} of the {what}: at most {1 - least:.0%} can go "
+        "with these settings; raise the target, lower round_to or prune more layers."
+    )

@@ -16,7 +16,6 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,12 +24,14 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from slimline.companions import Companion, GradualPruning
 from slimline.errors import SlimlineError
-from slimline.frameworks.base import Array, Batch
+from slimline.frameworks.base import Array, Batch, Trainer
 from slimline.methods.distillation import class_axis
 from slimline.methods.schedules import warmup_cosine
 from slimline.model import Model
-from slimline.recipe import Distillation, SparsePruning
+from slimline.recipe import ChannelPruning, Distillation, SparsePruning, SparseTraining, Training
+from slimline.splits import Split, Stream
 
 if TYPE_CHECKING:
     from slimline.data import Data
@@ -59,7 +60,7 @@ class Recovered:
     records : one per epoch: ``epoch``, mean training ``loss`` (None for epoch 0), ``score`` on the selection
         split, learning ``rate`` of the last step, ``seconds``. Epoch 0 is the student with its batch-norm
         statistics refreshed and nothing trained.
-    best_epoch : the latest epoch with the highest score.
+    best_epoch : the latest epoch with the highest score; of `SparseTraining` the last.
     """
 
     model: Model
@@ -70,12 +71,13 @@ class Recovered:
 def recover(
     student: Model,
     teacher: Model,
-    step: Distillation,
+    step: Training,
     data: Data,
     seed: int,
     checkpoint: Path | None = None,
     progress: Callable[[Progress], None] | None = None,
     pruning: SparsePruning | None = None,
+    removal: ChannelPruning | None = None,
 ) -> Recovered:
     """Train `student` towards `teacher`, and return the best of its epochs.
 
@@ -91,6 +93,7 @@ def recover(
     checkpoint : folder in which ``recovery.safetensors`` keeps the state to resume from; made when missing.
     progress : told after every optimiser step.
     pruning : prunes gradually while the student trains; only epochs that end with all of it done can be the best.
+    removal : what follows a `SparseTraining`, whose ``growing`` penalty is for what it would remove.
 
     Raises
     ------
@@ -99,65 +102,116 @@ def recover(
     """
     train = data.split("train")
     if len(train) == 0:
-        raise SlimlineError("Recovery needs training data: give Data(train=...) or drop the Distillation step.")
+        raise SlimlineError(f"Training needs training data: give Data(train=...) or drop the {step.step} step.")
     score = _scorer(student, teacher, step, data)
-    per_epoch = -(-len(train) // step.batch_size)
-    total = step.epochs * per_epoch
-    trainer = student.adapter.trainer(student.native, teacher.native, step, seed, total)
-    masker = None if pruning is None else _masker(pruning, student, step, seed, len(train))
+    unheeded = step.alpha == 0 and next(train.batches(1))[1] is not None
+    total = step.epochs * -(-len(train) // step.batch_size)
+    trainer = student.adapter.trainer(student.native, None if unheeded else teacher.native, step, seed, total)
     if student.masks:
         trainer.hold(student.masks)
-    facts = [s.model_dump(mode="json") for s in (step, pruning) if s is not None]
+    companion = _companion(step, student, step.epochs * _updates(train, step.batch_size), data, seed, pruning, removal)
+    companion.start(trainer)
+    loop = _Loop(step, train, trainer, companion, seed, total, progress)
+    facts = [s.model_dump(mode="json") for s in (step, pruning, removal) if s is not None]
     store = None if checkpoint is None else _Store(checkpoint, _fingerprint(student, teacher, facts, seed, len(train)))
-
-    def state_now() -> dict[str, Array]:
-        return trainer.state() | ({} if masker is None else masker.state())
-
-    def restore(state: Mapping[str, Array]) -> None:
-        trainer.restore(state)
-        if masker is not None:
-            masker.restore(state)
-            trainer.hold({**student.masks, **masker.masks})
 
     saved = None if store is None else store.read()
     if saved is None:
         start = time.perf_counter()
-        trainer.refresh(islice(train.batches(step.batch_size, seed=seed, epoch=0), step.refresh_batches))
-        records = [_record(0, None, score(trainer.predict), 0.0, start, masker)]
-        best = state_now()
+        loop.refresh(0)
+        records = [_record(0, None, score(trainer.predict), 0.0, start, companion)]
+        best = loop.state()
         if store is not None:
             store.write(best, best, records)
     else:
         records, state, best = saved
-        restore(state)
+        loop.restore(state)
 
-    while len(records) <= step.epochs and not _stale(records, step.patience):
+    while len(records) <= step.epochs and not _stale(records, step):
         start, epoch = time.perf_counter(), len(records)
-        losses: list[float] = []
-        rate = 0.0
-        for batch in _large(train.batches(step.batch_size, seed=seed, epoch=epoch)):
-            done = (epoch - 1) * per_epoch + len(losses)
-            rate = step.learning_rate * warmup_cosine(done, total, step.warmup)
-            losses.append(_finite(trainer.step(batch, rate), epoch, step))
-            if masker is not None and masker.advance(trainer.weights, partial(trainer.gradients, batch)):
-                trainer.hold({**student.masks, **masker.masks})
-            if progress is not None:
-                progress(Progress("recovery", min(done + 1, total), total, {"epoch": epoch, "loss": losses[-1]}))
-        records.append(_record(epoch, float(np.mean(losses)), score(trainer.predict), rate, start, masker))
-        state = state_now()
+        loss, rate = loop.epoch(epoch)
+        records.append(_record(epoch, loss, score(trainer.predict), rate, start, companion))
+        state = loop.state()
         if _best(records) == epoch:
             best = state
         if store is not None:
             store.write(state, best, records)
         log.info("recovery epoch %(epoch)d: loss %(loss).4g, score %(score).4f", records[-1])
 
-    restore(best)
-    masks = student.masks if masker is None else {**student.masks, **masker.masks}
-    found = student.then(trainer.native(), step.model_dump(mode="json"), masks=masks)
+    first, last = records[0]["score"], records[-1]["score"]
+    if isinstance(step, SparseTraining) and last < first - 0.1 * abs(first):
+        log.warning("SparseTraining changed the selection score from %.4g to %.4g: lower its strength.", first, last)
+    loop.restore(best)
+    found = student.then(trainer.native(), step.model_dump(mode="json"), masks={**student.masks, **companion.masks})
     return Recovered(found, records, _best(records))
 
 
-def _masker(pruning: SparsePruning, student: Model, step: Distillation, seed: int, samples: int) -> Masker:
+@dataclass(frozen=True)
+class _Loop:
+    """Epochs of optimiser steps, `total` of them in all."""
+
+    step: Training
+    train: Split | Stream
+    trainer: Trainer
+    companion: Companion
+    seed: int
+    total: int
+    tell: Callable[[Progress], None] | None
+
+    def refresh(self, epoch: int) -> None:
+        """Compute the batch-norm statistics anew."""
+        batches = self.train.batches(self.step.batch_size, seed=self.seed, epoch=epoch)
+        self.trainer.refresh(islice(batches, self.step.refresh_batches))
+
+    def epoch(self, number: int) -> tuple[float, float]:
+        """Train for an epoch, counted from 1; the mean loss, and the last learning rate."""
+        step, companion = self.step, self.companion
+        what = "recovery" if step.kind == "recovery" else "sparse training"
+        losses: list[float] = []
+        rate = 0.0
+        for batch in _large(self.train.batches(step.batch_size, seed=self.seed, epoch=number)):
+            done = (number - 1) * (self.total // step.epochs) + len(losses)
+            rate = step.learning_rate * warmup_cosine(done, self.total, step.warmup)
+            companion.before(self.trainer)
+            losses.append(_finite(self.trainer.step(batch, rate), number, step))
+            companion.after(self.trainer, rate, batch)
+            if self.tell is not None:
+                told = {"epoch": number, "loss": losses[-1]}
+                self.tell(Progress(what, min(done + 1, self.total), self.total, told))
+        if companion.refreshes:
+            self.refresh(number)
+        return float(np.mean(losses)), rate
+
+    def state(self) -> dict[str, Array]:
+        """All that the next epoch depends on."""
+        return self.trainer.state() | self.companion.state()
+
+    def restore(self, state: Mapping[str, Array]) -> None:
+        """Continue from `state`."""
+        self.trainer.restore(state)
+        self.companion.restore(state, self.trainer)
+
+
+def _companion(
+    step: Training,
+    student: Model,
+    updates: int,
+    data: Data,
+    seed: int,
+    pruning: SparsePruning | None,
+    removal: ChannelPruning | None,
+) -> Companion:
+    """What goes along with the training of `updates` optimiser steps."""
+    if pruning is not None:
+        return GradualPruning(_masker(pruning, student, updates, seed), student.masks)
+    if isinstance(step, SparseTraining):
+        from slimline.penalties import penalty
+
+        return penalty(step, student, updates, data, seed, removal)
+    return Companion()
+
+
+def _masker(pruning: SparsePruning, student: Model, updates: int, seed: int) -> Masker:
     from slimline.masker import Masker
     from slimline.sparse import chosen
 
@@ -165,17 +219,22 @@ def _masker(pruning: SparsePruning, student: Model, step: Distillation, seed: in
     for entry in refused:
         log.warning("%(what)s is not pruned: %(reason)s.", entry)
     shapes = {name: student.graph.values[name].shape for name in layers}
-    whole, rest = divmod(samples, step.batch_size)
-    steps = whole + (2 * rest >= min(step.batch_size, samples) and rest > 0)
-    return Masker(pruning, layers, shapes, step.epochs * steps, seed, student.masks)
+    return Masker(pruning, layers, shapes, updates, seed, student.masks)
+
+
+def _updates(train: Split | Stream, size: int) -> int:
+    """Optimiser steps of an epoch: batches of equal size, or as a stream gives them without those `_large` drops."""
+    whole, rest = divmod(len(train), size)
+    if isinstance(train, Split):
+        return whole + (rest > 0)
+    return whole + (2 * rest >= min(size, len(train)) and rest > 0)
 
 
 def _record(
-    epoch: int, loss: float | None, score: float, rate: float, start: float, masker: Masker | None
+    epoch: int, loss: float | None, score: float, rate: float, start: float, companion: Companion
 ) -> dict[str, Any]:
     seconds = round(time.perf_counter() - start, 3)
-    found = {"epoch": epoch, "loss": loss, "score": score, "rate": rate, "seconds": seconds}
-    return found if masker is None else {**found, "sparsity": round(masker.sparsity, 6), "pruned": masker.settled}
+    return {"epoch": epoch, "loss": loss, "score": score, "rate": rate, "seconds": seconds, **companion.record()}
 
 
 def _best(records: list[dict[str, Any]]) -> int:
@@ -187,17 +246,18 @@ def _pruned(record: Mapping[str, Any]) -> bool:
     return bool(record.get("pruned", True))
 
 
-def _stale(records: list[dict[str, Any]], patience: int | None) -> bool:
+def _stale(records: list[dict[str, Any]], step: Training) -> bool:
+    patience = step.patience if isinstance(step, Distillation) else None
     scores = [record["score"] for record in records if _pruned(record)]
     if not scores:
         return False
     return patience is not None and len(scores) - 1 - scores.index(max(scores)) >= patience
 
 
-def _finite(loss: float, epoch: int, step: Distillation) -> float:
+def _finite(loss: float, epoch: int, step: Training) -> float:
     if not math.isfinite(loss):
         raise SlimlineError(
-            f"The recovery loss became {loss} in epoch {epoch}: lower learning_rate, which is {step.learning_rate:g}."
+            f"The training loss became {loss} in epoch {epoch}: lower learning_rate, which is {step.learning_rate:g}."
         )
     return loss
 
@@ -212,7 +272,7 @@ def _large(batches: Iterable[Batch]) -> Iterator[Batch]:
 
 
 def _scorer(
-    student: Model, teacher: Model, step: Distillation, data: Data
+    student: Model, teacher: Model, step: Training, data: Data
 ) -> Callable[[Callable[[tuple[Array, ...]], Array]], float]:
     """The function that scores a predictor on the selection split; higher is better."""
     if student.framework != teacher.framework:
@@ -234,7 +294,7 @@ def _scorer(
     if used is not None and used.dtype.kind == "f":
         _check_real(step, used, given)
         used = None
-    axis = class_axis(given.shape, None if used is None else used[:2].shape, student.framework == "torch")
+    axis = class_axis(given.shape, None if used is None else used[:2].shape, student.adapter.layout == "channels_first")
     if step.loss != "mse" and given.shape[axis] == 1:
         raise SlimlineError(f"Outputs of one class leave {step.loss!r} nothing to compare: use loss='mse'.")
 
@@ -256,7 +316,7 @@ def _scorer(
     return score
 
 
-def _check_real(step: Distillation, labels: Array, outputs: Array) -> None:
+def _check_real(step: Training, labels: Array, outputs: Array) -> None:
     if step.loss != "mse":
         raise SlimlineError(
             f"The labels are real numbers, which {step.loss!r} cannot compare: use loss='mse', or alpha=1 to leave "

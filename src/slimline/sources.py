@@ -106,7 +106,7 @@ def layout_of(native: Any) -> Layout:
     """Where a framework's images have their channels."""
     from slimline.frameworks.base import adapter_for
 
-    return "channels_last" if adapter_for(native).name == "keras" else "channels_first"
+    return adapter_for(native).layout
 
 
 def load_weights(native: Any, path: Path) -> None:
@@ -237,7 +237,7 @@ def load_pair(model: ModelSource, data: DataSource) -> tuple[Model, Data]:
         return held[layout]
 
     loaded = load_model(model, give)
-    return loaded, give("channels_last" if loaded.framework == "keras" else "channels_first")
+    return loaded, give(loaded.adapter.layout)
 
 
 def load_again(sources: Mapping[str, Any], what: str) -> Any:

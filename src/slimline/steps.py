@@ -7,26 +7,30 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from slimline.activations import zeros_among_activations
 from slimline.errors import SlimlineError
 from slimline.masks import held
 from slimline.methods.schedules import ratios
 from slimline.model import Model
-from slimline.plans import plan
-from slimline.pruning import plan as plan_channels
+from slimline.plans import plan, plan_channels
 from slimline.recipe import (
     ActivationPruning,
     ChannelPruning,
     DepthPruning,
     Distillation,
     SparsePruning,
+    SparseTraining,
     StaticQuantization,
     Step,
+    Training,
 )
+from slimline.rounding import settled
 from slimline.splits import first
 from slimline.zeros import note
 
 if TYPE_CHECKING:
     from slimline.data import Data
+    from slimline.graph.cuts import CutPlan
     from slimline.graph.plan import Plan
     from slimline.recovery import Progress
 
@@ -44,6 +48,7 @@ class Context:
     recovery : the `Distillation` that follows, which an iterative schedule runs after each of its rounds.
     checkpoint : where training leaves its state, or None.
     pruning : the gradual `SparsePruning` that came before, which happens while this step trains.
+    removal : the `ChannelPruning` that follows, which `SparseTraining` with a growing penalty prepares.
     """
 
     original: Model
@@ -54,6 +59,7 @@ class Context:
     checkpoint: Path | None = None
     tell: Tell | None = None
     pruning: SparsePruning | None = None
+    removal: ChannelPruning | None = None
 
 
 @dataclass(frozen=True)
@@ -73,17 +79,24 @@ def perform(step: Step, model: Model, context: Context) -> Done:
 def _prune(step: ChannelPruning, model: Model, context: Context) -> Done:
     rounds: list[dict[str, Any]] = []
     history = model.history
-    start = model
+    start = dense = model
+    plans: list[Plan | CutPlan] = []
+    kept = context.checkpoint and context.checkpoint / "rounding.json"
+    step, rounding = settled(step, model.graph, context.target, kept)
     for number, current in enumerate(_rounds(step), 1):
-        found = plan_channels(model, current, context.data, context.seed)
-        dense, model = model, found.apply(model)
+        found = plan_channels(model, current, context.data, context.seed, context.target)
+        model = found.apply(model)
+        plans.append(found)
         if step.compensates:
-            model = _compensated(dense, model, found, step, context)
+            model = _compensated(dense, model, plans, step, context)
         rounds.append(found.summary())
         if step.schedule == "iterative" and number < step.rounds and context.recovery is not None:
             at = context.checkpoint and context.checkpoint / f"round-{number}"
             model = _recover(context.recovery, model, _at(context, at)).model
+            dense, plans = model, []  # what was learned since is not to be undone
     record = {**step.model_dump(mode="json"), "plan": rounds[-1] if len(rounds) == 1 else _joined(start, model, rounds)}
+    if rounding is not None:
+        record["plan"]["rounding"] = rounding
     model = replace(model, history=(*history, step.model_dump(mode="json")))
     return Done(model, record)
 
@@ -94,12 +107,14 @@ def _prune_at_once(step: DepthPruning | ActivationPruning, model: Model, context
     return Done(pruned, {**step.model_dump(mode="json"), "plan": found.summary()})
 
 
-def _compensated(dense: Model, pruned: Model, found: Plan, step: ChannelPruning, context: Context) -> Model:
+def _compensated(
+    dense: Model, pruned: Model, plans: list[Plan | CutPlan], step: ChannelPruning, context: Context
+) -> Model:
     from slimline.compensation import compensate
 
     if context.data is None:
         raise SlimlineError("Compensation needs data: pass slimline.Data with calibration or training samples.")
-    return compensate(dense, pruned, found, first(context.data.split("calibration"), step.samples, step.batch_size))
+    return compensate(dense, pruned, plans, first(context.data.split("calibration"), step.samples, step.batch_size))
 
 
 def _joined(before: Model, after: Model, rounds: list[dict[str, Any]]) -> dict[str, Any]:
@@ -156,16 +171,31 @@ def _at(context: Context, checkpoint: Path | None) -> Context:
     return replace(context, recovery=None, checkpoint=checkpoint, pruning=None)
 
 
-def _recover(step: Distillation, model: Model, context: Context) -> Done:
+def _recover(step: Training, model: Model, context: Context) -> Done:
     from slimline.recovery import recover
 
     if context.data is None:
-        raise SlimlineError("Distillation needs data: pass slimline.Data with train=(x, y) or train=(x,).")
+        raise SlimlineError(f"{step.step} needs data: pass slimline.Data with train=(x, y) or train=(x,).")
     found = recover(
-        model, context.original, step, context.data, context.seed, context.checkpoint, context.tell, context.pruning
+        model,
+        context.original,
+        step,
+        context.data,
+        context.seed,
+        context.checkpoint,
+        context.tell,
+        context.pruning,
+        context.removal,
     )
     history = [{k: v for k, v in r.items() if k != "seconds"} for r in found.records]
     return Done(found.model, {**step.model_dump(mode="json"), "best_epoch": found.best_epoch, "history": history})
+
+
+def _train_sparse(step: SparseTraining, model: Model, context: Context) -> Done:
+    done = _recover(step, model, context)
+    if step.of != "activations" or context.data is None:
+        return done
+    return Done(done.model, {**done.record, "plan": zeros_among_activations(step, model, done.model, context.data)})
 
 
 def _quantize(step: StaticQuantization, model: Model, context: Context) -> Done:
@@ -187,5 +217,6 @@ _DO: dict[type[Step], Callable[[Any, Model, Context], Done]] = {
     ActivationPruning: _prune_at_once,
     Distillation: _recover,
     SparsePruning: _sparsify,
+    SparseTraining: _train_sparse,
     StaticQuantization: _quantize,
 }

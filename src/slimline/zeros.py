@@ -10,6 +10,9 @@ from typing import Any
 from slimline.methods.sparsity import Pattern
 from slimline.recipe import SparsePruning
 
+SAME = 0.005  # file sizes nearer than this to each other
+NOISE = 0.05  # and speeds
+
 
 @cache
 def _table() -> list[dict[str, Any]]:
@@ -30,10 +33,11 @@ def note(step: SparsePruning, target: str) -> str:
     amount = step.amount if isinstance(step.amount, float) else 0.5
     row = min((r for r in rows if r["kind"].endswith(family)), key=lambda r: abs(_part(r["kind"]) - amount))
     plain, packed = (dense[size] / row[size] for size in ("file_bytes", "gzip_bytes"))
-    speed = "its speed was not measured" if row["speedup"] is None else f"it is {row['speedup']:.2f}× as fast"
+    size = "as large as the dense one" if abs(plain - 1) < SAME else f"{plain:.2f}× smaller than the dense one"
+    speed = "as fast" if abs(row["speedup"] - 1) < NOISE else f"{row['speedup']:.2f}× as fast"
     return (
-        f"What zeros buy on {target}, measured on a small ResNet with {row['kind']} sparsity: the file is {plain:.2f}× "
-        f"smaller than the dense one, {packed:.2f}× if compressed (gzip), and {speed}."
+        f"What zeros buy on {target}, measured on a small ResNet with {row['kind']} sparsity: the file is {size} "
+        f"({packed:.1f}× smaller once both are compressed with gzip), and it runs {speed}."
     )
 
 

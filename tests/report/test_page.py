@@ -135,6 +135,13 @@ def test_a_new_recovery_begins_where_epochs_start_again():
     assert "Round 1: 8 epochs" in text and "Round 2: 8 epochs" in text
 
 
+def test_the_epoch_that_was_kept_is_one_in_which_all_was_pruned():
+    gradual = report()
+    for row in gradual["history"]:
+        row["score"], row["pruned"] = 1 - row["epoch"] / 10, row["epoch"] >= 6
+    assert "the model of epoch 6 was kept" in Page(html(gradual)).text
+
+
 def test_frozen_units_are_gathered_by_reason():
     assert "it is an output of the model head.out, aux.out" in Page(html(report())).text
 

@@ -9,17 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
 from slimline.errors import SlimlineError, unknown
 
 if TYPE_CHECKING:
+    from slimline.graph.cuts import Cut
     from slimline.graph.ir import Graph
     from slimline.graph.plan import Plan
     from slimline.graph.quantization import Quantization
-    from slimline.recipe import Distillation
+    from slimline.recipe import Training
 
 Array = np.ndarray
 Batch = tuple[tuple[Array, ...], Array | None]
@@ -41,8 +42,20 @@ class Trainer(Protocol):
         Replaces what was held before; what is free again begins at zero, without momentum.
         """
 
+    def penalise(self, values: Sequence[str], term: Callable[[Any, Any], Any], strength: float) -> None:
+        """Add to the training loss the mean over these activations (graph names) of `term`, times `strength`.
+
+        ``term(xp, activation)`` gives a scalar of the array namespace, see `slimline.methods.activations`.
+        """
+
     def weights(self) -> dict[str, Array]:
         """Copies of the trainable weights as they are, by graph name."""
+
+    def set_weights(self, weights: Mapping[str, Array]) -> None:
+        """Replace some of the trainable weights, by graph name; what the optimiser remembers of them stays."""
+
+    def slopes(self) -> dict[str, Array]:
+        """The gradients that the last `step` took of its loss, by graph name; copies."""
 
     def gradients(self, batch: Batch) -> dict[str, Array]:
         """Of the training loss in inference mode, by graph name, of held weights too; nothing is changed."""
@@ -66,6 +79,8 @@ class Adapter(Protocol):
     name: str
     suffix: str
     """Of the files that `save` writes: ``.pt2``, ``.keras``."""
+    layout: Literal["channels_first", "channels_last"]
+    """Where images and outputs have their channels."""
 
     def accepts(self, source: Any) -> bool:
         """Whether `source` (an object, never a path) is this framework's model."""
@@ -90,6 +105,9 @@ class Adapter(Protocol):
 
     def apply(self, native: Any, plan: Plan, example: tuple[Array, ...]) -> Any:
         """A copy in which what the plan names is really removed."""
+
+    def cut(self, native: Any, cuts: Sequence[Cut], example: tuple[Array, ...]) -> Any:
+        """A copy in which each of these layers reads only what its cut leaves of its input; all names stay."""
 
     def rewire(self, native: Any, instead: Mapping[str, str], example: tuple[Array, ...]) -> Any:
         """A copy in which the readers of a value read another of its shape ``instead``.
@@ -131,7 +149,7 @@ class Adapter(Protocol):
         With `given`, the batches hold these activations instead of the model's inputs, and only what follows is run.
         """
 
-    def trainer(self, native: Any, teacher: Any | None, step: Distillation, seed: int, total_steps: int) -> Trainer:
+    def trainer(self, native: Any, teacher: Any | None, step: Training, seed: int, total_steps: int) -> Trainer:
         """Start to train a copy of `native` towards `teacher` and the labels."""
 
     def fold(self, native: Any, example: tuple[Array, ...]) -> Any:

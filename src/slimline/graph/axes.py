@@ -91,13 +91,17 @@ class Solver:
 
     def _bound(self, node: Node, value: str) -> list[Dim]:
         """Dimensions of a value, with fresh axes for those of a parameter that no operator has bound yet."""
+        return [self._bound_at(node, value, d) for d in range(len(self._get(value)))]
+
+    def _bound_at(self, node: Node, value: str, d: int) -> Dim:
+        """The same of one dimension."""
         dims = self._get(value)
-        for d, dim in enumerate(dims):
-            if dim is None:
-                size = self.graph.values[value].shape[d]
-                axis = Axis(size, node.name, node.layer, f"{value}[{d}]")
-                dims[d] = Dim(size, self.atoms.fresh(axis) if size > 1 else None)
-        return dims  # type: ignore[return-value]
+        dim = dims[d]
+        if dim is None:
+            size = self.graph.values[value].shape[d]
+            axis = Axis(size, node.name, node.layer, f"{value}[{d}]")
+            dim = dims[d] = Dim(size, self.atoms.fresh(axis) if size > 1 else None)
+        return dim
 
     def _freeze(self, dim: Dim | None, reason: str) -> None:
         if dim is not None and dim.labels is not None:
@@ -119,7 +123,6 @@ class Solver:
             "select": self._index,
             "take": self._index,
             "pad": self._pad,
-            "make": self._opaque,
             "shape": self._shape,
             "unknown": self._unknown,
         }
@@ -127,10 +130,6 @@ class Solver:
             self._equation(node, node.attributes["equation"])
         else:
             rules.get(node.kind, self._unknown)(node)
-
-    def _opaque(self, node: Node) -> None:
-        for name in node.outputs:
-            self.dims[name] = self._whole(name, node.label)
 
     def _shape(self, node: Node) -> None:
         for name in node.outputs:
@@ -157,13 +156,10 @@ class Solver:
         for d in range(rank):
             known = [(n, self._get(n)[d]) for n in names]
             if d == at:
-                parts = [
-                    dim or Dim(self.graph.values[n].shape[d], None, f"a constant of {node.label}") for n, dim in known
-                ]
-                for (n, dim), part in zip(known, parts, strict=True):
-                    if dim is None:
-                        self.dims[n][d] = part
-                out[d] = self._chain(parts)
+                for n, dim in known:
+                    if dim is None and rank > 1 and n in self.graph.parameters:
+                        self.dims[n][d] = Dim(self.graph.values[n].shape[d], None, f"a constant of {node.label}")
+                out[d] = self._chain([self._bound_at(node, n, d) for n in names])
                 continue
             merged = None
             for _, dim in known:
@@ -250,7 +246,7 @@ class Solver:
                         f"dimensions ({equation}): report this model to slimline."
                     )
                 for size, group in zip(shape, dims, strict=True):
-                    unknown = [x for x in group if x not in sizes and x not in (".", "1")]
+                    unknown = [x for x in group if x not in sizes and x not in (".", "1", "*")]
                     if len(unknown) == 1:
                         known = math.prod(sizes.get(x, 1) for x in group if x not in unknown)
                         sizes[unknown[0]] = size // known
@@ -294,7 +290,9 @@ class Solver:
             shape = self.graph.values[name].shape
             out: list[Dim | None] = []
             for size, group in zip(shape, dims, strict=True):
-                if group in ((".",), ("1",), ()) or not any(x in letters for x in group):
+                if group == ("*",):
+                    out.append(None)
+                elif group in ((".",), ("1",), ()) or not any(x in letters for x in group):
                     out.append(Dim(size, None, node.label))
                 else:
                     out.append(_compose([letters.get(x) or Dim(sizes[x], None, node.label) for x in group]))

@@ -11,7 +11,7 @@ Shape = Callable[[str], tuple[int, ...]]
 
 
 def macs(graph: Graph, shape: Shape | None = None) -> int:
-    """Multiply-accumulates per sample of all convolutions, linear layers and matrix products.
+    """Multiply-accumulates per sample of all convolutions, linear and bilinear layers and matrix products.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ def node_macs(node: Node, shape: Shape) -> int:
         return math.prod(moved) * weight // moved[channel]
     if node.kind == "linear":
         return math.prod(shape(node.outputs[0])) * shape(names[0])[-1]
-    if node.kind in ("matmul", "einsum"):
+    if node.kind in ("matmul", "einsum", "bilinear"):
         equation = node.attributes["equation"]
         sizes: dict[str, int] = {}
         for name, dims in zip(names, equation.inputs, strict=False):

@@ -62,6 +62,15 @@ class LayerMatrix:
         """Sizes of the kernel's dimensions."""
         return tuple(n for name, n in self._stored if name.startswith("."))
 
+    @property
+    def window(self) -> Window | None:
+        """Where a convolution looks; None for other layers, and for transposed ones."""
+        return self._window
+
+    def places(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Of the output's `shape` the sizes of the dimensions over which a convolution moves."""
+        return tuple(n for n, dim in zip(shape, self._made, strict=True) if dim[0].startswith("@"))
+
     def matrix(self, weight: Array) -> Array:
         """A tensor of the weight's layout as ``(groups, outputs, inputs)``."""
         return weight.reshape([n for _, n in self._stored]).transpose(self._order()).reshape(self.shape)

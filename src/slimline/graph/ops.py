@@ -4,7 +4,8 @@ An adapter calls one constructor per native operator and stores the result as `N
 with the constructor's name as `Node.kind`. In an equation names are axes, ``(g i)`` is an ordered
 product whose last axis varies fastest, ``1`` is a broadcast dimension and ``.`` a dimension that the
 operator takes or makes whole: nothing can be pruned through it. An axis of an input that no output
-carries is reduced.
+carries is reduced. ``*`` is a dimension of an output along which all is the same, so that any of it may go:
+it takes the axis of its first reader, as a parameter's does.
 
 Six kinds move positions instead (`concat`, `split`, `slice`, `select`, `pad`, `take`); their
 attributes are plain numbers and `slimline.graph.axes` does their arithmetic. `unknown` freezes what it
@@ -73,7 +74,7 @@ def parse(
 
     left, right = text.split("->")
     return Equation(
-        tuple(map(tensor, left.split(","))),
+        tuple(map(tensor, left.split(","))) if left.strip() else (),
         tuple(map(tensor, right.split(","))),
         sizes or {},
         tuple(statistics),
@@ -154,12 +155,16 @@ def linear(rank: int, layout: str = "o i") -> Attributes:
     return {"equation": parse(f"{lead} i, {layout}, o -> {lead} o")}
 
 
-def batch_norm(rank: int, axis: int = 1, stored: int = 4) -> Attributes:
-    """Batch normalisation; inputs ``(x, *stored vectors)``, each vector of the channel axis or None."""
+def batch_norm(rank: int, axis: int = 1, stored: int = 4, tracked: bool = True) -> Attributes:
+    """Batch normalisation; inputs ``(x, *stored vectors)``, each vector of the channel axis or None.
+
+    One that has not `tracked` any statistics always normalises by those of its input.
+    """
     names = _axes(rank)
     x = " ".join(names)
     vectors = ", ".join([names[axis]] * stored)
-    return {"equation": parse(f"{x}, {vectors} -> {x}"), "axis": axis}
+    statistics = [] if tracked else [n for d, n in enumerate(names) if d != axis]
+    return {"equation": parse(f"{x}, {vectors} -> {x}", statistics=statistics), "axis": axis}
 
 
 def layer_norm(rank: int, axes: Sequence[int], stored: int = 2, kind: str = "layer") -> Attributes:
@@ -206,15 +211,15 @@ def expand(before: Sequence[int], after: Sequence[int]) -> Attributes:
     """Broadcast dimensions of size 1 to the shape `after`."""
     offset = len(after) - len(before)
     ins = ["1" if n == 1 and after[d + offset] != 1 else f"a{d + offset}" for d, n in enumerate(before)]
-    outs = [f"a{d}" if d >= offset and ins[d - offset] != "1" else "." for d in range(len(after))]
+    outs = [f"a{d}" if d >= offset and ins[d - offset] != "1" else "*" for d in range(len(after))]
     return {"equation": parse(f"{' '.join(ins)} -> {' '.join(outs)}")}
 
 
-def reduce(rank: int, axes: Sequence[int], keepdims: bool, function: str) -> Attributes:
-    """``mean``, ``sum``, ``max``, ``norm`` … over `axes`."""
+def reduce(rank: int, axes: Sequence[int], keepdims: bool, function: str, outputs: int = 1) -> Attributes:
+    """``mean``, ``sum``, ``max``, ``norm``, ``var`` … over `axes`, all `outputs` alike."""
     names = _axes(rank)
     kept = [("1" if i in axes else n) for i, n in enumerate(names) if keepdims or i not in axes]
-    text = f"{' '.join(names)} -> {' '.join(kept)}"
+    text = f"{' '.join(names)} -> {', '.join([' '.join(kept)] * outputs)}"
     return {"equation": parse(text, statistics=[names[a] for a in axes]), "function": function, "axes": tuple(axes)}
 
 
@@ -225,10 +230,17 @@ def softmax(rank: int, axis: int) -> Attributes:
     return {"equation": parse(f"{x} -> {x}", statistics=(names[axis],)), "axes": (axis,)}
 
 
-def pool(rank: int, axes: Sequence[int], function: str) -> Attributes:
+def normalize(rank: int, axes: Sequence[int]) -> Attributes:
+    """Division by the length over `axes`."""
+    names = _axes(rank)
+    x = " ".join(names)
+    return {"equation": parse(f"{x} -> {x}", statistics=[names[a % rank] for a in axes])}
+
+
+def pool(rank: int, axes: Sequence[int], function: str, inputs: int = 1, outputs: int = 1) -> Attributes:
     """Pooling (``max``, ``mean``) or resizing (``resize``) of the dimensions `axes`, the others untouched."""
     x = " ".join("." if i in axes else f"a{i}" for i in range(rank))
-    return {"equation": parse(f"{x} -> {x}"), "function": function}
+    return {"equation": parse(f"{', '.join([x] * inputs)} -> {', '.join([x] * outputs)}"), "function": function}
 
 
 def permute(order: Sequence[int]) -> Attributes:
@@ -238,7 +250,13 @@ def permute(order: Sequence[int]) -> Attributes:
 
 
 def matmul(left: Sequence[int], right: Sequence[int]) -> Attributes:
-    """Batched matrix product of two activations with broadcasting; both of rank 2 or more."""
+    """Batched product of two activations with broadcasting: matrices, or vectors of rank 1."""
+    if len(left) == 1 or len(right) == 1:
+        rows = " ".join(_axes(max(len(left), len(right)) - 1))
+        after = f"{' '.join(_axes(len(right) - 2))} n" if len(right) > 1 else rows
+        first = "k" if len(left) == 1 else f"{rows} k"
+        second = "k" if len(right) == 1 else f"{' '.join(_axes(len(right) - 2))} k n"
+        return {"equation": parse(f"{first}, {second} -> {after}", statistics=("k",))}
     rank = max(len(left), len(right))
 
     def lead(shape: Sequence[int], other: Sequence[int]) -> list[str]:
@@ -269,14 +287,18 @@ def einsum(text: str, weights: bool = False) -> Attributes:
     return {"equation": parse(spaced, statistics=() if weights else reduced), "weighted": weights}
 
 
-def attention(rank: int, mask_shape: Sequence[int] | None = None) -> Attributes:
-    """Scaled dot-product attention; inputs ``(query, key, value, mask or None)``, all ``(…, length, width)``."""
+def attention(rank: int, mask_shape: Sequence[int] | None = None, shared: Sequence[int] = ()) -> Attributes:
+    """Scaled dot-product attention; inputs ``(query, key, value, mask or None)``, all ``(…, length, width)``.
+
+    Of the dimensions `shared` keys and values have one position, which all queries use.
+    """
     lead = " ".join(_axes(rank - 2))
+    one = " ".join("1" if d in shared else f"a{d}" for d in range(rank - 2))
     mask = ""
     if mask_shape is not None:
         names = [*_axes(rank - 2), "l", "s"][rank - len(mask_shape) :]
         mask = ", " + " ".join("1" if n == 1 else a for n, a in zip(mask_shape, names, strict=True))
-    text = f"{lead} l d, {lead} s d, {lead} s e{mask} -> {lead} l e"
+    text = f"{lead} l d, {one} s d, {one} s e{mask} -> {lead} l e"
     return {"equation": parse(text, statistics=("d", "s"))}
 
 
@@ -391,9 +413,9 @@ def take(axis: int, indices: Sequence[int]) -> Attributes:
     return {"axis": axis, "indices": tuple(int(i) for i in indices)}
 
 
-def make() -> Attributes:
-    """A tensor made from nothing but shapes (arange, zeros, full, …)."""
-    return {}
+def make(rank: int) -> Attributes:
+    """A tensor full of one number, made from nothing but its shape (zeros, ones, full …)."""
+    return {"equation": parse(f"-> {' '.join('*' * rank)}")}
 
 
 def shape() -> Attributes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -22,14 +23,58 @@ if TYPE_CHECKING:
 Index = NDArray[np.int64]
 
 
-def _slice(array: NDArray[Any], kept: tuple[Index | None, ...]) -> NDArray[Any]:
+def take(array: NDArray[Any], kept: tuple[Index | None, ...]) -> NDArray[Any]:
+    """The positions that stay of every dimension."""
     for axis, index in enumerate(kept):
         if index is not None:
             array = array.take(index, axis)
     return array
 
 
-class Plan:
+class Printed(ABC):
+    """What all plans say of themselves.
+
+    Attributes
+    ----------
+    graph : of the model the plan is for.
+    """
+
+    graph: Graph
+
+    @property
+    @abstractmethod
+    def parameters(self) -> int:
+        """Trained numbers that will be left."""
+
+    @property
+    @abstractmethod
+    def macs(self) -> int:
+        """Multiply-accumulates per sample that will be left."""
+
+    @abstractmethod
+    def summary(self) -> dict[str, Any]:
+        """What goes and what is left, ready for JSON."""
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """The plan as JSON text; `from_json` reads it back for the same model."""
+        return json.dumps(self.summary(), indent=indent)
+
+    @property
+    def totals(self) -> dict[str, dict[str, int]]:
+        """Parameters and MACs before and after."""
+        return {
+            "parameters": {"before": self.graph.size, "after": self.parameters},
+            "macs": {"before": cost.macs(self.graph), "after": self.macs},
+        }
+
+    @property
+    def headline(self) -> str:
+        """The totals in a line."""
+        size, macs = self.totals["parameters"], self.totals["macs"]
+        return f"parameters {size['before']:,} -> {size['after']:,}   MACs {macs['before']:,} -> {macs['after']:,}"
+
+
+class Plan(Printed):
     """Positions of units that go. Printable, JSON-serialisable; `mask` and `apply` carry it out.
 
     Parameters
@@ -37,10 +82,19 @@ class Plan:
     units : the units of the graph.
     removed : per unit's name the positions that go, ascending.
     notes : what was asked for and not done, each with its reason.
+    rounding : how the multiple of all widths was found, where it was measured (ready for JSON).
     """
 
-    def __init__(self, units: Units, removed: Mapping[str, tuple[int, ...]], notes: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        units: Units,
+        removed: Mapping[str, tuple[int, ...]],
+        notes: tuple[str, ...] = (),
+        rounding: Mapping[str, Any] | None = None,
+    ) -> None:
         self.units = units
+        self.graph = units.graph
+        self.rounding = rounding
         self.removed = {k: tuple(v) for k, v in removed.items() if len(v)}
         self.notes = notes
         by_name = {u.name: u for u in units.units}
@@ -53,11 +107,6 @@ class Plan:
                 raise SlimlineError(f"The plan removes position {max(positions)} of {name!r}, which has {unit.size}.")
             atoms += [unit.atoms[p] for p in positions]
         self._gone = units.removed(atoms)
-
-    @property
-    def graph(self) -> Graph:
-        """The graph it was made for."""
-        return self.units.graph
 
     @cached_property
     def _kept(self) -> dict[str, tuple[Index | None, ...]]:
@@ -87,7 +136,7 @@ class Plan:
         return self.units.solver.letters[node][letter].size if kept is None else len(kept)
 
     def statistics(self, node: str) -> list[tuple[int, int, NDArray[np.bool_]]]:
-        """Dimensions over which a node reduces or normalises and that lose positions.
+        """Dimensions over which a node reduces or normalises and that lose positions, but not those of a norm's scale.
 
         Each as (input index, dimension, keep mask of the dimension's original size): a masked model must
         leave the positions that go out of means, maxima, norms and contractions.
@@ -98,7 +147,7 @@ class Plan:
             return []
         masks = []
         for i, (name, dims) in enumerate(zip(found.inputs, equation.inputs, strict=False)):
-            if name is None or name in self._parameters:
+            if name is None or (i and found.kind.endswith("_norm")):
                 continue
             for d, group in enumerate(dims):
                 shrinks = any(
@@ -116,10 +165,6 @@ class Plan:
     @cached_property
     def _nodes(self) -> dict[str, Any]:
         return {n.name: n for n in self.graph.nodes}
-
-    @cached_property
-    def _parameters(self) -> frozenset[str]:
-        return frozenset(self.graph.parameters)
 
     @cached_property
     def macs(self) -> int:
@@ -150,7 +195,7 @@ class Plan:
     def apply(self, model: Model) -> Model:
         """A new model from which the positions are really removed."""
         native = model.adapter.apply(model.native, self, model.example)
-        masks = {name: _slice(mask, self.kept(name)) for name, mask in model.masks.items()}
+        masks = {name: take(mask, self.kept(name)) for name, mask in model.masks.items()}
         return model.then(native, {"step": "prune", "plan": self.summary()}, masks=masks)
 
     def summary(self) -> dict[str, Any]:
@@ -167,26 +212,26 @@ class Plan:
             ],
             "frozen": [{"axis": f.name, "size": f.size, "reason": f.reason} for f in self.units.frozen],
             "notes": list(self.notes),
-            "parameters": {"before": self.graph.size, "after": self.parameters},
-            "macs": {"before": cost.macs(self.graph), "after": self.macs},
+            **({"rounding": dict(self.rounding)} if self.rounding else {}),
+            **self.totals,
         }
-
-    def to_json(self, indent: int | None = 2) -> str:
-        """The plan as JSON text; `from_json` reads it back for the same model."""
-        return json.dumps(self.summary(), indent=indent)
 
     @classmethod
     def from_json(cls, text: str, model: Model) -> Plan:
         """The plan that `to_json` wrote, for `model`."""
         data = json.loads(text)
         return cls(
-            Units(model.graph), {u["name"]: tuple(u["removed"]) for u in data["units"]}, tuple(data.get("notes", ()))
+            Units(model.graph),
+            {u["name"]: tuple(u["removed"]) for u in data["units"]},
+            tuple(data.get("notes", ())),
+            data.get("rounding"),
         )
 
     def __str__(self) -> str:
-        lines = [
-            f"parameters {self.graph.size:,} -> {self.parameters:,}   MACs {cost.macs(self.graph):,} -> {self.macs:,}"
-        ]
+        lines = [self.headline]
+        if self.rounding:
+            at = f"{self.rounding['multiple']}, measured on {self.rounding['target']}"
+            lines.append(f"  widths are multiples of {at}")
         for u in self.units.units:
             gone = len(self.removed.get(u.name, ()))
             lines.append(f"  {u.name}: {u.size + u.frozen} -> {u.size + u.frozen - gone}  ({', '.join(u.layers)})")

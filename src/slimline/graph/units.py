@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -169,6 +169,18 @@ class Units:
                 axis = atoms.axes[k]
                 found[k] = Frozen(f"{axis.layer or axis.node} ({axis.letter})", axis.size, reasons[0])
         return tuple(found.values())
+
+    def carries(self, node: str, letters: Iterable[str], atoms: Sequence[int]) -> bool:
+        """Whether some of the atoms lie along one of the axes of a node's equation; a kernel's dimensions have none."""
+        for letter in letters:
+            dim = self.solver.letters[node].get(letter)
+            if (
+                dim is not None
+                and dim.labels is not None
+                and np.isin(self.solver.atoms.resolve(dim.labels), atoms).any()
+            ):
+                return True
+        return False
 
     def removed(self, atoms: Sequence[int]) -> NDArray[np.bool_]:
         """Over all atoms: whether it goes."""

@@ -32,3 +32,14 @@ def threshold_for_error(values: Array, error: float) -> float:
 def sparsity(values: Array, threshold: float = 0.0) -> float:
     """The part of the values that is not above the threshold."""
     return float(np.mean(values <= threshold))
+
+
+def l1(xp: Any, values: Any) -> Any:
+    """Mean magnitude, a scalar of the namespace `xp` (Georgiadis 2019, arXiv:1812.01529)."""
+    return xp.mean(xp.abs(values))
+
+
+def hoyer_square(xp: Any, values: Any) -> Any:
+    """``(Σ|a|)² / (n Σa²)``, a scalar of the namespace `xp`: the part of the values that is not zero, where those are
+    equal, and else less; no scale changes it, and it has gradients (Kurtz et al. 2020, PMLR 119)."""
+    return xp.mean(xp.abs(values)) ** 2 / (xp.mean(values**2) + 1e-12)

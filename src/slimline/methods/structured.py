@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,6 +73,22 @@ def round_width(kept: int, size: int, multiple: int) -> int:
     if size < multiple:
         return max(1, kept)
     return min(size // multiple * multiple, max(multiple, int(kept / multiple + 0.5) * multiple))
+
+
+def around(width: float, size: int, multiple: int) -> tuple[int, int]:
+    """The widths next below and above `width`, of at most `size`, that are multiples of `multiple` and of no larger
+    power of two; twice `width` itself, rounded, where `size` is smaller than one multiple (a power of two)."""
+    if size < multiple:
+        return (max(1, round(width)),) * 2
+    most = (size // multiple + 1) // 2 - 1
+    below = min(max(0, math.floor((width / multiple - 1) / 2)), most)
+    return multiple * (2 * below + 1), multiple * (2 * min(below + 1, most) + 1)
+
+
+def smallest_good(costs: Mapping[int, float], tolerance: float) -> int:
+    """The smallest key whose cost is within the part `tolerance` of the lowest."""
+    best = min(costs.values())
+    return min(key for key, cost in costs.items() if cost <= (1 + tolerance) * best)
 
 
 def lowest(scores: Scores, count: int) -> tuple[int, ...]:

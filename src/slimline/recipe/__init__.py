@@ -9,7 +9,7 @@ from slimline.recipe.recipe import Recipe, check_order, load_recipe, parse, pres
 from slimline.recipe.sparse import SparsePruning
 from slimline.recipe.step import Step
 from slimline.recipe.steps import STEPS, AnyStep
-from slimline.recipe.training import Distillation
+from slimline.recipe.training import Distillation, SparseTraining, Training
 
 __all__ = [
     "STEPS",
@@ -21,8 +21,10 @@ __all__ = [
     "Distillation",
     "Recipe",
     "SparsePruning",
+    "SparseTraining",
     "StaticQuantization",
     "Step",
+    "Training",
     "check_order",
     "load_recipe",
     "parse",

@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from slimline.errors import SlimlineError, unknown
+from slimline.errors import SlimlineError
+from slimline.recipe.criterion import Named, name_of, one_of
 from slimline.recipe.step import Globs, Ratio, Step
 
 WITHOUT_DATA = ("l1", "l2", "batch_norm", "geometric_median", "random")
+AxisKind = Literal["filters", "channels", "heads", "head_width", "mlp", "embedding"]
 CRITERIA = (*WITHOUT_DATA, "obs", "feature_rank", "taylor", "fisher", "obd")
+CUT = ("l1", "l2", "random", "obs", "taylor")
+"""Criteria that say something of one layer's inputs and of its kernel."""
 
 
-def _criterion(given: Any) -> Any:
-    if callable(given):
-        return given
-    if not isinstance(given, str) or not (given in CRITERIA or ":" in given):
-        raise unknown("criterion", str(given), [*CRITERIA, "package.module:function"])
+def _multiple(given: Any) -> Any:
+    if given != "auto" and (isinstance(given, bool) or not isinstance(given, int) or given < 1):
+        raise SlimlineError(f"round_to of ChannelPruning is {given!r} but must be 1 or more, or auto.")
     return given
 
 
-def _named(given: Any) -> str:
-    return given if isinstance(given, str) else f"{given.__module__}:{given.__qualname__}"
+Multiple = Annotated[int | Literal["auto"], BeforeValidator(_multiple)]
 
 
-Criterion = Annotated[str | Callable[..., Any], BeforeValidator(_criterion), PlainSerializer(_named, return_type=str)]
+Axis = Literal[AxisKind, "inputs", "kernel"]
 
 
 class ChannelPruning(Step):
@@ -51,10 +51,14 @@ class ChannelPruning(Step):
         their unit's mean; ``isomorphic`` ranks together the units of equal topology (Fang et al. 2024,
         arXiv:2407.04616). The errors of ``obs`` compare as they are, by what a position saves of the target.
     target_macs, target_parameters : instead of `ratio`, the part of the original's that may stay, in (0, 1].
-    round_to : keep a multiple of this many positions of each unit that has at least as many.
+    round_to : keep a multiple of this many positions of each unit that has at least as many; ``auto`` times layers
+        like the model's heaviest on the target and takes the smallest multiple that runs well (`slimline.rounding`).
     layers, keep : globs of the layers to prune (default all) and of those to leave alone.
     axes : kinds of axes to prune, all by default: ``filters`` (or ``channels``), ``heads``, ``head_width``, ``mlp``,
-        ``embedding``; see `slimline.graph.kinds`.
+        ``embedding``; see `slimline.graph.kinds`. Or one of two that a layer loses by itself (`slimline.cutting`):
+        ``inputs``, the input channels that it alone reads no more, where other layers or the model's inputs keep them;
+        ``kernel``, positions of its kernel, so that a smaller or dilated one is left. Theirs are the criteria ``l1``,
+        ``l2``, ``random``, ``obs`` and ``taylor``.
     factors : of an axis that is a product, such as heads x head width or groups x group width, prune only
         the ``largest`` factor (of the named `axes`) or ``all`` of them.
     schedule : ``oneshot``; ``uniform`` or ``iterative`` prune in `rounds` equal parts of the remaining
@@ -68,21 +72,26 @@ class ChannelPruning(Step):
     kind = "structural"
     step: Literal["ChannelPruning"] = "ChannelPruning"
     ratio: Ratio | None = None
-    criterion: Criterion = "l2"
+    criterion: Annotated[Named, one_of(CRITERIA)] = "l2"
     loss: Literal["cross_entropy", "norm"] | None = None
     scope: Literal["local", "global", "isomorphic"] = "local"
     target_macs: Annotated[float, Field(gt=0, le=1)] | None = None
     target_parameters: Annotated[float, Field(gt=0, le=1)] | None = None
-    round_to: Annotated[int, Field(ge=1)] = 1
+    round_to: Multiple = 1
     layers: Globs = ("*",)
     keep: Globs = ()
-    axes: tuple[Literal["filters", "channels", "heads", "head_width", "mlp", "embedding"], ...] | None = None
+    axes: tuple[Axis, ...] | None = None
     factors: Literal["largest", "all"] = "largest"
     schedule: Literal["oneshot", "uniform", "iterative"] = "oneshot"
     rounds: Annotated[int, Field(ge=1)] = 1
     compensate: bool | None = None
     samples: Annotated[int, Field(ge=1)] = 512
     batch_size: Annotated[int, Field(ge=1)] = 64
+
+    @property
+    def cut(self) -> Literal["inputs", "kernel"] | None:
+        """What layers lose by themselves, if it is that which is asked for."""
+        return next((axis for axis in ("inputs", "kernel") if axis in (self.axes or ())), None)
 
     @property
     def compensates(self) -> bool:
@@ -99,6 +108,22 @@ class ChannelPruning(Step):
         if len(given) != 1:
             said = " and ".join(given) or "none"
             raise SlimlineError(f"ChannelPruning takes one of ratio, target_macs and target_parameters, not {said}.")
+        said = "" if self.cut is None else _unfit(self, self.cut)
+        if said:
+            raise SlimlineError(f"ChannelPruning with axes {self.cut} {said}.")
         if self.schedule == "oneshot" and self.rounds != 1:
             raise SlimlineError(f"ChannelPruning in {self.rounds} rounds needs schedule: uniform or iterative.")
         return self
+
+
+def _unfit(step: ChannelPruning, cut: str) -> str:
+    """Which settings do not go with what layers lose by themselves."""
+    if len(set(step.axes or ())) > 1:
+        return f"takes no other axes: let a step of its own prune {cut}"
+    if step.criterion not in CUT:
+        return f"takes no criterion {name_of(step.criterion)}: choose one of {', '.join(CUT)}"
+    if step.scope == "isomorphic":
+        return "takes no scope isomorphic: choose local or global"
+    if step.round_to == "auto" or (cut == "kernel" and step.round_to != 1):
+        return f"takes no round_to: {step.round_to}: " + ("leave it out" if cut == "kernel" else "give a number")
+    return ""

@@ -42,7 +42,8 @@ def sentence(error: ValidationError, model: type[BaseModel]) -> SlimlineError:
     if kind == "missing":
         return SlimlineError(f"{name} needs {where}: give it.")
     if kind == "literal_error" and place[-1:] and isinstance(given, str):
-        return unknown(f"{name} with {place[-1]}", given, _choices(model, place))
+        field = next(part for part in reversed(place) if not part.isdigit())
+        return unknown(f"{name} with {field}", given, _choices(model, place))
     said = first["msg"].removeprefix("Input ").replace("should", "must").partition(",")[0]
     said = said.replace("dictionary or object to extract fields from", "mapping of fields").replace("tuple", "list")
     return SlimlineError(f"{where + ' of ' if where else ''}{name} is {given!r} but {said}.")

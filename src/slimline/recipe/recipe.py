@@ -14,17 +14,31 @@ from slimline.errors import SlimlineError, unknown
 from slimline.recipe.budget import Budget
 from slimline.recipe.channels import ChannelPruning
 from slimline.recipe.config import Config, as_mapping
+from slimline.recipe.criterion import importable, name_of
 from slimline.recipe.sparse import SparsePruning
 from slimline.recipe.step import Step
 from slimline.recipe.steps import STEPS, AnyStep
+from slimline.recipe.training import SparseTraining
 
 ORDER = {
     ("quantization", "structural"): "its integer grids belong to the shapes they were measured with",
     ("quantization", "sparse"): "its weights are on integer grids already",
+    ("quantization", "training"): "training moves weights off their integer grids",
     ("quantization", "recovery"): "training moves weights off their integer grids",
     ("quantization", "quantization"): "the values are on integer grids already",
 }
 """What may not follow what, directly or later, and why: (kind before, kind after)."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text with Unicode's own line breaks, which PyYAML would write plainly and read as folded."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        breaks = any(c in data for c in "\x85\u2028\u2029")
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style='"' if breaks else None)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
 
 
 class Recipe(Config):
@@ -67,8 +81,21 @@ class Recipe(Config):
         return needed
 
     def dump(self) -> str:
-        """YAML with every field in full; `parse` gives an equal recipe."""
-        return yaml.safe_dump(self.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
+        """YAML with every field in full; `parse` gives an equal recipe.
+
+        Raises
+        ------
+        SlimlineError : a criterion that is a function which no name leads to, such as a lambda.
+        """
+        for step in self.steps:
+            if not importable(criterion := getattr(step, "criterion", "")):
+                raise SlimlineError(
+                    f"The criterion of {step.step} is {name_of(criterion)}, which a run that goes on later could not "
+                    "import: define it as a function at the top of a module, or use slimline.apply."
+                )
+        return yaml.dump(
+            self.model_dump(mode="json", by_alias=True), Dumper=_Dumper, sort_keys=False, allow_unicode=True
+        )
 
 
 def check_order(steps: Sequence[Step], done: Sequence[str] = ()) -> None:
@@ -87,7 +114,8 @@ def check_order(steps: Sequence[Step], done: Sequence[str] = ()) -> None:
                 raise SlimlineError(f"{name} cannot follow {before}, because {reason}: put it before {before}.")
         if step.kind == "recovery" and not earlier:
             raise SlimlineError(f"{name} comes first and has nothing to recover: put it after the step it repairs.")
-        recovered = position + 1 < len(steps) and steps[position + 1].kind == "recovery"
+        following = steps[position + 1] if position + 1 < len(steps) else None
+        recovered = following is not None and following.kind == "recovery"
         if isinstance(step, ChannelPruning) and step.schedule == "iterative" and not recovered:
             raise SlimlineError(
                 "Iterative ChannelPruning recovers after every round: let a Distillation step follow, or use schedule: "
@@ -97,6 +125,11 @@ def check_order(steps: Sequence[Step], done: Sequence[str] = ()) -> None:
             raise SlimlineError(
                 f"SparsePruning with schedule: {step.schedule} prunes while the network trains: let a Distillation "
                 "step follow, or use schedule: oneshot."
+            )
+        if isinstance(step, SparseTraining) and step.penalty == "growing" and not isinstance(following, ChannelPruning):
+            raise SlimlineError(
+                "SparseTraining with penalty: growing penalises what the next step removes: let ChannelPruning follow, "
+                "or use penalty: group_lasso."
             )
         earlier.append((name, step.kind))
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import base64
-import re
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from slimline.errors import SlimlineError, unknown
+from slimline.errors import SlimlineError
 from slimline.methods.sparsity import NEEDS_GRADIENT, NEEDS_GRAM, Pattern
 from slimline.recipe.config import Config
+from slimline.recipe.criterion import Named, one_of
 from slimline.recipe.step import Globs, Step
 
 CRITERIA = ("random", "l1", "l2", "threshold", "taylor", "movement", "wanda", "obs")
@@ -43,19 +43,6 @@ def _packed(given: Any) -> Any:
     return {k: v if isinstance(v, PackedMask | Mapping) else PackedMask.of(v) for k, v in given.items()}
 
 
-def _criterion(given: Any) -> Any:
-    if callable(given):
-        return given
-    if not isinstance(given, str) or not (given in CRITERIA or ":" in given or re.fullmatch(r"l[1-9]\d*", given)):
-        raise unknown("criterion", str(given), [*CRITERIA, "package.module:function"])
-    return given
-
-
-def _named(given: Any) -> str:
-    return given if isinstance(given, str) else f"{given.__module__}:{given.__qualname__}"
-
-
-Criterion = Annotated[str | Callable[..., Any], BeforeValidator(_criterion), PlainSerializer(_named, return_type=str)]
 Masks = Annotated[dict[str, PackedMask] | str, BeforeValidator(_packed)]
 When = Annotated[float, Field(ge=0, le=1)] | Annotated[int, Field(ge=0)]
 
@@ -101,7 +88,7 @@ class SparsePruning(Step):
     step: Literal["SparsePruning"] = "SparsePruning"
     amount: Annotated[float, Field(ge=0, le=1)] | Annotated[int, Field(ge=0)] | None = None
     pattern: str = "element"
-    criterion: Criterion = "l1"
+    criterion: Annotated[Named, one_of(CRITERIA, r"l[1-9]\d*")] = "l1"
     threshold: Annotated[float, Field(gt=0)] | None = None
     scope: Literal["local", "row", "global", "erk", "sensitivity"] = "local"
     layers: Globs = ("*",)

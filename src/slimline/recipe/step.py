@@ -25,7 +25,7 @@ class Step(Config):
     needs : the roles of the samples the step reads (`slimline.data.ROLES`).
     """
 
-    kind: ClassVar[Literal["structural", "sparse", "recovery", "quantization"]]
+    kind: ClassVar[Literal["structural", "sparse", "training", "recovery", "quantization"]]
 
     @property
     def needs(self) -> tuple[str, ...]:

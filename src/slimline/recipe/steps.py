@@ -12,14 +12,28 @@ from slimline.recipe.depth import DepthPruning
 from slimline.recipe.quantization import StaticQuantization
 from slimline.recipe.sparse import SparsePruning
 from slimline.recipe.step import Step
-from slimline.recipe.training import Distillation
+from slimline.recipe.training import Distillation, SparseTraining
 
 AnyStep = Annotated[
-    ActivationPruning | ChannelPruning | DepthPruning | Distillation | SparsePruning | StaticQuantization,
+    ActivationPruning
+    | ChannelPruning
+    | DepthPruning
+    | Distillation
+    | SparsePruning
+    | SparseTraining
+    | StaticQuantization,
     Field(discriminator="step"),
 ]
 
 STEPS: dict[str, type[Step]] = {
     c.__name__: c
-    for c in (ActivationPruning, ChannelPruning, DepthPruning, Distillation, SparsePruning, StaticQuantization)
+    for c in (
+        ActivationPruning,
+        ChannelPruning,
+        DepthPruning,
+        Distillation,
+        SparsePruning,
+        SparseTraining,
+        StaticQuantization,
+    )
 }

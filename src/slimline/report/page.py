@@ -209,7 +209,8 @@ def _recoveries(history: Any, metric: str) -> list[dict[str, Any]]:
     for records in recoveries:
         scores = [(r["epoch"], r["score"]) for r in records if r.get("score") is not None]
         losses = [(r["epoch"], r["loss"]) for r in records if r.get("loss") is not None]
-        best = max(scores, key=lambda p: (p[1], p[0]))[0] if scores else None
+        whole = {r["epoch"] for r in records if r.get("pruned", True)}  # others were no choice
+        best = max(scores, key=lambda p: (p[0] in whole, p[1], p[0]))[0] if scores else None
         found.append(
             {
                 "epochs": records[-1]["epoch"],

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -13,6 +15,36 @@ from slimline.errors import unknown
 
 if TYPE_CHECKING:
     from slimline.model import Model
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer by itself, to be timed.
+
+    Attributes
+    ----------
+    inputs, outputs : channels; equal where it is `depthwise`.
+    places : sizes of the output's spatial dimensions; of a linear layer the number of rows.
+    kernel, dilation : per spatial dimension; empty for a linear layer.
+    """
+
+    inputs: int
+    outputs: int
+    places: tuple[int, ...]
+    kernel: tuple[int, ...] = ()
+    dilation: tuple[int, ...] = ()
+    depthwise: bool = False
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates per sample."""
+        wide = self.outputs if self.depthwise else self.inputs * self.outputs
+        return wide * math.prod(self.kernel) * math.prod(self.places)
+
+    @property
+    def chain(self) -> tuple[tuple[int, int], ...]:
+        """Inputs and outputs of the layers of `Runtime.sample`: there and back, twice."""
+        return ((self.inputs, self.outputs), (self.outputs, self.inputs)) * 2
 
 
 class Session(Protocol):
@@ -40,6 +72,11 @@ class Runtime(Protocol):
 
     def lower(self, model: Model, path: Path) -> None:
         """Write the artifact of `model` atomically and deterministically (integer where it is quantized)."""
+
+    def sample(self, layer: Layer, path: Path) -> None:
+        """Write an artifact of float layers such as `layer`, one behind the other as `Layer.chain` says: a runtime may
+        lay data out anew before and after such a run. Its input is ``(batch, *places)`` with channels where the runtime
+        has them, of a linear layer ``(rows, channels)``."""
 
     def load(self, path: Path, threads: int = 1) -> Session:
         """Load an artifact; refuses a file that is none in one sentence."""

@@ -25,6 +25,7 @@ from slimline.errors import SlimlineError, require
 
 if TYPE_CHECKING:
     from slimline.model import Model
+    from slimline.runtimes.base import Layer
 
 _INTERPRETERS = 4
 """Batch sizes for which a session keeps an interpreter."""
@@ -128,6 +129,34 @@ class LiteRT:
         data, inputs, layers = _convert(model.native, model.quantization is not None)
         _write(path, compact(data, inputs, layers))
 
+    def sample(self, layer: Layer, path: Path) -> None:
+        """Write a ``.tflite`` file of layers such as `layer`, see `slimline.runtimes.base.Runtime`."""
+        require("tensorflow", "keras")
+        import tensorflow as tf
+
+        rng = np.random.default_rng(0)
+        weights = [_kernel(layer, *ends, rng) for ends in layer.chain[:2]] * (len(layer.chain) // 2)
+
+        def run(x: Any) -> Any:
+            for w in weights:
+                if layer.depthwise:  # of one dimension or two
+                    flat = len(layer.kernel) == 1
+                    x = tf.expand_dims(x, 1) if flat else x
+                    dilation = (1, *layer.dilation)[-2:]
+                    x = tf.nn.depthwise_conv2d(x, w, [1] * 4, "SAME", dilations=dilation)
+                    x = tf.squeeze(x, 1) if flat else x
+                elif layer.kernel:
+                    x = tf.nn.convolution(x, w, padding="SAME", dilations=layer.dilation)
+                else:
+                    x = tf.matmul(x, w)
+            return x
+
+        size = (None, *layer.places, layer.inputs) if layer.kernel else (None, layer.inputs)
+        traced = tf.function(run).get_concrete_function(tf.TensorSpec(size))
+        with _quiet():
+            data = tf.lite.TFLiteConverter.from_concrete_functions([traced]).convert()
+        _write(path, bytes(data))
+
     def load(self, path: Path, threads: int = 1) -> Session:
         """Load a ``.tflite`` file."""
         return Session(Path(path), threads)
@@ -228,6 +257,13 @@ def _convert(native: Any, integer: bool) -> tuple[bytes, dict[str, str], dict[st
             return bytes(converter.convert()), inputs, layers
     except Exception as error:  # the converter raises its own, private classes
         raise SlimlineError(f"LiteRT's converter refuses the model: {_first_line(error)}.") from error
+
+
+def _kernel(layer: Layer, inputs: int, outputs: int, rng: np.random.Generator) -> np.ndarray:
+    """Some weight in TensorFlow's layout."""
+    if layer.depthwise:
+        return rng.normal(size=(*(1, *layer.kernel)[-2:], inputs, 1)).astype(np.float32)
+    return rng.normal(size=(*layer.kernel, inputs, outputs)).astype(np.float32)
 
 
 def _has_kernel(layer: Any) -> bool:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
+from onnx import helper, numpy_helper
 
 from slimline.errors import SlimlineError
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import onnxruntime as ort
 
     from slimline.model import Model
+    from slimline.runtimes.base import Layer
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -88,6 +90,30 @@ class OnnxRuntime:
                 raise
         temporary.chmod(0o644)
         temporary.replace(path)
+
+    def sample(self, layer: Layer, path: Path) -> None:
+        """Write an ONNX file of layers such as `layer`, see `slimline.runtimes.base.Runtime`."""
+        rng = np.random.default_rng(0)
+        nodes, weights = [], []
+        for i, (inputs, outputs) in enumerate(layer.chain):
+            if layer.kernel:
+                shape = (outputs, 1 if layer.depthwise else inputs, *layer.kernel)
+                reach = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel, strict=True)]
+                pads = [*(n // 2 for n in reach), *(n - n // 2 for n in reach)]
+                group = inputs if layer.depthwise else 1
+                names = [f"x{i}", f"w{i}"], [f"x{i + 1}"]
+                node = helper.make_node("Conv", *names, pads=pads, dilations=layer.dilation, group=group)
+            else:
+                shape = (outputs, inputs)
+                node = helper.make_node("Gemm", [f"x{i}", f"w{i}"], [f"x{i + 1}"], transB=1)
+            nodes.append(node)
+            weights.append(numpy_helper.from_array(rng.normal(size=shape).astype(np.float32), f"w{i}"))
+        size: list[str | int | None] = ["batch", layer.inputs, *(layer.places if layer.kernel else ())]
+        kind = onnx.TensorProto.FLOAT
+        ends = [helper.make_tensor_value_info(name, kind, size) for name in ("x0", f"x{len(layer.chain)}")]
+        graph = helper.make_graph(nodes, "sample", ends[:1], ends[1:], weights)
+        opset = [helper.make_opsetid("", 20)]
+        path.write_bytes(helper.make_model(graph, opset_imports=opset, ir_version=10).SerializeToString())
 
     def load(self, path: Path, threads: int = 1) -> OrtSession:
         """Load an ONNX file for `threads` threads."""

@@ -40,9 +40,9 @@ def test_attention_is_decomposed_and_computes_the_same() -> None:
     np.testing.assert_allclose(adapter.predict(native, example), model(example[0]), atol=1e-5)
 
 
-def test_attention_with_a_mask_stays_whole_and_is_unknown() -> None:
+def test_attention_that_gives_its_scores_stays_whole_and_is_unknown() -> None:
     x = keras.Input((6, 8))
-    y = L.MultiHeadAttention(2, 4, name="attention")(x, x, use_causal_mask=True)
+    y, _ = L.MultiHeadAttention(2, 4, name="attention")(x, x, return_attention_scores=True)
     native, example = adapter.load(keras.Model(x, L.Dense(3)(y)), None)
     kinds = {node.layer: node.kind for node in adapter.read(native, example).nodes}
     assert kinds["attention"] == "unknown"

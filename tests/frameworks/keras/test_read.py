@@ -98,13 +98,13 @@ def test_what_has_no_rule_is_unknown_with_the_reason() -> None:
     x = keras.Input((6, 8))
     y = ops.sort(ops.matmul(x, ops.transpose(x, (0, 2, 1))), axis=-1)
     y = L.Lambda(lambda v: v * 2, name="code")(L.Dense(4, name="dense")(y))
-    y = L.TimeDistributed(L.Dense(3, name="dense"), name="timed")(y)
+    y = L.Bidirectional(L.GRU(3, name="gru"), name="both")(y)
     native, example = adapter.load(keras.Model(x, y), None)
     graph = adapter.read(native, example)
     unknown = {n.target: n for n in graph.nodes if n.kind == "unknown"}
-    assert set(unknown) == {"Sort", "Lambda", "TimeDistributed"}
+    assert set(unknown) == {"Sort", "Lambda", "Bidirectional"}
     assert "no rule" in unknown["Sort"].attributes["reason"]
-    assert unknown["TimeDistributed"].inputs[1:] == ("timed/dense/kernel", "timed/dense/bias")
+    assert unknown["Bidirectional"].inputs[1] == "both/forward_gru/gru_cell/kernel"
 
 
 def test_a_subclass_of_a_known_layer_is_unknown() -> None:

@@ -117,7 +117,7 @@ def test_layers_parameters_and_activations_have_the_users_names():
         (lambda x: x[:, torch.tensor([3, 0, 7])], ["slice", "take"], None),
         (lambda x: x.roll(1, 1), ["pool"], "other"),
         (lambda x: x.cumsum(1), ["pool"], "other"),
-        (lambda x: x.max(1)[0], ["pool"], "other"),
+        (lambda x: x.max(1)[0], ["reduce"], "max"),
         (lambda x: x.sort(1)[0], ["pool"], "other"),
         (lambda x: x.renorm(2, 0, 1.0), ["unknown"], None),
         (lambda x: x.norm(dim=1, keepdim=True), ["reduce"], "norm"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -19,10 +19,11 @@ keras: Any = require("keras", "keras")
 
 if TYPE_CHECKING:
     from slimline.frameworks.base import Batch, Trainer
+    from slimline.graph.cuts import Cut
     from slimline.graph.ir import Graph
     from slimline.graph.plan import Plan
     from slimline.graph.quantization import Quantization
-    from slimline.recipe import Distillation
+    from slimline.recipe import Training
 
 Array = np.ndarray
 CHUNK = 256
@@ -34,6 +35,7 @@ class KerasAdapter:
 
     name = "keras"
     suffix = ".keras"
+    layout: Literal["channels_last"] = "channels_last"
 
     def accepts(self, source: Any) -> bool:
         """Whether `source` is a `keras.Model`."""
@@ -78,6 +80,12 @@ class KerasAdapter:
         from slimline.frameworks.keras import rewrite
 
         return rewrite.apply(native, plan, example)
+
+    def cut(self, native: Any, cuts: Sequence[Cut], example: tuple[Array, ...]) -> Any:
+        """See `cut.cut`."""
+        from slimline.frameworks.keras.cut import cut
+
+        return cut(native, cuts)
 
     def rewire(self, native: Any, instead: Mapping[str, str], example: tuple[Array, ...]) -> Any:
         """See `rewire.rewire`."""
@@ -133,7 +141,7 @@ class KerasAdapter:
 
         observe.observe(native, batches, values, see, given)
 
-    def trainer(self, native: Any, teacher: Any | None, step: Distillation, seed: int, total_steps: int) -> Trainer:
+    def trainer(self, native: Any, teacher: Any | None, step: Training, seed: int, total_steps: int) -> Trainer:
         """See `train.KerasTrainer`."""
         from slimline.frameworks.keras import train
 

@@ -1,6 +1,7 @@
 """Brings a user's model into the one form that all passes read: flat, functional, one idea per layer.
 
-Nested models are unfolded (``encoder.conv1``), a layer's own activation becomes a layer behind it
+Nested models and layers that a user composed of others are unfolded (``encoder.conv1``), a layer's own activation
+becomes a layer behind it
 (``conv1.activation``), `MultiHeadAttention` and `SeparableConv` become the layers they are made of
 (``mha.query``, ``sep.pointwise``). What is computed stays the same and plain Keras can load the result;
 but every weight then belongs to a layer with one equation, and every activation is a tensor that can be
@@ -15,10 +16,16 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras.src.ops.numpy import Einsum, Multiply  # bare operations get a stable name only through their class
+from keras.src.ops.numpy import (
+    Einsum,
+    ExpandDims,
+    LogicalAnd,
+    Multiply,
+)  # bare operations get a stable name only through their class
 
 from slimline.errors import SlimlineError
 from slimline.frameworks.keras.functional import Call, Copies, clone, finalize, is_functional, rebuild, replay
+from slimline.frameworks.keras.unfold import is_composite, opened
 
 Array = np.ndarray
 L = keras.layers
@@ -43,19 +50,41 @@ def _visit(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any], copies: Co
         inner = partial(_visit, copies=copies, prefix=f"{name}.")
         outputs = replay(operation, keras.tree.flatten(args), inner)
         return keras.tree.pack_sequence_as(_structure(operation), outputs)
+    if is_composite(operation):
+        found = copies.of((id(operation), call.name, "opened"), lambda: opened(operation, call))
+        if found is not None:
+            graph, structure = found
+            tensors = [t for t in keras.tree.flatten((args, kwargs)) if isinstance(t, keras.KerasTensor)]
+            again = call.name.removeprefix(operation.name)  # of a shared layer every call has bare functions of its own
+            inner = partial(_visit, copies=copies, prefix=f"{name}{again.replace('@', '.call')}.")
+            return keras.tree.pack_sequence_as(structure, replay(graph, tensors, inner))
     parts = _Parts(name, copies)
+    if type(operation) in (L.TimeDistributed, L.SpectralNormalization) and _transparent(operation):
+        name = f"{prefix}{operation.name}"
+        operation, args, kwargs = operation.layer, args[:1], {}
+        return _weighted_or_active(parts, operation, name, args, kwargs)
     if type(operation) is L.MultiHeadAttention and _plain_attention(operation, call):
         return _attention(parts, operation, *args, **kwargs)
     if type(operation) in (L.SeparableConv1D, L.SeparableConv2D):
         y = _separable(parts, operation, *args)
-    elif type(operation) in WITH_ACTIVATION:
-        layer = parts.copy(operation, name, activation="linear")
-        y = parts.weighted(operation, layer, args, kwargs)
     elif call.is_layer:
-        return parts.weighted(operation, parts.copy(operation, name), args, kwargs)
+        return _weighted_or_active(parts, operation, name, args, kwargs)
     else:
         return parts.copy(operation, name)(*args, **kwargs)
     return _activate(parts, operation, y)
+
+
+def _weighted_or_active(parts: _Parts, layer: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A copy of the layer called `name`, its own activation behind it."""
+    if type(layer) not in WITH_ACTIVATION:
+        return parts.weighted(layer, parts.copy(layer, name), args, kwargs)
+    return _activate(parts, layer, parts.weighted(layer, parts.copy(layer, name, activation="linear"), args, kwargs))
+
+
+def _transparent(wrapper: Any) -> bool:
+    """Whether a wrapper computes what its layer alone does: one that works on the last dimension of any rank, for every
+    time step; or any whose spectral norm, at inference, is in its weights already."""
+    return type(wrapper) is L.SpectralNormalization or type(wrapper.layer) is L.Dense
 
 
 def _structure(model: keras.Model) -> Any:
@@ -119,41 +148,35 @@ def _activate(parts: _Parts, layer: Any, y: Any) -> Any:
 
 
 def _separable(parts: _Parts, layer: Any, x: Any) -> Any:
-    one_dimensional = type(layer) is L.SeparableConv1D
-    depthwise_class, pointwise_class = (
-        (L.DepthwiseConv1D, L.Conv1D) if one_dimensional else (L.DepthwiseConv2D, L.Conv2D)
-    )
-    common = {"data_format": layer.data_format, "dtype": _policy(layer), "trainable": layer.trainable}
-    depthwise = parts.make(
-        layer,
+    flat = type(layer) is L.SeparableConv1D
+    depthwise_class, pointwise_class = (L.DepthwiseConv1D, L.Conv1D) if flat else (L.DepthwiseConv2D, L.Conv2D)
+
+    def make(part: str, kind: type, *sizes: Any, **settings: Any) -> Any:
+        common = {"data_format": layer.data_format, "dtype": _policy(layer), "trainable": layer.trainable}
+        return parts.make(layer, part, lambda name: kind(*sizes, name=name, **common, **settings))
+
+    depthwise = make(
         "depthwise",
-        lambda name: depthwise_class(
-            layer.kernel_size,
-            strides=layer.strides,
-            padding=layer.padding,
-            depth_multiplier=layer.depth_multiplier,
-            dilation_rate=layer.dilation_rate,
-            use_bias=False,
-            depthwise_regularizer=layer.depthwise_regularizer,
-            depthwise_constraint=layer.depthwise_constraint,
-            name=name,
-            **common,
-        ),
+        depthwise_class,
+        layer.kernel_size,
+        strides=layer.strides,
+        padding=layer.padding,
+        depth_multiplier=layer.depth_multiplier,
+        dilation_rate=layer.dilation_rate,
+        use_bias=False,
+        depthwise_regularizer=layer.depthwise_regularizer,
+        depthwise_constraint=layer.depthwise_constraint,
     )
-    pointwise = parts.make(
-        layer,
+    pointwise = make(
         "pointwise",
-        lambda name: pointwise_class(
-            layer.filters,
-            1,
-            use_bias=layer.use_bias,
-            kernel_regularizer=layer.pointwise_regularizer,
-            bias_regularizer=layer.bias_regularizer,
-            kernel_constraint=layer.pointwise_constraint,
-            bias_constraint=layer.bias_constraint,
-            name=name,
-            **common,
-        ),
+        pointwise_class,
+        layer.filters,
+        1,
+        use_bias=layer.use_bias,
+        kernel_regularizer=layer.pointwise_regularizer,
+        bias_regularizer=layer.bias_regularizer,
+        kernel_constraint=layer.pointwise_constraint,
+        bias_constraint=layer.bias_constraint,
     )
     y = pointwise(depthwise(x))
     transfer([layer.depthwise_kernel], depthwise)
@@ -162,16 +185,30 @@ def _separable(parts: _Parts, layer: Any, x: Any) -> Any:
 
 
 def _plain_attention(layer: Any, call: Call) -> bool:
-    """Whether an attention layer is the textbook one; masks, gates and returned scores keep it whole."""
-    extras = [v for name, v in call.kwargs.items() if name not in ("query", "value", "key", "training")]
+    """Whether an attention layer is the textbook one, masked or not; gates and returned scores keep it whole."""
+    known = ("query", "value", "key", "attention_mask", "use_causal_mask", "training")
+    extras = [v for name, v in call.kwargs.items() if name not in known]
+    length = tuple(t.shape for t in call.inputs)
+    if call.kwargs.get("use_causal_mask") and any(len(s) != 3 or s[1] is None for s in length):
+        return False
     masked = any(getattr(t, "_keras_mask", None) is not None for t in call.inputs)
     special = layer._use_gate or layer._sliding_window is not None
     return len(call.args) <= 3 and not (any(e is not None and e is not False for e in extras) or masked or special)
 
 
-def _attention(parts: _Parts, layer: Any, query: Any, value: Any, key: Any = None, **_: Any) -> Any:
+def _attention(
+    parts: _Parts,
+    layer: Any,
+    query: Any,
+    value: Any,
+    key: Any = None,
+    attention_mask: Any = None,
+    use_causal_mask: bool = False,
+    **_: Any,
+) -> Any:
     """Softmax(q kᵀ / √d) v over heads, from the layer's own projections and einsum equations."""
     key = value if key is None else key
+    mask = _mask(parts, layer, (query.shape[1], value.shape[1]), attention_mask, use_causal_mask)
 
     def project(x: Any, inner: Any, name: str) -> Any:
         part = parts.make(layer, name, lambda name: clone(inner, name=name))
@@ -183,7 +220,30 @@ def _attention(parts: _Parts, layer: Any, query: Any, value: Any, key: Any = Non
     scores = parts.make(layer, "scores", lambda name: Einsum(layer._dot_product_equation, name=name))
     softmax = parts.make(layer, "softmax", lambda name: clone(layer._softmax, name=name))
     combine = parts.make(layer, "combine", lambda name: Einsum(layer._combine_equation, name=name))
-    weights = softmax(scores(k, scale(q, layer._inverse_sqrt_key_dim)))
+    attended = scores(k, scale(q, layer._inverse_sqrt_key_dim))
+    weights = softmax(attended) if mask is None else softmax(attended, mask=mask)
     if layer.dropout > 0:
         weights = project(weights, layer._dropout_layer, "dropout")
     return project(combine(weights, v), layer.output_dense, "attention_output")
+
+
+def _mask(parts: _Parts, layer: Any, lengths: tuple[int, int], given: Any, causal: bool) -> Any:
+    """What the softmax may look at, ``(batch, 1, queries, keys)``: what is given, and nothing that is to come if
+    `causal`."""
+    if causal:
+        past = np.tril(np.ones((1, *lengths), bool))
+        if isinstance(given, keras.KerasTensor):
+            given = parts.make(layer, "causal", lambda name: LogicalAnd(name=name))(given, past)
+        else:
+            given = past if given is None else past & np.asarray(given, bool)
+    if given is None:
+        return None
+    axis = -2 * len(layer._attention_axes) - 1
+    if isinstance(given, keras.KerasTensor):
+        for i in range(len(layer._attention_axes) * 2 + 2 - len(given.shape)):
+            given = parts.make(layer, f"mask{i}", lambda name: ExpandDims(axis, name=name))(given)
+        return given
+    given = np.asarray(given, bool)
+    while given.ndim < len(layer._attention_axes) * 2 + 2:
+        given = np.expand_dims(given, axis)
+    return given

@@ -11,6 +11,7 @@ import numpy as np
 from slimline.errors import SlimlineError
 from slimline.frameworks.keras.canonical import canonical
 from slimline.frameworks.keras.functional import input_name, is_functional, stored
+from slimline.frameworks.keras.unfold import functional
 
 Array = np.ndarray
 TOLERANCE = 1e-3
@@ -30,7 +31,10 @@ def load(source: Any, example: tuple[Array, ...] | None) -> tuple[keras.Model, t
         its config does not rebuild.
     """
     if not is_functional(source):
-        raise SlimlineError(_refusal(source))
+        followed = functional(source, tuple(map(np.asarray, example))) if _subclassed(source) and example else None
+        if followed is None:
+            raise SlimlineError(_refusal(source))
+        source = followed
     for name, variable in stored(source).items():
         values = keras.ops.convert_to_numpy(variable)
         if values.dtype.kind == "f" and not np.isfinite(values).all():
@@ -41,6 +45,10 @@ def load(source: Any, example: tuple[Array, ...] | None) -> tuple[keras.Model, t
     return native, example
 
 
+def _subclassed(source: Any) -> bool:
+    return isinstance(source, keras.Model) and not isinstance(source, keras.Sequential)
+
+
 def _refusal(source: Any) -> str:
     if isinstance(source, keras.Sequential):
         return (
@@ -48,8 +56,8 @@ def _refusal(source: Any) -> str:
             "start it with keras.Input(shape), or call build(input_shape) first."
         )
     return (
-        f"{type(source).__name__} is a subclassed keras.Model, whose graph cannot be read: "
-        "build it with the functional API, for instance keras.Model(x, model.call(x)) with x = keras.Input(shape)."
+        f"{type(source).__name__} is a subclassed keras.Model, whose graph cannot be read: call it once and give "
+        "example_inputs, and if it has weights of its own beside those of its layers, build it with the functional API."
     )
 
 

@@ -119,6 +119,7 @@ CONFIGS: Mapping[type, Config] = {
     convnext.LayerScale: lambda call, sizes: {"projection_dim": sizes.weight(call.operation.gamma)[0]},
     L.Embedding: lambda call, sizes: {"output_dim": sizes.weight(call.operation.embeddings)[-1]},
     L.GroupNormalization: _group_norm,
+    L.RepeatVector: lambda call, sizes: {"n": sizes.shape(call.outputs[0])[1]},
     L.Reshape: _counted("target_shape", batch=False),
     numpy_ops.Reshape: _counted("newshape", batch=True),
     numpy_ops.BroadcastTo: _counted("shape", batch=True),

@@ -51,13 +51,13 @@ def replace(native: keras.Model, new: Mapping[str, Array]) -> keras.Model:
         if array.shape != now[name].shape:
             raise SlimlineError(f"Parameter {name!r} has shape {now[name].shape}, its replacement {array.shape}.")
     now.update(new)
-    copier = _Copier(native, now)
+    copier = Copier(native, now)
     return rebuild(native, copier.copy)
 
 
 def copier(native: keras.Model) -> Visit:
     """A visit that copies every call, weights included."""
-    return _Copier(native, parameters(native)).copy
+    return Copier(native, parameters(native)).copy
 
 
 def apply(native: keras.Model, plan: Plan, example: tuple[Array, ...]) -> keras.Model:
@@ -72,7 +72,7 @@ def mask(native: keras.Model, plan: Plan) -> keras.Model:
     return rebuild(native, surgeon.mask)
 
 
-class _Copier:
+class Copier:
     """Copies calls, with `values` in the copies' variables and constants."""
 
     def __init__(self, native: keras.Model, values: Mapping[str, Array]) -> None:
@@ -104,7 +104,7 @@ class _Surgeon:
     def __init__(self, native: keras.Model, plan: Plan) -> None:
         now = parameters(native)
         self.small = {name: resize.take(array, plan.kept(name)) for name, array in now.items()}
-        self.zeroed = _Copier(native, {name: resize.zero(array, plan.kept(name)) for name, array in now.items()})
+        self.zeroed = Copier(native, {name: resize.zero(array, plan.kept(name)) for name, array in now.items()})
         self.pruned = Copies()
         self.sizes = resize.Sizes(plan, resize.value_names(calls(native), native), self.zeroed.variables)
         self.shrinking = {n.name.partition("/")[0] for n in plan.graph.nodes if plan.statistics(n.name)}

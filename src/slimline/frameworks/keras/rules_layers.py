@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -181,6 +182,12 @@ def prelu(reader: Reader, call: Call) -> None:
     reader.node(call, "elementwise", [x, reader.parameter(alpha)], attributes)
 
 
+def unit_norm(reader: Reader, call: Call) -> None:
+    """`UnitNormalization`: length 1 over some axes."""
+    x, shape = reader.single(call)
+    reader.node(call, "normalize", [x], ops.normalize(len(shape), keras.tree.flatten(call.operation.axis)))
+
+
 def layer_scale(reader: Reader, call: Call) -> None:
     """ConvNeXt's `LayerScale`: a stored factor per position of the last axis."""
     gamma = call.operation.gamma
@@ -190,12 +197,20 @@ def layer_scale(reader: Reader, call: Call) -> None:
 
 
 def softmax(reader: Reader, call: Call) -> None:
-    """`Softmax` over one axis."""
-    x, shape = reader.single(call)
+    """`Softmax` over one axis, with or without a mask of what it may look at."""
+    x, shape = reader.name(call.inputs[0]), reader.shape(call.inputs[0])
     axes = keras.tree.flatten(call.operation.axis)
     if len(axes) != 1:
         raise NoRule("slimline has no rule for it over several axes")
-    reader.node(call, "softmax", [x], ops.softmax(len(shape), axes[0] % len(shape)))
+    attributes = ops.softmax(len(shape), axes[0] % len(shape))
+    mask = call.args[1] if len(call.args) > 1 else call.kwargs.get("mask")
+    if mask is None:
+        return reader.node(call, "softmax", [x], attributes)
+    sizes = reader.shape(mask) if isinstance(mask, keras.KerasTensor) else tuple(mask.shape)
+    if len(sizes) != len(shape):
+        raise NoRule("slimline has no rule for a mask of another rank")
+    seen = {f"a{d}": "a mask counts its positions" for d, n in enumerate(sizes) if n != 1}
+    return reader.node(call, "softmax", [x], {**attributes, "equation": replace(attributes["equation"], fixed=seen)})
 
 
 def dropout(reader: Reader, call: Call) -> None:
@@ -325,6 +340,7 @@ LAYERS: Mapping[type, Rule] = {
     **_each("LayerNormalization", layer_norm),
     **_each("RMSNormalization", rms_norm),
     **_each("GroupNormalization", group_norm),
+    **_each("UnitNormalization", unit_norm),
     **_each("Add", elementwise("add")),
     **_each("Subtract", elementwise("sub")),
     **_each("Multiply", elementwise("mul")),
@@ -355,7 +371,7 @@ LAYERS: Mapping[type, Rule] = {
     **_each("RepeatVector", repeat_vector),
     **_each("ZeroPadding1D ZeroPadding2D ZeroPadding3D", pad(1)),
     **_each("Cropping1D Cropping2D Cropping3D", pad(-1)),
-    **_each("UpSampling1D UpSampling2D UpSampling3D", pool("resize")),
+    **_each("UpSampling1D UpSampling2D UpSampling3D Resizing", pool("resize")),
     **_each("MaxPooling1D MaxPooling2D MaxPooling3D", pool("max")),
     **_each("AveragePooling1D AveragePooling2D AveragePooling3D", pool("mean")),
     **_each("GlobalMaxPooling1D GlobalMaxPooling2D GlobalMaxPooling3D", global_pool("max")),

@@ -9,13 +9,13 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras.src.ops import core, nn  # the classes behind keras.ops
+from keras.src.ops import core, image, linalg, nn  # the classes behind keras.ops
 from keras.src.ops import math as math_ops
 from keras.src.ops import numpy as numpy_ops
 
 from slimline.frameworks.keras.functional import Call
 from slimline.frameworks.keras.read import NoRule, Reader
-from slimline.frameworks.keras.rules_layers import Rule
+from slimline.frameworks.keras.rules_layers import Rule, spatial_axes
 from slimline.graph import ops
 
 Step = tuple[str, ops.Attributes, tuple[int, ...]]
@@ -52,6 +52,68 @@ def reduce(function: str) -> Rule:
         reader.node(call, "reduce", [x], ops.reduce(len(shape), axes, bool(call.operation.keepdims), function))
 
     return rule
+
+
+def moments(reader: Reader, call: Call) -> None:
+    """Mean and variance over some axes."""
+    x, shape = reader.single(call)
+    axes = [a % len(shape) for a in keras.tree.flatten(call.operation.axes)]
+    reader.node(call, "reduce", [x], ops.reduce(len(shape), axes, bool(call.operation.keepdims), "moments", 2))
+
+
+def norm(reader: Reader, call: Call) -> None:
+    """The length of vectors."""
+    if call.operation.axis is None or len(keras.tree.flatten(call.operation.axis)) > 1:
+        raise NoRule("slimline has a rule only for norms of vectors")
+    reduce("norm")(reader, call)
+
+
+def normalize(reader: Reader, call: Call) -> None:
+    """Division by the length over one axis."""
+    x, shape = reader.single(call)
+    axis = call.operation.axis
+    axes = range(len(shape)) if axis is None else keras.tree.flatten(axis)
+    reader.node(call, "normalize", [x], ops.normalize(len(shape), list(axes)))
+
+
+def pool(function: str) -> Rule:
+    """Local pooling and resizing of what is between batch and channels."""
+
+    def rule(reader: Reader, call: Call) -> None:
+        x, shape = reader.single(call)
+        layout = getattr(call.operation, "data_format", None) or keras.config.image_data_format()
+        if len(shape) < 3 or (len(shape) == 3 and function == "resize"):
+            raise NoRule("slimline has no rule for it without a batch")
+        reader.node(call, "pool", [x], ops.pool(len(shape), spatial_axes(len(shape), layout), function))
+
+    return rule
+
+
+def glu(reader: Reader, call: Call) -> None:
+    """One half of an axis, gated by the other."""
+    x, shape = reader.single(call)
+    axis, half = call.operation.axis % len(shape), reader.shape(call.outputs[0])
+    parts = [reader.intermediate(f"{call.name}/{i}", half, x) for i in range(2)]
+    reader.part(call, f"{call.name}/split", "split", [x], parts, ops.split(axis, [half[axis]] * 2))
+    reader.node(call, "elementwise", parts, ops.elementwise([half, half], "glu"))
+
+
+def copies(reader: Reader, call: Call) -> None:
+    """Copies of a dimension: of each position (`repeat`), or one whole after the other (`tile`)."""
+    x, shape = reader.single(call)
+    after = reader.shape(call.outputs[0])
+    if len(after) != len(shape) or (isinstance(call.operation, numpy_ops.Repeat) and call.operation.axis is None):
+        raise NoRule("slimline has no rule for copies of another rank")
+    if hasattr(getattr(call.operation, "repeats", 1), "__len__") and isinstance(call.operation, numpy_ops.Repeat):
+        raise NoRule("slimline has no rule for a count per position")
+    sizes: dict[str, int] = {}
+    outs = []
+    for d, (old, new) in enumerate(zip(shape, after, strict=True)):
+        sizes |= {f"n{d}": new // old} if new != old else {}
+        pair = f"(a{d} n{d})" if isinstance(call.operation, numpy_ops.Repeat) else f"(n{d} a{d})"
+        outs.append(pair if new != old else f"a{d}")
+    text = f"{' '.join(f'a{d}' for d in range(len(shape)))} -> {' '.join(outs)}"
+    reader.node(call, "expand", [x], {"equation": ops.parse(text, sizes)})
 
 
 def softmax(reader: Reader, call: Call) -> None:
@@ -282,6 +344,14 @@ FUNCTIONS: Mapping[type, Rule] = {
     numpy_ops.Var: reduce("var"),
     numpy_ops.Std: reduce("std"),
     math_ops.Logsumexp: reduce("logsumexp"),
+    nn.Moments: moments,
+    linalg.Norm: norm,
+    nn.Normalize: normalize,
+    nn.MaxPool: pool("max"),
+    nn.AveragePool: pool("mean"),
+    image.Resize: pool("resize"),
+    nn.Glu: glu,
+    **_each(numpy_ops, "Repeat Tile", copies),
     **_each(nn, "Softmax LogSoftmax", softmax),
     **_each(numpy_ops, "Reshape Squeeze ExpandDims Ravel", reshape),
     numpy_ops.Transpose: transpose,

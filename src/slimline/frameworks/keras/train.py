@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import keras
@@ -16,7 +17,7 @@ from slimline.frameworks.keras.canonical import canonical
 from slimline.frameworks.keras.functional import SEED_STATE, calls, variables
 from slimline.frameworks.keras.fusednorm import fused
 from slimline.methods import distillation
-from slimline.recipe import Distillation
+from slimline.recipe import Training
 
 _BFLOAT16 = "auto_mixed_precision_onednn_bfloat16"
 
@@ -31,7 +32,7 @@ class KerasTrainer:
     """
 
     def __init__(
-        self, native: keras.Model, teacher: keras.Model | None, step: Distillation, seed: int, total_steps: int
+        self, native: keras.Model, teacher: keras.Model | None, step: Training, seed: int, total_steps: int
     ) -> None:
         if keras.backend.backend() != "tensorflow":
             raise SlimlineError(
@@ -47,8 +48,10 @@ class KerasTrainer:
             variable.assign(np.array([seed % 2**32, index], variable.dtype))
         self._decayed = [v.ndim > 1 for v in self._student.trainable_variables]
         self._optimizer = self._make_optimizer()
-        self._train: Callable[..., tf.Tensor] | None = None
+        self._train: Callable[..., tuple[tf.Tensor, list[tf.Tensor]]] | None = None
         self._slopes: Callable[..., list[tf.Tensor]] | None = None
+        self._last: list[tf.Tensor] = []
+        self._term: tuple[Sequence[str], Callable[[Any, Any], Any], float] | None = None
         self._masks: dict[str, tf.Variable] = {}
         self._infer = tf.function(_outputs(self._student, training=False), input_signature=[_signature(self._student)])
 
@@ -73,11 +76,12 @@ class KerasTrainer:
             self._train = self._compile(operands)
         self._optimizer.learning_rate = rate
         with _bfloat16(self._config.precision == "bfloat16"):
-            return float(self._train(*operands))
+            loss, self._last = self._train(*operands)
+        return float(loss)
 
     def hold(self, masks: Mapping[str, Array]) -> None:
         """Keep weights at zero, and their moments where the mask is or was False."""
-        weights = self._named()
+        weights = self._named
         slots = self._optimizer.variables[2:]  # behind its counter and its rate
         each = len(slots) // len(weights)
         places = {name: slots[i * each : (i + 1) * each] for i, name in enumerate(weights)}
@@ -90,9 +94,23 @@ class KerasTrainer:
             for moment in places[name]:
                 moment.assign(moment * stays)
 
+    def penalise(self, values: Sequence[str], term: Callable[[Any, Any], Any], strength: float) -> None:
+        """Add ``strength`` times the mean of ``term(xp, activation)`` to the loss."""
+        self._term, self._train, self._slopes = (tuple(values), term, strength), None, None
+
     def weights(self) -> dict[str, Array]:
         """Copies of the trainable weights."""
-        return {name: np.array(variable) for name, variable in self._named().items()}
+        return {name: np.array(variable) for name, variable in self._named.items()}
+
+    def set_weights(self, weights: Mapping[str, Array]) -> None:
+        """Replace some of the trainable weights."""
+        named = self._named
+        for name, array in weights.items():
+            named[name].assign(array)
+
+    def slopes(self) -> dict[str, Array]:
+        """The gradients of the last step."""
+        return {name: np.array(g) for name, g in zip(self._named, self._last, strict=True)}
 
     def gradients(self, batch: Batch) -> dict[str, Array]:
         """Of the training loss in inference mode; nothing is changed."""
@@ -100,8 +118,9 @@ class KerasTrainer:
         if self._slopes is None:
             graph = self._graph(training=False)
             self._slopes = tf.function(lambda *x: graph(*x)[1], input_signature=self._signatures(operands))
-        return {n: np.array(g) for n, g in zip(self._named(), self._slopes(*operands), strict=True)}
+        return {n: np.array(g) for n, g in zip(self._named, self._slopes(*operands), strict=True)}
 
+    @cached_property
     def _named(self) -> dict[str, Any]:
         """The trainable variables by the names they have in the source's graph."""
         names = {id(v): name for name, v in variables(self._source).items()}
@@ -159,36 +178,56 @@ class KerasTrainer:
     def _graph(self, training: bool) -> Callable[..., tuple[tf.Tensor, list[tf.Tensor]]]:
         """The loss and its gradients, as a function to be compiled."""
         weights = self._student.trainable_variables
-        student = _logits(self._student, training)
+        student = self._forward(training)
         teacher = None if self._teacher is None else _logits(self._teacher, training=False)
 
         def run(inputs: list[tf.Tensor], labels: tf.Tensor | None = None) -> tuple[tf.Tensor, list[tf.Tensor]]:
             wanted = None if teacher is None else teacher(inputs)
             with tf.GradientTape() as tape:
-                loss = self._loss(student(inputs), wanted, labels)
+                given, penalty = student(inputs)
+                loss = self._loss(given, wanted, labels) + penalty
             found = tape.gradient(loss, weights, unconnected_gradients="zero")
             return loss, [tf.convert_to_tensor(g) for g in found]
 
         return run
 
-    def _compile(self, operands: tuple[Any, ...]) -> Callable[..., tf.Tensor]:
+    def _forward(self, training: bool) -> Callable[[list[tf.Tensor]], tuple[tf.Tensor, Any]]:
+        """The student's logits, and what is added to the loss."""
+        if self._term is None:
+            plain = _logits(self._student, training)
+            return lambda inputs: (plain(inputs), 0.0)
+        values, term, strength = self._term
+        pairs = zip(calls(self._source), calls(self._student), strict=True)
+        copies = {name: t for old, new in pairs for name, t in zip(old.names, new.outputs, strict=True)}
+        probe = keras.Model(self._student.inputs, [self._student.outputs[0], *(copies[name] for name in values)])
+        run, logits = _flat(probe, training), _as_logits(self._student)
+
+        def forward(inputs: list[tf.Tensor]) -> tuple[tf.Tensor, Any]:
+            output, *seen = run(inputs)
+            return logits(output), strength / len(seen) * sum(term(keras.ops, tf.cast(a, tf.float32)) for a in seen)
+
+        return forward
+
+    def _compile(self, operands: tuple[Any, ...]) -> Callable[..., tuple[tf.Tensor, list[tf.Tensor]]]:
         """The training step as a compiled function."""
-        named = self._named()
+        named = self._named
         weights = list(named.values())
         run = self._graph(training=True)
         coupled = self._config.weight_decay if self._config.optimizer == "sgd" else 0.0
 
-        def train(*operands: Any) -> tf.Tensor:
-            loss, found = run(*operands)
+        def train(*operands: Any) -> tuple[tf.Tensor, list[tf.Tensor]]:
+            loss, slopes = run(*operands)
+            found = slopes
             if coupled:
                 found = [g + coupled * w if d else g for g, w, d in zip(found, weights, self._decayed, strict=True)]
             found = [g * self._masks[n] if n in self._masks else g for n, g in zip(named, found, strict=True)]
             self._optimizer.apply(found, weights)
             for name, mask in self._masks.items():
                 named[name].assign(named[name] * mask)
-            return loss
+            return loss, slopes
 
-        compiled: Callable[..., tf.Tensor] = tf.function(train, input_signature=self._signatures(operands))
+        signature = self._signatures(operands)
+        compiled: Callable[..., tuple[tf.Tensor, list[tf.Tensor]]] = tf.function(train, input_signature=signature)
         return compiled
 
     def _loss(self, given: tf.Tensor, wanted: tf.Tensor | None, labels: tf.Tensor | None) -> tf.Tensor:
@@ -258,22 +297,34 @@ def _tensors(inputs: tuple[Array, ...]) -> list[tf.Tensor]:
     return [tf.convert_to_tensor(x) for x in inputs]
 
 
-def _outputs(model: keras.Model, training: bool) -> Callable[[list[tf.Tensor]], tf.Tensor]:
-    """The function from the flat inputs to the first output."""
+def _flat(model: keras.Model, training: bool) -> Callable[[list[tf.Tensor]], list[tf.Tensor]]:
+    """The function from the flat inputs to the flat outputs."""
 
-    def run(inputs: list[tf.Tensor]) -> tf.Tensor:
-        return keras.tree.flatten(model(inputs if len(inputs) > 1 else inputs[0], training=training))[0]
+    def run(inputs: list[tf.Tensor]) -> list[tf.Tensor]:
+        found: list[tf.Tensor] = keras.tree.flatten(model(inputs if len(inputs) > 1 else inputs[0], training=training))
+        return found
 
     return run
 
 
+def _outputs(model: keras.Model, training: bool) -> Callable[[list[tf.Tensor]], tf.Tensor]:
+    """The function from the flat inputs to the first output."""
+    run = _flat(model, training)
+    return lambda inputs: run(inputs)[0]
+
+
 def _logits(model: keras.Model, training: bool) -> Callable[[list[tf.Tensor]], tf.Tensor]:
-    """The same, as float32 logits: logarithms where the model ends in a softmax."""
-    run = _outputs(model, training)
+    """The same, as float32 logits."""
+    run, logits = _outputs(model, training), _as_logits(model)
+    return lambda inputs: logits(run(inputs))
+
+
+def _as_logits(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
+    """What makes float32 logits of the first output: logarithms where the model ends in a softmax."""
     probabilities = _ends_in_softmax(model)
 
-    def logits(inputs: list[tf.Tensor]) -> tf.Tensor:
-        found = tf.cast(run(inputs), tf.float32)
+    def logits(output: tf.Tensor) -> tf.Tensor:
+        found = tf.cast(output, tf.float32)
         return tf.math.log(tf.maximum(found, np.finfo(np.float32).tiny)) if probabilities else found
 
     return logits

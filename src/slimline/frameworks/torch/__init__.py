@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch.utils import _pytree as pytree
@@ -17,9 +17,10 @@ from slimline.frameworks.torch.native import Native
 from slimline.graph.ir import Graph
 
 if TYPE_CHECKING:
+    from slimline.graph.cuts import Cut
     from slimline.graph.plan import Plan
     from slimline.graph.quantization import Quantization
-    from slimline.recipe import Distillation
+    from slimline.recipe import Training
 
 
 class TorchAdapter:
@@ -27,6 +28,7 @@ class TorchAdapter:
 
     name = "torch"
     suffix = ".pt2"
+    layout: Literal["channels_first"] = "channels_first"
 
     def accepts(self, source: Any) -> bool:
         """Whether `source` is an `nn.Module` or an exported program."""
@@ -70,6 +72,12 @@ class TorchAdapter:
         from slimline.frameworks.torch.rewrite import apply
 
         return apply(native, plan, example)
+
+    def cut(self, native: Native, cuts: Sequence[Cut], example: tuple[Array, ...]) -> Native:
+        """See `slimline.frameworks.torch.cut.cut`."""
+        from slimline.frameworks.torch.cut import cut
+
+        return cut(native, cuts, example)
 
     def rewire(self, native: Native, instead: Mapping[str, str], example: tuple[Array, ...]) -> Native:
         """See `slimline.frameworks.torch.rewire.rewire`."""
@@ -135,7 +143,7 @@ class TorchAdapter:
 
         observe(native, batches, values, see, given)
 
-    def trainer(self, native: Native, teacher: Any | None, step: Distillation, seed: int, total_steps: int) -> Trainer:
+    def trainer(self, native: Native, teacher: Any | None, step: Training, seed: int, total_steps: int) -> Trainer:
         """See `slimline.frameworks.torch.train.TorchTrainer`."""
         from slimline.frameworks.torch.train import TorchTrainer
 

@@ -83,6 +83,11 @@ class Call:
         """The numbers of an integer constant, or None."""
         return self._constants.get(node) if isinstance(node, fx.Node) else None
 
+    def reads(self, index: int) -> bool:
+        """Whether anything reads the output of that index."""
+        users = [user for user in self.node.users if packet(user) == "getitem" and user.args[1] == index]
+        return any(user.users for user in users)
+
     def takes(self, name: str) -> bool:
         """Whether the operator's schema has an argument of this name."""
         return any(a.name == name for a in self.node.target._schema.arguments)  # type: ignore[union-attr]

@@ -69,6 +69,7 @@ class _Masker:
         handlers: dict[str, Callable[[], None]] = {
             "layer_norm": self._norm,
             "group_norm": self._norm,
+            "batch_norm": self._batch_norm,
             "attention": self._attention,
             "reduce": self._reduce,
             "softmax": lambda: self._fill(-math.inf),
@@ -118,12 +119,44 @@ class _Masker:
 
     def _reduce(self) -> None:
         function = self.neutral.attributes["function"]
-        self._fill({"max": -math.inf, "logsumexp": -math.inf, "min": math.inf}.get(function, 0.0))
+        if function in ("var", "std", "var_mean", "std_mean"):
+            self._moments(function)
+            return
+        self._fill({"max": -math.inf, "logsumexp": -math.inf, "min": math.inf, "prod": 1.0}.get(function, 0.0))
         if function == "mean":
             factor = math.prod(len(keep) / int(keep.sum()) for _, _, keep in self.statistics)
             with self.native.graph.inserting_after(self.node):
                 scaled = self.native.graph.call_function(aten.mul.Scalar, (self.node, factor))
             self.node.replace_all_uses_with(scaled, delete_user_cb=lambda user: user is not scaled)
+
+    def _moments(self, function: str) -> None:
+        """The same variance, or deviation, over what stays."""
+        names = [a.name for a in self.node.target._schema.arguments]  # type: ignore[union-attr]
+        free = int(bool(argument(self.node, "unbiased"))) if "unbiased" in names else argument(self.node, "correction")
+        axes = list(self.neutral.attributes["axes"])
+        keep = "keepdim" in names and argument(self.node, "keepdim")
+        constant = self._constant(self._kept_mask())
+        self.node.target = _masked_moments
+        self.node.args = (self.node.args[0], constant, axes, 1 if free is None else free, keep, function)
+        self.node.kwargs = {}
+
+    def _kept_mask(self) -> Tensor:
+        """1 where all of the first operand's dimensions keep a position, of its rank, to broadcast against it."""
+        rank = len(self.plan.graph.values[self.neutral.inputs[0] or ""].shape)
+        keep = torch.ones([1] * rank)
+        for index, dim, kept in self.statistics:
+            if index == 0:
+                sides = [1] * rank
+                sides[dim] = -1
+                keep = keep * torch.from_numpy(kept).to(keep.dtype).reshape(sides)
+        return keep
+
+    def _batch_norm(self) -> None:
+        """By the statistics of what stays of the input."""
+        node = self.node
+        constant = self._constant(self._kept_mask())
+        node.args = (node.args[0], constant, argument(node, "weight"), argument(node, "bias"), argument(node, "eps"))
+        node.target, node.kwargs = _masked_batch_norm, {}
 
     def _attention(self) -> None:
         rank = len(self.plan.graph.values[self.neutral.inputs[0] or ""].shape)
@@ -193,6 +226,32 @@ def _masked_norm(
     if scale is not None:
         y = y * scale
     return y if shift is None else y + shift
+
+
+def _masked_moments(
+    x: Tensor, keep: Tensor, axes: list[int], correction: float, keepdim: bool, function: str
+) -> Tensor | tuple[Tensor, Tensor]:
+    """``var``, ``std``, ``var_mean`` or ``std_mean`` over the positions of `axes` where `keep` is 1."""
+    keep = keep.expand(x.shape)
+    count = keep.sum(axes, keepdim=True).clamp_min(1.0)
+    mean = (x * keep).sum(axes, keepdim=True) / count
+    spread: Tensor = ((x - mean) * keep).square().sum(axes, keepdim=True) / (count - correction).clamp_min(0.0)
+    if function.startswith("std"):
+        spread = spread.sqrt()
+    if not keepdim:
+        mean, spread = (t.squeeze(axes) for t in (mean, spread))
+    return (spread, mean) if function.endswith("_mean") else spread
+
+
+def _masked_batch_norm(x: Tensor, keep: Tensor, scale: Tensor | None, shift: Tensor | None, eps: float) -> Tensor:
+    """Batch norm by the input's own statistics, over the positions where `keep` is 1."""
+    axes = [d for d in range(x.dim()) if d != 1]
+    variance, mean = _masked_moments(x, keep, axes, 0.0, True, "var_mean")
+    y: Tensor = (x - mean) * torch.rsqrt(variance + eps)
+    sides = [-1] + [1] * (x.dim() - 2)
+    if scale is not None:
+        y = y * scale.reshape(sides)
+    return y if shift is None else y + shift.reshape(sides)
 
 
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:

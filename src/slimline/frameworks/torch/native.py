@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import unittest.mock as mock
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules import transformer
 from torch.utils import _pytree as pytree
 
 import slimline.frameworks.torch.shapes  # noqa: F401  (registers shape functions)
@@ -147,19 +149,22 @@ def transient(native: nn.Module) -> list[str]:
     ]
 
 
-def set_tensor(native: nn.Module, name: str, value: Tensor) -> None:
-    """Put `value` in place of a stored tensor, under all the names it is tied to."""
-    aliases = [alias for alias, first in ties(native).items() if first == name]
-    fresh: nn.Parameter | None = None
-    for full in (name, *aliases):
-        owner, _, leaf = full.rpartition(".")
-        module = native.get_submodule(owner)
-        if leaf in module._parameters:
-            if fresh is None:
-                fresh = nn.Parameter(value, requires_grad=value.is_floating_point())
-            module._parameters[leaf] = fresh
-        else:
-            module._buffers[leaf] = value
+def set_tensors(native: nn.Module, values: Iterable[tuple[str, Tensor]]) -> None:
+    """Put values in place of stored tensors, by name, under all the names these are tied to."""
+    aliases: dict[str, list[str]] = {}
+    for alias, first in ties(native).items():
+        aliases.setdefault(first, []).append(alias)
+    for name, value in values:
+        fresh: nn.Parameter | None = None
+        for full in (name, *aliases.get(name, ())):
+            owner, _, leaf = full.rpartition(".")
+            module = native.get_submodule(owner)
+            if leaf in module._parameters:
+                if fresh is None:
+                    fresh = nn.Parameter(value, requires_grad=value.is_floating_point())
+                module._parameters[leaf] = fresh
+            else:
+                module._buffers[leaf] = value
 
 
 def add_constant(native: fx.GraphModule, name: str, value: Tensor) -> str:
@@ -198,7 +203,12 @@ def trace(module: nn.Module, inputs: tuple[Tensor, ...], free: Free) -> torch.ex
                 shapes[x] = dict.fromkeys(range(x.dim()), torch.export.Dim.AUTO)
             elif x.dim() and x.shape[0] == batch:
                 shapes[x] = {0: torch.export.Dim.DYNAMIC}
-    with torch.enable_grad(), warnings.catch_warnings():  # without grad nn.Transformer takes a fused path with no axes
+    # Without grad nn.Transformer takes a fused path with no axes; with a mask it asks the data whether that is causal,
+    # which export cannot answer, and which only ever was a hint.
+    hint = mock.patch.object(
+        transformer, "_detect_is_causal_mask", lambda mask, is_causal=None, size=None: is_causal is True
+    )
+    with torch.enable_grad(), hint, warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", "The tensor attributes? .* assigned during export"
         )  # RNNs do; torch undoes it
@@ -235,6 +245,8 @@ def _flip(graph: fx.Graph, mode: bool) -> bool:
         flag = _FLAGS.get(name)
         if name == "aten.instance_norm" and argument(node, "running_mean") is not None:
             flag = "use_input_stats"
+        if name == "aten.batch_norm" and argument(node, "running_mean") is None:
+            flag = None  # it has only its input's statistics
         if flag is not None and argument(node, flag) != mode:
             set_argument(node, flag, mode)
             changed = True
@@ -300,10 +312,12 @@ def _attribute(module: nn.Module, path: str) -> Any:
 
 def _own(native: Native, constants: set[str], shared: bool) -> None:
     """Copy every tensor unless `shared`; make constants buffers outside the state dict."""
-    for name, tensor in tensors(native).items():
+
+    def own(tensor: Tensor) -> Tensor:
         held = tensor.detach()
-        own = held.contiguous() if shared else held.clone(memory_format=torch.contiguous_format)
-        set_tensor(native, name, own)
+        return held.contiguous() if shared else held.clone(memory_format=torch.contiguous_format)
+
+    set_tensors(native, ((name, own(tensor)) for name, tensor in tensors(native).items()))
     for name in constants:
         value = _attribute(native, name)
         owner, _, leaf = name.rpartition(".")

@@ -1,4 +1,4 @@
-"""Masks in torch's own form, `torch.nn.utils.prune`: ``weight_orig``, ``weight_mask`` and a hook to multiply them."""
+"""What torch hangs on a weight: the masks of `torch.nn.utils.prune`, and norms that hold state of their own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.utils import prune
+from torch.nn.utils import parametrizations, parametrize, prune
+from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
 
 from slimline.errors import SlimlineError
 from slimline.frameworks.base import Array
@@ -26,16 +27,40 @@ def masks(source: Any) -> dict[str, Array]:
 
 
 def plain(source: nn.Module) -> nn.Module:
-    """The module with its masks baked in and its parameters under their plain names; itself if it has no masks."""
+    """The module with its masks and its spectral and orthogonal norms baked in, all under the weights' plain names;
+    itself if it has none.
+
+    Those norms are a constant factor, or a matrix function, of the whole weight: they have no meaning for its parts.
+    """
     found = list(_pruned(source))
-    if not found:
+    if not found and not any(True for _ in _normed(source)):
         return source
     # A product of a parameter cannot be copied, and is made anew anyway.
     products = [getattr(module, name) for _, module, name in found]
     copied = copy.deepcopy(source, {id(product): product.detach() for product in products})
     for _, module, name in list(_pruned(copied)):
         prune.remove(module, name)  # type: ignore[no-untyped-call]
+    for module, name in list(_normed(copied)):
+        module.eval()  # no step of power iteration
+        if parametrize.is_parametrized(module, name):
+            module.parametrizations[name].eval()  # type: ignore[union-attr, index]
+            parametrize.remove_parametrizations(module, name)
+        else:
+            remove_spectral_norm(module, name)
     return copied
+
+
+def _normed(source: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+    """Module and parameter name of every weight under a spectral or orthogonal norm."""
+    stateful = (parametrizations._SpectralNorm, parametrizations._Orthogonal)
+    for module in source.modules():
+        if parametrize.is_parametrized(module):
+            for name, chain in module.parametrizations.items():  # type: ignore[operator, union-attr]
+                if any(isinstance(p, stateful) for p in chain):
+                    yield module, name
+        for hook in list(module._forward_pre_hooks.values()):
+            if isinstance(hook, SpectralNorm):
+                yield module, hook.name
 
 
 def to_torch_prune(model: Model, module: nn.Module | None = None) -> nn.Module:

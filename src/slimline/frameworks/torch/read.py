@@ -16,6 +16,7 @@ from slimline.frameworks.base import Array
 from slimline.frameworks.torch import native as natives
 from slimline.frameworks.torch import rules, rules_shape  # noqa: F401  # they fill the registry
 from slimline.frameworks.torch.call import Call
+from slimline.frameworks.torch.fold import fold
 from slimline.frameworks.torch.native import Free, Native, set_training, to_tensors
 from slimline.frameworks.torch.prune import plain
 from slimline.frameworks.torch.registry import constant, rule_for
@@ -74,7 +75,9 @@ def _need(example: tuple[Array, ...] | None) -> tuple[Array, ...]:
 
 def finite(state: Mapping[str, Any]) -> None:
     for name, value in state.items():
-        if isinstance(value, Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            continue
+        if bool((value.isnan() | value.isposinf()).any()):  # a mask that attention adds holds minus infinity
             raise SlimlineError(f"The weights hold NaN or infinity (first in {name}): load a sound checkpoint.")
 
 
@@ -88,6 +91,14 @@ def capture(
     module: nn.Module, example: tuple[Array, ...], frees: tuple[Free, ...] = ("batch",)
 ) -> tuple[Native, tuple[Array, ...]]:
     """Export a module in inference mode, with the first of `frees` that it takes, or else for its example's sizes."""
+    native, kept = _captured(module, example, frees)
+    fold(native)
+    return native, kept
+
+
+def _captured(
+    module: nn.Module, example: tuple[Array, ...], frees: tuple[Free, ...]
+) -> tuple[Native, tuple[Array, ...]]:
     two = _two_rows(example)
     for free in frees:
         try:

@@ -51,13 +51,12 @@ def elementwise(function: str, first_only: bool = False) -> Rule:
     return apply
 
 
-def whole(function: str, axes: Callable[[Call], Sequence[int]]) -> Rule:
-    """An operator that takes some dimensions whole and leaves the others alone."""
+def whole(function: str, axes: Callable[[Call], Sequence[int]], inputs: int = 1) -> Rule:
+    """An operator that takes some dimensions whole and leaves the others alone, in all of `inputs` and outputs."""
 
     def apply(call: Call) -> None:
-        if len(call.outputs) > 1:
-            return unknown(call, "it answers with positions")
-        return call.emit("pool", call.tensors()[:1], ops.pool(call.rank, list(axes(call)), function))
+        attributes = ops.pool(call.rank, list(axes(call)), function, inputs, len(call.outputs))
+        call.emit("pool", call.tensors()[:inputs], attributes)
 
     return apply
 

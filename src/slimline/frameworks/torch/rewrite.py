@@ -20,7 +20,7 @@ from slimline.frameworks.torch.native import (
     aten,
     packet,
     set_argument,
-    set_tensor,
+    set_tensors,
     tensors,
     to_tensors,
 )
@@ -36,13 +36,15 @@ def replace(native: Native, parameters: Mapping[str, Array]) -> Native:
     """A copy with these tensors, by state-dict name and of the same shapes, in place of its own."""
     result = copy.deepcopy(native)
     stored = tensors(result)
+    made = []
     for name, array in parameters.items():
         if name not in stored:
             raise SlimlineError(f"The model has no tensor {name!r}: take the names from its parameters().")
         old = stored[name]
         if tuple(old.shape) != array.shape:
             raise SlimlineError(f"{name} has shape {tuple(old.shape)}, not {array.shape}: replace keeps shapes.")
-        set_tensor(result, name, torch.tensor(array).to(old.dtype))
+        made.append((name, torch.tensor(array).to(old.dtype)))
+    set_tensors(result, made)
     return result
 
 
@@ -52,10 +54,8 @@ def apply(native: Native, plan: Plan, example: tuple[Array, ...]) -> Native:
     State-dict names and names of activations stay.
     """
     result = copy.deepcopy(native)
-    for name, tensor in tensors(result).items():
-        sliced = take(tensor.detach(), plan.kept(name))
-        if sliced is not None:
-            set_tensor(result, name, sliced)
+    sliced = ((name, take(tensor.detach(), plan.kept(name))) for name, tensor in tensors(result).items())
+    set_tensors(result, ((name, tensor) for name, tensor in sliced if tensor is not None))
     surgery = Surgery(result, plan)
     neutral = {node.name: node for node in plan.graph.nodes}
     for node in list(result.graph.nodes):
@@ -138,14 +138,28 @@ class Surgery:
 
 def _groups(name: str) -> Edit:
     def edit(surgery: Surgery, node: fx.Node, neutral: Node) -> None:
-        if "g" in neutral.attributes["equation"].sizes:
-            set_argument(node, name, surgery.plan.axis_size(neutral.name, "g"))
+        before = neutral.attributes["equation"].sizes.get("g")
+        if before is not None:
+            after = surgery.plan.axis_size(neutral.name, "g")
+            set_argument(node, name, surgery.size(node, argument(node, name), before, after))
 
     return edit
 
 
 def _sizes(name: str) -> Edit:
     return lambda surgery, node, neutral: surgery.sizes(node, name, neutral.outputs[0])
+
+
+def _repeats(surgery: Surgery, node: fx.Node, neutral: Node) -> None:
+    """Copies of a dimension of one position are as many as are left of them."""
+    name = "dims" if packet(node) == "aten.tile" else "repeats"
+    counts, output = list(argument(node, name)), neutral.outputs[0]
+    before = (1,) * (len(surgery.old(output)) - len(surgery.old(neutral.inputs[0]))) + surgery.old(neutral.inputs[0])
+    first = len(before) - len(counts)
+    for d, (one, old, new) in enumerate(zip(before, surgery.old(output), surgery.new(output), strict=True)):
+        if one == 1 and d >= first:
+            counts[d - first] = surgery.size(node, counts[d - first], old, new)
+    set_argument(node, name, counts)
 
 
 def _unflatten(surgery: Surgery, node: fx.Node, neutral: Node) -> None:
@@ -233,6 +247,9 @@ EDITS: dict[str, Edit] = {
     "aten._unsafe_view": _sizes("size"),
     "aten.reshape": _sizes("shape"),
     "aten.expand": _sizes("size"),
+    **{f"aten.{k}{name}": _sizes("size") for name in ("zeros", "ones", "full", "empty") for k in ("", "new_")},
+    "aten.repeat": _repeats,
+    "aten.tile": _repeats,
     "aten.unflatten": _unflatten,
     **{f"aten.{name}": _split for name in ("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_chunk")},
     "aten.unsafe_split": _split,

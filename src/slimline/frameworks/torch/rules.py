@@ -12,8 +12,9 @@ from slimline.frameworks.torch.registry import RULES, Rule, elementwise, rule, u
 from slimline.graph import ops
 
 _UNARY = """relu relu6 gelu silu sigmoid tanh hardswish hardsigmoid leaky_relu elu selu celu softplus mish
-log_sigmoid exp exp2 expm1 log log1p log2 sqrt rsqrt abs neg sign square reciprocal sin cos erf floor ceil round
+log_sigmoid rrelu exp exp2 expm1 log log1p log2 sqrt rsqrt abs neg sign square reciprocal sin cos erf floor ceil round
 trunc bitwise_not logical_not isnan isinf hardshrink softshrink threshold nan_to_num"""
+_COMPLEX = "real imag angle conj _conj conj_physical resolve_conj resolve_neg complex polar"
 _BINARY = """sub mul div rsub pow eq ne lt gt ge le logical_and logical_or logical_xor bitwise_and bitwise_or
 bitwise_xor maximum minimum atan2 remainder floor_divide where masked_fill lerp addcmul addcdiv copy min.other
 max.other expand_as"""
@@ -21,7 +22,8 @@ _IDENTITY = """dropout feature_dropout alpha_dropout contiguous clone to alias d
 _to_copy type_as positive fake_quantize_per_tensor_affine"""
 _FILLED = "zeros_like ones_like full_like empty_like fill zero bernoulli rand_like randn_like"
 
-RULES |= {f"aten.{name}": elementwise(name.partition(".")[0]) for name in (*_UNARY.split(), *_BINARY.split())}
+_PLAIN = f"{_UNARY} {_BINARY} {_COMPLEX}".split()
+RULES |= {f"aten.{name}": elementwise(name.partition(".")[0]) for name in _PLAIN}
 RULES |= {f"aten.{name}": elementwise("identity", first_only=True) for name in _IDENTITY.split()}
 RULES |= {f"aten.{name}": elementwise("fill", first_only=True) for name in _FILLED.split()}
 
@@ -124,7 +126,7 @@ def _addmm(call: Call) -> None:
 @rule("batch_norm")
 def _batch_norm(call: Call) -> None:
     names = call.tensors("input", "weight", "bias", "running_mean", "running_var")
-    call.emit("batch_norm", names, ops.batch_norm(call.rank))
+    call.emit("batch_norm", names, ops.batch_norm(call.rank, tracked=names[3] is not None))
 
 
 @rule("layer_norm", "rms_norm")
@@ -152,6 +154,16 @@ def _instance_norm(call: Call) -> None:
     return call.emit("group_norm", names, ops.group_norm(call.rank, call.input[1]))
 
 
+@rule("embedding_bag", "_embedding_bag", "_embedding_bag_forward_only")
+def _embedding_bag(call: Call) -> None:
+    """Rows of a table, summed or averaged bag by bag; the other outputs count and place them."""
+    names = call.tensors("indices", "weight")
+    fixed = {"v": "rows are chosen by the model's input"}
+    call.emit("embedding", names, {"equation": ops.parse("., v e -> . e", fixed=fixed)}, call.outputs[:1])
+    for output in call.outputs[1:]:
+        call.emit("unknown", (), ops.unknown("it counts rows"), (output,))
+
+
 @rule("embedding")
 def _embedding(call: Call) -> None:
     names = call.tensors("indices", "weight")
@@ -161,13 +173,13 @@ def _embedding(call: Call) -> None:
 # -- products --------------------------------------------------------------------------
 
 
-@rule("matmul", "bmm", "mm")
+_SECOND = {"matmul": "other", "bmm": "mat2", "mm": "mat2", "mv": "vec", "dot": "tensor", "vdot": "other"}
+
+
+@rule(*_SECOND)
 def _matmul(call: Call) -> None:
-    names = call.tensors("self", "mat2" if call.target != "aten.matmul" else "other")
-    shapes = [call.shape(n) for n in names]
-    if min(map(len, shapes)) < 2:
-        return unknown(call, "a product with a vector")
-    return call.emit("matmul", names, ops.matmul(*shapes))
+    names = call.tensors("self", _SECOND[call.target.removeprefix("aten.")])
+    call.emit("matmul", names, ops.matmul(*(call.shape(n) for n in names)))
 
 
 @rule("baddbmm")
@@ -206,6 +218,26 @@ def _spelled(text: str, shapes: Sequence[tuple[int, ...]]) -> str:
     return f"{left}->{right}"
 
 
+@rule("bilinear")
+def _bilinear(call: Call) -> None:
+    lead = " ".join(f"a{d}" for d in range(call.rank - 1))
+    equation = ops.parse(f"{lead} i, {lead} j, o i j, o -> {lead} o")
+    call.emit("bilinear", call.tensors("input1", "input2", "weight", "bias"), {"equation": equation})
+
+
+@rule("cosine_similarity")
+def _cosine_similarity(call: Call) -> None:
+    names = call.tensors("x1", "x2")
+    rank = len(call.output) + 1
+    if not all(len(call.shape(n)) == rank for n in names):
+        return unknown(call, "tensors of different ranks")
+    product = ops.elementwise([call.shape(n) for n in names], "mul")["equation"]
+    axis = call.axis("dim", rank)
+    after = product.outputs[0][:axis] + product.outputs[0][axis + 1 :]
+    equation = ops.Equation(product.inputs, (after,), statistics=product.outputs[0][axis])
+    return call.emit("matmul", names, {"equation": equation})
+
+
 @rule("scaled_dot_product_attention")
 def _attention(call: Call) -> None:
     names = call.tensors("query", "key", "value", "attn_mask")
@@ -214,26 +246,30 @@ def _attention(call: Call) -> None:
     if call["enable_gqa"] and mask is None and len(query) == 4 and query[0] == key[0] and key[:2] == value[:2]:
         equation = ops.parse("b (k r) l d, b k s d, b k s e -> b (k r) l e", {"k": key[1]}, statistics=("d", "s"))
         return call.emit("attention", names[:3], {"equation": equation})
-    if not query[:-2] == key[:-2] == value[:-2]:
-        return unknown(call, "heads that are shared or broadcast")
-    return call.emit("attention", names if mask is not None else names[:3], ops.attention(len(query), mask))
+    if not len(query) == len(key) == len(value) or key[:-2] != value[:-2]:
+        return unknown(call, "queries, keys and values of different ranks")
+    shared = [d for d, (q, k) in enumerate(zip(query[:-2], key[:-2], strict=True)) if q != k]
+    if any(key[d] != 1 for d in shared):
+        return unknown(call, "heads that are repeated")
+    return call.emit("attention", names if mask is not None else names[:3], ops.attention(len(query), mask, shared))
 
 
 # -- reductions, pooling, softmax --------------------------------------------------------
 
 _REDUCTIONS = {
     "mean": "mean", "sum": "sum", "amax": "max", "amin": "min", "max": "max", "min": "min",
-    "linalg_vector_norm": "norm", "norm": "norm", "logsumexp": "logsumexp",
+    "linalg_vector_norm": "norm", "norm": "norm", "logsumexp": "logsumexp", "prod": "prod",
+    **{name: name for name in ("var", "std", "var_mean", "std_mean")},
 }  # fmt: skip
 
 
 @rule(*_REDUCTIONS)
 def _reduce(call: Call) -> None:
-    if len(call.outputs) > 1:
+    function = _REDUCTIONS[call.target.removeprefix("aten.")]
+    if len(call.outputs) > 1 and function in ("max", "min") and call.reads(1):
         return _ranked(call)
     axes, keep = _reduced(call)
-    function = _REDUCTIONS[call.target.removeprefix("aten.")]
-    return call.emit("reduce", call.tensors()[:1], ops.reduce(call.rank, axes, keep, function))
+    return call.emit("reduce", call.tensors()[:1], ops.reduce(call.rank, axes, keep, function, len(call.outputs)))
 
 
 def _reduced(call: Call) -> tuple[list[int], bool]:
@@ -241,8 +277,7 @@ def _reduced(call: Call) -> tuple[list[int], bool]:
     return axes, bool(call["keepdim"]) if call.takes("keepdim") else False
 
 
-@rule("var", "std", "prod", "any", "all", "argmax", "argmin", "median", "mode", "kthvalue", "var_mean", "std_mean",
-      "aminmax", "count_nonzero")  # fmt: skip
+@rule("any", "all", "argmax", "argmin", "median", "mode", "kthvalue", "aminmax", "count_nonzero")
 def _whole_reduction(call: Call) -> None:
     """Reductions that cannot leave a position out: what they reduce stays whole, all other axes pass."""
     axes, keep = _reduced(call)
@@ -255,7 +290,7 @@ def _whole_reduction(call: Call) -> None:
 
 @rule("sort", "topk", "argsort", "cummax", "cummin")
 def _ranked(call: Call) -> None:
-    """Values or positions ranked along one dimension, which stays whole."""
+    """Values or positions ranked along one dimension, which stays whole where positions are read."""
     if call.rank == len(call.output):
         axis = call.axis()
         x = " ".join("." if d == axis else f"a{d}" for d in range(call.rank))
@@ -275,6 +310,8 @@ def _last(count: int) -> Callable[[Call], Sequence[int]]:
 
 for _n in (1, 2, 3):
     RULES |= {f"aten.{name}_pool{_n}d": whole("max", _last(_n)) for name in ("max", "adaptive_max")}
+    RULES[f"aten.max_pool{_n}d_with_indices"] = whole("max", _last(_n))
+    RULES[f"aten.max_unpool{_n}d"] = whole("other", _last(_n), inputs=2)
     RULES |= {f"aten.{name}_pool{_n}d": whole("mean", _last(_n)) for name in ("avg", "adaptive_avg")}
 for _name, _n in {"linear1d": 1, "nearest1d": 1, "bilinear2d": 2, "nearest2d": 2, "bicubic2d": 2,
                   "trilinear3d": 3, "nearest3d": 3, "_nearest_exact2d": 2}.items():  # fmt: skip
@@ -283,6 +320,19 @@ RULES |= {f"aten.{name}": whole("other", _last(2)) for name in ("tril", "triu")}
 RULES |= {f"aten.{name}": whole("other", lambda call: [call.axis()]) for name in ("cumsum", "cumprod")}
 RULES["aten.roll"] = whole("other", lambda call: call.axes("dims"))
 RULES["aten.flip"] = whole("other", lambda call: call.axes("dims"))
+for _name in ("fft", "rfft", "hfft"):
+    for _way in (_name, f"i{_name}"):
+        RULES[f"aten.fft_{_way}"] = whole("other", lambda call: [call.axis()])
+        RULES |= {f"aten.fft_{_way}{n}": whole("other", lambda call: call.axes()) for n in ("2", "n")}
+RULES |= {f"aten.fft_{name}": whole("other", lambda call: call.axes()) for name in ("fftshift", "ifftshift")}
+
+
+@rule("view_as_complex", "view_as_real")
+def _pairs(call: Call) -> None:
+    """The last dimension of the real tensor holds a real and an imaginary part."""
+    axes = " ".join(f"a{d}" for d in range(min(call.rank, len(call.output))))
+    text = f"{axes} . -> {axes}" if call.target == "aten.view_as_complex" else f"{axes} -> {axes} ."
+    call.emit("reshape", call.tensors()[:1], {"equation": ops.parse(text)})
 
 
 @rule("grid_sampler", "grid_sampler_2d")

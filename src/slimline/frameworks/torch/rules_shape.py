@@ -17,6 +17,13 @@ def _reshape(call: Call) -> None:
     call.emit("reshape", call.tensors()[:1], ops.reshape(call.input, call.output))
 
 
+@rule("reshape_as", "view_as")
+def _reshape_as(call: Call) -> None:
+    """A reshape to the sizes of another tensor, whose axes it then has."""
+    shaped = call.between("reshape", call.tensors("self"), ops.reshape(call.input, call.output), call.output)
+    call.emit("elementwise", [shaped, call.tensor("other")], ops.elementwise([call.output] * 2, "identity"))
+
+
 @rule("permute", "movedim", "transpose", "swapaxes", "swapdims", "t", "numpy_T", "mT", "adjoint")
 def _permute(call: Call) -> None:
     rank, name = call.rank, call.target.removeprefix("aten.").rstrip("_")
@@ -62,7 +69,7 @@ def _repeat(call: Call) -> None:
         if copies == 1:
             outs.append(axis if d >= offset else ".")
         elif old == 1:
-            outs.append(".")
+            outs.append("." if name == "repeat_interleave" else "*")
         else:
             sizes[f"n{d}"] = copies
             outs.append(f"({axis} n{d})" if name == "repeat_interleave" else f"(n{d} {axis})")
@@ -202,7 +209,7 @@ def _gather(call: Call) -> None:
 
 @rule("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty", "scalar_tensor")
 def _make(call: Call) -> None:
-    call.emit("make", (), ops.make())
+    call.emit("make", (), ops.make(len(call.output)))
 
 
 @rule("arange", "linspace", "eye", "rand", "randn")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +17,7 @@ from slimline.errors import SlimlineError
 from slimline.frameworks.base import Array, Batch
 from slimline.frameworks.torch.native import check_batch, set_training
 from slimline.methods import distillation
-from slimline.recipe import Distillation
+from slimline.recipe import Training
 
 _BATCH_NORM = torch.ops.aten.batch_norm.default
 _SOFTMAX = (torch.ops.aten.softmax.int, torch.ops.aten._softmax.default)
@@ -32,7 +32,7 @@ class TorchTrainer:
     """
 
     def __init__(
-        self, native: fx.GraphModule, teacher: fx.GraphModule | None, step: Distillation, seed: int, total_steps: int
+        self, native: fx.GraphModule, teacher: fx.GraphModule | None, step: Training, seed: int, total_steps: int
     ) -> None:
         self._source = native
         self._config = step
@@ -42,6 +42,7 @@ class TorchTrainer:
         self._optimizer = _optimizer(self._weights, step)
         self._random = torch.Generator().manual_seed(seed).get_state()
         self._masks: dict[str, Tensor] = {}
+        self._term: Callable[[], Tensor] | None = None
 
     def refresh(self, batches: Iterable[Batch]) -> None:
         """Set every batch norm's statistics to the mean of those of `batches`, dropout being on as in training."""
@@ -80,15 +81,38 @@ class TorchTrainer:
                     moment.mul_(stays)
         self._zero()
 
+    def penalise(self, values: Sequence[str], term: Callable[[Any, Any], Any], strength: float) -> None:
+        """Add ``strength`` times the mean of ``term(xp, activation)`` to the loss."""
+        seen = self._student.watch(values)
+
+        def weighted() -> Tensor:
+            total: Tensor = sum(term(xp, activation.float()) for activation in seen)
+            return strength / len(seen) * total
+
+        self._term = weighted
+
     def weights(self) -> dict[str, Array]:
         """Copies of the trainable weights."""
         return {name: _array(weight) for name, weight in self._weights.items()}
+
+    def set_weights(self, weights: Mapping[str, Array]) -> None:
+        """Replace some of the trainable weights."""
+        with torch.no_grad():
+            for name, array in weights.items():
+                self._weights[name].copy_(torch.from_numpy(array))
+
+    def slopes(self) -> dict[str, Array]:
+        """The gradients of the last step."""
+        return self._gradients()
 
     def gradients(self, batch: Batch) -> dict[str, Array]:
         """Of the training loss in inference mode; nothing is changed."""
         self._optimizer.zero_grad(set_to_none=True)
         self._student.mode(training=False)
         self._backward(batch)
+        return self._gradients()
+
+    def _gradients(self) -> dict[str, Array]:
         return {n: _array(torch.zeros_like(w) if w.grad is None else w.grad) for n, w in self._weights.items()}
 
     def _backward(self, batch: Batch) -> float:
@@ -102,6 +126,8 @@ class TorchTrainer:
         with self._own_random(), low:
             given = self._student(inputs)
         loss = self._loss(given, wanted, labels)
+        if self._term is not None:
+            loss = loss + self._term()
         loss.backward()  # type: ignore[no-untyped-call]
         return float(loss.detach())
 
@@ -235,6 +261,20 @@ class _Fast:
                 if tensor.dim() == 4:
                     tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
 
+    def watch(self, values: Sequence[str]) -> list[Tensor]:
+        """A list that holds these values, by the names of fx nodes, of the last forward pass."""
+        seen: list[Tensor] = []
+
+        def see(index: int, value: Tensor) -> None:
+            seen[index:] = [value]
+
+        nodes = [node for node in self.module.graph.nodes if node.name in values]
+        for index, node in enumerate(nodes):
+            with self.module.graph.inserting_after(node):
+                self.module.graph.call_function(see, (index, node))
+        self.module.recompile()
+        return seen
+
     def mode(self, training: bool) -> None:
         """Switch batch norm and dropout, if that is not how they are."""
         if training != self._training:
@@ -305,7 +345,7 @@ class _Statistics(fx.Interpreter):
             self.fetch_attr(name).copy_(torch.stack(values).mean(0))
 
 
-def _optimizer(weights: Mapping[str, torch.nn.Parameter], step: Distillation) -> torch.optim.Optimizer:
+def _optimizer(weights: Mapping[str, torch.nn.Parameter], step: Training) -> torch.optim.Optimizer:
     groups = [
         {"params": [w for w in weights.values() if w.dim() > 1], "weight_decay": step.weight_decay},
         {"params": [w for w in weights.values() if w.dim() <= 1], "weight_decay": 0.0},

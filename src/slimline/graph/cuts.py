@@ -1,0 +1,271 @@
+"""Cuts: layers that read less of their input, by themselves: fewer input channels, or fewer positions of their kernel.
+
+A unit takes a position from every layer that carries it. A cut takes it from one reader alone: a selection of channels
+in front of the layer, or a smaller kernel with other padding, dilation or cropping. So it also serves where a unit
+cannot go, such as along a residual stream; and what it computes is what zeros in the weight compute.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slimline.errors import SlimlineError
+from slimline.graph import cost
+from slimline.graph.ir import Graph, Node
+from slimline.graph.matrix import LayerMatrix, matrices
+from slimline.graph.plan import Printed, take
+from slimline.methods import kernels
+from slimline.methods.kernels import Window
+
+if TYPE_CHECKING:
+    from slimline.model import Model
+
+Index = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A layer whose input can be cut: the only operator that reads its weight, and it is trained.
+
+    Attributes
+    ----------
+    layer : as a matrix.
+    node : the operator.
+    channel : dimension of the input that holds the channels, and of the weight; None where they cannot be selected
+        (groups, several axes in one).
+    kernel : dimensions of the weight that are the kernel.
+    places : dimensions of the input over which the kernel moves.
+    sizes : of these dimensions.
+    rank : of the weight.
+    """
+
+    layer: LayerMatrix
+    node: Node
+    channel: tuple[int, int] | None
+    kernel: tuple[int, ...]
+    places: tuple[int, ...]
+    sizes: tuple[int, ...]
+    rank: int
+
+    @property
+    def channels(self) -> int:
+        """Channels of a group that the layer reads."""
+        return self.layer.shape[2] // math.prod(self.layer.kernel)
+
+    @property
+    def windows(self) -> list[Window]:
+        """Kernels that its kernel can become, itself first: dilated ones where frameworks and runtimes take them, which
+        is without a stride and in up to two dimensions."""
+        window = self.layer.window
+        dilated = window is not None and set(window.stride) == {1} and len(self.layer.kernel) < 3
+        return kernels.windows(self.layer.kernel, dilated)
+
+
+def readers(graph: Graph) -> tuple[Reader, ...]:
+    """Every layer whose input can be cut, in graph order."""
+    read = graph.consumers()
+    nodes = {node.name: node for node in graph.nodes}
+    found = []
+    for layer in matrices(graph):
+        alone = layer.weight in graph.trainable and len(read[layer.weight]) == 1 and layer.one_to_one
+        if alone and "/" not in layer.node and layer.layer:
+            found.append(_reader(graph, nodes[layer.node], layer))
+    return tuple(found)
+
+
+def _reader(graph: Graph, node: Node, layer: LayerMatrix) -> Reader:
+    equation = node.attributes["equation"]
+    inputs, weight = equation.inputs[:2]
+    names = [name for name, _ in layer.inputs if not name.startswith(".")]
+    channel = None
+    if not layer.groups and len(names) == 1 and (names[0],) in inputs and (names[0],) in weight:
+        channel = inputs.index((names[0],)), weight.index((names[0],))
+    places = tuple(d for d, dim in enumerate(inputs) if dim == (".",)) if layer.kernel else ()
+    return Reader(
+        layer,
+        node,
+        channel,
+        tuple(d for d, dim in enumerate(weight) if dim == (".",)),
+        places,
+        tuple(graph.values[layer.input].shape[d] for d in places),
+        len(weight),
+    )
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What stays of one layer's input.
+
+    Attributes
+    ----------
+    reader : the layer.
+    window : what stays of its kernel; None where all does.
+    channels : positions that stay of its input channels, ascending; None where all do.
+    error : the part of the layer's output that goes with it, where that was asked.
+    """
+
+    reader: Reader
+    window: Window | None = None
+    channels: tuple[int, ...] | None = None
+    error: float | None = None
+
+    @property
+    def kept(self) -> tuple[Index | None, ...]:
+        """Per dimension of the weight the positions that stay; None where all do."""
+        found: list[Index | None] = [None] * self.reader.rank
+        if self.window is not None:
+            for dim, index in zip(self.reader.kernel, kernels.along(self.window), strict=True):
+                found[dim] = index
+        if self.channels is not None and self.reader.channel is not None:
+            found[self.reader.channel[1]] = np.array(self.channels)
+        return tuple(found)
+
+    @property
+    def selection(self) -> tuple[int, Index] | None:
+        """Dimension of the input, and the positions that are read of it."""
+        if self.channels is None or self.reader.channel is None:
+            return None
+        return self.reader.channel[0], np.array(self.channels)
+
+    @property
+    def dilation(self) -> tuple[int, ...]:
+        """Of the new kernel, 1 along a single position."""
+        assert self.window is not None and self.reader.layer.window is not None
+        old = self.reader.layer.window.dilation
+        return tuple(d * step if n > 1 else 1 for d, (_, n, step) in zip(old, self.window, strict=True))
+
+    @property
+    def zeros(self) -> tuple[tuple[int, int], ...]:
+        """Zeros before and after each spatial dimension that give the places as before; negative ones crop."""
+        assert self.window is not None and self.reader.layer.window is not None
+        kernel, old = self.reader.layer.kernel, self.reader.layer.window
+        around = old.zeros(self.reader.sizes, kernel)
+        return tuple(
+            (before - first * d, after - (size - 1 - first - (n - 1) * step) * d)
+            for (before, after), size, d, (first, n, step) in zip(
+                around, kernel, old.dilation, self.window, strict=True
+            )
+        )
+
+    @property
+    def left(self) -> float:
+        """The part of the layer's weights that stays."""
+        window = 1.0 if self.window is None else kernels.count(self.window) / math.prod(self.reader.layer.kernel)
+        return window * (1.0 if self.channels is None else len(self.channels) / self.reader.channels)
+
+    def summary(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        found: dict[str, Any] = {"layer": self.reader.layer.layer, "node": self.reader.node.name}
+        if self.window is not None:
+            found |= {"kernel": list(self.reader.layer.kernel), "window": [list(side) for side in self.window]}
+        if self.channels is not None:
+            gone = sorted(set(range(self.reader.channels)) - set(self.channels))
+            found |= {"channels": self.reader.channels, "removed": gone}
+        return found | ({} if self.error is None else {"error": self.error})
+
+    def __str__(self) -> str:
+        parts = []
+        if self.window is not None:
+            before = "x".join(map(str, self.reader.layer.kernel))
+            after = "x".join(str(n) for _, n, _ in self.window)
+            apart = "" if all(step == 1 for *_, step in self.window) else ", dilated"
+            parts.append(f"kernel {before} -> {after}{apart}")
+        if self.channels is not None:
+            parts.append(f"input channels {self.reader.channels} -> {len(self.channels)}")
+        error = "" if self.error is None else f", error {self.error:.3g}"
+        return f"{self.reader.layer.layer}: {', '.join(parts)}{error}"
+
+
+class CutPlan(Printed):
+    """Cuts of a model's layers. Printable, JSON-serialisable; `mask` and `apply` carry them out.
+
+    Parameters
+    ----------
+    graph : of the model they are for.
+    cuts : one for each layer that changes.
+    notes : what was left alone, and why.
+    """
+
+    def __init__(self, graph: Graph, cuts: Sequence[Cut], notes: Sequence[str] = ()) -> None:
+        self.graph = graph
+        self.cuts = tuple(cuts)
+        self.notes = tuple(notes)
+
+    @cached_property
+    def macs(self) -> int:
+        """Multiply-accumulates per sample that will be left."""
+        gone = sum(self._macs(cut) - round(self._macs(cut) * cut.left) for cut in self.cuts)
+        return cost.macs(self.graph) - gone // self.graph.batch
+
+    def _macs(self, cut: Cut) -> int:
+        return cost.node_macs(cut.reader.node, lambda name: self.graph.values[name].shape)
+
+    @cached_property
+    def parameters(self) -> int:
+        """Trained numbers that will be left."""
+        sizes = [(math.prod(self.graph.values[cut.reader.layer.weight].shape), cut.left) for cut in self.cuts]
+        return self.graph.size - sum(size - round(size * left) for size, left in sizes)
+
+    def axis_kept(self, node: str, letter: str) -> None:
+        """No axis of a value loses positions."""
+
+    def statistics(self, node: str) -> list[Any]:
+        """Nothing is averaged over fewer positions."""
+        return []
+
+    def mask(self, model: Model) -> Model:
+        """A new model of the same shapes, with zeros for the weights that go."""
+        stored = model.parameters()
+        zeroed = {}
+        for cut in self.cuts:
+            weight = stored[cut.reader.layer.weight]
+            stay = np.zeros(weight.shape, bool)
+            stay[np.ix_(*(np.arange(n) if k is None else k for n, k in zip(weight.shape, cut.kept, strict=True)))] = (
+                True
+            )
+            zeroed[cut.reader.layer.weight] = np.where(stay, weight, weight.dtype.type(0))
+        return model.then(model.adapter.replace(model.native, zeroed), {"step": "mask", "plan": self.summary()})
+
+    def apply(self, model: Model) -> Model:
+        """A new model whose layers read less."""
+        native = model.adapter.cut(model.native, self.cuts, model.example)
+        kept = {cut.reader.layer.weight: cut.kept for cut in self.cuts}
+        masks = {name: take(mask, kept.get(name, ())) for name, mask in model.masks.items()}
+        return model.then(native, {"step": "prune", "plan": self.summary()}, masks=masks)
+
+    def summary(self) -> dict[str, Any]:
+        """What goes and what is left, ready for JSON."""
+        return {
+            "cuts": [cut.summary() for cut in self.cuts],
+            "frozen": [],
+            "notes": list(self.notes),
+            **self.totals,
+        }
+
+    @classmethod
+    def from_json(cls, text: str, model: Model) -> CutPlan:
+        """The plan that `to_json` wrote, for `model`."""
+        data = json.loads(text)
+        return cls(model.graph, [_cut(model.graph, found) for found in data["cuts"]], data["notes"])
+
+    def __str__(self) -> str:
+        return "\n".join([self.headline, *(f"  {cut}" for cut in self.cuts), *(f"  note: {n}" for n in self.notes)])
+
+
+def _cut(graph: Graph, found: Mapping[str, Any]) -> Cut:
+    reader = next((r for r in readers(graph) if r.node.name == found["node"]), None)
+    same = reader is not None and found.get("kernel", list(reader.layer.kernel)) == list(reader.layer.kernel)
+    if reader is None or not same or found.get("channels", reader.channels) != reader.channels:
+        raise SlimlineError(f"The plan cuts {found['layer']}, which the model does not have like this: plan again.")
+    window = tuple((int(a), int(n), int(s)) for a, n, s in found["window"]) if "window" in found else None
+    gone = set(found.get("removed", ()))
+    channels = tuple(i for i in range(reader.channels) if i not in gone) if "channels" in found else None
+    return Cut(reader, window, channels, found.get("error"))

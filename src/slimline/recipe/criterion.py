@@ -1,0 +1,44 @@
+"""Criteria in a recipe: a name that slimline knows, or the user's ``package.module:function``."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, PlainSerializer
+
+from slimline.errors import unknown
+
+Named = Annotated[str | Callable[..., Any], PlainSerializer(lambda given: name_of(given), return_type=str)]
+
+
+def one_of(known: Sequence[str], pattern: str = "") -> BeforeValidator:
+    """Accepts the names in `known`, those that match `pattern`, ``package.module:function``, and functions."""
+
+    def check(given: Any) -> Any:
+        if callable(given):
+            return given
+        named = isinstance(given, str) and (given in known or ":" in given or re.fullmatch(pattern or "(?!)", given))
+        if not named:
+            raise unknown("criterion", str(given), [*known, "package.module:function"])
+        return given
+
+    return BeforeValidator(check)
+
+
+def name_of(criterion: str | Callable[..., Any]) -> str:
+    """The criterion as recipes write it."""
+    if isinstance(criterion, str):
+        return criterion
+    named = criterion if hasattr(criterion, "__qualname__") else type(criterion)
+    return f"{named.__module__}:{named.__qualname__}"
+
+
+def importable(criterion: object) -> bool:
+    """Whether another process finds this very criterion under its `name_of`."""
+    if not callable(criterion):
+        return True
+    module, _, attribute = name_of(criterion).partition(":")
+    return getattr(sys.modules.get(module), attribute, None) is criterion
