@@ -8,7 +8,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test test-all bench lint clean
+.PHONY: demo test test-all zoo bench lint clean
 
 demo: $(READY)
 	$(BIN)/slimline demo --framework $(FRAMEWORK)
@@ -17,9 +17,15 @@ test: lint
 	$(PYTEST) -n 2 --dist worksteal -m "not slow and not alone" --durations=15
 	$(PYTEST) -m "alone"
 
-test-all: lint
+test-all: lint .venv-zoo/.ready
 	$(PYTEST) -n 2 --dist worksteal -m "not alone" --durations=30
 	$(PYTEST) -m "alone"
+
+# Whole model zoos, hours of work: every model that benchmarks/results does not say is covered.
+zoo: $(READY) .venv-zoo/.ready
+	.venv-zoo/bin/python benchmarks/zoo_torchvision.py --resume
+	.venv-zoo/bin/python benchmarks/zoo_transformers.py --resume
+	$(BIN)/python benchmarks/zoo_keras.py --resume
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -29,11 +35,23 @@ bench: $(READY)
 	$(BIN)/python benchmarks/planning.py
 	$(BIN)/python benchmarks/fashion_torch.py
 	$(BIN)/python benchmarks/fashion_keras.py
+	$(BIN)/python benchmarks/structured.py
+	$(BIN)/python benchmarks/recovery.py
+	$(BIN)/python benchmarks/sparse_training.py
+	$(BIN)/python benchmarks/sparse.py --train
+	$(BIN)/python benchmarks/zeros.py
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt -e '.[all,dev]'
 	touch $@
 
+# torchvision needs the torch that it was built with, gigabytes with CUDA where there is no index of CPU builds: an
+# environment of its own.
+.venv-zoo/.ready: pyproject.toml
+	test -x .venv-zoo/bin/python || $(PYTHON) -m venv .venv-zoo
+	.venv-zoo/bin/python -m pip install --quiet $(PIP_FLAGS) -e '.[torch]' torchvision transformers
+	touch $@
+
 clean:
-	rm -rf .venv runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-zoo runs .pytest_cache .mypy_cache .ruff_cache

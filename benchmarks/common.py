@@ -67,11 +67,13 @@ class Entry:
         return f"{self.tool}: {self.recipe}"
 
 
-def options(description: str | None) -> argparse.Namespace:
-    """``--quick`` and ``--fresh``, with logging set up."""
+def options(description: str | None, only: Sequence[str] = ()) -> argparse.Namespace:
+    """``--quick``, ``--fresh`` and, where there are such, the ``names`` of what alone is to run; logging is set up."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a smoke test on few samples; results go to .cache/quick")
     parser.add_argument("--fresh", action="store_true", help="make every artifact anew")
+    if only:
+        parser.add_argument("names", nargs="*", metavar="NAME", help=f"only these of {', '.join(only)}")
     logging.basicConfig(level=logging.WARNING, format="%(relativeCreated)8d ms  %(message)s")
     for name in ("benchmark", "slimline"):
         logging.getLogger(name).setLevel(logging.INFO)

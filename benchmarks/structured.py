@@ -18,11 +18,13 @@ LEFT = (0.7, 0.5)
 
 
 def steps(left: float) -> dict[str, sl.ChannelPruning]:
-    """By name; all leave the same MACs."""
+    """By name; all leave at most the same MACs."""
     return {
         "L1": sl.ChannelPruning(target_macs=left, criterion="l1"),
         "L1, compensated": sl.ChannelPruning(target_macs=left, criterion="l1", scope="global", compensate=True),
         "OBS": sl.ChannelPruning(target_macs=left, criterion="obs", scope="global"),
+        "OBS, in 16s": sl.ChannelPruning(target_macs=left, criterion="obs", scope="global", round_to=16),
+        "OBS, widths measured": sl.ChannelPruning(target_macs=left, criterion="obs", scope="global", round_to="auto"),
     }
 
 

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ import numpy as np
 
 HERE = Path(__file__).parent
 RATIO, LESS, TOLERANCE = 0.3, 0.25, 1e-4
-TIMEOUT = 900
+TIMEOUT = 3600
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,12 @@ def main(
     skipped: Mapping[str, str],
     doc: str | None,
     examine: Callable[[Case], dict[str, Any]] | None = None,
+    order: Callable[[Iterable[str]], Sequence[str]] = tuple,
 ) -> None:
     """Sweep `cases`, or those named on the command line, into ``results/zoo_ZOO.{json,md}``; other rows stay.
 
-    `examine` gives the row of a case; by default that of a torch model, whole or by its parts.
+    `examine` gives the row of a case; by default that of a torch model, whole or by its parts. `order` says which
+    are run first; the table is in the order of `cases`.
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="models to run (default: all)")
@@ -66,12 +68,18 @@ def main(
         print(json.dumps(examine(case)))
         return
     path = HERE / f"results/zoo_{zoo}.json"
-    rows = {r["model"]: r for r in json.loads(path.read_text())["rows"]} if path.exists() else {}
-    for name in args.names or cases:
-        if not (args.resume and name in rows and rows[name]["covered"]):
-            rows[name] = {"model": name, **_fresh(name), "parts": list(cases[name].parts)}
-            print(_line(rows[name]), flush=True)
-            _write(path, [rows[name] for name in cases if name in rows], skipped)
+    for name in args.names or order(cases):
+        if not (args.resume and _rows(path).get(name, {"covered": False})["covered"]):
+            row = {"model": name, **_fresh(name), "parts": list(cases[name].parts)}
+            print(_line(row), flush=True)
+            rows = {**_rows(path), name: row}  # read anew: several sweeps may share the work
+            pending = dict.fromkeys((name for name in cases if name not in rows), "not yet")
+            _write(path, [rows[name] for name in cases if name in rows], {**skipped, **pending})
+
+
+def _rows(path: Path) -> dict[str, dict[str, Any]]:
+    """What was measured so far, by model."""
+    return {r["model"]: r for r in json.loads(path.read_text())["rows"]} if path.exists() else {}
 
 
 def _fresh(name: str) -> dict[str, Any]:
@@ -227,11 +235,15 @@ def _verdict(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _unsettle(module: Any) -> None:
-    """Norms whose statistics and affine parameters are not 0 and 1, so that exactness means something."""
+    """Norms whose statistics and affine parameters are not 0 and 1, and no matrix of zeros, such as the head that a
+    fresh vision transformer has, so that exactness means something."""
     import torch
     from torch import nn
 
     with torch.no_grad():
+        for p in module.parameters():
+            if p.dim() > 1 and not bool(p.any()):
+                p.normal_(0, 0.02)
         for m in module.modules():
             if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None:
                 m.running_mean.normal_(0, 0.1)
