@@ -13,7 +13,6 @@ from tests.test_compensation import made
 
 torch = pytest.importorskip("torch")
 nn = torch.nn
-RNG = np.random.default_rng(0)
 
 CONVOLUTIONS = {
     "plain": (nn.Conv2d(3, 4, 3, padding=1), (3, 9, 8)),
@@ -46,14 +45,15 @@ def keras_convolutions():
 
 def alone(framework, kind):
     """A model of one convolution, and inputs."""
+    rng = np.random.default_rng(0)
     if framework == "torch":
         layer, shape = CONVOLUTIONS[kind]
-        x = RNG.normal(size=(3, *shape)).astype(np.float32)
+        x = rng.normal(size=(3, *shape)).astype(np.float32)
         return sl.load(nn.Sequential(layer).eval(), x[:2]), x
     keras = pytest.importorskip("keras")
     layer, shape = keras_convolutions()[kind]
     inputs = keras.Input(shape)
-    return sl.load(keras.Model(inputs, layer(inputs))), RNG.normal(size=(3, *shape)).astype(np.float32)
+    return sl.load(keras.Model(inputs, layer(inputs))), rng.normal(size=(3, *shape)).astype(np.float32)
 
 
 def agree(left, right, x):
@@ -82,13 +82,14 @@ def test_any_kernel_within_a_kernel_computes_what_zeros_compute(framework, kind)
 
 def test_the_outer_ring_goes_without_a_trace():
     """3x3 to 1x1 and 5x5 to 3x3 need neither padding nor cropping of their own."""
+    rng = np.random.default_rng(0)
     net = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.Conv2d(3, 3, 5, padding=2), nn.Conv2d(3, 3, 5, padding=2))
     with torch.no_grad():
         for layer, ring in ((net[0], slice(1, 2)), (net[1], slice(1, 4)), (net[2], slice(0, 5, 2))):
             inner = torch.zeros_like(layer.weight)
             inner[:, :, ring, ring] = 1
             layer.weight *= inner
-    x = RNG.normal(size=(2, 2, 9, 9)).astype(np.float32)
+    x = rng.normal(size=(2, 2, 9, 9)).astype(np.float32)
     model = sl.load(net.eval(), x)
     small = sl.apply(
         model, sl.ChannelPruning(target_macs=(6 + 81 + 81) / (54 + 225 + 225), axes=("kernel",), scope="global")
@@ -136,9 +137,10 @@ def test_obs_meets_its_target_and_repairs(framework, axis, target):
 @pytest.mark.parametrize("criterion", ["l1", "l2", "taylor", "random"])
 @pytest.mark.parametrize("axis", ["kernel", "inputs"])
 def test_criteria_choose_by_their_formula(criterion, axis):
+    rng = np.random.default_rng(0)
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(4, 3, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
-    x = RNG.normal(size=(6, 4, 5, 5)).astype(np.float32)
+    x = rng.normal(size=(6, 4, 5, 5)).astype(np.float32)
     model = sl.load(net, x[:2])
     data = sl.Data(calibration=(x, np.arange(6) % 3), test=(x, np.arange(6) % 3))
     plan = sl.plan(model, sl.ChannelPruning(ratio=0.5, axes=(axis,), criterion=criterion), data)
@@ -163,7 +165,8 @@ def test_criteria_choose_by_their_formula(criterion, axis):
 
 
 def test_masks_of_single_weights_are_cut_too():
-    x = RNG.normal(size=(2, 3, 6, 6)).astype(np.float32)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 3, 6, 6)).astype(np.float32)
     model = sl.load(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 3)).eval(), x)
     sparse = sl.apply(model, sl.SparsePruning(amount=0.5))
     small = sl.apply(sparse, sl.ChannelPruning(ratio=0.5, axes=("kernel",)))
@@ -228,13 +231,14 @@ def test_what_cannot_be_done_is_said(step, said):
 
 
 def test_a_keras_model_of_open_size_says_why():
+    rng = np.random.default_rng(0)
     keras = pytest.importorskip("keras")
     L = keras.layers
     inputs = keras.Input((None, None, 3))
     y = L.Conv2D(4, 3, strides=2, padding="same")(inputs)
     y = L.Conv2D(4, 3, padding="same")(y)
     model = sl.load(keras.Model(inputs, L.GlobalAveragePooling2D()(y)), np.zeros((2, 9, 9, 3), np.float32))
-    x = RNG.normal(size=(2, 12, 7, 3)).astype(np.float32)
+    x = rng.normal(size=(2, 12, 7, 3)).astype(np.float32)
     (_, second) = readers(model.graph)
     plan = sl.plan(model, sl.ChannelPruning(ratio=0.5, axes=("kernel",), layers=(second.layer.layer,)))
     agree(plan.mask(model), plan.apply(model), x)

@@ -8,8 +8,6 @@ import pytest
 from slimline.errors import SlimlineError
 from slimline.measure import agreement, correct, score
 
-rng = np.random.default_rng(0)
-
 
 def test_correct_by_hand():
     outputs = np.array([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7], [np.nan, 0.0], [np.inf, 0.0]], np.float32)
@@ -18,6 +16,7 @@ def test_correct_by_hand():
 
 
 def test_accuracy_is_sklearns():
+    rng = np.random.default_rng(0)
     from sklearn.metrics import accuracy_score
 
     outputs, labels = rng.normal(size=(200, 7)), rng.integers(0, 7, 200)
@@ -27,6 +26,7 @@ def test_accuracy_is_sklearns():
 
 
 def test_dense_outputs_in_both_layouts():
+    rng = np.random.default_rng(0)
     outputs, labels = rng.normal(size=(3, 4, 5, 6)), rng.integers(0, 4, (3, 5, 6))
     expected = [np.mean(outputs[i].argmax(0) == labels[i]) for i in range(3)]
     assert correct(outputs, labels).tolist() == pytest.approx(expected)
@@ -36,6 +36,7 @@ def test_dense_outputs_in_both_layouts():
 
 
 def test_ambiguous_class_axis_is_asked_for():
+    rng = np.random.default_rng(0)
     outputs, labels = rng.normal(size=(3, 4, 4)), rng.integers(0, 4, (3, 4))
     with pytest.raises(SlimlineError, match="give class_axis"):
         correct(outputs, labels)

@@ -13,10 +13,10 @@ from slimline.errors import SlimlineError
 from slimline.measure import Latency, latency, measure_latency, speedup
 
 pytestmark = pytest.mark.alone
-rng = np.random.default_rng(0)
 
 
 def test_four_times_the_work_takes_four_times_the_time(artifact):
+    rng = np.random.default_rng(0)
     artifacts = {"one": artifact(384, 6)[0], "four": artifact(384, 24)[0]}
     x = rng.normal(size=(5, 384)).astype(np.float32)
     parts = []
@@ -100,6 +100,7 @@ def test_an_artifact_is_as_fast_as_itself(artifact):
 
 
 def test_speedup_interval():
+    rng = np.random.default_rng(0)
     drift = 1 + 0.5 * np.linspace(0, 1, 200) + rng.normal(0, 0.02, 200)  # slows down half as much again, for both alike
     before, after = Latency.of(6 * drift), Latency.of(2 * drift * (1 + rng.normal(0, 0.01, 200)))
     found = speedup(before, after)

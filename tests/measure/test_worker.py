@@ -15,10 +15,9 @@ from slimline.errors import SlimlineError
 from slimline.measure import Worker, file_bytes, measure_memory, outputs
 from slimline.measure.process import save
 
-rng = np.random.default_rng(0)
-
 
 def test_outputs_are_the_artifacts(artifact, monkeypatch):
+    rng = np.random.default_rng(0)
     path, matrix = artifact(16)
     x = rng.normal(size=(103, 16)).astype(np.float32)
     assert np.allclose(outputs(path, (x,), batch=8), x @ matrix, atol=1e-5)

@@ -10,7 +10,6 @@ from slimline.methods.proximal import adaptive_weights, group_factors, ridge_fac
 
 values = st.floats(-5, 5)
 amounts = st.floats(0, 3)
-rng = np.random.default_rng(0)
 
 
 @given(values, amounts, values)
@@ -33,6 +32,7 @@ def test_ridge_minimises(v, amount, other):
 
 @given(st.lists(st.lists(values, min_size=3, max_size=3), min_size=1, max_size=4), amounts)
 def test_group_factors_minimise(groups, amount):
+    rng = np.random.default_rng(0)
     v = np.array(groups)
     factors = group_factors(np.square(v).sum(axis=1), np.full(len(v), amount))
     w = v * factors[:, None]

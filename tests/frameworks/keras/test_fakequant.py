@@ -22,8 +22,6 @@ from keras import layers as L  # noqa: E402
 from slimline.errors import SlimlineError  # noqa: E402
 from slimline.frameworks.keras.gridded import IntegerActivation, fake_quantize  # noqa: E402
 
-RNG = np.random.default_rng(0)
-
 
 def _loaded(net: keras.Model) -> tuple[Any, tuple[np.ndarray, ...]]:
     """The canonical model with random statistics and weights, and example inputs."""
@@ -107,8 +105,9 @@ def _quantized_dense() -> tuple[Any, tuple[np.ndarray, ...], Quantization]:
 
 
 def test_quantized_dense_is_numpys(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
     native, _, quantization = _quantized_dense()
-    x = RNG.normal(size=(64, 7)).astype(np.float32)
+    x = rng.normal(size=(64, 7)).astype(np.float32)
     stored = KERAS.parameters(native)
     grids = quantization.activations
     kernel = ranges.fake_quantize(stored["fc/kernel"], quantization.weights["fc/kernel"])
@@ -188,9 +187,10 @@ def test_a_layer_without_integer_form_is_named() -> None:
 
 
 def test_observe_sees_every_batch_once() -> None:
+    rng = np.random.default_rng(0)
     i = keras.Input((3,), name="x")
     native, _ = _loaded(keras.Model(i, L.Dense(2, activation="relu", name="fc")(i)))
-    batches = [(RNG.normal(size=(n, 3)).astype(np.float32),) for n in (4, 2)]
+    batches = [(rng.normal(size=(n, 3)).astype(np.float32),) for n in (4, 2)]
     seen: dict[str, list[np.ndarray]] = {"x": [], "fc": [], "fc.activation": []}
     KERAS.observe(native, batches, list(seen), lambda name, array: seen[name].append(array))
     stored = KERAS.parameters(native)
