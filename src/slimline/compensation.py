@@ -130,6 +130,7 @@ class _Job:
     ----------
     before, layer : it in the dense model and in the pruned one.
     kept : of its groups and outputs in the dense model, those that are left.
+    carried : by axis at whose positions it is applied, those that are left, where some are gone.
     shift : the parameter that takes the constant: a bias, or (`negative`) the mean of a batch norm; None for neither.
     through, other : what is added to make a residual sum: an affine function of the layer's output, and the rest.
     """
@@ -137,6 +138,7 @@ class _Job:
     before: LayerMatrix
     layer: LayerMatrix
     kept: tuple[Array, Array]
+    carried: Mapping[str, Array]
     shift: str | None
     negative: bool
     through: str | None = None
@@ -184,7 +186,7 @@ def _jobs(graph: Graph, plans: Removals) -> tuple[list[_Job], dict[str, frozense
             if touched and layer.weight in graph.trainable and len(readers[layer.weight]) == 1:
                 shift, negative = constant_slot(graph, layer, readers)
                 kept = _kept(plans, node.name, before.groups), _kept(plans, node.name, before.outputs)
-                found.append(_Job(before, layer, kept, shift, negative))
+                found.append(_Job(before, layer, kept, _carried(plans, before), shift, negative))
                 behind.setdefault(layer.input, frozenset())
                 come |= {node.name}
         if touched:
@@ -202,6 +204,12 @@ def _kept(plans: Removals, node: str, terms: Terms) -> Array:
             left = left if kept is None else left[kept]
         stay &= np.isin(np.arange(size), left).reshape([-1 if i == d else 1 for i in range(len(terms))])
     return np.flatnonzero(stay)
+
+
+def _carried(plans: Removals, before: LayerMatrix) -> dict[str, Array]:
+    """By axis that the layer carries along and that loses positions, those that stay."""
+    stay = {name: _kept(plans, before.node, ((name, size),)) for name, size in before.carried}
+    return {name: stay[name] for name, size in before.carried if len(stay[name]) < size}
 
 
 def _with_sums(graph: Graph, jobs: Sequence[_Job], behind: Mapping[str, frozenset[str]]) -> list[_Job]:
@@ -268,10 +276,10 @@ class _Targets:
             for job, what in reads[name]:
                 node = job.layer.node
                 if what == "input":
-                    rows = job.before.rows(array, limit)[job.kept[0]]
+                    rows = job.before.rows(array, limit, job.carried)[job.kept[0]]
                     self.outputs[node].append(np.asarray(rows @ weights[node].swapaxes(1, 2), np.float32))
                 else:
-                    rows = job.before.results(array, limit)[job.kept[0]][:, :, job.kept[1]]
+                    rows = job.before.results(array, limit, job.carried)[job.kept[0]][:, :, job.kept[1]]
                     (after if what == "through" else self.others)[node].append(np.asarray(rows, np.float32))
 
         run(see)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from slimline.graph.ops import Window
 Array = np.ndarray[Any, np.dtype[Any]]
 Terms = tuple[tuple[str, int], ...]
 """Axes, each with its size; a kernel's dimensions are called ``.0``, ``.1``, …"""
+NOTHING: Mapping[str, Array] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class LayerMatrix:
     input, output : names of the activations.
     weight, bias : names of the parameters; the bias may be None.
     groups, outputs, inputs : the axes of `W`, outermost first.
+    carried : axes that it neither contracts nor makes: it is applied at each of their positions.
     """
 
     layer: str
@@ -46,6 +49,7 @@ class LayerMatrix:
     groups: Terms
     outputs: Terms
     inputs: Terms
+    carried: Terms
     _stored: Terms
     _dims: tuple[tuple[str, ...], ...]
     _window: Window | None
@@ -105,25 +109,35 @@ class LayerMatrix:
         places = [name for name, _ in self._stored]
         return [places.index(name) for name, _ in (*self.groups, *self.outputs, *self.inputs)]
 
-    def rows(self, x: Array, limit: int | None = None) -> Array:
-        """The input activation as ``(groups, rows, inputs)``; of more than `limit` rows, that many spread evenly."""
+    def rows(self, x: Array, limit: int | None = None, kept: Mapping[str, Array] = NOTHING) -> Array:
+        """The input activation as ``(groups, rows, inputs)``; of more than `limit` rows, that many spread evenly.
+
+        `kept` names of `carried` axes the positions that are wanted, where that is not all.
+        """
         unfolded = x if self._window is None else self._unfold(x)
         kernel = tuple((name,) for name, _ in self.inputs if name.startswith("."))
-        return self._flat(unfolded, (*self._dims, *kernel), self.inputs, limit)
+        return self._flat(unfolded, (*self._dims, *kernel), self.inputs, limit, kept)
 
-    def results(self, y: Array, limit: int | None = None) -> Array:
+    def results(self, y: Array, limit: int | None = None, kept: Mapping[str, Array] = NOTHING) -> Array:
         """An activation of the output's shape as ``(groups, rows, outputs)``, the rows those of `rows`.
 
         Not of a transposed convolution with a kernel, whose outputs belong to several rows.
         """
-        return self._flat(y, self._made, self.outputs, limit)
+        return self._flat(y, self._made, self.outputs, limit, kept)
 
     @property
     def one_to_one(self) -> bool:
         """Whether every number of the output belongs to one row, so that `results` is there."""
         return not any(name.startswith(".") for name, _ in self.outputs)
 
-    def _flat(self, array: Array, dims: Sequence[tuple[str, ...]], inner: Terms, limit: int | None) -> Array:
+    def _flat(
+        self,
+        array: Array,
+        dims: Sequence[tuple[str, ...]],
+        inner: Terms,
+        limit: int | None,
+        kept: Mapping[str, Array],
+    ) -> Array:
         sizes = dict((*self.groups, *inner))
         names: list[str] = []
         shape: list[int] = []
@@ -133,6 +147,8 @@ class LayerMatrix:
         places = [name for dim in self._dims for name in dim if name in names and name not in sizes]
         last = [name for name, _ in (*self.groups, *inner)]
         moved = array.reshape(shape).transpose([names.index(n) for n in (*places, *last)])
+        for i, name in enumerate(places):
+            moved = moved.take(kept[name], axis=i) if name in kept else moved
         lead = moved.shape[: len(places)]
         count = math.prod(lead)
         if limit is not None and count > limit:
@@ -234,6 +250,7 @@ def _matrix(graph: Graph, node: Node) -> LayerMatrix | None:
         groups=groups,
         outputs=(*outputs, *dots) if transposed else outputs,
         inputs=inputs if transposed else (*inputs, *dots),
+        carried=tuple((n, sizes[n]) for dim in dims for n in dim if n in made and n in sizes and n not in dict(plain)),
         _stored=tuple(stored),
         _dims=tuple((f"@{d}",) if dim == (".",) else dim for d, dim in enumerate(dims)),
         _window=window,
