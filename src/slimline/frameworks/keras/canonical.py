@@ -19,13 +19,15 @@ import numpy as np
 from keras.src.ops.numpy import (
     Einsum,
     ExpandDims,
+    Flip,
     LogicalAnd,
     Multiply,
+    Reshape,
 )  # bare operations get a stable name only through their class
 
 from slimline.errors import SlimlineError
 from slimline.frameworks.keras.functional import Call, Copies, clone, finalize, is_functional, rebuild, replay
-from slimline.frameworks.keras.unfold import is_composite, opened
+from slimline.frameworks.keras.unfold import is_composite, masked_as, opened, own_weights, tensors_of, with_masks
 
 Array = np.ndarray
 L = keras.layers
@@ -44,30 +46,42 @@ def canonical(model: keras.Model) -> keras.Model:
 
 
 def _visit(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any], copies: Copies, prefix: str) -> Any:
-    operation = call.operation
-    name = prefix + operation.name
+    again = call.name.removeprefix(call.operation.name)
+    return _convert(call.operation, args, kwargs, copies, prefix + call.operation.name, again)
+
+
+def _convert(
+    operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any], copies: Copies, name: str, again: str
+) -> Any:
+    """Call the counterparts of an operation, called `name`, for the first time or `again` (``@1``, ``@2`` …)."""
+    is_layer = isinstance(operation, L.Layer)
     if is_functional(operation) and not any(v is not None for v in kwargs.values()):
         inner = partial(_visit, copies=copies, prefix=f"{name}.")
         outputs = replay(operation, keras.tree.flatten(args), inner)
         return keras.tree.pack_sequence_as(_structure(operation), outputs)
-    if is_composite(operation):
-        found = copies.of((id(operation), call.name, "opened"), lambda: opened(operation, call))
-        if found is not None:
-            graph, structure = found
-            tensors = [t for t in keras.tree.flatten((args, kwargs)) if isinstance(t, keras.KerasTensor)]
-            again = call.name.removeprefix(operation.name)  # of a shared layer every call has bare functions of its own
-            inner = partial(_visit, copies=copies, prefix=f"{name}{again.replace('@', '.call')}.")
-            return keras.tree.pack_sequence_as(structure, replay(graph, tensors, inner))
+    if is_layer:
+        kwargs = with_masks(operation, args, kwargs)
     parts = _Parts(name, copies)
+    if type(operation) is L.MultiHeadAttention and _plain_attention(operation, args, kwargs):
+        return masked_as(operation, args, kwargs, _attention(parts, operation, *args, **kwargs))
+    if is_composite(operation):
+        found = copies.of((id(operation), again, "opened"), lambda: opened(operation, args, kwargs))
+        if found is not None:
+            # Of a shared layer every call has bare functions of its own.
+            inner = partial(_visit, copies=copies, prefix=f"{name}{again.replace('@', '.call')}.")
+            tensors = tensors_of(args, kwargs)
+            tensors += own_weights(found.own, tensors[0], f"{name}.", copies)
+            outputs = replay(found.graph, tensors, inner)
+            return masked_as(operation, args, kwargs, keras.tree.pack_sequence_as(found.outputs, outputs))
     if type(operation) in (L.TimeDistributed, L.SpectralNormalization) and _transparent(operation):
-        name = f"{prefix}{operation.name}"
-        operation, args, kwargs = operation.layer, args[:1], {}
-        return _weighted_or_active(parts, operation, name, args, kwargs)
-    if type(operation) is L.MultiHeadAttention and _plain_attention(operation, call):
-        return _attention(parts, operation, *args, **kwargs)
+        return _weighted_or_active(parts, operation.layer, name, args[:1], {})
+    if type(operation) is L.TimeDistributed and _unmasked(operation, kwargs) and args[0].shape[1] is not None:
+        return masked_as(operation, args, kwargs, _at_every_step(parts, operation, args[0], again))
+    if type(operation) is L.Bidirectional and not operation.stateful:
+        return masked_as(operation, args, kwargs, _both_ways(parts, operation, again, *args, **kwargs))
     if type(operation) in (L.SeparableConv1D, L.SeparableConv2D):
         y = _separable(parts, operation, *args)
-    elif call.is_layer:
+    elif is_layer:
         return _weighted_or_active(parts, operation, name, args, kwargs)
     else:
         return parts.copy(operation, name)(*args, **kwargs)
@@ -85,6 +99,51 @@ def _transparent(wrapper: Any) -> bool:
     """Whether a wrapper computes what its layer alone does: one that works on the last dimension of any rank, for every
     time step; or any whose spectral norm, at inference, is in its weights already."""
     return type(wrapper) is L.SpectralNormalization or type(wrapper.layer) is L.Dense
+
+
+def _unmasked(wrapper: Any, kwargs: Mapping[str, Any]) -> bool:
+    """Whether the layer of a `TimeDistributed` is told of no mask."""
+    return kwargs.get("mask") is None or not wrapper.layer._call_has_mask_arg
+
+
+def _at_every_step(parts: _Parts, wrapper: Any, x: Any, again: str) -> Any:
+    """The layer of a `TimeDistributed` on all steps at once, as samples of one batch."""
+    shape = (-1, *x.shape[2:])
+    folded = parts.make(wrapper, f"fold{again}", lambda name: Reshape(shape, name=_plain(name)))(x)
+    y = _convert(wrapper.layer, (folded,), {}, parts.copies, f"{parts.name}.{wrapper.layer.name}", again)
+    back = (-1, x.shape[1], *y.shape[1:])
+    return parts.make(wrapper, f"unfold{again}", lambda name: Reshape(back, name=_plain(name)))(y)
+
+
+def _both_ways(
+    parts: _Parts, layer: Any, again: str, sequences: Any, initial_state: Any = None, mask: Any = None, **more: Any
+) -> Any:
+    """The two layers of a `Bidirectional`, the second one's steps turned round, and what merges them."""
+    states = [None, None]
+    if initial_state is not None:
+        half = len(initial_state) // 2
+        states = [initial_state[:half], initial_state[half:]]
+    results = []
+    for inner, state in zip((layer.forward_layer, layer.backward_layer), states, strict=True):
+        given = {**more, "mask": mask, **({} if state is None else {"initial_state": list(state)})}
+        results.append(_convert(inner, (sequences,), given, parts.copies, f"{parts.name}.{inner.name}", again))
+    last: list[Any] = []
+    if layer.return_state:
+        last = [state for result in results for state in result[1:]]
+        results = [result[0] for result in results]
+    there, back = results
+    if layer.return_sequences:
+        back = parts.make(layer, f"turned{again}", lambda name: Flip(axis=1, name=_plain(name)))(back)
+    merges = {"concat": L.Concatenate, "sum": L.Add, "mul": L.Multiply, "ave": L.Average}
+    if layer.merge_mode is None:
+        return (there, back, *last)
+    merged = parts.make(layer, "merged", lambda name: merges[layer.merge_mode](name=name))([there, back])
+    return (merged, *last) if last else merged
+
+
+def _plain(name: str) -> str:
+    """A name that operations take."""
+    return name.replace("@", ".call")
 
 
 def _structure(model: keras.Model) -> Any:
@@ -184,16 +243,15 @@ def _separable(parts: _Parts, layer: Any, x: Any) -> Any:
     return y
 
 
-def _plain_attention(layer: Any, call: Call) -> bool:
-    """Whether an attention layer is the textbook one, masked or not; gates and returned scores keep it whole."""
+def _plain_attention(layer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether an attention layer is the textbook one, with or without an `attention_mask`; any other is opened."""
     known = ("query", "value", "key", "attention_mask", "use_causal_mask", "training")
-    extras = [v for name, v in call.kwargs.items() if name not in known]
-    length = tuple(t.shape for t in call.inputs)
-    if call.kwargs.get("use_causal_mask") and any(len(s) != 3 or s[1] is None for s in length):
+    extras = [v for name, v in kwargs.items() if name not in known]
+    shapes = [t.shape for t in tensors_of(args, kwargs)]
+    if kwargs.get("use_causal_mask") and any(len(s) != 3 or s[1] is None for s in shapes):
         return False
-    masked = any(getattr(t, "_keras_mask", None) is not None for t in call.inputs)
     special = layer._use_gate or layer._sliding_window is not None
-    return len(call.args) <= 3 and not (any(e is not None and e is not False for e in extras) or masked or special)
+    return len(args) <= 3 and not special and not any(e is not None and e is not False for e in extras)
 
 
 def _attention(

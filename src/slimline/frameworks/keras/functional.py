@@ -16,6 +16,7 @@ import keras
 import numpy as np
 
 from slimline.errors import SlimlineError
+from slimline.frameworks.keras.weight import Weight
 
 SEED_STATE = "seed_generator_state"
 """Last part of the path of the random state that dropout layers store among their variables."""
@@ -52,8 +53,15 @@ class Call:
         return isinstance(self.operation, keras.layers.Layer)
 
     @property
+    def is_weight(self) -> bool:
+        """Whether the output is a parameter itself and not computed."""
+        return isinstance(self.operation, Weight)
+
+    @property
     def names(self) -> tuple[str, ...]:
-        """Names of the output values: the call's own, with ``:0``, ``:1`` … where there are several."""
+        """Names of the output values: the call's own, with ``:0``, ``:1`` … where there are several; a parameter's."""
+        if self.is_weight:
+            return (f"{self.operation.name}/value",)
         if len(self.outputs) == 1:
             return (self.name,)
         return tuple(f"{self.name}:{i}" for i in range(len(self.outputs)))

@@ -62,8 +62,10 @@ def _refusal(source: Any) -> str:
 
 
 def example_inputs(model: keras.Model, shapes: Sequence[tuple[Sequence[int], str]] | None = None) -> tuple[Array, ...]:
-    """Fixed normal numbers (zero where integers are wanted) of `shapes`: shape and dtype per input, by default
-    a batch of 2 of the model's own."""
+    """Fixed normal numbers of `shapes` (shape and dtype per input), by default a batch of 2 of the model's own.
+
+    Ones where integers are wanted: token 0 is often padding, and the mean over nothing but padding is no number.
+    """
     random = np.random.default_rng(0)
     if shapes is None:
         shapes = [((t.shape[0] or 2, *t.shape[1:]), t.dtype) for t in model.inputs]
@@ -74,7 +76,7 @@ def example_inputs(model: keras.Model, shapes: Sequence[tuple[Sequence[int], str
                 f"Input {input_name(tensor)!r} has unknown sizes {tuple(tensor.shape)}: give example inputs."
             )
         floating = "float" in dtype
-        numbers = random.standard_normal(tuple(shape)) if floating else np.zeros(tuple(shape))
+        numbers = random.standard_normal(tuple(shape)) if floating else np.ones(tuple(shape))
         made.append(numbers.astype("float32" if dtype == "bfloat16" else dtype))
     return tuple(made)
 

@@ -28,12 +28,13 @@ def read(native: keras.Model, example: tuple[Array, ...]) -> Graph:
     """The neutral graph of a canonical model, with shapes at the example's batch size."""
     from slimline.frameworks.keras.rules_layers import LAYERS
     from slimline.frameworks.keras.rules_ops import FUNCTIONS
+    from slimline.frameworks.keras.rules_recurrent import RECURRENT
 
     reader = Reader(native, example)
     for call in reader.calls:
-        if call.is_input:
+        if call.is_input or call.is_weight:
             continue
-        rules = LAYERS if call.is_layer else FUNCTIONS
+        rules = {**LAYERS, **RECURRENT} if call.is_layer else FUNCTIONS
         # Exact classes: a subclass may compute something else.
         kind = type(call.operation)
         rule = rules.get(PLAIN.get(kind, kind))

@@ -5,6 +5,7 @@ Weights are sliced by `rewrite`; here are the numbers that count positions. A cl
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,11 +13,14 @@ from typing import Any
 import keras
 import numpy as np
 from keras.src.applications import convnext
+from keras.src.layers.rnn.conv_lstm import ConvLSTM
 from keras.src.ops import nn
 from keras.src.ops import numpy as numpy_ops
 
 from slimline.frameworks.keras.functional import Call, input_name, is_constant
 from slimline.frameworks.keras.rules_ops import expanded_key, take_indices
+from slimline.frameworks.keras.rules_recurrent import RECURRENT, cells_of
+from slimline.frameworks.keras.weight import Weight
 from slimline.graph.plan import Plan
 
 L = keras.layers
@@ -66,6 +70,19 @@ def _einsum_dense(call: Call, sizes: Sizes) -> dict[str, Any]:
     wanted = (before,) if isinstance(before, int) else tuple(before)
     after = sizes.shape(call.outputs[0])[-len(wanted) :]
     return {"output_shape": tuple(None if w is None else n for w, n in zip(wanted, after, strict=True))}
+
+
+def _recurrent(call: Call, sizes: Sizes) -> dict[str, Any]:
+    """The width of a layer with one cell, or of the cells in its config."""
+    layer = call.operation
+    widths = [sizes.weight(cell.recurrent_kernel)[-2] for cell in cells_of(layer)]
+    if type(layer) is not L.RNN:
+        return {"filters" if isinstance(layer, ConvLSTM) else "units": widths[0]}
+    config = copy.deepcopy(layer.get_config()["cell"])
+    found = config["config"]["cells"] if type(layer.cell) is L.StackedRNNCells else [config]
+    for cell, width in zip(found, widths, strict=True):
+        cell["config"]["filters" if "filters" in cell["config"] else "units"] = width
+    return {"cell": config}
 
 
 def _group_norm(call: Call, sizes: Sizes) -> dict[str, Any]:
@@ -118,6 +135,8 @@ CONFIGS: Mapping[type, Config] = {
     L.EinsumDense: _einsum_dense,
     convnext.LayerScale: lambda call, sizes: {"projection_dim": sizes.weight(call.operation.gamma)[0]},
     L.Embedding: lambda call, sizes: {"output_dim": sizes.weight(call.operation.embeddings)[-1]},
+    **dict.fromkeys(RECURRENT, _recurrent),
+    Weight: lambda call, sizes: {"shape": sizes.weight(call.operation.value)},
     L.GroupNormalization: _group_norm,
     L.RepeatVector: lambda call, sizes: {"n": sizes.shape(call.outputs[0])[1]},
     L.Reshape: _counted("target_shape", batch=False),

@@ -1,59 +1,191 @@
 """Layers and models that a user wrote as classes, opened into the calls that their `call` makes.
 
-A class whose weights all belong to layers it holds is only a function of these: called on a symbolic tensor it gives a
-functional graph. One with weights of its own, or whose `call` leaves Keras, stays whole.
+Called on symbolic tensors, a layer gives a functional graph over the layers it holds. The weights of its own it reads as
+tensors, too, each from a `Weight`. One whose `call` leaves Keras, or does something else in training, stays whole.
 """
 
 from __future__ import annotations
 
+import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import keras
+from keras.src.backend import get_keras_mask, set_keras_mask  # they have no public name
 
-from slimline.frameworks.keras.functional import Call, calls
+from slimline.frameworks.keras.functional import Copies, calls, replay
+from slimline.frameworks.keras.weight import Weight
 
 log = logging.getLogger(__name__)
+L = keras.layers
+
+OPENED = (L.MultiHeadAttention, L.GroupQueryAttention, L.Attention, L.AdditiveAttention)
+"""Classes of Keras' own that are opened like a user's."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What a layer does in one call.
+
+    Attributes
+    ----------
+    graph : functional model over the call's tensors (see `tensors_of`) and then the layer's own weights.
+    outputs : the structure of its outputs.
+    own : the layer's own weights, by the names of its attributes.
+    """
+
+    graph: keras.Model
+    outputs: Any
+    own: Mapping[str, Any]
 
 
 def is_composite(layer: Any) -> bool:
-    """Whether a layer is the user's own class, built, and all of its weights are those of layers that it holds."""
-    if not isinstance(layer, keras.layers.Layer) or type(layer).__module__.split(".")[0] == "keras":
+    """Whether a layer may be opened: built, with a `call` of its user's, and no state but layers and weights."""
+    if not isinstance(layer, L.Layer) or not layer.built or type(layer).call is L.Layer.call:
         return False
-    if type(layer).call is keras.layers.Layer.call or not layer.built:
+    if type(layer).__module__.split(".")[0] in ("keras", "slimline") and type(layer) not in OPENED:
         return False
-    inner = list(layer._flatten_layers(include_self=False))
-    held = {id(v) for part in inner for v in part.variables}
-    return bool(inner) and all(id(v) in held for v in layer.variables)
+    own = {id(v) for v in _own(layer)}
+    mixed = bool(own) and layer.compute_dtype != layer.variable_dtype  # a weight is cast where a layer reads it
+    return not mixed and own <= {id(v) for v in _attributes(layer).values()}
 
 
-def opened(layer: Any, call: Call) -> tuple[keras.Model, Any] | None:
-    """What a composite layer does in a call, as a functional model over the call's inputs, and its outputs' structure;
-    None where its `call` cannot be followed."""
-    fresh = {id(t): keras.Input(batch_shape=tuple(t.shape), dtype=t.dtype) for t in call.inputs}
-    args, kwargs = keras.tree.map_structure(lambda a: fresh.get(id(a), a), (call.args, dict(call.kwargs)))
-    return _followed(layer, list(fresh.values()), lambda: layer.call(*args, **kwargs))
+def _own(layer: Any) -> list[Any]:
+    """The weights, and random states, that belong to no layer inside."""
+    held = {id(v) for part in layer._flatten_layers(include_self=False) for v in part.variables}
+    return [v for v in layer.variables if id(v) not in held]
+
+
+def _attributes(layer: Any) -> dict[str, Any]:
+    """The layer's variables by the attribute that holds them; one in a list by its place, too."""
+    found = {}
+    for name, value in vars(layer).items():
+        if isinstance(value, keras.Variable):
+            found[name] = value
+        elif isinstance(value, list) and not name.startswith("_"):
+            found |= {f"{name}.{i}": v for i, v in enumerate(value) if isinstance(v, keras.Variable)}
+    return found
+
+
+def opened(layer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Opened | None:
+    """What a composite layer does with these arguments; None where its `call` cannot be followed."""
+    given = tensors_of(args, kwargs)
+    fresh = {id(t): keras.Input(batch_shape=tuple(t.shape), dtype=t.dtype) for t in given}
+    masks = [(fresh[id(t)], fresh[id(mask)]) for t in given if (mask := get_keras_mask(t)) is not None]
+    args, kwargs = keras.tree.map_structure(lambda a: fresh.get(id(a), a), (args, dict(kwargs)))
+
+    def run(**more: Any) -> Any:
+        for tensor, mask in masks:  # attention takes them off
+            set_keras_mask(tensor, mask)
+        return layer.call(*args, **{**kwargs, **more})
+
+    return _followed(layer, list(fresh.values()), run)
 
 
 def functional(model: keras.Model, example: tuple[Any, ...]) -> keras.Model | None:
-    """A subclassed model as a functional one over the same layers, called as on `example`; None where it has weights of
-    its own, or cannot be followed."""
+    """A subclassed model as a functional one over the same layers, called as on `example`; None where it cannot be
+    followed."""
     if not is_composite(model):
         return None
     inputs = [keras.Input(x.shape[1:], dtype=str(x.dtype), name=f"input_{i}") for i, x in enumerate(example)]
-    found = _followed(model, inputs, lambda: model.call(inputs if len(inputs) > 1 else inputs[0]))
-    return None if found is None else found[0]
+    found = _followed(model, inputs, lambda **more: model.call(inputs if len(inputs) > 1 else inputs[0], **more))
+    if found is None or not found.own:
+        return None if found is None else found.graph
+    tensors = [*inputs, *own_weights(found.own, inputs[0], "", Copies())]
+    outputs = replay(found.graph, tensors, lambda call, args, kwargs: call.operation(*args, **kwargs))
+    return keras.Model(inputs, outputs, name=model.name)
 
 
-def _followed(layer: Any, inputs: list[Any], run: Callable[[], Any]) -> tuple[keras.Model, Any] | None:
+def own_weights(own: Mapping[str, Any], anchor: Any, prefix: str, made: Copies) -> list[Any]:
+    """An opened layer's own weights as tensors of a graph that `anchor` belongs to, each `made` once."""
+    tensors = []
+    for attribute, variable in own.items():
+        name = f"{prefix}{attribute.lstrip('_')}"
+        weight = made.of((id(variable), "weight"), lambda name=name, v=variable: Weight.of(v, name))
+        tensors.append(weight(anchor))
+        weight.value.assign(variable)
+    return tensors
+
+
+def tensors_of(args: Any, kwargs: Any) -> list[Any]:
+    """The tensors among the arguments of a call, each once, and then the masks that they carry."""
+    given = [t for t in keras.tree.flatten((args, dict(kwargs))) if isinstance(t, keras.KerasTensor)]
+    masks = [get_keras_mask(t) for t in given]
+    return list({id(t): t for t in [*given, *masks] if t is not None}.values())
+
+
+def with_masks(layer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The keyword arguments of a call, with the masks that Keras takes from its tensors: of one tensor ``mask``, of
+    several ``NAME_mask``, where `call` has such an argument that is not given."""
+    signature = inspect.signature(layer.call)
+    given = signature.bind(*args, **kwargs).arguments
+    tensors = {
+        name: value
+        for name, value in given.items()
+        if (flat := keras.tree.flatten(value)) and all(t is None or isinstance(t, keras.KerasTensor) for t in flat)
+        and any(t is not None for t in flat)
+    }
+    found = {}
+    for name, value in tensors.items():
+        wanted = "mask" if len(tensors) == 1 else f"{name}_mask"
+        mask = keras.tree.map_structure(lambda t: None if t is None else get_keras_mask(t), value)
+        if wanted in signature.parameters and given.get(wanted) is None:
+            if any(m is not None for m in keras.tree.flatten(mask)):
+                found[wanted] = mask
+    return {**kwargs, **found}
+
+
+def masked_as(layer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], outputs: Any) -> Any:
+    """The outputs of an opened layer, with the masks that the layer gives them."""
+    if layer.supports_masking:
+        first = args[0] if args else next(iter(kwargs.values()))
+        before = kwargs.get("mask")
+        before = keras.tree.map_structure(get_keras_mask, first) if before is None else before
+        layer._set_mask_metadata(first, outputs, before)
+    return outputs
+
+
+def _followed(layer: Any, inputs: list[Any], run: Callable[..., Any]) -> Opened | None:
+    """The graph of a `run` of the layer's `call` on `inputs`, once and the same with ``training=True``."""
+    own = {name: v for name, v in _attributes(layer).items() if id(v) in {id(v) for v in _own(layer)}}
+    weights = [keras.Input(batch_shape=tuple(v.shape), dtype=v.dtype) for v in own.values()]
     try:
-        outputs = run()
-        inner = keras.Model(inputs, keras.tree.flatten(outputs), name=layer.name)
+        with _replaced(layer, dict(zip(map(id, own.values()), weights, strict=True))):
+            outputs = run()
+            inner = keras.Model([*inputs, *weights], keras.tree.flatten(outputs), name=layer.name)
+            if "training" in inspect.signature(layer.call).parameters:
+                trained = keras.Model([*inputs, *weights], keras.tree.flatten(run(training=True)))
+                if _operations(trained) != _operations(inner):
+                    raise NotImplementedError("it does something else in training")
     except Exception as reason:  # a user's code may raise anything: the layer stays whole, and the plan says so
         log.info("%s stays whole: %s", layer.name, reason)
         return None
     bare = [c.operation for c in calls(inner) if not c.is_input and not c.is_layer]
     for index, operation in enumerate(dict.fromkeys(bare)):  # Keras counts those of the whole process
         operation.name = f"{type(operation).__name__.lower()}_{index}"
-    return inner, outputs
+    return Opened(inner, outputs, own)
+
+
+def _operations(model: keras.Model) -> list[Any]:
+    return [type(c.operation) for c in calls(model)]
+
+
+@contextmanager
+def _replaced(layer: Any, tensors: Mapping[int, Any]) -> Iterator[None]:
+    """The layer's attributes with tensors in place of variables (by id), for a while."""
+
+    def changed(value: Any) -> Any:
+        if isinstance(value, list):
+            return [tensors.get(id(v), v) for v in value]
+        return tensors.get(id(value), value)
+
+    names = {name.partition(".")[0] for name, v in _attributes(layer).items() if id(v) in tensors}
+    before = {name: vars(layer)[name] for name in names}
+    vars(layer).update({name: changed(value) for name, value in before.items()})  # past Keras' tracking of attributes
+    try:
+        yield
+    finally:
+        vars(layer).update(before)
