@@ -253,11 +253,11 @@ def reduce(rank: int, axes: Sequence[int], keepdims: bool, function: str, output
     return {"equation": parse(text, statistics=[names[a] for a in axes]), "function": function, "axes": tuple(axes)}
 
 
-def softmax(rank: int, axis: int) -> Attributes:
-    """Softmax, log-softmax and other functions that normalise over one axis."""
+def softmax(rank: int, *axes: int) -> Attributes:
+    """Softmax, log-softmax and other functions that normalise over `axes`, mostly one."""
     names = _axes(rank)
     x = " ".join(names)
-    return {"equation": parse(f"{x} -> {x}", statistics=(names[axis],)), "axes": (axis,)}
+    return {"equation": parse(f"{x} -> {x}", statistics=[names[a] for a in axes]), "axes": axes}
 
 
 def normalize(rank: int, axes: Sequence[int]) -> Attributes:

@@ -7,6 +7,7 @@ Everything here is the public structure of Keras 3's functional graph, apart fro
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +18,8 @@ import numpy as np
 
 from slimline.errors import SlimlineError
 from slimline.frameworks.keras.weight import Weight
+
+_STORED = ("float", "bfloat", "bool")
 
 SEED_STATE = "seed_generator_state"
 """Last part of the path of the random state that dropout layers store among their variables."""
@@ -68,7 +71,7 @@ class Call:
 
     @cached_property
     def constants(self) -> dict[str, np.ndarray]:
-        """Floating-point arrays among the arguments, by name (``add/constant``)."""
+        """Arrays among the arguments that are stored tensors, by name (``add/constant``)."""
         found = [a for a in keras.tree.flatten((self.args, dict(self.kwargs))) if is_constant(a)]
         return {self.constant_name(i): keras.ops.convert_to_numpy(a) for i, a in enumerate(found)}
 
@@ -85,8 +88,9 @@ def is_array(argument: Any) -> bool:
 
 
 def is_constant(argument: Any) -> bool:
-    """Whether a call's argument is a stored tensor: an array of floating-point numbers."""
-    return is_array(argument) and "float" in keras.backend.standardize_dtype(argument.dtype)
+    """Whether a call's argument is a stored tensor: an array of floating-point numbers, or of truth values. (Integers
+    count positions.)"""
+    return is_array(argument) and keras.backend.standardize_dtype(argument.dtype).strip("0123456789") in _STORED
 
 
 def is_functional(model: Any) -> bool:
@@ -141,7 +145,9 @@ def replay(model: keras.Model, inputs: Sequence[Any], visit: Visit) -> list[Any]
 def rebuild(model: keras.Model, visit: Visit) -> keras.Model:
     """A new functional model with flat inputs and outputs, made by replaying `model`."""
     inputs = [keras.Input(batch_shape=tuple(t.shape), dtype=t.dtype, name=input_name(t)) for t in model.inputs]
-    outputs = replay(model, inputs, visit)
+    with warnings.catch_warnings():  # masks are arguments, where they are wanted
+        warnings.filterwarnings("ignore", message="Layer .* was passed an input with a mask attached")
+        outputs = replay(model, inputs, visit)
     return keras.Model(_single(inputs), _single(outputs), name=model.name)
 
 

@@ -14,11 +14,11 @@ import keras
 import numpy as np
 from keras.src.applications import convnext
 from keras.src.layers.rnn.conv_lstm import ConvLSTM
-from keras.src.ops import nn
+from keras.src.ops import core, nn
 from keras.src.ops import numpy as numpy_ops
 
 from slimline.frameworks.keras.functional import Call, input_name, is_constant
-from slimline.frameworks.keras.rules_ops import expanded_key, take_indices
+from slimline.frameworks.keras.rules_index import expanded_key, slice_starts, take_indices
 from slimline.frameworks.keras.rules_recurrent import RECURRENT, cells_of
 from slimline.frameworks.keras.weight import Weight
 from slimline.graph.plan import Plan
@@ -80,7 +80,9 @@ def _recurrent(call: Call, sizes: Sizes) -> dict[str, Any]:
         return {"filters" if isinstance(layer, ConvLSTM) else "units": widths[0]}
     config = copy.deepcopy(layer.get_config()["cell"])
     found = config["config"]["cells"] if type(layer.cell) is L.StackedRNNCells else [config]
+    config.pop("build_config", None)  # it holds the shape of the input
     for cell, width in zip(found, widths, strict=True):
+        cell.pop("build_config", None)
         cell["config"]["filters" if "filters" in cell["config"] else "units"] = width
     return {"cell": config}
 
@@ -121,6 +123,12 @@ def _pad(call: Call, sizes: Sizes) -> dict[str, Any]:
     return {"pad_width": tuple(changed)}
 
 
+def _block(call: Call, sizes: Sizes) -> dict[str, Any]:
+    """The sizes of a block."""
+    after = sizes.shape(call.outputs[0])
+    return {"shape": tuple(w if w == -1 else n for w, n in zip(call.operation.shape, after, strict=True))}
+
+
 CONFIGS: Mapping[type, Config] = {
     **dict.fromkeys((L.Conv1D, L.Conv2D, L.Conv3D), _conv),
     **dict.fromkeys(
@@ -144,6 +152,7 @@ CONFIGS: Mapping[type, Config] = {
     numpy_ops.BroadcastTo: _counted("shape", batch=True),
     numpy_ops.Split: _split,
     numpy_ops.Pad: _pad,
+    core.Slice: _block,
 }
 
 
@@ -166,7 +175,9 @@ def arguments(
     operation = call.operation
     if isinstance(operation, numpy_ops.GetItem):
         return _getitem(call, args, sizes), {}
-    if isinstance(operation, numpy_ops.Take):
+    if isinstance(operation, core.Slice):
+        return (args[0], _starts(call, sizes)), {}
+    if isinstance(operation, numpy_ops.Take) and not isinstance(take_indices(call), keras.KerasTensor):
         return (args[0], _renumbered(np.asarray(take_indices(call)), call, operation.axis, sizes)), {}
     if isinstance(operation, nn.DotProductAttention) and kwargs.get("scale") is None:
         # Its default divides by the root of a width that may shrink.
@@ -238,6 +249,13 @@ def _getitem(call: Call, args: tuple[Any, ...], sizes: Sizes) -> tuple[Any, ...]
         axis += subscript is not None
         made += not isinstance(subscript, int)
     return x, tuple(key)
+
+
+def _starts(call: Call, sizes: Sizes) -> tuple[int, ...]:
+    """Where a block begins among what stays."""
+    kept = sizes.kept(call.inputs[0])
+    starts = slice_starts(call)
+    return tuple(n if index is None else int(np.searchsorted(index, n)) for n, index in zip(starts, kept, strict=True))
 
 
 def value_names(model_calls: list[Call], model: keras.Model) -> dict[int, str]:
