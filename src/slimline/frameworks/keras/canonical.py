@@ -27,7 +27,7 @@ from keras.src.ops.numpy import (
 
 from slimline.errors import SlimlineError
 from slimline.frameworks.keras.functional import Call, Copies, clone, finalize, is_functional, rebuild, replay
-from slimline.frameworks.keras.unfold import is_composite, masked_as, opened, own_weights, tensors_of, with_masks
+from slimline.frameworks.keras.unfold import followed, is_composite, masked_as, opened, own_weights, tensors_of, with_masks
 
 Array = np.ndarray
 L = keras.layers
@@ -40,14 +40,25 @@ WITH_ACTIVATION = {
 ACTIVATION = ".activation"
 
 
-def canonical(model: keras.Model) -> keras.Model:
-    """A copy of a functional or Sequential model, weights included, in canonical form; idempotent."""
-    return rebuild(model, partial(_visit, copies=Copies(), prefix=""))
+def canonical(model: keras.Model, shapes: Sequence[tuple[int | None, ...]] | None = None) -> keras.Model:
+    """A copy of a functional or Sequential model, weights included, in canonical form; idempotent.
+
+    Its inputs have their own `shapes`, or these.
+    """
+    return rebuild(model, partial(_visit, copies=Copies(), prefix=""), shapes)
 
 
-def _visit(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any], copies: Copies, prefix: str) -> Any:
+def _visit(
+    call: Call,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    copies: Copies,
+    prefix: str,
+    paths: Mapping[int, str] = {},  # noqa: B006  never changed
+) -> Any:
     again = call.name.removeprefix(call.operation.name)
-    return _convert(call.operation, args, kwargs, copies, prefix + call.operation.name, again)
+    name = prefix + paths.get(id(call.operation), call.operation.name)
+    return _convert(call.operation, args, kwargs, copies, name, again)
 
 
 def _convert(
@@ -68,31 +79,37 @@ def _convert(
         found = copies.of((id(operation), again, "opened"), lambda: opened(operation, args, kwargs))
         if found is not None:
             # Of a shared layer every call has bare functions of its own.
-            inner = partial(_visit, copies=copies, prefix=f"{name}{again.replace('@', '.call')}.")
+            prefix = f"{name}{_plain(again)}."
+            inner = partial(_visit, copies=copies, prefix=prefix, paths=found.paths)
             tensors = tensors_of(args, kwargs)
             tensors += own_weights(found.own, tensors[0], f"{name}.", copies)
             outputs = replay(found.graph, tensors, inner)
-            return masked_as(operation, args, kwargs, keras.tree.pack_sequence_as(found.outputs, outputs))
+            return masked_as(operation, args, kwargs, found.pack(outputs))
     if type(operation) in (L.TimeDistributed, L.SpectralNormalization) and _transparent(operation):
-        return _weighted_or_active(parts, operation.layer, name, args[:1], {})
+        return _weighted_or_active(parts, operation.layer, name, args[:1], {}, again)
     if type(operation) is L.TimeDistributed and _unmasked(operation, kwargs) and args[0].shape[1] is not None:
         return masked_as(operation, args, kwargs, _at_every_step(parts, operation, args[0], again))
     if type(operation) is L.Bidirectional and not operation.stateful:
         return masked_as(operation, args, kwargs, _both_ways(parts, operation, again, *args, **kwargs))
     if type(operation) in (L.SeparableConv1D, L.SeparableConv2D):
         y = _separable(parts, operation, *args)
+    elif type(operation) is L.Activation and not _known(operation.activation):
+        return _activate(parts, operation, args[0], name, again)
     elif is_layer:
-        return _weighted_or_active(parts, operation, name, args, kwargs)
+        return _weighted_or_active(parts, operation, name, args, kwargs, again)
     else:
         return parts.copy(operation, name)(*args, **kwargs)
-    return _activate(parts, operation, y)
+    return _activate(parts, operation, y, again=again)
 
 
-def _weighted_or_active(parts: _Parts, layer: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _weighted_or_active(
+    parts: _Parts, layer: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], again: str = ""
+) -> Any:
     """A copy of the layer called `name`, its own activation behind it."""
     if type(layer) not in WITH_ACTIVATION:
         return parts.weighted(layer, parts.copy(layer, name), args, kwargs)
-    return _activate(parts, layer, parts.weighted(layer, parts.copy(layer, name, activation="linear"), args, kwargs))
+    y = parts.weighted(layer, parts.copy(layer, name, activation="linear"), args, kwargs)
+    return _activate(parts, layer, y, again=again)
 
 
 def _transparent(wrapper: Any) -> bool:
@@ -190,10 +207,24 @@ def _policy(layer: Any) -> Any:
     return keras.dtype_policies.deserialize(keras.dtype_policies.serialize(layer.dtype_policy))
 
 
-def _activate(parts: _Parts, layer: Any, y: Any) -> Any:
+def _known(function: Any) -> bool:
+    """Whether an activation is one of Keras' own, or a layer."""
+    own = getattr(keras.activations, getattr(function, "__name__", ""), None) is function
+    return own or isinstance(function, keras.layers.Layer)
+
+
+def _activate(parts: _Parts, layer: Any, y: Any, name: str = "", again: str = "") -> Any:
     function = layer.activation
     if function is None or function is keras.activations.linear:
         return y
+    if not _known(function):  # a user's own, which is what it calls
+        name = name or f"{parts.name}{ACTIVATION}"
+        found = parts.copies.of((id(layer), again, "followed"), lambda: followed(function, y))
+        if found is not None:
+            inner = partial(_visit, copies=parts.copies, prefix=f"{name}{_plain(again)}.")
+            return replay(found, [y], inner)[0]
+        if type(layer) is L.Activation:
+            return parts.copy(layer, name)(y)
 
     def build(name: str) -> Any:
         if isinstance(function, keras.layers.Layer):

@@ -137,14 +137,20 @@ def replay(model: keras.Model, inputs: Sequence[Any], visit: Visit) -> list[Any]
         if call.is_input:
             continue
         args, kwargs = keras.tree.map_structure(lambda a: tensors.get(id(a), a), (call.args, dict(call.kwargs)))
-        outputs = keras.tree.flatten(visit(call, args, kwargs))
+        outputs = [t for t in keras.tree.flatten(visit(call, args, kwargs)) if t is not None]
         tensors.update((id(old), new) for old, new in zip(call.outputs, outputs, strict=True))
     return [tensors[id(t)] for t in model.outputs]
 
 
-def rebuild(model: keras.Model, visit: Visit) -> keras.Model:
-    """A new functional model with flat inputs and outputs, made by replaying `model`."""
-    inputs = [keras.Input(batch_shape=tuple(t.shape), dtype=t.dtype, name=input_name(t)) for t in model.inputs]
+def rebuild(
+    model: keras.Model, visit: Visit, shapes: Sequence[tuple[int | None, ...]] | None = None
+) -> keras.Model:
+    """A new functional model with flat inputs (of other `shapes`) and outputs, made by replaying `model`."""
+    shapes = [tuple(t.shape) for t in model.inputs] if shapes is None else shapes
+    inputs = [
+        keras.Input(batch_shape=shape, dtype=t.dtype, name=input_name(t))
+        for t, shape in zip(model.inputs, shapes, strict=True)
+    ]
     with warnings.catch_warnings():  # masks are arguments, where they are wanted
         warnings.filterwarnings("ignore", message="Layer .* was passed an input with a mask attached")
         outputs = replay(model, inputs, visit)
@@ -181,7 +187,7 @@ def clone(operation: Any, **changes: Any) -> Any:
         if isinstance(operation, keras.layers.Lambda):  # its code is in this process already
             return type(operation).from_config(config, safe_mode=False)
         return type(operation).from_config(config)
-    except (NotImplementedError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, NotImplementedError, TypeError, ValueError) as error:
         kind = type(operation).__name__
         raise SlimlineError(
             f"Layer {operation.name!r} ({kind}) cannot be copied from its config: give {kind} a get_config "

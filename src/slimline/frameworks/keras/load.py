@@ -40,9 +40,27 @@ def load(source: Any, example: tuple[Array, ...] | None) -> tuple[keras.Model, t
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             raise SlimlineError(f"Weight {name!r} holds NaN or infinite values: load a checkpoint that is finite.")
     example = example_inputs(source) if example is None else checked(source, example)
-    native = canonical(source)
+    native = _canonical(source, example)
     _prove(source, native, example)
     return native, example
+
+
+def _canonical(source: keras.Model, example: tuple[Array, ...]) -> keras.Model:
+    """The canonical copy, its inputs of the source's sizes; of the example's where those are open and layers of the
+    user's can only be followed with sizes that are known."""
+    fixed = [(t.shape[0], *x.shape[1:]) for t, x in zip(source.inputs, example, strict=True)]
+    if fixed == [tuple(t.shape) for t in source.inputs]:
+        return canonical(source)
+    try:
+        native = canonical(source)
+    except SlimlineError:
+        return canonical(source, fixed)
+    return min(native, canonical(source, fixed), key=_whole_layers) if _whole_layers(native) else native
+
+
+def _whole_layers(native: keras.Model) -> int:
+    """How many layers of a canonical model are classes of its user's."""
+    return sum(type(layer).__module__.split(".")[0] not in ("keras", "slimline") for layer in native.layers)
 
 
 def _subclassed(source: Any) -> bool:

@@ -9,20 +9,22 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import keras
 from keras.src.backend import get_keras_mask, set_keras_mask  # they have no public name
 
 from slimline.frameworks.keras.functional import Copies, calls, replay
+from slimline.frameworks.keras.rebatch import freed, unused
 from slimline.frameworks.keras.weight import Weight
 
 log = logging.getLogger(__name__)
 L = keras.layers
 
-OPENED = (L.MultiHeadAttention, L.GroupQueryAttention, L.Attention, L.AdditiveAttention)
+OPENED = (L.MultiHeadAttention, L.GroupQueryAttention, L.Attention, L.AdditiveAttention, L.ReversibleEmbedding)
 """Classes of Keras' own that are opened like a user's."""
 
 
@@ -33,13 +35,20 @@ class Opened:
     Attributes
     ----------
     graph : functional model over the call's tensors (see `tensors_of`) and then the layer's own weights.
-    outputs : the structure of its outputs.
-    own : the layer's own weights, by the names of its attributes.
+    outputs : the structure of its outputs; what is no tensor is None.
+    own : weights that belong to no layer of Keras', by the names of the attributes that hold them.
+    paths : of every layer inside (by id) the names that lead to it.
     """
 
     graph: keras.Model
     outputs: Any
     own: Mapping[str, Any]
+    paths: Mapping[int, str]
+
+    def pack(self, outputs: list[Any]) -> Any:
+        """Tensors of the graph's outputs in their structure."""
+        each = iter(outputs)
+        return keras.tree.map_structure(lambda old: None if old is None else next(each), self.outputs)
 
 
 def is_composite(layer: Any) -> bool:
@@ -71,9 +80,29 @@ def _attributes(layer: Any) -> dict[str, Any]:
 
 
 def opened(layer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Opened | None:
-    """What a composite layer does with these arguments; None where its `call` cannot be followed."""
+    """What a composite layer does with these arguments; None where its `call` cannot be followed, whether or not it
+    knows the size of the batch."""
     given = tensors_of(args, kwargs)
-    fresh = {id(t): keras.Input(batch_shape=tuple(t.shape), dtype=t.dtype) for t in given}
+    shapes = [tuple(t.shape) for t in given]
+    found = _opened(layer, args, kwargs, shapes)
+    if found is None and any(shape and shape[0] is None for shape in shapes):
+        size = unused([*shapes, *(tuple(v.shape) for v in layer.variables)])
+        sized = [(size, *shape[1:]) if shape and shape[0] is None else shape for shape in shapes]
+        traced = _opened(layer, args, kwargs, sized)
+        try:
+            with _named(layer):
+                found = None if traced is None else replace(traced, graph=freed(traced.graph, size))
+        except Exception as reason:  # what is called again is the user's code
+            log.info("%s stays whole: %s", layer.name, reason)
+    if found is not None:
+        _number(found.graph)
+    return found
+
+
+def _opened(layer: Any, args: Any, kwargs: Mapping[str, Any], shapes: list[tuple[int | None, ...]]) -> Opened | None:
+    """The same for tensors of these shapes."""
+    given = tensors_of(args, kwargs)
+    fresh = {id(t): keras.Input(batch_shape=s, dtype=t.dtype) for t, s in zip(given, shapes, strict=True)}
     masks = [(fresh[id(t)], fresh[id(mask)]) for t in given if (mask := get_keras_mask(t)) is not None]
     args, kwargs = keras.tree.map_structure(lambda a: fresh.get(id(a), a), (args, dict(kwargs)))
 
@@ -85,6 +114,25 @@ def opened(layer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Open
     return _followed(layer, list(fresh.values()), run)
 
 
+def _number(graph: keras.Model) -> None:
+    """Names of a graph's own for its bare functions; Keras counts those of the whole process."""
+    bare = [c.operation for c in calls(graph) if not c.is_input and not c.is_layer]
+    for index, operation in enumerate(dict.fromkeys(bare)):
+        operation.name = f"{type(operation).__name__.lower()}_{index}"
+
+
+def followed(function: Callable[[Any], Any], x: Any) -> keras.Model | None:
+    """A function of a tensor like `x` as a functional model; None where it cannot be followed."""
+    given = keras.Input(batch_shape=tuple(x.shape), dtype=x.dtype)
+    try:
+        graph = keras.Model(given, function(given))
+    except Exception as reason:  # a user's code may raise anything
+        log.info("%s stays whole: %s", function, reason)
+        return None
+    _number(graph)
+    return graph
+
+
 def functional(model: keras.Model, example: tuple[Any, ...]) -> keras.Model | None:
     """A subclassed model as a functional one over the same layers, called as on `example`; None where it cannot be
     followed."""
@@ -92,8 +140,11 @@ def functional(model: keras.Model, example: tuple[Any, ...]) -> keras.Model | No
         return None
     inputs = [keras.Input(x.shape[1:], dtype=str(x.dtype), name=f"input_{i}") for i, x in enumerate(example)]
     found = _followed(model, inputs, lambda **more: model.call(inputs if len(inputs) > 1 else inputs[0], **more))
-    if found is None or not found.own:
-        return None if found is None else found.graph
+    if found is None:
+        return None
+    _number(found.graph)
+    if not found.own:
+        return found.graph
     tensors = [*inputs, *own_weights(found.own, inputs[0], "", Copies())]
     outputs = replay(found.graph, tensors, lambda call, args, kwargs: call.operation(*args, **kwargs))
     return keras.Model(inputs, outputs, name=model.name)
@@ -103,8 +154,7 @@ def own_weights(own: Mapping[str, Any], anchor: Any, prefix: str, made: Copies) 
     """An opened layer's own weights as tensors of a graph that `anchor` belongs to, each `made` once."""
     tensors = []
     for attribute, variable in own.items():
-        name = f"{prefix}{attribute.lstrip('_')}"
-        weight = made.of((id(variable), "weight"), lambda name=name, v=variable: Weight.of(v, name))
+        weight = made.of((id(variable), "weight"), partial(Weight.of, variable, prefix + attribute))
         tensors.append(weight(anchor))
         weight.value.assign(variable)
     return tensors
@@ -150,27 +200,95 @@ def masked_as(layer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], outp
 
 def _followed(layer: Any, inputs: list[Any], run: Callable[..., Any]) -> Opened | None:
     """The graph of a `run` of the layer's `call` on `inputs`, once and the same with ``training=True``."""
-    own = {name: v for name, v in _attributes(layer).items() if id(v) in {id(v) for v in _own(layer)}}
+    paths = _paths(layer)
+    inside = [layer, *(part for part in layer._flatten_layers(include_self=False) if is_composite(part))]
+    own: dict[str, Any] = {}
+    for part in inside:
+        ids = {id(v) for v in _own(part)}
+        prefix = f"{paths[id(part)]}." if part is not layer else ""
+        own |= {prefix + name.lstrip("_"): v for name, v in _attributes(part).items() if id(v) in ids}
     weights = [keras.Input(batch_shape=tuple(v.shape), dtype=v.dtype) for v in own.values()]
+    tensors = dict(zip(map(id, own.values()), weights, strict=True))
+    graphs = []
     try:
-        with _replaced(layer, dict(zip(map(id, own.values()), weights, strict=True))):
-            outputs = run()
-            inner = keras.Model([*inputs, *weights], keras.tree.flatten(outputs), name=layer.name)
-            if "training" in inspect.signature(layer.call).parameters:
-                trained = keras.Model([*inputs, *weights], keras.tree.flatten(run(training=True)))
-                if _operations(trained) != _operations(inner):
-                    raise NotImplementedError("it does something else in training")
+        for training in (None, True):
+            more = {"training": training} if "training" in inspect.signature(layer.call).parameters else {}
+            with ExitStack() as stack:
+                for part in inside:
+                    stack.enter_context(_replaced(part, tensors))
+                    if part is not layer:
+                        stack.enter_context(_inlined(part, training))
+                outputs = run(**(more if training else {}))
+            made = [t for t in keras.tree.flatten(outputs) if t is not None]
+            with _named(layer):
+                graphs.append((keras.Model([*inputs, *weights], made, name=layer.name), outputs))
+        (inner, outputs), (trained, _) = graphs
+        if _operations(trained) != _operations(inner):
+            raise NotImplementedError("it does something else in training")
+        if any(_open(c.operation) for c in calls(inner) if not c.is_layer):
+            raise NotImplementedError("it asks for sizes that are open")
     except Exception as reason:  # a user's code may raise anything: the layer stays whole, and the plan says so
         log.info("%s stays whole: %s", layer.name, reason)
         return None
-    bare = [c.operation for c in calls(inner) if not c.is_input and not c.is_layer]
-    for index, operation in enumerate(dict.fromkeys(bare)):  # Keras counts those of the whole process
-        operation.name = f"{type(operation).__name__.lower()}_{index}"
-    return Opened(inner, outputs, own)
+    return Opened(inner, outputs, own, paths)
+
+
+def _paths(layer: Any, prefix: str = "") -> dict[int, str]:
+    """The names that lead to the layers inside a layer, joined by dots."""
+    found: dict[int, str] = {}
+    for part in layer._layers:
+        found.setdefault(id(part), prefix + part.name)
+        found = _paths(part, f"{prefix}{part.name}.") | found
+    return found
 
 
 def _operations(model: keras.Model) -> list[Any]:
     return [type(c.operation) for c in calls(model)]
+
+
+def _open(operation: Any) -> bool:
+    """Whether a bare operation was given a size that is not known."""
+    shapes = [vars(operation).get(name) for name in ("shape", "newshape", "repeats")]
+    return any(n is None for shape in shapes if isinstance(shape, (tuple, list)) for n in shape)
+
+
+@contextmanager
+def _named(layer: Any) -> Iterator[None]:
+    """The layers inside a layer, called by what leads to them, for a while: their own names may repeat."""
+    inside = {id(part): part for part in layer._flatten_layers(include_self=False)}
+    before = {key: part.name for key, part in inside.items()}
+    for key, path in _paths(layer).items():
+        vars(inside[key])["name"] = path
+    try:
+        yield
+    finally:
+        for key, name in before.items():
+            vars(inside[key])["name"] = name
+
+
+@contextmanager
+def _inlined(layer: Any, training: bool | None) -> Iterator[None]:
+    """A composite layer that does what it does when it is called, instead of becoming one operation.
+
+    Keras asks a layer that it calls on symbolic tensors for its output's shape, and takes nothing but tensors from it.
+    """
+    kind = type(layer)
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            given = with_masks(self, args, kwargs)
+            if training and "training" in inspect.signature(self.call).parameters:
+                given.setdefault("training", True)
+            return masked_as(self, args, given, self.call(*args, **given))
+        except Exception as reason:  # the user's code: this layer stays whole, those around it need not
+            log.info("%s stays whole: %s", self.name, reason)
+            return kind.__call__(self, *args, **kwargs)
+
+    object.__setattr__(layer, "__class__", type(kind.__name__, (kind,), {"__call__": call, "__module__": kind.__module__}))
+    try:
+        yield
+    finally:
+        object.__setattr__(layer, "__class__", kind)
 
 
 @contextmanager
