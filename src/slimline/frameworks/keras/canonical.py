@@ -16,6 +16,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras.src.backend import compute_output_spec
 from keras.src.ops.numpy import (
     Einsum,
     ExpandDims,
@@ -108,8 +109,16 @@ def _weighted_or_active(
     """A copy of the layer called `name`, its own activation behind it."""
     if type(layer) not in WITH_ACTIVATION:
         return parts.weighted(layer, parts.copy(layer, name), args, kwargs)
-    y = parts.weighted(layer, parts.copy(layer, name, activation="linear"), args, kwargs)
+    changes = {"activation": "linear", **_sized(layer, args)}
+    y = parts.weighted(layer, parts.copy(layer, name, **changes), args, kwargs)
     return _activate(parts, layer, y, again=again)
+
+
+def _sized(layer: Any, args: tuple[Any, ...]) -> dict[str, Any]:
+    """The output shape of an `EinsumDense` whose input is of known size: its config may leave out what it can see."""
+    if type(layer) is not L.EinsumDense or None in args[0].shape[1:]:
+        return {}
+    return {"output_shape": tuple(compute_output_spec(layer.call, *args).shape[1:])}
 
 
 def _transparent(wrapper: Any) -> bool:

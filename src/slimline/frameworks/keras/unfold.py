@@ -9,13 +9,13 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import keras
-from keras.src.backend import get_keras_mask, set_keras_mask  # they have no public name
+from keras.src.backend import compute_output_spec, get_keras_mask, set_keras_mask  # they have no public name
 
 from slimline.frameworks.keras.functional import Copies, calls, replay
 from slimline.frameworks.keras.rebatch import freed, unused
@@ -214,13 +214,13 @@ def _followed(layer: Any, inputs: list[Any], run: Callable[..., Any]) -> Opened 
         for training in (None, True):
             more = {"training": training} if "training" in inspect.signature(layer.call).parameters else {}
             with ExitStack() as stack:
+                stack.enter_context(_named(layer))
                 for part in inside:
                     stack.enter_context(_replaced(part, tensors))
                     if part is not layer:
                         stack.enter_context(_inlined(part, training))
                 outputs = run(**(more if training else {}))
-            made = [t for t in keras.tree.flatten(outputs) if t is not None]
-            with _named(layer):
+                made = [t for t in keras.tree.flatten(outputs) if t is not None]
                 graphs.append((keras.Model([*inputs, *weights], made, name=layer.name), outputs))
         (inner, outputs), (trained, _) = graphs
         if _operations(trained) != _operations(inner):
@@ -254,20 +254,28 @@ def _open(operation: Any) -> bool:
 
 @contextmanager
 def _named(layer: Any) -> Iterator[None]:
-    """The layers inside a layer, called by what leads to them, for a while: their own names may repeat."""
+    """The layers inside a layer, called by what leads to them, for a while: their own names may repeat. And they know
+    the shapes that they make, of which an `EinsumDense` tells only what its config says."""
     inside = {id(part): part for part in layer._flatten_layers(include_self=False)}
     before = {key: part.name for key, part in inside.items()}
     for key, path in _paths(layer).items():
         vars(inside[key])["name"] = path
-    try:
-        yield
-    finally:
-        for key, name in before.items():
-            vars(inside[key])["name"] = name
+
+    def spec(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return compute_output_spec(self.call, *args, **kwargs)
+
+    with ExitStack() as stack:
+        for part in inside.values():
+            if type(part) is L.EinsumDense:
+                stack.enter_context(_with_methods(part, compute_output_spec=spec))
+        try:
+            yield
+        finally:
+            for key, name in before.items():
+                vars(inside[key])["name"] = name
 
 
-@contextmanager
-def _inlined(layer: Any, training: bool | None) -> Iterator[None]:
+def _inlined(layer: Any, training: bool | None) -> AbstractContextManager[None]:
     """A composite layer that does what it does when it is called, instead of becoming one operation.
 
     Keras asks a layer that it calls on symbolic tensors for its output's shape, and takes nothing but tensors from it.
@@ -284,7 +292,15 @@ def _inlined(layer: Any, training: bool | None) -> Iterator[None]:
             log.info("%s stays whole: %s", self.name, reason)
             return kind.__call__(self, *args, **kwargs)
 
-    object.__setattr__(layer, "__class__", type(kind.__name__, (kind,), {"__call__": call, "__module__": kind.__module__}))
+    return _with_methods(layer, __call__=call)
+
+
+@contextmanager
+def _with_methods(layer: Any, **methods: Any) -> Iterator[None]:
+    """A layer of its class with other `methods`, for a while."""
+    kind = type(layer)
+    changed = type(kind.__name__, (kind,), {**methods, "__module__": kind.__module__})
+    object.__setattr__(layer, "__class__", changed)
     try:
         yield
     finally:
