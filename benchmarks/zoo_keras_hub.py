@@ -134,7 +134,10 @@ def check(case: Case) -> dict[str, Any]:
         return {**row, "failure": str(e)[:300]}
     row |= found
     rng = np.random.default_rng(1)
-    x = tuple(a[[0, 1, 0]] + (rng.normal(0, 0.3, (3, *a.shape[1:])).astype(a.dtype) if a.dtype.kind == "f" else 0) for a in example)
+    x = tuple(
+        a[[0, 1, 0]] + (rng.normal(0, 0.3, (3, *a.shape[1:])).astype(a.dtype) if a.dtype.kind == "f" else 0)
+        for a in example
+    )
     before, removed, zeroed = (m.predict(*x) for m in (model, small, masked))
     row["error"] = float(np.abs(removed - zeroed).max() / np.abs(zeroed).max())
     row["moved"] = float(np.abs(before - zeroed).max() / np.abs(zeroed).max())

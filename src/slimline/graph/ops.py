@@ -192,8 +192,12 @@ def embedding(rank: int) -> Attributes:
 
 
 def recurrent(
-    cells: Sequence[tuple[int, int, int]], spatial: int = 0, sequences: bool = False, masked: bool = False,
-    given: bool = False, stateful: bool = False,
+    cells: Sequence[tuple[int, int, int]],
+    spatial: int = 0,
+    sequences: bool = False,
+    masked: bool = False,
+    given: bool = False,
+    stateful: bool = False,
 ) -> Attributes:
     """Cells that run over the second dimension of ``(batch, time, *spatial, width)``, each on what the one before gives.
 
@@ -218,7 +222,10 @@ def recurrent(
     outputs = [f"b t {dots}{last}" if sequences else f"b {dots}{last}", *(states if stateful else ())]
     fixed = {"t": "its steps follow one another", **dict.fromkeys(sizes, "it has these gates")}
     text = f"{', '.join(operands)} -> {', '.join(outputs)}"
-    return {"equation": parse(text, sizes, fixed=fixed), "kernels": tuple(i for k in range(len(cells)) for i in (3 * k + 1, 3 * k + 2))}
+    return {
+        "equation": parse(text, sizes, fixed=fixed),
+        "kernels": tuple(i for k in range(len(cells)) for i in (3 * k + 1, 3 * k + 2)),
+    }
 
 
 def elementwise(shapes: Sequence[Sequence[int]], function: str) -> Attributes:

@@ -15,22 +15,23 @@ from functools import partial
 from typing import Any
 
 import keras
-import numpy as np
 from keras.src.backend import compute_output_spec
-from keras.src.ops.numpy import (
-    Einsum,
-    ExpandDims,
-    Flip,
-    LogicalAnd,
-    Multiply,
-    Reshape,
-)  # bare operations get a stable name only through their class
+from keras.src.ops import nn  # bare operations get a stable name only through their class
+from keras.src.ops.numpy import Flip, Reshape
 
 from slimline.errors import SlimlineError
+from slimline.frameworks.keras.attention import attention, can_be_parted, dot_product, is_plain
 from slimline.frameworks.keras.functional import Call, Copies, clone, finalize, is_functional, rebuild, replay
-from slimline.frameworks.keras.unfold import followed, is_composite, masked_as, opened, own_weights, tensors_of, with_masks
+from slimline.frameworks.keras.unfold import (
+    followed,
+    is_composite,
+    masked_as,
+    opened,
+    own_weights,
+    tensors_of,
+    with_masks,
+)
 
-Array = np.ndarray
 L = keras.layers
 
 # Exact classes: a user's subclass may compute something else.
@@ -55,7 +56,7 @@ def _visit(
     kwargs: dict[str, Any],
     copies: Copies,
     prefix: str,
-    paths: Mapping[int, str] = {},  # noqa: B006  never changed
+    paths: Mapping[int, str] = {},
 ) -> Any:
     again = call.name.removeprefix(call.operation.name)
     name = prefix + paths.get(id(call.operation), call.operation.name)
@@ -73,9 +74,9 @@ def _convert(
         return keras.tree.pack_sequence_as(_structure(operation), outputs)
     if is_layer:
         kwargs = with_masks(operation, args, kwargs)
-    parts = _Parts(name, copies)
-    if type(operation) is L.MultiHeadAttention and _plain_attention(operation, args, kwargs):
-        return masked_as(operation, args, kwargs, _attention(parts, operation, *args, **kwargs))
+    parts = Parts(name, copies)
+    if type(operation) is L.MultiHeadAttention and is_plain(operation, args, kwargs):
+        return masked_as(operation, args, kwargs, attention(parts, operation, *args, **kwargs))
     if is_composite(operation):
         found = copies.of((id(operation), again, "opened"), lambda: opened(operation, args, kwargs))
         if found is not None:
@@ -94,6 +95,8 @@ def _convert(
         return masked_as(operation, args, kwargs, _both_ways(parts, operation, again, *args, **kwargs))
     if type(operation) in (L.SeparableConv1D, L.SeparableConv2D):
         y = _separable(parts, operation, *args)
+    elif type(operation) is nn.DotProductAttention and can_be_parted(operation, args):
+        return dot_product(parts, operation, again, *args, **kwargs)
     elif type(operation) is L.Activation and not _known(operation.activation):
         return _activate(parts, operation, args[0], name, again)
     elif is_layer:
@@ -104,7 +107,7 @@ def _convert(
 
 
 def _weighted_or_active(
-    parts: _Parts, layer: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], again: str = ""
+    parts: Parts, layer: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], again: str = ""
 ) -> Any:
     """A copy of the layer called `name`, its own activation behind it."""
     if type(layer) not in WITH_ACTIVATION:
@@ -118,7 +121,9 @@ def _sized(layer: Any, args: tuple[Any, ...]) -> dict[str, Any]:
     """The output shape of an `EinsumDense` whose input is of known size: its config may leave out what it can see."""
     if type(layer) is not L.EinsumDense or None in args[0].shape[1:]:
         return {}
-    return {"output_shape": tuple(compute_output_spec(layer.call, *args).shape[1:])}
+    wanted = keras.tree.flatten(layer.get_config()["output_shape"])
+    after = compute_output_spec(layer.call, *args).shape[-len(wanted) :]
+    return {"output_shape": tuple(n if w is None else w for w, n in zip(wanted, after, strict=True))}
 
 
 def _transparent(wrapper: Any) -> bool:
@@ -132,7 +137,7 @@ def _unmasked(wrapper: Any, kwargs: Mapping[str, Any]) -> bool:
     return kwargs.get("mask") is None or not wrapper.layer._call_has_mask_arg
 
 
-def _at_every_step(parts: _Parts, wrapper: Any, x: Any, again: str) -> Any:
+def _at_every_step(parts: Parts, wrapper: Any, x: Any, again: str) -> Any:
     """The layer of a `TimeDistributed` on all steps at once, as samples of one batch."""
     shape = (-1, *x.shape[2:])
     folded = parts.make(wrapper, f"fold{again}", lambda name: Reshape(shape, name=_plain(name)))(x)
@@ -142,7 +147,7 @@ def _at_every_step(parts: _Parts, wrapper: Any, x: Any, again: str) -> Any:
 
 
 def _both_ways(
-    parts: _Parts, layer: Any, again: str, sequences: Any, initial_state: Any = None, mask: Any = None, **more: Any
+    parts: Parts, layer: Any, again: str, sequences: Any, initial_state: Any = None, mask: Any = None, **more: Any
 ) -> Any:
     """The two layers of a `Bidirectional`, the second one's steps turned round, and what merges them."""
     states = [None, None]
@@ -177,7 +182,7 @@ def _structure(model: keras.Model) -> Any:
     return graph._outputs_struct
 
 
-class _Parts:
+class Parts:
     """Copies of one operation and of the layers it is made of, each made once per original."""
 
     def __init__(self, name: str, copies: Copies) -> None:
@@ -222,7 +227,7 @@ def _known(function: Any) -> bool:
     return own or isinstance(function, keras.layers.Layer)
 
 
-def _activate(parts: _Parts, layer: Any, y: Any, name: str = "", again: str = "") -> Any:
+def _activate(parts: Parts, layer: Any, y: Any, name: str = "", again: str = "") -> Any:
     function = layer.activation
     if function is None or function is keras.activations.linear:
         return y
@@ -246,7 +251,7 @@ def _activate(parts: _Parts, layer: Any, y: Any, name: str = "", again: str = ""
     return activation(y)
 
 
-def _separable(parts: _Parts, layer: Any, x: Any) -> Any:
+def _separable(parts: Parts, layer: Any, x: Any) -> Any:
     flat = type(layer) is L.SeparableConv1D
     depthwise_class, pointwise_class = (L.DepthwiseConv1D, L.Conv1D) if flat else (L.DepthwiseConv2D, L.Conv2D)
 
@@ -281,67 +286,3 @@ def _separable(parts: _Parts, layer: Any, x: Any) -> Any:
     transfer([layer.depthwise_kernel], depthwise)
     transfer([v for v in (layer.pointwise_kernel, layer.bias) if v is not None], pointwise)
     return y
-
-
-def _plain_attention(layer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    """Whether an attention layer is the textbook one, with or without an `attention_mask`; any other is opened."""
-    known = ("query", "value", "key", "attention_mask", "use_causal_mask", "training")
-    extras = [v for name, v in kwargs.items() if name not in known]
-    shapes = [t.shape for t in tensors_of(args, kwargs)]
-    if kwargs.get("use_causal_mask") and any(len(s) != 3 or s[1] is None for s in shapes):
-        return False
-    special = layer._use_gate or layer._sliding_window is not None
-    return len(args) <= 3 and not special and not any(e is not None and e is not False for e in extras)
-
-
-def _attention(
-    parts: _Parts,
-    layer: Any,
-    query: Any,
-    value: Any,
-    key: Any = None,
-    attention_mask: Any = None,
-    use_causal_mask: bool = False,
-    **_: Any,
-) -> Any:
-    """Softmax(q kᵀ / √d) v over heads, from the layer's own projections and einsum equations."""
-    key = value if key is None else key
-    mask = _mask(parts, layer, (query.shape[1], value.shape[1]), attention_mask, use_causal_mask)
-
-    def project(x: Any, inner: Any, name: str) -> Any:
-        part = parts.make(layer, name, lambda name: clone(inner, name=name))
-        return parts.weighted(inner, part, (x,), {})
-
-    q, k = project(query, layer.query_dense, "query"), project(key, layer.key_dense, "key")
-    v = project(value, layer.value_dense, "value")
-    scale = parts.make(layer, "scale", lambda name: Multiply(name=name))
-    scores = parts.make(layer, "scores", lambda name: Einsum(layer._dot_product_equation, name=name))
-    softmax = parts.make(layer, "softmax", lambda name: clone(layer._softmax, name=name))
-    combine = parts.make(layer, "combine", lambda name: Einsum(layer._combine_equation, name=name))
-    attended = scores(k, scale(q, layer._inverse_sqrt_key_dim))
-    weights = softmax(attended) if mask is None else softmax(attended, mask=mask)
-    if layer.dropout > 0:
-        weights = project(weights, layer._dropout_layer, "dropout")
-    return project(combine(weights, v), layer.output_dense, "attention_output")
-
-
-def _mask(parts: _Parts, layer: Any, lengths: tuple[int, int], given: Any, causal: bool) -> Any:
-    """What the softmax may look at, ``(batch, 1, queries, keys)``: what is given, and nothing that is to come if
-    `causal`."""
-    if causal:
-        past = np.tril(np.ones((1, *lengths), bool))
-        if isinstance(given, keras.KerasTensor):
-            given = parts.make(layer, "causal", lambda name: LogicalAnd(name=name))(given, past)
-        else:
-            given = past if given is None else past & np.asarray(given, bool)
-    if given is None:
-        return None
-    axis = -2 * len(layer._attention_axes) - 1
-    if isinstance(given, keras.KerasTensor):
-        for i in range(len(layer._attention_axes) * 2 + 2 - len(given.shape)):
-            given = parts.make(layer, f"mask{i}", lambda name: ExpandDims(axis, name=name))(given)
-        return given
-    given = np.asarray(given, bool)
-    while given.ndim < len(layer._attention_axes) * 2 + 2:
-        given = np.expand_dims(given, axis)
-    return given

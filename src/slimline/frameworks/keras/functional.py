@@ -142,9 +142,7 @@ def replay(model: keras.Model, inputs: Sequence[Any], visit: Visit) -> list[Any]
     return [tensors[id(t)] for t in model.outputs]
 
 
-def rebuild(
-    model: keras.Model, visit: Visit, shapes: Sequence[tuple[int | None, ...]] | None = None
-) -> keras.Model:
+def rebuild(model: keras.Model, visit: Visit, shapes: Sequence[tuple[int | None, ...]] | None = None) -> keras.Model:
     """A new functional model with flat inputs (of other `shapes`) and outputs, made by replaying `model`."""
     shapes = [tuple(t.shape) for t in model.inputs] if shapes is None else shapes
     inputs = [

@@ -6,7 +6,6 @@ Weights are sliced by `rewrite`; here are the numbers that count positions. A cl
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,7 +13,7 @@ import keras
 import numpy as np
 from keras.src.applications import convnext
 from keras.src.layers.rnn.conv_lstm import ConvLSTM
-from keras.src.ops import core, nn
+from keras.src.ops import core
 from keras.src.ops import numpy as numpy_ops
 
 from slimline.frameworks.keras.functional import Call, input_name, is_constant
@@ -179,9 +178,6 @@ def arguments(
         return (args[0], _starts(call, sizes)), {}
     if isinstance(operation, numpy_ops.Take) and not isinstance(take_indices(call), keras.KerasTensor):
         return (args[0], _renumbered(np.asarray(take_indices(call)), call, operation.axis, sizes)), {}
-    if isinstance(operation, nn.DotProductAttention) and kwargs.get("scale") is None:
-        # Its default divides by the root of a width that may shrink.
-        kwargs = {**kwargs, "scale": 1 / math.sqrt(sizes.before(call.inputs[0])[-1])}
     found = iter(call.constants)
 
     def sliced(argument: Any) -> Any:

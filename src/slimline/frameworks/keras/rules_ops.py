@@ -14,8 +14,10 @@ from keras.src.ops import numpy as numpy_ops
 
 from slimline.frameworks.keras.functional import Call
 from slimline.frameworks.keras.read import NoRule, Reader
-from slimline.frameworks.keras.rules_layers import Rule, softmax, spatial_axes
+from slimline.frameworks.keras.rules_layers import Rule, spatial_axes
+from slimline.frameworks.keras.rules_masks import softmax
 from slimline.graph import ops
+
 
 def elementwise(function: str) -> Rule:
     """Rule of a function of tensors and constants with NumPy broadcasting; scalars do not matter."""
@@ -72,7 +74,9 @@ def moments(reader: Reader, call: Call) -> None:
 
 def norm(reader: Reader, call: Call) -> None:
     """The length of vectors, or the root of the sum of all squares."""
-    axes = range(len(reader.single(call)[1])) if call.operation.axis is None else keras.tree.flatten(call.operation.axis)
+    axes = (
+        range(len(reader.single(call)[1])) if call.operation.axis is None else keras.tree.flatten(call.operation.axis)
+    )
     if len(axes) > 1 and call.operation.ord not in (None, "fro"):
         raise NoRule("slimline has no rule for this norm of matrices")
     reduce("norm")(reader, call)

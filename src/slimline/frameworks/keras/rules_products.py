@@ -1,4 +1,4 @@
-"""Rules of the bare ``keras.ops`` functions that multiply tensors: products, convolutions, attention, normalisation.
+"""Rules of the bare ``keras.ops`` functions that multiply tensors: products, convolutions, normalisation.
 
 What a weight contracts needs no care: in a masked model the weight is zero there. Where two computed tensors meet, what
 goes must be left out of the sum.
@@ -17,7 +17,7 @@ from keras.src.ops import numpy as numpy_ops
 
 from slimline.frameworks.keras.functional import Call
 from slimline.frameworks.keras.read import NoRule, Reader
-from slimline.frameworks.keras.rules_layers import COUNTED, Rule, masked
+from slimline.frameworks.keras.rules_layers import Rule
 from slimline.graph import ops
 
 
@@ -58,7 +58,10 @@ def tensordot(reader: Reader, call: Call) -> None:
     ranks = [len(shape) for shape in shapes]
     if isinstance(axes, int):
         axes = [range(ranks[0] - axes, ranks[0]), range(axes)]
-    pairs = [[a % rank for a in np.atleast_1d(list(keras.tree.flatten(part)))] for part, rank in zip(axes, ranks, strict=True)]
+    pairs = [
+        [a % rank for a in np.atleast_1d(list(keras.tree.flatten(part)))]
+        for part, rank in zip(axes, ranks, strict=True)
+    ]
     letters = iter("abcdefghijklmnopqrstuvwxyz")
     left = [next(letters) for _ in range(ranks[0])]
     right = [left[pairs[0][pairs[1].index(d)]] if d in pairs[1] else next(letters) for d in range(ranks[1])]
@@ -111,42 +114,6 @@ def _window(operation: Any, kernel: tuple[int, ...]) -> ops.Window:
     return ops.Window(stride, dilation, padding)
 
 
-def attention(reader: Reader, call: Call) -> None:
-    """``dot_product_attention`` as two products and a softmax; fewer heads of keys and values are repeated."""
-    query, key, value, bias, mask = (reader.argument(call, n) for n in ("query", "key", "value", "bias", "mask"))
-    if not all(isinstance(t, keras.KerasTensor) for t in (query, key, value)) or call.operation.flash_attention:
-        raise NoRule("slimline has no rule for it with constants or flash attention")
-    q, k, v = (reader.name(t) for t in (query, key, value))
-    batch, length, heads, _ = reader.shape(query)
-    if reader.shape(key)[2] != heads:
-        k, v = _repeated(reader, call, key, heads), _repeated(reader, call, value, heads)
-    sizes = (batch, heads, length, reader.shape(key)[1])
-    scores = reader.intermediate(f"{call.name}/scores", sizes, q)
-    reader.part(call, scores, "einsum", [q, k], [scores], ops.einsum("atnd,asnd->ants"))
-    if bias is not None:
-        name, shape = reader.operand(call, bias)
-        biased = reader.intermediate(f"{call.name}/biased", sizes, q)
-        reader.part(call, biased, "elementwise", [scores, name], [biased], ops.elementwise([sizes, shape], "add"))
-        scores = biased
-    weights = reader.intermediate(f"{call.name}/softmax", sizes, q)
-    masks = [] if mask is None else [reader.operand(call, mask)]
-    attributes = masked(ops.softmax(4, 3), sizes, [shape for _, shape in masks])
-    if call.operation.is_causal:
-        attributes["equation"] = replace(attributes["equation"], fixed={"a2": COUNTED, "a3": COUNTED})
-    reader.part(call, weights, "softmax", [scores, *(name for name, _ in masks)], [weights], attributes)
-    reader.node(call, "einsum", [weights, v], ops.einsum("ants,asnd->atnd"))
-
-
-def _repeated(reader: Reader, call: Call, tensor: Any, heads: int) -> str:
-    """Keys or values, each head as often as queries share it."""
-    batch, length, few, width = reader.shape(tensor)
-    name = reader.name(tensor)
-    made = reader.intermediate(f"{call.name}/{name}", (batch, length, heads, width), name)
-    equation = ops.parse("b s n d -> b s (n r) d", {"r": heads // few})
-    reader.part(call, made, "expand", [name], [made], {"equation": equation})
-    return made
-
-
 def norm(kind: str) -> Rule:
     """Rule of layer and RMS normalisation with tensors for scale and shift."""
 
@@ -188,7 +155,6 @@ PRODUCTS: Mapping[type, Rule] = {
     nn.Conv: conv(),
     nn.ConvTranspose: conv(transposed=True),
     nn.DepthwiseConv: conv(depthwise=True),
-    nn.DotProductAttention: attention,
     nn.LayerNorm: norm("layer"),
     nn.RMSNorm: norm("rms"),
     nn.BatchNorm: batch_norm,

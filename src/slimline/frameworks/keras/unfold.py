@@ -175,7 +175,8 @@ def with_masks(layer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> 
     tensors = {
         name: value
         for name, value in given.items()
-        if (flat := keras.tree.flatten(value)) and all(t is None or isinstance(t, keras.KerasTensor) for t in flat)
+        if (flat := keras.tree.flatten(value))
+        and all(t is None or isinstance(t, keras.KerasTensor) for t in flat)
         and any(t is not None for t in flat)
     }
     found = {}
