@@ -199,7 +199,7 @@ def recurrent(
     given: bool = False,
     stateful: bool = False,
 ) -> Attributes:
-    """Cells that run over the second dimension of ``(batch, time, *spatial, width)``, each on what the one before gives.
+    """Cells that run over time in ``(batch, time, *spatial, width)``, each on what the one before gives.
 
     Inputs ``(x, *(kernel, recurrent kernel, bias or None of each cell), mask of the steps or None, *first states)``; a
     kernel is ``(*k, in, gates * width)``. Every cell is its number of gates, the rank of its bias and its number of

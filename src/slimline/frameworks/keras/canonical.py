@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 import keras
-from keras.src.backend import compute_output_spec
+from keras.src.backend import compute_output_spec, set_keras_mask  # they have no public name
 from keras.src.ops import nn  # bare operations get a stable name only through their class
 from keras.src.ops.numpy import Flip, Reshape
 
@@ -67,14 +67,30 @@ def _convert(
     operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any], copies: Copies, name: str, again: str
 ) -> Any:
     """Call the counterparts of an operation, called `name`, for the first time or `again` (``@1``, ``@2`` …)."""
-    is_layer = isinstance(operation, L.Layer)
     if is_functional(operation) and not any(v is not None for v in kwargs.values()):
         inner = partial(_visit, copies=copies, prefix=f"{name}.")
         outputs = replay(operation, keras.tree.flatten(args), inner)
         return keras.tree.pack_sequence_as(_structure(operation), outputs)
-    if is_layer:
-        kwargs = with_masks(operation, args, kwargs)
-    parts = Parts(name, copies)
+    if not isinstance(operation, L.Layer):
+        return _function(operation, args, kwargs, Parts(name, copies), again)
+    kwargs = with_masks(operation, args, kwargs)
+    outputs = _layer(operation, args, kwargs, Parts(name, copies), again)
+    if isinstance(operation, L.MultiHeadAttention):  # it takes the masks off the tensors that it has read
+        for tensor in tensors_of(args, {}):
+            set_keras_mask(tensor, None)
+    return outputs
+
+
+def _function(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any], parts: Parts, again: str) -> Any:
+    """Call the counterpart of a bare function."""
+    if type(operation) is nn.DotProductAttention and can_be_parted(operation, args):
+        return dot_product(parts, operation, again, *args, **kwargs)
+    return parts.copy(operation, parts.name)(*args, **kwargs)
+
+
+def _layer(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any], parts: Parts, again: str) -> Any:
+    """Call the counterparts of a layer."""
+    name, copies = parts.name, parts.copies
     if type(operation) is L.MultiHeadAttention and is_plain(operation, args, kwargs):
         return masked_as(operation, args, kwargs, attention(parts, operation, *args, **kwargs))
     if is_composite(operation):
@@ -94,16 +110,10 @@ def _convert(
     if type(operation) is L.Bidirectional and not operation.stateful:
         return masked_as(operation, args, kwargs, _both_ways(parts, operation, again, *args, **kwargs))
     if type(operation) in (L.SeparableConv1D, L.SeparableConv2D):
-        y = _separable(parts, operation, *args)
-    elif type(operation) is nn.DotProductAttention and can_be_parted(operation, args):
-        return dot_product(parts, operation, again, *args, **kwargs)
-    elif type(operation) is L.Activation and not _known(operation.activation):
+        return _activate(parts, operation, _separable(parts, operation, *args), again=again)
+    if type(operation) is L.Activation and not _known(operation.activation):
         return _activate(parts, operation, args[0], name, again)
-    elif is_layer:
-        return _weighted_or_active(parts, operation, name, args, kwargs, again)
-    else:
-        return parts.copy(operation, name)(*args, **kwargs)
-    return _activate(parts, operation, y, again=again)
+    return _weighted_or_active(parts, operation, name, args, kwargs, again)
 
 
 def _weighted_or_active(

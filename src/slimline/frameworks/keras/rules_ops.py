@@ -227,9 +227,9 @@ FUNCTIONS: Mapping[type, Rule] = {
         "Abs Absolute Add Arccos Arccosh Arcsin Arcsinh Arctan Arctan2 Arctanh BitwiseAnd BitwiseInvert BitwiseNot "
         "BitwiseOr BitwiseXor Cbrt Ceil Clip Cos Cosh Deg2rad Divide DivideNoNan Equal Exp Exp2 Expm1 Fabs Floor "
         "FloorDivide Fmax Fmin Fmod FullLike Greater GreaterEqual Heaviside Hypot Isclose Isfinite Isinf Isnan Less "
-        "LessEqual Log Log1p Log2 Log10 Logaddexp Logaddexp2 LogicalAnd LogicalNot LogicalOr LogicalXor Maximum Minimum "
-        "Mod Multiply NanToNum Negative NotEqual OnesLike Power Rad2deg Reciprocal Round Sign Signbit Sin Sinc Sinh Sqrt "
-        "Square Subtract Tan Tanh TrueDivide Trunc Where ZerosLike",
+        "LessEqual Log Log1p Log2 Log10 Logaddexp Logaddexp2 LogicalAnd LogicalNot LogicalOr LogicalXor Maximum "
+        "Minimum Mod Multiply NanToNum Negative NotEqual OnesLike Power Rad2deg Reciprocal Round Sign Signbit Sin Sinc "
+        "Sinh Sqrt Square Subtract Tan Tanh TrueDivide Trunc Where ZerosLike",
     ),
     **_each(math_ops, "Erf Erfc Erfinv Rsqrt"),
     **_each(core, "Cast SaturateCast StopGradient ConvertToTensor", elementwise("identity")),

@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import Any
 
 import keras
-import numpy as np
 from keras.src.ops import nn  # the classes behind keras.ops
 from keras.src.ops import numpy as numpy_ops
 
@@ -58,10 +57,9 @@ def tensordot(reader: Reader, call: Call) -> None:
     ranks = [len(shape) for shape in shapes]
     if isinstance(axes, int):
         axes = [range(ranks[0] - axes, ranks[0]), range(axes)]
-    pairs = [
-        [a % rank for a in np.atleast_1d(list(keras.tree.flatten(part)))]
-        for part, rank in zip(axes, ranks, strict=True)
-    ]
+    if any(isinstance(part, int) for part in axes):
+        axes = [[part] if isinstance(part, int) else part for part in axes]
+    pairs = [[a % rank for a in part] for part, rank in zip(axes, ranks, strict=True)]
     letters = iter("abcdefghijklmnopqrstuvwxyz")
     left = [next(letters) for _ in range(ranks[0])]
     right = [left[pairs[0][pairs[1].index(d)]] if d in pairs[1] else next(letters) for d in range(ranks[1])]
@@ -85,7 +83,7 @@ def _product(
     reader.node(call, "einsum", names, ops.einsum(f"{','.join(operands)}->{right}", weights=weighted))
 
 
-def conv(transposed: bool = False, depthwise: bool = False) -> Rule:
+def conv(depthwise: bool = False) -> Rule:
     """Rule of a convolution with a kernel that is stored or computed."""
 
     def rule(reader: Reader, call: Call) -> None:
@@ -93,10 +91,9 @@ def conv(transposed: bool = False, depthwise: bool = False) -> Rule:
         if (operation.data_format or keras.config.image_data_format()) != "channels_last":
             raise NoRule("slimline reads only data_format='channels_last'")
         (x, kernel), (shape, size) = reader.operands(call)
-        groups = 1 if transposed or depthwise else shape[-1] // size[-2]
         rank = len(shape) - 2
-        window = None if transposed else _window(operation, size[:-2])
-        attributes = ops.conv(rank, groups, transposed, channels_last=True, depthwise=depthwise, window=window)
+        window = _window(operation, size[:-2])
+        attributes = ops.conv(rank, channels_last=True, depthwise=depthwise, window=window)
         if not reader.stored(kernel):
             equation = attributes["equation"]
             summed = ("i",) if any("i" in dim for dim in equation.inputs[1]) else ()
@@ -153,7 +150,6 @@ PRODUCTS: Mapping[type, Rule] = {
     numpy_ops.Einsum: einsum,
     numpy_ops.Tensordot: tensordot,
     nn.Conv: conv(),
-    nn.ConvTranspose: conv(transposed=True),
     nn.DepthwiseConv: conv(depthwise=True),
     nn.LayerNorm: norm("layer"),
     nn.RMSNorm: norm("rms"),

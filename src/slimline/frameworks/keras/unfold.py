@@ -1,7 +1,7 @@
 """Layers and models that a user wrote as classes, opened into the calls that their `call` makes.
 
-Called on symbolic tensors, a layer gives a functional graph over the layers it holds. The weights of its own it reads as
-tensors, too, each from a `Weight`. One whose `call` leaves Keras, or does something else in training, stays whole.
+Called on symbolic tensors, a layer gives a functional graph over the layers it holds, in which the weights of its own
+are tensors, each from a `Weight`. One whose `call` leaves Keras, or does something else in training, stays whole.
 """
 
 from __future__ import annotations
@@ -183,9 +183,9 @@ def with_masks(layer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> 
     for name, value in tensors.items():
         wanted = "mask" if len(tensors) == 1 else f"{name}_mask"
         mask = keras.tree.map_structure(lambda t: None if t is None else get_keras_mask(t), value)
-        if wanted in signature.parameters and given.get(wanted) is None:
-            if any(m is not None for m in keras.tree.flatten(mask)):
-                found[wanted] = mask
+        missing = wanted in signature.parameters and given.get(wanted) is None
+        if missing and any(m is not None for m in keras.tree.flatten(mask)):
+            found[wanted] = mask
     return {**kwargs, **found}
 
 
