@@ -156,7 +156,7 @@ def check(case: Case) -> dict[str, Any]:
     row["counted"] = counted == plan.parameters
     row["saved"] = _saves(small, batch)
     row["trained"] = _trains(small.native, batch)
-    return _verdict(row)
+    return verdict(row)
 
 
 def check_parts(case: Case) -> dict[str, Any]:
@@ -216,10 +216,10 @@ def check_parts(case: Case) -> dict[str, Any]:
     start = [p.detach().clone() for p in student.parameters()]
     torch.optim.SGD(student.parameters(), 1e-4).step()
     row["trained"] &= any(not torch.equal(p, q) for p, q in zip(student.parameters(), start, strict=True))
-    return _verdict(row)
+    return verdict(row)
 
 
-def _verdict(row: dict[str, Any]) -> dict[str, Any]:
+def verdict(row: dict[str, Any]) -> dict[str, Any]:
     """The row, with what is missing."""
     row["peak_megabytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     missing = [what for what in ("exact", "counted", "saved", "trained") if not row[what]]

@@ -273,7 +273,8 @@ class Solver:
             for letter in group:
                 if letter not in letters and letter not in (".", "1"):
                     size = sizes[letter]
-                    labels = self.atoms.fresh(Axis(size, node.name, node.layer, letter)) if size > 1 else None
+                    whole = size == 1 or (node.kind == "recurrent" and letter in equation.fixed)
+                    labels = None if whole else self.atoms.fresh(Axis(size, node.name, node.layer, letter))
                     if labels is not None:
                         born.append(len(self.atoms.axes) - 1)
                     letters[letter] = Dim(size, labels)

@@ -41,6 +41,10 @@ def node_macs(node: Node, shape: Shape) -> int:
                 sizes[group[0]] = max(size, sizes.get(group[0], 1))
         sizes.pop("1", None)
         return math.prod(sizes.values())
+    if node.kind == "recurrent":  # at every step of time, and every place of an image
+        weights = sum(math.prod(shape(node.inputs[i] or "")) for i in node.attributes["kernels"])
+        x, y = shape(names[0]), shape(node.outputs[0])
+        return math.prod(x[:2]) * math.prod(y[len(y) - len(x) + 2 : -1]) * weights
     if node.kind == "attention":
         query, key, value = (shape(n) for n in names[:3])
         return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])

@@ -191,6 +191,43 @@ def embedding(rank: int) -> Attributes:
     return {"equation": parse(f"{names}, v e -> {names} e", fixed=fixed)}
 
 
+def recurrent(
+    cells: Sequence[tuple[int, int, int]],
+    spatial: int = 0,
+    sequences: bool = False,
+    masked: bool = False,
+    given: bool = False,
+    stateful: bool = False,
+) -> Attributes:
+    """Cells that run over time in ``(batch, time, *spatial, width)``, each on what the one before gives.
+
+    Inputs ``(x, *(kernel, recurrent kernel, bias or None of each cell), mask of the steps or None, *first states)``; a
+    kernel is ``(*k, in, gates * width)``. Every cell is its number of gates, the rank of its bias and its number of
+    states. A position of the width is the same one in every gate and every state.
+
+    `sequences` says whether all steps are given or the last; `given`, whether the first states are among the inputs;
+    `stateful`, whether the last ones are among the outputs.
+    """
+    dots = ". " * spatial
+    operands, states, sizes = [f"b t {dots}h0"], [], {}
+    for k, (gates, rank, kept) in enumerate(cells):
+        made = f"h{k + 1}"
+        if gates > 1:
+            sizes[f"g{k}"] = gates
+            made = f"(g{k} h{k + 1})"
+        operands += [f"{dots}h{k} {made}", f"{dots}h{k + 1} {made}", ". " * (rank - 1) + made]
+        states += [f"b {dots}h{k + 1}"] * kept
+    operands += ["b t" if masked else "", *(states if given else ())]
+    last = f"h{len(cells)}"
+    outputs = [f"b t {dots}{last}" if sequences else f"b {dots}{last}", *(states if stateful else ())]
+    fixed = {"t": "its steps follow one another", **dict.fromkeys(sizes, "it has these gates")}
+    text = f"{', '.join(operands)} -> {', '.join(outputs)}"
+    return {
+        "equation": parse(text, sizes, fixed=fixed),
+        "kernels": tuple(i for k in range(len(cells)) for i in (3 * k + 1, 3 * k + 2)),
+    }
+
+
 def elementwise(shapes: Sequence[Sequence[int]], function: str) -> Attributes:
     """Any function of one or more tensors applied element by element, with broadcasting.
 
@@ -223,11 +260,11 @@ def reduce(rank: int, axes: Sequence[int], keepdims: bool, function: str, output
     return {"equation": parse(text, statistics=[names[a] for a in axes]), "function": function, "axes": tuple(axes)}
 
 
-def softmax(rank: int, axis: int) -> Attributes:
-    """Softmax, log-softmax and other functions that normalise over one axis."""
+def softmax(rank: int, *axes: int) -> Attributes:
+    """Softmax, log-softmax and other functions that normalise over `axes`, mostly one."""
     names = _axes(rank)
     x = " ".join(names)
-    return {"equation": parse(f"{x} -> {x}", statistics=(names[axis],)), "axes": (axis,)}
+    return {"equation": parse(f"{x} -> {x}", statistics=[names[a] for a in axes]), "axes": axes}
 
 
 def normalize(rank: int, axes: Sequence[int]) -> Attributes:

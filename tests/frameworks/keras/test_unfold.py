@@ -6,20 +6,17 @@ import numpy as np
 import pytest
 
 from slimline.errors import SlimlineError
-from slimline.frameworks.base import adapter
 from slimline.frameworks.keras import load as loading
 from slimline.graph.plan import Plan
 from slimline.graph.units import Units
 from slimline.model import Model
 from slimline.pruning import plan
 from slimline.recipe import ChannelPruning
-from tests.zoo_keras import shaken
+from tests.frameworks.keras.blocks import KERAS, agree, exact, images, model_of, pruned, tokens
 
 import keras  # isort: skip
 from keras import layers as L  # isort: skip
 from keras import ops  # isort: skip
-
-KERAS = adapter("keras")
 
 
 @keras.saving.register_keras_serializable("tests")
@@ -53,6 +50,70 @@ class Encoder(L.Layer):
         return ops.add(y, self.feed(self.second(y)))
 
 
+class Positions(L.Layer):
+    """Adds a table of positions, as wide as its input, times a weight."""
+
+    def build(self, shape) -> None:
+        self.table = self.add_weight(shape=(12, shape[-1]), name="table")
+        self.factors = [self.add_weight(shape=(1,), initializer="ones", name="factor")]
+
+    def call(self, x):
+        return x + self.factors[0] * ops.slice(self.table, (0, 0), (x.shape[1], x.shape[-1]))
+
+
+class Twice(L.Layer):
+    """Composite layers in a composite layer, of which the second gives what is no tensor, too."""
+
+    def __init__(self, **more) -> None:
+        super().__init__(**more)
+        self.one, self.two, self.places = Feed(name="one"), Gated(name="two"), Positions(name="places")
+
+    def call(self, x, training=None):
+        y, _ = self.two(self.one(self.places(x)), training=training)
+        return x + y
+
+
+class WithClass(L.Layer):
+    """A token in front of every sequence, which is then cut off again."""
+
+    def build(self, shape) -> None:
+        self.token = self.add_weight(shape=(1, 1, shape[-1]), initializer="normal", name="token")
+
+    def call(self, x):
+        batch, length, width = ops.shape(x)
+        token = ops.broadcast_to(self.token, (batch, 1, width))
+        y = ops.concatenate([token, x, ops.tile(self.token, (batch, 1, 1))], axis=1)
+        y = ops.reshape(y, (batch, length + 2, 2, width // 2))
+        return ops.reshape(ops.softmax(y, axis=1), (batch, length + 2, width))[:, 1:-1]
+
+
+class Noisy(L.Layer):
+    """Does something else in training."""
+
+    def call(self, x, training=None):
+        return x * 2 + ops.sum(x, axis=-1, keepdims=True) if training else x * 2
+
+
+class Mixed(L.Layer):
+    """Leaves Keras."""
+
+    def call(self, x):
+        import tensorflow as tf
+
+        return tf.nn.relu(x)
+
+
+class Random(L.Layer):
+    """Keeps a random state."""
+
+    def __init__(self, **more) -> None:
+        super().__init__(**more)
+        self.seeds = keras.random.SeedGenerator(0)
+
+    def call(self, x):
+        return x * 2
+
+
 class Scaled(L.Layer):
     """Holds a layer, and a weight of its own."""
 
@@ -69,32 +130,6 @@ class Scaled(L.Layer):
 
     def call(self, x):
         return self.inner(x) * self.scale
-
-
-def tokens(body) -> keras.Model:
-    x = keras.Input((8, 16))
-    y = L.GlobalAveragePooling1D(name="pool")(L.LayerNormalization(name="norm")(body(L.Dense(16, name="embed")(x))))
-    return keras.Model(x, L.Dense(5, name="head")(y))
-
-
-def images(body) -> keras.Model:
-    x = keras.Input((8, 8, 3))
-    y = body(L.Conv2D(16, 3, padding="same", name="stem")(x))
-    return keras.Model(x, L.Dense(5, name="head")(L.GlobalAveragePooling2D()(L.Conv2D(12, 1, name="tail")(y))))
-
-
-def model_of(source: keras.Model, example=None) -> Model:
-    return Model(KERAS, *KERAS.load(shaken(source), example))
-
-
-def exact(model: Model, found: Plan) -> Model:
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(3, *model.example[0].shape[1:])).astype("float32")
-    small, masked = found.apply(model), found.mask(model)
-    before, removed, zeroed = (m.predict(x) for m in (model, small, masked))
-    assert np.abs(removed - zeroed).max() <= 1e-5 * np.abs(zeroed).max()
-    assert np.abs(before - zeroed).max() > 1e-3 * np.abs(before).max()
-    return small
 
 
 FUNCTIONS = {
@@ -127,10 +162,7 @@ FUNCTIONS = {
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_block_is_pruned_exactly(name):
-    model = model_of(FUNCTIONS[name]())
-    found = plan(model, ChannelPruning(ratio=0.4, factors="all"))
-    assert found.parameters <= 0.75 * model.graph.size
-    exact(model, found)
+    pruned(model_of(FUNCTIONS[name]()))
 
 
 def test_an_opened_layer_gives_its_weights_their_place_in_the_users_model(tmp_path):
@@ -144,15 +176,80 @@ def test_an_opened_layer_gives_its_weights_their_place_in_the_users_model(tmp_pa
     assert plain.get_layer("one.feed.up").units == 22
 
 
-def test_a_layer_with_a_weight_of_its_own_stays_whole():
-    frozen = {f.name: f.reason for f in Units(model_of(tokens(lambda y: Scaled(name="scaled")(y))).graph).frozen}
-    assert frozen["embed (o)"].startswith("Scaled in scaled")
+def test_weights_of_a_layers_own_are_parameters_under_their_names(tmp_path):
+    source = tokens(lambda y: Scaled(name="scaled")(y))
+    model = model_of(source)
+    assert model.graph.values["scaled.scale/value"].shape == (16,)
+    assert "scaled.scale/value" in model.graph.trainable
+    found = plan(model, ChannelPruning(ratio=0.4))
+    small = exact(model, found)
+    assert small.graph.values["scaled.scale/value"].shape == small.graph.values["scaled.inner/bias"].shape != (16,)
+    again, _, _ = KERAS.open(small.save(tmp_path / "small.keras"), False)
+    np.testing.assert_array_equal(KERAS.predict(again, model.example), small.predict(*model.example))
+    assert source.get_layer("scaled").scale.shape == (16,)  # its attributes are variables again
+
+
+@pytest.mark.parametrize("kind", [Noisy, Mixed, Random])
+def test_a_layer_that_is_more_than_it_computes_stays_whole(kind):
+    model = model_of(tokens(lambda y: kind(name="odd")(y)))
+    reason = next(f.reason for f in Units(model.graph).frozen if f.name == "embed (o)")
+    assert reason.startswith(f"{kind.__name__} in odd")
+
+
+def test_layers_inside_layers_are_followed_with_their_paths():
+    model = model_of(tokens(lambda y: Twice(name="twice")(y)))
+    assert {"twice.one.up/kernel", "twice.two.up/kernel", "twice.two.scale/value"} <= set(model.graph.parameters)
+    pruned(model)
+
+
+def test_a_batch_that_a_layer_asks_for_stays_open():
+    source = tokens(lambda y: WithClass(name="with_class")(y))
+    model = model_of(source)
+    agree(source, model)
+    assert model.native.inputs[0].shape[0] is None
+    pruned(model)
+
+
+def test_a_layer_that_asks_for_open_sizes_gets_those_of_the_example():
+    x = keras.Input((None, 16))
+    y = WithClass(name="with_class")(L.Dense(16, name="embed")(x))
+    source = keras.Model(x, L.Dense(5)(L.GlobalAveragePooling1D()(y)))
+    model = model_of(source, (np.random.default_rng(0).normal(size=(2, 8, 16)).astype("float32"),))
+    assert model.native.inputs[0].shape == (None, 8, 16)
+    pruned(model, 0.2)
+    plain = keras.Model(x, L.Dense(5)(L.GlobalAveragePooling1D()(L.Dense(16)(x))))
+    assert model_of(plain, model.example).native.inputs[0].shape == (None, None, 16)
+
+
+def test_an_activation_of_a_users_own_is_what_it_calls():
+    def squared(x):
+        return ops.square(ops.relu(x)) + 0.1
+
+    source = tokens(lambda y: L.Activation(squared)(L.Dense(24, activation=squared, name="wide")(y)))
+    model = model_of(source)
+    agree(source, model)
+    pruned(model)
 
 
 def test_a_shared_composite_layer_is_called_twice():
     feed = Feed(name="feed")
     model = model_of(tokens(lambda y: feed(ops.relu(feed(y)))))
     exact(model, Plan(Units(model.graph), {"feed.up": (0, 5, 7)}))
+
+
+class Gated(L.Layer):
+    """A composite layer with a weight of its own, which gives more than a tensor."""
+
+    def __init__(self, **more) -> None:
+        super().__init__(**more)
+        self.up, self.drop = L.Dense(16, name="up"), L.Dropout(0.1, name="drop")
+
+    def build(self, shape) -> None:
+        self.up.build(shape)
+        self.scale = self.add_weight(shape=(16,), initializer="ones", name="scale")
+
+    def call(self, x, training=None):
+        return self.drop(self.scale * ops.sigmoid(self.up(x)), training=training), None
 
 
 class Net(keras.Model):

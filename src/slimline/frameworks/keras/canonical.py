@@ -15,19 +15,23 @@ from functools import partial
 from typing import Any
 
 import keras
-import numpy as np
-from keras.src.ops.numpy import (
-    Einsum,
-    ExpandDims,
-    LogicalAnd,
-    Multiply,
-)  # bare operations get a stable name only through their class
+from keras.src.backend import compute_output_spec, set_keras_mask  # they have no public name
+from keras.src.ops import nn  # bare operations get a stable name only through their class
+from keras.src.ops.numpy import Flip, Reshape
 
 from slimline.errors import SlimlineError
+from slimline.frameworks.keras.attention import attention, can_be_parted, dot_product, is_plain
 from slimline.frameworks.keras.functional import Call, Copies, clone, finalize, is_functional, rebuild, replay
-from slimline.frameworks.keras.unfold import is_composite, opened
+from slimline.frameworks.keras.unfold import (
+    followed,
+    is_composite,
+    masked_as,
+    opened,
+    own_weights,
+    tensors_of,
+    with_masks,
+)
 
-Array = np.ndarray
 L = keras.layers
 
 # Exact classes: a user's subclass may compute something else.
@@ -38,47 +42,98 @@ WITH_ACTIVATION = {
 ACTIVATION = ".activation"
 
 
-def canonical(model: keras.Model) -> keras.Model:
-    """A copy of a functional or Sequential model, weights included, in canonical form; idempotent."""
-    return rebuild(model, partial(_visit, copies=Copies(), prefix=""))
+def canonical(model: keras.Model, shapes: Sequence[tuple[int | None, ...]] | None = None) -> keras.Model:
+    """A copy of a functional or Sequential model, weights included, in canonical form; idempotent.
+
+    Its inputs have their own `shapes`, or these.
+    """
+    return rebuild(model, partial(_visit, copies=Copies(), prefix=""), shapes)
 
 
-def _visit(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any], copies: Copies, prefix: str) -> Any:
-    operation = call.operation
-    name = prefix + operation.name
+def _visit(
+    call: Call,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    copies: Copies,
+    prefix: str,
+    paths: Mapping[int, str] = {},
+) -> Any:
+    again = call.name.removeprefix(call.operation.name)
+    name = prefix + paths.get(id(call.operation), call.operation.name)
+    return _convert(call.operation, args, kwargs, copies, name, again)
+
+
+def _convert(
+    operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any], copies: Copies, name: str, again: str
+) -> Any:
+    """Call the counterparts of an operation, called `name`, for the first time or `again` (``@1``, ``@2`` …)."""
     if is_functional(operation) and not any(v is not None for v in kwargs.values()):
         inner = partial(_visit, copies=copies, prefix=f"{name}.")
         outputs = replay(operation, keras.tree.flatten(args), inner)
         return keras.tree.pack_sequence_as(_structure(operation), outputs)
+    if not isinstance(operation, L.Layer):
+        return _function(operation, args, kwargs, Parts(name, copies), again)
+    kwargs = with_masks(operation, args, kwargs)
+    outputs = _layer(operation, args, kwargs, Parts(name, copies), again)
+    if isinstance(operation, L.MultiHeadAttention):  # it takes the masks off the tensors that it has read
+        for tensor in tensors_of(args, {}):
+            set_keras_mask(tensor, None)
+    return outputs
+
+
+def _function(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any], parts: Parts, again: str) -> Any:
+    """Call the counterpart of a bare function."""
+    if type(operation) is nn.DotProductAttention and can_be_parted(operation, args):
+        return dot_product(parts, operation, again, *args, **kwargs)
+    return parts.copy(operation, parts.name)(*args, **kwargs)
+
+
+def _layer(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any], parts: Parts, again: str) -> Any:
+    """Call the counterparts of a layer."""
+    name, copies = parts.name, parts.copies
+    if type(operation) is L.MultiHeadAttention and is_plain(operation, args, kwargs):
+        return masked_as(operation, args, kwargs, attention(parts, operation, *args, **kwargs))
     if is_composite(operation):
-        found = copies.of((id(operation), call.name, "opened"), lambda: opened(operation, call))
+        found = copies.of((id(operation), again, "opened"), lambda: opened(operation, args, kwargs))
         if found is not None:
-            graph, structure = found
-            tensors = [t for t in keras.tree.flatten((args, kwargs)) if isinstance(t, keras.KerasTensor)]
-            again = call.name.removeprefix(operation.name)  # of a shared layer every call has bare functions of its own
-            inner = partial(_visit, copies=copies, prefix=f"{name}{again.replace('@', '.call')}.")
-            return keras.tree.pack_sequence_as(structure, replay(graph, tensors, inner))
-    parts = _Parts(name, copies)
+            # Of a shared layer every call has bare functions of its own.
+            prefix = f"{name}{_plain(again)}."
+            inner = partial(_visit, copies=copies, prefix=prefix, paths=found.paths)
+            tensors = tensors_of(args, kwargs)
+            tensors += own_weights(found.own, tensors[0], f"{name}.", copies)
+            outputs = replay(found.graph, tensors, inner)
+            return masked_as(operation, args, kwargs, found.pack(outputs))
     if type(operation) in (L.TimeDistributed, L.SpectralNormalization) and _transparent(operation):
-        name = f"{prefix}{operation.name}"
-        operation, args, kwargs = operation.layer, args[:1], {}
-        return _weighted_or_active(parts, operation, name, args, kwargs)
-    if type(operation) is L.MultiHeadAttention and _plain_attention(operation, call):
-        return _attention(parts, operation, *args, **kwargs)
+        return _weighted_or_active(parts, operation.layer, name, args[:1], {}, again)
+    if type(operation) is L.TimeDistributed and _unmasked(operation, kwargs) and args[0].shape[1] is not None:
+        return masked_as(operation, args, kwargs, _at_every_step(parts, operation, args[0], again))
+    if type(operation) is L.Bidirectional and not operation.stateful:
+        return masked_as(operation, args, kwargs, _both_ways(parts, operation, again, *args, **kwargs))
     if type(operation) in (L.SeparableConv1D, L.SeparableConv2D):
-        y = _separable(parts, operation, *args)
-    elif call.is_layer:
-        return _weighted_or_active(parts, operation, name, args, kwargs)
-    else:
-        return parts.copy(operation, name)(*args, **kwargs)
-    return _activate(parts, operation, y)
+        return _activate(parts, operation, _separable(parts, operation, *args), again=again)
+    if type(operation) is L.Activation and not _known(operation.activation):
+        return _activate(parts, operation, args[0], name, again)
+    return _weighted_or_active(parts, operation, name, args, kwargs, again)
 
 
-def _weighted_or_active(parts: _Parts, layer: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _weighted_or_active(
+    parts: Parts, layer: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], again: str = ""
+) -> Any:
     """A copy of the layer called `name`, its own activation behind it."""
     if type(layer) not in WITH_ACTIVATION:
         return parts.weighted(layer, parts.copy(layer, name), args, kwargs)
-    return _activate(parts, layer, parts.weighted(layer, parts.copy(layer, name, activation="linear"), args, kwargs))
+    changes = {"activation": "linear", **_sized(layer, args)}
+    y = parts.weighted(layer, parts.copy(layer, name, **changes), args, kwargs)
+    return _activate(parts, layer, y, again=again)
+
+
+def _sized(layer: Any, args: tuple[Any, ...]) -> dict[str, Any]:
+    """The output shape of an `EinsumDense` whose input is of known size: its config may leave out what it can see."""
+    if type(layer) is not L.EinsumDense or None in args[0].shape[1:]:
+        return {}
+    wanted = keras.tree.flatten(layer.get_config()["output_shape"])
+    after = compute_output_spec(layer.call, *args).shape[-len(wanted) :]
+    return {"output_shape": tuple(n if w is None else w for w, n in zip(wanted, after, strict=True))}
 
 
 def _transparent(wrapper: Any) -> bool:
@@ -87,12 +142,57 @@ def _transparent(wrapper: Any) -> bool:
     return type(wrapper) is L.SpectralNormalization or type(wrapper.layer) is L.Dense
 
 
+def _unmasked(wrapper: Any, kwargs: Mapping[str, Any]) -> bool:
+    """Whether the layer of a `TimeDistributed` is told of no mask."""
+    return kwargs.get("mask") is None or not wrapper.layer._call_has_mask_arg
+
+
+def _at_every_step(parts: Parts, wrapper: Any, x: Any, again: str) -> Any:
+    """The layer of a `TimeDistributed` on all steps at once, as samples of one batch."""
+    shape = (-1, *x.shape[2:])
+    folded = parts.make(wrapper, f"fold{again}", lambda name: Reshape(shape, name=_plain(name)))(x)
+    y = _convert(wrapper.layer, (folded,), {}, parts.copies, f"{parts.name}.{wrapper.layer.name}", again)
+    back = (-1, x.shape[1], *y.shape[1:])
+    return parts.make(wrapper, f"unfold{again}", lambda name: Reshape(back, name=_plain(name)))(y)
+
+
+def _both_ways(
+    parts: Parts, layer: Any, again: str, sequences: Any, initial_state: Any = None, mask: Any = None, **more: Any
+) -> Any:
+    """The two layers of a `Bidirectional`, the second one's steps turned round, and what merges them."""
+    states = [None, None]
+    if initial_state is not None:
+        half = len(initial_state) // 2
+        states = [initial_state[:half], initial_state[half:]]
+    results = []
+    for inner, state in zip((layer.forward_layer, layer.backward_layer), states, strict=True):
+        given = {**more, "mask": mask, **({} if state is None else {"initial_state": list(state)})}
+        results.append(_convert(inner, (sequences,), given, parts.copies, f"{parts.name}.{inner.name}", again))
+    last: list[Any] = []
+    if layer.return_state:
+        last = [state for result in results for state in result[1:]]
+        results = [result[0] for result in results]
+    there, back = results
+    if layer.return_sequences:
+        back = parts.make(layer, f"turned{again}", lambda name: Flip(axis=1, name=_plain(name)))(back)
+    merges = {"concat": L.Concatenate, "sum": L.Add, "mul": L.Multiply, "ave": L.Average}
+    if layer.merge_mode is None:
+        return (there, back, *last)
+    merged = parts.make(layer, "merged", lambda name: merges[layer.merge_mode](name=name))([there, back])
+    return (merged, *last) if last else merged
+
+
+def _plain(name: str) -> str:
+    """A name that operations take."""
+    return name.replace("@", ".call")
+
+
 def _structure(model: keras.Model) -> Any:
     graph = model._functional if isinstance(model, keras.Sequential) else model
     return graph._outputs_struct
 
 
-class _Parts:
+class Parts:
     """Copies of one operation and of the layers it is made of, each made once per original."""
 
     def __init__(self, name: str, copies: Copies) -> None:
@@ -131,10 +231,24 @@ def _policy(layer: Any) -> Any:
     return keras.dtype_policies.deserialize(keras.dtype_policies.serialize(layer.dtype_policy))
 
 
-def _activate(parts: _Parts, layer: Any, y: Any) -> Any:
+def _known(function: Any) -> bool:
+    """Whether an activation is one of Keras' own, or a layer."""
+    own = getattr(keras.activations, getattr(function, "__name__", ""), None) is function
+    return own or isinstance(function, keras.layers.Layer)
+
+
+def _activate(parts: Parts, layer: Any, y: Any, name: str = "", again: str = "") -> Any:
     function = layer.activation
     if function is None or function is keras.activations.linear:
         return y
+    if not _known(function):  # a user's own, which is what it calls
+        name = name or f"{parts.name}{ACTIVATION}"
+        found = parts.copies.of((id(layer), again, "followed"), lambda: followed(function, y))
+        if found is not None:
+            inner = partial(_visit, copies=parts.copies, prefix=f"{name}{_plain(again)}.")
+            return replay(found, [y], inner)[0]
+        if type(layer) is L.Activation:
+            return parts.copy(layer, name)(y)
 
     def build(name: str) -> Any:
         if isinstance(function, keras.layers.Layer):
@@ -147,7 +261,7 @@ def _activate(parts: _Parts, layer: Any, y: Any) -> Any:
     return activation(y)
 
 
-def _separable(parts: _Parts, layer: Any, x: Any) -> Any:
+def _separable(parts: Parts, layer: Any, x: Any) -> Any:
     flat = type(layer) is L.SeparableConv1D
     depthwise_class, pointwise_class = (L.DepthwiseConv1D, L.Conv1D) if flat else (L.DepthwiseConv2D, L.Conv2D)
 
@@ -182,68 +296,3 @@ def _separable(parts: _Parts, layer: Any, x: Any) -> Any:
     transfer([layer.depthwise_kernel], depthwise)
     transfer([v for v in (layer.pointwise_kernel, layer.bias) if v is not None], pointwise)
     return y
-
-
-def _plain_attention(layer: Any, call: Call) -> bool:
-    """Whether an attention layer is the textbook one, masked or not; gates and returned scores keep it whole."""
-    known = ("query", "value", "key", "attention_mask", "use_causal_mask", "training")
-    extras = [v for name, v in call.kwargs.items() if name not in known]
-    length = tuple(t.shape for t in call.inputs)
-    if call.kwargs.get("use_causal_mask") and any(len(s) != 3 or s[1] is None for s in length):
-        return False
-    masked = any(getattr(t, "_keras_mask", None) is not None for t in call.inputs)
-    special = layer._use_gate or layer._sliding_window is not None
-    return len(call.args) <= 3 and not (any(e is not None and e is not False for e in extras) or masked or special)
-
-
-def _attention(
-    parts: _Parts,
-    layer: Any,
-    query: Any,
-    value: Any,
-    key: Any = None,
-    attention_mask: Any = None,
-    use_causal_mask: bool = False,
-    **_: Any,
-) -> Any:
-    """Softmax(q kᵀ / √d) v over heads, from the layer's own projections and einsum equations."""
-    key = value if key is None else key
-    mask = _mask(parts, layer, (query.shape[1], value.shape[1]), attention_mask, use_causal_mask)
-
-    def project(x: Any, inner: Any, name: str) -> Any:
-        part = parts.make(layer, name, lambda name: clone(inner, name=name))
-        return parts.weighted(inner, part, (x,), {})
-
-    q, k = project(query, layer.query_dense, "query"), project(key, layer.key_dense, "key")
-    v = project(value, layer.value_dense, "value")
-    scale = parts.make(layer, "scale", lambda name: Multiply(name=name))
-    scores = parts.make(layer, "scores", lambda name: Einsum(layer._dot_product_equation, name=name))
-    softmax = parts.make(layer, "softmax", lambda name: clone(layer._softmax, name=name))
-    combine = parts.make(layer, "combine", lambda name: Einsum(layer._combine_equation, name=name))
-    attended = scores(k, scale(q, layer._inverse_sqrt_key_dim))
-    weights = softmax(attended) if mask is None else softmax(attended, mask=mask)
-    if layer.dropout > 0:
-        weights = project(weights, layer._dropout_layer, "dropout")
-    return project(combine(weights, v), layer.output_dense, "attention_output")
-
-
-def _mask(parts: _Parts, layer: Any, lengths: tuple[int, int], given: Any, causal: bool) -> Any:
-    """What the softmax may look at, ``(batch, 1, queries, keys)``: what is given, and nothing that is to come if
-    `causal`."""
-    if causal:
-        past = np.tril(np.ones((1, *lengths), bool))
-        if isinstance(given, keras.KerasTensor):
-            given = parts.make(layer, "causal", lambda name: LogicalAnd(name=name))(given, past)
-        else:
-            given = past if given is None else past & np.asarray(given, bool)
-    if given is None:
-        return None
-    axis = -2 * len(layer._attention_axes) - 1
-    if isinstance(given, keras.KerasTensor):
-        for i in range(len(layer._attention_axes) * 2 + 2 - len(given.shape)):
-            given = parts.make(layer, f"mask{i}", lambda name: ExpandDims(axis, name=name))(given)
-        return given
-    given = np.asarray(given, bool)
-    while given.ndim < len(layer._attention_axes) * 2 + 2:
-        given = np.expand_dims(given, axis)
-    return given

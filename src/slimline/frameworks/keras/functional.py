@@ -7,6 +7,7 @@ Everything here is the public structure of Keras 3's functional graph, apart fro
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,9 @@ import keras
 import numpy as np
 
 from slimline.errors import SlimlineError
+from slimline.frameworks.keras.weight import Weight
+
+_STORED = ("float", "bfloat", "bool")
 
 SEED_STATE = "seed_generator_state"
 """Last part of the path of the random state that dropout layers store among their variables."""
@@ -52,15 +56,22 @@ class Call:
         return isinstance(self.operation, keras.layers.Layer)
 
     @property
+    def is_weight(self) -> bool:
+        """Whether the output is a parameter itself and not computed."""
+        return isinstance(self.operation, Weight)
+
+    @property
     def names(self) -> tuple[str, ...]:
-        """Names of the output values: the call's own, with ``:0``, ``:1`` … where there are several."""
+        """Names of the output values: the call's own, with ``:0``, ``:1`` … where there are several; a parameter's."""
+        if self.is_weight:
+            return (f"{self.operation.name}/value",)
         if len(self.outputs) == 1:
             return (self.name,)
         return tuple(f"{self.name}:{i}" for i in range(len(self.outputs)))
 
     @cached_property
     def constants(self) -> dict[str, np.ndarray]:
-        """Floating-point arrays among the arguments, by name (``add/constant``)."""
+        """Arrays among the arguments that are stored tensors, by name (``add/constant``)."""
         found = [a for a in keras.tree.flatten((self.args, dict(self.kwargs))) if is_constant(a)]
         return {self.constant_name(i): keras.ops.convert_to_numpy(a) for i, a in enumerate(found)}
 
@@ -77,8 +88,9 @@ def is_array(argument: Any) -> bool:
 
 
 def is_constant(argument: Any) -> bool:
-    """Whether a call's argument is a stored tensor: an array of floating-point numbers."""
-    return is_array(argument) and "float" in keras.backend.standardize_dtype(argument.dtype)
+    """Whether a call's argument is a stored tensor: an array of floating-point numbers, or of truth values. (Integers
+    count positions.)"""
+    return is_array(argument) and keras.backend.standardize_dtype(argument.dtype).strip("0123456789") in _STORED
 
 
 def is_functional(model: Any) -> bool:
@@ -125,15 +137,21 @@ def replay(model: keras.Model, inputs: Sequence[Any], visit: Visit) -> list[Any]
         if call.is_input:
             continue
         args, kwargs = keras.tree.map_structure(lambda a: tensors.get(id(a), a), (call.args, dict(call.kwargs)))
-        outputs = keras.tree.flatten(visit(call, args, kwargs))
+        outputs = [t for t in keras.tree.flatten(visit(call, args, kwargs)) if t is not None]
         tensors.update((id(old), new) for old, new in zip(call.outputs, outputs, strict=True))
     return [tensors[id(t)] for t in model.outputs]
 
 
-def rebuild(model: keras.Model, visit: Visit) -> keras.Model:
-    """A new functional model with flat inputs and outputs, made by replaying `model`."""
-    inputs = [keras.Input(batch_shape=tuple(t.shape), dtype=t.dtype, name=input_name(t)) for t in model.inputs]
-    outputs = replay(model, inputs, visit)
+def rebuild(model: keras.Model, visit: Visit, shapes: Sequence[tuple[int | None, ...]] | None = None) -> keras.Model:
+    """A new functional model with flat inputs (of other `shapes`) and outputs, made by replaying `model`."""
+    shapes = [tuple(t.shape) for t in model.inputs] if shapes is None else shapes
+    inputs = [
+        keras.Input(batch_shape=shape, dtype=t.dtype, name=input_name(t))
+        for t, shape in zip(model.inputs, shapes, strict=True)
+    ]
+    with warnings.catch_warnings():  # masks are arguments, where they are wanted
+        warnings.filterwarnings("ignore", message="Layer .* was passed an input with a mask attached")
+        outputs = replay(model, inputs, visit)
     return keras.Model(_single(inputs), _single(outputs), name=model.name)
 
 
@@ -167,7 +185,7 @@ def clone(operation: Any, **changes: Any) -> Any:
         if isinstance(operation, keras.layers.Lambda):  # its code is in this process already
             return type(operation).from_config(config, safe_mode=False)
         return type(operation).from_config(config)
-    except (NotImplementedError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, NotImplementedError, TypeError, ValueError) as error:
         kind = type(operation).__name__
         raise SlimlineError(
             f"Layer {operation.name!r} ({kind}) cannot be copied from its config: give {kind} a get_config "

@@ -40,9 +40,27 @@ def load(source: Any, example: tuple[Array, ...] | None) -> tuple[keras.Model, t
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             raise SlimlineError(f"Weight {name!r} holds NaN or infinite values: load a checkpoint that is finite.")
     example = example_inputs(source) if example is None else checked(source, example)
-    native = canonical(source)
+    native = _canonical(source, example)
     _prove(source, native, example)
     return native, example
+
+
+def _canonical(source: keras.Model, example: tuple[Array, ...]) -> keras.Model:
+    """The canonical copy, its inputs of the source's sizes; of the example's where those are open and layers of the
+    user's can only be followed with sizes that are known."""
+    fixed = [(t.shape[0], *x.shape[1:]) for t, x in zip(source.inputs, example, strict=True)]
+    if fixed == [tuple(t.shape) for t in source.inputs]:
+        return canonical(source)
+    try:
+        native = canonical(source)
+    except SlimlineError:
+        return canonical(source, fixed)
+    return min(native, canonical(source, fixed), key=_whole_layers) if _whole_layers(native) else native
+
+
+def _whole_layers(native: keras.Model) -> int:
+    """How many layers of a canonical model are classes of its user's."""
+    return sum(type(layer).__module__.split(".")[0] not in ("keras", "slimline") for layer in native.layers)
 
 
 def _subclassed(source: Any) -> bool:
@@ -62,8 +80,10 @@ def _refusal(source: Any) -> str:
 
 
 def example_inputs(model: keras.Model, shapes: Sequence[tuple[Sequence[int], str]] | None = None) -> tuple[Array, ...]:
-    """Fixed normal numbers (zero where integers are wanted) of `shapes`: shape and dtype per input, by default
-    a batch of 2 of the model's own."""
+    """Fixed normal numbers of `shapes` (shape and dtype per input), by default a batch of 2 of the model's own.
+
+    Ones where integers are wanted: token 0 is often padding, and the mean over nothing but padding is no number.
+    """
     random = np.random.default_rng(0)
     if shapes is None:
         shapes = [((t.shape[0] or 2, *t.shape[1:]), t.dtype) for t in model.inputs]
@@ -74,7 +94,7 @@ def example_inputs(model: keras.Model, shapes: Sequence[tuple[Sequence[int], str
                 f"Input {input_name(tensor)!r} has unknown sizes {tuple(tensor.shape)}: give example inputs."
             )
         floating = "float" in dtype
-        numbers = random.standard_normal(tuple(shape)) if floating else np.zeros(tuple(shape))
+        numbers = random.standard_normal(tuple(shape)) if floating else np.ones(tuple(shape))
         made.append(numbers.astype("float32" if dtype == "bfloat16" else dtype))
     return tuple(made)
 

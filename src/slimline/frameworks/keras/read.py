@@ -8,6 +8,7 @@ without a rule is `unknown`: all that it touches is frozen.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,14 +27,17 @@ Array = np.ndarray
 
 def read(native: keras.Model, example: tuple[Array, ...]) -> Graph:
     """The neutral graph of a canonical model, with shapes at the example's batch size."""
+    from slimline.frameworks.keras.rules_index import INDEXING
     from slimline.frameworks.keras.rules_layers import LAYERS
     from slimline.frameworks.keras.rules_ops import FUNCTIONS
+    from slimline.frameworks.keras.rules_products import PRODUCTS
+    from slimline.frameworks.keras.rules_recurrent import RECURRENT
 
     reader = Reader(native, example)
     for call in reader.calls:
-        if call.is_input:
+        if call.is_input or call.is_weight:
             continue
-        rules = LAYERS if call.is_layer else FUNCTIONS
+        rules = {**LAYERS, **RECURRENT} if call.is_layer else {**FUNCTIONS, **INDEXING, **PRODUCTS}
         # Exact classes: a subclass may compute something else.
         kind = type(call.operation)
         rule = rules.get(PLAIN.get(kind, kind))
@@ -63,6 +67,7 @@ class Reader:
         self._shapes: dict[int, tuple[int, ...]] = {}
         self._parameters = {id(v): name for name, v in stored(native).items()}
         self._layers = {call.operation.name for call in self.calls}
+        self._stored = {*self._parameters.values(), *(name for call in self.calls for name in call.constants)}
         self._trainable = frozenset(self._parameters[id(v)] for v in native.trainable_variables)
         for name, variable in stored(native).items():
             self.values[name] = Value(name, tuple(variable.shape), keras.backend.standardize_dtype(variable.dtype))
@@ -125,19 +130,36 @@ class Reader:
             raise NoRule(f"slimline has no rule for it with {len(call.inputs)} inputs")
         return self.name(call.inputs[0]), self.shape(call.inputs[0])
 
+    def stored(self, name: str) -> bool:
+        """Whether a value is a parameter or a constant and not computed."""
+        return name in self._stored
+
+    def value(self, name: str) -> tuple[int, ...]:
+        """Sizes of a value by its name."""
+        return self.values[name].shape
+
+    def argument(self, call: Call, name: str) -> Any:
+        """An argument of a call by its name in the operation's `call`; None where it is not given."""
+        return inspect.signature(call.operation.call).bind(*call.args, **call.kwargs).arguments.get(name)
+
+    def operand(self, call: Call, argument: Any) -> tuple[str, tuple[int, ...]]:
+        """Name and shape of a tensor, or a constant, that is an argument of a call."""
+        if isinstance(argument, keras.KerasTensor):
+            return self.name(argument), self.shape(argument)
+        arrays = [a for a in keras.tree.flatten((call.args, dict(call.kwargs))) if is_constant(a)]
+        found = [i for i, array in enumerate(arrays) if array is argument]
+        if not found:
+            raise NoRule("slimline has no rule for it with an array of integers")
+        return call.constant_name(found[0]), tuple(argument.shape)
+
     def operands(self, call: Call) -> tuple[list[str], list[tuple[int, ...]]]:
         """Names and shapes of all tensors among a call's arguments, stored constants included."""
-        names, shapes, constants = [], [], 0
+        names, shapes = [], []
         for argument in keras.tree.flatten((call.args, dict(call.kwargs))):
-            if isinstance(argument, keras.KerasTensor):
-                names.append(self.name(argument))
-                shapes.append(self.shape(argument))
-            elif is_constant(argument):
-                names.append(call.constant_name(constants))
-                shapes.append(tuple(argument.shape))
-                constants += 1
-            elif is_array(argument):
-                raise NoRule("slimline has no rule for it with an array of integers")
+            if isinstance(argument, keras.KerasTensor) or is_array(argument):
+                name, shape = self.operand(call, argument)
+                names.append(name)
+                shapes.append(shape)
         return names, shapes
 
     # -- what rules do -----------------------------------------------------------------

@@ -5,18 +5,21 @@ Weights are sliced by `rewrite`; here are the numbers that count positions. A cl
 
 from __future__ import annotations
 
-import math
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
 import numpy as np
 from keras.src.applications import convnext
-from keras.src.ops import nn
+from keras.src.layers.rnn.conv_lstm import ConvLSTM
+from keras.src.ops import core
 from keras.src.ops import numpy as numpy_ops
 
 from slimline.frameworks.keras.functional import Call, input_name, is_constant
-from slimline.frameworks.keras.rules_ops import expanded_key, take_indices
+from slimline.frameworks.keras.rules_index import expanded_key, slice_starts, take_indices
+from slimline.frameworks.keras.rules_recurrent import RECURRENT, cells_of
+from slimline.frameworks.keras.weight import Weight
 from slimline.graph.plan import Plan
 
 L = keras.layers
@@ -68,6 +71,21 @@ def _einsum_dense(call: Call, sizes: Sizes) -> dict[str, Any]:
     return {"output_shape": tuple(None if w is None else n for w, n in zip(wanted, after, strict=True))}
 
 
+def _recurrent(call: Call, sizes: Sizes) -> dict[str, Any]:
+    """The width of a layer with one cell, or of the cells in its config."""
+    layer = call.operation
+    widths = [sizes.weight(cell.recurrent_kernel)[-2] for cell in cells_of(layer)]
+    if type(layer) is not L.RNN:
+        return {"filters" if isinstance(layer, ConvLSTM) else "units": widths[0]}
+    config = copy.deepcopy(layer.get_config()["cell"])
+    found = config["config"]["cells"] if type(layer.cell) is L.StackedRNNCells else [config]
+    config.pop("build_config", None)  # it holds the shape of the input
+    for cell, width in zip(found, widths, strict=True):
+        cell.pop("build_config", None)
+        cell["config"]["filters" if "filters" in cell["config"] else "units"] = width
+    return {"cell": config}
+
+
 def _group_norm(call: Call, sizes: Sizes) -> dict[str, Any]:
     return {"groups": -1 if call.operation.groups == -1 else sizes.plan.axis_size(call.name, "g")}
 
@@ -104,6 +122,12 @@ def _pad(call: Call, sizes: Sizes) -> dict[str, Any]:
     return {"pad_width": tuple(changed)}
 
 
+def _block(call: Call, sizes: Sizes) -> dict[str, Any]:
+    """The sizes of a block."""
+    after = sizes.shape(call.outputs[0])
+    return {"shape": tuple(w if w == -1 else n for w, n in zip(call.operation.shape, after, strict=True))}
+
+
 CONFIGS: Mapping[type, Config] = {
     **dict.fromkeys((L.Conv1D, L.Conv2D, L.Conv3D), _conv),
     **dict.fromkeys(
@@ -118,6 +142,8 @@ CONFIGS: Mapping[type, Config] = {
     L.EinsumDense: _einsum_dense,
     convnext.LayerScale: lambda call, sizes: {"projection_dim": sizes.weight(call.operation.gamma)[0]},
     L.Embedding: lambda call, sizes: {"output_dim": sizes.weight(call.operation.embeddings)[-1]},
+    **dict.fromkeys(RECURRENT, _recurrent),
+    Weight: lambda call, sizes: {"shape": sizes.weight(call.operation.value)},
     L.GroupNormalization: _group_norm,
     L.RepeatVector: lambda call, sizes: {"n": sizes.shape(call.outputs[0])[1]},
     L.Reshape: _counted("target_shape", batch=False),
@@ -125,6 +151,7 @@ CONFIGS: Mapping[type, Config] = {
     numpy_ops.BroadcastTo: _counted("shape", batch=True),
     numpy_ops.Split: _split,
     numpy_ops.Pad: _pad,
+    core.Slice: _block,
 }
 
 
@@ -147,11 +174,10 @@ def arguments(
     operation = call.operation
     if isinstance(operation, numpy_ops.GetItem):
         return _getitem(call, args, sizes), {}
-    if isinstance(operation, numpy_ops.Take):
+    if isinstance(operation, core.Slice):
+        return (args[0], _starts(call, sizes)), {}
+    if isinstance(operation, numpy_ops.Take) and not isinstance(take_indices(call), keras.KerasTensor):
         return (args[0], _renumbered(np.asarray(take_indices(call)), call, operation.axis, sizes)), {}
-    if isinstance(operation, nn.DotProductAttention) and kwargs.get("scale") is None:
-        # Its default divides by the root of a width that may shrink.
-        kwargs = {**kwargs, "scale": 1 / math.sqrt(sizes.before(call.inputs[0])[-1])}
     found = iter(call.constants)
 
     def sliced(argument: Any) -> Any:
@@ -219,6 +245,13 @@ def _getitem(call: Call, args: tuple[Any, ...], sizes: Sizes) -> tuple[Any, ...]
         axis += subscript is not None
         made += not isinstance(subscript, int)
     return x, tuple(key)
+
+
+def _starts(call: Call, sizes: Sizes) -> tuple[int, ...]:
+    """Where a block begins among what stays."""
+    kept = sizes.kept(call.inputs[0])
+    starts = slice_starts(call)
+    return tuple(n if index is None else int(np.searchsorted(index, n)) for n, index in zip(starts, kept, strict=True))
 
 
 def value_names(model_calls: list[Call], model: keras.Model) -> dict[int, str]:

@@ -11,6 +11,7 @@ from keras.src.applications import convnext, inception_resnet_v2  # their layers
 
 from slimline.frameworks.keras.functional import Call
 from slimline.frameworks.keras.read import NoRule, Reader
+from slimline.frameworks.keras.rules_masks import masking, softmax
 from slimline.graph import ops
 
 Rule = Callable[[Reader, Call], None]
@@ -100,10 +101,15 @@ def embedding(reader: Reader, call: Call) -> None:
 def batch_norm(reader: Reader, call: Call) -> None:
     """`BatchNormalization`: gamma and beta where it has them, then its two statistics."""
     layer = call.operation
-    x, shape = reader.single(call)
+    x, shape = reader.name(call.inputs[0]), reader.shape(call.inputs[0])
     stored = [layer.gamma if layer.scale else None, layer.beta if layer.center else None]
     vectors = [reader.parameter(v) for v in (*stored, layer.moving_mean, layer.moving_variance)]
-    reader.node(call, "batch_norm", [x, *vectors], ops.batch_norm(len(shape), layer.axis % len(shape)))
+    attributes, masks = ops.batch_norm(len(shape), layer.axis % len(shape)), call.inputs[1:]
+    for mask in masks:  # of the steps that count in training
+        equation = attributes["equation"]
+        dims = tuple((f"a{d}",) for d in range(len(reader.shape(mask))))
+        attributes = {**attributes, "equation": replace(equation, inputs=(*equation.inputs, dims))}
+    reader.node(call, "batch_norm", [x, *vectors, *map(reader.name, masks)], attributes)
 
 
 def layer_norm(reader: Reader, call: Call) -> None:
@@ -194,23 +200,6 @@ def layer_scale(reader: Reader, call: Call) -> None:
     x, shape = reader.single(call)
     attributes = ops.elementwise([shape, tuple(gamma.shape)], "mul")
     reader.node(call, "elementwise", [x, reader.parameter(gamma)], attributes)
-
-
-def softmax(reader: Reader, call: Call) -> None:
-    """`Softmax` over one axis, with or without a mask of what it may look at."""
-    x, shape = reader.name(call.inputs[0]), reader.shape(call.inputs[0])
-    axes = keras.tree.flatten(call.operation.axis)
-    if len(axes) != 1:
-        raise NoRule("slimline has no rule for it over several axes")
-    attributes = ops.softmax(len(shape), axes[0] % len(shape))
-    mask = call.args[1] if len(call.args) > 1 else call.kwargs.get("mask")
-    if mask is None:
-        return reader.node(call, "softmax", [x], attributes)
-    sizes = reader.shape(mask) if isinstance(mask, keras.KerasTensor) else tuple(mask.shape)
-    if len(sizes) != len(shape):
-        raise NoRule("slimline has no rule for a mask of another rank")
-    seen = {f"a{d}": "a mask counts its positions" for d, n in enumerate(sizes) if n != 1}
-    return reader.node(call, "softmax", [x], {**attributes, "equation": replace(attributes["equation"], fixed=seen)})
 
 
 def dropout(reader: Reader, call: Call) -> None:
@@ -318,9 +307,15 @@ def global_pool(function: str) -> Rule:
 
     def rule(reader: Reader, call: Call) -> None:
         layer = call.operation
-        x, shape = reader.single(call)
+        x, shape = reader.name(call.inputs[0]), reader.shape(call.inputs[0])
         axes = spatial_axes(len(shape), layer.data_format)
-        reader.node(call, "reduce", [x], ops.reduce(len(shape), axes, layer.keepdims, function))
+        attributes, inputs = ops.reduce(len(shape), axes, layer.keepdims, function), [x]
+        if len(call.inputs) > 1:  # which steps count
+            equation = attributes["equation"]
+            steps = (("a0",), (f"a{axes[0]}",))
+            attributes = {**attributes, "equation": replace(equation, inputs=(*equation.inputs, steps))}
+            inputs.append(reader.name(call.inputs[1]))
+        reader.node(call, "reduce", inputs, attributes)
 
     return rule
 
@@ -353,6 +348,7 @@ LAYERS: Mapping[type, Rule] = {
     **_each("ReLU", relu),
     **_each("PReLU", prelu),
     **_each("Softmax", softmax),
+    **_each("Masking", masking),
     **_each("Rescaling", rescaling),
     **_each("Normalization", normalization),
     **_each(
@@ -372,6 +368,8 @@ LAYERS: Mapping[type, Rule] = {
     **_each("ZeroPadding1D ZeroPadding2D ZeroPadding3D", pad(1)),
     **_each("Cropping1D Cropping2D Cropping3D", pad(-1)),
     **_each("UpSampling1D UpSampling2D UpSampling3D Resizing", pool("resize")),
+    **_each("AdaptiveMaxPooling1D AdaptiveMaxPooling2D AdaptiveMaxPooling3D", pool("max")),
+    **_each("AdaptiveAveragePooling1D AdaptiveAveragePooling2D AdaptiveAveragePooling3D", pool("mean")),
     **_each("MaxPooling1D MaxPooling2D MaxPooling3D", pool("max")),
     **_each("AveragePooling1D AveragePooling2D AveragePooling3D", pool("mean")),
     **_each("GlobalMaxPooling1D GlobalMaxPooling2D GlobalMaxPooling3D", global_pool("max")),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from types import EllipsisType
 from typing import Any
 
 import keras
@@ -16,9 +15,8 @@ from keras.src.ops import numpy as numpy_ops
 from slimline.frameworks.keras.functional import Call
 from slimline.frameworks.keras.read import NoRule, Reader
 from slimline.frameworks.keras.rules_layers import Rule, spatial_axes
+from slimline.frameworks.keras.rules_masks import softmax
 from slimline.graph import ops
-
-Step = tuple[str, ops.Attributes, tuple[int, ...]]
 
 
 def elementwise(function: str) -> Rule:
@@ -42,14 +40,27 @@ def along_whole_axis(reader: Reader, call: Call) -> None:
     reader.node(call, "elementwise", [x], {**attributes, "equation": equation})
 
 
-def reduce(function: str) -> Rule:
-    """Rule of a reduction over `axis` (None: all)."""
+def triangle(reader: Reader, call: Call) -> None:
+    """One side of the diagonal of matrices."""
+    x, shape = reader.single(call)
+    attributes = ops.elementwise([shape], "along")
+    fixed = {f"a{len(shape) - n}": "the diagonal counts its positions" for n in (1, 2)}
+    equation = replace(attributes["equation"], fixed=fixed)
+    reader.node(call, "elementwise", [x], {**attributes, "equation": equation})
+
+
+def reduce(function: str, fixed: str = "") -> Rule:
+    """Rule of a reduction over `axis` (None: all), of which no position can go if it is `fixed`."""
 
     def rule(reader: Reader, call: Call) -> None:
         x, shape = reader.single(call)
         axis = call.operation.axis
         axes = tuple(range(len(shape))) if axis is None else tuple(a % len(shape) for a in keras.tree.flatten(axis))
-        reader.node(call, "reduce", [x], ops.reduce(len(shape), axes, bool(call.operation.keepdims), function))
+        attributes = ops.reduce(len(shape), axes, bool(call.operation.keepdims), function)
+        if fixed:
+            equation = replace(attributes["equation"], fixed={f"a{a}": fixed for a in axes})
+            attributes = {**attributes, "equation": equation}
+        reader.node(call, "reduce", [x], attributes)
 
     return rule
 
@@ -62,9 +73,12 @@ def moments(reader: Reader, call: Call) -> None:
 
 
 def norm(reader: Reader, call: Call) -> None:
-    """The length of vectors."""
-    if call.operation.axis is None or len(keras.tree.flatten(call.operation.axis)) > 1:
-        raise NoRule("slimline has a rule only for norms of vectors")
+    """The length of vectors, or the root of the sum of all squares."""
+    axes = (
+        range(len(reader.single(call)[1])) if call.operation.axis is None else keras.tree.flatten(call.operation.axis)
+    )
+    if len(axes) > 1 and call.operation.ord not in (None, "fro"):
+        raise NoRule("slimline has no rule for this norm of matrices")
     reduce("norm")(reader, call)
 
 
@@ -114,15 +128,6 @@ def copies(reader: Reader, call: Call) -> None:
         outs.append(pair if new != old else f"a{d}")
     text = f"{' '.join(f'a{d}' for d in range(len(shape)))} -> {' '.join(outs)}"
     reader.node(call, "expand", [x], {"equation": ops.parse(text, sizes)})
-
-
-def softmax(reader: Reader, call: Call) -> None:
-    """Softmax and log-softmax over one axis."""
-    x, shape = reader.single(call)
-    axes = keras.tree.flatten(call.operation.axis)
-    if len(axes) != 1 or axes[0] is None:
-        raise NoRule("slimline has no rule for it over several axes")
-    reader.node(call, "softmax", [x], ops.softmax(len(shape), axes[0] % len(shape)))
 
 
 def reshape(reader: Reader, call: Call) -> None:
@@ -193,116 +198,10 @@ def unstack(reader: Reader, call: Call) -> None:
         reader.part(call, name, "reshape", [part], [name], ops.reshape((*after[:axis], 1, *after[axis:]), after))
 
 
-def getitem(reader: Reader, call: Call) -> None:
-    """Indexing by integers, slices, an ellipsis and None: slices, then selections, then new axes."""
-    x, shape = reader.single(call)
-    subscripts = expanded_key(call.args[1] if len(call.args) > 1 else call.kwargs["key"], len(shape))
-    steps: list[Step] = []
-    now, axis = list(shape), 0
-    for subscript in (s for s in subscripts if s is not None):
-        if isinstance(subscript, int):
-            index = subscript % now[axis]
-            del now[axis]
-            steps.append(("select", ops.select(axis, index), tuple(now)))
-            continue
-        start, stop, stride = subscript.indices(now[axis])
-        if stride < 0:
-            raise NoRule("slimline has no rule for a negative step")
-        if (start, stop, stride) != (0, now[axis], 1):
-            now[axis] = len(range(start, stop, stride))
-            steps.append(("slice", ops.slice_(axis, start, stop, stride), tuple(now)))
-        axis += 1
-    after = reader.shape(call.outputs[0])
-    if None in subscripts or not steps:
-        steps.append(("reshape", ops.reshape(now, after), after))
-    reader.chain(call, x, steps)
-
-
-def expanded_key(key: Any, rank: int) -> list[int | slice | None]:
-    """One subscript per dimension of the tensor (and None per new axis) for an indexing key."""
-    parts = list(key) if isinstance(key, (tuple, list)) else [key]
-    if not all(isinstance(p, (int, slice, EllipsisType, type(None))) for p in parts):
-        raise NoRule("slimline has no rule for indexing by tensors")
-    bounds = [b for p in parts if isinstance(p, slice) for b in (p.start, p.stop, p.step)]
-    if not all(isinstance(b, (int, type(None))) for b in bounds):
-        raise NoRule("slimline has no rule for slices between tensors")
-    taken = sum(p is not None and p is not Ellipsis for p in parts)
-    at = next((i for i, p in enumerate(parts) if p is Ellipsis), len(parts))
-    whole: list[int | slice | None] = [slice(None)] * (rank - taken)
-    return [*parts[:at], *whole, *parts[at + 1 :]]
-
-
-def take(reader: Reader, call: Call) -> None:
-    """Constant positions of one axis."""
-    x, shape = reader.single(call)
-    indices = np.asarray(take_indices(call))
-    if call.operation.axis is None:
-        raise NoRule("slimline has no rule for it without an axis")
-    axis = call.operation.axis % len(shape)
-    if indices.ndim == 0:
-        reader.node(call, "select", [x], ops.select(axis, int(indices) % shape[axis]))
-    elif indices.ndim == 1:
-        reader.node(call, "take", [x], ops.take(axis, indices % shape[axis]))
-    else:
-        raise NoRule("slimline has no rule for a table of indices")
-
-
-def take_indices(call: Call) -> Any:
-    """The `indices` argument of a `take`, as an integer array or number."""
-    indices = call.args[1] if len(call.args) > 1 else call.kwargs["indices"]
-    return keras.ops.convert_to_numpy(indices) if hasattr(indices, "dtype") else indices
-
-
-def pad(reader: Reader, call: Call) -> None:
-    """Padding with zeros."""
-    names, shapes = reader.operands(call)
-    operation = call.operation
-    value = call.args[1] if len(call.args) > 1 else call.kwargs.get("constant_values")
-    if len(names) != 1 or operation.mode != "constant" or value not in (None, 0):
-        raise NoRule("slimline has a rule only for padding with zeros")
-    widths = list(operation.pad_width)
-    reader.node(call, "pad", names, ops.pad(widths * len(shapes[0]) if len(widths) == 1 else widths))
-
-
 def broadcast_to(reader: Reader, call: Call) -> None:
     """Broadcasting to a shape."""
     x, shape = reader.single(call)
     reader.node(call, "expand", [x], ops.expand(shape, reader.shape(call.outputs[0])))
-
-
-def matmul(reader: Reader, call: Call) -> None:
-    """Matrix product of two tensors, either of which may be a constant."""
-    names, shapes = reader.operands(call)
-    if min(map(len, shapes)) < 2:
-        raise NoRule("slimline has no rule for it with vectors")
-    reader.node(call, "matmul", names, ops.matmul(*shapes))
-
-
-def einsum(reader: Reader, call: Call) -> None:
-    """Einsum of activations; each operand's letters are distinct."""
-    names, _ = reader.operands(call)
-    text = call.operation.subscripts.replace(" ", "")
-    operands = text.partition("->")[0].split(",")
-    if "." in text or "->" not in text or any(len(set(o)) < len(o) for o in operands):
-        raise NoRule(f"slimline has no rule for the equation {text!r}")
-    reader.node(call, "einsum", names, ops.einsum(text))
-
-
-def attention(reader: Reader, call: Call) -> None:
-    """``dot_product_attention`` without mask or bias, as two products and a softmax."""
-    extras = [*call.args[3:], *(v for k, v in call.kwargs.items() if k in ("bias", "mask", "is_causal"))]
-    if len(call.inputs) != 3 or any(e is not None and e is not False for e in extras):
-        raise NoRule("slimline has a rule for it only without mask and bias")
-    q, k, v = (reader.name(t) for t in call.inputs)
-    batch, length, heads, _ = reader.shape(call.inputs[0])
-    if reader.shape(call.inputs[1])[2] != heads:
-        raise NoRule("slimline has no rule for it with fewer key heads than query heads")
-    sizes = (batch, heads, length, reader.shape(call.inputs[1])[1])
-    scores = reader.intermediate(f"{call.name}/scores", sizes, q)
-    weights = reader.intermediate(f"{call.name}/softmax", sizes, q)
-    reader.part(call, scores, "einsum", [q, k], [scores], ops.einsum("atnd,asnd->ants"))
-    reader.part(call, weights, "softmax", [scores], [weights], ops.softmax(4, 3))
-    reader.node(call, "einsum", [weights, v], ops.einsum("ants,asnd->atnd"))
 
 
 def _each(module: Any, names: str, rule: Any = None) -> dict[type, Rule]:
@@ -321,20 +220,25 @@ FUNCTIONS: Mapping[type, Rule] = {
     **_each(
         nn,
         "Relu Relu6 Sigmoid Softplus Softsign SoftShrink SparsePlus Silu Squareplus LogSigmoid LeakyRelu HardSigmoid "
-        "HardSilu Elu Selu Gelu Celu TanhShrink HardTanh HardShrink Threshold",
+        "HardSilu Elu Selu Gelu Celu TanhShrink HardTanh HardShrink Threshold SparseSigmoid",
     ),
     **_each(
         numpy_ops,
-        "Absolute Add Ceil Clip Cos Cosh Divide DivideNoNan Equal Exp Expm1 Floor FloorDivide Greater GreaterEqual "
-        "Less LessEqual Log Log1p Log2 Log10 LogicalAnd LogicalNot LogicalOr Maximum Minimum Mod Multiply Negative "
-        "NotEqual OnesLike Power Reciprocal Round Sign Sin Sinh Sqrt Square Subtract Tan Tanh TrueDivide Where "
-        "ZerosLike",
+        "Abs Absolute Add Arccos Arccosh Arcsin Arcsinh Arctan Arctan2 Arctanh BitwiseAnd BitwiseInvert BitwiseNot "
+        "BitwiseOr BitwiseXor Cbrt Ceil Clip Cos Cosh Deg2rad Divide DivideNoNan Equal Exp Exp2 Expm1 Fabs Floor "
+        "FloorDivide Fmax Fmin Fmod FullLike Greater GreaterEqual Heaviside Hypot Isclose Isfinite Isinf Isnan Less "
+        "LessEqual Log Log1p Log2 Log10 Logaddexp Logaddexp2 LogicalAnd LogicalNot LogicalOr LogicalXor Maximum "
+        "Minimum Mod Multiply NanToNum Negative NotEqual OnesLike Power Rad2deg Reciprocal Round Sign Signbit Sin Sinc "
+        "Sinh Sqrt Square Subtract Tan Tanh TrueDivide Trunc Where ZerosLike",
     ),
-    **_each(math_ops, "Erf Rsqrt"),
-    **_each(core, "Cast StopGradient ConvertToTensor", elementwise("identity")),
+    **_each(math_ops, "Erf Erfc Erfinv Rsqrt"),
+    **_each(core, "Cast SaturateCast StopGradient ConvertToTensor", elementwise("identity")),
     numpy_ops.Copy: elementwise("identity"),
-    **_each(numpy_ops, "Cumsum Cumprod Flip", along_whole_axis),
-    numpy_ops.Roll: along_whole_axis,
+    **_each(numpy_ops, "Argsort Cumsum Cumprod Flip Nancumprod Nancumsum Roll Sort", along_whole_axis),
+    **_each(numpy_ops, "Tril Triu", triangle),
+    **_each(numpy_ops, "Argmax Argmin", reduce("place", fixed="a position's place on this axis is the result")),
+    **_each(numpy_ops, "All Any CountNonzero Median Prod Ptp", reduce("statistic")),
+    **_each(numpy_ops, "Nanmax Nanmean Nanmedian Nanmin Nanprod Nanstd Nansum Nanvar", reduce("statistic")),
     numpy_ops.Mean: reduce("mean"),
     numpy_ops.Sum: reduce("sum"),
     numpy_ops.Max: reduce("max"),
@@ -347,12 +251,14 @@ FUNCTIONS: Mapping[type, Rule] = {
     nn.Moments: moments,
     linalg.Norm: norm,
     nn.Normalize: normalize,
+    nn.AdaptiveMaxPool: pool("max"),
+    nn.AdaptiveAveragePool: pool("mean"),
     nn.MaxPool: pool("max"),
     nn.AveragePool: pool("mean"),
     image.Resize: pool("resize"),
     nn.Glu: glu,
     **_each(numpy_ops, "Repeat Tile", copies),
-    **_each(nn, "Softmax LogSoftmax", softmax),
+    **_each(nn, "Softmax LogSoftmax Sparsemax", softmax),
     **_each(numpy_ops, "Reshape Squeeze ExpandDims Ravel", reshape),
     numpy_ops.Transpose: transpose,
     numpy_ops.Swapaxes: swapaxes,
@@ -361,11 +267,5 @@ FUNCTIONS: Mapping[type, Rule] = {
     numpy_ops.Stack: stack,
     numpy_ops.Split: split,
     core.Unstack: unstack,
-    numpy_ops.GetItem: getitem,
-    numpy_ops.Take: take,
-    numpy_ops.Pad: pad,
     numpy_ops.BroadcastTo: broadcast_to,
-    numpy_ops.Matmul: matmul,
-    numpy_ops.Einsum: einsum,
-    nn.DotProductAttention: attention,
 }
