@@ -29,8 +29,11 @@ def mask(native: Native, plan: Plan) -> Native:
     maximum over positions that go are made to see only those that stay.
     """
     result = copy.deepcopy(native)
+    unweighed = _unweighed(plan)
     with torch.no_grad():
         for name, tensor in tensors(result).items():
+            if name in unweighed:
+                continue
             for dim, kept in enumerate(plan.kept(name)):
                 if kept is not None and tensor.is_floating_point():
                     gone = np.setdiff1d(np.arange(tensor.shape[dim]), kept)
@@ -54,6 +57,13 @@ def mask(native: Native, plan: Plan) -> Native:
     result.graph.lint()
     result.recompile()
     return result
+
+
+def _unweighed(plan: Plan) -> set[str]:
+    """Constants that stay as they are: no layer weighs with them, and what is divided by them has to stay finite."""
+    readers = plan.graph.consumers()
+    constants = (name for name in plan.graph.parameters if name not in plan.graph.trainable)
+    return {name for name in constants if all(node.kind == "elementwise" for node in readers[name])}
 
 
 class _Masker:

@@ -313,9 +313,13 @@ for _n in (1, 2, 3):
     RULES[f"aten.max_pool{_n}d_with_indices"] = whole("max", _last(_n))
     RULES[f"aten.max_unpool{_n}d"] = whole("other", _last(_n), inputs=2)
     RULES |= {f"aten.{name}_pool{_n}d": whole("mean", _last(_n)) for name in ("avg", "adaptive_avg")}
-for _name, _n in {"linear1d": 1, "nearest1d": 1, "bilinear2d": 2, "nearest2d": 2, "bicubic2d": 2,
-                  "trilinear3d": 3, "nearest3d": 3, "_nearest_exact2d": 2}.items():  # fmt: skip
-    RULES[f"aten.upsample_{_name}"] = whole("resize", _last(_n))
+for _n, _names in {
+    1: "upsample_linear1d upsample_nearest1d _upsample_nearest_exact1d",
+    2: "upsample_bilinear2d upsample_nearest2d _upsample_nearest_exact2d upsample_bicubic2d _upsample_bilinear2d_aa "
+    "_upsample_bicubic2d_aa _upsample_lanczos2d_aa",
+    3: "upsample_trilinear3d upsample_nearest3d _upsample_nearest_exact3d",
+}.items():
+    RULES |= {f"aten.{name}": whole("resize", _last(_n)) for name in _names.split()}
 RULES |= {f"aten.{name}": whole("other", _last(2)) for name in ("tril", "triu")}
 RULES |= {f"aten.{name}": whole("other", lambda call: [call.axis()]) for name in ("cumsum", "cumprod")}
 RULES["aten.roll"] = whole("other", lambda call: call.axes("dims"))
