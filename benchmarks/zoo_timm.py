@@ -15,6 +15,7 @@ from zoo import Case, main
 
 SMALL: dict[str, Any] = {"img_size": 64, "depth": 3}
 FOUR: dict[str, Any] = {"depths": (1, 1, 2, 1)}
+SWIN: dict[str, Any] = {**FOUR, "img_size": 64, "window_size": 4, "embed_dim": 48}
 
 MODELS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "beit": ("beit_base_patch16_224", 64, {**SMALL, "embed_dim": 192, "num_heads": 3}),
@@ -96,9 +97,9 @@ MODELS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "sknet": ("skresnet18", 64, {}),
     "starnet": ("starnet_s050", 64, {}),
     "swiftformer": ("swiftformer_xs", 64, {}),
-    "swin_transformer": ("swin_tiny_patch4_window7_224", 64, {"img_size": 64, "window_size": 4, **FOUR, "embed_dim": 48}),
-    "swin_transformer_v2": ("swinv2_tiny_window8_256", 64, {"img_size": 64, "window_size": 4, **FOUR, "embed_dim": 48}),
-    "swin_transformer_v2_cr": ("swinv2_cr_tiny_224", 64, {"img_size": 64, "window_size": 4, **FOUR, "embed_dim": 48}),
+    "swin_transformer": ("swin_tiny_patch4_window7_224", 64, SWIN),
+    "swin_transformer_v2": ("swinv2_tiny_window8_256", 64, SWIN),
+    "swin_transformer_v2_cr": ("swinv2_cr_tiny_224", 64, SWIN),
     "tiny_vit": ("tiny_vit_5m_224", 64, {}),
     "tnt": ("tnt_s_patch16_224", 64, SMALL),
     "tresnet": ("tresnet_m", 64, {"layers": (1, 1, 2, 1)}),

@@ -57,6 +57,14 @@ PASSES = {
     "einsum with dots": (lambda x: torch.einsum("...c,...c->...c", x, x.tanh()), 12),
     "einsum without an output": (lambda x: torch.einsum("...c,...d", x[..., :6], x[..., 6:]).flatten(2), 36),
     "sliding windows": (lambda x: x.unfold(1, 3, 1).mean(-1), 12),
+    "divided by its length": (lambda x: x / x.norm(dim=1, keepdim=True), 12),
+    "one over it": (lambda x: (x.square() + x.amax(1, keepdim=True).square()).rsqrt(), 12),
+    "divided by a table": (lambda x: (x / 9.0 ** (torch.arange(12.0) / 12)).sin(), 12),
+    "resized with antialiasing": (
+        lambda x: F.interpolate(x.mT[..., None], (4, 1), mode="bilinear", antialias=True)[..., 0].mT,
+        12,
+    ),
+    "resized exactly": (lambda x: F.interpolate(x.mT, 4, mode="nearest-exact").mT, 12),
     "two indices": (lambda x: x[torch.tensor([0, 1, 1])[:2], torch.tensor([4, 2])], 12),
 }
 

@@ -22,6 +22,10 @@ Statistics = list[tuple[int, int, np.ndarray]]
 """Input index, dimension and keep mask, as `Plan.statistics` gives them."""
 
 
+_DIVISORS = {"aten.div": 1, "aten.div_": 1, "aten.reciprocal": 0, "aten.rsqrt": 0, "aten.log": 0}
+"""Functions that are not finite at zero, and which operand that is. A weight of zero times infinity is no zero."""
+
+
 def mask(native: Native, plan: Plan) -> Native:
     """A copy of the same shapes that computes what `apply` would.
 
@@ -29,11 +33,8 @@ def mask(native: Native, plan: Plan) -> Native:
     maximum over positions that go are made to see only those that stay.
     """
     result = copy.deepcopy(native)
-    unweighed = _unweighed(plan)
     with torch.no_grad():
         for name, tensor in tensors(result).items():
-            if name in unweighed:
-                continue
             for dim, kept in enumerate(plan.kept(name)):
                 if kept is not None and tensor.is_floating_point():
                     gone = np.setdiff1d(np.arange(tensor.shape[dim]), kept)
@@ -42,7 +43,10 @@ def mask(native: Native, plan: Plan) -> Native:
     for node in list(result.graph.nodes):
         if node.op != "call_function":
             continue
-        if packet(node) == "aten._weight_norm":
+        if packet(node) in _DIVISORS and node.name in neutral:
+            step = neutral[node.name]
+            _Masker(result, plan, step, node, _divisor(plan, step, _DIVISORS[packet(node)])).fill(1.0)
+        elif packet(node) == "aten._weight_norm":
             node.target = _weight_norm  # a direction of zeros has no norm to divide by
         elif node.name in neutral and (statistics := plan.statistics(node.name)):
             _Masker(result, plan, neutral[node.name], node, statistics).run()
@@ -59,11 +63,17 @@ def mask(native: Native, plan: Plan) -> Native:
     return result
 
 
-def _unweighed(plan: Plan) -> set[str]:
-    """Constants that stay as they are: no layer weighs with them, and what is divided by them has to stay finite."""
-    readers = plan.graph.consumers()
-    constants = (name for name in plan.graph.parameters if name not in plan.graph.trainable)
-    return {name for name in constants if all(node.kind == "elementwise" for node in readers[name])}
+def _divisor(plan: Plan, neutral: Node, index: int) -> Statistics:
+    """What an operand loses, as `Plan.statistics` has it."""
+    found = []
+    if index < len(neutral.inputs):
+        value = neutral.inputs[index] or ""
+        for dim, kept in enumerate(plan.kept(value)):
+            if kept is not None:
+                keep = np.zeros(plan.graph.values[value].shape[dim], bool)
+                keep[kept] = True
+                found.append((index, dim, keep))
+    return found
 
 
 class _Masker:
@@ -82,9 +92,9 @@ class _Masker:
             "batch_norm": self._batch_norm,
             "attention": self._attention,
             "reduce": self._reduce,
-            "softmax": lambda: self._fill(-math.inf),
-            "matmul": lambda: self._fill(0.0),
-            "einsum": lambda: self._fill(0.0),
+            "softmax": lambda: self.fill(-math.inf),
+            "matmul": lambda: self.fill(0.0),
+            "einsum": lambda: self.fill(0.0),
         }
         if self.neutral.kind not in handlers:
             raise SlimlineError(f"slimline cannot mask {self.neutral.label}: apply the plan, or keep that layer.")
@@ -117,7 +127,7 @@ class _Masker:
         shape[dim] = -1
         return self._constant(torch.from_numpy(~keep).reshape(shape))
 
-    def _fill(self, value: float, only: Sequence[int] | None = None) -> None:
+    def fill(self, value: float, only: Sequence[int] | None = None) -> None:
         """Overwrite what goes in the operands, so that the operator is not moved by it."""
         for index, dim, keep in self.statistics:
             if only is not None and dim not in only:
@@ -132,7 +142,7 @@ class _Masker:
         if function in ("var", "std", "var_mean", "std_mean"):
             self._moments(function)
             return
-        self._fill({"max": -math.inf, "logsumexp": -math.inf, "min": math.inf, "prod": 1.0}.get(function, 0.0))
+        self.fill({"max": -math.inf, "logsumexp": -math.inf, "min": math.inf, "prod": 1.0}.get(function, 0.0))
         if function == "mean":
             factor = math.prod(len(keep) / int(keep.sum()) for _, _, keep in self.statistics)
             with self.native.graph.inserting_after(self.node):
@@ -171,7 +181,7 @@ class _Masker:
     def _attention(self) -> None:
         rank = len(self.plan.graph.values[self.neutral.inputs[0] or ""].shape)
         lost = next((keep for i, d, keep in self.statistics if i == 1 and d == rank - 2), None)
-        self._fill(0.0, only=(rank - 1,))
+        self.fill(0.0, only=(rank - 1,))
         if lost is None:
             return
         if argument(self.node, "is_causal"):
