@@ -118,16 +118,19 @@ def conv(
     channels_last: bool = False,
     depthwise: bool = False,
     window: Window | None = None,
+    pointwise: bool = False,
 ) -> Attributes:
     """Convolution of any stride, padding and dilation; inputs ``(x, weight, bias or None)``.
 
-    `window` says where it looks; a transposed one, whose weight sees one position at a time, needs none.
+    `window` says where it looks; a transposed one, whose weight sees one position at a time, needs none. A `pointwise`
+    one looks at every position alone, as a linear layer does: its spatial axes pass.
 
     Kernels are laid out as torch does, ``(out, in / groups, *k)`` and transposed
     ``(in, out / groups, *k)``; with `channels_last` as Keras does, ``(*k, in / groups, out)``,
     transposed ``(*k, out, in)``, and with `depthwise` ``(*k, in, multiplier)``.
     """
-    dots = " ".join(["."] * spatial)
+    dots = " ".join(f"s{d}" if pointwise else "." for d in range(spatial))
+    kernel = " ".join(["1" if pointwise else "."] * spatial)
     if depthwise:
         i, weight, o = "g", "g o", "(g o)"
     elif groups > 1:
@@ -139,9 +142,9 @@ def conv(
         if channels_last:
             weight = weight[::-1]
     if channels_last:
-        text = f"b {dots} {i}, {dots} {weight}, {o} -> b {dots} {o}"
+        text = f"b {dots} {i}, {kernel} {weight}, {o} -> b {dots} {o}"
     else:
-        text = f"b {i} {dots}, {weight} {dots}, {o} -> b {o} {dots}"
+        text = f"b {i} {dots}, {weight} {kernel}, {o} -> b {o} {dots}"
     sizes = {"g": groups} if groups > 1 and not depthwise else {}
     return {"equation": parse(text, sizes), "transposed": transposed, "window": window}
 

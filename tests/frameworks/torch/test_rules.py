@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import slimline as sl
 from slimline.frameworks.base import adapter
 from slimline.graph.plan import Plan
 from slimline.graph.units import Units
@@ -169,3 +170,36 @@ def test_a_product_added_to_a_bias_is_masked_in_its_sum():
             return self.last(torch.baddbmm(torch.ones(1, 6, 6), self.q(x), self.k(x).transpose(1, 2)))
 
     exact(model_of(Scores(), TOKENS), {"q": (0, 3, 11)})
+
+
+def mixed(kernel: int, **how: int):
+    """A model whose tokens are 12 channels of a linear layer to a convolution in one dimension, and its input."""
+
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.mix, self.last = nn.Linear(8, 12), nn.Conv1d(6, 10, kernel, **how), nn.LazyLinear(5)
+
+        def forward(self, x):
+            return self.last(self.mix(self.first(x)))
+
+    module = Mixed()
+    module(torch.from_numpy(TOKENS))
+    return model_of(module, TOKENS)
+
+
+@pytest.mark.parametrize("how", [{}, {"groups": 2}, {"bias": False}, {"padding": "same"}])
+def test_a_convolution_that_looks_at_one_place_passes_the_places(how):
+    model = mixed(1, **how)
+    plan = exact(model, {"first": (1, 7, 8)})
+    assert plan.shape("last.weight") == (5, 9) and plan.shape("mix.weight") == model.graph.values["mix.weight"].shape
+    data = sl.Data(calibration=np.random.default_rng(3).standard_normal((40, 6, 8)).astype(np.float32))
+    for criterion in ("obs", "l2"):
+        found = sl.plan(model, sl.ChannelPruning(ratio=0.5, criterion=criterion), data)
+        np.testing.assert_allclose(found.apply(model).predict(TOKENS), found.mask(model).predict(TOKENS), atol=1e-4)
+
+
+@pytest.mark.parametrize(("kernel", "how"), [(3, {"padding": 1}), (1, {"stride": 2}), (1, {"padding": 1})])
+def test_a_convolution_that_moves_places_keeps_them(kernel, how):
+    units = Units(mixed(kernel, **how).graph)
+    assert units.frozen[0].name == "first (o)" and units.frozen[0].reason == "aten.conv1d in mix"

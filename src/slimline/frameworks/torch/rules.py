@@ -90,12 +90,24 @@ def _each(value: Any, spatial: int) -> tuple[int, ...]:
     return tuple(found if len(found) == spatial else found * spatial)
 
 
+def _pointwise(call: Call) -> bool:
+    """Whether a kernel of one position goes over one dimension as it is: a linear layer, whose rows may lose some."""
+    window = _window(call, 1)
+    single = call.shape(call.tensor("weight"))[2:] == (1,) and window.stride == (1,)
+    return single and window.zeros((1,), (1,)) == [(0, 0)]
+
+
 def _conv(spatial: int, transposed: bool = False) -> Rule:
     def apply(call: Call) -> None:
         if call.rank != spatial + 2:
             return unknown(call, "an input without a batch dimension")
-        window = None if transposed else _window(call, spatial)
-        attributes = ops.conv(spatial, int(call["groups"]), transposed, window=window)
+        groups = int(call["groups"])
+        if transposed:
+            attributes = ops.conv(spatial, groups, transposed=True)
+        elif spatial == 1 and _pointwise(call):
+            attributes = ops.conv(1, groups, pointwise=True)
+        else:
+            attributes = ops.conv(spatial, groups, window=_window(call, spatial))
         return call.emit("conv", call.tensors("input", "weight", "bias"), attributes)
 
     return apply
