@@ -11,7 +11,7 @@ Shape = Callable[[str], tuple[int, ...]]
 
 
 def macs(graph: Graph, shape: Shape | None = None) -> int:
-    """Multiply-accumulates per sample of all convolutions, linear and bilinear layers and matrix products.
+    """Multiply-accumulates per sample of all convolutions, linear, bilinear and recurrent layers and matrix products.
 
     Parameters
     ----------
@@ -41,6 +41,9 @@ def node_macs(node: Node, shape: Shape) -> int:
                 sizes[group[0]] = max(size, sizes.get(group[0], 1))
         sizes.pop("1", None)
         return math.prod(sizes.values())
+    if node.kind == "recurrent":
+        stored = [shape(n) for n in node.inputs[node.attributes["weights"] :] if n is not None]
+        return math.prod(shape(node.outputs[0])[:-1]) * sum(math.prod(s) for s in stored if len(s) > 1)
     if node.kind == "attention":
         query, key, value = (shape(n) for n in names[:3])
         return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])

@@ -359,8 +359,3 @@ def _sliding(call: Call) -> None:
     axis = call.axis("dimension")
     x = " ".join("." if d == axis else f"a{d}" for d in range(call.rank))
     call.emit("pool", call.tensors()[:1], {"equation": ops.parse(f"{x} -> {x} ."), "function": "other"})
-
-
-@rule("lstm", "gru", "rnn_tanh", "rnn_relu")
-def _recurrent(call: Call) -> None:
-    unknown(call, "slimline does not prune recurrent layers yet")
