@@ -162,7 +162,7 @@ def images() -> dict[str, Case]:
         "sam-vision": case(
             "SamVisionModel", "SamVisionConfig",
             {**IMAGE, "output_channels": 24, "mlp_dim": 96, "window_size": 3, "global_attn_indexes": [1],
-             "num_pos_feats": 16}, pixels,
+             "num_pos_feats": 16, "initializer_range": 0.02}, pixels,
         ),
         "siglip-vision": case("SiglipVisionModel", "SiglipVisionConfig", IMAGE, pixels, outputs=2),
         "aimv2": case("Aimv2VisionModel", "Aimv2VisionConfig", IMAGE, pixels, outputs=2),
@@ -196,14 +196,14 @@ def images() -> dict[str, Case]:
         ),
         "maskformer": case(
             "MaskFormerForInstanceSegmentation", "MaskFormerConfig",
-            {"fpn_feature_size": 24, "mask_feature_size": 24,
+            {"fpn_feature_size": 32, "mask_feature_size": 32,
              "backbone_config": {**_RESNET, "model_type": "resnet",
                                  "out_features": ["stage1", "stage2", "stage3", "stage4"]},
              "decoder_config": {**_DETR, "model_type": "detr"}}, pixels, outputs=2, **_SMALL,
         ),
         "mask2former": case(
             "Mask2FormerForUniversalSegmentation", "Mask2FormerConfig",
-            {"feature_size": 24, "mask_feature_size": 24, "hidden_dim": 24, "encoder_feedforward_dim": 48,
+            {"feature_size": 32, "mask_feature_size": 32, "hidden_dim": 32, "encoder_feedforward_dim": 48,
              "encoder_layers": 1, "decoder_layers": 2, "num_attention_heads": 4, "dim_feedforward": 48,
              "num_queries": 6,
              "backbone_config": {**_RESNET, "model_type": "resnet",

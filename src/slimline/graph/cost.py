@@ -31,7 +31,7 @@ def node_macs(node: Node, shape: Shape) -> int:
         dims = equation.inputs[0] if node.attributes["transposed"] else equation.outputs[0]
         channel = next(d for d, group in enumerate(dims) if group not in ((".",), ("b",)))
         return math.prod(moved) * weight // moved[channel]
-    if node.kind == "linear":
+    if node.kind in ("linear", "experts"):
         return math.prod(shape(node.outputs[0])) * shape(names[0])[-1]
     if node.kind in ("matmul", "einsum", "bilinear"):
         equation = node.attributes["equation"]
