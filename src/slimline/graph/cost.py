@@ -11,7 +11,7 @@ Shape = Callable[[str], tuple[int, ...]]
 
 
 def macs(graph: Graph, shape: Shape | None = None) -> int:
-    """Multiply-accumulates per sample of all convolutions, linear and bilinear layers and matrix products.
+    """Multiply-accumulates per sample of all convolutions, linear, bilinear and recurrent layers and matrix products.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ def node_macs(node: Node, shape: Shape) -> int:
         dims = equation.inputs[0] if node.attributes["transposed"] else equation.outputs[0]
         channel = next(d for d, group in enumerate(dims) if group not in ((".",), ("b",)))
         return math.prod(moved) * weight // moved[channel]
-    if node.kind == "linear":
+    if node.kind in ("linear", "experts"):
         return math.prod(shape(node.outputs[0])) * shape(names[0])[-1]
     if node.kind in ("matmul", "einsum", "bilinear"):
         equation = node.attributes["equation"]
@@ -41,6 +41,9 @@ def node_macs(node: Node, shape: Shape) -> int:
                 sizes[group[0]] = max(size, sizes.get(group[0], 1))
         sizes.pop("1", None)
         return math.prod(sizes.values())
+    if node.kind == "recurrent":
+        stored = [shape(n) for n in node.inputs[node.attributes["weights"] :] if n is not None]
+        return math.prod(shape(node.outputs[0])[:-1]) * sum(math.prod(s) for s in stored if len(s) > 1)
     if node.kind == "attention":
         query, key, value = (shape(n) for n in names[:3])
         return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])

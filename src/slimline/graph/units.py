@@ -15,7 +15,7 @@ from slimline.graph.atoms import Labels
 from slimline.graph.axes import Solver
 from slimline.graph.ir import Graph
 
-WEIGHTED = ("conv", "linear", "einsum", "embedding")
+WEIGHTED = ("conv", "linear", "einsum", "embedding", "recurrent")
 """Kinds whose weights make new axes."""
 
 

@@ -18,12 +18,14 @@ if TYPE_CHECKING:
     from slimline.graph.ir import Node
     from slimline.graph.plan import Plan
 
+_DIVISORS = {
+    **{f"aten.{name}": 1 for name in ("div", "divide", "true_divide", "floor_divide", "remainder", "fmod")},
+    **{f"aten.{name}": 0 for name in ("reciprocal", "rsqrt", "pow", "log", "log2", "log10", "logit")},
+}
+"""Operators that make no number of a zero, and the argument of which they do not."""
+
 Statistics = list[tuple[int, int, np.ndarray]]
 """Input index, dimension and keep mask, as `Plan.statistics` gives them."""
-
-
-_DIVISORS = {"aten.div": 1, "aten.div_": 1, "aten.reciprocal": 0, "aten.rsqrt": 0, "aten.log": 0}
-"""Functions that are not finite at zero, and which operand that is. A weight of zero times infinity is no zero."""
 
 
 def mask(native: Native, plan: Plan) -> Native:
@@ -43,13 +45,12 @@ def mask(native: Native, plan: Plan) -> Native:
     for node in list(result.graph.nodes):
         if node.op != "call_function":
             continue
-        if packet(node) in _DIVISORS and node.name in neutral:
-            step = neutral[node.name]
-            _Masker(result, plan, step, node, _divisor(plan, step, _DIVISORS[packet(node)])).fill(1.0)
-        elif packet(node) == "aten._weight_norm":
+        if packet(node) == "aten._weight_norm":
             node.target = _weight_norm  # a direction of zeros has no norm to divide by
         elif node.name in neutral and (statistics := plan.statistics(node.name)):
             _Masker(result, plan, neutral[node.name], node, statistics).run()
+        elif node.name in neutral and (position := _DIVISORS.get(packet(node).rstrip("_"))) is not None:
+            _Masker(result, plan, neutral[node.name], node, []).fill_divisor(position)
     written = {node.name: node for node in result.graph.nodes}
     for name, step in neutral.items():
         if "/" in name and (statistics := plan.statistics(name)):  # a step of an operator that is read as several
@@ -61,19 +62,6 @@ def mask(native: Native, plan: Plan) -> Native:
     result.graph.lint()
     result.recompile()
     return result
-
-
-def _divisor(plan: Plan, neutral: Node, index: int) -> Statistics:
-    """What an operand loses, as `Plan.statistics` has it."""
-    found = []
-    if index < len(neutral.inputs):
-        value = neutral.inputs[index] or ""
-        for dim, kept in enumerate(plan.kept(value)):
-            if kept is not None:
-                keep = np.zeros(plan.graph.values[value].shape[dim], bool)
-                keep[kept] = True
-                found.append((index, dim, keep))
-    return found
 
 
 class _Masker:
@@ -92,9 +80,9 @@ class _Masker:
             "batch_norm": self._batch_norm,
             "attention": self._attention,
             "reduce": self._reduce,
-            "softmax": lambda: self.fill(-math.inf),
-            "matmul": lambda: self.fill(0.0),
-            "einsum": lambda: self.fill(0.0),
+            "softmax": lambda: self._fill(-math.inf),
+            "matmul": lambda: self._fill(0.0),
+            "einsum": lambda: self._fill(0.0),
         }
         if self.neutral.kind not in handlers:
             raise SlimlineError(f"slimline cannot mask {self.neutral.label}: apply the plan, or keep that layer.")
@@ -122,12 +110,11 @@ class _Masker:
 
     def _gone(self, index: int, dim: int, keep: np.ndarray) -> fx.Node:
         """Where the positions that go are, shaped to broadcast against the input."""
-        rank = len(self.plan.graph.values[self.neutral.inputs[index] or ""].shape)
-        shape = [1] * rank
+        shape = [1] * len(self._shape(index))
         shape[dim] = -1
         return self._constant(torch.from_numpy(~keep).reshape(shape))
 
-    def fill(self, value: float, only: Sequence[int] | None = None) -> None:
+    def _fill(self, value: float, only: Sequence[int] | None = None) -> None:
         """Overwrite what goes in the operands, so that the operator is not moved by it."""
         for index, dim, keep in self.statistics:
             if only is not None and dim not in only:
@@ -137,12 +124,29 @@ class _Masker:
                 filled = self.native.graph.call_function(aten.masked_fill.Scalar, (self._operand(index), gone, value))
             self._set_operand(index, filled)
 
+    def fill_divisor(self, position: int) -> None:
+        """Put ones for what goes into an argument that must not be zero."""
+        argument = self.node.args[position]
+        if not isinstance(argument, fx.Node):
+            return
+        index = [a for a in self.node.args if isinstance(a, fx.Node)].index(argument)
+        for dim, kept in enumerate(self.plan.kept(self.neutral.inputs[index] or "")):
+            if kept is not None:
+                keep = np.isin(np.arange(self._shape(index)[dim]), kept)
+                gone = self._gone(index, dim, keep)
+                with self.native.graph.inserting_before(self.node):
+                    argument = self.native.graph.call_function(aten.masked_fill.Scalar, (argument, gone, 1.0))
+        self.node.update_arg(position, argument)
+
+    def _shape(self, index: int) -> tuple[int, ...]:
+        return self.plan.graph.values[self.neutral.inputs[index] or ""].shape
+
     def _reduce(self) -> None:
         function = self.neutral.attributes["function"]
         if function in ("var", "std", "var_mean", "std_mean"):
             self._moments(function)
             return
-        self.fill({"max": -math.inf, "logsumexp": -math.inf, "min": math.inf, "prod": 1.0}.get(function, 0.0))
+        self._fill({"max": -math.inf, "logsumexp": -math.inf, "min": math.inf, "prod": 1.0}.get(function, 0.0))
         if function == "mean":
             factor = math.prod(len(keep) / int(keep.sum()) for _, _, keep in self.statistics)
             with self.native.graph.inserting_after(self.node):
@@ -181,7 +185,7 @@ class _Masker:
     def _attention(self) -> None:
         rank = len(self.plan.graph.values[self.neutral.inputs[0] or ""].shape)
         lost = next((keep for i, d, keep in self.statistics if i == 1 and d == rank - 2), None)
-        self.fill(0.0, only=(rank - 1,))
+        self._fill(0.0, only=(rank - 1,))
         if lost is None:
             return
         if argument(self.node, "is_causal"):
