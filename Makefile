@@ -25,6 +25,7 @@ test-all: lint .venv-zoo/.ready
 zoo: $(READY) .venv-zoo/.ready
 	.venv-zoo/bin/python benchmarks/zoo_torchvision.py --resume
 	.venv-zoo/bin/python benchmarks/zoo_transformers.py --resume
+	.venv-zoo/bin/python benchmarks/zoo_timm.py --resume
 	$(BIN)/python benchmarks/zoo_keras.py --resume
 
 lint: $(READY)
@@ -46,11 +47,11 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt -e '.[all,dev]'
 	touch $@
 
-# torchvision needs the torch that it was built with, gigabytes with CUDA where there is no index of CPU builds: an
-# environment of its own.
+# torchvision, which timm wants, needs the torch that it was built with, gigabytes with CUDA where there is no index of
+# CPU builds: an environment of its own.
 .venv-zoo/.ready: pyproject.toml
 	test -x .venv-zoo/bin/python || $(PYTHON) -m venv .venv-zoo
-	.venv-zoo/bin/python -m pip install --quiet $(PIP_FLAGS) -e '.[torch]' torchvision transformers
+	.venv-zoo/bin/python -m pip install --quiet $(PIP_FLAGS) -e '.[torch]' torchvision transformers timm
 	touch $@
 
 clean:

@@ -1,6 +1,6 @@
 """The sweeps over model zoos: one small model of every family is examined anew, and the stored tables hold together.
 
-torchvision and transformers live in an environment of their own, ``.venv-zoo``, which ``make test-all`` makes.
+torchvision, timm and transformers live in an environment of their own, ``.venv-zoo``, which ``make test-all`` makes.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ SWEEPS = {
         "lraspp_mobilenet_v3_large", "mc3_18", "raft_small",
         "fasterrcnn_mobilenet_v3_large_320_fpn",
     ),
+    "timm": ("byobnet", "edgenext", "eva", "gemma4_vit", "hiera", "mobilevit", "mvitv2", "nfnet", "volo", "xcit"),
     "transformers": ("bert", "deberta-v2", "llama", "t5", "swin", "wav2vec2", "clip"),
     "keras": ("VGG16", "MobileNetV3Small", "EfficientNetB0", "DenseNet121", "ConvNeXtTiny"),
 }  # fmt: skip

@@ -90,8 +90,9 @@ def _checked(model: Model) -> Model:
     for name, array in stored.items():
         if array.dtype.kind != "f" or np.isfinite(array).all():
             continue
-        mask = name not in model.graph.trainable and bool((np.isfinite(array) | np.isneginf(array)).all())
-        if not mask:  # one that attention adds holds minus infinity
+        # A mask that attention adds holds minus infinity, and a bound that was never set is one infinite number.
+        meant = np.isinf(array) if array.ndim == 0 else np.isneginf(array)
+        if name in model.graph.trainable or not (np.isfinite(array) | meant).all():
             raise SlimlineError(f"The weights {name} hold NaN or infinity: train or load the model anew.")
     return model
 

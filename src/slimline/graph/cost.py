@@ -11,7 +11,7 @@ Shape = Callable[[str], tuple[int, ...]]
 
 
 def macs(graph: Graph, shape: Shape | None = None) -> int:
-    """Multiply-accumulates per sample of all convolutions, linear and bilinear layers and matrix products.
+    """Multiply-accumulates per sample of all convolutions, linear, bilinear and recurrent layers and matrix products.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ def node_macs(node: Node, shape: Shape) -> int:
         dims = equation.inputs[0] if node.attributes["transposed"] else equation.outputs[0]
         channel = next(d for d, group in enumerate(dims) if group not in ((".",), ("b",)))
         return math.prod(moved) * weight // moved[channel]
-    if node.kind == "linear":
+    if node.kind in ("linear", "experts"):
         return math.prod(shape(node.outputs[0])) * shape(names[0])[-1]
     if node.kind in ("matmul", "einsum", "bilinear"):
         equation = node.attributes["equation"]
@@ -44,7 +44,8 @@ def node_macs(node: Node, shape: Shape) -> int:
     if node.kind == "recurrent":  # at every step of time, and every place of an image
         weights = sum(math.prod(shape(node.inputs[i] or "")) for i in node.attributes["kernels"])
         x, y = shape(names[0]), shape(node.outputs[0])
-        return math.prod(x[:2]) * math.prod(y[len(y) - len(x) + 2 : -1]) * weights
+        steps = x[:2] if len(x) > 2 else x[:1]
+        return math.prod(steps) * math.prod(y[len(y) - len(x) + 2 : -1]) * weights
     if node.kind == "attention":
         query, key, value = (shape(n) for n in names[:3])
         return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])

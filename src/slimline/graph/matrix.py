@@ -226,7 +226,7 @@ def _matrix(graph: Graph, node: Node) -> LayerMatrix | None:
     kernel = iter(f".{i}" for i in range(len(weights)))
     stored: list[tuple[str, int]] = []
     for dim, n in zip(weights, graph.values[weight].shape, strict=True):
-        stored += [(next(kernel), n)] if dim == (".",) else [(name, sizes[name]) for name in dim]
+        stored += [(next(kernel), n)] if dim == (".",) else [(name, sizes[name]) for name in dim if name != "1"]
     dots = tuple(t for t in stored if t[0].startswith("."))
     plain = [t for t in stored if not t[0].startswith(".")]
     if any(name not in made and name not in read for name, _ in plain):

@@ -118,16 +118,19 @@ def conv(
     channels_last: bool = False,
     depthwise: bool = False,
     window: Window | None = None,
+    pointwise: bool = False,
 ) -> Attributes:
     """Convolution of any stride, padding and dilation; inputs ``(x, weight, bias or None)``.
 
-    `window` says where it looks; a transposed one, whose weight sees one position at a time, needs none.
+    `window` says where it looks; a transposed one, whose weight sees one position at a time, needs none. A `pointwise`
+    one looks at every position alone, as a linear layer does: its spatial axes pass.
 
     Kernels are laid out as torch does, ``(out, in / groups, *k)`` and transposed
     ``(in, out / groups, *k)``; with `channels_last` as Keras does, ``(*k, in / groups, out)``,
     transposed ``(*k, out, in)``, and with `depthwise` ``(*k, in, multiplier)``.
     """
-    dots = " ".join(["."] * spatial)
+    dots = " ".join(f"s{d}" if pointwise else "." for d in range(spatial))
+    kernel = " ".join(["1" if pointwise else "."] * spatial)
     if depthwise:
         i, weight, o = "g", "g o", "(g o)"
     elif groups > 1:
@@ -139,9 +142,9 @@ def conv(
         if channels_last:
             weight = weight[::-1]
     if channels_last:
-        text = f"b {dots} {i}, {dots} {weight}, {o} -> b {dots} {o}"
+        text = f"b {dots} {i}, {kernel} {weight}, {o} -> b {dots} {o}"
     else:
-        text = f"b {i} {dots}, {weight} {dots}, {o} -> b {o} {dots}"
+        text = f"b {i} {dots}, {weight} {kernel}, {o} -> b {o} {dots}"
     sizes = {"g": groups} if groups > 1 and not depthwise else {}
     return {"equation": parse(text, sizes), "transposed": transposed, "window": window}
 
@@ -189,43 +192,6 @@ def embedding(rank: int) -> Attributes:
     names = " ".join(_axes(rank))
     fixed = {"v": "rows are chosen by the model's input"}
     return {"equation": parse(f"{names}, v e -> {names} e", fixed=fixed)}
-
-
-def recurrent(
-    cells: Sequence[tuple[int, int, int]],
-    spatial: int = 0,
-    sequences: bool = False,
-    masked: bool = False,
-    given: bool = False,
-    stateful: bool = False,
-) -> Attributes:
-    """Cells that run over time in ``(batch, time, *spatial, width)``, each on what the one before gives.
-
-    Inputs ``(x, *(kernel, recurrent kernel, bias or None of each cell), mask of the steps or None, *first states)``; a
-    kernel is ``(*k, in, gates * width)``. Every cell is its number of gates, the rank of its bias and its number of
-    states. A position of the width is the same one in every gate and every state.
-
-    `sequences` says whether all steps are given or the last; `given`, whether the first states are among the inputs;
-    `stateful`, whether the last ones are among the outputs.
-    """
-    dots = ". " * spatial
-    operands, states, sizes = [f"b t {dots}h0"], [], {}
-    for k, (gates, rank, kept) in enumerate(cells):
-        made = f"h{k + 1}"
-        if gates > 1:
-            sizes[f"g{k}"] = gates
-            made = f"(g{k} h{k + 1})"
-        operands += [f"{dots}h{k} {made}", f"{dots}h{k + 1} {made}", ". " * (rank - 1) + made]
-        states += [f"b {dots}h{k + 1}"] * kept
-    operands += ["b t" if masked else "", *(states if given else ())]
-    last = f"h{len(cells)}"
-    outputs = [f"b t {dots}{last}" if sequences else f"b {dots}{last}", *(states if stateful else ())]
-    fixed = {"t": "its steps follow one another", **dict.fromkeys(sizes, "it has these gates")}
-    text = f"{', '.join(operands)} -> {', '.join(outputs)}"
-    return {
-        "equation": parse(text, sizes, fixed=fixed),
-        "kernels": tuple(i for k in range(len(cells)) for i in (3 * k + 1, 3 * k + 2)),
-    }
 
 
 def elementwise(shapes: Sequence[Sequence[int]], function: str) -> Attributes:

@@ -137,14 +137,18 @@ class Units:
 
     @cached_property
     def _made(self) -> list[tuple[int, Labels]]:
-        """Axes that a weight makes, each with its resolved atoms."""
-        weighted = {n.name for n in self.graph.nodes if n.kind in WEIGHTED}
+        """Axes that a weight makes, each with its resolved atoms; rows that a layer only passes on are none."""
+        weighted = {
+            n.name: {letter for dims in n.attributes["equation"].inputs[1:] for group in dims for letter in group}
+            for n in self.graph.nodes
+            if n.kind in WEIGHTED
+        }
         atoms = self.solver.atoms
         members = np.split(np.arange(1, len(atoms.axis)), np.cumsum([a.size for a in atoms.axes])[:-1])
         return [
             (k, np.unique(atoms.resolve(ids[:, None])))
             for k, (axis, ids) in enumerate(zip(atoms.axes, members, strict=True))
-            if axis.node in weighted
+            if axis.letter in weighted.get(axis.node, ())
         ]
 
     def _layers(self) -> dict[int, tuple[str, ...]]:

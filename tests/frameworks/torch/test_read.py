@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import slimline as sl
 from slimline.errors import SlimlineError
 from slimline.frameworks.base import adapter, adapter_for
 from slimline.frameworks.torch.read import set_training
@@ -173,6 +174,45 @@ def test_bad_input_is_one_sentence():
     native, _ = TORCH.load(nn.Linear(8, 2), (X,))
     with pytest.raises(SlimlineError, match=r"cannot take inputs float32\(2, 5\)"):
         TORCH.predict(native, (X[:, :5],))
+
+
+def test_a_bound_that_was_never_set_may_be_infinite():
+    class Clipped(nn.Module):
+        def __init__(self, bound):
+            super().__init__()
+            self.fc, self.last = nn.Linear(8, 12), nn.Linear(12, 2)
+            if isinstance(bound, nn.Parameter):
+                self.bound = bound
+            else:
+                self.register_buffer("bound", bound)
+
+        def forward(self, x):
+            return self.last(self.fc(x).clamp(max=self.bound))
+
+    infinite = torch.tensor(float("inf"))
+    model = sl.load(Clipped(infinite), X)
+    plan = sl.plan(model, sl.ChannelPruning(ratio=0.5))
+    np.testing.assert_allclose(plan.apply(model).predict(X), plan.mask(model).predict(X), atol=1e-5)
+    for module in (Clipped(infinite.expand(12).clone()), Clipped(nn.Parameter(infinite))):
+        with pytest.raises(SlimlineError, match="NaN or infinity"):
+            sl.load(module, X)
+
+
+def test_rows_that_a_layer_only_passes_on_are_no_axes_of_its_weights():
+    class Table(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.rows = nn.Linear(8, 12), nn.Linear(2, 12)
+            self.last = nn.Linear(12, 2)
+            self.register_buffer("places", torch.linspace(0, 1, 10).reshape(5, 2))
+            self.register_buffer("which", torch.tensor([0, 3, 3, 1]))
+
+        def forward(self, x):
+            return self.last(self.first(x) * self.rows(self.places)[self.which].sum(0))
+
+    units = Units(graph_of(Table(), X))
+    assert [u.size for u in units.units] == [12, 2]
+    assert [f.name for f in units.frozen] == ["last (o)"]
 
 
 def test_an_exported_program_is_a_source():

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import slimline as sl
 from slimline.frameworks.base import adapter
 from slimline.graph.plan import Plan
 from slimline.graph.units import Units
@@ -57,6 +58,18 @@ PASSES = {
     "einsum with dots": (lambda x: torch.einsum("...c,...c->...c", x, x.tanh()), 12),
     "einsum without an output": (lambda x: torch.einsum("...c,...d", x[..., :6], x[..., 6:]).flatten(2), 36),
     "sliding windows": (lambda x: x.unfold(1, 3, 1).mean(-1), 12),
+    "divided by its length": (lambda x: x / x.norm(dim=1, keepdim=True), 12),
+    "one over it": (lambda x: (x.square() + x.amax(1, keepdim=True).square()).rsqrt(), 12),
+    "resized with antialiasing": (
+        lambda x: F.interpolate(x.mT[..., None], (4, 1), mode="bilinear", antialias=True)[..., 0].mT,
+        12,
+    ),
+    "resized exactly": (lambda x: F.interpolate(x.mT, 4, mode="nearest-exact").mT, 12),
+    "a window of one": (lambda x: F.avg_pool2d(x[:, None], (2, 1), (2, 1))[:, 0], 12),
+    "overlapping windows of one": (lambda x: F.max_pool2d(x[:, None], (3, 1), 1)[:, 0], 12),
+    "what torch calls pointwise": (lambda x: torch.special.i0e(x) + torch.xlogy(x.abs() + 1, x.cosh()), 12),
+    "by another name": (lambda x: torch.multiply(x, 2).subtract(x.absolute()).divide(3), 12),
+    "outer product": (lambda x: torch.outer(torch.ones(6), x.mean((0, 1)))[None], 12),
     "two indices": (lambda x: x[torch.tensor([0, 1, 1])[:2], torch.tensor([4, 2])], 12),
 }
 
@@ -82,6 +95,10 @@ def test_other_dimensions_pass(name):
         (lambda x: x.topk(4, -1)[0], 4, "aten.topk"),
         (lambda x: x.median(-1, keepdim=True)[0], 1, "aten.median"),
         (lambda x: x.unfold(-1, 4, 4).mean(-1), 3, "aten.unfold"),
+        (lambda x: F.avg_pool1d(x, 1, 2), 6, "aten.avg_pool1d"),
+        (lambda x: F.max_pool2d(x, (1, 3), (1, 1)), 10, "aten.max_pool2d"),
+        (lambda x: F.max_pool1d(x, 1, dilation=2, padding=0, stride=3), 4, "aten.max_pool1d"),
+        (lambda x: torch.frexp(x).mantissa, 12, "aten.frexp"),
         (lambda x: x[..., torch.tensor([[1, 2], [3, 4]])].flatten(2), 4, "aten.index"),
     ],
 )
@@ -161,3 +178,117 @@ def test_a_product_added_to_a_bias_is_masked_in_its_sum():
             return self.last(torch.baddbmm(torch.ones(1, 6, 6), self.q(x), self.k(x).transpose(1, 2)))
 
     exact(model_of(Scores(), TOKENS), {"q": (0, 3, 11)})
+
+
+def mixed(kernel: int, **how: int):
+    """A model whose tokens are 12 channels of a linear layer to a convolution in one dimension, and its input."""
+
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.mix, self.last = nn.Linear(8, 12), nn.Conv1d(6, 10, kernel, **how), nn.LazyLinear(5)
+
+        def forward(self, x):
+            return self.last(self.mix(self.first(x)))
+
+    module = Mixed()
+    module(torch.from_numpy(TOKENS))
+    return model_of(module, TOKENS)
+
+
+@pytest.mark.parametrize("how", [{}, {"groups": 2}, {"bias": False}, {"padding": "same"}])
+def test_a_convolution_that_looks_at_one_place_passes_the_places(how):
+    model = mixed(1, **how)
+    plan = exact(model, {"first": (1, 7, 8)})
+    assert plan.shape("last.weight") == (5, 9) and plan.shape("mix.weight") == model.graph.values["mix.weight"].shape
+    data = sl.Data(calibration=np.random.default_rng(3).standard_normal((40, 6, 8)).astype(np.float32))
+    for criterion in ("obs", "l2"):
+        found = sl.plan(model, sl.ChannelPruning(ratio=0.5, criterion=criterion), data)
+        np.testing.assert_allclose(found.apply(model).predict(TOKENS), found.mask(model).predict(TOKENS), atol=1e-4)
+
+
+@pytest.mark.parametrize(("kernel", "how"), [(3, {"padding": 1}), (1, {"stride": 2}), (1, {"padding": 1})])
+def test_a_convolution_that_moves_places_keeps_them(kernel, how):
+    units = Units(mixed(kernel, **how).graph)
+    assert units.frozen[0].name == "first (o)" and units.frozen[0].reason == "aten.conv1d in mix"
+
+
+def test_a_divisor_of_what_goes_is_no_zero():
+    """Sinusoidal tables divide by powers that are stored: by a zero they would be no number."""
+
+    class Divided(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.scale, self.last = nn.Linear(8, 12), nn.Parameter(torch.ones(12)), nn.Linear(12, 5)
+            self.register_buffer("powers", torch.arange(1.0, 13.0))
+
+        def forward(self, x):
+            y = self.first(x).abs()
+            angles = x.mean(-1, keepdim=True) / self.powers
+            scale = self.scale.abs()
+            return self.last(angles.sin() + y.rsqrt() + y.log() + y / scale + 2 / scale + y.pow(-1))
+
+    model = model_of(Divided(), TOKENS)
+    (unit,) = Units(model.graph).units
+    exact(model, {unit.name: (0, 7)})
+
+
+def test_complex_pairs_behind_a_cut_of_odd_width():
+    class Pairs(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.down = nn.Linear(8, 6 + 4), nn.Linear(6, 3)
+            self.last = nn.Linear(4, 3)
+
+        def forward(self, x):
+            low, pairs = self.first(x).split([6, 4], -1)
+            turned = torch.view_as_complex(pairs.unflatten(-1, (2, 2))) * torch.polar(torch.ones(2), torch.arange(2.0))
+            return self.down(low) + self.last(torch.view_as_real(turned).flatten(-2))
+
+    model = model_of(Pairs(), TOKENS)
+    name = next(u.name for u in Units(model.graph).units if u.size == 6)
+    exact(model, {name: (1, 2, 5)})
+
+
+def grouped(rows: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    """As transformers registers it: rows sorted by expert, each run times its matrix."""
+    starts = [0, *ends.tolist()]
+    return torch.cat([rows[a:b] @ w for a, b, w in zip(starts, starts[1:], weight, strict=False)])
+
+
+@pytest.fixture(scope="module")
+def experts():
+    try:
+        return torch.ops.transformers.grouped_mm_fallback  # transformers is here
+    except AttributeError:
+        library = torch.library.Library("transformers", "FRAGMENT")
+        library.define("grouped_mm_fallback(Tensor input, Tensor weight, Tensor offs) -> Tensor")
+        library.impl("grouped_mm_fallback", grouped, "CPU")
+        library.impl("grouped_mm_fallback", lambda x, w, _: x.new_empty(x.shape[0], w.shape[2]), "Meta")
+        yield torch.ops.transformers.grouped_mm_fallback
+        library._destroy()
+
+
+def test_experts_lose_their_widths_and_none_of_them_goes(experts):
+    class Routed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.router, self.last = nn.Linear(8, 12), nn.Linear(12, 3), nn.Linear(12, 5)
+            self.up, self.down = nn.Parameter(torch.randn(3, 12, 9)), nn.Parameter(torch.randn(3, 12, 9))
+
+        def forward(self, x):
+            rows = self.first(x).flatten(0, 1)
+            chosen, order = self.router(rows).argmax(-1).sort()
+            ends = torch.histc(chosen.float(), 3, 0, 2).cumsum(0).int()
+            wide = experts(rows[order], self.up, ends)
+            back = experts(F.relu(wide), self.down.transpose(-1, -2), ends)
+            return self.last(back[order.argsort()]).unflatten(0, (-1, 6))
+
+    model = model_of(Routed(), TOKENS)
+    units = Units(model.graph)
+    sizes = {u.size: u.name for u in units.units}
+    assert set(sizes) == {9, 12} and len(units.units) == 3
+    for unit in units.units:
+        exact(model, {unit.name: (2, 5)})
+    plan = exact(model, {sizes[9]: (0,)})
+    assert plan.shape("up") == (3, 12, 8) and plan.shape("down") == (3, 12, 8)

@@ -16,7 +16,7 @@ from keras.src.layers.rnn.conv_lstm import ConvLSTM, ConvLSTMCell  # they have n
 from slimline.frameworks.keras.functional import Call
 from slimline.frameworks.keras.read import NoRule, Reader
 from slimline.frameworks.keras.rules_layers import ELEMENTWISE_ACTIVATIONS, Rule, last_channels
-from slimline.graph import ops
+from slimline.graph.recurrent import chain
 
 L = keras.layers
 
@@ -52,7 +52,7 @@ def recurrent(reader: Reader, call: Call) -> None:
     stored: list[str | None] = []
     for cell in cells:
         stored += [reader.parameter(v) for v in (cell.kernel, cell.recurrent_kernel, cell.bias)]
-    attributes = ops.recurrent(
+    attributes = chain(
         [(GATES[type(c)], 1 if c.bias is None else len(c.bias.shape), _states(c)) for c in cells],
         spatial=len(reader.shape(call.inputs[0])) - 3,
         sequences=layer.return_sequences,

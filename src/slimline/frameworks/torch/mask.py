@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     from slimline.graph.ir import Node
     from slimline.graph.plan import Plan
 
+_DIVISORS = {
+    **{f"aten.{name}": 1 for name in ("div", "divide", "true_divide", "floor_divide", "remainder", "fmod")},
+    **{f"aten.{name}": 0 for name in ("reciprocal", "rsqrt", "pow", "log", "log2", "log10", "logit")},
+}
+"""Operators that make no number of a zero, and the argument of which they do not."""
+
 Statistics = list[tuple[int, int, np.ndarray]]
 """Input index, dimension and keep mask, as `Plan.statistics` gives them."""
 
@@ -43,6 +49,8 @@ def mask(native: Native, plan: Plan) -> Native:
             node.target = _weight_norm  # a direction of zeros has no norm to divide by
         elif node.name in neutral and (statistics := plan.statistics(node.name)):
             _Masker(result, plan, neutral[node.name], node, statistics).run()
+        elif node.name in neutral and (position := _DIVISORS.get(packet(node).rstrip("_"))) is not None:
+            _Masker(result, plan, neutral[node.name], node, []).fill_divisor(position)
     written = {node.name: node for node in result.graph.nodes}
     for name, step in neutral.items():
         if "/" in name and (statistics := plan.statistics(name)):  # a step of an operator that is read as several
@@ -102,8 +110,7 @@ class _Masker:
 
     def _gone(self, index: int, dim: int, keep: np.ndarray) -> fx.Node:
         """Where the positions that go are, shaped to broadcast against the input."""
-        rank = len(self.plan.graph.values[self.neutral.inputs[index] or ""].shape)
-        shape = [1] * rank
+        shape = [1] * len(self._shape(index))
         shape[dim] = -1
         return self._constant(torch.from_numpy(~keep).reshape(shape))
 
@@ -116,6 +123,23 @@ class _Masker:
             with self.native.graph.inserting_before(self.node):
                 filled = self.native.graph.call_function(aten.masked_fill.Scalar, (self._operand(index), gone, value))
             self._set_operand(index, filled)
+
+    def fill_divisor(self, position: int) -> None:
+        """Put ones for what goes into an argument that must not be zero."""
+        argument = self.node.args[position]
+        if not isinstance(argument, fx.Node):
+            return
+        index = [a for a in self.node.args if isinstance(a, fx.Node)].index(argument)
+        for dim, kept in enumerate(self.plan.kept(self.neutral.inputs[index] or "")):
+            if kept is not None:
+                keep = np.isin(np.arange(self._shape(index)[dim]), kept)
+                gone = self._gone(index, dim, keep)
+                with self.native.graph.inserting_before(self.node):
+                    argument = self.native.graph.call_function(aten.masked_fill.Scalar, (argument, gone, 1.0))
+        self.node.update_arg(position, argument)
+
+    def _shape(self, index: int) -> tuple[int, ...]:
+        return self.plan.graph.values[self.neutral.inputs[index] or ""].shape
 
     def _reduce(self) -> None:
         function = self.neutral.attributes["function"]

@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 import slimline.frameworks.torch.shapes  # noqa: F401  (registers shape functions)
 from slimline.errors import SlimlineError
 from slimline.frameworks.base import Array
+from slimline.frameworks.torch.inline import inline
 
 aten = torch.ops.aten
 
@@ -220,6 +221,7 @@ def from_program(
 ) -> Native:
     """A native model with its own copy of the program's weights, or the very same if `shared`, in inference mode."""
     source = program.module(check_guards=False)
+    inline(source)
     graph = source.graph
     _drop_checks(graph)
     _plain_outputs(graph)

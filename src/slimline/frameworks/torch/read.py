@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from slimline.errors import SlimlineError
 from slimline.frameworks.base import Array
 from slimline.frameworks.torch import native as natives
-from slimline.frameworks.torch import rules, rules_shape  # noqa: F401  # they fill the registry
+from slimline.frameworks.torch import rules, rules_recurrent, rules_shape  # noqa: F401  # they fill the registry
 from slimline.frameworks.torch.call import Call
 from slimline.frameworks.torch.fold import fold
 from slimline.frameworks.torch.native import Free, Native, set_training, to_tensors
@@ -77,7 +77,8 @@ def finite(state: Mapping[str, Any]) -> None:
     for name, value in state.items():
         if not isinstance(value, Tensor) or not value.is_floating_point():
             continue
-        if bool((value.isnan() | value.isposinf()).any()):  # a mask that attention adds holds minus infinity
+        # A mask that attention adds holds minus infinity, and a bound that was never set is one infinite number.
+        if bool(value.isnan().any()) or (value.dim() and bool(value.isposinf().any())):
             raise SlimlineError(f"The weights hold NaN or infinity (first in {name}): load a sound checkpoint.")
 
 

@@ -2,13 +2,15 @@
 
 A rule reads a `Call` and emits neutral operators. `rule_for` finds it by overload (``aten.min.other``),
 then by name (``aten.min``), then by the name without the underscore of in-place operators, which read as
-their functional twins: they keep the shape, so axes pass in the same way.
+their functional twins: they keep the shape, so axes pass in the same way. What is not in the table is element-wise
+where torch says so of it, and unknown otherwise.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import fx
 
 from slimline.frameworks.torch.call import Call
@@ -25,7 +27,9 @@ def rule_for(node: fx.Node) -> Rule:
     for key in (overload, name, name.rstrip("_")):
         if key in RULES:
             return RULES[key]
-    return unknown
+    plain = isinstance(node.target, torch._ops.OpOverload) and len(node.target._schema.returns) == 1
+    pointwise = plain and torch.Tag.pointwise in node.target.tags  # type: ignore[union-attr]
+    return elementwise(name.rpartition(".")[2].rstrip("_")) if pointwise else unknown
 
 
 def unknown(call: Call, reason: str = "slimline has no rule for it") -> None:

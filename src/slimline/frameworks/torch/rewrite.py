@@ -236,6 +236,12 @@ def _attention(surgery: Surgery, node: fx.Node, neutral: Node) -> None:
         set_argument(node, "scale", before**-0.5)
 
 
+def _contiguous(surgery: Surgery, node: fx.Node, neutral: Node) -> None:
+    """A view as complex numbers needs even strides, which a cut may have made odd."""
+    with surgery.native.graph.inserting_before(node):
+        node.update_arg(0, surgery.native.graph.call_function(aten.contiguous.default, (node.args[0],)))
+
+
 EDITS: dict[str, Edit] = {
     **{f"aten.conv{k}{n}d": _groups("groups") for n in (1, 2, 3) for k in ("", "_transpose")},
     "aten.convolution": _groups("groups"),
@@ -261,5 +267,6 @@ EDITS: dict[str, Edit] = {
     "aten.pad": _pad,
     "aten.constant_pad_nd": _pad,
     "aten.scaled_dot_product_attention": _attention,
+    "aten.view_as_complex": _contiguous,
 }
 """By operator, how its numbers follow a plan. Operators that are not here hold no number that counts an axis."""

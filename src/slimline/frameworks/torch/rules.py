@@ -22,8 +22,13 @@ _IDENTITY = """dropout feature_dropout alpha_dropout contiguous clone to alias d
 _to_copy type_as positive fake_quantize_per_tensor_affine"""
 _FILLED = "zeros_like ones_like full_like empty_like fill zero bernoulli rand_like randn_like"
 
+_ALIASES = {
+    "multiply": "mul", "divide": "div", "true_divide": "div", "subtract": "sub", "absolute": "abs", "negative": "neg",
+    "greater": "gt", "greater_equal": "ge", "less": "lt", "less_equal": "le", "not_equal": "ne",
+}  # fmt: skip
 _PLAIN = f"{_UNARY} {_BINARY} {_COMPLEX}".split()
 RULES |= {f"aten.{name}": elementwise(name.partition(".")[0]) for name in _PLAIN}
+RULES |= {f"aten.{alias}": RULES[f"aten.{name}"] for alias, name in _ALIASES.items()}
 RULES |= {f"aten.{name}": elementwise("identity", first_only=True) for name in _IDENTITY.split()}
 RULES |= {f"aten.{name}": elementwise("fill", first_only=True) for name in _FILLED.split()}
 
@@ -90,12 +95,24 @@ def _each(value: Any, spatial: int) -> tuple[int, ...]:
     return tuple(found if len(found) == spatial else found * spatial)
 
 
+def _pointwise(call: Call) -> bool:
+    """Whether a kernel of one position goes over one dimension as it is: a linear layer, whose rows may lose some."""
+    window = _window(call, 1)
+    single = call.shape(call.tensor("weight"))[2:] == (1,) and window.stride == (1,)
+    return single and window.zeros((1,), (1,)) == [(0, 0)]
+
+
 def _conv(spatial: int, transposed: bool = False) -> Rule:
     def apply(call: Call) -> None:
         if call.rank != spatial + 2:
             return unknown(call, "an input without a batch dimension")
-        window = None if transposed else _window(call, spatial)
-        attributes = ops.conv(spatial, int(call["groups"]), transposed, window=window)
+        groups = int(call["groups"])
+        if transposed:
+            attributes = ops.conv(spatial, groups, transposed=True)
+        elif spatial == 1 and _pointwise(call):
+            attributes = ops.conv(1, groups, pointwise=True)
+        else:
+            attributes = ops.conv(spatial, groups, window=_window(call, spatial))
         return call.emit("conv", call.tensors("input", "weight", "bias"), attributes)
 
     return apply
@@ -218,6 +235,21 @@ def _spelled(text: str, shapes: Sequence[tuple[int, ...]]) -> str:
     return f"{left}->{right}"
 
 
+@rule("outer")
+def _outer(call: Call) -> None:
+    names = call.tensors("self", "vec2")
+    call.emit("elementwise", names, {"equation": ops.parse("i, j -> i j"), "function": "outer"})
+
+
+def _experts(call: Call) -> None:
+    """Runs of rows, each times one of several matrices: experts that a router has chosen."""
+    equation = ops.parse("n i, e i o, . -> n o", fixed={"e": "one is chosen for each row"})
+    call.emit("experts", call.tensors("input", "weight", "offs"), {"equation": equation})
+
+
+RULES["transformers.grouped_mm_fallback"] = _experts
+
+
 @rule("bilinear")
 def _bilinear(call: Call) -> None:
     lead = " ".join(f"a{d}" for d in range(call.rank - 1))
@@ -308,14 +340,31 @@ def _last(count: int) -> Callable[[Call], Sequence[int]]:
     return lambda call: range(call.rank - count, call.rank)
 
 
+def _windows(count: int) -> Callable[[Call], Sequence[int]]:
+    """The last dimensions, but those of which a window sees one position at a time."""
+
+    def moved(call: Call) -> Sequence[int]:
+        kernel = _each(call["kernel_size"], count)
+        stride, padding = _each(call["stride"] or list(kernel), count), _each(call["padding"], count)
+        alone = [w == (1, 1, 0) for w in zip(kernel, stride, padding, strict=True)]
+        return [call.rank - count + d for d in range(count) if not alone[d]]
+
+    return moved
+
+
 for _n in (1, 2, 3):
-    RULES |= {f"aten.{name}_pool{_n}d": whole("max", _last(_n)) for name in ("max", "adaptive_max")}
-    RULES[f"aten.max_pool{_n}d_with_indices"] = whole("max", _last(_n))
+    RULES |= {f"aten.max_pool{_n}d{suffix}": whole("max", _windows(_n)) for suffix in ("", "_with_indices")}
+    RULES[f"aten.avg_pool{_n}d"] = whole("mean", _windows(_n))
+    RULES[f"aten.adaptive_max_pool{_n}d"] = whole("max", _last(_n))
+    RULES[f"aten.adaptive_avg_pool{_n}d"] = whole("mean", _last(_n))
     RULES[f"aten.max_unpool{_n}d"] = whole("other", _last(_n), inputs=2)
-    RULES |= {f"aten.{name}_pool{_n}d": whole("mean", _last(_n)) for name in ("avg", "adaptive_avg")}
-for _name, _n in {"linear1d": 1, "nearest1d": 1, "bilinear2d": 2, "nearest2d": 2, "bicubic2d": 2,
-                  "trilinear3d": 3, "nearest3d": 3, "_nearest_exact2d": 2}.items():  # fmt: skip
-    RULES[f"aten.upsample_{_name}"] = whole("resize", _last(_n))
+for _n, _names in {
+    1: "upsample_linear1d upsample_nearest1d _upsample_nearest_exact1d",
+    2: "upsample_bilinear2d upsample_nearest2d _upsample_nearest_exact2d upsample_bicubic2d _upsample_bilinear2d_aa "
+    "_upsample_bicubic2d_aa _upsample_lanczos2d_aa",
+    3: "upsample_trilinear3d upsample_nearest3d _upsample_nearest_exact3d",
+}.items():
+    RULES |= {f"aten.{name}": whole("resize", _last(_n)) for name in _names.split()}
 RULES |= {f"aten.{name}": whole("other", _last(2)) for name in ("tril", "triu")}
 RULES |= {f"aten.{name}": whole("other", lambda call: [call.axis()]) for name in ("cumsum", "cumprod")}
 RULES["aten.roll"] = whole("other", lambda call: call.axes("dims"))
@@ -359,8 +408,3 @@ def _sliding(call: Call) -> None:
     axis = call.axis("dimension")
     x = " ".join("." if d == axis else f"a{d}" for d in range(call.rank))
     call.emit("pool", call.tensors()[:1], {"equation": ops.parse(f"{x} -> {x} ."), "function": "other"})
-
-
-@rule("lstm", "gru", "rnn_tanh", "rnn_relu")
-def _recurrent(call: Call) -> None:
-    unknown(call, "slimline does not prune recurrent layers yet")

@@ -1,0 +1,70 @@
+"""Blocks under torch.no_grad are read like the rest, and still let no gradient through."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import torch
+from torch import nn
+
+from slimline.graph.units import Units
+from tests.frameworks.torch.test_rules import TOKENS, exact, model_of
+
+
+class Quiet(nn.Module):
+    """Positions that are looked up, a scale that is measured and a weight that is written, all without gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.places, self.last = nn.Linear(8, 12), nn.Embedding(6, 12), nn.Linear(12, 5)
+
+    def forward(self, x):
+        with torch.no_grad():
+            self.last.weight.mul_(1.0)
+            places = self.places(torch.arange(x.shape[1]))
+            x = x * 2
+            with torch.enable_grad():
+                y = self.first(x)
+        return self.last((y + places).relu())
+
+
+def test_blocks_are_read_and_pruned():
+    module = Quiet()
+    model = model_of(module, TOKENS)
+    with torch.no_grad():
+        np.testing.assert_allclose(
+            model.predict(TOKENS), module(torch.from_numpy(TOKENS)).numpy(), rtol=1e-5, atol=1e-6
+        )
+    (unit,) = Units(model.graph).units
+    plan = exact(model, {unit.name: (0, 3, 11)})
+    assert plan.shape("places.weight") == (6, 9) and plan.shape("last.weight") == (5, 9)
+
+
+def test_gradients_stop_where_they_did():
+    module = Quiet()
+    native = copy.deepcopy(model_of(module, TOKENS).native)
+    assert set(dict(native.named_parameters())) == {"first.weight", "first.bias", "last.weight", "last.bias"}
+    assert "places.weight" in native.state_dict()
+    x = torch.from_numpy(TOKENS)
+    for net in (native, module):
+        net(x).square().sum().backward()
+    for name, parameter in native.named_parameters():
+        torch.testing.assert_close(parameter.grad, module.get_parameter(name).grad)
+    assert module.places.weight.grad is None
+
+
+def test_a_parameter_that_is_also_trained_stays_one():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(8, 12), nn.Linear(12, 5)
+
+        def forward(self, x):
+            with torch.no_grad():
+                size = self.last.weight.abs().mean(0)
+            return self.last(self.first(x) * size)
+
+    native = model_of(Twice(), TOKENS).native
+    native(torch.from_numpy(TOKENS)).square().sum().backward()
+    assert all(p.grad is not None for p in native.parameters()) and len(list(native.parameters())) == 4
