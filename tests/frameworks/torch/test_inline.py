@@ -1,4 +1,4 @@
-"""Blocks under torch.no_grad are read like the rest, and still let no gradient through."""
+"""Blocks without gradients or autocasting are read like the rest, and the former still let no gradient through."""
 
 from __future__ import annotations
 
@@ -68,3 +68,29 @@ def test_a_parameter_that_is_also_trained_stays_one():
     native = model_of(Twice(), TOKENS).native
     native(torch.from_numpy(TOKENS)).square().sum().backward()
     assert all(p.grad is not None for p in native.parameters()) and len(list(native.parameters())) == 4
+
+
+class Cast(nn.Module):
+    """A sum in full precision, or in half, wherever the rest runs."""
+
+    def __init__(self, enabled: bool) -> None:
+        super().__init__()
+        self.first, self.last, self.enabled = nn.Linear(8, 12), nn.Linear(12, 5), enabled
+
+    def forward(self, x):
+        y = self.first(x)
+        with torch.autocast("cpu", torch.bfloat16, self.enabled):
+            y = y.mT @ (y @ y.mT)
+        return self.last(y.mT.float())
+
+
+def test_a_block_without_autocasting_is_read_and_one_that_casts_is_frozen():
+    module = Cast(enabled=False)
+    model = model_of(module, TOKENS)
+    with torch.no_grad():
+        np.testing.assert_allclose(model.predict(TOKENS), module(torch.from_numpy(TOKENS)).numpy(), rtol=1e-5)
+    exact(model, {"first": (0, 3, 11)})
+    model.native(torch.from_numpy(TOKENS)).square().sum().backward()
+    assert all(p.grad is not None for p in model.native.parameters())
+    units = Units(model_of(Cast(enabled=True), TOKENS).graph)
+    assert units.units == () and "wrap_with_autocast" in units.frozen[0].reason

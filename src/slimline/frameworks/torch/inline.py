@@ -1,4 +1,4 @@
-"""What a forward computes under ``torch.no_grad`` is a graph within the graph: it is put in its place."""
+"""What a forward computes without gradients or autocasting is a graph within the graph: it is put in its place."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from typing import Any
 import torch
 from torch import fx, nn, ops
 
-_BLOCK = ops.higher_order.wrap_with_set_grad_enabled
+_GRAD = ops.higher_order.wrap_with_set_grad_enabled
+_AUTOCAST = ops.higher_order.wrap_with_autocast
 _DETACH = ops.aten.detach.default
 
 
 def inline(source: fx.GraphModule) -> None:
-    """Replace, in place, every block with or without gradients by its operators.
+    """Replace, in place, every block with or without gradients, or without autocasting, by its operators.
 
-    One without reads its inputs detached, so that no gradient comes back and it may write into a weight. A parameter
-    that nothing else reads is not trained: it becomes a buffer of the same name.
+    One without gradients reads its inputs detached, so that none comes back and it may write into a weight. A parameter
+    that nothing else reads is not trained: it becomes a buffer of the same name. A block that casts stays.
     """
-    blocks = [n for n in source.graph.nodes if n.op == "call_function" and n.target is _BLOCK]
+    blocks = [n for n in source.graph.nodes if n.target is _GRAD or (n.target is _AUTOCAST and not n.args[2])]
     for node in blocks:
         _replace(source, node)
     if blocks:
@@ -26,7 +27,7 @@ def inline(source: fx.GraphModule) -> None:
 
 
 def _replace(source: fx.GraphModule, node: fx.Node) -> None:
-    enabled, held, *inputs = node.args
+    graded, held, *inputs = node.args if node.target is _GRAD else (True, *node.args[4:])
     assert isinstance(held, fx.Node)
     path = str(held.target)
     block = source.get_submodule(path)
@@ -38,7 +39,7 @@ def _replace(source: fx.GraphModule, node: fx.Node) -> None:
         for inner in block.graph.nodes:
             if inner.op == "placeholder":
                 value, tensor = given[inner], isinstance(inner.meta.get("val"), torch.Tensor)
-                env[inner] = value if enabled or not tensor else source.graph.call_function(_DETACH, (value,))
+                env[inner] = value if graded or not tensor else source.graph.call_function(_DETACH, (value,))
             elif inner.op == "get_attr":
                 env[inner] = source.graph.get_attr(f"{path}.{inner.target}")
             elif inner.op == "call_function":
