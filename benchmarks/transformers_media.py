@@ -51,7 +51,8 @@ def images() -> dict[str, Case]:
         "dinov2": case("Dinov2ForImageClassification", "Dinov2Config", IMAGE, pixels),
         "dinov2-registers": case("Dinov2WithRegistersForImageClassification", "Dinov2WithRegistersConfig", _VIT,
                                  pixels),
-        "dinov3": case("DINOv3ViTModel", "DINOv3ViTConfig", {**IMAGE, "num_register_tokens": 2}, pixels),
+        "dinov3": case("DINOv3ViTModel", "DINOv3ViTConfig", {**IMAGE, "num_register_tokens": 2,
+                       "intermediate_size": 192}, pixels),
         "dinov3-convnext": case(
             "DINOv3ConvNextModel", "DINOv3ConvNextConfig",
             {"hidden_sizes": [16, 24, 32, 48], "depths": [1, 1, 1, 1], "image_size": 32}, pixels,
@@ -225,7 +226,8 @@ def detection() -> dict[str, Case]:
         ),
         "deformable-detr": case(
             "DeformableDetrForObjectDetection", "DeformableDetrConfig",
-            {**_DETR, "backbone_config": _BACKBONE, "num_feature_levels": 3}, pixels, outputs=2, **_SMALL,
+            {**_DETR, "decoder_layers": 2, "backbone_config": _BACKBONE, "num_feature_levels": 3}, pixels, outputs=2,
+            **_SMALL,
         ),
         "yolos": case(
             "YolosForObjectDetection", "YolosConfig",

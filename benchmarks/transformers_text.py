@@ -264,7 +264,8 @@ def sequences() -> dict[str, Case]:
             {**{k: v for k, v in BART.items() if k != "max_position_embeddings"}, "attention_window": [4, 4],
              "max_encoder_position_embeddings": 40, "max_decoder_position_embeddings": 40}, *BOTH,
         ),
-        "longt5": case("LongT5ForConditionalGeneration", "LongT5Config", {**_T5, "local_radius": 3}, *BOTH),
+        "longt5": case("LongT5ForConditionalGeneration", "LongT5Config", {**_T5, "local_radius": 3}, *TOKENS,
+                       "decoder_input_ids"),
         "umt5": case("UMT5ForConditionalGeneration", "UMT5Config", _T5, *BOTH),
         "mt5": case("MT5ForConditionalGeneration", "MT5Config", _T5, *BOTH),
         "switch-transformers": case(
