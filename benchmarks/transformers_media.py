@@ -125,10 +125,6 @@ def images() -> dict[str, Case]:
              "key_dim": [8, 8, 8], "down_ops": [["Subsample", 8, 4, 2, 2, 2], ["Subsample", 8, 6, 2, 2, 2], [""]]},
             pixels, **_SMALL,
         ),
-        "cvt": case(
-            "CvtForImageClassification", "CvtConfig",
-            {"embed_dim": [16, 24, 48], "num_heads": [1, 2, 4], "depth": [1, 1, 1]}, pixels, **_SMALL,
-        ),
         "focalnet": case(
             "FocalNetForImageClassification", "FocalNetConfig",
             {"image_size": 32, "patch_size": 2, "embed_dim": 16, "hidden_sizes": [16, 32], "depths": [1, 1],
@@ -394,7 +390,6 @@ def sound_and_series() -> dict[str, Case]:
              "num_lstm_layers": 1, "target_bandwidths": [24.0]}, values, input_values=(1, 400),
         ),
         "informer": case("InformerModel", "InformerConfig", lags, *past, **spans),
-        "autoformer": case("AutoformerModel", "AutoformerConfig", lags, *past, **spans),
         "time-series": case("TimeSeriesTransformerModel", "TimeSeriesTransformerConfig", lags, *past, **spans),
         "patchtst": case(
             "PatchTSTForPrediction", "PatchTSTConfig",
@@ -404,11 +399,5 @@ def sound_and_series() -> dict[str, Case]:
         "patchtsmixer": case(
             "PatchTSMixerForPrediction", "PatchTSMixerConfig",
             {**patches, "num_layers": 2, "prediction_length": 6, "loss": "mse"}, "past_values", past_values=(32, 3),
-        ),
-        "decision-transformer": case(
-            "DecisionTransformerModel", "DecisionTransformerConfig",
-            {"state_dim": 6, "act_dim": 3, "hidden_size": 48, "max_ep_len": 30, "n_layer": 2, "n_head": 4,
-             "use_cache": False}, "states", "actions", "rewards", "returns_to_go", "timesteps_ids", outputs=1,
-            states=(5, 6), actions=(5, 3), rewards=(5, 1), returns_to_go=(5, 1), timesteps_ids=(5,),
         ),
     }  # fmt: skip

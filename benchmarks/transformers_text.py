@@ -84,10 +84,6 @@ def encoders() -> dict[str, Case]:
         "ibert": case("IBertForSequenceClassification", "IBertConfig", ENCODER, *TOKENS),
         "rembert": case("RemBertForSequenceClassification", "RemBertConfig", ENCODER, *TOKENS),
         "roformer": case("RoFormerForSequenceClassification", "RoFormerConfig", ENCODER, *TOKENS),
-        "nystromformer": case(
-            "NystromformerForSequenceClassification", "NystromformerConfig",
-            {**ENCODER, "num_landmarks": 4, "segment_means_seq_len": 16}, "input_ids", input_ids=(16,),
-        ),
         "ernie": case("ErnieForSequenceClassification", "ErnieConfig", ENCODER, *TOKENS),
         "esm": case(
             "EsmForSequenceClassification", "EsmConfig",

@@ -274,3 +274,20 @@ def test_a_view_takes_any_memory_layout_unless_it_is_written(in_place):
         assert bool(kept) == in_place
         if not in_place:
             torch.testing.assert_close(native(last), native(last.contiguous()))
+
+
+def test_a_scale_in_bfloat16_is_cut_like_any_other():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(8, 12), nn.Linear(12, 5)
+            self.register_buffer("scale", torch.linspace(1, 2, 12, dtype=torch.bfloat16))
+
+        def forward(self, x):
+            return self.last(self.first(x) * self.scale.float())
+
+    model = model_of(Scaled(), TOKENS)
+    assert model.parameters()["scale"].dtype == np.float32
+    (unit,) = Units(model.graph).units
+    small = exact(model, {unit.name: (2, 3)}).apply(model)
+    assert small.native.scale.dtype == torch.bfloat16 and small.native.scale.shape == (10,)
