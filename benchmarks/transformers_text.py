@@ -84,10 +84,6 @@ def encoders() -> dict[str, Case]:
         "ibert": case("IBertForSequenceClassification", "IBertConfig", ENCODER, *TOKENS),
         "rembert": case("RemBertForSequenceClassification", "RemBertConfig", ENCODER, *TOKENS),
         "roformer": case("RoFormerForSequenceClassification", "RoFormerConfig", ENCODER, *TOKENS),
-        "nystromformer": case(
-            "NystromformerForSequenceClassification", "NystromformerConfig",
-            {**ENCODER, "num_landmarks": 4, "segment_means_seq_len": 16}, "input_ids", input_ids=(16,),
-        ),
         "ernie": case("ErnieForSequenceClassification", "ErnieConfig", ENCODER, *TOKENS),
         "esm": case(
             "EsmForSequenceClassification", "EsmConfig",
@@ -264,7 +260,8 @@ def sequences() -> dict[str, Case]:
             {**{k: v for k, v in BART.items() if k != "max_position_embeddings"}, "attention_window": [4, 4],
              "max_encoder_position_embeddings": 40, "max_decoder_position_embeddings": 40}, *BOTH,
         ),
-        "longt5": case("LongT5ForConditionalGeneration", "LongT5Config", {**_T5, "local_radius": 3}, *BOTH),
+        "longt5": case("LongT5ForConditionalGeneration", "LongT5Config", {**_T5, "local_radius": 3}, *TOKENS,
+                       "decoder_input_ids"),
         "umt5": case("UMT5ForConditionalGeneration", "UMT5Config", _T5, *BOTH),
         "mt5": case("MT5ForConditionalGeneration", "MT5Config", _T5, *BOTH),
         "switch-transformers": case(

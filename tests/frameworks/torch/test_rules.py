@@ -292,3 +292,43 @@ def test_experts_lose_their_widths_and_none_of_them_goes(experts):
         exact(model, {unit.name: (2, 5)})
     plan = exact(model, {sizes[9]: (0,)})
     assert plan.shape("up") == (3, 12, 8) and plan.shape("down") == (3, 12, 8)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_view_takes_any_memory_layout_unless_it_is_written(in_place):
+    class Viewed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Conv2d(3, 8, 1), nn.Linear(8, 5)
+
+        def forward(self, x):
+            y = self.first(x)
+            flat = y.view(x.shape[0], 8, 36)
+            if in_place:
+                flat.mul_(2.0)
+            return self.last((flat if not in_place else y.flatten(2)).mean(-1))
+
+    plan = exact(model_of(Viewed(), IMAGES), {"first": (1, 4)})
+    last = torch.from_numpy(IMAGES).to(memory_format=torch.channels_last)
+    for native in (plan.apply(model_of(Viewed(), IMAGES)).native, plan.mask(model_of(Viewed(), IMAGES)).native):
+        kept = native.graph.find_nodes(op="call_function", target=torch.ops.aten.view.default)
+        assert bool(kept) == in_place
+        if not in_place:
+            torch.testing.assert_close(native(last), native(last.contiguous()))
+
+
+def test_a_scale_in_bfloat16_is_cut_like_any_other():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(8, 12), nn.Linear(12, 5)
+            self.register_buffer("scale", torch.linspace(1, 2, 12, dtype=torch.bfloat16))
+
+        def forward(self, x):
+            return self.last(self.first(x) * self.scale.float())
+
+    model = model_of(Scaled(), TOKENS)
+    assert model.parameters()["scale"].dtype == np.float32
+    (unit,) = Units(model.graph).units
+    small = exact(model, {unit.name: (2, 3)}).apply(model)
+    assert small.native.scale.dtype == torch.bfloat16 and small.native.scale.shape == (10,)

@@ -49,8 +49,10 @@ class TorchAdapter:
         return read.read(native, example)
 
     def parameters(self, native: Native) -> dict[str, Array]:
-        """Read-only views of every stored tensor; tied ones once, under the first name."""
-        found = {name: t.detach().cpu().numpy().view() for name, t in natives.tensors(native).items()}
+        """Read-only views of every stored tensor; tied ones once, under the first name. Of bfloat16, which numpy does
+        not have, copies in float32."""
+        stored = {name: t.detach().cpu() for name, t in natives.tensors(native).items()}
+        found = {n: (t.float() if t.dtype == torch.bfloat16 else t).numpy().view() for n, t in stored.items()}
         for array in found.values():
             array.flags.writeable = False
         return found

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from slimline.errors import SlimlineError
-from slimline.frameworks.torch.native import Native, add_constant, argument, aten, packet, tensors
+from slimline.frameworks.torch.native import Native, add_constant, argument, aten, free_views, packet, tensors
 
 if TYPE_CHECKING:
     from slimline.graph.ir import Node
@@ -60,7 +60,7 @@ def mask(native: Native, plan: Plan) -> Native:
                 continue
             raise SlimlineError(f"slimline cannot mask {step.label}: apply the plan, or keep that layer.")
     result.graph.lint()
-    result.recompile()
+    free_views(result)
     return result
 
 

@@ -109,6 +109,24 @@ def packet(node: fx.Node) -> str:
     return getattr(node.target, "__name__", str(node.target))
 
 
+def free_views(native: fx.GraphModule) -> bool:
+    """Let views take any memory layout, as reshape does; whether all of them could be.
+
+    ``view`` refuses a tensor that another kernel, or channels last, lays out in another way; ``reshape`` copies it,
+    which only a write to the view, or to what is viewed, could notice: such views stay.
+    """
+    views = native.graph.find_nodes(op="call_function", target=aten.view.default)
+    free = [view for view in views if not any(map(_writes, (*view.users, *view.all_input_nodes[0].users)))]
+    for view in free:
+        view.target = aten.reshape.default
+    native.recompile()
+    return len(free) == len(views)
+
+
+def _writes(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
 def set_argument(node: fx.Node, name: str, value: Any) -> None:
     """Set an argument of an aten operator by the name in its schema."""
     names = [a.name for a in node.target._schema.arguments]  # type: ignore[union-attr]

@@ -18,6 +18,7 @@ from slimline.frameworks.torch.native import (
     add_constant,
     argument,
     aten,
+    free_views,
     packet,
     set_argument,
     set_tensors,
@@ -65,7 +66,7 @@ def apply(native: Native, plan: Plan, example: tuple[Array, ...]) -> Native:
         if edit is not None and node.name in neutral and neutral[node.name].kind != "unknown":
             edit(surgery, node, neutral[node.name])
     result.graph.lint()
-    result.recompile()
+    free_views(result)
     try:
         with torch.no_grad():
             result(*to_tensors(example))

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from slimline.errors import SlimlineError
 from slimline.frameworks.base import Array, Batch
-from slimline.frameworks.torch.native import check_batch, set_training
+from slimline.frameworks.torch.native import check_batch, free_views, set_training
 from slimline.methods import distillation
 from slimline.recipe import Training
 
@@ -254,7 +254,7 @@ class _Fast:
         self._training = False
         set_training(self.module, False)
         targets = {node.target for node in self.module.graph.nodes}
-        self._images = torch.ops.aten.conv2d.default in targets and _free_views(self.module)
+        self._images = torch.ops.aten.conv2d.default in targets and free_views(self.module)
         self._probabilities = _final(self.module).target in _SOFTMAX
         if self._images:
             for tensor in (*self.module.parameters(), *self.module.buffers()):
@@ -302,23 +302,6 @@ def _final(module: fx.GraphModule) -> fx.Node:
     (output,) = module.graph.find_nodes(op="output")
     found: fx.Node = output.all_input_nodes[0]
     return found
-
-
-def _free_views(module: fx.GraphModule) -> bool:
-    """Let views take any memory layout, as reshape does; False where an in-place operator forbids it.
-
-    ``view`` refuses a tensor that is channels last; ``reshape`` copies it, which only a write to the view, or
-    to what is viewed, could notice.
-    """
-    views = module.graph.find_nodes(op="call_function", target=torch.ops.aten.view.default)
-    for view in views:
-        for node in (*view.users, *view.all_input_nodes[0].users):
-            if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
-                return False
-    for view in views:
-        view.target = torch.ops.aten.reshape.default
-    module.recompile()
-    return True
 
 
 class _Statistics(fx.Interpreter):
