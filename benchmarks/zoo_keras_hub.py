@@ -63,8 +63,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
                "stackwise_num_blocks": [2, 2], "stackwise_num_strides": [1, 2], "block_type": "bottleneck_block"},
     "DenseNet": {**SQUARE, "stackwise_num_repeats": [2, 3], "compression_ratio": 0.5, "growth_rate": 8},
     "VGG": {**SQUARE, "stackwise_num_repeats": [1, 2], "stackwise_num_filters": [16, 32]},
-    "CSPNet": {**SQUARE, "stem_filters": 16, "stem_kernel_size": 3, "stem_strides": 2, "stackwise_depth": [1, 2],
-               "stackwise_strides": [1, 2], "stackwise_num_filters": [16, 32], "block_type": "dark"},
     "EfficientNet": {"stackwise_kernel_sizes": [3, 3], "stackwise_num_repeats": [1, 2],
                      "stackwise_input_filters": [16, 16], "stackwise_output_filters": [16, 24],
                      "stackwise_expansion_ratios": [1, 4], "stackwise_squeeze_and_excite_ratios": [0.25, 0.25],
