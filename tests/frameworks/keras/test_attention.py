@@ -88,6 +88,13 @@ def test_a_mean_over_what_is_not_padding_is_not_one_over_all():
     np.testing.assert_allclose(model.predict(some)[0], table[[3, 4]].mean(axis=0) @ kernel + bias, rtol=1e-4, atol=1e-6)
 
 
+def test_names_do_not_depend_on_what_the_process_made_before():
+    one, two = (model_of(MODELS["padding, in two layers"]()) for _ in range(2))
+    kinds = [[(n.kind, n.name.partition(".")[0] == "mask") for n in m.graph.nodes] for m in (one, two)]
+    assert kinds[0] == kinds[1]
+    assert [n.name for n in one.graph.nodes if n.name.startswith("mask")] == ["mask.0"]
+
+
 def test_features_that_masking_looks_at_stay():
     model = model_of(series(lambda y: L.LSTM(8)(L.Masking(name="masking")(L.ReLU()(y)))))
     assert "all features of a step" in frozen(model)["embed (o)"]

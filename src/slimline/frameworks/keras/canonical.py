@@ -21,7 +21,7 @@ from keras.src.ops.numpy import Flip, Reshape
 
 from slimline.errors import SlimlineError
 from slimline.frameworks.keras.attention import attention, can_be_parted, dot_product, is_plain
-from slimline.frameworks.keras.functional import Call, Copies, clone, finalize, is_functional, rebuild, replay
+from slimline.frameworks.keras.functional import Call, Copies, calls, clone, finalize, is_functional, rebuild, replay
 from slimline.frameworks.keras.unfold import (
     followed,
     is_composite,
@@ -47,7 +47,13 @@ def canonical(model: keras.Model, shapes: Sequence[tuple[int | None, ...]] | Non
 
     Its inputs have their own `shapes`, or these.
     """
-    return rebuild(model, partial(_visit, copies=Copies(), prefix=""), shapes)
+    copies = Copies()
+    native = rebuild(model, partial(_visit, copies=copies, prefix=""), shapes)
+    # Masks that Keras computed on the way; it counts the names of the whole process.
+    bare = {id(c.operation): c.operation for c in calls(native) if not c.is_input and not c.is_layer}
+    for index, key in enumerate(key for key in bare if not copies.holds(bare[key])):
+        bare[key].name = f"mask.{index}"
+    return native
 
 
 def _visit(

@@ -177,6 +177,10 @@ class Copies:
             self._made[key] = make()
         return self._made[key]
 
+    def holds(self, made: Any) -> bool:
+        """Whether it is one of the copies."""
+        return any(copy is made for copy in self._made.values())
+
 
 def clone(operation: Any, **changes: Any) -> Any:
     """A new operation of the same class from the config of `operation`, with `changes`; weights are not copied."""
