@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slimline.graph import ops
-from slimline.graph.ops import Equation
+from slimline.graph.equation import Equation
 
 
 def positions(dims, sizes):

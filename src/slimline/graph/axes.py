@@ -23,8 +23,8 @@ import numpy as np
 
 from slimline.errors import SlimlineError
 from slimline.graph.atoms import Atoms, Axis, Labels
+from slimline.graph.equation import Equation
 from slimline.graph.ir import Graph, Node
-from slimline.graph.ops import Equation
 
 
 @dataclass

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
+from slimline.graph.equation import Window
 from slimline.graph.ir import Graph, Node
-from slimline.graph.ops import Window
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Terms = tuple[tuple[str, int], ...]

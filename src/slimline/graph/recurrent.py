@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from slimline.graph.ops import Attributes, Equation, parse
+from slimline.graph.equation import Equation, parse
+from slimline.graph.ops import Attributes
 
 
 def sequence(

@@ -13,7 +13,7 @@ from slimline.frameworks.keras.functional import Call, clone, rebuild
 from slimline.frameworks.keras.resize import take
 from slimline.frameworks.keras.rewrite import Copier, parameters
 from slimline.graph.cuts import Cut
-from slimline.graph.ops import Window
+from slimline.graph.equation import Window
 
 L = keras.layers
 

@@ -16,6 +16,7 @@ from slimline.frameworks.keras.functional import Call, is_array
 from slimline.frameworks.keras.read import NoRule, Reader
 from slimline.frameworks.keras.rules_layers import Rule
 from slimline.graph import ops
+from slimline.graph.equation import parse
 
 Step = tuple[str, ops.Attributes, tuple[int, ...]]
 
@@ -94,7 +95,7 @@ def _gather(reader: Reader, call: Call, names: list[str], axis: int, rank: int) 
     if rank and axis == 0 and len(shape) == 2:
         return reader.node(call, "embedding", names[::-1], ops.embedding(rank))
     operands = [" ".join(left), *([" ".join(chosen)] if rank else [])]
-    equation = ops.parse(f"{', '.join(operands)} -> {' '.join(right)}", fixed=fixed)
+    equation = parse(f"{', '.join(operands)} -> {' '.join(right)}", fixed=fixed)
     return reader.node(call, "gather", names, {"equation": equation})
 
 
@@ -147,7 +148,7 @@ def blocks(down: bool) -> Rule:
         text = f"{wide} -> {deep}" if down else f"{deep} -> {wide}"
         side = call.operation.block_size
         fixed = dict.fromkeys("pq", "it has blocks of this size")
-        reader.node(call, "reshape", [x], {"equation": ops.parse(text, {"p": side, "q": side}, fixed=fixed)})
+        reader.node(call, "reshape", [x], {"equation": parse(text, {"p": side, "q": side}, fixed=fixed)})
 
     return rule
 
@@ -158,7 +159,7 @@ def patches(reader: Reader, call: Call) -> None:
     if len(shape) != 4 or call.operation.data_format != "channels_last":
         raise NoRule("slimline has a rule only for a batch of images with data_format='channels_last'")
     size = {"k": int(np.prod(call.operation.size))}
-    reader.node(call, "expand", [x], {"equation": ops.parse("b . . c -> b . . (k c)", size)})
+    reader.node(call, "expand", [x], {"equation": parse("b . . c -> b . . (k c)", size)})
 
 
 def top(reader: Reader, call: Call) -> None:

@@ -13,6 +13,7 @@ from slimline.frameworks.keras.functional import Call
 from slimline.frameworks.keras.read import NoRule, Reader
 from slimline.frameworks.keras.rules_masks import masking, softmax
 from slimline.graph import ops
+from slimline.graph.equation import Window
 
 Rule = Callable[[Reader, Call], None]
 L = keras.layers
@@ -53,13 +54,13 @@ def conv(transposed: bool = False, depthwise: bool = False) -> Rule:
     return rule
 
 
-def _window(layer: Any) -> ops.Window:
+def _window(layer: Any) -> Window:
     kernel, dilation = layer.kernel_size, layer.dilation_rate
     padding: Any = "ceil"
     if layer.padding != "same":
         causal = layer.padding == "causal"
         padding = tuple((d * (k - 1) if causal else 0, 0) for k, d in zip(kernel, dilation, strict=True))
-    return ops.Window(tuple(layer.strides), tuple(dilation), padding)
+    return Window(tuple(layer.strides), tuple(dilation), padding)
 
 
 def dense(reader: Reader, call: Call) -> None:

@@ -17,6 +17,7 @@ from slimline.frameworks.keras.read import NoRule, Reader
 from slimline.frameworks.keras.rules_layers import Rule, spatial_axes
 from slimline.frameworks.keras.rules_masks import softmax
 from slimline.graph import ops
+from slimline.graph.equation import parse
 
 
 def elementwise(function: str) -> Rule:
@@ -127,7 +128,7 @@ def copies(reader: Reader, call: Call) -> None:
         pair = f"(a{d} n{d})" if isinstance(call.operation, numpy_ops.Repeat) else f"(n{d} a{d})"
         outs.append(pair if new != old else f"a{d}")
     text = f"{' '.join(f'a{d}' for d in range(len(shape)))} -> {' '.join(outs)}"
-    reader.node(call, "expand", [x], {"equation": ops.parse(text, sizes)})
+    reader.node(call, "expand", [x], {"equation": parse(text, sizes)})
 
 
 def reshape(reader: Reader, call: Call) -> None:

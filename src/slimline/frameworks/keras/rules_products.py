@@ -18,6 +18,7 @@ from slimline.frameworks.keras.functional import Call
 from slimline.frameworks.keras.read import NoRule, Reader
 from slimline.frameworks.keras.rules_layers import Rule
 from slimline.graph import ops
+from slimline.graph.equation import Window
 
 
 def matmul(reader: Reader, call: Call) -> None:
@@ -103,12 +104,12 @@ def conv(depthwise: bool = False) -> Rule:
     return rule
 
 
-def _window(operation: Any, kernel: tuple[int, ...]) -> ops.Window:
+def _window(operation: Any, kernel: tuple[int, ...]) -> Window:
     stride, dilation = (
         (n,) * len(kernel) if isinstance(n, int) else tuple(n) for n in (operation.strides, operation.dilation_rate)
     )
     padding: Any = "ceil" if operation.padding == "same" else ((0, 0),) * len(kernel)
-    return ops.Window(stride, dilation, padding)
+    return Window(stride, dilation, padding)
 
 
 def norm(kind: str) -> Rule:

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from slimline.errors import SlimlineError
 from slimline.frameworks.base import Array
 from slimline.frameworks.torch import native as natives
-from slimline.frameworks.torch import rules, rules_recurrent, rules_shape  # noqa: F401  # they fill the registry
+from slimline.frameworks.torch import rules, rules_recurrent, rules_shape, rules_spatial  # noqa: F401  # they fill the registry
 from slimline.frameworks.torch.call import Call
 from slimline.frameworks.torch.fold import fold
 from slimline.frameworks.torch.native import Free, Native, set_training, to_tensors

@@ -9,6 +9,7 @@ where torch says so of it, and unknown otherwise.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import fx
@@ -68,3 +69,9 @@ def whole(function: str, axes: Callable[[Call], Sequence[int]], inputs: int = 1)
 def constant(call: Call) -> None:
     """Integers that neither the inputs nor the weights decide, such as positions or a causal mask."""
     call.emit("unknown", (), ops.unknown("a constant"))
+
+
+def each(value: Any, spatial: int) -> tuple[int, ...]:
+    """A number, or one per spatial dimension, as one per spatial dimension."""
+    found = value if isinstance(value, list) else [value]
+    return tuple(found if len(found) == spatial else found * spatial)

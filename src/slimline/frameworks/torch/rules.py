@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from string import ascii_letters
-from typing import Any
 
 from slimline.frameworks.torch.call import Call
-from slimline.frameworks.torch.registry import RULES, Rule, elementwise, rule, unknown, whole
+from slimline.frameworks.torch.registry import RULES, Rule, each, elementwise, rule, unknown
 from slimline.graph import ops
+from slimline.graph.equation import Equation, Window, parse
 
 _UNARY = """relu relu6 gelu silu sigmoid tanh hardswish hardsigmoid leaky_relu elu selu celu softplus mish
 log_sigmoid rrelu exp exp2 expm1 log log1p log2 sqrt rsqrt abs neg sign square reciprocal sin cos erf floor ceil round
@@ -66,7 +65,7 @@ def _along(rank: int, axes: Sequence[int], function: str) -> ops.Attributes:
     """Element-wise with vectors along one dimension each."""
     x = " ".join(f"a{d}" for d in range(rank))
     vectors = ", ".join(f"a{d}" for d in axes)
-    return {"equation": ops.parse(f"{x}, {vectors} -> {x}"), "function": function}
+    return {"equation": parse(f"{x}, {vectors} -> {x}"), "function": function}
 
 
 @rule("_weight_norm")
@@ -75,24 +74,19 @@ def _weight_norm(call: Call) -> None:
     dim = call.axis("dim")
     gain = " ".join(a if d == dim else "1" for d, a in enumerate(axes))
     text = f"{' '.join(axes)}, {gain} -> {' '.join(axes)}"
-    attributes = {"equation": ops.parse(text), "function": "weight_norm"}
+    attributes = {"equation": parse(text), "function": "weight_norm"}
     call.emit("elementwise", call.tensors("v", "g"), attributes)
 
 
 # -- layers with weights ---------------------------------------------------------------
 
 
-def _window(call: Call, spatial: int) -> ops.Window:
+def _window(call: Call, spatial: int) -> Window:
     padding = call["padding"]
     if padding == "valid":
         padding = 0
-    zeros = padding if isinstance(padding, str) else tuple((p, p) for p in _each(padding, spatial))
-    return ops.Window(_each(call["stride"], spatial), _each(call["dilation"], spatial), zeros)
-
-
-def _each(value: Any, spatial: int) -> tuple[int, ...]:
-    found = value if isinstance(value, list) else [value]
-    return tuple(found if len(found) == spatial else found * spatial)
+    zeros = padding if isinstance(padding, str) else tuple((p, p) for p in each(padding, spatial))
+    return Window(each(call["stride"], spatial), each(call["dilation"], spatial), zeros)
 
 
 def _pointwise(call: Call) -> bool:
@@ -176,7 +170,7 @@ def _embedding_bag(call: Call) -> None:
     """Rows of a table, summed or averaged bag by bag; the other outputs count and place them."""
     names = call.tensors("indices", "weight")
     fixed = {"v": "rows are chosen by the model's input"}
-    call.emit("embedding", names, {"equation": ops.parse("., v e -> . e", fixed=fixed)}, call.outputs[:1])
+    call.emit("embedding", names, {"equation": parse("., v e -> . e", fixed=fixed)}, call.outputs[:1])
     for output in call.outputs[1:]:
         call.emit("unknown", (), ops.unknown("it counts rows"), (output,))
 
@@ -238,12 +232,12 @@ def _spelled(text: str, shapes: Sequence[tuple[int, ...]]) -> str:
 @rule("outer")
 def _outer(call: Call) -> None:
     names = call.tensors("self", "vec2")
-    call.emit("elementwise", names, {"equation": ops.parse("i, j -> i j"), "function": "outer"})
+    call.emit("elementwise", names, {"equation": parse("i, j -> i j"), "function": "outer"})
 
 
 def _experts(call: Call) -> None:
     """Runs of rows, each times one of several matrices: experts that a router has chosen."""
-    equation = ops.parse("n i, e i o, . -> n o", fixed={"e": "one is chosen for each row"})
+    equation = parse("n i, e i o, . -> n o", fixed={"e": "one is chosen for each row"})
     call.emit("experts", call.tensors("input", "weight", "offs"), {"equation": equation})
 
 
@@ -253,7 +247,7 @@ RULES["transformers.grouped_mm_fallback"] = _experts
 @rule("bilinear")
 def _bilinear(call: Call) -> None:
     lead = " ".join(f"a{d}" for d in range(call.rank - 1))
-    equation = ops.parse(f"{lead} i, {lead} j, o i j, o -> {lead} o")
+    equation = parse(f"{lead} i, {lead} j, o i j, o -> {lead} o")
     call.emit("bilinear", call.tensors("input1", "input2", "weight", "bias"), {"equation": equation})
 
 
@@ -266,7 +260,7 @@ def _cosine_similarity(call: Call) -> None:
     product = ops.elementwise([call.shape(n) for n in names], "mul")["equation"]
     axis = call.axis("dim", rank)
     after = product.outputs[0][:axis] + product.outputs[0][axis + 1 :]
-    equation = ops.Equation(product.inputs, (after,), statistics=product.outputs[0][axis])
+    equation = Equation(product.inputs, (after,), statistics=product.outputs[0][axis])
     return call.emit("matmul", names, {"equation": equation})
 
 
@@ -276,7 +270,7 @@ def _attention(call: Call) -> None:
     query, key, value = (call.shape(n) for n in names[:3])
     mask = call.shape(names[3]) if names[3] is not None else None
     if call["enable_gqa"] and mask is None and len(query) == 4 and query[0] == key[0] and key[:2] == value[:2]:
-        equation = ops.parse("b (k r) l d, b k s d, b k s e -> b (k r) l e", {"k": key[1]}, statistics=("d", "s"))
+        equation = parse("b (k r) l d, b k s d, b k s e -> b (k r) l e", {"k": key[1]}, statistics=("d", "s"))
         return call.emit("attention", names[:3], {"equation": equation})
     if not len(query) == len(key) == len(value) or key[:-2] != value[:-2]:
         return unknown(call, "queries, keys and values of different ranks")
@@ -317,7 +311,7 @@ def _whole_reduction(call: Call) -> None:
     after = [("." if d in axes else n) for d, n in enumerate(names) if keep or d not in axes]
     before = ["." if d in axes else n for d, n in enumerate(names)]
     text = f"{' '.join(before)} -> {', '.join([' '.join(after)] * len(call.outputs))}"
-    call.emit("pool", call.tensors()[:1], {"equation": ops.parse(text), "function": "other"})
+    call.emit("pool", call.tensors()[:1], {"equation": parse(text), "function": "other"})
 
 
 @rule("sort", "topk", "argsort", "cummax", "cummin")
@@ -326,7 +320,7 @@ def _ranked(call: Call) -> None:
     if call.rank == len(call.output):
         axis = call.axis()
         x = " ".join("." if d == axis else f"a{d}" for d in range(call.rank))
-        equation = ops.parse(f"{x} -> {', '.join([x] * len(call.outputs))}")
+        equation = parse(f"{x} -> {', '.join([x] * len(call.outputs))}")
         return call.emit("pool", call.tensors()[:1], {"equation": equation, "function": "other"})
     return _whole_reduction(call)
 
@@ -334,77 +328,3 @@ def _ranked(call: Call) -> None:
 @rule("softmax", "_softmax", "log_softmax", "_log_softmax")
 def _softmax(call: Call) -> None:
     call.emit("softmax", call.tensors("self"), ops.softmax(call.rank, call.axis()))
-
-
-def _last(count: int) -> Callable[[Call], Sequence[int]]:
-    return lambda call: range(call.rank - count, call.rank)
-
-
-def _windows(count: int) -> Callable[[Call], Sequence[int]]:
-    """The last dimensions, but those of which a window sees one position at a time."""
-
-    def moved(call: Call) -> Sequence[int]:
-        kernel = _each(call["kernel_size"], count)
-        stride, padding = _each(call["stride"] or list(kernel), count), _each(call["padding"], count)
-        alone = [w == (1, 1, 0) for w in zip(kernel, stride, padding, strict=True)]
-        return [call.rank - count + d for d in range(count) if not alone[d]]
-
-    return moved
-
-
-for _n in (1, 2, 3):
-    RULES |= {f"aten.max_pool{_n}d{suffix}": whole("max", _windows(_n)) for suffix in ("", "_with_indices")}
-    RULES[f"aten.avg_pool{_n}d"] = whole("mean", _windows(_n))
-    RULES[f"aten.adaptive_max_pool{_n}d"] = whole("max", _last(_n))
-    RULES[f"aten.adaptive_avg_pool{_n}d"] = whole("mean", _last(_n))
-    RULES[f"aten.max_unpool{_n}d"] = whole("other", _last(_n), inputs=2)
-for _n, _names in {
-    1: "upsample_linear1d upsample_nearest1d _upsample_nearest_exact1d",
-    2: "upsample_bilinear2d upsample_nearest2d _upsample_nearest_exact2d upsample_bicubic2d _upsample_bilinear2d_aa "
-    "_upsample_bicubic2d_aa _upsample_lanczos2d_aa",
-    3: "upsample_trilinear3d upsample_nearest3d _upsample_nearest_exact3d",
-}.items():
-    RULES |= {f"aten.{name}": whole("resize", _last(_n)) for name in _names.split()}
-RULES |= {f"aten.{name}": whole("other", _last(2)) for name in ("tril", "triu")}
-RULES |= {f"aten.{name}": whole("other", lambda call: [call.axis()]) for name in ("cumsum", "cumprod")}
-RULES["aten.roll"] = whole("other", lambda call: call.axes("dims"))
-RULES["aten.flip"] = whole("other", lambda call: call.axes("dims"))
-for _name in ("fft", "rfft", "hfft"):
-    for _way in (_name, f"i{_name}"):
-        RULES[f"aten.fft_{_way}"] = whole("other", lambda call: [call.axis()])
-        RULES |= {f"aten.fft_{_way}{n}": whole("other", lambda call: call.axes()) for n in ("2", "n")}
-RULES |= {f"aten.fft_{name}": whole("other", lambda call: call.axes()) for name in ("fftshift", "ifftshift")}
-
-
-@rule("view_as_complex", "view_as_real")
-def _pairs(call: Call) -> None:
-    """The last dimension of the real tensor holds a real and an imaginary part."""
-    axes = " ".join(f"a{d}" for d in range(min(call.rank, len(call.output))))
-    text = f"{axes} . -> {axes}" if call.target == "aten.view_as_complex" else f"{axes} -> {axes} ."
-    call.emit("reshape", call.tensors()[:1], {"equation": ops.parse(text)})
-
-
-@rule("grid_sampler", "grid_sampler_2d")
-def _grid_sampler(call: Call) -> None:
-    dots = " ".join("." * (call.rank - 2))
-    equation = ops.parse(f"b c {dots}, b {dots} . -> b c {dots}")
-    call.emit("pool", call.tensors("input", "grid"), {"equation": equation, "function": "resize"})
-
-
-@rule("im2col", "col2im")
-def _patches(call: Call) -> None:
-    """Patches of an image and back: channels and the places in a patch share a dimension."""
-    apart = call.target == "aten.im2col"
-    if call.rank != (4 if apart else 3):
-        return unknown(call, "an input without a batch dimension")
-    text = "b c . . -> b (c k) ." if apart else "b (c k) . -> b c . ."
-    fixed = {"k": "the places of a patch"}
-    equation = ops.parse(text, {"k": math.prod(_each(call["kernel_size"], 2))}, fixed=fixed)
-    return call.emit("pool", call.tensors()[:1], {"equation": equation, "function": "other"})
-
-
-@rule("unfold")
-def _sliding(call: Call) -> None:
-    axis = call.axis("dimension")
-    x = " ".join("." if d == axis else f"a{d}" for d in range(call.rank))
-    call.emit("pool", call.tensors()[:1], {"equation": ops.parse(f"{x} -> {x} ."), "function": "other"})

@@ -8,6 +8,7 @@ from slimline.frameworks.torch.call import Call
 from slimline.frameworks.torch.native import packet
 from slimline.frameworks.torch.registry import rule, unknown, whole
 from slimline.graph import ops
+from slimline.graph.equation import parse
 
 # -- shapes ------------------------------------------------------------------------------
 
@@ -73,7 +74,7 @@ def _repeat(call: Call) -> None:
         else:
             sizes[f"n{d}"] = copies
             outs.append(f"({axis} n{d})" if name == "repeat_interleave" else f"(n{d} {axis})")
-    equation = ops.parse(f"{' '.join(ins)} -> {' '.join(outs)}", sizes)
+    equation = parse(f"{' '.join(ins)} -> {' '.join(outs)}", sizes)
     return call.emit("expand", call.tensors("self"), {"equation": equation})
 
 
@@ -83,13 +84,13 @@ def _shuffle(call: Call) -> None:
     lead = " ".join(f"a{d}" for d in range(call.rank - 3))
     if name == "channel_shuffle":
         spatial = " ".join("." for _ in range(call.rank - 2))
-        equation = ops.parse(f"b (g c) {spatial} -> b (c g) {spatial}", {"g": call["groups"]})
+        equation = parse(f"b (g c) {spatial} -> b (c g) {spatial}", {"g": call["groups"]})
     else:
         factor = call["upscale_factor" if name == "pixel_shuffle" else "downscale_factor"]
         deep, wide = f"{lead} (c p q) h w", f"{lead} c (h p) (w q)"
         text = f"{deep} -> {wide}" if name == "pixel_shuffle" else f"{wide} -> {deep}"
         fixed = dict.fromkeys("pq", "pixels are made of it")
-        equation = ops.parse(text, {"p": factor, "q": factor}, fixed=fixed)
+        equation = parse(text, {"p": factor, "q": factor}, fixed=fixed)
     call.emit("reshape", call.tensors()[:1], {"equation": equation})
 
 
@@ -191,7 +192,7 @@ def _index(call: Call) -> None:
     after = [*left[:place], *["."] * (len(call.output) - len(left)), *left[place:]]
     before = " ".join("." if d in taken else f"a{d}" for d in range(call.rank))
     dots = [" ".join("." * len(call.shape(i))) for i in indices]
-    equation = ops.parse(f"{', '.join([before, *dots])} -> {' '.join(after)}")
+    equation = parse(f"{', '.join([before, *dots])} -> {' '.join(after)}")
     return call.emit("pool", [call.tensor("self"), *indices], {"equation": equation, "function": "other"})
 
 
@@ -201,7 +202,7 @@ def _gather(call: Call) -> None:
     names, axis = call.tensors("self", "index"), call.axis()
     same = [d != axis and n == m for d, (n, m) in enumerate(zip(*map(call.shape, names), strict=True))]
     dims = " ".join(f"a{d}" if s else "." for d, s in enumerate(same))
-    call.emit("pool", names, {"equation": ops.parse(f"{dims}, {dims} -> {dims}"), "function": "other"})
+    call.emit("pool", names, {"equation": parse(f"{dims}, {dims} -> {dims}"), "function": "other"})
 
 
 # -- tensors from nothing -------------------------------------------------------------------
