@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -164,7 +164,7 @@ class Units:
 
     @cached_property
     def frozen(self) -> tuple[Frozen, ...]:
-        """Axes made by weights none of whose positions can go, in graph order."""
+        """Axes made by weights none of whose positions can go, in graph order; those that come frozen are last."""
         atoms = self.solver.atoms
         found = {}
         for k, roots in self._made:
@@ -172,7 +172,25 @@ class Units:
             if reasons and all(reasons):
                 axis = atoms.axes[k]
                 found[k] = Frozen(f"{axis.layer or axis.node} ({axis.letter})", axis.size, reasons[0])
-        return tuple(found.values())
+        return (*found.values(), *self._inherited())
+
+    def _inherited(self) -> Iterator[Frozen]:
+        """Axes of weights that an input has too, of which none can go, as the width of a state that is given."""
+        for node in self.graph.nodes:
+            if node.kind in WEIGHTED:
+                equation, letters = node.attributes["equation"], self.solver.letters[node.name]
+                made = {x for dims in equation.outputs for group in dims for x in group}
+                weights = [
+                    dims
+                    for name, dims in zip(node.inputs, equation.inputs, strict=False)
+                    if name in self.graph.parameters
+                ]
+                own = dict.fromkeys(x for dims in weights for group in dims for x in group)
+                for letter in own:
+                    dim = letters.get(letter)
+                    passed = letter in made and letter not in equation.fixed
+                    if passed and dim is not None and dim.labels is None and dim.size > 1:
+                        yield Frozen(f"{node.layer or node.name} ({letter})", dim.size, dim.reason or "a fixed size")
 
     def carries(self, node: str, letters: Iterable[str], atoms: Sequence[int]) -> bool:
         """Whether some of the atoms lie along one of the axes of a node's equation; a kernel's dimensions have none."""

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+import slimline as sl
 from slimline.graph.cost import macs
 from slimline.graph.units import Units
 from tests.frameworks.torch.test_rules import exact, model_of
@@ -103,7 +104,12 @@ def test_a_state_that_the_user_gives_keeps_its_width():
             return super().forward(x, hidden.transpose(0, 1), cell.transpose(0, 1))
 
     states = np.random.default_rng(1).standard_normal((2, 2, 1, 6)).astype(np.float32)
-    assert sizes(model_of(Given("given"), SERIES, *states)) == {}
+    model = model_of(Given("given"), SERIES, *states)
+    assert sizes(model) == {}
+    frozen = {f.name: f.reason for f in Units(model.graph).frozen}
+    assert frozen["cells (h)"] == "the model's input"
+    with pytest.raises(sl.SlimlineError, match=r"cells \(h\) cannot be pruned: the model's input"):
+        sl.plan(model, sl.ChannelPruning(ratio=0.5, layers=("cells",)))
 
 
 def test_a_last_state_that_is_given_away_keeps_its_width():
