@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.frameworks.keras.blocks import agree, frozen, images, model_of, pruned, tokens
+from tests.frameworks.keras.blocks import agree, frozen, images, model_of, pruned, series, tokens
 
 import keras  # isort: skip
 from keras import layers as L  # isort: skip
@@ -63,6 +63,9 @@ EXACT = {
         + ops.prod(ops.tanh(y), -1, keepdims=True)
     ),
     "all lengths": lambda: images(lambda y: y / (1 + ops.norm(y, axis=(1, 3), keepdims=True))),
+    "divided by what goes": lambda: series(
+        lambda y: ops.mean(ops.log(ops.abs(y)) + y / L.Dense(16)(y) + 2 / ops.square(y), axis=1)
+    ),
     "truth": lambda: tokens(lambda y: ops.where(np.arange(16) % 3 > 0, y, -y)),
     "rows of a table": lambda: tokens(
         lambda y: y + ops.take(weights(5, 16), ops.cast(ops.argmax(y[..., :4], axis=-1), "int32"), axis=0)

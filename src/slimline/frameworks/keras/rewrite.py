@@ -1,8 +1,8 @@
 """Carries a plan out on a canonical Keras model: every operation is rebuilt from its config, smaller.
 
 `apply` slices weights and counts sizes anew. `mask` zeroes the same slices in a model of the old shapes;
-an operation that averages, normalises or contracts over positions that go runs on those that stay, and
-its result is put back among zeros.
+an operation that averages, normalises or contracts over positions that go, or divides by them, runs on those that stay,
+and its result is put back among zeros.
 """
 
 from __future__ import annotations
@@ -29,9 +29,12 @@ from slimline.frameworks.keras.functional import (
     stored,
     variables,
 )
+from slimline.graph.ir import Node
 from slimline.graph.plan import Plan
 
 Array = np.ndarray
+DIVIDING = ("div", "floor_divide", "mod", "fmod", "power", "reciprocal", "rsqrt", "log", "log2", "log10")
+"""Element-wise functions that make no number of a zero."""
 
 
 def parameters(native: keras.Model) -> dict[str, Array]:
@@ -107,7 +110,9 @@ class _Surgeon:
         self.zeroed = Copier(native, {name: resize.zero(array, plan.kept(name)) for name, array in now.items()})
         self.pruned = Copies()
         self.sizes = resize.Sizes(plan, resize.value_names(calls(native), native), self.zeroed.variables)
-        self.shrinking = {n.name.partition("/")[0] for n in plan.graph.nodes if plan.statistics(n.name)}
+        self.shrinking = {
+            n.name.partition("/")[0] for n in plan.graph.nodes if plan.statistics(n.name) or _divides(n, plan)
+        }
 
     def prune(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a smaller copy of the operation on pruned tensors."""
@@ -153,3 +158,9 @@ class _Surgeon:
             places[index] = np.arange(len(index))
             x = numpy_ops.Take(axis=axis, name=f"{name}.place{axis}")(padded, places)
         return x
+
+
+def _divides(node: Node, plan: Plan) -> bool:
+    """Whether an operation would divide by the zeros that a mask puts in."""
+    dividing = node.kind == "elementwise" and node.attributes["function"] in DIVIDING
+    return dividing and any(kept is not None for name in node.inputs if name for kept in plan.kept(name))
