@@ -221,6 +221,30 @@ def test_two_inputs_keep_their_order(tmp_path: Path) -> None:
     np.testing.assert_allclose(runtime.load(tmp_path / "two.tflite").run(inputs), model.predict(*inputs), atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("wrap", "steps"),
+    [
+        (lambda x: L.LSTM(6)(L.LSTM(6, return_sequences=True)(x)), (9, 5)),
+        (lambda x: L.Bidirectional(L.GRU(6))(x), (9, 5)),
+        (lambda x: L.GlobalAveragePooling2D()(L.ConvLSTM2D(4, 3)(x)), (3, 6, 6, 2)),
+        (lambda x: L.LSTM(6)(L.Embedding(30, 5, mask_zero=True)(x)), (9,)),
+    ],
+    ids=["stacked", "both ways", "images", "masked"],
+)
+def test_recurrent_layers_at_any_batch(wrap: Callable[[Any], Any], steps: tuple[int, ...], tmp_path: Path) -> None:
+    words = len(steps) == 1
+    i = keras.Input(steps, dtype="int32" if words else "float32")
+    net = keras.Model(i, L.Dense(3)(wrap(i)))
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 30, (7, *steps)).astype(np.int32) if words else rng.normal(size=(7, *steps)).astype(np.float32)
+    model = Model(KERAS, *KERAS.load(net, (x[:2],)))
+    runtime.lower(model, tmp_path / "loop.tflite")
+    session = runtime.load(tmp_path / "loop.tflite")
+    for batch in (7, 1):
+        np.testing.assert_allclose(session.run((x[:batch],)), net.predict(x[:batch], verbose=0), atol=1e-5)
+    assert not any(layer.unroll for layer in model.native.layers if isinstance(layer, L.RNN))
+
+
 def test_kept_layers_stay_float(tmp_path: Path) -> None:
     model = Model(KERAS, *KERAS.load(residual(), (IMAGES[:4],)))
     quantized = calibrate(model, StaticQuantization(keep=("head",)), [(IMAGES[:64],)], "litert")

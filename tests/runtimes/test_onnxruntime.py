@@ -100,6 +100,31 @@ def lowered(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     }
 
 
+class Recurrent(nn.Module):
+    """Two layers both ways, over six steps."""
+
+    def __init__(self, kind: type[nn.RNNBase]) -> None:
+        super().__init__()
+        self.cells, self.head = kind(5, 8, num_layers=2, bidirectional=True, batch_first=True), nn.Linear(16, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.cells(x)[0][:, -1])
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_layers_at_any_batch(kind: type[nn.RNNBase], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = Recurrent(kind).eval()
+    x = np.random.default_rng(0).normal(size=(7, 6, 5)).astype(np.float32)
+    model = Model(adapter("torch"), *adapter("torch").load(module, (x[:2],)))
+    runtime.lower(model, tmp_path / "loop.onnx")
+    session = runtime.load(tmp_path / "loop.onnx")
+    for batch in (7, 1):
+        with torch.no_grad():
+            wish = module(torch.from_numpy(x[:batch])).numpy()
+        np.testing.assert_allclose(session.run((x[:batch],)), wish, atol=1e-5)
+
+
 def test_float_artifact_is_the_users_module_at_any_batch(lowered: dict) -> None:
     session = runtime.load(lowered["float"])
     for batch in (1, 7, 400):

@@ -248,7 +248,7 @@ def _convert(native: Any, integer: bool) -> tuple[bytes, dict[str, str], dict[st
     layers = {layer.name: _has_kernel(layer) for layer in native.layers}
     trace = tf.function(lambda *x: native(list(x) if len(x) > 1 else x[0], training=False))
     try:
-        with _quiet():
+        with _quiet(), _unrolled(native):
             # A frozen function leaves no variables in the file, and takes a third of the time of a SavedModel.
             frozen = convert_variables_to_constants_v2(trace.get_concrete_function(*specs))
             converter = tf.lite.TFLiteConverter.from_concrete_functions([frozen])
@@ -257,6 +257,22 @@ def _convert(native: Any, integer: bool) -> tuple[bytes, dict[str, str], dict[st
             return bytes(converter.convert()), inputs, layers
     except Exception as error:  # the converter raises its own, private classes
         raise SlimlineError(f"LiteRT's converter refuses the model: {_first_line(error)}.") from error
+
+
+@contextlib.contextmanager
+def _unrolled(native: Any) -> Iterator[None]:
+    """Recurrent layers step by step: the converter takes no loop whose batch is open."""
+    import keras
+
+    found = [layer for layer in native.layers if isinstance(layer, keras.layers.RNN) and not layer.unroll]
+    loops = [layer for layer in found if keras.tree.flatten(layer.input)[0].shape[1] is not None]
+    for layer in loops:
+        layer.unroll = True
+    try:
+        yield
+    finally:
+        for layer in loops:
+            layer.unroll = False
 
 
 def _kernel(layer: Layer, inputs: int, outputs: int, rng: np.random.Generator) -> np.ndarray:

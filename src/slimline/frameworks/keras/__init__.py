@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,6 +17,8 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 require("tensorflow", "keras")
 keras: Any = require("keras", "keras")
+# In a canonical model masks are arguments: what a layer of ours, whose name has a dot, does not pass on is not lost.
+warnings.filterwarnings("ignore", r"Layer '\S+\.\S+' .* mask attached to it", UserWarning)
 
 if TYPE_CHECKING:
     from slimline.frameworks.base import Batch, Trainer
