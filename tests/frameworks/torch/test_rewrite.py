@@ -130,6 +130,26 @@ def test_attention_keeps_the_scale_it_was_trained_with():
     assert scales == [pytest.approx(6**-0.5)] * 2
 
 
+def test_a_slice_of_nothing_stays_a_slice():
+    """As rotary embeddings have it that turn all of a head: an empty list of positions could not be saved."""
+
+    class Turned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(8, 12), nn.Linear(12, 3)
+
+        def forward(self, x):
+            x = self.first(x)
+            return self.last(torch.cat([x[:, :12].tanh(), x[:, 12:]], -1))
+
+    x = np.random.default_rng(0).standard_normal((4, 8)).astype(np.float32)
+    model = Model(TORCH, *TORCH.load(Turned().eval(), (x,)))
+    plan = removing(model, first=(0, 1, 5))
+    small = plan.apply(model)
+    close(small.predict(x), plan.mask(model).predict(x))
+    assert all(tensor.size for tensor in small.parameters().values())
+
+
 def test_the_model_that_is_given_stays_as_it_was():
     model = captured("mobilenet_v3")
     before, code = model.parameters(), model.native.code

@@ -187,9 +187,10 @@ def _positions(surgery: Surgery, node: fx.Node, neutral: Node) -> None:
     rows = surgery.rows(neutral, np.arange(a["start"], a["stop"], a["step"]))
     if rows is None:
         return
-    if len(rows) and np.array_equal(rows, np.arange(rows[0], rows[0] + len(rows))):
+    first = int(rows[0]) if len(rows) else 0
+    if np.array_equal(rows, np.arange(first, first + len(rows))):
         node.target = aten.slice.Tensor
-        node.args = (node.args[0], a["axis"], int(rows[0]), int(rows[-1]) + 1, 1)
+        node.args = (node.args[0], a["axis"], first, first + len(rows), 1)
     else:
         node.target = aten.index_select.default
         node.args = (node.args[0], a["axis"], surgery.constant(node, rows))
