@@ -12,7 +12,7 @@ from slimline.graph.units import Units
 from slimline.model import Model
 from slimline.pruning import plan
 from slimline.recipe import ChannelPruning
-from tests.frameworks.keras.blocks import KERAS, agree, exact, images, model_of, pruned, tokens
+from tests.frameworks.keras.blocks import KERAS, agree, exact, frozen, images, model_of, pruned, tokens
 
 import keras  # isort: skip
 from keras import layers as L  # isort: skip
@@ -194,6 +194,40 @@ def test_a_layer_that_is_more_than_it_computes_stays_whole(kind):
     model = model_of(tokens(lambda y: kind(name="odd")(y)))
     reason = next(f.reason for f in Units(model.graph).frozen if f.name == "embed (o)")
     assert reason.startswith(f"{kind.__name__} in odd")
+
+
+@keras.saving.register_keras_serializable("tests")
+class DropPath(L.Layer):
+    """Stochastic depth, as the examples of Keras have it; with `width` its noise has a size of its own."""
+
+    def __init__(self, width: int | None = None, **more) -> None:
+        super().__init__(**more)
+        self.width, self.seeds = width, keras.random.SeedGenerator(0)
+
+    def get_config(self):
+        return {**super().get_config(), "width": self.width}
+
+    def call(self, x, training=None):
+        if not training:
+            return x
+        shape = (ops.shape(x)[0], 1, self.width or 1)
+        return x * ops.floor(0.8 + keras.random.uniform(shape, seed=self.seeds)) / 0.8
+
+
+def test_a_layer_that_only_acts_in_training_passes_axes():
+    model = model_of(tokens(lambda y: y + DropPath(name="drop")(L.Dense(16)(y))))
+    small = pruned(model)
+    x, y = np.random.default_rng(0).normal(size=(12, 8, 16)).astype("float32"), np.arange(12) % 5
+    trained = small.native
+    trained.compile(optimizer="sgd", loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    before = trained.get_layer("embed").kernel.numpy()
+    trained.fit(x, y, verbose=0)
+    assert not np.array_equal(before, trained.get_layer("embed").kernel.numpy())
+
+
+def test_one_whose_noise_has_a_size_of_its_own_stays_whole():
+    reasons = frozen(model_of(tokens(lambda y: y + DropPath(16, name="drop")(L.Dense(16)(y)))))
+    assert "DropPath in drop" in reasons["embed (o)"]
 
 
 def test_layers_inside_layers_are_followed_with_their_paths():

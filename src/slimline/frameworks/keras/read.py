@@ -32,6 +32,7 @@ def read(native: keras.Model, example: tuple[Array, ...]) -> Graph:
     from slimline.frameworks.keras.rules_ops import FUNCTIONS
     from slimline.frameworks.keras.rules_products import PRODUCTS
     from slimline.frameworks.keras.rules_recurrent import RECURRENT
+    from slimline.frameworks.keras.unfold import rests
 
     reader = Reader(native, example)
     for call in reader.calls:
@@ -41,6 +42,8 @@ def read(native: keras.Model, example: tuple[Array, ...]) -> Graph:
         # Exact classes: a subclass may compute something else.
         kind = type(call.operation)
         rule = rules.get(PLAIN.get(kind, kind))
+        if rule is None and call.is_layer and len(call.inputs) == 1 and rests(call.operation, call.inputs[0]):
+            rule = LAYERS[keras.layers.Identity]
         try:
             if rule is None:
                 raise NoRule("slimline has no rule for it")

@@ -160,6 +160,24 @@ def own_weights(own: Mapping[str, Any], anchor: Any, prefix: str, made: Copies) 
     return tensors
 
 
+def rests(layer: Any, given: Any) -> bool:
+    """Whether a layer gives a tensor like `given` back as it is when it does not train, and in training one of its
+    sizes, whatever they are: a stochastic depth or a noise of a user's own."""
+    if layer.trainable_variables or type(layer).call is L.Layer.call:
+        return False
+    trains = "training" in inspect.signature(layer.call).parameters
+    x = keras.Input(batch_shape=given.shape, dtype=given.dtype)
+    other = keras.KerasTensor((x.shape[0], *(n and n + 1 for n in x.shape[1:])), x.dtype)
+    try:
+        same = layer.call(x, **({"training": False} if trains else {})) is x
+        return same and (
+            not trains or compute_output_spec(partial(layer.call, training=True), other).shape == other.shape
+        )
+    except Exception as reason:  # a user's code may raise anything
+        log.info("%s stays whole: %s", layer.name, reason)
+        return False
+
+
 def tensors_of(args: Any, kwargs: Any) -> list[Any]:
     """The tensors among the arguments of a call, each once, and then the masks that they carry."""
     given = [t for t in keras.tree.flatten((args, dict(kwargs))) if isinstance(t, keras.KerasTensor)]
