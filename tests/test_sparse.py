@@ -333,3 +333,20 @@ def test_packed_masks_unpack():
 def test_sparsity_is_counted(model):
     found = sparsity(sl.apply(model, sl.SparsePruning(amount=1.0, layers=("9",))))
     assert sorted(found.values())[-1] == 1.0
+
+
+def test_recurrent_layers_are_named_as_left_alone():
+    torch = pytest.importorskip("torch")
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cells, self.head = torch.nn.LSTM(4, 6, batch_first=True), torch.nn.Linear(6, 3)
+
+        def forward(self, x):
+            return self.head(self.cells(x)[0][:, -1])
+
+    model = sl.load(Net().eval(), np.zeros((2, 5, 4), np.float32))
+    found = sparsify(model, sl.SparsePruning(amount=0.5))
+    assert list(found.model.masks) == ["head.weight"]
+    assert found.refused == [{"what": "cells", "reason": "single weights of a recurrent layer have no rule"}]

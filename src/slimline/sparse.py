@@ -72,7 +72,12 @@ def chosen(model: Model, step: SparsePruning) -> tuple[dict[str, LayerMatrix], l
     every: dict[str, LayerMatrix] = {}
     for layer in matrices(model.graph):
         every.setdefault(layer.weight, layer)
-    return fitting({weight: (layer.layer, layer) for weight, layer in every.items()}, step)
+    found, refused = fitting({weight: (layer.layer, layer) for weight, layer in every.items()}, step)
+    for node in model.graph.nodes:
+        name = node.layer or node.name
+        if node.kind == "recurrent" and any(fnmatchcase(name, glob) for glob in step.layers):
+            refused.append({"what": name, "reason": "single weights of a recurrent layer have no rule"})
+    return found, refused
 
 
 def fitting(every: Mapping[str, tuple[str, L]], step: SparsePruning) -> tuple[dict[str, L], list[dict[str, str]]]:
