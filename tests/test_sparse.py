@@ -271,6 +271,7 @@ def _tflite(path):
         ({"amount": 0.5, "scope": "row", "pattern": "4x1"}, "another scope"),
         ({"amount": 0.5, "schedule": "constant", "begin": 0.5, "end": 0.4}, "before it begins"),
         ({"amount": 3, "schedule": "constant"}, "as a part"),
+        ({"amount": 1.5}, "^amount of SparsePruning is 1.5 but must be less than or equal to 1"),
     ],
 )
 def test_settings_without_a_meaning_are_refused(fields, sentence):

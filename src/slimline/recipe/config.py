@@ -27,7 +27,8 @@ class Config(BaseModel):
 def sentence(error: ValidationError, model: type[BaseModel]) -> SlimlineError:
     """The first mistake pydantic found in data for `model`, for people."""
     first = error.errors(include_url=False)[0]
-    kind, place, context = first["type"], [str(part) for part in first["loc"]], first.get("ctx", {})
+    kind, context = first["type"], first.get("ctx", {})
+    place = [str(part) for part in first["loc"] if not _branch(part, model)]
     where = ".".join(place)
     name = model.__name__
     given = first["input"]
@@ -47,6 +48,12 @@ def sentence(error: ValidationError, model: type[BaseModel]) -> SlimlineError:
     said = first["msg"].removeprefix("Input ").replace("should", "must").partition(",")[0]
     said = said.replace("dictionary or object to extract fields from", "mapping of fields").replace("tuple", "list")
     return SlimlineError(f"{where + ' of ' if where else ''}{name} is {given!r} but {said}.")
+
+
+def _branch(part: int | str, model: type[BaseModel]) -> bool:
+    """Whether part of a place is what pydantic calls a branch of a union, which no user has written."""
+    plain = isinstance(part, int) or part in model.model_fields
+    return not plain and (not str(part).isidentifier() or part in ("bool", "int", "float", "str"))
 
 
 def _choices(model: type[BaseModel], place: list[str]) -> list[str]:
