@@ -5,9 +5,15 @@ from __future__ import annotations
 import logging
 import os
 
+from hypothesis import HealthCheck, settings
+
 # Before any library starts its threads, and inherited by the processes that tests start: tests run side by side, and
 # threads that wait for a core by spinning slow each other down tenfold.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # pytest would format thousands of torch's trace records, which doubles the time of an export.
 logging.getLogger("torch.__trace").propagate = False
+
+# The same examples in every run, and no clock: what fails on a busy machine says nothing of the code.
+settings.register_profile("slimline", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("slimline")
