@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -322,7 +322,20 @@ def _work(run: Run, original: Model, data: Data, tell: Tell | None) -> Run:
         def work(folder: Path, name: str = name, step: Step = step, model: Model = current, at: int = position) -> Any:
             scratch = run.scratch(name)
             beside = _neighbours(recipe.steps, at)
-            context = Context(original, data, str(recipe.target), recipe.seed, checkpoint=scratch, tell=tell, **beside)
+
+            def decide(what: str, choose: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+                return run.decide(f"{name}/{what}", choose)
+
+            context = Context(
+                original,
+                data,
+                str(recipe.target),
+                recipe.seed,
+                checkpoint=scratch,
+                tell=tell,
+                decide=decide,
+                **beside,
+            )
             done = perform(step, model, context)
             save(done.model, folder)
             return done.record

@@ -54,6 +54,7 @@ class Run:
         self.created: Record = records[0]
         self.recipe: Recipe = parse((path / RECIPE).read_text("utf-8"), str(path / RECIPE))
         self._stages = {r["name"]: r for r in records if r.get("event") == "stage"}
+        self._decisions = {r["name"]: r["record"] for r in records if r.get("event") == "decision"}
         self.finished = any(r.get("event") == "finished" for r in records)
         self._lock = lock
 
@@ -165,6 +166,15 @@ class Run:
         """Whether the journal says that stage `name` is done."""
         return name in self._stages
 
+    def decide(self, name: str, choose: Callable[[], Record]) -> Record:
+        """What `choose` answers, asked once in the life of a run: the journal holds the answer before it is used.
+
+        For whatever a clock decides. `name` is unique in the run; the answer is JSON.
+        """
+        if name not in self._decisions:
+            self.note("decision", name=name, record=json.loads(json.dumps(choose())))
+        return dict(self._decisions[name])
+
     def note(self, event: str, **record: Any) -> None:
         """Append something worth knowing to the journal."""
         with writing(self.path):
@@ -220,6 +230,8 @@ class Run:
             os.fsync(file.fileno())
         if record["event"] == "stage":
             self._stages[record["name"]] = record
+        if record["event"] == "decision":
+            self._decisions[record["name"]] = record["record"]
 
 
 def _line(record: Record) -> bytes:

@@ -35,6 +35,12 @@ if TYPE_CHECKING:
     from slimline.recovery import Progress
 
 Tell = Callable[["Progress"], None]
+Decide = Callable[[str, Callable[[], dict[str, Any]]], dict[str, Any]]
+"""A name, and what to ask if it was not decided before: the answer, which a run journals at once."""
+
+
+def _undecided(name: str, choose: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    return choose()
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,7 @@ class Context:
     checkpoint : where training leaves its state, or None.
     pruning : the gradual `SparsePruning` that came before, which happens while this step trains.
     removal : the `ChannelPruning` that follows, which `SparseTraining` with a growing penalty prepares.
+    decide : keeps what a clock decides, so that a run that is killed and goes on decides the same.
     """
 
     original: Model
@@ -60,6 +67,7 @@ class Context:
     tell: Tell | None = None
     pruning: SparsePruning | None = None
     removal: ChannelPruning | None = None
+    decide: Decide = _undecided
 
 
 @dataclass(frozen=True)
