@@ -20,8 +20,8 @@ from rich.table import Table
 from slimline.errors import SlimlineError
 
 if TYPE_CHECKING:
-    from slimline.journal import Run
     from slimline.recipe import Recipe
+    from slimline.run import Run
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -161,9 +161,26 @@ def resume(run: RunPath, verbose: Verbose = False) -> None:
 @app.command()
 def report(run: RunPath) -> None:
     """Show what a run found, and where its report is."""
-    from slimline.journal import Run
+    from slimline.run import Run
 
     _show(Run.open(run, lock=False))
+
+
+@app.command()
+def verify(run: RunPath) -> None:
+    """Compare every file of a finished run with the hash that the run noted of it."""
+    from slimline.run import Run
+
+    opened = Run.open(run, lock=False)
+    differing = opened.verify()
+    if differing:
+        said = "; ".join(map(str, differing))
+        raise SlimlineError(f"{run} is not whole and sound: {said}; slimline resume {run} makes it again where it can.")
+    table = Table("file", "SHA-256")
+    for name, digest in opened.files.items():
+        table.add_row(escape(name), digest[:16])
+    out.print(table)
+    out.print(f"All {len(opened.files)} files of {escape(str(run))} are as the run left them.", soft_wrap=True)
 
 
 @app.command()

@@ -22,7 +22,7 @@ from slimline.sources import DataSource, ModelSource
 from slimline.splits import Augment, Inputs
 
 if TYPE_CHECKING:
-    from slimline.journal import Run
+    from slimline.run import Run
 
 RECIPE = Recipe(
     description="Half of all channels, recovered by distillation, then INT8.",

@@ -29,7 +29,7 @@ from slimline.runtimes.base import runtime
 if TYPE_CHECKING:
     from slimline.data import Data
     from slimline.fit import Cost
-    from slimline.journal import Run
+    from slimline.run import Run
     from slimline.steps import Tell
 
 PARITY_ROWS = 256

@@ -89,8 +89,7 @@ def _prune(step: ChannelPruning, model: Model, context: Context) -> Done:
     history = model.history
     start = dense = model
     plans: list[Plan | CutPlan] = []
-    kept = context.checkpoint and context.checkpoint / "rounding.json"
-    step, rounding = settled(step, model.graph, context.target, kept)
+    step, rounding = settled(step, model.graph, context.target, context.decide)
     for number, current in enumerate(_rounds(step), 1):
         found = plan_channels(model, current, context.data, context.seed, context.target)
         model = found.apply(model)

@@ -109,7 +109,10 @@ class Frozen(BaseModel):
 
 
 class Report(BaseModel):
-    """The whole of ``report.json``, schema 1. Fields may be added, never renamed; unknown ones are kept."""
+    """The whole of ``report.json``, schema 1. Fields may be added, never renamed; unknown ones are kept.
+
+    `files` holds the SHA-256 of every file that the report speaks of, by its path in the run.
+    """
 
     model_config = ConfigDict(frozen=True, extra="allow", populate_by_name=True, serialize_by_alias=True)
 
@@ -128,6 +131,7 @@ class Report(BaseModel):
     command: tuple[str, ...] | None = None
     recipe: str = ""
     environment: dict[str, Any] = {}
+    files: dict[str, str] = {}
 
     def to_json(self) -> str:
         """The file's text; NaN never occurs in it."""

@@ -16,8 +16,8 @@ import yaml
 from markupsafe import Markup
 from pydantic import ValidationError
 
+from slimline.atomic import atomic_write
 from slimline.errors import SlimlineError
-from slimline.journal import atomic_write
 from slimline.measure.certificate import Certificate
 from slimline.measure.latency import speedup
 from slimline.measure.parity import Parity
