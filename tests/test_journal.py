@@ -109,7 +109,7 @@ def test_a_stage_that_fails_leaves_nothing_but_its_checkpoints(tmp_path: Path) -
         with pytest.raises(ValueError, match="no"):
             run.stage("bad", work)
         left = {str(f.relative_to(run.path)) for f in run.path.rglob("*") if f.is_file()}
-        assert left == {"recipe.yaml", JOURNAL, ".lock", ".work/bad/epoch"}
+        assert left == {"recipe.yaml", JOURNAL, ".lock", ".work/bad/epoch", ".work/durations.jsonl"}
         assert not run.done("bad")
 
 

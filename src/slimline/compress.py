@@ -228,9 +228,11 @@ def compress(
     from slimline.fit import fit
 
     fingerprint = samples.fingerprint()
-    run = Run.create(Path(output), chosen, command=command, sources=sources, data=fingerprint)
+    run = Run.create(
+        Path(output), chosen, command=command, sources=sources, data=fingerprint, model=_name(model, sources)
+    )
     with run:
-        run.recipe = fit(original, samples, chosen, progress)
+        run.recipe = run.timed("fit", lambda: fit(original, samples, chosen, progress))
         run.write("recipe.yaml", run.recipe.dump().encode())
         return _work(run, original, samples, progress)
 
@@ -258,9 +260,22 @@ def resume(path: str | Path, model: Any = None, data: Data | None = None, progre
         if not run.done("original"):
             from slimline.fit import fit
 
-            run.recipe = fit(original, samples, run.recipe, progress)
+            run.recipe = run.timed("fit", lambda: fit(original, samples, run.recipe, progress))
             run.write("recipe.yaml", run.recipe.dump().encode())
         return _work(run, original, samples, progress)
+
+
+def _name(model: Any, sources: Mapping[str, Any] | None) -> str | None:
+    """What a model is called: by its source, its file, or the class or name that its user gave it."""
+    source = dict((sources or {}).get("model") or {}).get("name")
+    if source is not None or isinstance(model, str | Path):
+        text = str(source or model)
+        return text if ":" in text else Path(text).name
+    native = model.native if isinstance(model, Model) else model
+    given = getattr(native, "name", None)
+    if isinstance(given, str) and given:
+        return given
+    return None if isinstance(model, Model) else type(native).__name__
 
 
 def _again(run: Run, what: str) -> Any:

@@ -20,7 +20,7 @@ from slimline.graph.kinds import kind
 from slimline.graph.placement import place
 from slimline.graph.units import Units
 from slimline.measure import certify, file_bytes, measure_latency, measure_memory, outputs, score
-from slimline.measure.results import Figures
+from slimline.measure.figures import Figures
 from slimline.recovery import Progress
 from slimline.runtimes.base import runtime_for, usual
 from slimline.sources import DataSource, load_data

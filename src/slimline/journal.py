@@ -18,9 +18,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from time import monotonic
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from slimline.durations import Durations
 from slimline.errors import SlimlineError
 from slimline.recipe.recipe import Recipe, parse
 
@@ -35,7 +37,9 @@ JOURNAL = "journal.jsonl"
 RECIPE = "recipe.yaml"
 REPORT = "report.json"
 WORK = ".work"
+DURATIONS = f"{WORK}/durations.jsonl"
 Record = dict[str, Any]
+T = TypeVar("T")
 
 
 class Run:
@@ -46,7 +50,9 @@ class Run:
     path : the directory.
     recipe : what it does, fully resolved.
     finished : whether all is done.
-    created : the journal's first record: ``version``, ``command``, ``sources``, ``data`` (a fingerprint).
+    created : the journal's first record: ``version``, ``command``, ``sources``, ``data`` (a fingerprint),
+        ``model`` (its name).
+    durations : when the run was started and how long its stages took, until it is finished.
     """
 
     def __init__(self, path: Path, records: list[Record], lock: int | None) -> None:
@@ -56,7 +62,11 @@ class Run:
         self._stages = {r["name"]: r for r in records if r.get("event") == "stage"}
         self._decisions = {r["name"]: r["record"] for r in records if r.get("event") == "decision"}
         self.finished = any(r.get("event") == "finished" for r in records)
+        self.durations = Durations(path / DURATIONS)
         self._lock = lock
+
+    def __repr__(self) -> str:
+        return f"<Run {str(self.path)!r}, {'finished' if self.finished else 'not finished'}>"
 
     @classmethod
     def create(
@@ -67,6 +77,7 @@ class Run:
         command: list[str] | None = None,
         sources: Mapping[str, Any] | None = None,
         data: str | None = None,
+        model: str | None = None,
     ) -> Run:
         """Start a run in a new or empty directory, all or nothing.
 
@@ -75,6 +86,7 @@ class Run:
         command : the words that reproduce it.
         sources : JSON records from which model and data can be loaded again (`slimline.sources`).
         data : `slimline.Data.fingerprint`, so that other data is refused when the run goes on.
+        model : what is compressed, for people.
         """
         from slimline import __version__
 
@@ -88,9 +100,11 @@ class Run:
                 raise SlimlineError(f"{path} is not empty: name a new directory.")
             first = {"event": "created", "schema": 1, "version": __version__}
             first |= {"command": command, "sources": sources, "data": data}
+            first["model"] = model
             with atomic_folder(path) as folder:
                 write_synced(folder / RECIPE, recipe.dump().encode())
                 write_synced(folder / JOURNAL, _line(first))
+                Durations(folder / DURATIONS).start()
         return cls.open(path)
 
     @classmethod
@@ -149,11 +163,20 @@ class Run:
             log.warning("The files of stage %s have changed since it was done: doing it again.", name)
         with writing(self.path):
             with atomic_folder(final, self.path / WORK / f"{name}.part") as folder:
+                start = monotonic()
                 record = json.loads(json.dumps(work(folder) or {}))
+                self.durations.note(name, monotonic() - start)
             files = {str(f.relative_to(self.path)): sha256(f) for f in sorted(final.rglob("*")) if f.is_file()}
             self._append({"event": "stage", "name": name, "files": files, "record": record})
             shutil.rmtree(self.path / WORK / name, ignore_errors=True)
         return final, dict(record)
+
+    def timed(self, name: str, work: Callable[[], T]) -> T:
+        """What `work` gives, which is no stage; how long it took is noted among the `durations`."""
+        start = monotonic()
+        result = work()
+        self.durations.note(name, monotonic() - start)
+        return result
 
     def scratch(self, name: str) -> Path:
         """A folder for the checkpoints of stage `name`: survives a kill, and goes when the stage is done."""
@@ -199,7 +222,7 @@ class Run:
         file = self.path / REPORT
         if not file.is_file():
             raise SlimlineError(f"{self.path} has no report yet: finish it with slimline resume {self.path}.")
-        return Report.from_json(file.read_text("utf-8"))
+        return Report.from_json(file.read_bytes(), str(file))
 
     @property
     def certificate(self) -> Certificate:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from markupsafe import Markup, escape
 
 from slimline.measure.certificate import Certificate
-from slimline.measure.results import Latency
+from slimline.measure.figures import Latency
 
 WIDTH = 360
 MARGIN = 10
