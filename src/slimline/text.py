@@ -53,7 +53,9 @@ def score(value: float | None, metric: str) -> str:
 def drop(value: float, metric: str, sign: bool = False) -> str:
     """A change of a mean score: of accuracy and agreement in points."""
     plus = "+" if sign and value > 0 else ""
-    text = f"{100 * value:.2f} points" if metric in PERCENT else f"{value:.4g}"
+    points = 100 * value
+    digits = ".2f" if abs(points) >= 0.005 or not points else ".2g"
+    text = f"{points:{digits}} points" if metric in PERCENT else f"{value:.4g}"
     return f"{plus}{text}".replace("-", "−")
 
 
