@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 import numpy as np
 
 from slimline import parted
+from slimline.console import telling
 from slimline.data import Data
 from slimline.errors import SlimlineError, unknown
 from slimline.frameworks.base import adapter, adapter_for
@@ -107,7 +108,7 @@ def apply(
     *,
     target: str | None = None,
     seed: int = 0,
-    progress: Tell | None = None,
+    progress: Tell | bool | None = None,
 ) -> M:
     """A new model to which the steps were done, one after the other; `model` stays as it is.
 
@@ -115,6 +116,7 @@ def apply(
     ----------
     data : needed by recovery, quantization and gradient criteria.
     target : the runtime that quantization is for; the framework's usual one by default.
+    progress : as of `compress`.
     """
     wanted = (steps,) if isinstance(steps, Step) else tuple(steps)
     if isinstance(model, PartedModel):
@@ -125,11 +127,12 @@ def apply(
     if len(wanted) > 1:
         check(wanted, model)
     original = model
-    for position, step in enumerate(wanted):
-        context = Context(
-            original, data, target or usual(model.framework), seed, tell=progress, **_neighbours(wanted, position)
-        )
-        model = perform(step, model, context).model
+    with telling(progress) as tell:
+        for position, step in enumerate(wanted):
+            context = Context(
+                original, data, target or usual(model.framework), seed, tell=tell, **_neighbours(wanted, position)
+            )
+            model = perform(step, model, context).model
     return model
 
 
@@ -187,7 +190,7 @@ def compress(
     seed: int | None = None,
     batch_sizes: Sequence[int] | None = None,
     threads: int | None = None,
-    progress: Tell | None = None,
+    progress: Tell | bool | None = None,
     command: list[str] | None = None,
     sources: Mapping[str, Any] | None = None,
 ) -> Run:
@@ -202,7 +205,8 @@ def compress(
     recipe : ``"auto"``, a preset's name, a YAML path, steps, or a `Recipe`.
     output : the run directory, new or empty.
     seed, batch_sizes, threads : replace the recipe's own.
-    progress : called as the work goes on.
+    progress : called as the work goes on; True shows bars on stderr, False nothing; by default there are bars where
+        stderr is a terminal.
     command, sources : how it was called, for the report and for `resume`.
 
     Raises
@@ -231,20 +235,21 @@ def compress(
     run = Run.create(
         Path(output), chosen, command=command, sources=sources, data=fingerprint, model=_name(model, sources)
     )
-    with run:
-        run.recipe = run.timed("fit", lambda: fit(original, samples, chosen, progress))
+    with telling(progress) as tell, run:
+        run.recipe = run.timed("fit", lambda: fit(original, samples, chosen, tell))
         run.write("recipe.yaml", run.recipe.dump().encode())
-        return _work(run, original, samples, progress)
+        return _work(run, original, samples, tell)
 
 
-def resume(path: str | Path, model: Any = None, data: Data | None = None, progress: Tell | None = None) -> Run:
+def resume(path: str | Path, model: Any = None, data: Data | None = None, progress: Tell | bool | None = None) -> Run:
     """Go on with a run that was stopped or killed; one that is finished is returned as it is.
 
     Parameters
     ----------
     model, data : needed where the run was started from Python with objects; else they are loaded again.
+    progress : as of `compress`.
     """
-    with Run.open(path) as run:
+    with telling(progress) as tell, Run.open(path) as run:
         if (run.path / "report.html").is_file() and run.done("report"):
             return run
         if model is not None:
@@ -260,9 +265,9 @@ def resume(path: str | Path, model: Any = None, data: Data | None = None, progre
         if not run.done("original"):
             from slimline.fit import fit
 
-            run.recipe = run.timed("fit", lambda: fit(original, samples, run.recipe, progress))
+            run.recipe = run.timed("fit", lambda: fit(original, samples, run.recipe, tell))
             run.write("recipe.yaml", run.recipe.dump().encode())
-        return _work(run, original, samples, progress)
+        return _work(run, original, samples, tell)
 
 
 def _name(model: Any, sources: Mapping[str, Any] | None) -> str | None:

@@ -11,7 +11,10 @@ PERCENT = ("accuracy", "agreement")
 
 _PLAIN = str.maketrans(
     {"×": "x", "–": "-", "—": "-", "−": "-", "→": ">", "µ": "u", "✓": "+", "·": "-", "’": "'", "‘": "'", "“": '"'}
-    | {"”": '"', "\N{NO-BREAK SPACE}": " ", "…": "."}
+    | {"”": '"', "\N{NO-BREAK SPACE}": " ", "…": ".", "•": "*", "≤": "<", "≥": ">"}
+    | {chr(code): "+" for code in range(0x2500, 0x2580)}  # lines and corners of tables
+    | dict.fromkeys("─━┄┅╌╍═╴╶╸╺", "-")
+    | dict.fromkeys("│┃┆┇╎╏║╵╷╹╻", "|")
 )
 
 
