@@ -113,7 +113,13 @@ def test_a_stage_that_fails_leaves_nothing_but_its_checkpoints(tmp_path: Path) -
         with pytest.raises(ValueError, match="no"):
             run.stage("bad", work)
         left = {str(f.relative_to(run.path)) for f in run.path.rglob("*") if f.is_file()}
-        assert left == {"recipe.yaml", JOURNAL, ".lock", next(f for f in left if f.startswith(".work/bad@"))}
+        assert left == {
+            "recipe.yaml",
+            JOURNAL,
+            ".lock",
+            ".work/durations.jsonl",
+            next(f for f in left if f.startswith(".work/bad@")),
+        }
         assert not run.done("bad")
 
 

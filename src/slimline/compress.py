@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from slimline import parted
+from slimline.console import telling
 from slimline.data import Data
 from slimline.errors import SlimlineError, unknown
 from slimline.frameworks.base import adapter, adapter_for
@@ -111,7 +112,7 @@ def apply(
     *,
     target: str | None = None,
     seed: int = 0,
-    progress: Tell | None = None,
+    progress: Tell | bool | None = None,
 ) -> M:
     """A new model to which the steps were done, one after the other; `model` stays as it is.
 
@@ -119,6 +120,7 @@ def apply(
     ----------
     data : needed by recovery, quantization and gradient criteria.
     target : the runtime that quantization is for; the framework's usual one by default.
+    progress : as of `compress`.
     """
     wanted = (steps,) if isinstance(steps, Step) else tuple(steps)
     if isinstance(model, PartedModel):
@@ -129,11 +131,12 @@ def apply(
     if len(wanted) > 1:
         check(wanted, model)
     original = model
-    for position, step in enumerate(wanted):
-        context = Context(
-            original, data, target or usual(model.framework), seed, tell=progress, **_neighbours(wanted, position)
-        )
-        model = perform(step, model, context).model
+    with telling(progress) as tell:
+        for position, step in enumerate(wanted):
+            context = Context(
+                original, data, target or usual(model.framework), seed, tell=tell, **_neighbours(wanted, position)
+            )
+            model = perform(step, model, context).model
     return model
 
 
@@ -191,7 +194,7 @@ def compress(
     seed: int | None = None,
     batch_sizes: Sequence[int] | None = None,
     threads: int | None = None,
-    progress: Tell | None = None,
+    progress: Tell | bool | None = None,
     command: list[str] | None = None,
     sources: Mapping[str, Any] | None = None,
 ) -> Run:
@@ -206,7 +209,8 @@ def compress(
     recipe : ``"auto"``, a preset's name, a YAML path, steps, or a `Recipe`.
     output : the run directory, new or empty.
     seed, batch_sizes, threads : replace the recipe's own.
-    progress : called as the work goes on.
+    progress : called as the work goes on; True shows bars on stderr, False nothing; by default there are bars where
+        stderr is a terminal.
     command, sources : how it was called, for the report and for `resume`.
 
     Raises
@@ -236,13 +240,14 @@ def compress(
         sources=sources,
         data=samples.fingerprint(),
         model=_weights_of(original),
+        title=_title(model, sources),
     )
-    with run:
-        _fit(run, original, samples, progress)
-        return _work(run, original, samples, progress)
+    with telling(progress) as tell, run:
+        _fit(run, original, samples, tell)
+        return _work(run, original, samples, tell)
 
 
-def resume(path: str | Path, model: Any = None, data: Data | None = None, progress: Tell | None = None) -> Run:
+def resume(path: str | Path, model: Any = None, data: Data | None = None, progress: Tell | bool | None = None) -> Run:
     """Go on with a run that was stopped or killed; one that is finished and sound is returned as it is.
 
     Every file is compared with its hash before it is read. What is missing or altered is copied from elsewhere in the
@@ -253,6 +258,7 @@ def resume(path: str | Path, model: Any = None, data: Data | None = None, progre
     Parameters
     ----------
     model, data : needed where the run was started from Python with objects; else they are loaded again.
+    progress : as of `compress`.
 
     Raises
     ------
@@ -260,7 +266,7 @@ def resume(path: str | Path, model: Any = None, data: Data | None = None, progre
         For another model or other data than the run was started with, a recipe edited after the end, and what can
         neither be copied nor made again.
     """
-    with Run.open(path) as run:
+    with telling(progress) as tell, Run.open(path) as run:
         if run.finished:
             if not run.restore():
                 run.finish()
@@ -268,7 +274,7 @@ def resume(path: str | Path, model: Any = None, data: Data | None = None, progre
             run.reopen()
         run.read_recipe()
         if _fitted(run) and not _due(run):
-            return _work(run, None, None, progress)
+            return _work(run, None, None, tell)
         run.read_versions()
         original = _original(run, model, data)
         if data is None:
@@ -276,8 +282,21 @@ def resume(path: str | Path, model: Any = None, data: Data | None = None, progre
         samples = _fitting(original, data, run.recipe)
         run.check("data", samples.fingerprint())
         check(run.recipe.steps, original)
-        _fit(run, original, samples, progress)
-        return _work(run, original, samples, progress)
+        _fit(run, original, samples, tell)
+        return _work(run, original, samples, tell)
+
+
+def _title(model: Any, sources: Mapping[str, Any] | None) -> str | None:
+    """What a model is called: by its source, its file, or the class or name that its user gave it."""
+    source = dict((sources or {}).get("model") or {}).get("name")
+    if source is not None or isinstance(model, str | Path):
+        text = str(source or model)
+        return text if ":" in text else Path(text).name
+    native = model.native if isinstance(model, Model) else model
+    given = getattr(native, "name", None)
+    if isinstance(given, str) and given:
+        return given
+    return None if isinstance(model, Model) else type(native).__name__
 
 
 def _original(run: Run, model: Any, data: Data | None) -> Model:
@@ -311,7 +330,7 @@ def _fit(run: Run, original: Model, data: Data, tell: Tell | None) -> None:
     def choose() -> dict[str, Any]:
         return fit(original, data, run.recipe, tell).model_dump(mode="json", by_alias=True)
 
-    chosen = Recipe.model_validate(run.decide("fit", choose, run.base))
+    chosen = Recipe.model_validate(run.timed("fit", lambda: run.decide("fit", choose, run.base)))
     if chosen != run.recipe:
         run.settle(chosen)
 

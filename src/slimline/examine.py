@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +22,18 @@ from slimline.measure import (
     score,
 )
 from slimline.measure.parity import parity
-from slimline.measure.results import Figures, Frozen, LayerRow, LayerState, Refusal, Report, environment
+from slimline.measure.results import (
+    Duration,
+    Epoch,
+    Figures,
+    Frozen,
+    LayerRow,
+    LayerState,
+    Refusal,
+    Report,
+    environment,
+)
+from slimline.measure.rows import busy
 from slimline.model import Model
 from slimline.recovery import Progress
 from slimline.runtimes.base import runtime
@@ -50,6 +62,7 @@ def examine(
     before, after : the model and the folder of its artifact.
     records : of the steps in between.
     """
+    start = monotonic()
     recipe = run.recipe
     suffix = runtime(str(recipe.target)).suffix
     paths = {"original": before[1] / f"model{suffix}", "compressed": after[1] / f"model{suffix}"}
@@ -92,23 +105,33 @@ def examine(
         )
     spent = _cost(figures["original"], figures["compressed"], max(recipe.batch_sizes))
     refused = [Refusal(what=r["what"], reason=r["reason"]) for record in records for r in record.get("refused", ())]
-    refused += [Refusal(what=str(r.get("step", "the plan")), reason=n) for r in records for n in _notes(r)]
+    notices = [Refusal(what=str(r.get("step", "the plan")), reason=n) for r in records for n in _notes(r)]
+    doubt = busy(figures["original"], figures["compressed"])
     kept_float = {k: v for r in records for k, v in r.get("float_layers", {}).items()}
     named = {r.what for r in refused}
     refused += [Refusal(what=layer, reason=why) for layer, why in kept_float.items() if layer not in named]
     return Report(
         schema=1,
+        run=run.path.name,
+        model=run.created.get("title"),
+        created=run.durations.at,
         target=str(recipe.target),
         original=figures["original"],
         compressed=figures["compressed"],
         certificate=certificate,
         parity=gate,
         refused=tuple(refused),
+        notices=tuple(notices),
+        warnings=(doubt,) if doubt else (),
         unmet=tuple(spent.missed(recipe.budget)),
         frozen=tuple(Frozen(unit=f.name, reason=f.reason) for f in Units(before[0].graph).frozen),
         steps=tuple(_brief(r) for r in records),
         layers=tuple(_layers(before[0], after[0], kept_float)),
-        history=tuple(dict(h) for r in records for h in r.get("history", ())),
+        history=tuple(Epoch.model_validate(h) for r in records for h in r.get("history", ())),
+        durations=tuple(
+            Duration(stage=stage, seconds=seconds)
+            for stage, seconds in {**run.durations.seconds, "measurement": round(monotonic() - start, 3)}.items()
+        ),
         command=tuple(run.created["command"]) if run.created.get("command") else None,
         recipe=recipe.dump(),
         environment=environment(recipe.threads),

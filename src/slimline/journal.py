@@ -53,6 +53,7 @@ class Created(_Event):
     command : the words that reproduce it.
     sources : JSON records from which model and data can be loaded again (`slimline.sources`).
     data, model, teacher : fingerprints.
+    title : what is compressed, for people.
     """
 
     event: Literal["created"]
@@ -65,6 +66,7 @@ class Created(_Event):
     data: str | None = None
     model: str | None = None
     teacher: str | None = None
+    title: str | None = None
 
 
 class Stage(_Event):

@@ -19,10 +19,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
+from time import monotonic
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from slimline.atomic import atomic_write, below, install, is_plain, read_plain, sha256, writing
+from slimline.durations import Durations
 from slimline.errors import SlimlineError
 from slimline.journal import (
     JOURNAL,
@@ -50,8 +52,10 @@ RECIPE = "recipe.yaml"
 REPORT = "report.json"
 LOCK = ".lock"
 WORK = ".work"
+DURATIONS = f"{WORK}/durations.jsonl"
 STAGES = "stages"
 Record = dict[str, Any]
+T = TypeVar("T")
 
 # fmt: off
 _DECIDE = (
@@ -81,12 +85,14 @@ class Run:
     recipe : what it does, fully resolved.
     finished : whether all is done.
     created : the journal's first record: ``version``, ``versions``, ``recipe``, ``command``, ``sources``, ``data``,
-        ``model`` and ``teacher`` (fingerprints).
+        ``model`` and ``teacher`` (fingerprints), ``title``.
+    durations : when the run was started and how long its stages took, until it is finished.
     """
 
     def __init__(self, path: Path, journal: Journal, lock: int | None, made: Iterable[Path] = ()) -> None:
         self.path = path
         self._journal, self._lock, self._made = journal, lock, list(made)
+        self.durations = Durations(path / DURATIONS)
         self.created: Record = journal.created.model_dump(mode="json", by_alias=True)
         self._recipes = [(journal.created.recipe, True)]
         self._stages: dict[str, Stage] = {}
@@ -97,6 +103,9 @@ class Run:
             self._take(event)
         self.recipe = self._parsed(self._recipes[-1][0])
         self._trusted: dict[str, tuple[Any, ...]] = {}
+
+    def __repr__(self) -> str:
+        return f"<Run {str(self.path)!r}, {'finished' if self.finished else 'not finished'}>"
 
     @classmethod
     def create(
@@ -109,6 +118,7 @@ class Run:
         data: str | None = None,
         model: str | None = None,
         teacher: str | None = None,
+        title: str | None = None,
     ) -> Run:
         """Start a run in a new or empty directory, all or nothing; of many who try at once, one does.
 
@@ -118,6 +128,7 @@ class Run:
         sources : JSON records from which model and data can be loaded again (`slimline.sources`).
         data : `slimline.Data.fingerprint`, so that other data is refused when the run goes on.
         model, teacher : fingerprints, so that other models are.
+        title : what is compressed, for people.
         """
         from slimline import __version__
 
@@ -134,6 +145,7 @@ class Run:
             data=data,
             model=model,
             teacher=teacher,
+            title=title,
         )
         with writing(path):
             made, lock = _claim(path)
@@ -144,6 +156,7 @@ class Run:
                 atomic_write(path / JOURNAL, dump(first), below(path, WORK, f"{JOURNAL}.part"))
                 run = cls(path, Journal(path), lock, made)
                 run.write(RECIPE, text.encode())
+                run.durations.start()
             except BaseException:
                 _undo(path, made)
                 os.close(lock)
@@ -229,7 +242,7 @@ class Run:
             part = below(self.path, WORK, f"{name}.part")
             part.mkdir(parents=True)
             try:
-                record = json.loads(json.dumps(work(part) or {}))
+                record = self.timed(name, lambda: json.loads(json.dumps(work(part) or {})))
                 files = {
                     (where / f.relative_to(part)).as_posix(): sha256(f) for f in sorted(part.rglob("*")) if is_plain(f)
                 }
@@ -249,6 +262,13 @@ class Run:
                 raise
             self._sweep(name)
         return final, dict(record)
+
+    def timed(self, name: str, work: Callable[[], T]) -> T:
+        """What `work` gives; how long it took is noted among the `durations`."""
+        start = monotonic()
+        result = work()
+        self.durations.note(name, monotonic() - start)
+        return result
 
     def due(self, name: str, key: str = "") -> str:
         """Why stage `name` is to be done, or done again; '' where it stands as the journal says."""
@@ -420,7 +440,7 @@ class Run:
     def _report(self) -> Report:
         from slimline.measure.results import Report
 
-        return Report.from_json(below(self.path, REPORT).read_text("utf-8"))
+        return Report.from_json(below(self.path, REPORT).read_bytes(), str(self.path / REPORT))
 
     @property
     def certificate(self) -> Certificate:
@@ -533,7 +553,7 @@ class Run:
                 continue
             if stem in ours or (entry.name.rpartition("@")[0] in ours):
                 shutil.rmtree(entry)
-            elif not name and entry.suffix == ".part" and is_plain(entry):
+            elif not name and (entry.suffix == ".part" or entry.name == Path(DURATIONS).name) and is_plain(entry):
                 entry.unlink()
         with contextlib.suppress(OSError):
             work.rmdir()  # only where nothing is left in it

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from slimline.datasets import NAMES, Layout, builtin
-from slimline.errors import SlimlineError, unknown
+from slimline.errors import NoExample, SlimlineError, unknown
 
 if TYPE_CHECKING:
     from slimline.data import Data
@@ -58,6 +58,15 @@ def load_model(source: ModelSource, data: Callable[[Layout], Data] | None = None
     ----------
     data : gives the data for a layout; its first samples are the example inputs of a torch module that came with none.
     """
+    try:
+        return _load_model(source, data)
+    except NoExample as e:
+        raise SlimlineError(
+            f"{source.name} needs example inputs: give --input-shape, such as 3,224,224, or --data."
+        ) from e
+
+
+def _load_model(source: ModelSource, data: Callable[[Layout], Data] | None) -> Model:
     from slimline.compress import load
 
     if ":" not in source.name:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from slimline.errors import SlimlineError
+from slimline.errors import NoExample, SlimlineError
 from slimline.frameworks.base import Array
 from slimline.frameworks.torch import native as natives
 from slimline.frameworks.torch import rules, rules_recurrent, rules_shape, rules_spatial  # noqa: F401  # they fill the registry
@@ -65,9 +65,7 @@ def load(
 
 def _need(example: tuple[Array, ...] | None) -> tuple[Array, ...]:
     if not example:
-        raise SlimlineError(
-            "A torch module needs example_inputs, for instance one batch of its data: pass them to load."
-        )
+        raise NoExample("A torch module needs example_inputs, for instance one batch of its data: pass them to load.")
     if any(x.ndim and len(x) == 0 for x in example):
         raise SlimlineError("The example inputs are empty: give at least one sample.")
     return tuple(example)
@@ -132,7 +130,7 @@ def _from_program(
     if example is None:
         stored = program.example_inputs
         if stored is None or stored[1] or not all(isinstance(x, Tensor) for x in stored[0]):
-            raise SlimlineError("The exported program holds no example inputs: pass example_inputs to load.")
+            raise NoExample("The exported program holds no example inputs: pass example_inputs to load.")
         example = tuple(x.detach().cpu().numpy() for x in stored[0])
     first = values[0].shape[0] if len(values[0].shape) else 0
     fixed = first if isinstance(first, int) else None
