@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
@@ -18,13 +19,16 @@ from slimline.parted import PartedModel
 from slimline.plans import plan
 from slimline.precheck import check
 from slimline.recipe import Budget, ChannelPruning, Distillation, Recipe, SparsePruning, Step, load_recipe
-from slimline.recipe.recipe import check_order
+from slimline.recipe.recipe import check_order, parse
+from slimline.recipe.steps import AnyStep
 from slimline.recovery import Progress
 from slimline.runtimes.base import Runtime, runtime, usual
 from slimline.steps import Context, Tell, perform
 
 if TYPE_CHECKING:
+    from slimline.measure.limits import Cost
     from slimline.measure.results import Report
+    from slimline.search import Found, Selection
 
 __all__ = ["apply", "compress", "export", "load", "plan", "resume"]
 
@@ -225,13 +229,9 @@ def compress(
     _runtime(chosen.target, original)
     samples = _fitting(original, data, chosen)
     check(chosen.steps, original)
-    from slimline.fit import fit
-
     fingerprint = samples.fingerprint()
     run = Run.create(Path(output), chosen, command=command, sources=sources, data=fingerprint)
     with run:
-        run.recipe = fit(original, samples, chosen, progress)
-        run.write("recipe.yaml", run.recipe.dump().encode())
         return _work(run, original, samples, progress)
 
 
@@ -255,11 +255,6 @@ def resume(path: str | Path, model: Any = None, data: Data | None = None, progre
             data = _again(run, "data")(original.adapter.layout)
         samples = _fitting(original, data, run.recipe)
         run.check_data(samples.fingerprint())
-        if not run.done("original"):
-            from slimline.fit import fit
-
-            run.recipe = fit(original, samples, run.recipe, progress)
-            run.write("recipe.yaml", run.recipe.dump().encode())
         return _work(run, original, samples, progress)
 
 
@@ -295,10 +290,13 @@ def _saved(folder: Path) -> Path:
 
 def _work(run: Run, original: Model, data: Data, tell: Tell | None) -> Run:
     """All stages of a run; those that the journal knows are read back instead of done."""
-    recipe, suffix = run.recipe, original.adapter.suffix
-    assert recipe.target is not None
-    found = _runtime(recipe.target, original)
-    total = len(recipe.steps) + 4
+    from slimline.fit import decided, stage_name
+    from slimline.ladder import ladder
+    from slimline.search import Attempt, Selection, search
+
+    wish, suffix = _wish(run), original.adapter.suffix
+    found = _runtime(str(wish.target), original)
+    total = len(wish.steps) + 4
 
     def say(done: int, what: str) -> None:
         if tell is not None:
@@ -307,50 +305,84 @@ def _work(run: Run, original: Model, data: Data, tell: Tell | None) -> Run:
     def save(model: Model, folder: Path) -> None:
         model.save(folder / f"model{suffix}")
 
+    rungs = ladder(wish)
+    start = min(1, len(rungs) - 1)
+    fitted = decided(run.decide, rungs, start, original, data, wish, tell)
+    searches = len(rungs) > 1 and wish.budget.max_drop is not None
     say(0, "Saving the original")
     folder, _ = run.stage("original", lambda f: save(original, f))
     original = load(folder / f"model{suffix}")
-    say(1, f"Exporting the original to {recipe.target}")
+    say(1, f"Exporting the original to {wish.target}")
     baseline, _ = run.stage("baseline", lambda f: found.lower(original, f / f"model{found.suffix}"))
 
-    model, records = original, []
-    for position, step in enumerate(recipe.steps):
-        name = f"{position + 1:02d}-{step.step}"
-        say(2 + position, step.step)
-        current = model
+    def attempt(tried: Attempt) -> tuple[Model, list[Any], Path, Path]:
+        """The model, the records of its steps, and the folders of the model and of its artifact."""
+        recipe = _begin(run, tried.rung.recipe)
+        model, records, folder = original, [], run.path / "stages/original"
+        for position, step in enumerate(recipe.steps):
+            name = f"{tried.prefix}{stage_name(position, step.step)}"
+            say(2 + position, f"{step.step} ({tried.rung.name})" if searches else step.step)
+            current = model
 
-        def work(folder: Path, name: str = name, step: Step = step, model: Model = current, at: int = position) -> Any:
-            scratch = run.scratch(name)
-            beside = _neighbours(recipe.steps, at)
+            def work(
+                folder: Path, name: str = name, step: AnyStep = step, model: Model = current, at: int = position
+            ) -> Any:
+                scratch = run.scratch(name)
+                beside = _neighbours(recipe.steps, at)
 
-            def decide(what: str, choose: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-                return run.decide(f"{name}/{what}", choose)
+                def decide(what: str, choose: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+                    known = tried.decisions.get(f"{stage_name(at, step.step)}/{what}")
+                    return run.decide(f"{name}/{what}", choose if known is None else lambda: known)
 
-            context = Context(
-                original,
-                data,
-                str(recipe.target),
-                recipe.seed,
-                checkpoint=scratch,
-                tell=tell,
-                decide=decide,
-                **beside,
-            )
-            done = perform(step, model, context)
-            save(done.model, folder)
-            return done.record
+                context = Context(
+                    original,
+                    data,
+                    str(recipe.target),
+                    recipe.seed,
+                    checkpoint=scratch,
+                    tell=tell,
+                    decide=decide,
+                    batch_sizes=recipe.batch_sizes,
+                    threads=recipe.threads,
+                    **beside,
+                )
+                done = perform(step, model, context)
+                save(done.model, folder)
+                return done.record
 
-        folder, record = run.stage(name, work)
-        records.append(record)
-        model = load(folder / f"model{suffix}")
+            folder, record = run.stage(name, work)
+            records.append(record)
+            model = load(folder / f"model{suffix}")
+        say(total - 2, f"Exporting to {recipe.target}")
+        place = None if searches else str(recipe.target)
+        written, _ = run.stage(
+            f"{tried.prefix}tried-artifact" if searches else "artifact",
+            lambda f: found.lower(model, f / f"model{found.suffix}"),
+            place=place,
+        )
+        return model, records, folder, written
 
-    say(total - 2, f"Exporting to {recipe.target}")
-    small, _ = run.stage("artifact", lambda f: found.lower(model, f / f"model{found.suffix}"), place=str(recipe.target))
+    selection = Selection(data, wish, baseline / f"model{found.suffix}")
+    ended = search(
+        rungs,
+        start,
+        fitted,
+        wish.budget,
+        attempt,
+        lambda made: _judged(original, made[0], selection, made[3] / f"model{found.suffix}"),
+        lambda rung: _shapes(original, data, rung.recipe),
+        run.decide,
+    )
+    recipe = _begin(run, ended.attempt.rung.recipe)
+    model, records, folder, small = ended.result
+    if searches:
+        tried = small
+        small, _ = run.stage("artifact", lambda f: _copied(tried, f), place=str(recipe.target))
     run.write(f"model{suffix}", (folder / f"model{suffix}").read_bytes())
     say(total - 1, "Measuring on the runtime")
     run.stage(
         "report",
-        lambda f: _report(run, f, (original, baseline), (model, small), data, records, tell),
+        lambda f: _report(run, f, (original, baseline), (model, small), data, records, tell, ended),
         place="stages/report",
     )
     for file in sorted((run.path / "stages/report").iterdir()):
@@ -358,6 +390,52 @@ def _work(run: Run, original: Model, data: Data, tell: Tell | None) -> Run:
     run.finish()
     say(total, "Done")
     return run
+
+
+def _wish(run: Run) -> Recipe:
+    """What the run was asked for: its recipe, or the one before a strength was chosen."""
+    if run.recipe.fit:
+        run.decide("wish", lambda: {"recipe": run.recipe.dump()})
+    wish = run.decided("wish")
+    return run.recipe if wish is None else parse(wish["recipe"], f"The recipe in the journal of {run.path}")
+
+
+def _begin(run: Run, recipe: Recipe) -> Recipe:
+    """Let ``recipe.yaml`` say what is being done."""
+    if run.recipe != recipe:
+        run.recipe = recipe
+        run.write("recipe.yaml", recipe.dump().encode())
+    return recipe
+
+
+def _copied(tried: Path, folder: Path) -> None:
+    for file in sorted(tried.iterdir()):
+        (folder / file.name).write_bytes(file.read_bytes())
+
+
+def _shapes(original: Model, data: Data, recipe: Recipe) -> str:
+    """The same text for recipes that lead to networks of the same shapes; nothing is trained."""
+    model = original
+    for step in recipe.steps:
+        if isinstance(step, ChannelPruning):
+            step = step.model_copy(update={"schedule": "oneshot", "rounds": 1})
+        if step.kind == "structural":
+            context = Context(original, data, str(recipe.target), recipe.seed)
+            model = perform(step, model, context).model
+    graph = model.graph
+    quantized = sum(step.kind == "quantization" for step in recipe.steps)
+    shapes = [(name, graph.values[name].shape) for name in sorted(graph.trainable)]
+    return hashlib.sha256(repr((quantized, shapes)).encode()).hexdigest()
+
+
+def _judged(original: Model, model: Model, selection: Selection, artifact: Path) -> tuple[Cost, float | None]:
+    """What an attempt costs, as far as that needs no clock, and what it loses on the selection samples."""
+    from slimline.graph import cost
+    from slimline.measure import Cost, Part, file_bytes
+
+    size = Part.exact(file_bytes(artifact), file_bytes(selection.baseline))
+    macs = Part.exact(cost.macs(model.graph), cost.macs(original.graph))
+    return Cost(size=size, macs=macs), selection.drop(artifact)
 
 
 def _report(
@@ -368,6 +446,7 @@ def _report(
     data: Data,
     records: Sequence[Mapping[str, Any]],
     tell: Tell | None,
+    ended: Found[Any],
 ) -> None:
     """Measure, certify, and write ``report.json``, ``environment.json`` and ``report.html``."""
     import json
@@ -375,7 +454,7 @@ def _report(
     from slimline.examine import examine
     from slimline.report import render
 
-    report: Report = examine(run, before, after, data, records, tell)
+    report: Report = examine(run, before, after, data, records, tell, ended.trials, ended.conflict)
     text = report.to_json()
     (folder / "report.json").write_text(text, "utf-8")
     (folder / "environment.json").write_text(json.dumps(report.environment, indent=2) + "\n", "utf-8")

@@ -175,6 +175,11 @@ class Run:
             self.note("decision", name=name, record=json.loads(json.dumps(choose())))
         return dict(self._decisions[name])
 
+    def decided(self, name: str) -> Record | None:
+        """What `decide` keeps under `name`, if it was decided."""
+        found = self._decisions.get(name)
+        return None if found is None else dict(found)
+
     def note(self, event: str, **record: Any) -> None:
         """Append something worth knowing to the journal."""
         with writing(self.path):

@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from slimline.measure.certificate import Certificate
+from slimline.measure.limits import Limit, Trial
 from slimline.measure.parity import Parity
 
 
@@ -109,7 +110,11 @@ class Frozen(BaseModel):
 
 
 class Report(BaseModel):
-    """The whole of ``report.json``, schema 1. Fields may be added, never renamed; unknown ones are kept."""
+    """The whole of ``report.json``, schema 1. Fields may be added, never renamed; unknown ones are kept.
+
+    `limits` says of every limit on latency, size and MACs what became of it, `unmet` in words those that were missed;
+    `trials` is all that was tried in order to decide.
+    """
 
     model_config = ConfigDict(frozen=True, extra="allow", populate_by_name=True, serialize_by_alias=True)
 
@@ -121,6 +126,8 @@ class Report(BaseModel):
     parity: Parity
     refused: tuple[Refusal, ...] = ()
     unmet: tuple[str, ...] = ()
+    limits: tuple[Limit, ...] = ()
+    trials: tuple[Trial, ...] = ()
     frozen: tuple[Frozen, ...] = ()
     steps: tuple[dict[str, Any], ...] = ()
     layers: tuple[LayerRow, ...] = ()
