@@ -172,10 +172,8 @@ def verify(run: RunPath) -> None:
     if differing:
         said = "; ".join(map(str, differing))
         raise SlimlineError(f"{run} is not whole and sound: {said}; slimline resume {run} makes it again where it can.")
-    table = Grid("file", "SHA-256")
-    for name, digest in opened.files.items():
-        table.add_row(name, digest[:16])
-    out.print(table)
+    rows = [(name, digest[:16]) for name, digest in opened.files.items()]
+    out.print(Grid("Files of the run", ("file", "SHA-256"), rows))
     out.print(f"All {len(opened.files)} files of {run} are as the run left them.", soft_wrap=True)
 
 

@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from slimline import parted
 from slimline.console import telling
 from slimline.data import Data
 from slimline.errors import SlimlineError, unknown
 from slimline.frameworks.base import adapter, adapter_for
-from slimline.journal import fingerprint
 from slimline.model import Model
 from slimline.parted import PartedModel
+from slimline.pipeline import due, original_key, saved, work
 from slimline.plans import plan
 from slimline.precheck import check
-from slimline.recipe import Budget, ChannelPruning, Distillation, Recipe, SparsePruning, Step, load_recipe
+from slimline.recipe import Budget, Recipe, Step, load_recipe
 from slimline.recipe.recipe import check_order
-from slimline.recovery import Progress
-from slimline.run import RECIPE, Run, versions
+from slimline.run import Run
 from slimline.runtimes.base import Runtime, runtime, usual
-from slimline.steps import Context, Tell, perform
+from slimline.steps import Context, Tell, neighbours, perform
 
 if TYPE_CHECKING:
-    from slimline.measure.results import Report
+    pass
 
 __all__ = ["apply", "compress", "export", "load", "plan", "resume"]
 
@@ -134,21 +131,10 @@ def apply(
     with telling(progress) as tell:
         for position, step in enumerate(wanted):
             context = Context(
-                original, data, target or usual(model.framework), seed, tell=tell, **_neighbours(wanted, position)
+                original, data, target or usual(model.framework), seed, tell=tell, **neighbours(wanted, position)
             )
             model = perform(step, model, context).model
     return model
-
-
-def _neighbours(steps: Sequence[Step], position: int) -> dict[str, Any]:
-    """The fields of `Context` that are the steps around the one at `position`, where they work together."""
-    before = steps[position - 1] if position else None
-    following = steps[position + 1] if position + 1 < len(steps) else None
-    return {
-        "recovery": following if isinstance(following, Distillation) else None,
-        "pruning": before if isinstance(before, SparsePruning) and before.trains else None,
-        "removal": following if isinstance(following, ChannelPruning) else None,
-    }
 
 
 def export(model: Model, target: str, output: str | Path) -> Path:
@@ -243,8 +229,7 @@ def compress(
         title=_title(model, sources),
     )
     with telling(progress) as tell, run:
-        _fit(run, original, samples, tell)
-        return _work(run, original, samples, tell)
+        return work(run, original, samples, tell)
 
 
 def resume(path: str | Path, model: Any = None, data: Data | None = None, progress: Tell | bool | None = None) -> Run:
@@ -273,17 +258,16 @@ def resume(path: str | Path, model: Any = None, data: Data | None = None, progre
                 return run
             run.reopen()
         run.read_recipe()
-        if _fitted(run) and not _due(run):
-            return _work(run, None, None, tell)
+        if run.decided("fit", run.base) and not due(run)[0]:
+            return work(run, None, None, tell)
         run.read_versions()
         original = _original(run, model, data)
         if data is None:
             data = _again(run, "data")(original.adapter.layout)
         samples = _fitting(original, data, run.recipe)
         run.check("data", samples.fingerprint())
-        check(run.recipe.steps, original)
-        _fit(run, original, samples, tell)
-        return _work(run, original, samples, tell)
+        check(run.wish.steps, original)
+        return work(run, original, samples, tell)
 
 
 def _title(model: Any, sources: Mapping[str, Any] | None) -> str | None:
@@ -301,8 +285,8 @@ def _title(model: Any, sources: Mapping[str, Any] | None) -> str | None:
 
 def _original(run: Run, model: Any, data: Data | None) -> Model:
     """The model that a run compresses: as the user gives it, as the run keeps it, or loaded again."""
-    if model is None and not run.due("original", _key(run, "original")):
-        return load(_saved(run, "original"))
+    if model is None and not run.due("original", original_key(run)):
+        return load(saved(run, "original"))
     example = None if data is None else data.example()
     original = _again(run, "model") if model is None else load(model, example)
     run.check("model", _weights_of(original))
@@ -316,23 +300,6 @@ def _weights_of(model: Model) -> str:
         digest.update(f"{array.dtype} {array.shape}".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
-
-
-def _fitted(run: Run) -> bool:
-    """Whether it was decided what the recipe becomes within the budget."""
-    return run.decided("fit", run.base)
-
-
-def _fit(run: Run, original: Model, data: Data, tell: Tell | None) -> None:
-    """Take the recipe that meets the budget, found once in the life of a run."""
-    from slimline.fit import fit
-
-    def choose() -> dict[str, Any]:
-        return fit(original, data, run.recipe, tell).model_dump(mode="json", by_alias=True)
-
-    chosen = Recipe.model_validate(run.timed("fit", lambda: run.decide("fit", choose, run.base)))
-    if chosen != run.recipe:
-        run.settle(chosen)
 
 
 def _again(run: Run, what: str) -> Any:
@@ -364,183 +331,5 @@ def _fitting(model: Model, data: Data, recipe: Recipe) -> Data:
 
 def _reason(run: Run) -> str:
     """Why the first stage that is to be done again is, where it was done before."""
-    name = _due(run)
-    return f" (stage {name}: {run.due(name, _key(run, name))})" if name and run.done(name) else ""
-
-
-def _saved(run: Run, stage: str) -> Path:
-    """The model that a stage has left, which has just been compared with its hash."""
-    found = [f for f in run.files_of(stage) if Path(f).stem == "model" and Path(f).suffix in SUFFIXES]
-    if len(found) != 1:
-        raise SlimlineError(f"Stage {stage} of {run.path} holds no model: start a new run in another directory.")
-    return run.path / found[0]
-
-
-def _stages(recipe: Recipe) -> list[str]:
-    """The names of a run's stages, in their order."""
-    steps = [f"{position + 1:02d}-{step.step}" for position, step in enumerate(recipe.steps)]
-    return ["original", "baseline", *steps, "artifact", "report"]
-
-
-def _key(run: Run, name: str) -> str:
-    """A hash of all that decides what a stage gives: its step, and what the stages before it gave.
-
-    Versions of packages count where models are lowered and measured, which is quick, and not for what was trained.
-    """
-    recipe, names = run.recipe, _stages(run.recipe)
-    position = names.index(name) - 2
-    if name == "original":
-        return fingerprint(run.created.get("model"))
-    if name == "baseline":
-        return fingerprint([run.digest("original"), recipe.target, versions()])
-    if name == "artifact":
-        return fingerprint([run.digest(names[-3] if recipe.steps else "original"), recipe.target, versions()])
-    if name == "report":
-        made = [run.digest(stage) for stage in names[:-1]]
-        return fingerprint([made, recipe.dump(), run.created.get("data"), versions()])
-    step, beside = recipe.steps[position], _neighbours(recipe.steps, position)
-    others = {role: None if other is None else other.model_dump(mode="json") for role, other in beside.items()}
-    before = "original" if position == 0 else names[position + 1]
-    made = [run.digest("original"), run.digest(before), str(run.created.get("data"))]
-    return fingerprint([step.model_dump(mode="json"), others, recipe.seed, recipe.target, made])
-
-
-def _due(run: Run) -> str:
-    """The first stage that is to be done, or done again; '' where none is."""
-    return next((name for name in _stages(run.recipe) if run.due(name, _key(run, name))), "")
-
-
-def _work(run: Run, original: Model | None, data: Data | None, tell: Tell | None) -> Run:
-    """All stages of a run; those that stand as the journal says are not done again, and read back where needed.
-
-    Without `original` and `data`, which a run has none of whose stages is due, only what comes after them is done.
-    """
-    recipe, names = run.recipe, _stages(run.recipe)
-    target = str(recipe.target)
-    found = runtime(target) if original is None else _runtime(target, original)
-    total = len(recipe.steps) + 4
-
-    def say(done: int, what: str) -> None:
-        if tell is not None:
-            tell(Progress("Compressing", done, total, {"now": what}))
-
-    def save(model: Model, folder: Path) -> None:
-        model.save(folder / f"model{model.adapter.suffix}")
-
-    def stage(name: str, work: Callable[[Path], Any], place: str | None = None) -> tuple[Path, dict[str, Any]]:
-        return run.stage(name, work, place, _key(run, name))
-
-    loaded: dict[str, Model] = {}
-
-    def model_of(name: str) -> Model:
-        """The model that a stage has left, read back from disk: the same bytes after a kill and without one."""
-        if name not in loaded:
-            for other in loaded.keys() - {"original"}:
-                del loaded[other]
-            loaded[name] = load(_saved(run, name))
-        return loaded[name]
-
-    def given() -> tuple[Model, Data]:
-        if original is None or data is None:
-            raise SlimlineError(f"{run.path} changed while it was read: resume it again.")
-        return original, data
-
-    say(0, "Saving the original")
-    stage("original", lambda f: save(given()[0], f))
-    say(1, f"Exporting the original to {target}")
-    baseline, _ = stage("baseline", lambda f: found.lower(model_of("original"), f / f"model{found.suffix}"))
-
-    last, records = "original", []
-    for position, step in enumerate(recipe.steps):
-        name = names[position + 2]
-        say(2 + position, step.step)
-
-        def work(folder: Path, name: str = name, step: Step = step, last: str = last, at: int = position) -> Any:
-            key = _key(run, name)
-
-            def decide(what: str, choose: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-                return run.decide(f"{name}/{what}", choose, key)
-
-            context = Context(
-                model_of("original"),
-                given()[1],
-                target,
-                recipe.seed,
-                checkpoint=run.scratch(name, key),
-                tell=tell,
-                decide=decide,
-                **_neighbours(recipe.steps, at),
-            )
-            done = perform(step, model_of(last), context)
-            save(done.model, folder)
-            return done.record
-
-        _, record = stage(name, work)
-        records.append(_checked_record(run, name, record))
-        last = name
-
-    say(total - 2, f"Exporting to {target}")
-    small, _ = stage("artifact", lambda f: found.lower(model_of(last), f / f"model{found.suffix}"), target)
-    model = f"model{_saved(run, last).suffix}"
-    run.write(model, _saved(run, last).read_bytes())
-    say(total - 1, "Measuring on the runtime")
-
-    def report(folder: Path) -> None:
-        before, after = (model_of("original"), baseline), (model_of(last), small)
-        _report(run, folder, before, after, given()[1], records, _spoken_of(run, last, model), tell)
-
-    folder, _ = stage("report", report)
-    files = [Path(f).name for f in run.files_of("report")]
-    for name in files:
-        run.write(name, (folder / name).read_bytes())
-    run.finish([RECIPE, model, *run.files_of("artifact"), *files])
-    say(total, "Done")
-    return run
-
-
-class _StepRecord(BaseModel):
-    """What the record of a step must be like for a report to be made of it."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
-
-    step: str
-    refused: list[dict[Literal["what", "reason"], str]] = []
-    float_layers: dict[str, str] = {}
-    history: list[dict[str, Any]] = []
-    plan: dict[str, Any] = {}
-
-
-def _checked_record(run: Run, name: str, record: dict[str, Any]) -> dict[str, Any]:
-    try:
-        _StepRecord.model_validate(record)
-    except ValidationError as e:
-        raise SlimlineError(f"The journal of {run.path} is damaged at stage {name}: start a new run.") from e
-    return record
-
-
-def _spoken_of(run: Run, last: str, model: str) -> dict[str, str]:
-    """SHA-256 of the files that a report speaks of, by path in the run."""
-    recipe = hashlib.sha256(run.recipe.dump().encode()).hexdigest()
-    (of_model,) = run.files_of(last).values()
-    return {RECIPE: recipe, model: of_model, **run.files_of("artifact"), **run.files_of("baseline")}
-
-
-def _report(
-    run: Run,
-    folder: Path,
-    before: tuple[Model, Path],
-    after: tuple[Model, Path],
-    data: Data,
-    records: Sequence[Mapping[str, Any]],
-    files: Mapping[str, str],
-    tell: Tell | None,
-) -> None:
-    """Measure, certify, and write ``report.json``, ``environment.json`` and ``report.html``."""
-    from slimline.examine import examine
-    from slimline.report import render
-
-    report: Report = examine(run, before, after, data, records, tell).model_copy(update={"files": dict(files)})
-    text = report.to_json()
-    (folder / "report.json").write_text(text, "utf-8")
-    (folder / "environment.json").write_text(json.dumps(report.environment, indent=2) + "\n", "utf-8")
-    render(json.loads(text), folder / "report.html")
+    name, why = due(run)
+    return f" (stage {name}: {why})" if name and run.done(name) else ""

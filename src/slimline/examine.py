@@ -16,11 +16,13 @@ from slimline.graph.units import Units
 from slimline.measure import (
     certify,
     file_bytes,
+    latency_part,
     measure_latency,
     measure_memory,
     outputs,
     score,
 )
+from slimline.measure.limits import Cost, Part, Trial, limits
 from slimline.measure.parity import parity
 from slimline.measure.results import (
     Duration,
@@ -40,7 +42,6 @@ from slimline.runtimes.base import runtime
 
 if TYPE_CHECKING:
     from slimline.data import Data
-    from slimline.fit import Cost
     from slimline.run import Run
     from slimline.steps import Tell
 
@@ -54,6 +55,8 @@ def examine(
     data: Data,
     records: Sequence[Mapping[str, Any]],
     tell: Tell | None = None,
+    trials: Sequence[Trial] = (),
+    conflict: str = "",
 ) -> Report:
     """Measure two artifacts and certify the second against the first.
 
@@ -61,6 +64,8 @@ def examine(
     ----------
     before, after : the model and the folder of its artifact.
     records : of the steps in between.
+    trials : what was tried in order to choose how strong they are.
+    conflict : why the limits of the budget could not all be met, or ''.
     """
     start = monotonic()
     recipe = run.recipe
@@ -103,7 +108,10 @@ def examine(
             baseline_memory_bytes=memory.baseline_bytes,
             latency=times[name],
         )
-    spent = _cost(figures["original"], figures["compressed"], max(recipe.batch_sizes))
+    judged = limits(_cost(figures["original"], figures["compressed"], recipe.seed), recipe.budget)
+    unmet = [limit.sentence() for limit in judged if limit.outcome == "missed"]
+    if conflict and certificate.verdict != "certified":
+        unmet.append(conflict)
     refused = [Refusal(what=r["what"], reason=r["reason"]) for record in records for r in record.get("refused", ())]
     notices = [Refusal(what=str(r.get("step", "the plan")), reason=n) for r in records for n in _notes(r)]
     doubt = busy(figures["original"], figures["compressed"])
@@ -123,7 +131,9 @@ def examine(
         refused=tuple(refused),
         notices=tuple(notices),
         warnings=(doubt,) if doubt else (),
-        unmet=tuple(spent.missed(recipe.budget)),
+        unmet=tuple(unmet),
+        limits=judged,
+        trials=(*trials, *_undoing(records)),
         frozen=tuple(Frozen(unit=f.name, reason=f.reason) for f in Units(before[0].graph).frozen),
         steps=tuple(_brief(r) for r in records),
         layers=tuple(_layers(before[0], after[0], kept_float)),
@@ -155,14 +165,17 @@ def _gate(model: Model, artifact: Path, data: Data, target: str) -> Any:
     return found
 
 
-def _cost(before: Figures, after: Figures, batch: int) -> Cost:
-    from slimline.fit import Cost
-
+def _cost(before: Figures, after: Figures, seed: int) -> Cost:
     return Cost(
-        after.latency[batch].median_ms / before.latency[batch].median_ms,
-        (after.file_bytes or 0) / max(before.file_bytes or 0, 1),
-        (after.macs or 0) / max(before.macs or 0, 1),
+        latency={batch: latency_part(before.latency[batch], after.latency[batch], seed) for batch in before.latency},
+        size=Part.exact(after.file_bytes or 0, before.file_bytes or 0),
+        macs=Part.exact(after.macs or 0, before.macs or 0),
     )
+
+
+def _undoing(records: Sequence[Mapping[str, Any]]) -> list[Trial]:
+    """What the quantization steps tried before they put layers back to float, or did not."""
+    return [Trial.model_validate(row) for r in records for row in r.get("undoing", {}).get("trials", ())]
 
 
 def _notes(record: Mapping[str, Any]) -> Sequence[str]:
@@ -171,7 +184,10 @@ def _notes(record: Mapping[str, Any]) -> Sequence[str]:
 
 def _brief(record: Mapping[str, Any]) -> dict[str, Any]:
     """A step's record without what the report holds elsewhere."""
-    return {k: v for k, v in record.items() if k not in ("history", "refused")}
+    brief = {k: v for k, v in record.items() if k not in ("history", "refused")}
+    if "undoing" in brief:
+        brief["undoing"] = {k: v for k, v in brief["undoing"].items() if k != "trials"}
+    return brief
 
 
 @dataclasses.dataclass

@@ -36,6 +36,7 @@ TOLERANCE = 0.1  # of the best time per multiply-accumulate, that a smaller mult
 WORK = 3e7  # multiply-accumulates of one run, about: enough for a clock
 SECONDS, ROUNDS = 1.5, 30
 
+Decide = Callable[[str, Callable[[], dict[str, Any]]], dict[str, Any]]
 Timer = Callable[[str, tuple[Layer, ...]], Sequence[float]]
 """Seconds per sample of each layer's `Runtime.sample` on a target."""
 
@@ -62,10 +63,7 @@ class Rounding:
 
 
 def settled(
-    step: ChannelPruning,
-    graph: Graph,
-    target: str,
-    decide: Callable[[str, Callable[[], dict[str, Any]]], dict[str, Any]] | None = None,
+    step: ChannelPruning, graph: Graph, target: str, decide: Decide | None = None
 ) -> tuple[ChannelPruning, dict[str, Any] | None]:
     """The step with a number in place of ``round_to: auto``, and the record of how it was found (None if it was given).
 

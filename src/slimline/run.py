@@ -352,8 +352,13 @@ class Run:
         self.write(RECIPE, read.dump().encode())
 
     @property
+    def wish(self) -> Recipe:
+        """The recipe as the user gave it last, before it was fitted to the budget."""
+        return self._parsed(next(recipe for recipe, edited in reversed(self._recipes) if edited))
+
+    @property
     def base(self) -> str:
-        """A hash of the recipe as the user gave it last, before it was fitted to the budget."""
+        """A hash of `wish`."""
         return fingerprint(next(recipe for recipe, edited in reversed(self._recipes) if edited))
 
     def read_versions(self) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 
 from slimline.errors import SlimlineError
 from slimline.measure.figures import Latency
+from slimline.measure.limits import Part
 from slimline.measure.process import Timing, Worker, save, tile
 
 _log = logging.getLogger(__name__)
@@ -137,3 +138,9 @@ def speedup(before: Latency, after: Latency, confidence: float = 0.95, seed: int
     ratios = np.median(a[rounds], axis=1) / np.median(b[rounds], axis=1)
     low, high = np.quantile(ratios, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Speedup(float(np.median(a) / np.median(b)), float(low), float(high), confidence)
+
+
+def latency_part(before: Latency, after: Latency, seed: int = 0) -> Part:
+    """The latency of `after` in parts of that of `before`, timed in the same rounds, with the interval of `speedup`."""
+    s = speedup(before, after, seed=seed)
+    return Part(value=1 / s.ratio, low=1 / s.high, high=1 / s.low, confidence=s.confidence)

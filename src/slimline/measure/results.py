@@ -15,6 +15,7 @@ from slimline import strict_json
 from slimline.errors import SlimlineError
 from slimline.measure.certificate import Certificate
 from slimline.measure.figures import Count, Figures, Latency
+from slimline.measure.limits import Limit, Trial
 from slimline.measure.parity import Parity
 from slimline.measure.rows import lines, rows
 from slimline.text import ascii_only, visible
@@ -110,7 +111,9 @@ class Report(BaseModel):
     refused : what was refused or undone.
     notices : what else there is to know of a step.
     warnings : reasons to doubt a figure, such as a machine that was busy.
-    unmet : limits of the budget that were missed.
+    unmet : limits of the budget that were missed, in words.
+    limits : what became of every limit on latency, size and MACs.
+    trials : all that was tried in order to decide.
     files : SHA-256 of every file that the report speaks of, by its path in the run.
     durations : by stage, in the order in which they were done.
     """
@@ -130,6 +133,8 @@ class Report(BaseModel):
     notices: tuple[Refusal, ...] = ()
     warnings: tuple[str, ...] = ()
     unmet: tuple[str, ...] = ()
+    limits: tuple[Limit, ...] = ()
+    trials: tuple[Trial, ...] = ()
     frozen: tuple[Frozen, ...] = ()
     steps: tuple[dict[str, Any], ...] = ()
     layers: tuple[LayerRow, ...] = ()

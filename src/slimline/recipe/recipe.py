@@ -83,8 +83,9 @@ class Recipe(Config):
     batch_sizes : at which latency is measured.
     threads : with which the artifact runs.
     description : for people.
-    fit : prune as little as the budget's limits on latency, size and MACs allow, found by measurement on the
-        target, instead of what the steps say.
+    fit : how much is pruned is decided by the budget instead of the steps: as little as its limits on latency, size
+        and MACs allow, found by measurement on the target; without such limits, as much as ``max_drop`` allows on the
+        selection samples.
     """
 
     schema_: Annotated[Literal[1], Field(alias="schema")] = 1
@@ -202,7 +203,8 @@ def load_recipe(
     ----------
     source : ``"auto"``, a preset's name, the path of a YAML file, a step, a list of steps or a recipe.
     target : the runtime, for a recipe that names none.
-    trainable : whether there is training data; ``auto`` means ``balanced`` with it and ``int8`` without.
+    trainable : whether there is training data; ``auto`` means ``balanced`` with it and ``int8`` without, each only as
+        strong as the budget needs.
     settings : fields of `Recipe` that replace the recipe's own, ``target`` too; None leaves them.
     """
     if isinstance(source, Recipe):
@@ -231,7 +233,7 @@ def _named(name: str, trainable: bool) -> Recipe:
             raise SlimlineError(f"The recipe {path} cannot be read: {getattr(e, 'strerror', None) or e}.") from e
     known = presets()
     if name == "auto":
-        return known["balanced" if trainable else "int8"].model_copy(update={"fit": trainable})
+        return known["balanced" if trainable else "int8"].model_copy(update={"fit": True})
     if name not in known:
         raise unknown("recipe", name, ["auto", *known])
     return known[name]
