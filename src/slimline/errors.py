@@ -26,6 +26,12 @@ class NothingToPrune(SlimlineError):
     """Every axis that a step may prune is frozen."""
 
 
+def raised(error: BaseException) -> str:
+    """What a function of the user's did wrong, in words that follow its name: the kind of error and its first line."""
+    lines = str(error).strip().splitlines()
+    return f"raised {type(error).__name__}" + (f" ({lines[0].rstrip('.:')})" if lines else "")
+
+
 def unknown(what: str, name: str, choices: Iterable[str]) -> SlimlineError:
     """An error for a name that is not among `choices`, with the nearest one suggested."""
     known = sorted({str(choice) for choice in choices if choice})
