@@ -203,7 +203,8 @@ class Run:
     def check(self, what: str, print_: str) -> None:
         """Refuse data (or a model) other than the run was started with, by its fingerprint."""
         if self.created.get(what) not in (None, print_):
-            raise SlimlineError(f"{self.path} was started with other {what}: give the same, or start a new run.")
+            other = "other data" if what == "data" else f"another {what}"
+            raise SlimlineError(f"{self.path} was started with {other}: give the same, or start a new run.")
 
     def check_data(self, print_: str) -> None:
         """Refuse data other than the run was started with."""
