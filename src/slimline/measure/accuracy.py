@@ -6,6 +6,7 @@ predictions (the pixels of a segmentation), its score is their mean, because the
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -112,7 +113,7 @@ def score(
     the outputs of the original, `reference`.
     """
     if metric is not None:
-        name = getattr(metric, "__name__", type(metric).__name__)
+        name = metric_name(metric)
         values = np.asarray(metric(outputs, labels), dtype=np.float64)
         if values.shape != (len(outputs),):
             raise SlimlineError(
@@ -120,12 +121,23 @@ def score(
             )
         if not np.isfinite(values).all():
             raise SlimlineError(f"The metric {name} gave NaN or infinite scores: return a finite number per sample.")
-        return ("metric" if name == "<lambda>" else name), values
+        return name, values
     if labels is not None:
         return "accuracy", correct(outputs, labels, class_axis)
     if reference is not None:
         return "agreement", agreement(outputs, reference, class_axis)
     raise SlimlineError("There is nothing to score the outputs by: give labels, the original's outputs, or a metric.")
+
+
+def metric_name(metric: Metric | None) -> str:
+    """What the scores of `metric` are called: its own name, or its class's; ``metric`` where it has none."""
+    if metric is None:
+        return "accuracy"
+    named: object = metric
+    while isinstance(named, functools.partial):
+        named = named.func
+    name = getattr(named, "__name__", None) or type(named).__name__
+    return name if isinstance(name, str) and name.isidentifier() else "metric"
 
 
 def _class_axis(outputs: tuple[int, ...], labels: tuple[int, ...], given: int | None) -> int:

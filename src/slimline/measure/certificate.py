@@ -56,6 +56,9 @@ class Certificate(BaseModel):
     method: Method
     more_samples: int | None = None
 
+    def __str__(self) -> str:
+        return self.sentence()
+
     def sentence(self) -> str:
         """What it says, for people."""
         sure = f"{100 * self.confidence:g} % confidence"
