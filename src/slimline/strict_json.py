@@ -28,6 +28,7 @@ def parse(text: str | bytes, where: str) -> Any:
         It is no JSON, or holds NaN or infinity, a number or nesting beyond all use, or half a character.
     """
     try:
+        text = text.decode("utf-8") if isinstance(text, bytes) else text
         loaded = json.loads(text, parse_int=_integer, parse_float=_real, parse_constant=_no_number)
         _check(loaded)
     except RecursionError:

@@ -6,6 +6,7 @@ predictions (the pixels of a segmentation), its score is their mean, because the
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -152,14 +153,19 @@ def evaluate(metric: Metric, outputs: np.ndarray, labels: np.ndarray | None) -> 
     return values
 
 
-def metric_name(metric: Metric) -> str:
-    """What the user's function is called."""
-    name = str(getattr(metric, "__name__", type(metric).__name__))
-    return "metric" if name == "<lambda>" else name
-
-
 def _of(labels: np.ndarray | None) -> str:
     return "no labels" if labels is None else f"labels {labels.shape}"
+
+
+def metric_name(metric: Metric | None) -> str:
+    """What the scores of `metric` are called: its own name, or its class's; ``metric`` where it has none."""
+    if metric is None:
+        return "accuracy"
+    named: object = metric
+    while isinstance(named, functools.partial):
+        named = named.func
+    name = getattr(named, "__name__", None) or type(named).__name__
+    return name if isinstance(name, str) and name.isidentifier() else "metric"
 
 
 def _class_axis(outputs: tuple[int, ...], labels: tuple[int, ...], given: int | None) -> int:

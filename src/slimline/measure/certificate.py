@@ -80,6 +80,9 @@ class Certificate(BaseModel):
     risk: float | None = None
     notes: tuple[str, ...] = ()
 
+    def __str__(self) -> str:
+        return self.sentence()
+
     def sentence(self) -> str:
         """What it says, for people; `notes` follow as sentences of their own."""
         return " ".join([f"{self._statement()}.", *self.notes])

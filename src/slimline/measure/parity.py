@@ -43,6 +43,13 @@ class Parity(BaseModel):
     agreement: float | None
     reason: str = ""
 
+    def __str__(self) -> str:
+        if not self.passed:
+            return f"failed on {self.n:,} rows: {self.reason}"
+        error = self.relative_error
+        said = "" if error is None else f", largest error {error:.2g} of the largest output"
+        return f"passed on {self.n:,} rows{said}"
+
 
 def parity(
     reference_outputs: np.ndarray,
