@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -21,6 +22,7 @@ from slimline.recipe import Budget, ChannelPruning, Distillation, Recipe, Sparse
 from slimline.recipe.recipe import check_order
 from slimline.recovery import Progress
 from slimline.runtimes.base import Runtime, runtime, usual
+from slimline.runtimes.gate import lower
 from slimline.steps import Context, Tell, perform
 
 if TYPE_CHECKING:
@@ -154,14 +156,33 @@ def export(model: Model, target: str, output: str | Path) -> Path:
     Returns
     -------
     Path of the artifact.
+
+    Raises
+    ------
+    SlimlineError
+        If the artifact does not answer as the model does, see `slimline.runtimes.gate`; then nothing is written.
     """
     found = _runtime(target, model)
     path = Path(output)
     if path.suffix != found.suffix:
         path = path / f"model{found.suffix}"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    found.lower(model, path)
+    with _folders(path.parent):
+        lower(found, model, path)
     return path
+
+
+@contextmanager
+def _folders(folder: Path) -> Iterator[None]:
+    """Make a folder and those above it; if what follows fails, those that were made go again."""
+    missing = [f for f in (folder, *folder.parents) if not f.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for made in missing:
+            with suppress(OSError):  # somebody has put something there
+                made.rmdir()
+        raise
 
 
 def _runtime(target: str, model: Model) -> Runtime:
@@ -289,6 +310,10 @@ def _fitting(model: Model, data: Data, recipe: Recipe) -> Data:
     return data.check(model.example, classes, batch=min(sizes, default=None))
 
 
+def _lower(target: Runtime, model: Model, path: Path) -> None:
+    lower(target, model, path)
+
+
 def _saved(folder: Path) -> Path:
     return next(f for f in sorted(folder.iterdir()) if f.stem == "model" and f.suffix in SUFFIXES)
 
@@ -311,7 +336,7 @@ def _work(run: Run, original: Model, data: Data, tell: Tell | None) -> Run:
     folder, _ = run.stage("original", lambda f: save(original, f))
     original = load(folder / f"model{suffix}")
     say(1, f"Exporting the original to {recipe.target}")
-    baseline, _ = run.stage("baseline", lambda f: found.lower(original, f / f"model{found.suffix}"))
+    baseline, _ = run.stage("baseline", lambda f: _lower(found, original, f / f"model{found.suffix}"))
 
     model, records = original, []
     for position, step in enumerate(recipe.steps):
@@ -345,7 +370,7 @@ def _work(run: Run, original: Model, data: Data, tell: Tell | None) -> Run:
         model = load(folder / f"model{suffix}")
 
     say(total - 2, f"Exporting to {recipe.target}")
-    small, _ = run.stage("artifact", lambda f: found.lower(model, f / f"model{found.suffix}"), place=str(recipe.target))
+    small, _ = run.stage("artifact", lambda f: _lower(found, model, f / f"model{found.suffix}"), place=str(recipe.target))
     run.write(f"model{suffix}", (folder / f"model{suffix}").read_bytes())
     say(total - 1, "Measuring on the runtime")
     run.stage(

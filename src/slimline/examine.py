@@ -20,7 +20,7 @@ from slimline.measure import (
     outputs,
     score,
 )
-from slimline.measure.parity import parity
+from slimline.measure.parity import compare
 from slimline.measure.results import Figures, Frozen, LayerRow, LayerState, Refusal, Report, environment
 from slimline.model import Model
 from slimline.recovery import Progress
@@ -119,9 +119,9 @@ def _gate(model: Model, artifact: Path, data: Data, target: str) -> Any:
     """Artifact and in-framework model on the same real inputs; a float artifact that disagrees is refused."""
     rows = next(data.split("selection" if data.has("selection") else "certification").batches(PARITY_ROWS))[0]
     classes = data.metric is None
-    found = parity(
-        model.predict(*rows),
-        runtime(target).load(artifact).run(rows),
+    found = compare(
+        model.outputs(*rows),
+        runtime(target).load(artifact).outputs(rows),
         integer=model.quantization is not None,
         classes=classes,
     )

@@ -17,6 +17,7 @@ from slimline.graph import cost
 from slimline.recipe import Budget, ChannelPruning, Recipe, StaticQuantization
 from slimline.recovery import Progress
 from slimline.runtimes.base import runtime
+from slimline.runtimes.gate import lower
 from slimline.steps import Context, Tell, perform
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ class _Trials:
         self.original, self.data, self.recipe, self.folder = original, data, recipe, folder
         self.runtime = runtime(str(recipe.target))
         self.baseline = folder / f"baseline{self.runtime.suffix}"
-        self.runtime.lower(original, self.baseline)
+        lower(self.runtime, original, self.baseline, quick=True)
         self.rows = next(data.split("calibration").batches(max(recipe.batch_sizes)))[0]
 
     def cost(self, candidate: Recipe) -> Cost:
@@ -114,7 +115,7 @@ class _Trials:
             context = Context(self.original, self.data, str(candidate.target), candidate.seed)
             model = perform(step, model, context).model
         path = self.folder / f"trial{self.runtime.suffix}"
-        self.runtime.lower(model, path)
+        lower(self.runtime, model, path, quick=True)
         batch = max(candidate.batch_sizes)
         times = measure_latency(
             {"before": self.baseline, "after": path}, self.rows, (batch,), candidate.threads, 0.5, 20, candidate.seed

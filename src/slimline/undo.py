@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from slimline.calibration import Ranges, calibrate
+from slimline.measure.parity import compare
 from slimline.model import Model
 from slimline.recipe import StaticQuantization
 from slimline.runtimes.base import runtime
+from slimline.runtimes.gate import lower
 from slimline.splits import first
 
 if TYPE_CHECKING:
@@ -88,11 +90,9 @@ class _Trial:
         return quantization.layers if quantization is not None else ()
 
     def parity(self, back: Mapping[str, str]) -> Parity:
-        from slimline.measure.parity import parity
-
         rows = tuple(np.concatenate(parts)[:PARITY_ROWS] for parts in zip(*self.batches, strict=True))
         made, path = self.artifact(back)
-        self.last_parity = parity(made.predict(*rows), self.runtime.load(path).run(rows), integer=True)
+        self.last_parity = compare(made.outputs(*rows), self.runtime.load(path).outputs(rows), integer=True)
         return self.last_parity
 
     def until_parity(self) -> dict[str, str] | None:
@@ -165,7 +165,7 @@ class _Trial:
         """The artifact of the model before quantization."""
         path = self.folder / f"float{self.runtime.suffix}"
         if not path.exists():
-            self.runtime.lower(self.model, path)
+            lower(self.runtime, self.model, path, quick=True)
         return path
 
     def slower_than_float(self, back: Mapping[str, str], context: Context) -> str:
