@@ -30,6 +30,7 @@ INTEGER_WORST = 0.5
 """Largest mean absolute difference of any line of an integer artifact's outputs, relative to the same."""
 GROSS = 1.0
 """A mean difference of half this, or of a line of this, is no rounding: such an integer artifact is refused."""
+_ENOUGH = 8  # numbers that a slice must hold for its spread to be known
 _TINY = 1e-30  # instead of zero, where all reference outputs are equal
 
 
@@ -247,6 +248,8 @@ def _rounded(
         reasons.append(f"the worst row or position differs by {line:.2g} of the spread, more than {INTEGER_WORST:g}")
     else:
         for axis in range(1, reference.ndim):
+            if reference.size < _ENOUGH * reference.shape[axis]:
+                continue
             off, own = _slices(error, axis).mean(1), _slices(reference, axis).std(1)
             beyond = off - INTEGER_WORST * own - INTEGER_TOLERANCE * spread
             if beyond.max() > 0:
