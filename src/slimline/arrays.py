@@ -34,7 +34,9 @@ def as_array(value: Any, what: str = "The data", *, exact: bool = False) -> Arra
     """
     if isinstance(value, np.ma.MaskedArray):
         if np.ma.is_masked(value):
-            raise SlimlineError(f"{what} has masked entries: fill them with .filled(number), or leave those samples out.")
+            raise SlimlineError(
+                f"{what} has masked entries: fill them with .filled(number), or leave those samples out."
+            )
         value = value.data
     if _sparse(value):
         raise SlimlineError(f"{what} is sparse ({type(value).__name__}): make it dense with .toarray() or .to_dense().")

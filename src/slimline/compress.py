@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -23,6 +24,7 @@ from slimline.recipe import Budget, Recipe, Step, load_recipe
 from slimline.recipe.recipe import check_order
 from slimline.run import Run
 from slimline.runtimes.base import Runtime, runtime, usual
+from slimline.runtimes.gate import lower
 from slimline.steps import Context, Tell, neighbours, perform
 
 if TYPE_CHECKING:
@@ -147,14 +149,33 @@ def export(model: Model, target: str, output: str | Path) -> Path:
     Returns
     -------
     Path of the artifact.
+
+    Raises
+    ------
+    SlimlineError
+        If the artifact does not answer as the model does, see `slimline.runtimes.gate`; then nothing is written.
     """
     found = _runtime(target, model)
     path = Path(output)
     if path.suffix != found.suffix:
         path = path / f"model{found.suffix}"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    found.lower(model, path)
+    with _folders(path.parent):
+        lower(found, model, path)
     return path
+
+
+@contextmanager
+def _folders(folder: Path) -> Iterator[None]:
+    """Make a folder and those above it; if what follows fails, those that were made go again."""
+    missing = [f for f in (folder, *folder.parents) if not f.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for made in missing:
+            with suppress(OSError):  # somebody has put something there
+                made.rmdir()
+        raise
 
 
 def _runtime(target: str, model: Model) -> Runtime:

@@ -291,9 +291,7 @@ class Data:
         labels = self._labels(labels, name)
         if name == "train":
             seen = np.unique(np.concatenate(hashes))
-            return Stream(
-                name, given, self._class_numbers, count, specs, names, labelled=labels is not None, keys=seen
-            )
+            return Stream(name, given, self._class_numbers, count, specs, names, labelled=labels is not None, keys=seen)
         return Split(name, inputs, labels, names=names)
 
     def _class_numbers(self, labels: Array | None) -> Array | None:
@@ -394,9 +392,7 @@ def _groupings(groups: Any) -> dict[str, Any]:
     return {name: labels for name, labels in given.items() if labels is not None}
 
 
-def _from_test(
-    test: Split, missing: Sequence[str], units: Array | None, rng: np.random.Generator
-) -> dict[str, Split]:
+def _from_test(test: Split, missing: Sequence[str], units: Array | None, rng: np.random.Generator) -> dict[str, Split]:
     """The certification split, and what is missing besides, cut from the test data."""
     if not missing:
         return {"certification": replace(test, name="certification")}

@@ -23,7 +23,7 @@ from slimline.measure import (
     score,
 )
 from slimline.measure.limits import Cost, Part, Trial, limits
-from slimline.measure.parity import parity
+from slimline.measure.parity import compare
 from slimline.measure.results import (
     Duration,
     Epoch,
@@ -152,9 +152,9 @@ def _gate(model: Model, artifact: Path, data: Data, target: str) -> Any:
     """Artifact and in-framework model on the same real inputs; a float artifact that disagrees is refused."""
     rows = next(data.split("selection" if data.has("selection") else "certification").batches(PARITY_ROWS))[0]
     classes = data.metric is None
-    found = parity(
-        model.predict(*rows),
-        runtime(target).load(artifact).run(rows),
+    found = compare(
+        model.outputs(*rows),
+        runtime(target).load(artifact).outputs(rows),
         integer=model.quantization is not None,
         classes=classes,
     )

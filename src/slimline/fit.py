@@ -25,6 +25,7 @@ from slimline.model import Model
 from slimline.recipe import Budget, ChannelPruning, Recipe, StaticQuantization
 from slimline.recovery import Progress
 from slimline.runtimes.base import runtime
+from slimline.runtimes.gate import lower
 from slimline.steps import Context, Decide, Tell, perform
 
 if TYPE_CHECKING:
@@ -209,9 +210,9 @@ class Trials:
         recipe, folder = rung.recipe, Path(self._folder.name)
         if self._baseline is None:
             self._baseline = folder / f"baseline{self.runtime.suffix}"
-            self.runtime.lower(self.original, self._baseline)
+            lower(self.runtime, self.original, self._baseline, quick=True)
         path = folder / f"trial{self.runtime.suffix}"
-        self.runtime.lower(model, path)
+        lower(self.runtime, model, path, quick=True)
         latency: dict[int, Part] = {}
         if recipe.budget.max_latency is not None:
             split = self.data.split("calibration")

@@ -53,6 +53,10 @@ class Model:
         """The first output for inputs ``(batch, …)``, in inference mode."""
         return self.adapter.predict(self.native, inputs)
 
+    def outputs(self, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
+        """All outputs, in the order of an artifact's, in inference mode."""
+        return self.adapter.outputs(self.native, inputs)
+
     def parameters(self) -> dict[str, np.ndarray]:
         """Every stored tensor by the user's own name."""
         return self.adapter.parameters(self.native)

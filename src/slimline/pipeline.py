@@ -19,6 +19,7 @@ from slimline.recipe import ChannelPruning, Recipe
 from slimline.recovery import Progress
 from slimline.run import RECIPE, Run, versions
 from slimline.runtimes.base import runtime
+from slimline.runtimes.gate import lower
 from slimline.search import Attempt, Found, Selection, search
 from slimline.steps import Context, Tell, neighbours, perform
 
@@ -154,7 +155,7 @@ class _Pipeline:
         model.save(folder / f"model{model.adapter.suffix}")
 
     def lower(self, stage: str, folder: Path) -> None:
-        self.runtime.lower(self.model_of(stage), folder / f"model{self.runtime.suffix}")
+        lower(self.runtime, self.model_of(stage), folder / f"model{self.runtime.suffix}")
 
     def work(self) -> Run:
         run, wish = self.run, self.wish

@@ -288,6 +288,7 @@ class _Rewriter:
 
     def _emit(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         """Add an operator where the graph is being written; tensors among its arguments are stored."""
+
         def stored(value: Tensor) -> fx.Node:
             read = self.graph.get_attr(add_constant(self.module, f"{self.at.name}_positions", value))
             read.meta["val"] = self.values[read] = self.mode.from_tensor(value)

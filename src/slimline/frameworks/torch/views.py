@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from slimline.frameworks.torch.operators import argument, aten, layer, packet
+from slimline.frameworks.torch.operators import argument, aten, packet
 
 LAST = 2**63 - 1
 """The end of a slice that goes to the end."""
@@ -21,10 +21,45 @@ LAST = 2**63 - 1
 Emit = Callable[..., fx.Node]
 """``emit(operator, *arguments)`` adds an operator to the graph and answers its node."""
 
-_RESHAPES = "view reshape flatten unflatten squeeze unsqueeze _unsafe_view ravel view_as reshape_as".split()
-_PERMUTES = "permute movedim moveaxis transpose swapaxes swapdims t numpy_T mT mH matrix_H adjoint".split()
-_EXPANDS = "expand expand_as broadcast_to".split()
-_LISTS = "split split_with_sizes chunk tensor_split unsafe_chunk unsafe_split unbind hsplit vsplit dsplit".split()
+_RESHAPES = [
+    "view",
+    "reshape",
+    "flatten",
+    "unflatten",
+    "squeeze",
+    "unsqueeze",
+    "_unsafe_view",
+    "ravel",
+    "view_as",
+    "reshape_as",
+]
+_PERMUTES = [
+    "permute",
+    "movedim",
+    "moveaxis",
+    "transpose",
+    "swapaxes",
+    "swapdims",
+    "t",
+    "numpy_T",
+    "mT",
+    "mH",
+    "matrix_H",
+    "adjoint",
+]
+_EXPANDS = ["expand", "expand_as", "broadcast_to"]
+_LISTS = [
+    "split",
+    "split_with_sizes",
+    "chunk",
+    "tensor_split",
+    "unsafe_chunk",
+    "unsafe_split",
+    "unbind",
+    "hsplit",
+    "vsplit",
+    "dsplit",
+]
 
 
 class View:
@@ -219,7 +254,9 @@ def _paste(box: tuple[int, Any, bool], sizes: Sequence[Any], old: fx.Node, new: 
         return emit(aten.index_select.default, both, dim, rows)
     parts = [(0, span.start), None, (span.start + len(span), size)]
     pieces = [
-        new if part is None else emit(aten.slice.Tensor, old, dim, *part) for part in parts if part is None or _any(part)
+        new if part is None else emit(aten.slice.Tensor, old, dim, *part)
+        for part in parts
+        if part is None or _any(part)
     ]
     return pieces[0] if len(pieces) == 1 else emit(aten.cat.default, pieces, dim)
 
@@ -232,7 +269,9 @@ def _paste_free(dim: int, span: slice, gone: bool, old: fx.Node, new: fx.Node, e
     """The same where the size of the dimension is free, such as that of the batch."""
     start, end, step = _ends(span)
     last = end in (None, LAST) or (gone and start == -1)
-    if step not in (None, 1) or (not last and isinstance(start, int) and isinstance(end, int) and (start < 0) != (end < 0)):
+    if step not in (None, 1) or (
+        not last and isinstance(start, int) and isinstance(end, int) and (start < 0) != (end < 0)
+    ):
         return emit(aten.slice_scatter.default, old, new, dim, *((start, end, step) if not gone else (start, end)))
     before = [] if start in (None, 0) else [emit(aten.slice.Tensor, old, dim, 0, start)]
     after = [] if last else [emit(aten.slice.Tensor, old, dim, end, LAST)]
@@ -245,7 +284,9 @@ def _order(kind: str, node: fx.Node, rank: int) -> list[int]:
     if kind == "permute":
         return [d % rank for d in argument(node, "dims")]
     if kind in ("movedim", "moveaxis"):
-        sources, targets = ([x] if isinstance(x, int) else x for x in (argument(node, n) for n in ("source", "destination")))
+        sources, targets = (
+            [x] if isinstance(x, int) else x for x in (argument(node, n) for n in ("source", "destination"))
+        )
         pairs = sorted((t % rank, s % rank) for s, t in zip(sources, targets, strict=True))
         order = [d for d in order if d not in {s for _, s in pairs}]
         for target, source in pairs:
@@ -274,5 +315,9 @@ def _shrink(view: View, new: fx.Node, written: View, emit: Emit) -> fx.Node | No
         if not known:
             return None
         first = region[dim].start if dim in region else 0
-        new = emit(aten.select.int, new, dim, first) if dim < lead else emit(aten.slice.Tensor, new, dim, first, first + 1)
+        new = (
+            emit(aten.select.int, new, dim, first)
+            if dim < lead
+            else emit(aten.slice.Tensor, new, dim, first, first + 1)
+        )
     return new
