@@ -31,6 +31,8 @@ def as_array(value: Any) -> Array:
         value = value.detach().cpu()
         if str(value.dtype) == "torch.bfloat16":
             value = value.float()
+    if isinstance(value, np.ma.MaskedArray):
+        raise SlimlineError("Data must not be masked arrays, whose holes no model sees: fill them first.")
     array = np.asarray(value)
     if array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16":
         raise SlimlineError(f"Data must be numbers, not {array.dtype}: convert it before it is given to slimline.")

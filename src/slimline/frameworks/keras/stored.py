@@ -30,11 +30,12 @@ def count(content: bytes) -> int:
     h5py: Any = require("h5py", "keras")
     try:
         with h5py.File(io.BytesIO(content), "r") as file:
-            return _Walk(h5py, len(content)).group(file, 0)
+            numbers = _Walk(h5py, len(content)).group(file, 0)
     except Malformed:
         raise
     except Exception as reason:  # the HDF5 library raises whatever it likes on damaged files
         raise Malformed("holds weights that are no HDF5 file, or a damaged one") from reason
+    return numbers
 
 
 class _Walk:
@@ -72,7 +73,7 @@ class _Walk:
             raise Malformed(f"holds {name[:60]!r} in a form that Keras does not write")
         if item.shape is None:
             raise Malformed(f"holds {name[:60]!r} without numbers")
-        numbers = math.prod(item.shape)
+        numbers: int = math.prod(item.shape)
         if numbers * item.dtype.itemsize != item.id.get_storage_size() or numbers > self._size:
             raise Malformed(f"holds fewer numbers of {name[:60]!r} than it says")
         return numbers
@@ -103,6 +104,7 @@ def check_sizes(model: Any, numbers: int) -> None:
     ------
     Malformed : by that value's layer.
     """
+
     def size(tensor: Any) -> int:
         return math.prod(2 if n is None else int(n) for n in tensor.shape) * 8
 

@@ -130,7 +130,9 @@ class Expressions:
             raise _refused(name)
         return self._apply(_FUNCTIONS[name], arguments, name == "Mul")
 
-    def _apply(self, function: Callable[..., Any], arguments: Sequence[ast.AST], product: bool = False) -> Any:
+    def _apply(
+        self, function: Callable[..., Any], arguments: Sequence[ast.AST], product: bool = False
+    ) -> tuple[Any, int]:
         built = [self._build(a) for a in arguments]
         terms = 1
         for _, count in built:

@@ -98,5 +98,6 @@ def members(state: Mapping[str, Tensor], prefix: str) -> tuple[dict[str, bytes],
         about = serialize_tensor_meta(torch.empty_like(dense, device="meta"))
         about.device, about.requires_grad = schema.Device("cpu"), tensor.requires_grad
         parameter = isinstance(tensor, nn.Parameter)
-        config[name] = _dataclass_to_dict(schema.PayloadMeta(files[place], parameter, False, about))
+        meta = schema.PayloadMeta(files[place], parameter, False, about)
+        config[name] = _dataclass_to_dict(meta)  # type: ignore[no-untyped-call]
     return stored, {"config": config}

@@ -33,14 +33,18 @@ TEXT, NODES = 2000, 200_000
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,499}")
 # Globals of the source that torch writes for a graph; a value of that name would hide one.
 _TAKEN = frozenset(
-    ("self", "torch", "device", "inf", "nan", "NoneType", "fx_pytree", "pytree", "math", "operator", "_operator")
-    + ("getattr", "dtype", "Tensor", "forward", "bool", "int", "float", "slice", "tuple", "list", "dict", "range")
+    (
+        *("self", "torch", "device", "inf", "nan", "NoneType", "fx_pytree", "pytree", "math", "operator", "_operator"),
+        *("getattr", "dtype", "Tensor", "forward", "bool", "int", "float", "slice", "tuple", "list", "dict", "range"),
+    )
 )
 _STACK_PART = re.compile(r"[^\x00-\x1f\x7f()\[\],;]*")
 _CONTAINERS = {"builtins.tuple": "null", "builtins.list": "null", "builtins.dict": None}
 _REFUSED = frozenset(
-    ("as_custom_obj", "custom_obj", "token", "as_operator", "as_string_to_argument", "as_nested_tensors")
-    + ("as_int_lists", "as_float_lists", "loss_output", "gradient_to_parameter", "gradient_to_user_input")
+    (
+        *("as_custom_obj", "custom_obj", "token", "as_operator", "as_string_to_argument", "as_nested_tensors"),
+        *("as_int_lists", "as_float_lists", "loss_output", "gradient_to_parameter", "gradient_to_user_input"),
+    )
 )
 
 
@@ -63,7 +67,7 @@ def path(name: Any) -> str:
     """
     if not isinstance(name, str) or len(name) > TEXT or not name.isprintable() or set(name) & {'"', "\\"}:
         raise Malformed(f"names a tensor {str(name)[:60]!r}")
-    if any(part == "" or (part.startswith("__") and part.endswith("__")) for part in name.split(".")):
+    if any(p == "" or keyword.iskeyword(p) or (p.startswith("__") and p.endswith("__")) for p in name.split(".")):
         raise Malformed(f"names a tensor {name[:60]!r}")
     return name
 
@@ -84,7 +88,8 @@ def clean(content: bytes) -> bytes:
 
     expressions = Expressions()
     program = _Builder(lambda text: text_of(expressions.parse(text))).program(strictjson.parse(content))
-    return json.dumps(_dataclass_to_dict(program), cls=EnumEncoder, allow_nan=False).encode()
+    plain = _dataclass_to_dict(program)  # type: ignore[no-untyped-call]
+    return json.dumps(plain, cls=EnumEncoder, allow_nan=False).encode()
 
 
 def weights(content: bytes) -> schema.PayloadConfig:
@@ -346,7 +351,7 @@ def _answers(data: Any) -> str:
         return structure(text)
     except Malformed:
         leaves = _leaves(strictjson.parse(text, 1 << 20))
-        leaf = {"type": None, "context": None, "children_spec": []}
+        leaf: dict[str, Any] = {"type": None, "context": None, "children_spec": []}
         return json.dumps([1, {"type": "builtins.tuple", "context": "null", "children_spec": [leaf] * leaves}])
 
 
