@@ -31,6 +31,7 @@ _NAME = re.compile(r"[^\x00-\x1f\x7f\\:]{1,1000}")
 _LOCAL = struct.Struct("<4s5H3I2H")
 _ENCRYPTED = 0x0001 | 0x0040 | 0x2000
 _DESCRIPTOR = 0x0008
+_END = 22  # bytes of the record that closes an archive
 
 
 class Damaged(Exception):
@@ -94,9 +95,9 @@ def read(source: Path | bytes, packed: bool = False) -> Archive:
         stream: IO[bytes] = io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
         archive = zipfile.ZipFile(stream)
         size = stream.seek(0, os.SEEK_END)
+        infos = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, struct.error, NotImplementedError, UnicodeDecodeError) as reason:
         raise Damaged("is no zip archive, or a damaged one") from reason
-    infos = archive.infolist()
     if len(infos) > MEMBERS:
         raise Damaged(f"has {len(infos):,} members, where {MEMBERS:,} are allowed")
     _check_names(infos)
@@ -136,8 +137,9 @@ def _check_kind(info: zipfile.ZipInfo, packed: bool) -> None:
 
 def _check_layout(archive: zipfile.ZipFile, infos: Iterable[zipfile.ZipInfo], stream: IO[bytes]) -> None:
     """Members lie one behind the other from the first byte to the directory, and each says what the directory does."""
-    if archive.comment:
-        raise Damaged("has a comment")
+    stream.seek(-_END, os.SEEK_END)
+    if archive.comment or stream.read(4) != b"PK\x05\x06":
+        raise Damaged("has bytes that belong to no member behind its directory")
     end = 0
     for info in sorted(infos, key=lambda i: i.header_offset):
         if info.header_offset != end:
@@ -151,6 +153,9 @@ def _check_layout(archive: zipfile.ZipFile, infos: Iterable[zipfile.ZipInfo], st
         extra = stream.read(extra_length)
         end = info.header_offset + _LOCAL.size + name_length + extra_length + info.compress_size
         if flags & _DESCRIPTOR:
+            for early, listed in ((crc, info.CRC), (packed, info.compress_size), (size, info.file_size)):
+                if early not in (0, listed, 0xFFFFFFFF):
+                    raise Damaged(f"says two things of {info.filename[:80]!r}")
             stream.seek(end)
             crc, packed, size, length = _descriptor(stream.read(24), info)
             end += length
@@ -158,8 +163,8 @@ def _check_layout(archive: zipfile.ZipFile, infos: Iterable[zipfile.ZipInfo], st
             size, packed = _wide(extra, size, packed)
         encoding = "utf-8" if flags & 0x800 else "cp437"
         said = (name, flags & ~0x6, method, crc, packed, size)
-        listed = info.filename.encode(encoding, "replace"), info.flag_bits & ~0x6, info.compress_type
-        if said != (*listed, info.CRC, info.compress_size, info.file_size):
+        told = info.filename.encode(encoding, "replace"), info.flag_bits & ~0x6, info.compress_type
+        if said != (*told, info.CRC, info.compress_size, info.file_size):
             raise Damaged(f"says two things of {info.filename[:80]!r}")
     if end != archive.start_dir:
         raise Damaged("has bytes that belong to no member before its directory")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -32,13 +34,25 @@ def rehearse(native: Native, example: Sequence[Array]) -> None:
     limit = max(FREE_BYTES, RATIO * sum(t.numel() * t.element_size() for t in stored))
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     try:
-        with mode, torch.no_grad():
+        with _quiet(), mode, torch.no_grad():
             _Rehearsal(native, limit).run(*map(mode.from_tensor, inputs))
-    except Malformed:
-        raise
+    except Malformed as reason:  # fx has written where it happened behind the sentence
+        raise Malformed(str(reason).splitlines()[0]) from reason
     except Exception as reason:  # shape functions of torch raise whatever they like
         first = (str(reason).strip().splitlines() or [type(reason).__name__])[0]
         raise Malformed(f"does not run on its example inputs ({first[:200]})") from reason
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch from writing the traceback of what is raised to the user's terminal."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before = log.disabled
+    log.disabled = True
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 class _Rehearsal(fx.Interpreter):
