@@ -72,6 +72,8 @@ def load(
     given = None
     if example_inputs is not None:
         many = example_inputs if isinstance(example_inputs, tuple | list) else (example_inputs,)
+        if any(isinstance(x, np.ma.MaskedArray) for x in many):
+            raise SlimlineError("The example inputs are masked arrays, whose holes no model sees: fill them first.")
         given = tuple(np.asarray(x) for x in many)
     if isinstance(source, str | Path):
         path = Path(source)

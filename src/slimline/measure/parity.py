@@ -75,6 +75,13 @@ class Parity(BaseModel):
             return True
         return self.mean_error > GROSS / 2 or (self.worst_line or 0.0) > GROSS
 
+    def __str__(self) -> str:
+        if not self.passed:
+            return f"failed on {self.n:,} rows: {self.reason}"
+        error = self.relative_error
+        said = "" if error is None else f", largest error {error:.2g} of the largest output"
+        return f"passed on {self.n:,} rows{said}"
+
 
 def compare(
     references: Sequence[np.ndarray],
@@ -105,13 +112,6 @@ def compare(
     if worst is None:
         return _different("the model has no outputs", integer, n, 0)
     return worst.model_copy(update={"outputs": len(references)})
-
-    def __str__(self) -> str:
-        if not self.passed:
-            return f"failed on {self.n:,} rows: {self.reason}"
-        error = self.relative_error
-        said = "" if error is None else f", largest error {error:.2g} of the largest output"
-        return f"passed on {self.n:,} rows{said}"
 
 
 def parity(

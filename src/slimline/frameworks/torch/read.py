@@ -18,9 +18,11 @@ from slimline.frameworks.torch import rules, rules_recurrent, rules_shape, rules
 from slimline.frameworks.torch.call import Call
 from slimline.frameworks.torch.fold import fold
 from slimline.frameworks.torch.native import Free, Native, set_training, to_tensors
+from slimline.frameworks.torch.program import path
 from slimline.frameworks.torch.prune import plain
 from slimline.frameworks.torch.registry import constant, rule_for
 from slimline.graph.ir import Graph, Node, Value
+from slimline.strictjson import Malformed
 
 __all__ = ["load", "read", "set_training"]
 
@@ -98,6 +100,7 @@ def capture(
 def _captured(
     module: nn.Module, example: tuple[Array, ...], frees: tuple[Free, ...]
 ) -> tuple[Native, tuple[Array, ...]]:
+    _check_names(module)
     two = _two_rows(example)
     for free in frees:
         try:
@@ -115,6 +118,19 @@ def _captured(
         ) from reason
     log.warning("%s only takes batches of %d, as its example.", type(module).__name__, len(example[0]))
     return natives.from_program(program, len(example[0])), example
+
+
+def _check_names(module: nn.Module) -> None:
+    """Refuse names that the source which torch writes for a graph cannot hold, and no file could."""
+    every = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
+    for name, _ in every:
+        try:
+            path(name)
+        except Malformed as reason:
+            raise SlimlineError(
+                f"The weight {name[:80]!r} has a name that torch cannot write into a graph: rename its module "
+                "without quotes, backslashes, control characters and Python's own words."
+            ) from reason
 
 
 def _first_line(error: Exception) -> str:
