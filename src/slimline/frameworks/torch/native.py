@@ -18,6 +18,7 @@ import slimline.frameworks.torch.shapes  # noqa: F401  (registers shape function
 from slimline.errors import SlimlineError
 from slimline.frameworks.base import Array
 from slimline.frameworks.torch.inline import inline
+from slimline.frameworks.torch.whole import whole
 
 aten = torch.ops.aten
 
@@ -227,7 +228,7 @@ def trace(module: nn.Module, inputs: tuple[Tensor, ...], free: Free) -> torch.ex
     hint = mock.patch.object(
         transformer, "_detect_is_causal_mask", lambda mask, is_causal=None, size=None: is_causal is True
     )
-    with torch.enable_grad(), hint, warnings.catch_warnings():
+    with torch.enable_grad(), hint, whole(), warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", "The tensor attributes? .* assigned during export"
         )  # RNNs do; torch undoes it
