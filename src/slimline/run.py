@@ -604,12 +604,18 @@ def _undo(path: Path, made: Iterable[Path]) -> None:
     files = [f for f in made if f in (path / JOURNAL, path / RECIPE)]
     if files and path / WORK in made:
         files.append(path / WORK / f"{JOURNAL}.part")
-    for file in (*files, *(f for f in made if f == path / LOCK)):
-        with contextlib.suppress(OSError):
-            file.unlink()
-    for folder in reversed(made):
-        with contextlib.suppress(OSError):
-            folder.rmdir()
+    inside = [f for f in made if path in f.parents and f not in files and f != path / LOCK]
+    outside = [f for f in made if path not in f.parents]
+    # Whoever finds no lock may take the directory at once, so that nothing inside it is touched after the lock.
+    for remove, those in (
+        (Path.unlink, files),
+        (Path.rmdir, reversed(inside)),
+        (Path.unlink, [f for f in made if f == path / LOCK]),
+        (Path.rmdir, reversed(outside)),
+    ):
+        for entry in those:
+            with contextlib.suppress(OSError):
+                remove(entry)
 
 
 def _locked(path: Path) -> tuple[int, bool]:
