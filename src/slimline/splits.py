@@ -205,7 +205,9 @@ class Stream:
                 f"{said(self.specs)}: make them alike."
             )
         if (labels is not None) != self.labelled:
-            raise SlimlineError(f"Some batches of the {self.name} data have labels and some have none: make them alike.")
+            raise SlimlineError(
+                f"Some batches of the {self.name} data have labels and some have none: make them alike."
+            )
         return inputs, self.clean(labels)
 
 

@@ -78,9 +78,7 @@ class _Table:
         low = 0.0 if gains <= 0 else float(betaincinv(gains, n - gains + 1, spent / 2))
         high = 1.0 if gains >= n else float(betaincinv(gains + 1, n - gains, 1 - spent / 2))
         self.grid = np.linspace(low, high, _GRID)
-        first, last = (
-            n * p + side * (8 * np.sqrt(n * p * (1 - p)) + 30) for p, side in ((low, -1), (high, 1))
-        )
+        first, last = (n * p + side * (8 * np.sqrt(n * p * (1 - p)) + 30) for p, side in ((low, -1), (high, 1)))
         self.counts = np.arange(max(0, int(first)), min(n, int(last) + 1) + 1)
         self.most = _largest(n, self.limit, confidence, self.counts)
         here = round(gains) - int(self.counts[0])
