@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 # Before any library starts its threads, and inherited by the processes that tests start: tests run side by side, and
 # threads that wait for a core by spinning slow each other down tenfold.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# What slimline remembers of the user: never the real one's. Processes that tests start inherit it.
+os.environ["SLIMLINE_STATE"] = tempfile.mkdtemp(prefix="slimline-state-")
 
 # pytest would format thousands of torch's trace records, which doubles the time of an export.
 logging.getLogger("torch.__trace").propagate = False
@@ -17,3 +22,9 @@ logging.getLogger("torch.__trace").propagate = False
 # The same examples in every run, and no clock: what fails on a busy machine says nothing of the code.
 settings.register_profile("slimline", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("slimline")
+
+
+@pytest.fixture(autouse=True)
+def state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test starts with nothing remembered, so none depends on which ran before."""
+    monkeypatch.setenv("SLIMLINE_STATE", str(tmp_path_factory.mktemp("state")))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 import numpy as np
 
 from slimline import parted
+from slimline.arrays import examples, whole
 from slimline.console import telling
 from slimline.data import Data
 from slimline.errors import SlimlineError, unknown
@@ -26,6 +27,7 @@ from slimline.run import Run
 from slimline.runtimes.base import Runtime, runtime, usual
 from slimline.runtimes.gate import lower
 from slimline.steps import Context, Tell, neighbours, perform
+from slimline.trial import try_augment, try_score
 
 if TYPE_CHECKING:
     pass
@@ -71,10 +73,7 @@ def load(
         raise SlimlineError("A model by parts is pruned by slimline.plan and slimline.apply: compress its parts else.")
     given = None
     if example_inputs is not None:
-        many = example_inputs if isinstance(example_inputs, tuple | list) else (example_inputs,)
-        if any(isinstance(x, np.ma.MaskedArray) for x in many):
-            raise SlimlineError("The example inputs are masked arrays, whose holes no model sees: fill them first.")
-        given = tuple(np.asarray(x) for x in many)
+        given = examples(example_inputs, source)
     if isinstance(source, str | Path):
         path = Path(source)
         if path.suffix not in SUFFIXES:
@@ -123,12 +122,15 @@ def apply(
     target : the runtime that quantization is for; the framework's usual one by default.
     progress : as of `compress`.
     """
+    whole(seed, "seed", 0, 2**32)
     wanted = (steps,) if isinstance(steps, Step) else tuple(steps)
     if isinstance(model, PartedModel):
         return parted.apply(model, wanted, seed)
     check_order(wanted, [str(h.get("step")) for h in model.history])
     if data is not None:
         data = data.check(model.example)
+        if any("train" in step.needs for step in wanted):
+            try_augment(data)
     if len(wanted) > 1:
         check(wanted, model)
     original = model
@@ -349,7 +351,11 @@ def _fitting(model: Model, data: Data, recipe: Recipe) -> Data:
     answer = model.predict(*model.example)
     classes = answer.shape[-1] if answer.ndim == 2 and data.metric is None else None
     sizes = [s.batch_size for s in recipe.steps if s.step == "StaticQuantization"]
-    return data.check(model.example, classes, batch=min(sizes, default=None))
+    samples = data.check(model.example, classes, batch=min(sizes, default=None))
+    samples.refuse_overlap()
+    try_augment(samples)
+    try_score(model, samples, recipe.budget.max_drop)
+    return samples
 
 
 def _reason(run: Run) -> str:
