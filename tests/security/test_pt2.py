@@ -218,12 +218,12 @@ def test_a_crafted_program_runs_nothing_and_is_refused_in_a_sentence(name: str, 
     root, held = h.members(benign)
     attacks(canary)[name](held)
     h.write(path, root, held)
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(SlimlineError) as error:
         sl.load(path)
     assert not canary.exists()
     assert "\n" not in str(error.value) and len(str(error.value)) < 600
-    assert time.perf_counter() - started < 10
+    assert time.process_time() - started < 10
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.pt2"]
 
 
