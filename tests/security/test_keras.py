@@ -71,7 +71,7 @@ def _object(module: str | None, name: str, registered: str | None = None, **inne
 
 
 def _function(module: str, name: str) -> Any:
-    return _layer("first", activation=dict(module=module, class_name="function", config=name, registered_name=name))
+    return _layer("first", activation={"module": module, "class_name": "function", "config": name, "registered_name": name})
 
 
 def _h5(change: Callable[[Any], Any]) -> Any:
@@ -138,7 +138,7 @@ def attacks(canary: Path) -> dict[str, Any]:
         "function builtins": _function("builtins", "get_file"),
         "function path": _function("keras.src.utils.file_utils", "get_file"),
         "initializer function": _layer(
-            "first", kernel_initializer=dict(module="keras.utils", class_name="function", config="get_file")
+            "first", kernel_initializer={"module": "keras.utils", "class_name": "function", "config": "get_file"}
         ),
         "saved model": _object("keras.layers", "TFSMLayer", filepath="/tmp/x"),
         "torch": _object("keras.layers", "TorchModuleWrapper", data={"class_name": "__bytes__"}),
