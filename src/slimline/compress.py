@@ -16,6 +16,7 @@ from slimline.console import telling
 from slimline.data import Data
 from slimline.errors import SlimlineError, unknown
 from slimline.frameworks.base import adapter, adapter_for
+from slimline.graph.quantization import Quantization
 from slimline.model import Model
 from slimline.parted import PartedModel
 from slimline.pipeline import due, original_key, saved, work
@@ -99,7 +100,21 @@ def _checked(model: Model) -> Model:
         meant = np.isinf(array) if array.ndim == 0 else np.isneginf(array)
         if name in model.graph.trainable or not (np.isfinite(array) | meant).all():
             raise SlimlineError(f"The weights {name} hold NaN or infinity: train or load the model anew.")
+    if model.quantization is not None:
+        _check_grids(model, model.quantization)
     return model
+
+
+def _check_grids(model: Model, quantization: Quantization) -> None:
+    for grids in (quantization.activations, quantization.weights):
+        for name, grid in grids.items():
+            if name not in model.graph.values:
+                raise unknown("value with an integer grid called", name, model.graph.values)
+            shape, counts = model.graph.values[name].shape, {len(grid.scale), len(grid.zero_point)}
+            fits = counts == {1} if grid.axis is None else -len(shape) <= grid.axis < len(shape)
+            fits = fits and (grid.axis is None or counts == {shape[grid.axis]})
+            if not fits or grid.low >= grid.high or not all(np.isfinite(s) and s > 0 for s in grid.scale):
+                raise SlimlineError(f"The integer grid of {name} does not fit it: quantize the model again.")
 
 
 M = TypeVar("M", Model, PartedModel)

@@ -10,12 +10,24 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    UnsupportedFakeTensorException,
+    UnsupportedOperatorException,
+)
 
 from slimline.frameworks.base import Array
 from slimline.frameworks.torch.native import Native, tensors, to_tensors
 from slimline.strictjson import Malformed
 
+_UNKNOWN = (
+    DynamicOutputShapeException,
+    DataDependentOutputException,
+    UnsupportedFakeTensorException,
+    UnsupportedOperatorException,
+)
 FREE_BYTES, RATIO, COUNT = 256 << 20, 256, 2**62
 """A value may take so many bytes, or so many times those of weights and inputs if that is more."""
 
@@ -31,13 +43,21 @@ def rehearse(native: Native, example: Sequence[Array]) -> None:
     if len(inputs) != len(native.graph.find_nodes(op="placeholder")):
         raise Malformed(f"takes {len(native.graph.find_nodes(op='placeholder'))} inputs and has {len(inputs)} examples")
     stored = [*tensors(native).values(), *inputs]
-    limit = max(FREE_BYTES, RATIO * sum(t.numel() * t.element_size() for t in stored))
+    limit = max(_UNKNOWN = (
+    DynamicOutputShapeException,
+    DataDependentOutputException,
+    UnsupportedFakeTensorException,
+    UnsupportedOperatorException,
+)
+FREE_BYTES, RATIO * sum(t.numel() * t.element_size() for t in stored))
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     try:
         with _quiet(), mode, torch.no_grad():
             _Rehearsal(native, limit).run(*map(mode.from_tensor, inputs))
     except Malformed as reason:  # fx has written where it happened behind the sentence
         raise Malformed(str(reason).splitlines()[0]) from reason
+    except _UNKNOWN:  # sizes that the numbers decide: from here on only a real run can tell
+        return
     except Exception as reason:  # shape functions of torch raise whatever they like
         first = (str(reason).strip().splitlines() or [type(reason).__name__])[0]
         raise Malformed(f"does not run on its example inputs ({first[:200]})") from reason
