@@ -101,7 +101,7 @@ def test_a_multiple_with_which_nothing_would_go_is_left_out():
         assert sl.plan(model, step.model_copy(update={"round_to": most})).parameters < model.graph.size
 
 
-def test_the_choice_is_made_once_and_recorded(model, monkeypatch, tmp_path):
+def test_the_choice_is_made_once_and_recorded(model, monkeypatch):
     calls = []
 
     def measured(target, layers):
