@@ -25,6 +25,7 @@ from slimline.model import Model
 from slimline.recipe import Budget, ChannelPruning, Recipe, StaticQuantization
 from slimline.recovery import Progress
 from slimline.runtimes.base import runtime
+from slimline.runtimes.gate import lower
 from slimline.steps import Context, Decide, Tell, perform
 
 if TYPE_CHECKING:
@@ -209,9 +210,9 @@ class Trials:
         recipe, folder = rung.recipe, Path(self._folder.name)
         if self._baseline is None:
             self._baseline = folder / f"baseline{self.runtime.suffix}"
-            self.runtime.lower(self.original, self._baseline)
+            lower(self.runtime, self.original, self._baseline, quick=True)
         path = folder / f"trial{self.runtime.suffix}"
-        self.runtime.lower(model, path)
+        lower(self.runtime, model, path, quick=True)
         latency: dict[int, Part] = {}
         if recipe.budget.max_latency is not None:
             split = self.data.split("calibration")
@@ -247,12 +248,17 @@ class Trials:
 
 
 def decided(
-    decide: Decide, rungs: tuple[Rung, ...], start: int, original: Model, data: Data, recipe: Recipe, tell: Tell | None
+    decide: Decide,
+    rungs: tuple[Rung, ...],
+    start: int,
+    subject: Callable[[], tuple[Model, Data]],
+    recipe: Recipe,
+    tell: Tell | None,
 ) -> Fit:
-    """`fit` by `Trials`, asked once in the life of a run."""
+    """`fit` by `Trials` of the model and the data that `subject` gives, asked once in the life of a run."""
 
     def ask() -> dict[str, Any]:
-        with Trials(original, data, recipe) as trials:
+        with Trials(*subject(), recipe) as trials:
             return fit(rungs, start, recipe.budget, str(recipe.target), trials, tell).record()
 
     return Fit.of(decide("fit", ask))

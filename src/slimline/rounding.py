@@ -69,15 +69,17 @@ def settled(
 
     Parameters
     ----------
-    decide : keeps the choice once it is made (`slimline.steps.Context.decide`): what a clock decides is decided once.
+    decide : keeps the choice once it is made (see `slimline.steps.Context`), as a clock makes it.
     """
     if step.round_to != "auto":
         return step, None
 
-    def ask() -> dict[str, Any]:
+    def timed() -> dict[str, Any]:
         return choose(Units(graph), step, target).record()
 
-    record = ask() if decide is None else decide("rounding", ask)
+    record = timed() if decide is None else decide("rounding", timed)
+    if type(record.get("multiple")) is not int or record["multiple"] not in MULTIPLES:
+        raise SlimlineError("The rounding that the run decided on is damaged: start a new run in another directory.")
     return step.model_copy(update={"round_to": record["multiple"]}), record
 
 

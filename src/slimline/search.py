@@ -175,7 +175,7 @@ class _Attempts(Generic[R]):
 class Selection:
     """What artifacts lose against the original's on the selection samples, run by the runtime itself."""
 
-    def __init__(self, data: Data, recipe: Recipe, baseline: Path) -> None:
+    def __init__(self, data: Callable[[], Data], recipe: Recipe, baseline: Path) -> None:
         self.data, self.recipe, self.baseline = data, recipe, baseline
         self._reference: Any = None
 
@@ -183,14 +183,15 @@ class Selection:
         """Mean score of the original less that of `artifact`; None where there are no such samples."""
         from slimline.measure import outputs, score
 
-        if not self.data.has("selection"):
+        data = self.data()
+        if not data.has("selection"):
             return None
-        split = self.data.split("selection")
+        split = data.split("selection")
         batch = max(self.recipe.batch_sizes)
         if self._reference is None:
             self._reference = outputs(self.baseline, split.inputs, batch, self.recipe.threads)
         answers = (self._reference, outputs(artifact, split.inputs, batch, self.recipe.threads))
         before, after = (
-            score(answer, split.labels, reference=self._reference, metric=self.data.metric)[1] for answer in answers
+            score(answer, split.labels, reference=self._reference, metric=data.metric)[1] for answer in answers
         )
         return float(before.mean() - after.mean())

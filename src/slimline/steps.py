@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -232,3 +232,14 @@ _DO: dict[type[Step], Callable[[Any, Model, Context], Done]] = {
     SparseTraining: _train_sparse,
     StaticQuantization: _quantize,
 }
+
+
+def neighbours(steps: Sequence[Step], position: int) -> dict[str, Any]:
+    """The fields of `Context` that are the steps around the one at `position`, where they work together."""
+    before = steps[position - 1] if position else None
+    following = steps[position + 1] if position + 1 < len(steps) else None
+    return {
+        "recovery": following if isinstance(following, Distillation) else None,
+        "pruning": before if isinstance(before, SparsePruning) and before.trains else None,
+        "removal": following if isinstance(following, ChannelPruning) else None,
+    }

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from slimline.measure.accuracy import agreement, correct, outputs, score
     from slimline.measure.certificate import Certificate, certify
+    from slimline.measure.figures import Figures, Latency
     from slimline.measure.latency import Speedup, latency_part, measure_latency, speedup
     from slimline.measure.limits import Cost, Limit, Part, Trial
     from slimline.measure.parity import Parity
     from slimline.measure.process import Worker
-    from slimline.measure.results import Figures, Latency, LayerRow, LayerState, Report, environment
+    from slimline.measure.results import LayerRow, LayerState, Report, environment
     from slimline.measure.size import Memory, file_bytes, measure_memory
 
 _HOMES = {
@@ -35,8 +36,8 @@ _HOMES = {
     "Trial": "limits",
     "Parity": "parity",
     "Worker": "process",
-    "Figures": "results",
-    "Latency": "results",
+    "Figures": "figures",
+    "Latency": "figures",
     "LayerRow": "results",
     "LayerState": "results",
     "Report": "results",

@@ -14,15 +14,14 @@ from time import monotonic
 import numpy as np
 
 from slimline.errors import SlimlineError
+from slimline.measure.figures import Latency
 from slimline.measure.limits import Part
 from slimline.measure.process import Timing, Worker, save, tile
-from slimline.measure.results import Latency
 
 _log = logging.getLogger(__name__)
 
 _SHORTEST_SAMPLE = 1e-3  # seconds; shorter ones measure the clock and the loop
 _CACHES_MATTER = 0.05  # seconds; a longer run fills its caches on its own account
-_BUSY = 0.1  # part of the time; a warning is due
 _WARM_UP = 0.1  # seconds, and at least three runs
 
 
@@ -82,7 +81,7 @@ def measure_latency(
             for name in workers:
                 found[name][batch] = latency = _latency(timings[name])
                 _log.info("%s, batch %d: %.3f ms (%d samples)", name, batch, latency.median_ms, rounds)
-                if latency.waited is not None and latency.waited > _BUSY:
+                if latency.waited is not None and latency.busy:
                     _log.warning(
                         "The machine is busy: %s waited for a core %.0f %% of the time.", name, 100 * latency.waited
                     )
@@ -90,7 +89,8 @@ def measure_latency(
 
 
 def _latency(timings: Sequence[Timing]) -> Latency:
-    seconds = np.concatenate([t.seconds for t in timings])
+    # The two clocks may disagree by a hair, and no run takes less than no time.
+    seconds = np.maximum(np.concatenate([t.seconds for t in timings]), 0.0)
     waits = [w for t in timings if t.waited is not None for w in t.waited]
     waited = sum(waits) / (sum(waits) + float(seconds.sum())) if waits else None
     return Latency.of((1e3 * seconds).tolist(), waited)

@@ -48,6 +48,10 @@ class OrtSession:
         result: Array = self.session.run([self.output], dict(zip(self.names, inputs, strict=True)))[0]
         return result
 
+    def outputs(self, inputs: tuple[Array, ...]) -> tuple[Array, ...]:
+        """All outputs for `inputs`."""
+        return tuple(self.session.run(None, dict(zip(self.names, inputs, strict=True))))
+
 
 class OnnxRuntime:
     """The target ``onnxruntime``."""
@@ -198,11 +202,12 @@ def _to_onnx(native: Any, example: tuple[Array, ...]) -> bytes:
     import torch
 
     from slimline.frameworks.torch.native import export
+    from slimline.frameworks.torch.whole import whole
     from slimline.runtimes.onnx_graph import rewrite, translations
 
     program = export(native, example)
     try:
-        with _quiet(), torch.no_grad():
+        with _quiet(), whole(), torch.no_grad():
             made = torch.onnx.export(program, dynamo=True, verbose=False, custom_translation_table=translations())
     except torch.onnx.errors.OnnxExporterError as error:
         missing = re.findall(r"No ONNX function found for <OpOverload\(op='([\w.]+)'", str(error))
