@@ -17,11 +17,21 @@ from slimline.model import Model
 from slimline.parted import PartedModel
 from slimline.plans import plan
 from slimline.precheck import check
-from slimline.recipe import Budget, ChannelPruning, Distillation, Recipe, SparsePruning, Step, load_recipe
+from slimline.recipe import (
+    Budget,
+    ChannelPruning,
+    Distillation,
+    Recipe,
+    SparsePruning,
+    StaticQuantization,
+    Step,
+    load_recipe,
+)
 from slimline.recipe.recipe import check_order
 from slimline.recovery import Progress
 from slimline.runtimes.base import Runtime, runtime, usual
 from slimline.steps import Context, Tell, perform
+from slimline.teacher import fingerprint, teacher_for
 
 if TYPE_CHECKING:
     from slimline.measure.results import Report
@@ -108,6 +118,7 @@ def apply(
     target: str | None = None,
     seed: int = 0,
     progress: Tell | None = None,
+    teacher: Any = None,
 ) -> M:
     """A new model to which the steps were done, one after the other; `model` stays as it is.
 
@@ -115,22 +126,34 @@ def apply(
     ----------
     data : needed by recovery, quantization and gradient criteria.
     target : the runtime that quantization is for; the framework's usual one by default.
+    teacher : what training learns from, anything `load` takes; by default the uncompressed model that `model` was made
+        of, also by earlier calls. A model that was saved and loaded does not know it any more.
     """
     wanted = (steps,) if isinstance(steps, Step) else tuple(steps)
     if isinstance(model, PartedModel):
+        if teacher is not None:
+            raise SlimlineError("A model by parts is not trained here: drop teacher=, and train its native module.")
         return parted.apply(model, wanted, seed)
-    check_order(wanted, [str(h.get("step")) for h in model.history])
+    _check_order(wanted, model, teacher)
     if data is not None:
         data = data.check(model.example)
     if len(wanted) > 1:
         check(wanted, model)
-    original = model
+    tutor = teacher_for(model, teacher, wanted)
     for position, step in enumerate(wanted):
         context = Context(
-            original, data, target or usual(model.framework), seed, tell=progress, **_neighbours(wanted, position)
+            tutor, data, target or usual(model.framework), seed, tell=progress, **_neighbours(wanted, position)
         )
         model = perform(step, model, context).model
     return model
+
+
+def _check_order(steps: Sequence[Step], model: Model, teacher: Any) -> None:
+    """Refuse an order that has no meaning after what was done to `model`."""
+    done = [str(entry.get("step")) for entry in model.history]
+    if model.quantization is not None and StaticQuantization.__name__ not in done:
+        done.append(StaticQuantization.__name__)
+    check_order(steps, done, follows=bool(done) or teacher is not None)
 
 
 def _neighbours(steps: Sequence[Step], position: int) -> dict[str, Any]:
@@ -190,6 +213,7 @@ def compress(
     progress: Tell | None = None,
     command: list[str] | None = None,
     sources: Mapping[str, Any] | None = None,
+    teacher: Any = None,
 ) -> Run:
     """Compress `model` for the runtime `target`, measure the artifact and certify the accuracy lost.
 
@@ -204,6 +228,8 @@ def compress(
     seed, batch_sizes, threads : replace the recipe's own.
     progress : called as the work goes on.
     command, sources : how it was called, for the report and for `resume`.
+    teacher : what training learns from, anything `load` takes; by default the uncompressed model that `model` was made
+        of, `model` itself where nothing has been done to it.
 
     Raises
     ------
@@ -223,24 +249,39 @@ def compress(
     )
     assert chosen.target is not None
     _runtime(chosen.target, original)
+    _check_order(chosen.steps, original, teacher)
+    tutor = teacher_for(original, teacher, chosen.steps)
     samples = _fitting(original, data, chosen)
     check(chosen.steps, original)
     from slimline.fit import fit
 
-    fingerprint = samples.fingerprint()
-    run = Run.create(Path(output), chosen, command=command, sources=sources, data=fingerprint)
+    run = Run.create(
+        Path(output),
+        chosen,
+        command=command,
+        sources=sources,
+        data=samples.fingerprint(),
+        teacher=None if tutor is None or tutor is original else fingerprint(tutor),
+    )
     with run:
         run.recipe = fit(original, samples, chosen, progress)
         run.write("recipe.yaml", run.recipe.dump().encode())
-        return _work(run, original, samples, progress)
+        return _work(run, original, samples, progress, lambda: tutor)
 
 
-def resume(path: str | Path, model: Any = None, data: Data | None = None, progress: Tell | None = None) -> Run:
+def resume(
+    path: str | Path,
+    model: Any = None,
+    data: Data | None = None,
+    progress: Tell | None = None,
+    *,
+    teacher: Any = None,
+) -> Run:
     """Go on with a run that was stopped or killed; one that is finished is returned as it is.
 
     Parameters
     ----------
-    model, data : needed where the run was started from Python with objects; else they are loaded again.
+    model, data, teacher : needed where the run was started from Python with objects; else they are loaded again.
     """
     with Run.open(path) as run:
         if (run.path / "report.html").is_file() and run.done("report"):
@@ -260,7 +301,27 @@ def resume(path: str | Path, model: Any = None, data: Data | None = None, progre
 
             run.recipe = fit(original, samples, run.recipe, progress)
             run.write("recipe.yaml", run.recipe.dump().encode())
-        return _work(run, original, samples, progress)
+
+        def tutor() -> Model | None:
+            if teacher is None and original.origin is None:
+                return teacher_for(original, _again(run, "teacher"), run.recipe.steps)
+            return teacher_for(original, teacher, run.recipe.steps)
+
+        return _work(run, original, samples, progress, tutor)
+
+
+def _teacher(run: Run, original: Model, give: Callable[[], Model | None]) -> Model | None:
+    """What the training of a run learns from: from a stage of its own where it is not the original."""
+    if run.created.get("teacher") is None:
+        return original.uncompressed
+
+    def work(folder: Path) -> None:
+        found = give()
+        if found is None or fingerprint(found) != run.created["teacher"]:
+            raise SlimlineError(f"{run.path} was started with another teacher: give it with teacher=.")
+        found.save(folder / f"model{found.adapter.suffix}")
+
+    return load(_saved(run.stage("teacher", work)[0]))
 
 
 def _again(run: Run, what: str) -> Any:
@@ -269,7 +330,8 @@ def _again(run: Run, what: str) -> Any:
     sources = run.created.get("sources") or {}
     if what not in sources:
         raise SlimlineError(
-            f"{run.path} was started from Python: go on with slimline.resume({str(run.path)!r}, model, data)."
+            f"{run.path} was started from Python: go on with slimline.resume({str(run.path)!r}, model, data"
+            f"{', teacher=teacher' if what == 'teacher' else ''})."
         )
     return load_again(sources, what)
 
@@ -293,8 +355,11 @@ def _saved(folder: Path) -> Path:
     return next(f for f in sorted(folder.iterdir()) if f.stem == "model" and f.suffix in SUFFIXES)
 
 
-def _work(run: Run, original: Model, data: Data, tell: Tell | None) -> Run:
-    """All stages of a run; those that the journal knows are read back instead of done."""
+def _work(run: Run, original: Model, data: Data, tell: Tell | None, teacher: Callable[[], Model | None]) -> Run:
+    """All stages of a run; those that the journal knows are read back instead of done.
+
+    `teacher` gives what training learns from, where that is not the original.
+    """
     recipe, suffix = run.recipe, original.adapter.suffix
     assert recipe.target is not None
     found = _runtime(recipe.target, original)
@@ -308,6 +373,7 @@ def _work(run: Run, original: Model, data: Data, tell: Tell | None) -> Run:
         model.save(folder / f"model{suffix}")
 
     say(0, "Saving the original")
+    tutor = _teacher(run, original, teacher)
     folder, _ = run.stage("original", lambda f: save(original, f))
     original = load(folder / f"model{suffix}")
     say(1, f"Exporting the original to {recipe.target}")
@@ -327,7 +393,7 @@ def _work(run: Run, original: Model, data: Data, tell: Tell | None) -> Run:
                 return run.decide(f"{name}/{what}", choose)
 
             context = Context(
-                original,
+                tutor,
                 data,
                 str(recipe.target),
                 recipe.seed,

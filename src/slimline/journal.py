@@ -46,7 +46,7 @@ class Run:
     path : the directory.
     recipe : what it does, fully resolved.
     finished : whether all is done.
-    created : the journal's first record: ``version``, ``command``, ``sources``, ``data`` (a fingerprint).
+    created : the journal's first record: ``version``, ``command``, ``sources``, fingerprints ``data``, ``teacher``.
     """
 
     def __init__(self, path: Path, records: list[Record], lock: int | None) -> None:
@@ -67,6 +67,7 @@ class Run:
         command: list[str] | None = None,
         sources: Mapping[str, Any] | None = None,
         data: str | None = None,
+        teacher: str | None = None,
     ) -> Run:
         """Start a run in a new or empty directory, all or nothing.
 
@@ -75,6 +76,7 @@ class Run:
         command : the words that reproduce it.
         sources : JSON records from which model and data can be loaded again (`slimline.sources`).
         data : `slimline.Data.fingerprint`, so that other data is refused when the run goes on.
+        teacher : `slimline.teacher.fingerprint` of the teacher, where it is not the model that is compressed.
         """
         from slimline import __version__
 
@@ -87,7 +89,7 @@ class Run:
             if path.exists() and any(path.iterdir()):
                 raise SlimlineError(f"{path} is not empty: name a new directory.")
             first = {"event": "created", "schema": 1, "version": __version__}
-            first |= {"command": command, "sources": sources, "data": data}
+            first |= {"command": command, "sources": sources, "data": data, "teacher": teacher}
             with atomic_folder(path) as folder:
                 write_synced(folder / RECIPE, recipe.dump().encode())
                 write_synced(folder / JOURNAL, _line(first))
