@@ -101,15 +101,15 @@ def _read_idx(path: Path) -> np.ndarray:
     return np.frombuffer(raw, np.uint8, offset=4 + 4 * len(shape)).reshape(shape)
 
 
-def _augment(axis: int) -> Callable[[tuple[np.ndarray, ...], np.random.Generator], tuple[np.ndarray, ...]]:
-    def augment(inputs: tuple[np.ndarray, ...], rng: np.random.Generator) -> tuple[np.ndarray, ...]:
-        x = np.squeeze(inputs[0], axis)
+def _augment(axis: int) -> Callable[[np.ndarray, np.random.Generator], np.ndarray]:
+    def augment(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        x = np.squeeze(images, axis)
         n, height, width = x.shape
         x = np.where(rng.random(n)[:, None, None] < 0.5, x[:, :, ::-1], x)
         x = np.pad(x, ((0, 0), (2, 2), (2, 2)))
         rows = (rng.integers(0, 5, n)[:, None] + np.arange(height))[:, :, None]
         columns = (rng.integers(0, 5, n)[:, None] + np.arange(width))[:, None, :]
-        return (np.expand_dims(x[np.arange(n)[:, None, None], rows, columns], axis),)
+        return np.expand_dims(x[np.arange(n)[:, None, None], rows, columns], axis)
 
     return augment
 

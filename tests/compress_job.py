@@ -22,7 +22,7 @@ def model(framework: str):
         from slimline.zoo.torch import ResidualCNN
 
         torch.manual_seed(0)
-        return ResidualCNN((8, 16), 1).eval()
+        return ResidualCNN((16, 32), 1).eval()
     from slimline.frameworks.base import adapter
 
     adapter("keras")
@@ -31,7 +31,7 @@ def model(framework: str):
     from slimline.zoo.keras import residual_cnn
 
     keras.utils.set_random_seed(0)
-    return residual_cnn((8, 16), 1, size=8)
+    return residual_cnn((16, 32), 1, size=8)
 
 
 def data(framework: str) -> sl.Data:

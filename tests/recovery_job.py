@@ -18,8 +18,8 @@ from slimline.recovery import recover
 STEP = Distillation(epochs=3, batch_size=32, learning_rate=3e-3, refresh_batches=4)
 
 
-def noise(inputs, rng):
-    return tuple(x + rng.normal(0, 0.02, x.shape).astype(x.dtype) for x in inputs)
+def noise(x, rng):
+    return x + rng.normal(0, 0.02, x.shape).astype(x.dtype)
 
 
 def digits(framework, labels=True, samples=1797, augment=None):

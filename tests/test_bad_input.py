@@ -146,7 +146,7 @@ RECIPE = Recipe(steps=(StaticQuantization(),))
 
 
 def test_an_output_that_is_taken(tmp_path: Path) -> None:
-    from slimline.journal import Run
+    from slimline.run import Run
 
     Run.create(tmp_path / "run", RECIPE).close()
     (tmp_path / "full").mkdir()
@@ -167,7 +167,7 @@ def test_an_output_that_is_taken(tmp_path: Path) -> None:
 
 
 def test_an_output_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from slimline.journal import Run
+    from slimline.run import Run
 
     def refuse(folder: Path, *rest: object, **more: object) -> None:
         raise PermissionError(13, os.strerror(13), str(folder))

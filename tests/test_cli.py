@@ -16,13 +16,14 @@ import yaml
 from rich.console import Console
 
 from slimline import cli
-from slimline.console import Display, bytes_text, figures_table, latency_text
+from slimline.console import Display
 from slimline.datasets import builtin
-from slimline.journal import Run
 from slimline.measure.results import Figures, Latency
 from slimline.recipe import Recipe, StaticQuantization, presets
 from slimline.recovery import Progress
+from slimline.run import Run
 from slimline.sources import DataSource, ModelSource, load_again, load_data, load_weights
+from slimline.tables import bytes_text, figures_table, latency_text
 
 
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[int, str, str]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from slimline.data import Data
 from slimline.datasets import builtin
 from slimline.errors import SlimlineError
-from slimline.splits import Inputs, rebatch
+from slimline.splits import rebatch
 
 
 def samples(n: int, start: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -87,8 +87,8 @@ def test_epochs_differ_and_plain_batches_are_in_order() -> None:
 
 
 def test_only_shuffled_training_batches_are_augmented() -> None:
-    def negate(inputs: Inputs, rng: np.random.Generator) -> Inputs:
-        return (-inputs[0] - rng.random(inputs[0].shape, dtype=np.float32),)
+    def negate(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return -x - rng.random(x.shape, dtype=np.float32)
 
     data = Data(train=samples(50), test=samples(20), augment=negate)
     first, again = (next(data.split("train").batches(8, seed=0))[0][0] for _ in range(2))
@@ -99,8 +99,8 @@ def test_only_shuffled_training_batches_are_augmented() -> None:
 
 
 def test_an_augmentation_that_changes_shapes_is_refused() -> None:
-    data = Data(train=samples(50), augment=lambda inputs, rng: (inputs[0][:, :0],))
-    with pytest.raises(SlimlineError, match="augment must return"):
+    data = Data(train=samples(50), augment=lambda x, rng: x[:, :0])
+    with pytest.raises(SlimlineError, match=r"augment returned shape \(8, 0\) for an array \(8, 1\): return the same"):
         next(data.split("train").batches(8, seed=0))
 
 

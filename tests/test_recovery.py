@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from slimline import recovery
@@ -161,12 +162,45 @@ def test_a_kill_while_the_checkpoint_is_written_leaves_the_one_before(tmp_path, 
     assert [p.name for p in tmp_path.iterdir()] == ["recovery.safetensors"]
 
 
-def test_a_damaged_checkpoint_is_refused(tmp_path):
-    scripted([1] * 6, checkpoint=tmp_path)
+def test_a_damaged_checkpoint_is_noticed_and_the_training_starts_anew(tmp_path, caplog):
+    whole, first = scripted([2, 5, 9, 8, 7, 3], checkpoint=tmp_path)
     path = tmp_path / "recovery.safetensors"
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(SlimlineError, match="is damaged"):
-        scripted([1] * 6, checkpoint=tmp_path)
+    good = path.read_bytes()
+    rng = np.random.default_rng(0)
+    flips = [bytearray(good) for _ in range(12)]
+    for flipped in flips:
+        flipped[int(rng.integers(len(good)))] ^= 1 << int(rng.integers(8))
+    for bad in (good[:-1], b"", b"\xff" * 40, *map(bytes, flips)):
+        path.write_bytes(bad)
+        caplog.clear()
+        again, script = scripted([2, 5, 9, 8, 7, 3], checkpoint=tmp_path)
+        assert "is damaged" in caplog.text
+        assert script.made[0].rates == first.made[0].rates
+        assert [r["score"] for r in again.records] == [r["score"] for r in whole.records]
+
+
+def test_a_full_disk_while_the_checkpoint_is_written_is_one_sentence(tmp_path, monkeypatch):
+    def full(tensors, path, metadata):
+        path.write_bytes(b"half")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recovery, "save_file", full)
+        with pytest.raises(SlimlineError, match=r"cannot be written .*No space left"):
+            scripted([1] * 6, checkpoint=tmp_path)
+    assert not list(tmp_path.iterdir())
+    scripted([1] * 6, checkpoint=tmp_path)
+
+
+def test_a_checkpoint_is_not_written_through_a_link(tmp_path):
+    mine = tmp_path / "mine"
+    mine.write_text("mine")
+    folder = tmp_path / "c"
+    folder.mkdir()
+    (folder / "recovery.partial").symlink_to(mine)
+    scripted([1] * 6, checkpoint=folder)
+    assert mine.read_text() == "mine"
+    assert [p.name for p in folder.iterdir()] == ["recovery.safetensors"]
 
 
 def test_without_training_data_there_is_no_recovery():

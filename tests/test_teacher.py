@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import slimline as sl
-from slimline.journal import Run
-from slimline.recovery import recover
+from slimline.recovery import Progress, recover
 from tests import compress_job
 
 FRAMEWORKS = ("torch", "keras")
@@ -171,24 +170,29 @@ def test_a_run_keeps_its_teacher(model: sl.Model, data: sl.Data, tmp_path: Path,
     expected = weights(sl.apply(pruned, LEARN, data, teacher=teacher))
     np.testing.assert_array_equal(weights(run.model), expected)
 
-    # Killed once before any stage and once after the original was saved.
-    for stages in (0, 2):
-        again = tmp_path / f"again-{stages}"
-        with Run.create(again, run.recipe, data=run.created["data"], teacher=run.created["teacher"]):
-            pass
-        lines = (run.path / "journal.jsonl").read_bytes().splitlines(keepends=True)
-        done = [line for line in lines if json.loads(line)["event"] == "stage"][:stages]
-        assert [json.loads(line)["name"] for line in done] == ["teacher", "original"][:stages]
-        for line in done:
-            for file in json.loads(line)["files"]:
-                (again / file).parent.mkdir(parents=True, exist_ok=True)
-                (again / file).write_bytes((run.path / file).read_bytes())
-        with (again / "journal.jsonl").open("ab") as journal:
-            journal.writelines(done)
-        ended = sl.resume(again, None if stages else pruned, data, teacher=None if stages else teacher)
+    for now in ("Saving the original", "Exporting the original", "Distillation"):
+        again = tmp_path / now
+        with pytest.raises(Killed):
+            sl.compress(pruned, data, output=again, teacher=teacher, progress=killer(now), **settings)
+        if now == "Saving the original":
+            forgotten = pruned if named else sl.load(pruned.save(tmp_path / f"forgotten{model.adapter.suffix}"))
+            with pytest.raises(sl.SlimlineError, match=r"another teacher|teacher=teacher"):
+                sl.resume(again, forgotten, data)
+            ended = sl.resume(again, pruned, data, teacher=teacher)
+        else:
+            ended = sl.resume(again, None, data)
         np.testing.assert_array_equal(weights(ended.model), expected)
-    other_run = tmp_path / "other"
-    Run.create(other_run, run.recipe, data=run.created["data"], teacher=run.created["teacher"]).close()
-    forgotten = pruned if named else sl.load(run.path / f"stages/original/model{model.adapter.suffix}")
-    with pytest.raises(sl.SlimlineError, match=r"another teacher|was started from Python"):
-        sl.resume(other_run, forgotten, data)
+
+
+class Killed(BaseException):
+    """As a signal would, at a known place."""
+
+
+def killer(now: str) -> Callable[[Progress], None]:
+    """Ends the work once it says that it begins with `now`."""
+
+    def tell(progress: Progress) -> None:
+        if str(progress.extra.get("now", "")).startswith(now):
+            raise Killed
+
+    return tell

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from slimline.frameworks.keras.loop import PruningCallback as PruningCallback
     from slimline.frameworks.torch.loop import pruning as pruning
     from slimline.frameworks.torch.prune import to_torch_prune as to_torch_prune
-    from slimline.journal import Run as Run
     from slimline.masks import finalize as finalize
     from slimline.model import Model as Model
     from slimline.parted import PartedModel as PartedModel
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
     from slimline.recipe import SparsePruning as SparsePruning
     from slimline.recipe import SparseTraining as SparseTraining
     from slimline.recipe import StaticQuantization as StaticQuantization
+    from slimline.run import Run as Run
 
 __version__ = "0.1.0"
 
@@ -42,7 +42,7 @@ _HOMES = {
     "slimline.compress": ("apply", "compress", "export", "load", "plan", "resume"),
     "slimline.data": ("Data",),
     "slimline.errors": ("SlimlineError",),
-    "slimline.journal": ("Run",),
+    "slimline.run": ("Run",),
     "slimline.frameworks.keras.loop": ("PruningCallback",),
     "slimline.frameworks.torch.loop": ("pruning",),
     "slimline.frameworks.torch.prune": ("to_torch_prune",),

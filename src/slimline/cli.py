@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
+from slimline.console import Display, Log, PlainConsole, lenient
 from slimline.errors import SlimlineError
 
 if TYPE_CHECKING:
-    from slimline.journal import Run
     from slimline.recipe import Recipe
+    from slimline.run import Run
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -32,7 +30,7 @@ app = typer.Typer(
 )
 recipes_app = typer.Typer(invoke_without_command=True, help="List the recipes that come with slimline, or show one.")
 app.add_typer(recipes_app, name="recipes")
-out, err = Console(), Console(stderr=True)
+out, err = PlainConsole(), PlainConsole(stderr=True)
 
 
 def _loud(verbose: bool) -> None:
@@ -63,7 +61,6 @@ def demo(
     verbose: Verbose = False,
 ) -> None:
     """The whole job on real handwritten digits, without a download."""
-    from slimline.console import Display
     from slimline.demo import run_demo
 
     with Display(err) as display:
@@ -93,7 +90,6 @@ def compress(
     verbose: Verbose = False,
 ) -> None:
     """Compress MODEL within a budget, measure it on its runtime and certify the accuracy lost."""
-    from slimline.console import Display
     from slimline.recipe import Budget, load_recipe
     from slimline.runtimes.base import runtime
     from slimline.sources import DataSource, ModelSource, load_pair
@@ -130,7 +126,7 @@ def compress(
 
     for step in chosen.steps:
         if isinstance(step, SparsePruning):
-            err.print(note(step, chosen.target or usual(loaded.framework)), soft_wrap=True, highlight=False)
+            err.say(note(step, chosen.target or usual(loaded.framework)))
     try:
         with Display(err) as display:
             run = work(
@@ -147,7 +143,7 @@ def compress(
             )
     except KeyboardInterrupt:
         if output.is_dir():
-            err.print(f"Stopped; go on with: slimline resume {shlex.quote(str(output))}", soft_wrap=True)
+            err.say(f"Stopped; go on with: slimline resume {shlex.quote(str(output))}")
         raise
     _show(run)
 
@@ -156,7 +152,6 @@ def compress(
 def resume(run: RunPath, verbose: Verbose = False) -> None:
     """Go on with a run that was stopped or killed."""
     from slimline.compress import resume as work
-    from slimline.console import Display
 
     with Display(err) as display:
         done = work(run, progress=display)
@@ -166,9 +161,25 @@ def resume(run: RunPath, verbose: Verbose = False) -> None:
 @app.command()
 def report(run: RunPath) -> None:
     """Show what a run found, and where its report is."""
-    from slimline.journal import Run
+    from slimline.run import Run
 
     _show(Run.open(run, lock=False))
+
+
+@app.command()
+def verify(run: RunPath) -> None:
+    """Compare every file of a finished run with the hash that the run noted of it."""
+    from slimline.run import Run
+    from slimline.tables import Grid
+
+    opened = Run.open(run, lock=False)
+    differing = opened.verify()
+    if differing:
+        said = "; ".join(map(str, differing))
+        raise SlimlineError(f"{run} is not whole and sound: {said}; slimline resume {run} makes it again where it can.")
+    rows = [(name, digest[:16]) for name, digest in opened.files.items()]
+    out.print(Grid("Files of the run", ("file", "SHA-256"), rows))
+    out.print(f"All {len(opened.files)} files of {run} are as the run left them.", soft_wrap=True)
 
 
 @app.command()
@@ -202,10 +213,10 @@ def measure(
     verbose: Verbose = False,
 ) -> None:
     """Accuracy, size, latency and memory of an artifact on its runtime, alone or against another."""
-    from slimline.console import Display, figures_table
     from slimline.inspection import measure_files
     from slimline.runtimes.base import runtime_for
     from slimline.sources import DataSource
+    from slimline.tables import figures_table
 
     files = ({} if against is None else {"baseline": against}) | {"artifact": artifact}
     source = DataSource(data, seed or 0)
@@ -213,32 +224,32 @@ def measure(
         found = measure_files(files, source, tuple(batch or (1, 32)), threads or 1, max_drop, display)
     out.print(figures_table(found.figures, found.metric, f"On {runtime_for(artifact).name}"))
     if found.certificate is not None:
-        out.print(found.certificate.sentence(), soft_wrap=True, highlight=False)
+        out.say(found.certificate.sentence())
 
 
 @app.command()
 def targets() -> None:
     """List the runtimes that slimline compresses for."""
     from slimline.runtimes.base import names, runtime
+    from slimline.tables import Grid
 
-    table = Table("target", "for", "what", "installed")
-    for name in names():
-        found = runtime(name)
-        table.add_row(name, ", ".join(found.frameworks), escape(found.description), escape(found.available() or "yes"))
-    out.print(table)
+    found = [runtime(name) for name in names()]
+    rows = [(each.name, ", ".join(each.frameworks), each.description, each.available() or "yes") for each in found]
+    out.print(Grid("Runtimes that slimline compresses for", ("target", "for", "what", "installed"), rows))
 
 
 @recipes_app.callback()
 def recipes(context: typer.Context) -> None:
     """List the recipes that come with slimline."""
     from slimline.recipe import presets
+    from slimline.tables import Grid
 
     if context.invoked_subcommand is not None:
         return
-    table = Table("recipe", "steps", "what")
-    for name, recipe in presets().items():
-        table.add_row(name, " → ".join(step.step for step in recipe.steps), recipe.description)
-    out.print(table)
+    rows = [
+        (name, " → ".join(step.step for step in recipe.steps), recipe.description) for name, recipe in presets().items()
+    ]
+    out.print(Grid("Recipes that come with slimline", ("recipe", "steps", "what"), rows))
 
 
 @recipes_app.command()
@@ -260,15 +271,19 @@ def _shape(text: str | None) -> tuple[int, ...] | None:
 
 def _show(run: Run) -> None:
     """The table, the report's path and what the certificate says."""
-    from slimline.console import summary_table
+    from slimline.tables import summary_table
 
     found = run.report
     out.print(summary_table(found))
     for refused in found.refused:
-        out.print(f"[yellow]refused[/] {escape(refused.what)}: {escape(refused.reason)}", soft_wrap=True)
-    out.print(escape(found.certificate.sentence()), soft_wrap=True)
-    out.print(f"Artifact: {escape(str(run.artifact))}", soft_wrap=True, highlight=False)
-    out.print(f"Report: {escape(str(run.path / 'report.html'))}", soft_wrap=True, highlight=False)
+        out.say(f"{refused.what}: {refused.reason}", "refused", "yellow")
+    for notice in found.notices:
+        out.say(f"{notice.what}: {notice.reason}", "notice", "cyan")
+    for warning in found.warnings:
+        out.say(warning, "warning", "bold yellow")
+    out.say(found.certificate.sentence())
+    out.say(f"Artifact: {run.artifact}")
+    out.say(f"Report: {run.path / 'report.html'}")
     missed = list(found.unmet)
     if found.certificate.verdict == "refuted":
         missed.append(f"the drop in {found.certificate.metric} is more than the budget")
@@ -278,9 +293,8 @@ def _show(run: Run) -> None:
 
 def main() -> None:
     """Entry point: a mistake is one line and exit code 2."""
-    from rich.logging import RichHandler
-
-    logging.basicConfig(format="%(message)s", handlers=[RichHandler(console=err, show_path=False, show_time=False)])
+    lenient()
+    logging.basicConfig(format="%(message)s", handlers=[Log(err)])
     warnings.simplefilter("ignore", FutureWarning)  # of the frameworks, about each other
     warnings.simplefilter("ignore", DeprecationWarning)
     try:
@@ -293,5 +307,5 @@ def main() -> None:
         message = "The memory is full: use a smaller batch or fewer samples."
     else:
         return
-    err.print(f"[red]slimline:[/] {escape(message)}", soft_wrap=True, highlight=False)
+    err.say(message.replace("\n", " "), "slimline:", "red")
     sys.exit(2)

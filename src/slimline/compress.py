@@ -2,39 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import numpy as np
 
 from slimline import parted
+from slimline.console import telling
 from slimline.data import Data
 from slimline.errors import SlimlineError, unknown
 from slimline.frameworks.base import adapter, adapter_for
-from slimline.journal import Run
 from slimline.model import Model
 from slimline.parted import PartedModel
+from slimline.pipeline import due, original_key, saved, work
 from slimline.plans import plan
 from slimline.precheck import check
-from slimline.recipe import (
-    Budget,
-    ChannelPruning,
-    Distillation,
-    Recipe,
-    SparsePruning,
-    StaticQuantization,
-    Step,
-    load_recipe,
-)
+from slimline.recipe import Budget, Recipe, StaticQuantization, Step, load_recipe
 from slimline.recipe.recipe import check_order
-from slimline.recovery import Progress
+from slimline.run import Run
 from slimline.runtimes.base import Runtime, runtime, usual
-from slimline.steps import Context, Tell, perform
+from slimline.runtimes.gate import lower
+from slimline.steps import Context, Tell, neighbours, perform
 from slimline.teacher import fingerprint, teacher_for
 
 if TYPE_CHECKING:
-    from slimline.measure.results import Report
+    pass
 
 __all__ = ["apply", "compress", "export", "load", "plan", "resume"]
 
@@ -78,6 +73,8 @@ def load(
     given = None
     if example_inputs is not None:
         many = example_inputs if isinstance(example_inputs, tuple | list) else (example_inputs,)
+        if any(isinstance(x, np.ma.MaskedArray) for x in many):
+            raise SlimlineError("The example inputs are masked arrays, whose holes no model sees: fill them first.")
         given = tuple(np.asarray(x) for x in many)
     if isinstance(source, str | Path):
         path = Path(source)
@@ -117,7 +114,7 @@ def apply(
     *,
     target: str | None = None,
     seed: int = 0,
-    progress: Tell | None = None,
+    progress: Tell | bool | None = None,
     teacher: Any = None,
 ) -> M:
     """A new model to which the steps were done, one after the other; `model` stays as it is.
@@ -126,6 +123,7 @@ def apply(
     ----------
     data : needed by recovery, quantization and gradient criteria.
     target : the runtime that quantization is for; the framework's usual one by default.
+    progress : as of `compress`.
     teacher : what training learns from, anything `load` takes; by default the uncompressed model that `model` was made
         of, also by earlier calls. A model that was saved and loaded does not know it any more.
     """
@@ -140,11 +138,12 @@ def apply(
     if len(wanted) > 1:
         check(wanted, model)
     tutor = teacher_for(model, teacher, wanted)
-    for position, step in enumerate(wanted):
-        context = Context(
-            tutor, data, target or usual(model.framework), seed, tell=progress, **_neighbours(wanted, position)
-        )
-        model = perform(step, model, context).model
+    with telling(progress) as tell:
+        for position, step in enumerate(wanted):
+            context = Context(
+                tutor, data, target or usual(model.framework), seed, tell=tell, **neighbours(wanted, position)
+            )
+            model = perform(step, model, context).model
     return model
 
 
@@ -154,17 +153,6 @@ def _check_order(steps: Sequence[Step], model: Model, teacher: Any) -> None:
     if model.quantization is not None and StaticQuantization.__name__ not in done:
         done.append(StaticQuantization.__name__)
     check_order(steps, done, follows=bool(done) or teacher is not None)
-
-
-def _neighbours(steps: Sequence[Step], position: int) -> dict[str, Any]:
-    """The fields of `Context` that are the steps around the one at `position`, where they work together."""
-    before = steps[position - 1] if position else None
-    following = steps[position + 1] if position + 1 < len(steps) else None
-    return {
-        "recovery": following if isinstance(following, Distillation) else None,
-        "pruning": before if isinstance(before, SparsePruning) and before.trains else None,
-        "removal": following if isinstance(following, ChannelPruning) else None,
-    }
 
 
 def export(model: Model, target: str, output: str | Path) -> Path:
@@ -177,14 +165,33 @@ def export(model: Model, target: str, output: str | Path) -> Path:
     Returns
     -------
     Path of the artifact.
+
+    Raises
+    ------
+    SlimlineError
+        If the artifact does not answer as the model does, see `slimline.runtimes.gate`; then nothing is written.
     """
     found = _runtime(target, model)
     path = Path(output)
     if path.suffix != found.suffix:
         path = path / f"model{found.suffix}"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    found.lower(model, path)
+    with _folders(path.parent):
+        lower(found, model, path)
     return path
+
+
+@contextmanager
+def _folders(folder: Path) -> Iterator[None]:
+    """Make a folder and those above it; if what follows fails, those that were made go again."""
+    missing = [f for f in (folder, *folder.parents) if not f.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for made in missing:
+            with suppress(OSError):  # somebody has put something there
+                made.rmdir()
+        raise
 
 
 def _runtime(target: str, model: Model) -> Runtime:
@@ -210,7 +217,7 @@ def compress(
     seed: int | None = None,
     batch_sizes: Sequence[int] | None = None,
     threads: int | None = None,
-    progress: Tell | None = None,
+    progress: Tell | bool | None = None,
     command: list[str] | None = None,
     sources: Mapping[str, Any] | None = None,
     teacher: Any = None,
@@ -226,7 +233,8 @@ def compress(
     recipe : ``"auto"``, a preset's name, a YAML path, steps, or a `Recipe`.
     output : the run directory, new or empty.
     seed, batch_sizes, threads : replace the recipe's own.
-    progress : called as the work goes on.
+    progress : called as the work goes on; True shows bars on stderr, False nothing; by default there are bars where
+        stderr is a terminal.
     command, sources : how it was called, for the report and for `resume`.
     teacher : what training learns from, anything `load` takes; by default the uncompressed model that `model` was made
         of, `model` itself where nothing has been done to it.
@@ -253,75 +261,100 @@ def compress(
     tutor = teacher_for(original, teacher, chosen.steps)
     samples = _fitting(original, data, chosen)
     check(chosen.steps, original)
-    from slimline.fit import fit
-
     run = Run.create(
         Path(output),
         chosen,
         command=command,
         sources=sources,
         data=samples.fingerprint(),
+        model=_weights_of(original),
         teacher=None if tutor is None or tutor is original else fingerprint(tutor),
+        title=_title(model, sources),
     )
-    with run:
-        run.recipe = fit(original, samples, chosen, progress)
-        run.write("recipe.yaml", run.recipe.dump().encode())
-        return _work(run, original, samples, progress, lambda: tutor)
+    with telling(progress) as tell, run:
+        return work(run, original, samples, tell, lambda: tutor)
 
 
 def resume(
     path: str | Path,
     model: Any = None,
     data: Data | None = None,
-    progress: Tell | None = None,
+    progress: Tell | bool | None = None,
     *,
     teacher: Any = None,
 ) -> Run:
-    """Go on with a run that was stopped or killed; one that is finished is returned as it is.
+    """Go on with a run that was stopped or killed; one that is finished and sound is returned as it is.
+
+    Every file is compared with its hash before it is read. What is missing or altered is copied from elsewhere in the
+    run, or made again, and a warning says so. An edited ``recipe.yaml`` is taken over from the first step that it
+    touches. Where packages have other versions than the run was begun with, finished training stays as it is, and
+    whatever is not done, the artifacts and what is measured are made with the present ones.
 
     Parameters
     ----------
     model, data, teacher : needed where the run was started from Python with objects; else they are loaded again.
+    progress : as of `compress`.
+
+    Raises
+    ------
+    SlimlineError
+        For another model or other data than the run was started with, a recipe edited after the end, and what can
+        neither be copied nor made again.
     """
-    with Run.open(path) as run:
-        if (run.path / "report.html").is_file() and run.done("report"):
-            return run
-        if model is not None:
-            original = load(model, None if data is None else data.example())
-        elif run.done("original"):
-            original = load(_saved(run.path / "stages/original"))
-        else:
-            original = _again(run, "model")
+    with telling(progress) as tell, Run.open(path) as run:
+        if run.finished:
+            if not run.restore():
+                run.finish()
+                return run
+            run.reopen()
+        run.read_recipe()
+        if run.decided("fit", run.base) and not due(run)[0]:
+            return work(run, None, None, tell)
+        run.read_versions()
+        original = _original(run, model, data)
         if data is None:
             data = _again(run, "data")(original.adapter.layout)
         samples = _fitting(original, data, run.recipe)
-        run.check_data(samples.fingerprint())
-        if not run.done("original"):
-            from slimline.fit import fit
-
-            run.recipe = fit(original, samples, run.recipe, progress)
-            run.write("recipe.yaml", run.recipe.dump().encode())
+        run.check("data", samples.fingerprint())
+        check(run.wish.steps, original)
 
         def tutor() -> Model | None:
-            if teacher is None and original.origin is None:
-                return teacher_for(original, _again(run, "teacher"), run.recipe.steps)
-            return teacher_for(original, teacher, run.recipe.steps)
+            named = _again(run, "teacher") if teacher is None and original.origin is None else teacher
+            return teacher_for(original, named, run.wish.steps)
 
-        return _work(run, original, samples, progress, tutor)
+        return work(run, original, samples, tell, tutor)
 
 
-def _teacher(run: Run, original: Model, give: Callable[[], Model | None]) -> Model | None:
-    """What the training of a run learns from: from a stage of its own where it is not the original."""
-    if run.created.get("teacher") is None:
-        return original.uncompressed
+def _title(model: Any, sources: Mapping[str, Any] | None) -> str | None:
+    """What a model is called: by its source, its file, or the class or name that its user gave it."""
+    source = dict((sources or {}).get("model") or {}).get("name")
+    if source is not None or isinstance(model, str | Path):
+        text = str(source or model)
+        return text if ":" in text else Path(text).name
+    native = model.native if isinstance(model, Model) else model
+    given = getattr(native, "name", None)
+    if isinstance(given, str) and given:
+        return given
+    return None if isinstance(model, Model) else type(native).__name__
 
-    def work(folder: Path) -> None:
-        found = give()
-        if found is None or fingerprint(found) != run.created["teacher"]:
-            raise SlimlineError(f"{run.path} was started with another teacher: give it with teacher=.")
-        found.save(folder / f"model{found.adapter.suffix}")
 
-    return load(_saved(run.stage("teacher", work)[0]))
+def _original(run: Run, model: Any, data: Data | None) -> Model:
+    """The model that a run compresses: as the user gives it, as the run keeps it, or loaded again."""
+    if model is None and not run.due("original", original_key(run)):
+        return load(saved(run, "original"))
+    example = None if data is None else data.example()
+    original = _again(run, "model") if model is None else load(model, example)
+    run.check("model", _weights_of(original))
+    return original
+
+
+def _weights_of(model: Model) -> str:
+    """A hash of a model's stored tensors in their order; names differ from one process to the next."""
+    digest = hashlib.sha256()
+    for array in model.parameters().values():
+        digest.update(f"{array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 def _again(run: Run, what: str) -> Any:
@@ -331,7 +364,8 @@ def _again(run: Run, what: str) -> Any:
     if what not in sources:
         raise SlimlineError(
             f"{run.path} was started from Python: go on with slimline.resume({str(run.path)!r}, model, data"
-            f"{', teacher=teacher' if what == 'teacher' else ''})."
+            f"{', teacher=teacher' if run.created.get('teacher') else ''})"
+            f"{_reason(run)}."
         )
     return load_again(sources, what)
 
@@ -351,98 +385,7 @@ def _fitting(model: Model, data: Data, recipe: Recipe) -> Data:
     return data.check(model.example, classes, batch=min(sizes, default=None))
 
 
-def _saved(folder: Path) -> Path:
-    return next(f for f in sorted(folder.iterdir()) if f.stem == "model" and f.suffix in SUFFIXES)
-
-
-def _work(run: Run, original: Model, data: Data, tell: Tell | None, teacher: Callable[[], Model | None]) -> Run:
-    """All stages of a run; those that the journal knows are read back instead of done.
-
-    `teacher` gives what training learns from, where that is not the original.
-    """
-    recipe, suffix = run.recipe, original.adapter.suffix
-    assert recipe.target is not None
-    found = _runtime(recipe.target, original)
-    total = len(recipe.steps) + 4
-
-    def say(done: int, what: str) -> None:
-        if tell is not None:
-            tell(Progress("Compressing", done, total, {"now": what}))
-
-    def save(model: Model, folder: Path) -> None:
-        model.save(folder / f"model{suffix}")
-
-    say(0, "Saving the original")
-    tutor = _teacher(run, original, teacher)
-    folder, _ = run.stage("original", lambda f: save(original, f))
-    original = load(folder / f"model{suffix}")
-    say(1, f"Exporting the original to {recipe.target}")
-    baseline, _ = run.stage("baseline", lambda f: found.lower(original, f / f"model{found.suffix}"))
-
-    model, records = original, []
-    for position, step in enumerate(recipe.steps):
-        name = f"{position + 1:02d}-{step.step}"
-        say(2 + position, step.step)
-        current = model
-
-        def work(folder: Path, name: str = name, step: Step = step, model: Model = current, at: int = position) -> Any:
-            scratch = run.scratch(name)
-            beside = _neighbours(recipe.steps, at)
-
-            def decide(what: str, choose: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-                return run.decide(f"{name}/{what}", choose)
-
-            context = Context(
-                tutor,
-                data,
-                str(recipe.target),
-                recipe.seed,
-                checkpoint=scratch,
-                tell=tell,
-                decide=decide,
-                **beside,
-            )
-            done = perform(step, model, context)
-            save(done.model, folder)
-            return done.record
-
-        folder, record = run.stage(name, work)
-        records.append(record)
-        model = load(folder / f"model{suffix}")
-
-    say(total - 2, f"Exporting to {recipe.target}")
-    small, _ = run.stage("artifact", lambda f: found.lower(model, f / f"model{found.suffix}"), place=str(recipe.target))
-    run.write(f"model{suffix}", (folder / f"model{suffix}").read_bytes())
-    say(total - 1, "Measuring on the runtime")
-    run.stage(
-        "report",
-        lambda f: _report(run, f, (original, baseline), (model, small), data, records, tell),
-        place="stages/report",
-    )
-    for file in sorted((run.path / "stages/report").iterdir()):
-        run.write(file.name, file.read_bytes())
-    run.finish()
-    say(total, "Done")
-    return run
-
-
-def _report(
-    run: Run,
-    folder: Path,
-    before: tuple[Model, Path],
-    after: tuple[Model, Path],
-    data: Data,
-    records: Sequence[Mapping[str, Any]],
-    tell: Tell | None,
-) -> None:
-    """Measure, certify, and write ``report.json``, ``environment.json`` and ``report.html``."""
-    import json
-
-    from slimline.examine import examine
-    from slimline.report import render
-
-    report: Report = examine(run, before, after, data, records, tell)
-    text = report.to_json()
-    (folder / "report.json").write_text(text, "utf-8")
-    (folder / "environment.json").write_text(json.dumps(report.environment, indent=2) + "\n", "utf-8")
-    render(json.loads(text), folder / "report.html")
+def _reason(run: Run) -> str:
+    """Why the first stage that is to be done again is, where it was done before."""
+    name, why = due(run)
+    return f" (stage {name}: {why})" if name and run.done(name) else ""

@@ -11,14 +11,16 @@ import copy
 import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
+from slimline import repeats
+from slimline.arrays import Array, is_array
 from slimline.errors import SlimlineError, unknown
+from slimline.measure.certificate import check_range
 from slimline.splits import (
-    Array,
     Augment,
     Batch,
     Inputs,
@@ -27,7 +29,7 @@ from slimline.splits import (
     Stream,
     as_batch,
     concatenate,
-    is_array,
+    reading,
     specs_of,
 )
 
@@ -36,6 +38,8 @@ log = logging.getLogger(__name__)
 Role = Literal["train", "calibration", "selection", "certification"]
 ROLES = ("train", "calibration", "selection", "certification")
 Metric = Callable[[Array, Array | None], Array]
+Overlap = Literal["refuse", "drop", "allow"]
+OVERLAPS = ("refuse", "drop", "allow")
 
 CALIBRATION = 512
 SELECTION = 5000
@@ -52,8 +56,17 @@ class Data:
         Test samples certify. Selection defaults to a tenth of train, at most 5,000, which are then not trained
         on; calibration to 512 of train. Without train (or for a streamed train, selection) they are cut from test.
     metric : score of each sample, ``metric(outputs, labels) -> (samples,)``, higher is better; needed where labels
-        are not classes. Default: whether the largest output is the label's.
-    augment : ``augment(inputs, rng) -> inputs``, applied to training batches; a tuple of arrays in and out.
+        are not classes. Default: whether the largest output is the label's. Booleans are right and wrong.
+    metric_range : the lowest and the highest score that the metric can give a sample, ``(0, 1)`` say. Without it a
+        metric that is not boolean is measured, and no drop of it is certified (`docs/certificates.md`).
+    augment : ``augment(x, rng) -> x``, applied to training batches: an array in and out where there is one input, a
+        tuple of arrays where there are several.
+    groups : which samples depend on each other (one speaker, one patient, overlapping windows): a label per test
+        sample, or a dict ``{"test": labels, "train": labels}``. A certificate counts each group once, and no group
+        is divided between splits.
+    overlap : what to do about test samples that are among the train, calibration or selection samples: ``refuse`` to
+        certify, ``drop`` them from the certificate, or ``allow`` them, where equal samples are no copies; copies
+        within the test samples are then counted too, else once.
     seed : of the cuts.
     classes : number of classes, if labels should be checked before a model is known.
 
@@ -74,14 +87,27 @@ class Data:
         selection: Any = None,
         *,
         metric: Metric | None = None,
+        metric_range: tuple[float, float] | None = None,
         augment: Augment | None = None,
+        groups: Any = None,
+        overlap: Overlap = "refuse",
         seed: int = 0,
         classes: int | None = None,
     ) -> None:
+        for what, function in (("metric", metric), ("augment", augment)):
+            if function is not None and not callable(function):
+                raise SlimlineError(f"{what} is a {type(function).__name__}: give a function.")
+        if metric_range is not None and metric is None:
+            raise SlimlineError("metric_range is of a metric of your own: give metric too, or leave it out.")
+        if overlap not in OVERLAPS:
+            raise unknown("way to treat an overlap", str(overlap), OVERLAPS)
         self.metric = metric
+        self.metric_range = None if metric_range is None else check_range(metric_range)
         self.augment = augment
-        self.seed = seed
-        self.classes = classes
+        self.overlap = overlap
+        self.seed = whole(seed, "seed", 0, 2**32)
+        self.classes = None if classes is None else whole(classes, "classes", 1, 2**31)
+        self._groups = _groupings(groups)
         given = {"train": train, "test": test, "calibration": calibration, "selection": selection}
         self._given: dict[str, Split | Stream] = {k: self._read(k, v) for k, v in given.items() if v is not None}
         if not self._given:
@@ -90,6 +116,9 @@ class Data:
             said = ", ".join(f"{name} {len(split.specs)}" for name, split in self._given.items())
             raise SlimlineError(f"The splits have different numbers of inputs ({said}): they must agree.")
         self._splits = self._cut()
+        self.dropped = 0
+        if overlap == "drop":
+            self._drop()
 
     def split(self, name: Role) -> Split | Stream:
         """The samples of a role, with ``.inputs``, ``.labels``, ``len()`` and ``.batches(size, seed, epoch)``."""
@@ -153,21 +182,85 @@ class Data:
 
     def fingerprint(self) -> str:
         """SHA-256 over the arrays and the seed, in hex; of a stream, its length, shapes and dtypes only."""
-        digest = hashlib.sha256(repr((self.seed, self.metric is None, self.augment is None)).encode())
+        facts: tuple[Any, ...] = (self.seed, self.metric is None, self.augment is None)
+        if self.metric_range is not None or self._groups or self.overlap != "refuse":
+            facts += (self.metric_range, self.overlap)
+        digest = hashlib.sha256(repr(facts).encode())
         for name, split in sorted(self._given.items()):
             digest.update(repr((name, len(split), split.specs)).encode())
             if isinstance(split, Split):
                 for array in (*split.source, *(() if split.targets is None else (split.targets,))):
                     digest.update(np.ascontiguousarray(array).data.cast("B"))
+                if split.grouping is not None:
+                    digest.update("\0".join(split.grouping.tolist()).encode())
         return digest.hexdigest()
+
+    def overlaps(self) -> dict[str, int]:
+        """How many certification samples are among the samples of each other role, or in groups that are."""
+        shared = self._shared()
+        return {name: int(rows.sum()) for name, rows in shared.items() if rows.any()}
+
+    def refuse_overlap(self) -> None:
+        """Raise the error that says which test samples were used before, unless the user allowed that."""
+        found = self.overlaps() if self.overlap == "refuse" else {}
+        if found:
+            test = self._splits["certification"]
+            said = " and ".join(f"{count:,} are among the {name} samples" for name, count in found.items())
+            raise SlimlineError(
+                f"Of the {len(test):,} test samples {said} or in their groups, so they prove nothing: take them out, "
+                "or give Data overlap='drop' to leave them out of the certificate, or overlap='allow' if equal samples "
+                "are no copies."
+            )
+
+    def proof(self) -> Proof:
+        """The certification samples as a certificate counts them."""
+        split = self._splits["certification"]
+        assert isinstance(split, Split)
+        index, notes = np.arange(len(split)), []
+        if self.overlap != "allow":
+            index = repeats.originals(split.keys)
+        else:
+            found = self.overlaps()
+            notes += [f"{n:,} of the samples are also among the {role} ones, as allowed." for role, n in found.items()]
+        if self.dropped:
+            notes.append(f"{self.dropped:,} test samples that were used before are left out.")
+        groups = None if split.groups is None else split.groups[index]
+        return Proof(index, groups, len(split) - len(index), split.keys[index], tuple(notes))
+
+    def _shared(self) -> dict[str, Array]:
+        """For every other role the certification samples that occur there too, as a mask."""
+        test = self._splits.get("certification")
+        if not isinstance(test, Split):
+            return {}
+        sources = {k: s for k, s in self._given.items() if k != "test"}
+        shared = {name: np.isin(test.keys, split.keys) for name, split in sources.items()}
+        train = self._given.get("train")
+        if test.groups is not None and isinstance(train, Split) and train.groups is not None:
+            shared["train"] |= np.isin(test.groups, train.groups)
+        return shared
+
+    def _drop(self) -> None:
+        test = self._splits.get("certification")
+        if not isinstance(test, Split):
+            return
+        away = np.any([np.zeros(len(test), bool), *self._shared().values()], axis=0)
+        if away.all():
+            raise SlimlineError("Every test sample is among the others: give test samples that were not used before.")
+        self.dropped = int(away.sum())
+        if self.dropped:
+            log.info("%d test samples that are among the others are left out of the certificate.", self.dropped)
+            self._splits["certification"] = test.take(np.flatnonzero(~away))
 
     def _read(self, name: str, given: Any) -> Split | Stream:
         """One given split, checked; a collection of batches is read into memory unless it is for training."""
         specs: tuple[Spec, ...] = ()
         names: tuple[str, ...] = ()
+        grouping = self._groups.get(name)
         if is_array(given) or isinstance(given, tuple | dict):
             inputs, labels, names = as_batch(given, name)
-            return Split(name, inputs, self._labels(labels, name), names=names)
+            if grouping is not None:
+                grouping = repeats.names(grouping, len(inputs[0]), name)
+            return Split(name, inputs, self._labels(labels, name), names=names, grouping=grouping)
         if not hasattr(given, "__iter__") or isinstance(given, str | bytes):
             raise SlimlineError(
                 f"The {name} data is a {type(given).__name__}: give (x, y), a DataLoader, a tf.data.Dataset or a list "
@@ -175,9 +268,12 @@ class Data:
             )
         if isinstance(given, Iterator):
             raise SlimlineError(f"The {name} data can be read only once: give a list of batches, not a generator.")
+        if grouping is not None:
+            raise SlimlineError(f"Groups need the {name} data as arrays, a label per sample: give {name}=(x, y).")
         parts: list[Batch] = []
+        hashes: list[Array] = []
         count = 0
-        for batch in given:
+        for batch in reading(given, name):
             x, y, names = as_batch(batch, name)
             specs = specs_of(x) if not parts else specs
             if specs_of(x) != specs:
@@ -186,13 +282,16 @@ class Data:
                     "arrays, give a tuple (x, y)."
                 )
             count += len(x[0])
+            if name == "train":
+                hashes.append(repeats.keys(x))
             parts.append((() if name == "train" else x, y))
         if not parts:
             raise SlimlineError(f"The {name} data is empty: give at least one sample.")
         inputs, labels = concatenate(parts)
         labels = self._labels(labels, name)
         if name == "train":
-            return Stream(name, given, self._class_numbers, count, specs, names)
+            seen = np.unique(np.concatenate(hashes))
+            return Stream(name, given, self._class_numbers, count, specs, names, labelled=labels is not None, keys=seen)
         return Split(name, inputs, labels, names=names)
 
     def _class_numbers(self, labels: Array | None) -> Array | None:
@@ -224,27 +323,76 @@ class Data:
             if name in self._given:
                 splits[name] = self._given[name]
         if isinstance(train, Split):
-            order = rng.permutation(len(train))
             held = min(SELECTION, max(1, len(train) // 10)) if "selection" in missing else 0
-            if held >= len(train):
-                raise SlimlineError("The train data has a single sample: give more, or give selection=(x, y) too.")
-            splits["train"] = replace(train, index=np.sort(order[held:]), augment=self.augment)
+            if train.groups is None:
+                order = rng.permutation(len(train))
+                chosen, rest = order[:held], order[held:]
+            elif held:
+                chosen, rest = repeats.divide(len(train), repeats.units(None, train.groups), [held], rng)
+            else:
+                chosen, rest = np.empty(0, int), np.arange(len(train))
+            if not len(rest):
+                what = "a single sample" if train.groups is None else "a single group"
+                raise SlimlineError(f"The train data has {what}: give more, or give selection=(x, y) too.")
+            splits["train"] = replace(train, index=np.sort(rest), augment=self.augment)
             if held:
-                splits["selection"] = replace(train, name="selection", index=np.sort(order[:held]))
+                splits["selection"] = replace(train, name="selection", index=np.sort(chosen))
             if "calibration" in missing:
-                index = np.sort(order[held : held + CALIBRATION])
-                splits["calibration"] = replace(train, name="calibration", index=index)
+                few = rest if train.groups is None else rng.permutation(rest)
+                splits["calibration"] = replace(train, name="calibration", index=np.sort(few[:CALIBRATION]))
         elif isinstance(train, Stream):
             splits["train"] = replace(train, augment=self.augment)
             if "calibration" in missing:
                 inputs, labels = next(train.batches(CALIBRATION))
                 splits["calibration"] = Split("calibration", inputs, labels)
         if isinstance(test, Split):
-            splits |= _from_test(test, [name for name in missing if name not in splits], rng)
+            absent = [name for name in missing if name not in splits]
+            units = repeats.units(None, test.groups)
+            if absent and self.overlap != "allow":
+                together = repeats.units(test.keys, test.groups)
+                # Data of next to no distinct samples, such as zeros, cannot be cut between them.
+                units = units if together is None or len(np.unique(together)) < 10 else together
+            splits |= _from_test(test, absent, units, rng)
         return splits
 
 
-def _from_test(test: Split, missing: Sequence[str], rng: np.random.Generator) -> dict[str, Split]:
+@dataclass(frozen=True)
+class Proof:
+    """The certification samples as a certificate counts them.
+
+    Attributes
+    ----------
+    index : positions in the split of those that count: all but copies of others.
+    groups : of these, a name each, or None.
+    copies : samples left out.
+    keys : of these, hashes of what they are.
+    notes : what a reader of the certificate must know of them.
+    """
+
+    index: Array
+    groups: Array | None
+    copies: int
+    keys: Array
+    notes: tuple[str, ...] = ()
+
+
+def whole(given: object, name: str, least: int, end: int) -> int:
+    """An integer in ``[least, end)``, or the error that says what is wrong."""
+    if isinstance(given, bool) or not isinstance(given, int | np.integer) or not least <= int(given) < end:
+        raise SlimlineError(f"{name} is {given!r}: give a whole number from {least} to {end - 1}.")
+    return int(given)
+
+
+def _groupings(groups: Any) -> dict[str, Any]:
+    """The labels of groups by the name of the data they are of."""
+    given = groups if isinstance(groups, dict) else {} if groups is None else {"test": groups}
+    for name in given:
+        if name not in ("test", "train"):
+            raise unknown("data with groups called", str(name), ("test", "train"))
+    return {name: labels for name, labels in given.items() if labels is not None}
+
+
+def _from_test(test: Split, missing: Sequence[str], units: Array | None, rng: np.random.Generator) -> dict[str, Split]:
     """The certification split, and what is missing besides, cut from the test data."""
     if not missing:
         return {"certification": replace(test, name="certification")}
@@ -254,12 +402,13 @@ def _from_test(test: Split, missing: Sequence[str], rng: np.random.Generator) ->
         raise SlimlineError(
             f"The test data has {len(test)} samples, too few to be cut for {' and '.join(missing)}: give train=(x, y)."
         )
-    order = rng.permutation(len(test))
-    parts: dict[str, Split] = {}
-    start = 0
-    for name, size in [*sizes.items(), ("certification", len(test) - sum(sizes.values()))]:
-        parts[name] = replace(test, name=name, index=np.sort(order[start : start + size]))
-        start += size
+    indices = repeats.divide(len(test), units, list(sizes.values()), rng)
+    if not all(len(index) for index in indices):
+        raise SlimlineError(
+            f"The test data has too few groups to be cut for {' and '.join(missing)}: give train=(x, y)."
+        )
+    names = [*sizes, "certification"]
+    parts = {name: replace(test, name=name, index=index) for name, index in zip(names, indices, strict=True)}
     said = ", ".join(f"{len(part)} for {name}" for name, part in parts.items())
     log.info("The %d test samples are divided, as there is no other data for it: %s.", len(test), said)
     return parts

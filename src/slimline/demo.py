@@ -19,10 +19,10 @@ from slimline.methods.schedules import warmup_cosine
 from slimline.recipe import Budget, ChannelPruning, Distillation, Recipe, StaticQuantization
 from slimline.recovery import Progress
 from slimline.sources import DataSource, ModelSource
-from slimline.splits import Augment, Inputs
+from slimline.splits import Augment
 
 if TYPE_CHECKING:
-    from slimline.journal import Run
+    from slimline.run import Run
 
 RECIPE = Recipe(
     description="Half of all channels, recovered by distillation, then INT8.",
@@ -76,15 +76,14 @@ def shift(layout: Layout) -> Augment:
     """Moves every image by up to one pixel in both directions."""
     first = 2 if layout == "channels_first" else 1
 
-    def moved(inputs: Inputs, rng: np.random.Generator) -> Inputs:
-        (x,) = inputs
+    def moved(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         n, height, width = len(x), x.shape[first], x.shape[first + 1]
         padded = np.pad(x, [(0, 0)] * first + [(1, 1), (1, 1)] + [(0, 0)] * (x.ndim - first - 2))
         padded = np.moveaxis(padded, (first, first + 1), (1, 2))
         down, right = rng.integers(0, 3, (2, n, 1))
         rows, columns = down + np.arange(height), right + np.arange(width)
         picked = padded[np.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]]
-        return (np.ascontiguousarray(np.moveaxis(picked, (1, 2), (first, first + 1))),)
+        return np.ascontiguousarray(np.moveaxis(picked, (1, 2), (first, first + 1)))
 
     return moved
 

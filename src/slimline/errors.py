@@ -8,6 +8,8 @@ import importlib.util
 from collections.abc import Iterable
 from types import ModuleType
 
+_MOST_CHOICES = 12
+
 
 class SlimlineError(Exception):
     """Bad input or an impossible wish, said in one sentence that tells how to mend it.
@@ -16,15 +18,29 @@ class SlimlineError(Exception):
     """
 
 
+class NoExample(SlimlineError):
+    """A model that needs example inputs came without."""
+
+
 class NothingToPrune(SlimlineError):
     """Every axis that a step may prune is frozen."""
 
 
+def raised(error: BaseException) -> str:
+    """What a function of the user's did wrong, in words that follow its name: the kind of error and its first line."""
+    lines = str(error).strip().splitlines()
+    return f"raised {type(error).__name__}" + (f" ({lines[0].rstrip('.:')})" if lines else "")
+
+
 def unknown(what: str, name: str, choices: Iterable[str]) -> SlimlineError:
     """An error for a name that is not among `choices`, with the nearest one suggested."""
-    known = sorted(choices)
+    known = sorted({str(choice) for choice in choices if choice})
     near = difflib.get_close_matches(name, known, 1, 0.4)
-    hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(known)}."
+    if not known:
+        return SlimlineError(f"There is no {what} {name!r}, and nothing to choose from: leave it out.")
+    shown = ", ".join(known[:_MOST_CHOICES])
+    more = f" and {len(known) - _MOST_CHOICES} more" if len(known) > _MOST_CHOICES else ""
+    hint = f"did you mean {near[0]!r}?" if near else f"choose one of {shown}{more}."
     return SlimlineError(f"There is no {what} {name!r}; {hint}")
 
 

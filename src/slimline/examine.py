@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,21 +16,33 @@ from slimline.graph.units import Units
 from slimline.measure import (
     certify,
     file_bytes,
+    latency_part,
     measure_latency,
     measure_memory,
     outputs,
     score,
 )
-from slimline.measure.parity import parity
-from slimline.measure.results import Figures, Frozen, LayerRow, LayerState, Refusal, Report, environment
+from slimline.measure.limits import Cost, Part, Trial, limits
+from slimline.measure.parity import compare
+from slimline.measure.results import (
+    Duration,
+    Epoch,
+    Figures,
+    Frozen,
+    LayerRow,
+    LayerState,
+    Refusal,
+    Report,
+    environment,
+)
+from slimline.measure.rows import busy
 from slimline.model import Model
 from slimline.recovery import Progress
 from slimline.runtimes.base import runtime
 
 if TYPE_CHECKING:
     from slimline.data import Data
-    from slimline.fit import Cost
-    from slimline.journal import Run
+    from slimline.run import Run
     from slimline.steps import Tell
 
 PARITY_ROWS = 256
@@ -42,6 +55,8 @@ def examine(
     data: Data,
     records: Sequence[Mapping[str, Any]],
     tell: Tell | None = None,
+    trials: Sequence[Trial] = (),
+    conflict: str = "",
 ) -> Report:
     """Measure two artifacts and certify the second against the first.
 
@@ -49,7 +64,10 @@ def examine(
     ----------
     before, after : the model and the folder of its artifact.
     records : of the steps in between.
+    trials : what was tried in order to choose how strong they are.
+    conflict : why the limits of the budget could not all be met, or ''.
     """
+    start = monotonic()
     recipe = run.recipe
     suffix = runtime(str(recipe.target)).suffix
     paths = {"original": before[1] / f"model{suffix}", "compressed": after[1] / f"model{suffix}"}
@@ -90,25 +108,40 @@ def examine(
             baseline_memory_bytes=memory.baseline_bytes,
             latency=times[name],
         )
-    spent = _cost(figures["original"], figures["compressed"], max(recipe.batch_sizes))
+    judged = limits(_cost(figures["original"], figures["compressed"], recipe.seed), recipe.budget)
+    unmet = [limit.sentence() for limit in judged if limit.outcome == "missed"]
+    if conflict and certificate.verdict != "certified":
+        unmet.append(conflict)
     refused = [Refusal(what=r["what"], reason=r["reason"]) for record in records for r in record.get("refused", ())]
-    refused += [Refusal(what=str(r.get("step", "the plan")), reason=n) for r in records for n in _notes(r)]
+    notices = [Refusal(what=str(r.get("step", "the plan")), reason=n) for r in records for n in _notes(r)]
+    doubt = busy(figures["original"], figures["compressed"])
     kept_float = {k: v for r in records for k, v in r.get("float_layers", {}).items()}
     named = {r.what for r in refused}
     refused += [Refusal(what=layer, reason=why) for layer, why in kept_float.items() if layer not in named]
     return Report(
         schema=1,
+        run=run.path.name,
+        model=run.created.get("title"),
+        created=run.durations.at,
         target=str(recipe.target),
         original=figures["original"],
         compressed=figures["compressed"],
         certificate=certificate,
         parity=gate,
         refused=tuple(refused),
-        unmet=tuple(spent.missed(recipe.budget)),
+        notices=tuple(notices),
+        warnings=(doubt,) if doubt else (),
+        unmet=tuple(unmet),
+        limits=judged,
+        trials=(*trials, *_undoing(records)),
         frozen=tuple(Frozen(unit=f.name, reason=f.reason) for f in Units(before[0].graph).frozen),
         steps=tuple(_brief(r) for r in records),
         layers=tuple(_layers(before[0], after[0], kept_float)),
-        history=tuple(dict(h) for r in records for h in r.get("history", ())),
+        history=tuple(Epoch.model_validate(h) for r in records for h in r.get("history", ())),
+        durations=tuple(
+            Duration(stage=stage, seconds=seconds)
+            for stage, seconds in {**run.durations.seconds, "measurement": round(monotonic() - start, 3)}.items()
+        ),
         command=tuple(run.created["command"]) if run.created.get("command") else None,
         recipe=recipe.dump(),
         environment=environment(recipe.threads),
@@ -119,9 +152,9 @@ def _gate(model: Model, artifact: Path, data: Data, target: str) -> Any:
     """Artifact and in-framework model on the same real inputs; a float artifact that disagrees is refused."""
     rows = next(data.split("selection" if data.has("selection") else "certification").batches(PARITY_ROWS))[0]
     classes = data.metric is None
-    found = parity(
-        model.predict(*rows),
-        runtime(target).load(artifact).run(rows),
+    found = compare(
+        model.outputs(*rows),
+        runtime(target).load(artifact).outputs(rows),
         integer=model.quantization is not None,
         classes=classes,
     )
@@ -132,14 +165,17 @@ def _gate(model: Model, artifact: Path, data: Data, target: str) -> Any:
     return found
 
 
-def _cost(before: Figures, after: Figures, batch: int) -> Cost:
-    from slimline.fit import Cost
-
+def _cost(before: Figures, after: Figures, seed: int) -> Cost:
     return Cost(
-        after.latency[batch].median_ms / before.latency[batch].median_ms,
-        (after.file_bytes or 0) / max(before.file_bytes or 0, 1),
-        (after.macs or 0) / max(before.macs or 0, 1),
+        latency={batch: latency_part(before.latency[batch], after.latency[batch], seed) for batch in before.latency},
+        size=Part.exact(after.file_bytes or 0, before.file_bytes or 0),
+        macs=Part.exact(after.macs or 0, before.macs or 0),
     )
+
+
+def _undoing(records: Sequence[Mapping[str, Any]]) -> list[Trial]:
+    """What the quantization steps tried before they put layers back to float, or did not."""
+    return [Trial.model_validate(row) for r in records for row in r.get("undoing", {}).get("trials", ())]
 
 
 def _notes(record: Mapping[str, Any]) -> Sequence[str]:
@@ -148,7 +184,10 @@ def _notes(record: Mapping[str, Any]) -> Sequence[str]:
 
 def _brief(record: Mapping[str, Any]) -> dict[str, Any]:
     """A step's record without what the report holds elsewhere."""
-    return {k: v for k, v in record.items() if k not in ("history", "refused")}
+    brief = {k: v for k, v in record.items() if k not in ("history", "refused")}
+    if "undoing" in brief:
+        brief["undoing"] = {k: v for k, v in brief["undoing"].items() if k != "trials"}
+    return brief
 
 
 @dataclasses.dataclass

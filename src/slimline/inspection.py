@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from rich.markup import escape
-from rich.table import Table
 
 from slimline.data import Data
 from slimline.datasets import NAMES
@@ -20,27 +18,24 @@ from slimline.graph.kinds import kind
 from slimline.graph.placement import place
 from slimline.graph.units import Units
 from slimline.measure import certify, file_bytes, measure_latency, measure_memory, outputs, score
-from slimline.measure.results import Figures
+from slimline.measure.figures import Figures
 from slimline.recovery import Progress
 from slimline.runtimes.base import runtime_for, usual
 from slimline.sources import DataSource, load_data
 from slimline.splits import Inputs
+from slimline.tables import Grid
 
 if TYPE_CHECKING:
     from slimline.measure.certificate import Certificate
     from slimline.model import Model
 
 
-def tables(model: Model) -> list[Table]:
+def tables(model: Model) -> list[Grid]:
     """Layers with their cost and whether they can be integer, units that can be pruned, axes that cannot, and why."""
     graph = model.graph
     target = usual(model.framework)
     placed = place(graph, policy=target)
-    layers = Table(
-        title=f"{graph.size:,} parameters, {macs(graph):,} MACs per sample; INT8 on {target}", title_justify="left"
-    )
-    for name in ("layer", "operator", "weight", "parameters", "MACs", "INT8"):
-        layers.add_column(name, justify="right" if name in ("parameters", "MACs") else "left")
+    layers = []
     for node in graph.nodes:
         held = [name for name in node.inputs if name in graph.trainable]
         if not held:
@@ -49,37 +44,46 @@ def tables(model: Model) -> list[Table]:
         layer = node.layer or node.name
         cost = node_macs(node, lambda name: graph.values[name].shape) // graph.batch
         integer = "yes" if node.layer in placed.layers else placed.refused.get(node.layer, "") if cost else ""
-        layers.add_row(
-            escape(layer),
-            escape(node.target or node.kind),
-            " × ".join(map(str, shapes[0])),
-            f"{sum(int(np.prod(shape)) for shape in shapes):,}",
-            f"{cost:,}" if cost else "",
-            escape(integer),
-        )
+        size = sum(int(np.prod(shape)) for shape in shapes)
+        row = (layer, node.target or node.kind, " × ".join(map(str, shapes[0])), f"{size:,}")
+        layers.append((*row, f"{cost:,}" if cost else "", integer))
     solved = Units(graph)
-    columns = ("unit", "axis", "positions", "frozen", "layers that shrink together")
-    units = Table(*columns, title="Can be pruned", title_justify="left")
-    for unit in solved.units:
-        stuck, what = str(unit.frozen or ""), kind(solved, unit)
-        units.add_row(escape(unit.name), what, str(unit.size), stuck, escape(", ".join(unit.layers)))
-    frozen = Table("axis", "size", "reason", title="Cannot be pruned", title_justify="left")
-    for axis in solved.frozen:
-        frozen.add_row(escape(axis.name), str(axis.size), escape(axis.reason))
-    return [layers, units, frozen, *_branches(model)]
+    units = [
+        (unit.name, kind(solved, unit), str(unit.size), str(unit.frozen or ""), ", ".join(unit.layers))
+        for unit in solved.units
+    ]
+    frozen = [(axis.name, str(axis.size), axis.reason) for axis in solved.frozen]
+    return [
+        Grid(
+            f"{graph.size:,} parameters, {macs(graph):,} MACs per sample; INT8 on {target}",
+            ("layer", "operator", "weight", "parameters", "MACs", "INT8"),
+            layers,
+            ("weight", "parameters", "MACs"),
+        ),
+        Grid(
+            "Can be pruned",
+            ("unit", "axis", "positions", "frozen", "layers that shrink together"),
+            units,
+            ("positions", "frozen"),
+        ),
+        Grid("Cannot be pruned", ("axis", "size", "reason"), frozen, ("size",)),
+        *_branches(model),
+    ]
 
 
-def _branches(model: Model) -> list[Table]:
+def _branches(model: Model) -> list[Grid]:
     """The residual blocks that depth pruning can leave out, where there are any."""
     graph = model.graph
-    found = blocks(graph)
-    if not found:
-        return []
-    table = Table("block", "parameters", "layers", title="Can be left out by DepthPruning", title_justify="left")
-    for block in found:
-        held = sum(math.prod(graph.values[name].shape) for name in block.parameters & graph.trainable)
-        table.add_row(escape(block.name), f"{held:,}", escape(", ".join(block.layers)))
-    return [table]
+    rows = [
+        (
+            block.name,
+            f"{sum(math.prod(graph.values[name].shape) for name in block.parameters & graph.trainable):,}",
+            ", ".join(block.layers),
+        )
+        for block in blocks(graph)
+    ]
+    columns = ("block", "parameters", "layers")
+    return [Grid("Can be left out by DepthPruning", columns, rows, ("parameters",))] if rows else []
 
 
 @dataclass(frozen=True)

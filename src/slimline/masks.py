@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
+from slimline import array_files
 from slimline.errors import SlimlineError, unknown
 from slimline.model import Model
 from slimline.recipe.sparse import SparsePruning
+from slimline.strictjson import Malformed
 
 
 def held(model: Model) -> Model:
@@ -41,12 +44,9 @@ def given(step: SparsePruning, shapes: Mapping[str, tuple[int, ...]]) -> dict[st
     """The user's own masks, if they fit the weights of `shapes`."""
     assert step.masks is not None
     if isinstance(step.masks, str):
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-
         try:
-            found = {name: array != 0 for name, array in load_file(step.masks).items()}
-        except (OSError, SafetensorError) as reason:
+            found = {name: array != 0 for name, array in array_files.safetensors(Path(step.masks)).items()}
+        except (OSError, Malformed) as reason:
             raise SlimlineError(f"The masks {step.masks} cannot be read: give a .safetensors file.") from reason
     else:
         found = {name: mask.array() for name, mask in step.masks.items()}

@@ -62,6 +62,10 @@ class Model:
         """The first output for inputs ``(batch, …)``, in inference mode."""
         return self.adapter.predict(self.native, inputs)
 
+    def outputs(self, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
+        """All outputs, in the order of an artifact's, in inference mode."""
+        return self.adapter.outputs(self.native, inputs)
+
     def parameters(self) -> dict[str, np.ndarray]:
         """Every stored tensor by the user's own name."""
         return self.adapter.parameters(self.native)
@@ -87,16 +91,31 @@ class Model:
     def restored(
         cls, adapter: Adapter, native: Any, example: tuple[np.ndarray, ...], metadata: Mapping[str, Any]
     ) -> Model:
-        """The model that `save` wrote, from what the adapter read."""
+        """The model that `save` wrote, from what the adapter read.
+
+        Raises
+        ------
+        SlimlineError : `metadata` that `save` does not write.
+        """
+        history, masks = metadata.get("history", []), metadata.get("masks", {})
         quantization = metadata.get("quantization")
-        return cls(
-            adapter,
-            native,
-            example,
-            tuple(metadata.get("history", ())),
-            None if quantization is None else Quantization.model_validate(quantization),
-            {name: PackedMask.model_validate(mask).array() for name, mask in metadata.get("masks", {}).items()},
-        )
+        plain = isinstance(history, list) and all(isinstance(h, dict) for h in history)
+        plain = plain and all(isinstance(h.get("step"), str) for h in history)
+        if not plain or not isinstance(masks, dict) or not metadata.keys() <= {"history", "masks", "quantization"}:
+            raise SlimlineError("The file's notes of what was done to the model are damaged: save the model again.")
+        try:
+            return cls(
+                adapter,
+                native,
+                example,
+                tuple(history),
+                None if quantization is None else Quantization.model_validate(quantization),
+                {name: PackedMask.model_validate(mask).array() for name, mask in masks.items()},
+            )
+        except ValueError as reason:  # pydantic's are ValueErrors too
+            raise SlimlineError(
+                "The file's notes of grids or masks of the model are damaged: save the model again."
+            ) from reason
 
     def save(self, path: str | Path) -> Path:
         """Write to ``.pt2`` or ``.keras`` without pickle; `slimline.load` reads it back, history included."""

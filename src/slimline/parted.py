@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import safetensors
 import safetensors.numpy
 
+from slimline import array_files, strictjson
 from slimline.errors import NothingToPrune, SlimlineError, unknown
 from slimline.frameworks.base import adapter_for
 from slimline.graph.plan import Plan
@@ -136,9 +136,10 @@ def _open(module: Any, folder: Path) -> PartedModel:
 
     adapter = adapter_for(module)
     try:
-        record = json.loads((folder / MANIFEST).read_text())["parts"]
-        state = safetensors.numpy.load_file(folder / REST)
-    except (OSError, ValueError, KeyError, safetensors.SafetensorError) as reason:
+        record = _manifest(strictjson.parse((folder / MANIFEST).read_bytes()))
+        interfaces = [Interface.from_record(entry) for entry in record]
+        state = array_files.safetensors(folder / REST)
+    except (OSError, ValueError, KeyError, TypeError) as reason:
         raise SlimlineError(f"{folder} is not a folder that a model by parts was saved to: check the path.") from reason
     known = {name for name, _ in module.named_modules() if name}
     parts = {}
@@ -147,10 +148,20 @@ def _open(module: Any, folder: Path) -> PartedModel:
             raise unknown(f"part in a {type(module).__name__}", entry["name"], known)
         native, example, metadata = adapter.open(folder / entry["file"], False)
         parts[entry["name"]] = Model.restored(adapter, native, example, metadata)
-    interfaces = [Interface.from_record(entry) for entry in record]
     whole = put_together(module, interfaces, {name: m.native for name, m in parts.items()})
     load_rest(whole, state)
     return PartedModel(whole, parts)
+
+
+def _manifest(content: Any) -> list[dict[str, Any]]:
+    """The entries of a manifest, whose files lie beside it."""
+    match content:
+        case {"schema": 1, "parts": list(entries)}:
+            for i, entry in enumerate(entries):
+                if not isinstance(entry["name"], str) or entry["file"] != f"part-{i}.pt2":
+                    raise ValueError("an entry that names no part")
+            return entries
+    raise ValueError("no manifest of parts")
 
 
 def plan_parts(model: PartedModel, step: Step, seed: int = 0) -> PartedPlan:

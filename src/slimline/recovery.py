@@ -8,11 +8,11 @@ with one number of threads).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -24,6 +24,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from slimline.atomic import sync, writing
 from slimline.companions import Companion, GradualPruning
 from slimline.errors import SlimlineError
 from slimline.frameworks.base import Array, Batch, Trainer
@@ -340,6 +341,15 @@ def _fingerprint(student: Model, teacher: Model | None, steps: list[dict[str, An
     return hashlib.sha256(json.dumps([steps, seed, samples, models]).encode()).hexdigest()
 
 
+def _sha256(tensors: Mapping[str, Array], metadata: Mapping[str, str]) -> str:
+    """Of all that a checkpoint holds."""
+    digest = hashlib.sha256(json.dumps(dict(metadata), sort_keys=True).encode())
+    for name, array in sorted(tensors.items()):
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
 @dataclass(frozen=True)
 class _Store:
     """One file with the trainer's state, the best state and the records: it is replaced whole or not at all."""
@@ -356,23 +366,38 @@ class _Store:
         if best is not state:
             tensors |= {f"best/{name}": array for name, array in best.items()}
         metadata = {"fingerprint": self.fingerprint, "records": json.dumps(records)}
-        self.folder.mkdir(parents=True, exist_ok=True)
+        metadata["sha256"] = _sha256(tensors, metadata)
         partial = self.path.with_suffix(".partial")
-        save_file(tensors, partial, metadata)
-        with partial.open("rb") as written:
-            os.fsync(written.fileno())
-        partial.replace(self.path)
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            partial.unlink(missing_ok=True)  # whatever it is: nothing is written through a link
+            try:
+                save_file(tensors, partial, metadata)
+                sync(partial)
+                partial.replace(self.path)
+                sync(self.folder)
+            except BaseException as error:
+                with contextlib.suppress(OSError):
+                    partial.unlink(missing_ok=True)
+                if isinstance(error, SafetensorError):
+                    raise SlimlineError(
+                        f"{self.path} cannot be written ({error}): free some space, and go on."
+                    ) from error
+                raise
 
     def read(self) -> tuple[list[dict[str, Any]], dict[str, Array], dict[str, Array]] | None:
-        """Records, state and best state; None where nothing was written yet."""
+        """Records, state and best state; None where nothing was written yet, or where what was is damaged."""
         if not self.path.exists():
             return None
         try:
             with safe_open(self.path, "numpy") as file:
                 metadata = file.metadata()
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        except SafetensorError as error:
-            raise SlimlineError(f"{self.path} is damaged ({error}): delete it to start the recovery anew.") from error
+            if metadata.pop("sha256") != _sha256(tensors, metadata):
+                raise ValueError("its checksum is another")
+        except (SafetensorError, ValueError, TypeError, KeyError, AttributeError, OSError, MemoryError) as error:
+            log.warning("%s is damaged (%s): the training starts anew.", self.path, error)
+            return None
         if metadata["fingerprint"] != self.fingerprint:
             raise SlimlineError(
                 f"{self.path} belongs to another recovery (other model, step, seed or data): "

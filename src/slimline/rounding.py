@@ -8,7 +8,6 @@ layers would keep their widths is left out.
 
 from __future__ import annotations
 
-import json
 import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +24,6 @@ from slimline.graph.cost import node_macs
 from slimline.graph.ir import Graph
 from slimline.graph.matrix import LayerMatrix, matrices
 from slimline.graph.units import Units
-from slimline.journal import atomic_write
 from slimline.methods.structured import around, round_width, smallest_good
 from slimline.runtimes.base import Layer, runtime
 
@@ -38,6 +36,7 @@ TOLERANCE = 0.1  # of the best time per multiply-accumulate, that a smaller mult
 WORK = 3e7  # multiply-accumulates of one run, about: enough for a clock
 SECONDS, ROUNDS = 1.5, 30
 
+Decide = Callable[[str, Callable[[], dict[str, Any]]], dict[str, Any]]
 Timer = Callable[[str, tuple[Layer, ...]], Sequence[float]]
 """Seconds per sample of each layer's `Runtime.sample` on a target."""
 
@@ -64,22 +63,23 @@ class Rounding:
 
 
 def settled(
-    step: ChannelPruning, graph: Graph, target: str, kept: Path | None = None
+    step: ChannelPruning, graph: Graph, target: str, decide: Decide | None = None
 ) -> tuple[ChannelPruning, dict[str, Any] | None]:
     """The step with a number in place of ``round_to: auto``, and the record of how it was found (None if it was given).
 
     Parameters
     ----------
-    kept : a file that holds the choice once it is made: what a clock decides is decided once.
+    decide : keeps the choice once it is made (see `slimline.steps.Context`), as a clock makes it.
     """
     if step.round_to != "auto":
         return step, None
-    if kept is not None and kept.is_file():
-        record = json.loads(kept.read_text())
-    else:
-        record = choose(Units(graph), step, target).record()
-        if kept is not None:
-            atomic_write(kept, json.dumps(record).encode())
+
+    def timed() -> dict[str, Any]:
+        return choose(Units(graph), step, target).record()
+
+    record = timed() if decide is None else decide("rounding", timed)
+    if type(record.get("multiple")) is not int or record["multiple"] not in MULTIPLES:
+        raise SlimlineError("The rounding that the run decided on is damaged: start a new run in another directory.")
     return step.model_copy(update={"round_to": record["multiple"]}), record
 
 

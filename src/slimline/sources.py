@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import sys
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,8 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from slimline import array_files
+from slimline.archive import Damaged
 from slimline.datasets import NAMES, Layout, builtin
-from slimline.errors import SlimlineError, unknown
+from slimline.errors import NoExample, SlimlineError, unknown
+from slimline.strictjson import Malformed
 
 if TYPE_CHECKING:
     from slimline.data import Data
@@ -58,6 +60,15 @@ def load_model(source: ModelSource, data: Callable[[Layout], Data] | None = None
     ----------
     data : gives the data for a layout; its first samples are the example inputs of a torch module that came with none.
     """
+    try:
+        return _load_model(source, data)
+    except NoExample as e:
+        raise SlimlineError(
+            f"{source.name} needs example inputs: give --input-shape, such as 3,224,224, or --data."
+        ) from e
+
+
+def _load_model(source: ModelSource, data: Callable[[Layout], Data] | None) -> Model:
     from slimline.compress import load
 
     if ":" not in source.name:
@@ -111,17 +122,16 @@ def layout_of(native: Any) -> Layout:
 
 def load_weights(native: Any, path: Path) -> None:
     """Fill a torch module (state-dict names) or a Keras model (variable paths) from a safetensors file, exactly."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
     torch = hasattr(native, "state_dict")
     slots = native.state_dict() if torch else {v.path: v for v in native.weights}
     try:
-        found = load_file(path)
+        found = array_files.safetensors(path)
     except OSError as e:
         raise SlimlineError(f"The weights {path} cannot be read: {e.strerror or e}.") from e
-    except (SafetensorError, KeyError, TypeError) as e:
-        raise SlimlineError(f"{path} is no safetensors file that numpy can hold: {_first_line(e)}.") from e
+    except Malformed as e:
+        raise SlimlineError(f"{path} is no safetensors file that slimline reads: it {e}.") from e
+    except MemoryError as e:
+        raise SlimlineError(f"There is not enough memory to read the weights {path}: close other programs.") from e
     missing, extra = [n for n in slots if n not in found], [n for n in found if n not in slots]
     if missing or extra:
         said = [f"lacks {_few(missing)}"] * bool(missing) + [f"has {_few(extra)} besides"] * bool(extra)
@@ -132,11 +142,22 @@ def load_weights(native: Any, path: Path) -> None:
                 f"The weights {path} do not fit the model: {name} is {found[name].shape} in the file and "
                 f"{tuple(slot.shape)} in the model."
             )
+        if found[name].dtype.kind != _kind(slot):
+            raise SlimlineError(
+                f"The weights {path} do not fit the model: {name} is {found[name].dtype} in the file and "
+                f"{str(slot.dtype).removeprefix('torch.')} in the model; save it as the model's type."
+            )
     for name, slot in slots.items():
         if torch:
             slot.copy_(importlib.import_module("torch").tensor(found[name]))
         else:
             slot.assign(found[name])
+
+
+def _kind(slot: Any) -> str:
+    """Numpy's letter for the kind of numbers of a torch tensor or a Keras variable."""
+    name = str(slot.dtype).removeprefix("torch.")
+    return "f" if "float" in name else "c" if "complex" in name else "b" if name == "bool" else name[0]
 
 
 def _few(names: list[str]) -> str:
@@ -167,10 +188,9 @@ def load_data(source: DataSource, layout: Layout = "channels_first") -> Data:
         if not isinstance(made, Data):
             raise SlimlineError(f"{source.name} returned a {type(made).__name__}: return a slimline.Data.")
         return made
-    arrays = _arrays(Path(source.name))
+    held = _arrays(Path(source.name))
     train, test = (
-        None if f"x_{part}" not in arrays else (arrays[f"x_{part}"], arrays.get(f"y_{part}"))
-        for part in ("train", "test")
+        None if f"x_{part}" not in held else (held[f"x_{part}"], held.get(f"y_{part}")) for part in ("train", "test")
     )
     return Data(train=train, test=test, seed=source.seed)
 
@@ -183,15 +203,18 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         if path.is_dir():
             files = {name: path / f"{name}.npy" for name in ARRAYS}
-            arrays = {name: np.load(f, mmap_mode="r") for name, f in files.items() if f.exists()}
+            found = {name: array_files.npy(f) for name, f in files.items() if f.exists()}
         else:
-            with np.load(path) as archive:
-                arrays = {name: archive[name] for name in ARRAYS if name in archive}
-    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as e:
-        raise SlimlineError(f"{path} cannot be read as numpy arrays: save it with np.savez or np.save.") from e
-    if not {"x_train", "x_test"} & set(arrays):
+            found = array_files.npz(path, ARRAYS)
+    except OSError as e:
+        raise SlimlineError(f"{path} cannot be read ({e.strerror or e}): check the file.") from e
+    except (Malformed, Damaged) as e:
+        raise SlimlineError(f"{path} cannot be read as numpy arrays: it {e}; save it with np.savez or np.save.") from e
+    except MemoryError as e:
+        raise SlimlineError(f"There is not enough memory to read {path}: give a folder of .npy files.") from e
+    if not {"x_train", "x_test"} & set(found):
         raise SlimlineError(f"{path} has neither x_train nor x_test: name its arrays {', '.join(ARRAYS)}.")
-    return arrays
+    return found
 
 
 def call(name: str, what: str) -> Any:

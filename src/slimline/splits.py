@@ -9,34 +9,22 @@ import random
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from slimline.errors import SlimlineError
+from slimline import repeats
+from slimline.arrays import Array, as_array, finite, is_array
+from slimline.errors import SlimlineError, raised
 
-Array = np.ndarray
 Inputs = tuple[Array, ...]
 Batch = tuple[Inputs, Array | None]
-Augment = Callable[[Inputs, np.random.Generator], Inputs]
+Augment = Callable[[Any, np.random.Generator], Any]
+"""The user's own: a batch and a generator to the batch changed. One input is an array, several are a tuple of them."""
 Spec = tuple[tuple[int, ...], str]
 """Shape without the batch dimension, and dtype."""
-
-
-def as_array(value: Any) -> Array:
-    """A numpy array of an array, a tensor of any framework or nested lists; other floats become float32."""
-    if hasattr(value, "detach"):  # torch
-        value = value.detach().cpu()
-        if str(value.dtype) == "torch.bfloat16":
-            value = value.float()
-    array = np.asarray(value)
-    if array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16":
-        raise SlimlineError(f"Data must be numbers, not {array.dtype}: convert it before it is given to slimline.")
-    if array.dtype.kind == "f" or array.dtype.name == "bfloat16":
-        array = array.astype(np.float32, copy=False)
-    return array
 
 
 def specs_of(inputs: Inputs) -> tuple[Spec, ...]:
@@ -44,18 +32,14 @@ def specs_of(inputs: Inputs) -> tuple[Spec, ...]:
     return tuple((a.shape[1:], a.dtype.name) for a in inputs)
 
 
-def is_array(value: Any) -> bool:
-    """Whether `value` is one array or tensor rather than a collection of them."""
-    return hasattr(value, "__array__") and hasattr(value, "shape")
-
-
-def as_inputs(x: Any) -> tuple[Inputs, tuple[str, ...]]:
+def as_inputs(x: Any, where: str) -> tuple[Inputs, tuple[str, ...]]:
     """The model's inputs from an array, a tuple or list of arrays or a dict of them; names where it is a dict."""
+    what = f"The {where} data"
     if isinstance(x, dict):
-        return tuple(as_array(v) for v in x.values()), tuple(str(k) for k in x)
-    if isinstance(x, tuple | list):
-        return tuple(as_array(v) for v in x), ()
-    return (as_array(x),), ()
+        return tuple(as_array(v, what) for v in x.values()), tuple(str(k) for k in x)
+    if isinstance(x, tuple | list) and not (len(x) and all(isinstance(v, int | float) for v in x)):
+        return tuple(as_array(v, what) for v in x), ()
+    return (as_array(x, what),), ()
 
 
 def as_batch(given: Any, where: str) -> tuple[Inputs, Array | None, tuple[str, ...]]:
@@ -67,8 +51,8 @@ def as_batch(given: Any, where: str) -> tuple[Inputs, Array | None, tuple[str, .
                 f"The {where} data is a tuple of {len(given)}: give (x, y) or (x,), with several inputs as a tuple x."
             )
         x, y = (given[0], given[1]) if len(given) == 2 else (given[0], None)
-    inputs, names = as_inputs(x)
-    labels = None if y is None else as_array(y)
+    inputs, names = as_inputs(x, where)
+    labels = None if y is None else as_array(y, f"The labels of the {where} data")
     if not inputs:
         raise SlimlineError(f"The {where} data has no inputs: give (x, y) or x.")
     if any(a.ndim == 0 for a in inputs):
@@ -85,14 +69,6 @@ def as_batch(given: Any, where: str) -> tuple[Inputs, Array | None, tuple[str, .
     return inputs, labels, names
 
 
-def finite(array: Array) -> bool:
-    """Whether no number is NaN or infinite; looks at 16 MB at a time."""
-    if array.dtype.kind != "f":
-        return True
-    rows = max(1, (1 << 22) // max(1, array[0].size)) if array.ndim else 1
-    return all(bool(np.isfinite(array[i : i + rows]).all()) for i in range(0, len(array), rows))
-
-
 @dataclass(frozen=True)
 class Split:
     """Samples in memory that have one role.
@@ -105,6 +81,7 @@ class Split:
     names : of the inputs, if they were given as a dict.
     dtypes : what each input is cast to when it is read; empty leaves them.
     augment : applied to shuffled batches.
+    grouping : ``(samples,)`` names of the groups the samples belong to, as `source`, or None.
     """
 
     name: str
@@ -114,6 +91,7 @@ class Split:
     names: tuple[str, ...] = ()
     dtypes: tuple[str, ...] = ()
     augment: Augment | None = None
+    grouping: Array | None = None
 
     def __len__(self) -> int:
         return len(self.source[0]) if self.index is None else len(self.index)
@@ -133,6 +111,17 @@ class Split:
         """``(samples, …)`` or None."""
         return self.targets if self.targets is None or self.index is None else self.targets[self.index]
 
+    @cached_property
+    def groups(self) -> Array | None:
+        """``(samples,)`` names or None."""
+        return self.grouping if self.grouping is None or self.index is None else self.grouping[self.index]
+
+    @cached_property
+    def keys(self) -> Array:
+        """``(samples,)`` hashes, equal for samples with equal inputs."""
+        picked = self.source if self.index is None else tuple(a[self.index] for a in self.source)
+        return repeats.keys(picked)
+
     def batches(self, size: int, seed: int | None = None, epoch: int = 0) -> Iterator[Batch]:
         """Batches of at most `size` samples.
 
@@ -147,6 +136,11 @@ class Split:
         for rows in np.array_split(rng.permutation(len(self)), -(-len(self) // size)):
             inputs, labels = self._rows(rows)
             yield (augmented(self.augment, inputs, rng) if self.augment else inputs), labels
+
+    def take(self, index: Array, name: str | None = None) -> Split:
+        """The samples at these positions of the split."""
+        rows = index if self.index is None else self.index[index]
+        return replace(self, index=rows, name=name or self.name)
 
     def _rows(self, rows: slice | Array) -> Batch:
         pick = rows if self.index is None else self.index[rows]
@@ -171,6 +165,8 @@ class Stream:
     names: tuple[str, ...] = ()
     dtypes: tuple[str, ...] = ()
     augment: Augment | None = None
+    labelled: bool = True
+    keys: Array = field(default_factory=lambda: np.empty(0, np.uint64))
 
     def __len__(self) -> int:
         return self.count
@@ -188,14 +184,46 @@ class Stream:
     def batches(self, size: int, seed: int | None = None, epoch: int = 0) -> Iterator[Batch]:
         """The stream cut into batches of `size`; with a `seed`, seeded and augmented by (seed, epoch)."""
         rng = np.random.default_rng((seed or 0, epoch))
-        source = iter(self.source) if seed is None else seeded(self.source, int(rng.integers(2**31)))
+        items = reading(self.source, self.name)
+        source = items if seed is None else seeded(items, int(rng.integers(2**31)))
+        count = 0
         for inputs, labels in rebatch((self._clean(item) for item in source), size):
+            count += len(inputs[0])
             inputs = cast(inputs, self.dtypes)
             yield (augmented(self.augment, inputs, rng) if self.augment and seed is not None else inputs), labels
+        if not count:
+            raise SlimlineError(
+                f"The {self.name} data gave {self.count} samples at first and none now: give a list of batches or a "
+                "loader that can be read again and again."
+            )
 
     def _clean(self, item: Any) -> Batch:
         inputs, labels, _ = as_batch(item, self.name)
+        if specs_of(inputs) != self.specs:
+            raise SlimlineError(
+                f"A batch of the {self.name} data has samples of {said(specs_of(inputs))} and the first had "
+                f"{said(self.specs)}: make them alike."
+            )
+        if (labels is not None) != self.labelled:
+            raise SlimlineError(
+                f"Some batches of the {self.name} data have labels and some have none: make them alike."
+            )
         return inputs, self.clean(labels)
+
+
+def reading(source: Iterable[Any], where: str) -> Iterator[Any]:
+    """The items of the user's loader; what it raises is worded."""
+    try:
+        yield from source
+    except SlimlineError:
+        raise
+    except Exception as e:
+        raise SlimlineError(f"The loader of the {where} data {raised(e)} while it was read.") from e
+
+
+def said(specs: tuple[Spec, ...]) -> str:
+    """Shapes and dtypes for people."""
+    return " and ".join(f"{shape} {dtype}" for shape, dtype in specs)
 
 
 def first(split: Split | Stream, samples: int, size: int = 64) -> list[Inputs]:
@@ -216,11 +244,38 @@ def cast(inputs: Inputs, dtypes: tuple[str, ...]) -> Inputs:
 
 
 def augmented(augment: Augment, inputs: Inputs, rng: np.random.Generator) -> Inputs:
-    """What the user's function makes of a batch, checked to be a batch of the same shapes."""
-    after = augment(inputs, rng)
-    if not isinstance(after, tuple) or [np.shape(a) for a in after] != [a.shape for a in inputs]:
-        raise SlimlineError("augment must return a tuple of arrays of the shapes it was given.")
-    return tuple(np.asarray(a, dtype=b.dtype) for a, b in zip(after, inputs, strict=True))
+    """What the user's function makes of a batch, checked to be a batch alike; it is given copies, which it may change.
+
+    Raises
+    ------
+    SlimlineError : whatever the function raises or returns that is no batch of these shapes with finite numbers.
+    """
+    name = str(getattr(augment, "__name__", type(augment).__name__))
+    name = "augment" if name in ("<lambda>", "augment") else f"augment ({name})"
+    one = len(inputs) == 1
+    given = "an array" if one else f"a tuple of {len(inputs)} arrays"
+    shapes = " and ".join(str(a.shape) for a in inputs)
+    try:
+        after = augment(inputs[0].copy() if one else tuple(a.copy() for a in inputs), rng)
+    except SlimlineError:
+        raise
+    except Exception as e:
+        raise SlimlineError(f"{name} {raised(e)} on {given} {shapes}.") from e
+    if one and not (isinstance(after, tuple | list) and len(after) == 1 and is_array(after[0])):
+        after = (after,)
+    if not isinstance(after, tuple | list) or len(after) != len(inputs) or not all(is_array(a) for a in after):
+        kind = type(after[0] if one else after).__name__
+        raise SlimlineError(f"{name} returned a {kind} for {given} {shapes}: return {given} of the same shape.")
+    arrays = tuple(as_array(a, f"What {name} returned", exact=True) for a in after)
+    if [a.shape for a in arrays] != [a.shape for a in inputs]:
+        got = " and ".join(str(a.shape) for a in arrays)
+        raise SlimlineError(f"{name} returned shape {got} for {given} {shapes}: return the same shape.")
+    for array, before in zip(arrays, inputs, strict=True):
+        if array.dtype.kind == "f" and before.dtype.kind in "iub" and not np.array_equal(array, np.trunc(array)):
+            raise SlimlineError(f"{name} returned {array.dtype} fractions for {before.dtype}: return integers.")
+        if not finite(array):
+            raise SlimlineError(f"{name} returned NaN or infinite numbers: return finite ones.")
+    return tuple(a.astype(b.dtype, copy=False) for a, b in zip(arrays, inputs, strict=True))
 
 
 def rebatch(batches: Iterable[Batch], size: int) -> Iterator[Batch]:
@@ -246,7 +301,10 @@ def concatenate(batches: list[Batch]) -> Batch:
     """One batch of several."""
     try:
         inputs = tuple(np.concatenate(parts) for parts in zip(*(b[0] for b in batches), strict=True))
-        labels = None if batches[0][1] is None else np.concatenate([b[1] for b in batches if b[1] is not None])
+        there = [b[1] for b in batches if b[1] is not None]
+        if there and len(there) != len(batches):
+            raise SlimlineError("Some batches of the data have labels and some have none: make them alike.")
+        labels = np.concatenate(there) if there else None
     except ValueError as e:
         raise SlimlineError("The batches of the data differ in shape: give samples of one shape.") from e
     return inputs, labels

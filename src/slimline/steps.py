@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,6 +57,7 @@ class Context:
     pruning : the gradual `SparsePruning` that came before, which happens while this step trains.
     removal : the `ChannelPruning` that follows, which `SparseTraining` with a growing penalty prepares.
     decide : keeps what a clock decides, so that a run that is killed and goes on decides the same.
+    batch_sizes, threads : with which the result will be timed.
     """
 
     teacher: Model | None
@@ -69,6 +70,8 @@ class Context:
     pruning: SparsePruning | None = None
     removal: ChannelPruning | None = None
     decide: Decide = _undecided
+    batch_sizes: tuple[int, ...] = (1, 32)
+    threads: int = 1
 
 
 @dataclass(frozen=True)
@@ -90,8 +93,7 @@ def _prune(step: ChannelPruning, model: Model, context: Context) -> Done:
     history = model.history
     start = dense = model
     plans: list[Plan | CutPlan] = []
-    kept = context.checkpoint and context.checkpoint / "rounding.json"
-    step, rounding = settled(step, model.graph, context.target, kept)
+    step, rounding = settled(step, model.graph, context.target, context.decide)
     for number, current in enumerate(_rounds(step), 1):
         found = plan_channels(model, current, context.data, context.seed, context.target)
         model = found.apply(model)
@@ -212,12 +214,14 @@ def _quantize(step: StaticQuantization, model: Model, context: Context) -> Done:
 
     if context.data is None:
         raise SlimlineError("StaticQuantization needs data: pass slimline.Data with calibration or training samples.")
-    quantized, undone = quantize_what_pays(model, step, context)
-    record = {**step.model_dump(mode="json"), "refused": undone}
-    if quantized.quantization is not None:
-        record["float_layers"] = dict(quantized.quantization.float_layers)
-        record["integer_layers"] = list(quantized.quantization.layers)
-    return Done(quantized, record)
+    undone = quantize_what_pays(model, step, context)
+    record = {**step.model_dump(mode="json"), "refused": undone.refused}
+    if undone.record:
+        record["undoing"] = undone.record
+    if (quantization := undone.model.quantization) is not None:
+        record["float_layers"] = dict(quantization.float_layers)
+        record["integer_layers"] = list(quantization.layers)
+    return Done(undone.model, record)
 
 
 _DO: dict[type[Step], Callable[[Any, Model, Context], Done]] = {
@@ -229,3 +233,14 @@ _DO: dict[type[Step], Callable[[Any, Model, Context], Done]] = {
     SparseTraining: _train_sparse,
     StaticQuantization: _quantize,
 }
+
+
+def neighbours(steps: Sequence[Step], position: int) -> dict[str, Any]:
+    """The fields of `Context` that are the steps around the one at `position`, where they work together."""
+    before = steps[position - 1] if position else None
+    following = steps[position + 1] if position + 1 < len(steps) else None
+    return {
+        "recovery": following if isinstance(following, Distillation) else None,
+        "pruning": before if isinstance(before, SparsePruning) and before.trains else None,
+        "removal": following if isinstance(following, ChannelPruning) else None,
+    }

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from slimline import text
 from slimline.measure.certificate import Certificate
-from slimline.measure.results import Latency
+from slimline.measure.figures import Latency
 from slimline.report import plots
 from tests.report.example import report
 
@@ -48,6 +49,32 @@ def test_without_a_budget_none_is_drawn():
 def test_nothing_lost_and_nothing_gained_still_draws():
     flat = certificate(observed_drop=0.0, bound=0.0, lower_bound=0.0, max_drop=0.0)
     assert "nan" not in str(plots.certificate_scale(flat, str))
+
+
+NUMBERS = st.one_of(
+    st.floats(-1e99, 1e99), st.floats(-1, 1), st.floats(-1e-12, 1e-12), st.sampled_from([0.0, 5e-324, -1e-300, 1e99])
+)
+
+
+@given(NUMBERS, NUMBERS, NUMBERS, st.none() | NUMBERS, st.sampled_from(["accuracy", "rmse"]))
+def test_no_two_words_of_the_certificate_overlap(observed, one, other, budget, metric):
+    changes = {"observed_drop": observed, "bound": max(one, other), "lower_bound": min(one, other)}
+    drawn = certificate(**changes, max_drop=budget, metric=metric)
+    svg = str(plots.certificate_scale(drawn, lambda v: text.drop(v, metric)[:40]))
+    assert "nan" not in svg and "inf" not in svg
+    words = re.findall(r'<text class="[^"]*" x="([-\d.]+)" y="([-\d.]+)" text-anchor="(\w+)">([^<]*)<', svg)
+    assert len(words) >= 3
+    places = []
+    for x, y, anchor, said in words:
+        width = 5.6 * len(said)
+        left = float(x) - {"start": 0, "middle": width / 2, "end": width}[anchor]
+        places.append((left, left + width, float(y) - 9, float(y) + 2))
+    for i, a in enumerate(places):
+        assert a[0] >= -1 and a[1] <= plots.WIDTH + 1
+        for b in places[:i]:
+            assert a[1] <= b[0] or b[1] <= a[0] or a[3] <= b[2] or b[3] <= a[2], svg
+    verticals = re.findall(r'<path class="(?:bound|budget|leader)" d="M[\d.]+ (\d+)V(\d+)"/>', svg)
+    assert verticals and all(int(low) < min(p[2] for p in places) + 9 for _, low in verticals)
 
 
 def test_every_sample_is_a_dot_and_late_ones_are_counted():

@@ -121,8 +121,14 @@ class Adapter(Protocol):
     def truncate(self, native: Any, thresholds: Mapping[str, float]) -> Any:
         """A copy in which of these activations all that is not above the threshold is zero (FATReLU)."""
 
+    def free(self, native: Any) -> Literal["none", "batch", "sizes"]:
+        """Which sizes of its inputs may change: none, the batch, or others too."""
+
+    def outputs(self, native: Any, inputs: tuple[Array, ...]) -> tuple[Array, ...]:
+        """All outputs in inference mode, in the order of an artifact's, as float32 (or as stored)."""
+
     def predict(self, native: Any, inputs: tuple[Array, ...]) -> Array:
-        """The first output in inference mode, as float32 (or as stored)."""
+        """The first of `outputs`."""
 
     def gradients(
         self,

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from slimline.measure.accuracy import agreement, correct, outputs, score
     from slimline.measure.certificate import Certificate, certify
-    from slimline.measure.latency import Speedup, measure_latency, speedup
+    from slimline.measure.figures import Figures, Latency
+    from slimline.measure.latency import Speedup, latency_part, measure_latency, speedup
+    from slimline.measure.limits import Cost, Limit, Part, Trial
     from slimline.measure.parity import Parity
     from slimline.measure.process import Worker
-    from slimline.measure.results import Figures, Latency, LayerRow, LayerState, Report, environment
+    from slimline.measure.results import LayerRow, LayerState, Report, environment
     from slimline.measure.size import Memory, file_bytes, measure_memory
 
 _HOMES = {
@@ -25,12 +27,17 @@ _HOMES = {
     "Certificate": "certificate",
     "certify": "certificate",
     "Speedup": "latency",
+    "latency_part": "latency",
     "measure_latency": "latency",
     "speedup": "latency",
+    "Cost": "limits",
+    "Limit": "limits",
+    "Part": "limits",
+    "Trial": "limits",
     "Parity": "parity",
     "Worker": "process",
-    "Figures": "results",
-    "Latency": "results",
+    "Figures": "figures",
+    "Latency": "figures",
     "LayerRow": "results",
     "LayerState": "results",
     "Report": "results",
@@ -42,20 +49,25 @@ _HOMES = {
 
 __all__ = [
     "Certificate",
+    "Cost",
     "Figures",
     "Latency",
     "LayerRow",
     "LayerState",
+    "Limit",
     "Memory",
     "Parity",
+    "Part",
     "Report",
     "Speedup",
+    "Trial",
     "Worker",
     "agreement",
     "certify",
     "correct",
     "environment",
     "file_bytes",
+    "latency_part",
     "measure_latency",
     "measure_memory",
     "outputs",

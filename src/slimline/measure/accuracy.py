@@ -6,12 +6,14 @@ predictions (the pixels of a segmentation), its score is their mean, because the
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from slimline.errors import SlimlineError
+from slimline.arrays import as_array
+from slimline.errors import SlimlineError, raised
 from slimline.measure.process import Worker
 
 Metric = Callable[[np.ndarray, np.ndarray | None], np.ndarray]
@@ -106,26 +108,64 @@ def score(
     metric: Metric | None = None,
     class_axis: int | None = None,
 ) -> tuple[str, np.ndarray]:
-    """The name of the metric that fits, and the scores ``(n,)`` float64 it gives.
+    """The name of the metric that fits, and the scores ``(n,)``: bool where they can only be 0 or 1, else float64.
 
     The user's `metric` where there is one, else ``accuracy`` where there are labels, else ``agreement`` with
     the outputs of the original, `reference`.
     """
     if metric is not None:
-        name = getattr(metric, "__name__", type(metric).__name__)
-        values = np.asarray(metric(outputs, labels), dtype=np.float64)
-        if values.shape != (len(outputs),):
-            raise SlimlineError(
-                f"The metric {name} gave shape {values.shape} for {len(outputs)} samples: give one each."
-            )
-        if not np.isfinite(values).all():
-            raise SlimlineError(f"The metric {name} gave NaN or infinite scores: return a finite number per sample.")
-        return ("metric" if name == "<lambda>" else name), values
+        return metric_name(metric), evaluate(metric, outputs, labels)
     if labels is not None:
-        return "accuracy", correct(outputs, labels, class_axis)
-    if reference is not None:
-        return "agreement", agreement(outputs, reference, class_axis)
-    raise SlimlineError("There is nothing to score the outputs by: give labels, the original's outputs, or a metric.")
+        values, name = correct(outputs, labels, class_axis), "accuracy"
+    elif reference is not None:
+        values, name = agreement(outputs, reference, class_axis), "agreement"
+    else:
+        raise SlimlineError(
+            "There is nothing to score the outputs by: give labels, the original's outputs, or a metric."
+        )
+    return name, values.astype(bool) if outputs.ndim == 2 else values
+
+
+def evaluate(metric: Metric, outputs: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
+    """The user's scores ``(n,)``, bool if that is what came, else float64; it is given copies, which it may change.
+
+    Raises
+    ------
+    SlimlineError : whatever the function raises or returns that is not a finite number per sample.
+    """
+    name, n = f"The metric {metric_name(metric)}", len(outputs)
+    try:
+        raw = metric(outputs.copy(), None if labels is None else labels.copy())
+    except SlimlineError:
+        raise
+    except Exception as e:
+        raise SlimlineError(f"{name} {raised(e)} on outputs {outputs.shape} and {_of(labels)}.") from e
+    if raw is None:
+        raise SlimlineError(f"{name} returned None for {n} samples: return a number for each.")
+    values = as_array(raw, name, exact=True)
+    if values.shape != (n,):
+        raise SlimlineError(f"{name} gave shape {values.shape} for {n} samples: give one each.")
+    if values.dtype.kind == "b":
+        return values
+    values = values.astype(np.float64)
+    if not np.isfinite(values).all():
+        raise SlimlineError(f"{name} gave NaN or infinite scores: return a finite number per sample.")
+    return values
+
+
+def _of(labels: np.ndarray | None) -> str:
+    return "no labels" if labels is None else f"labels {labels.shape}"
+
+
+def metric_name(metric: Metric | None) -> str:
+    """What the scores of `metric` are called: its own name, or its class's; ``metric`` where it has none."""
+    if metric is None:
+        return "accuracy"
+    named: object = metric
+    while isinstance(named, functools.partial):
+        named = named.func
+    name = getattr(named, "__name__", None) or type(named).__name__
+    return name if isinstance(name, str) and name.isidentifier() else "metric"
 
 
 def _class_axis(outputs: tuple[int, ...], labels: tuple[int, ...], given: int | None) -> int:

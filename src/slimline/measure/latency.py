@@ -14,14 +14,14 @@ from time import monotonic
 import numpy as np
 
 from slimline.errors import SlimlineError
+from slimline.measure.figures import Latency
+from slimline.measure.limits import Part
 from slimline.measure.process import Timing, Worker, save, tile
-from slimline.measure.results import Latency
 
 _log = logging.getLogger(__name__)
 
 _SHORTEST_SAMPLE = 1e-3  # seconds; shorter ones measure the clock and the loop
 _CACHES_MATTER = 0.05  # seconds; a longer run fills its caches on its own account
-_BUSY = 0.1  # part of the time; a warning is due
 _WARM_UP = 0.1  # seconds, and at least three runs
 
 
@@ -81,7 +81,7 @@ def measure_latency(
             for name in workers:
                 found[name][batch] = latency = _latency(timings[name])
                 _log.info("%s, batch %d: %.3f ms (%d samples)", name, batch, latency.median_ms, rounds)
-                if latency.waited is not None and latency.waited > _BUSY:
+                if latency.waited is not None and latency.busy:
                     _log.warning(
                         "The machine is busy: %s waited for a core %.0f %% of the time.", name, 100 * latency.waited
                     )
@@ -89,7 +89,8 @@ def measure_latency(
 
 
 def _latency(timings: Sequence[Timing]) -> Latency:
-    seconds = np.concatenate([t.seconds for t in timings])
+    # The two clocks may disagree by a hair, and no run takes less than no time.
+    seconds = np.maximum(np.concatenate([t.seconds for t in timings]), 0.0)
     waits = [w for t in timings if t.waited is not None for w in t.waited]
     waited = sum(waits) / (sum(waits) + float(seconds.sum())) if waits else None
     return Latency.of((1e3 * seconds).tolist(), waited)
@@ -137,3 +138,9 @@ def speedup(before: Latency, after: Latency, confidence: float = 0.95, seed: int
     ratios = np.median(a[rounds], axis=1) / np.median(b[rounds], axis=1)
     low, high = np.quantile(ratios, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Speedup(float(np.median(a) / np.median(b)), float(low), float(high), confidence)
+
+
+def latency_part(before: Latency, after: Latency, seed: int = 0) -> Part:
+    """The latency of `after` in parts of that of `before`, timed in the same rounds, with the interval of `speedup`."""
+    s = speedup(before, after, seed=seed)
+    return Part(value=1 / s.ratio, low=1 / s.high, high=1 / s.low, confidence=s.confidence)

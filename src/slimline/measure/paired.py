@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from scipy.optimize import brentq
@@ -26,18 +27,23 @@ def tango(losses: float, gains: float, n: float, confidence: float) -> float:
     """
     if losses == n:
         return 1.0
-    z = NormalDist().inv_cdf(confidence)
 
     def excess(delta: float) -> float:
-        b = (2 * n - losses + gains) * delta - losses - gains
-        c = -gains * delta * (1 - delta)
-        gain_probability = (np.sqrt(max(0.0, b * b - 8 * n * c)) - b) / (4 * n)
-        variance = n * (2 * gain_probability + delta * (1 - delta))
-        return float(losses - gains - n * delta + z * np.sqrt(max(0.0, variance)))
+        return float(tango_excess(losses, gains, n, confidence, delta))
 
     # The score is zero at the estimate, where the variance may be zero too (no discordance): start just above.
     start = (losses - gains) / n + 1e-12
     return float(brentq(excess, start, 1.0, xtol=1e-12))
+
+
+def tango_excess(losses: Any, gains: Any, n: float, confidence: float, delta: float) -> Any:
+    """By how much losses less gains exceed what `delta` would let be rejected; element-wise for arrays of counts."""
+    z = NormalDist().inv_cdf(confidence)
+    b = (2 * n - losses + gains) * delta - losses - gains
+    c = -gains * delta * (1 - delta)
+    gain_probability = (np.sqrt(np.maximum(0.0, b * b - 8 * n * c)) - b) / (4 * n)
+    variance = n * (2 * gain_probability + delta * (1 - delta))
+    return losses - gains - n * delta + z * np.sqrt(np.maximum(0.0, variance))
 
 
 def clopper_pearson(losses: float, gains: float, n: float, confidence: float) -> float:

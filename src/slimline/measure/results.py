@@ -4,64 +4,36 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import numpy as np
+from markupsafe import Markup
 from pydantic import BaseModel, ConfigDict, Field
 
+from slimline import strict_json
+from slimline.errors import SlimlineError
 from slimline.measure.certificate import Certificate
+from slimline.measure.figures import Count, Figures, Latency
+from slimline.measure.limits import Limit, Trial
 from slimline.measure.parity import Parity
+from slimline.measure.rows import lines, rows
+from slimline.text import ascii_only, visible
 
+__all__ = [
+    "Duration",
+    "Epoch",
+    "Figures",
+    "Frozen",
+    "Latency",
+    "LayerRow",
+    "LayerState",
+    "Refusal",
+    "Report",
+    "environment",
+]
 
-class Latency(BaseModel):
-    """Milliseconds a batch: median, 10th and 90th percentile, and every sample in the order of the rounds.
-
-    `waited` is the part of the wall-clock time in which other processes had the core; it is not in the samples. None
-    where it is not known, and the samples are plain wall-clock time.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    median_ms: float
-    p10_ms: float
-    p90_ms: float
-    samples_ms: tuple[float, ...]
-    waited: float | None = None
-
-    @classmethod
-    def of(cls, samples_ms: Iterable[float], waited: float | None = None) -> Latency:
-        """From the samples, at least one."""
-        samples = tuple(samples_ms)
-        p10, median, p90 = (float(q) for q in np.quantile(samples, [0.1, 0.5, 0.9]))
-        return cls(median_ms=median, p10_ms=p10, p90_ms=p90, samples_ms=samples, waited=waited)
-
-
-class Figures(BaseModel):
-    """One artifact in numbers; None is "not measured".
-
-    Attributes
-    ----------
-    accuracy : mean score on the certification split, of the metric the certificate names.
-    file_bytes : of the artifact.
-    parameters : stored numbers that training changes.
-    macs : multiply-accumulates for one sample.
-    peak_memory_bytes : most resident memory of a process that loads and runs it, interpreter and libraries included.
-    baseline_memory_bytes : resident before the runtime and the artifact were loaded.
-    latency : by batch size.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="allow")
-
-    accuracy: float | None = None
-    file_bytes: int | None = None
-    parameters: int | None = None
-    macs: int | None = None
-    peak_memory_bytes: int | None = None
-    baseline_memory_bytes: int | None = None
-    latency: dict[int, Latency] = {}
+SCHEMA = 1
 
 
 class LayerState(BaseModel):
@@ -71,10 +43,10 @@ class LayerState(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow")
 
     shape: tuple[int, ...] | None = None
-    parameters: int | None = None
-    macs: int | None = None
-    width: int | None = None
-    sparsity: float | None = None
+    parameters: Count | None = None
+    macs: Count | None = None
+    width: Count | None = None
+    sparsity: Annotated[float, Field(ge=0, le=1)] | None = None
 
 
 class LayerRow(BaseModel):
@@ -91,7 +63,7 @@ class LayerRow(BaseModel):
 
 
 class Refusal(BaseModel):
-    """A step, layer or wish that was refused or undone, and why."""
+    """A step, layer or wish, and why it was refused or undone; or what there is to know of it."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -108,35 +80,125 @@ class Frozen(BaseModel):
     reason: str
 
 
+class Epoch(BaseModel):
+    """One epoch of a recovery: mean training loss (None before the first), score on the selection split, and whether
+    all that goes was gone by then. The epochs of a further recovery begin at 0 again."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    epoch: Count
+    loss: float | None = None
+    score: float | None = None
+    pruned: bool = True
+
+
+class Duration(BaseModel):
+    """Seconds that a stage of the run took, without what was lost with a process that was killed."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    stage: str
+    seconds: Annotated[float, Field(ge=0)]
+
+
 class Report(BaseModel):
-    """The whole of ``report.json``, schema 1. Fields may be added, never renamed; unknown ones are kept."""
+    """The whole of ``report.json``, schema 1. Fields may be added, never renamed; unknown ones are kept.
+
+    Attributes
+    ----------
+    run, model, created : name of the run directory, what was compressed, and when the run was started (ISO 8601, UTC);
+        None in a report that an earlier version wrote.
+    refused : what was refused or undone.
+    notices : what else there is to know of a step.
+    warnings : reasons to doubt a figure, such as a machine that was busy.
+    unmet : limits of the budget that were missed, in words.
+    limits : what became of every limit on latency, size and MACs.
+    trials : all that was tried in order to decide.
+    files : SHA-256 of every file that the report speaks of, by its path in the run.
+    durations : by stage, in the order in which they were done.
+    """
 
     model_config = ConfigDict(frozen=True, extra="allow", populate_by_name=True, serialize_by_alias=True)
 
     version: Literal[1] = Field(1, alias="schema")
+    run: str | None = None
+    model: str | None = None
+    created: str | None = None
     target: str
     original: Figures
     compressed: Figures
     certificate: Certificate
     parity: Parity
     refused: tuple[Refusal, ...] = ()
+    notices: tuple[Refusal, ...] = ()
+    warnings: tuple[str, ...] = ()
     unmet: tuple[str, ...] = ()
+    limits: tuple[Limit, ...] = ()
+    trials: tuple[Trial, ...] = ()
     frozen: tuple[Frozen, ...] = ()
     steps: tuple[dict[str, Any], ...] = ()
     layers: tuple[LayerRow, ...] = ()
-    history: tuple[dict[str, Any], ...] = ()
+    history: tuple[Epoch, ...] = ()
+    durations: tuple[Duration, ...] = ()
     command: tuple[str, ...] | None = None
     recipe: str = ""
     environment: dict[str, Any] = {}
+    files: dict[str, str] = {}
 
     def to_json(self) -> str:
         """The file's text; NaN never occurs in it."""
         return self.model_dump_json(indent=2) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> Report:
-        """What `to_json` wrote."""
-        return cls.model_validate_json(text)
+    def from_json(cls, text: str | bytes, where: str = "The report") -> Report:
+        """What `to_json` wrote; `where` names it in messages.
+
+        Raises
+        ------
+        SlimlineError : it is not that, or of another schema than 1.
+        """
+        check_schema(strict_json.parse(text, where), where)
+        return strict_json.validate(cls, text, where)
+
+    def __str__(self) -> str:
+        """The table, what the certificate says, and what else one has to know, in ASCII as far as names are."""
+        named = [name for name in (self.model, self.run and f"run {self.run}", self.target) if name]
+        said = [visible(", ".join(named)), ""]
+        said += [line.rstrip() for line in lines(self.original, self.compressed, self.certificate.metric)]
+        said += ["", self.certificate.sentence()]
+        said += [f"Over budget: {limit}." for limit in self.unmet]
+        said += [f"Warning: {warning}" for warning in self.warnings]
+        for number, what in ((len(self.refused), "refused or undone"), (len(self.notices), "to know")):
+            if number:
+                said.append(f"{number} {'thing' if number == 1 else 'things'} {what}: see report.html.")
+        return ascii_only(visible("\n".join(said)))
+
+    def __repr__(self) -> str:
+        return f"<Report on {visible(self.target)}: {visible(self.certificate.sentence())}>"
+
+    def _repr_html_(self) -> str:
+        """The same in a notebook."""
+        found = rows(self.original, self.compressed, self.certificate.metric)
+        cells = [(row.name, row.before, row.after, row.change) for row in found]
+        body = Markup("").join(
+            Markup("<tr><th>{}</th><td>{}</td><td>{}</td><td>{}</td></tr>").format(*map(visible, row)) for row in cells
+        )
+        head = Markup("<tr><th></th><th>original</th><th>compressed</th><th>change</th></tr>")
+        said = [self.certificate.sentence(), *self.unmet, *self.warnings]
+        notes = Markup("").join(Markup("<p>{}</p>").format(visible(s)) for s in said)
+        return f"<table>{head}{body}</table>{notes}"
+
+
+def check_schema(loaded: Any, where: str) -> None:
+    """Refuse what says it is no report of this schema, before its fields are looked at."""
+    if not isinstance(loaded, dict):
+        raise strict_json.damaged(where, f"it holds {type(loaded).__name__}, not an object")
+    schema = loaded.get("schema")
+    if type(schema) is not int:
+        raise strict_json.damaged(where, "it does not say which schema it has")
+    if schema != SCHEMA:
+        newer = "update slimline, or run the compression again" if schema > SCHEMA else "run the compression again"
+        raise SlimlineError(f"{where} has schema {schema}, and this slimline reads schema {SCHEMA}: {newer}.")
 
 
 # fmt: off

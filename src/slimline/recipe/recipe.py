@@ -30,8 +30,38 @@ ORDER = {
 """What may not follow what, directly or later, and why: (kind before, kind after)."""
 
 
+LONGEST = 256_000  # characters of a recipe's YAML
+DEEPEST = 20  # mappings and lists inside each other
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads what a recipe needs of YAML: no aliases, by which a kilobyte can stand for gigabytes, and no depths."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        if isinstance(event, yaml.AliasEvent):
+            raise yaml.MarkedYAMLError(
+                problem="aliases (*name) are not for recipes, write out what they stand for",
+                problem_mark=event.start_mark,  # type: ignore[arg-type]
+            )
+        if self.depth >= DEEPEST:
+            raise yaml.MarkedYAMLError(
+                problem=f"it nests more than {DEEPEST} levels deep", problem_mark=event.start_mark
+            )
+        self.depth += 1
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
+
+
 class _Dumper(yaml.SafeDumper):
     """Quotes text with Unicode's own line breaks, which PyYAML would write plainly and read as folded."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
 
     def represent_str(self, data: str) -> yaml.ScalarNode:
         breaks = any(c in data for c in "\x85\u2028\u2029")
@@ -53,8 +83,9 @@ class Recipe(Config):
     batch_sizes : at which latency is measured.
     threads : with which the artifact runs.
     description : for people.
-    fit : prune as little as the budget's limits on latency, size and MACs allow, found by measurement on the
-        target, instead of what the steps say.
+    fit : how much is pruned is decided by the budget instead of the steps: as little as its limits on latency, size
+        and MACs allow, found by measurement on the target; without such limits, as much as ``max_drop`` allows on the
+        selection samples.
     """
 
     schema_: Annotated[Literal[1], Field(alias="schema")] = 1
@@ -138,12 +169,17 @@ def check_order(steps: Sequence[Step], done: Sequence[str] = (), follows: bool =
 
 def parse(text: str, where: str = "The recipe") -> Recipe:
     """The recipe in YAML `text`; `where` names it in messages."""
+    if len(text) > LONGEST:
+        raise SlimlineError(f"{where} has more than {LONGEST} characters, which no recipe has: check what it is.")
     try:
-        loaded = yaml.safe_load(text)
+        loaded = yaml.load(text, _Loader)
     except yaml.YAMLError as e:
         mark = getattr(e, "problem_mark", None)
         place = f" at line {mark.line + 1}" if mark else ""
         raise SlimlineError(f"{where} is not YAML{place}: {getattr(e, 'problem', None) or 'unreadable'}.") from e
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError) as e:
+        # Numbers of thousands of digits, dates in a thirteenth month, tags on what they do not fit.
+        raise SlimlineError(f"{where} holds a value that cannot be read: write plain numbers and words.") from e
     if isinstance(loaded, list):
         loaded = {"steps": loaded}
     return Recipe.model_validate(dict(as_mapping(loaded, where)))
@@ -169,7 +205,8 @@ def load_recipe(
     ----------
     source : ``"auto"``, a preset's name, the path of a YAML file, a step, a list of steps or a recipe.
     target : the runtime, for a recipe that names none.
-    trainable : whether there is training data; ``auto`` means ``balanced`` with it and ``int8`` without.
+    trainable : whether there is training data; ``auto`` means ``balanced`` with it and ``int8`` without, each only as
+        strong as the budget needs.
     settings : fields of `Recipe` that replace the recipe's own, ``target`` too; None leaves them.
     """
     if isinstance(source, Recipe):
@@ -192,12 +229,13 @@ def _named(name: str, trainable: bool) -> Recipe:
     if name.endswith((".yaml", ".yml")):
         path = Path(name)
         try:
-            return parse(path.read_text("utf-8"), str(path))
+            with path.open(encoding="utf-8") as file:
+                return parse(file.read(LONGEST + 1), str(path))
         except (OSError, UnicodeDecodeError) as e:
             raise SlimlineError(f"The recipe {path} cannot be read: {getattr(e, 'strerror', None) or e}.") from e
     known = presets()
     if name == "auto":
-        return known["balanced" if trainable else "int8"].model_copy(update={"fit": trainable})
+        return known["balanced" if trainable else "int8"].model_copy(update={"fit": True})
     if name not in known:
         raise unknown("recipe", name, ["auto", *known])
     return known[name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import zlib
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -17,6 +18,7 @@ from slimline.recipe.criterion import Named, one_of
 from slimline.recipe.step import Globs, Step
 
 CRITERIA = ("random", "l1", "l2", "threshold", "taylor", "movement", "wanda", "obs")
+_RATIO = 1200  # bytes that one of deflate can stand for, and base64
 
 
 class PackedMask(Config):
@@ -32,9 +34,24 @@ class PackedMask(Config):
         return cls(shape=np.shape(mask), bits=base64.b64encode(zlib.compress(raw, 9)).decode())
 
     def array(self) -> np.ndarray:
-        """The boolean array."""
-        raw = np.frombuffer(zlib.decompress(base64.b64decode(self.bits)), np.uint8)
-        return np.unpackbits(raw, count=int(np.prod(self.shape))).astype(bool).reshape(self.shape)
+        """The boolean array.
+
+        Raises
+        ------
+        ValueError : other bits than the shape needs.
+        """
+        count = math.prod(self.shape)
+        size = -(-count // 8)
+        if any(n < 0 for n in self.shape) or size > _RATIO * len(self.bits):
+            raise ValueError("a mask has fewer bits than its shape needs")
+        unpacker = zlib.decompressobj()
+        try:
+            raw = unpacker.decompress(base64.b64decode(self.bits), size + 1)
+        except zlib.error as reason:
+            raise ValueError("the bits of a mask are damaged") from reason
+        if len(raw) != size or not (unpacker.eof or not size):
+            raise ValueError("a mask has other bits than its shape needs")
+        return np.unpackbits(np.frombuffer(raw, np.uint8), count=count).astype(bool).reshape(self.shape)
 
 
 def _packed(given: Any) -> Any:

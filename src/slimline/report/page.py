@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
+import json
 import shlex
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import groupby
 from pathlib import Path
@@ -14,20 +13,64 @@ from typing import Any
 import jinja2
 import yaml
 from markupsafe import Markup
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from slimline.errors import SlimlineError
-from slimline.journal import atomic_write
+from slimline import strict_json, text
+from slimline.atomic import atomic_write
 from slimline.measure.certificate import Certificate
-from slimline.measure.latency import speedup
+from slimline.measure.figures import Figures
 from slimline.measure.parity import Parity
-from slimline.measure.results import Figures, Latency, LayerRow
+from slimline.measure.results import Duration, Epoch, Frozen, LayerRow, Refusal, check_schema
+from slimline.measure.rows import rows
 from slimline.report import plots
+from slimline.text import count as _count
 
-NOT_MEASURED = "not measured"
-_PERCENT = ("accuracy", "agreement")
-_ALIKE = ("unchanged", "about the same")
 _HERE = Path(__file__).parent
+
+
+class Shown(BaseModel):
+    """A report as far as the page shows it: `slimline.measure.Report` in which everything may be missing."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    run: str | None = None
+    model: str | None = None
+    created: str | None = None
+    target: str | None = None
+    original: Figures | None = None
+    compressed: Figures | None = None
+    certificate: Certificate | None = None
+    parity: Parity | None = None
+    refused: tuple[Refusal, ...] | None = None
+    notices: tuple[Refusal, ...] | None = None
+    warnings: tuple[str, ...] | None = None
+    unmet: tuple[str, ...] | None = None
+    frozen: tuple[Frozen, ...] | None = None
+    steps: tuple[dict[str, Any], ...] | None = None
+    layers: tuple[LayerRow, ...] | None = None
+    history: tuple[Epoch, ...] | None = None
+    durations: tuple[Duration, ...] | None = None
+    command: tuple[str, ...] | None = None
+    recipe: str | None = None
+    environment: dict[str, Any] | None = None
+
+
+class Activation(BaseModel):
+    """What activation pruning did to one ReLU: parts of its values that are zero, and of its energy that is gone."""
+
+    value: str
+    before: float
+    after: float
+    threshold: float
+    error: float
+
+
+class _Plan(BaseModel):
+    activations: tuple[Activation, ...] = ()
+
+
+class _Step(BaseModel):
+    plan: _Plan | None = None
 
 
 def render(report: Mapping[str, Any], path: Path) -> None:
@@ -35,30 +78,26 @@ def render(report: Mapping[str, Any], path: Path) -> None:
     atomic_write(path, html(report).encode())
 
 
-def html(report: Mapping[str, Any]) -> str:
+def html(report: Mapping[str, Any], where: str = "The report") -> str:
     """One page that needs no network and no script, with the same bytes for the same report.
 
     Parameters
     ----------
     report : ``report.json`` (schema 1, `slimline.measure.Report`) as a dict. What is None or absent is shown as
         "not measured".
+    where : names it in messages.
 
     Raises
     ------
     SlimlineError : it is not such a report.
     """
-    if report.get("schema") != 1:
-        raise SlimlineError(
-            f"This report has schema {report.get('schema')!r}, and only 1 can be shown: run slimline again."
-        )
     try:
-        view = _view(report)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        said = f"The report cannot be shown, as its {error.title} {where} is wrong: {first['msg']}."
-        raise SlimlineError(said) from error
-    return _template().render(view) + "\n"
+        raw = json.dumps(report)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise strict_json.damaged(where, "it is no JSON") from error
+    check_schema(strict_json.parse(raw, where), where)
+    shown = strict_json.validate(Shown, raw, where)
+    return _template().render(_view(shown, where)) + "\n"
 
 
 @cache
@@ -69,98 +108,73 @@ def _template() -> jinja2.Template:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_visible,
     )
     environment.globals["css"] = Markup((_HERE / "page.css").read_text(encoding="utf-8"))
     return environment.get_template("page.html")
 
 
-@dataclass(frozen=True)
-class Row:
-    """A quantity of both artifacts, worded; `left` is the part of the original that stays, for the bar."""
-
-    name: str
-    before: str
-    after: str
-    change: str
-    detail: str = ""
-    before_detail: str = ""
-    after_detail: str = ""
-    left: float | None = None
+def _visible(value: Any) -> Any:
+    return text.visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-def _view(report: Mapping[str, Any]) -> dict[str, Any]:
+def _view(report: Shown, where: str) -> dict[str, Any]:
     """What the template shows, as words and plots."""
-    original, compressed = (Figures.model_validate(report.get(k) or {}) for k in ("original", "compressed"))
-    certificate = Certificate.model_validate(report["certificate"]) if report.get("certificate") else None
+    original, compressed = report.original or Figures(), report.compressed or Figures()
+    certificate = report.certificate
     metric = "accuracy" if certificate is None else certificate.metric
-    layers = [LayerRow.model_validate(row) for row in report.get("layers") or ()]
-    environment = report.get("environment") or {}
-    rows = _rows(original, compressed, metric)
-    command = report.get("command")
+    environment = report.environment or {}
+    quantities = rows(original, compressed, metric)
+    target = report.target or "unknown target"
     return {
-        "target": report.get("target") or "unknown target",
-        "unmet": report.get("unmet") or (),
-        "tiles": [row for row in rows if row.change not in (NOT_MEASURED, *_ALIKE) and row.name != "Parameters"],
-        "rows": rows,
-        "not_measured": NOT_MEASURED,
+        "title": " · ".join(["slimline", *(part for part in (report.model, report.run) if part), target]),
+        "run": report.run,
+        "model": report.model,
+        "created": _minute(report.created),
+        "target": target,
+        "unmet": report.unmet or (),
+        "warnings": report.warnings or (),
+        "tiles": [row for row in quantities if row.changed and row.name != "Parameters"],
+        "rows": quantities,
+        "not_measured": text.NOT_MEASURED,
         "certificate": certificate,
-        "scale": None if certificate is None else plots.certificate_scale(certificate, lambda v: _drop(v, metric)),
-        "parity": Parity.model_validate(report["parity"]) if report.get("parity") else None,
+        "scale": None if certificate is None else plots.certificate_scale(certificate, lambda v: text.drop(v, metric)),
+        "parity": report.parity,
         "latencies": _latency_plots(original, compressed),
-        "layers": _layers(layers),
-        "recoveries": _recoveries(report.get("history") or (), metric),
-        "activations": _activations(report.get("steps") or ()),
-        "refused": report.get("refused") or (),
-        "frozen": _frozen(report.get("frozen") or ()),
-        "recipe": report.get("recipe"),
-        "steps": _yaml(report.get("steps") or ()),
-        "command": shlex.join(command) if isinstance(command, list | tuple) else command,
+        "layers": _layers(report.layers or ()),
+        "recoveries": _recoveries(report.history or (), metric),
+        "activations": _activations(report.steps or (), where),
+        "refused": report.refused or (),
+        "notices": report.notices or (),
+        "frozen": _frozen(report.frozen or ()),
+        "durations": _durations(report.durations or ()),
+        "together": text.seconds(sum(row.seconds for row in report.durations or ())),
+        "recipe": report.recipe,
+        "steps": _yaml(report.steps or (), where),
+        "command": None if report.command is None else shlex.join(report.command),
         "environment": [(key.replace("_", " "), _words(key, value)) for key, value in environment.items()],
     }
 
 
-def _activations(steps: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def _minute(created: str | None) -> str | None:
+    """A moment as ISO 8601 writes it, for people: ``2026-11-25 10:51 UTC``."""
+    if created is None or not created.endswith("+00:00"):
+        return created
+    return f"{created[:16].replace('T', ' ')} UTC"
+
+
+def _durations(durations: Sequence[Duration]) -> list[dict[str, str]]:
+    longest = max((row.seconds for row in durations), default=0.0) or 1.0
+    return [
+        {"stage": row.stage, "time": text.seconds(row.seconds), "bar": f"{100 * row.seconds / longest:.1f}"}
+        for row in durations
+    ]
+
+
+def _activations(steps: Sequence[Mapping[str, Any]], where: str) -> list[Activation]:
     """What activation pruning did to each ReLU."""
-    return [row for step in steps for row in (step.get("plan") or {}).get("activations", ())]
-
-
-def _rows(original: Figures, compressed: Figures, metric: str) -> list[Row]:
-    a, b = original.accuracy, compressed.accuracy
-    change = NOT_MEASURED if a is None or b is None else _drop(b - a, metric, sign=True)
-    rows = [Row(metric.capitalize(), _score(a, metric), _score(b, metric), change)]
-    rows.append(_smaller("File", original.file_bytes, compressed.file_bytes, _bytes))
-    rows.append(_smaller("Parameters", original.parameters, compressed.parameters, _count, "fewer", "more"))
-    rows.append(_smaller("MACs a sample", original.macs, compressed.macs, _count, "fewer", "more"))
-    for batch in sorted({*original.latency, *compressed.latency}):
-        rows.append(_faster(batch, original.latency.get(batch), compressed.latency.get(batch)))
-    peaks = original.peak_memory_bytes, compressed.peak_memory_bytes
-    rows.append(_smaller("Peak memory", *peaks, _bytes, "less", "more", "whole process"))
-    return rows
-
-
-def _smaller(
-    name: str,
-    before: int | None,
-    after: int | None,
-    say: Callable[[int | None], str],
-    down: str = "smaller",
-    up: str = "larger",
-    detail: str = "",
-) -> Row:
-    return Row(name, say(before), say(after), _times(before, after, down, up), detail, left=_part(before, after))
-
-
-def _faster(batch: int, before: Latency | None, after: Latency | None) -> Row:
-    name = f"Latency, batch {batch}"
-    a, b = (None if v is None else v.median_ms for v in (before, after))
-    change = _times(a, b, "faster", "slower")
-    if before is not None and after is not None and len(before.samples_ms) == len(after.samples_ms) > 1:
-        s = speedup(before, after)
-        low, high = (s.low, s.high) if s.ratio >= 1 else (1 / s.high, 1 / s.low)
-        change = f"{change} ({100 * s.confidence:g} %: {low:.2f}–{high:.2f})"
-    return Row(
-        name, _ms(before), _ms(after), change, "median, p10–p90", _range(before), _range(after), left=_part(a, b)
-    )
+    plans = [strict_json.validate(_Step, json.dumps(step), f"{where}, in its steps,").plan for step in steps]
+    return [row for plan in plans if plan is not None for row in plan.activations]
 
 
 def _latency_plots(original: Figures, compressed: Figures) -> list[tuple[int, Markup]]:
@@ -169,7 +183,7 @@ def _latency_plots(original: Figures, compressed: Figures) -> list[tuple[int, Ma
     return [(batch, plot) for batch, plot in found if plot]
 
 
-def _layers(layers: list[LayerRow]) -> list[dict[str, Any]]:
+def _layers(layers: Sequence[LayerRow]) -> list[dict[str, Any]]:
     """Rows of the layer table; bars are percent of the widest layer."""
     widest = max((row.before.width or 0 for row in layers), default=0) or 1
     found = []
@@ -184,8 +198,8 @@ def _layers(layers: list[LayerRow]) -> list[dict[str, Any]]:
                 "removed": after is None,
                 "before_bar": _bar(row.before.width, widest),
                 "after_bar": _bar(None if after is None else after.width, widest),
-                "parameters": (_count(row.before.parameters), "–" if after is None else _count(after.parameters)),
-                "macs": (_count(row.before.macs), "–" if after is None else _count(after.macs)),
+                "parameters": [_count(row.before.parameters), "–" if after is None else _count(after.parameters)],
+                "macs": [_count(row.before.macs), "–" if after is None else _count(after.macs)],
                 "zeros": f"{after.sparsity:.0%}" if after is not None and (after.sparsity or 0) >= 0.005 else "",
                 "precision": row.precision,
                 "note": row.note,
@@ -198,106 +212,53 @@ def _bar(width: int | None, widest: int) -> str:
     return f"{100 * (width or 0) / widest:.1f}"
 
 
-def _recoveries(history: Any, metric: str) -> list[dict[str, Any]]:
+def _recoveries(history: Sequence[Epoch], metric: str) -> list[dict[str, Any]]:
     """Plots per recovery; a new one begins where the epochs start again."""
-    recoveries: list[list[Mapping[str, Any]]] = []
+    recoveries: list[list[Epoch]] = []
     for record in history:
-        if not recoveries or record["epoch"] <= recoveries[-1][-1]["epoch"]:
+        if not recoveries or record.epoch <= recoveries[-1][-1].epoch:
             recoveries.append([])
         recoveries[-1].append(record)
     found = []
     for records in recoveries:
-        scores = [(r["epoch"], r["score"]) for r in records if r.get("score") is not None]
-        losses = [(r["epoch"], r["loss"]) for r in records if r.get("loss") is not None]
-        whole = {r["epoch"] for r in records if r.get("pruned", True)}  # others were no choice
+        scores = [(r.epoch, r.score) for r in records if r.score is not None]
+        losses = [(r.epoch, r.loss) for r in records if r.loss is not None]
+        whole = {r.epoch for r in records if r.pruned}  # others were no choice
         best = max(scores, key=lambda p: (p[0] in whole, p[1], p[0]))[0] if scores else None
+        title = f"{metric} on the selection split"
         found.append(
             {
-                "epochs": records[-1]["epoch"],
+                "epochs": records[-1].epoch,
                 "best": best,
-                "score": plots.curve(scores, f"{metric} on the selection split", lambda v: _score(v, metric), best),
+                "score": plots.curve(scores, title, lambda v: text.score(v, metric), best),
                 "loss": plots.curve(losses, "training loss", lambda v: f"{v:.3g}", best),
             }
         )
     return found
 
 
-def _frozen(frozen: Any) -> list[tuple[str, list[str]]]:
+def _frozen(frozen: Sequence[Frozen]) -> list[tuple[str, list[str]]]:
     """Units by the reason they share, in the order of their first occurrence."""
-    order = {reason: i for i, reason in reversed(list(enumerate(row["reason"] for row in frozen)))}
-    rows = sorted(frozen, key=lambda row: order[row["reason"]])
-    return [(reason, [row["unit"] for row in same]) for reason, same in groupby(rows, key=lambda row: row["reason"])]
+    order = {reason: i for i, reason in reversed(list(enumerate(row.reason for row in frozen)))}
+    ordered = sorted(frozen, key=lambda row: order[row.reason])
+    return [(reason, [row.unit for row in same]) for reason, same in groupby(ordered, key=lambda row: row.reason)]
 
 
-def _yaml(steps: Any) -> str:
+def _yaml(steps: Sequence[Mapping[str, Any]], where: str) -> str:
     """The steps without the fields that are not set, as a recipe writes them."""
     kept = [{k: v for k, v in step.items() if v is not None} for step in steps]
-    text: str = yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100)
-    return text if kept else ""
+    try:
+        said: str = yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100)
+    except yaml.YAMLError as error:
+        raise strict_json.damaged(where, "its steps cannot be written as YAML") from error
+    return said if kept else ""
 
 
 def _words(key: str, value: Any) -> str:
     if value is None or value in ({}, [], ""):
-        return "none" if value is not None else NOT_MEASURED
-    if key.endswith("_bytes"):
-        return _bytes(value)
+        return "none" if value is not None else text.NOT_MEASURED
+    if key.endswith("_bytes") and isinstance(value, int):
+        return text.bytes_(value)
     if isinstance(value, Mapping):
         return ", ".join(f"{k} {v}" for k, v in value.items())
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
-def _part(before: float | None, after: float | None) -> float | None:
-    return None if before is None or after is None or before <= 0 else min(1.0, after / before)
-
-
-def _times(before: float | None, after: float | None, down: str, up: str) -> str:
-    if before is None or after is None or before <= 0 or after <= 0:
-        return NOT_MEASURED
-    if before == after:
-        return _ALIKE[0]
-    if abs(before - after) < 0.005 * min(before, after):
-        return _ALIKE[1]
-    return f"{_three(before / after)}× {down}" if before > after else f"{_three(after / before)}× {up}"
-
-
-def _score(value: float | None, metric: str) -> str:
-    if value is None or not math.isfinite(value):
-        return NOT_MEASURED
-    return f"{100 * value:.2f} %" if metric in _PERCENT else f"{value:.4g}"
-
-
-def _drop(value: float, metric: str, sign: bool = False) -> str:
-    plus = "+" if sign and value > 0 else ""
-    text = f"{100 * value:.2f} points" if metric in _PERCENT else f"{value:.4g}"
-    return f"{plus}{text}".replace("-", "−")
-
-
-def _three(value: float) -> str:
-    """To three digits at least; `value` is 1 or more."""
-    return f"{value:.{max(0, 2 - int(math.log10(value)))}f}"
-
-
-def _bytes(value: int | None) -> str:
-    if value is None:
-        return NOT_MEASURED
-    for size, unit in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
-        if value >= size:
-            return f"{_three(value / size)} {unit}"
-    return f"{value} B"
-
-
-def _count(value: int | None) -> str:
-    if value is None:
-        return NOT_MEASURED
-    for size, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
-        if value >= size:
-            return f"{_three(value / size)} {unit}"
-    return str(value)
-
-
-def _ms(latency: Latency | None) -> str:
-    return NOT_MEASURED if latency is None else f"{latency.median_ms:.3g} ms"
-
-
-def _range(latency: Latency | None) -> str:
-    return "" if latency is None else f"{latency.p10_ms:.3g}–{latency.p90_ms:.3g}"

@@ -12,15 +12,18 @@ from collections.abc import Callable, Iterable, Sequence
 from markupsafe import Markup, escape
 
 from slimline.measure.certificate import Certificate
-from slimline.measure.results import Latency
+from slimline.measure.figures import Latency
+from slimline.text import PERCENT, visible
 
 WIDTH = 360
 MARGIN = 10
 MOST_DOTS = 600
+_LETTER = 6.0  # of a tick's words, in units of the view box, and rather more than less
+_LEAST = 1e-290  # a difference from which logarithms and quotients are safe
 
 
 def certificate_scale(certificate: Certificate, say: Callable[[float], str]) -> Markup:
-    """The drop observed, the interval it may truly lie in, and the budget, on one line.
+    """The drop observed, the interval it may truly lie in, and the budget, on one line, with a key below it.
 
     `say` words an amount of drop, such as ``0.42 points``.
     """
@@ -29,22 +32,29 @@ def certificate_scale(certificate: Certificate, say: Callable[[float], str]) -> 
     if not all(map(math.isfinite, marks)):
         return Markup("")
     x = _Scale(min(marks), max(marks), MARGIN, WIDTH - MARGIN, pad=0.06)
-    line = 76
-    at, end = x(c.observed_drop), x(c.bound)
-    lines = [_path("interval", f"M{_n(x(c.lower_bound))} {line}H{_n(end)}")]
-    lines += [_path("bound", f"M{_n(end)} 36V{line + 10}"), _path("leader", f"M{_n(at)} 18V{line}")]
-    labels = [_flag(at, 12, f"observed {say(c.observed_drop)}", "label")]
-    labels.append(_flag(end, 30, f"at most {say(c.bound)}", "label strong"))
+    line, below = 34, 78
     parts: list[str] = []
     if c.max_drop is not None:
         parts.append(_box("within", MARGIN, line - 12, x(c.max_drop) - MARGIN, 24))
-        lines.append(_path("budget", f"M{_n(x(c.max_drop))} 54V{line + 18}"))
-        labels.append(_flag(x(c.max_drop), 48, f"budget {say(c.max_drop)}", "label"))
-    parts += lines + labels
-    parts.append(f'<circle class="observed" cx="{_n(at)}" cy="{line}" r="5"/>')
-    parts += _axis(x, line + 22, say)
-    name = f"drop observed {say(c.observed_drop)}, at most {say(c.bound)}"
-    return _svg(parts, line + 42, name if c.max_drop is None else f"{name}, budget {say(c.max_drop)}")
+    parts.append(_path("interval", f"M{_n(x(c.lower_bound))} {line}H{_n(x(c.bound))}"))
+    parts.append(_path("bound", f"M{_n(x(c.bound))} {line - 24}V{line + 12}"))
+    if c.max_drop is not None:
+        parts.append(_path("budget", f"M{_n(x(c.max_drop))} {line - 12}V{line + 22}"))
+    at = _n(x(c.observed_drop))
+    parts += [_path("leader", f"M{at} {line - 16}V{line}"), f'<circle class="observed" cx="{at}" cy="{line}" r="5"/>']
+    percent = c.metric in PERCENT
+    parts += _axis(x, line + 22, "points" if percent else "", 100 if percent else 1)
+    key = [
+        (f'<circle class="observed" cx="{MARGIN + 6}" cy="{{y}}" r="5"/>', f"observed {say(c.observed_drop)}", ""),
+        (_path("bound key", f"M{MARGIN + 6} {{top}}v14"), f"at most {say(c.bound)}", " strong"),
+    ]
+    if c.max_drop is not None:
+        key.append((_path("budget key", f"M{MARGIN + 6} {{top}}v14"), f"budget {say(c.max_drop)}", ""))
+    for number, (sign, words, strong) in enumerate(key):
+        y = below + 12 + 18 * number
+        parts.append(sign.format(y=y, top=y - 7))
+        parts.append(_text(MARGIN + 20, y + 4, words, f"label{strong}"))
+    return _svg(parts, below + 18 * len(key) + 6, f"drop {', '.join(words for _, words, _ in key)}")
 
 
 def latencies(original: Latency | None, compressed: Latency | None) -> Markup:
@@ -71,7 +81,7 @@ def latencies(original: Latency | None, compressed: Latency | None) -> Markup:
         parts.append(_path(f"dots {name}", _dots(latency.samples_ms, x, y + 25, 16)))
         parts.append(_path(f"median {name}", f"M{_n(x(latency.median_ms))} {y + 20}v26"))
         y += 54
-    parts += _axis(x, y, lambda v: f"{v:g}", "ms a batch")
+    parts += _axis(x, y, "ms a batch")
     height = y + 20
     if beyond:
         said = "1 sample lies" if beyond == 1 else f"{beyond} samples lie"
@@ -124,29 +134,31 @@ class _Scale:
 
 def _ticks(low: float, high: float, most: int) -> list[float]:
     """Round numbers (1, 2 or 5 times a power of ten apart) in ``[low, high]``, about `most` of them."""
-    spread = high - low
-    if spread <= 0:
+    raw = (high - low) / most
+    if not _LEAST < raw < math.inf or raw < 1e-12 * max(abs(low), abs(high)):
         return [low]
-    raw = spread / most
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(power * m for m in (1, 2, 5, 10) if power * m >= raw)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [round(i * step, 12) for i in range(first, last + 1)]
+    return [float(f"{i * step:.12g}") for i in range(first, last + 1)]
 
 
-def _axis(x: _Scale, y: float, say: Callable[[float], str], unit: str = "") -> list[str]:
+def _axis(x: _Scale, y: float, unit: str = "", factor: float = 1) -> list[str]:
+    """A line with ticks, worded as `factor` times their value; the first word has the unit. Words keep apart."""
     parts = [_path("axis", f"M{MARGIN} {_n(y)}H{WIDTH - MARGIN}")]
+    end = -math.inf
     for value in _ticks(x.low, x.high, 4):
         at = x(value)
-        anchor = "start" if at < 40 else "end" if at > WIDTH - 40 else "middle"
+        words = f"{factor * value + 0.0:.6g}".replace("-", "−")
+        if unit and end < 0:
+            words = f"{words} {unit}"
+        half = len(words) * _LETTER / 2
+        middle = min(max(at, half), WIDTH - half)
         parts.append(_path("axis", f"M{_n(at)} {_n(y)}v4"))
-        parts.append(_text(at, y + 16, f"{say(value)} {unit}" if value == 0 and unit else say(value), "tick", anchor))
+        if middle - half > end + _LETTER:
+            parts.append(_text(middle, y + 16, words, "tick", "middle"))
+            end = middle + half
     return parts
-
-
-def _flag(x: float, y: float, text: str, kind: str) -> str:
-    """Text beside a vertical mark, on the side with more room."""
-    return _text(x - 4, y, text, kind, "end") if x > WIDTH / 2 else _text(x + 4, y, text, kind)
 
 
 def _dots(samples: Sequence[float], x: _Scale, top: float, height: float) -> str:
@@ -164,12 +176,12 @@ def _quantile(values: Iterable[float], q: float) -> float:
 
 
 def _svg(parts: Iterable[str], height: float, name: str) -> Markup:
-    body = "".join(parts)
-    return Markup(f'<svg viewBox="0 0 {WIDTH} {_n(height)}" role="img" aria-label="{escape(name)}">{body}</svg>')
+    body, spoken = "".join(parts), escape(visible(name))
+    return Markup(f'<svg viewBox="0 0 {WIDTH} {_n(height)}" role="img" aria-label="{spoken}">{body}</svg>')
 
 
 def _text(x: float, y: float, text: str, kind: str, anchor: str = "start") -> str:
-    return f'<text class="{kind}" x="{_n(x)}" y="{_n(y)}" text-anchor="{anchor}">{escape(text)}</text>'
+    return f'<text class="{kind}" x="{_n(x)}" y="{_n(y)}" text-anchor="{anchor}">{escape(visible(text))}</text>'
 
 
 def _path(kind: str, d: str) -> str:

@@ -53,6 +53,9 @@ class Session(Protocol):
     def run(self, inputs: tuple[np.ndarray, ...]) -> np.ndarray:
         """The first output for inputs of any batch size the artifact takes."""
 
+    def outputs(self, inputs: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+        """All outputs, in the order of the model's."""
+
 
 class Runtime(Protocol):
     """One target."""
@@ -71,7 +74,10 @@ class Runtime(Protocol):
         """Package versions that decide what the artifact does."""
 
     def lower(self, model: Model, path: Path) -> None:
-        """Write the artifact of `model` atomically and deterministically (integer where it is quantized)."""
+        """Write the artifact of `model` atomically and deterministically (integer where it is quantized).
+
+        Nothing but `slimline.runtimes.gate` calls it: what it wrote has to be compared with the model.
+        """
 
     def sample(self, layer: Layer, path: Path) -> None:
         """Write an artifact of float layers such as `layer`, one behind the other as `Layer.chain` says: a runtime may

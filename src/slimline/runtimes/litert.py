@@ -51,13 +51,16 @@ class Session:
 
     def run(self, inputs: tuple[np.ndarray, ...]) -> np.ndarray:
         """The first output ``(batch, …)`` for inputs ``(batch, …)`` of any batch size."""
+        return self.outputs(inputs)[0]
+
+    def outputs(self, inputs: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+        """All outputs for `inputs`."""
         arrays = self._checked(inputs)
         interpreter = self._interpreter(tuple(a.shape for a in arrays))
         for detail, array in zip(interpreter.get_input_details(), arrays, strict=True):
             interpreter.set_tensor(detail["index"], array)
         interpreter.invoke()
-        output: np.ndarray = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
-        return output
+        return tuple(interpreter.get_tensor(detail["index"]) for detail in interpreter.get_output_details())
 
     def _checked(self, inputs: tuple[np.ndarray, ...]) -> list[np.ndarray]:
         if len(inputs) != len(self._specs):

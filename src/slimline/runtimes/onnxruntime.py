@@ -48,6 +48,10 @@ class OrtSession:
         result: Array = self.session.run([self.output], dict(zip(self.names, inputs, strict=True)))[0]
         return result
 
+    def outputs(self, inputs: tuple[Array, ...]) -> tuple[Array, ...]:
+        """All outputs for `inputs`."""
+        return tuple(self.session.run(None, dict(zip(self.names, inputs, strict=True))))
+
 
 class OnnxRuntime:
     """The target ``onnxruntime``."""

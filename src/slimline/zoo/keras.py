@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 import slimline.frameworks.keras  # noqa: F401  chooses the backend before keras is imported  # isort: skip
 import keras
 
+from slimline import array_files
 from slimline.errors import SlimlineError
+from slimline.strictjson import Malformed
 
 L = keras.layers
 
@@ -84,8 +84,8 @@ def load_torch_weights(model: keras.Model, path: str | Path) -> None:
     SlimlineError : no such file, not safetensors, or weights of another network.
     """
     try:
-        state = load_file(path)
-    except (OSError, SafetensorError) as error:
+        state = array_files.safetensors(Path(path))
+    except (OSError, Malformed) as error:
         raise SlimlineError(f"{path} is no safetensors file that can be read: check the path.") from error
     by_name = {name.replace(".", "_"): array for name, array in state.items()}
     for variable in model.variables:

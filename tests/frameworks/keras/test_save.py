@@ -85,7 +85,7 @@ def with_code(path: Path) -> None:
         (lambda path: path.write_text("hello"), "no .keras file"),
         (damaged, "damaged"),
         (truncated, "damaged"),
-        (other_zip, "cannot be loaded"),
+        (other_zip, "no part of a model"),
         (with_code, "Lambda"),
     ],
 )

@@ -108,16 +108,26 @@ class KerasAdapter:
 
         return truncate(native, thresholds)
 
+    def free(self, native: Any) -> Literal["none", "batch", "sizes"]:
+        """Which sizes of its inputs may change."""
+        if any(size is None for tensor in native.inputs for size in tensor.shape[1:]):
+            return "sizes"
+        return "batch" if native.inputs[0].shape[0] is None else "none"
+
     def predict(self, native: Any, inputs: tuple[Array, ...]) -> Array:
         """The first output in inference mode, in chunks of `CHUNK` samples; 16-bit floats come as float32."""
+        return self.outputs(native, inputs)[0]
+
+    def outputs(self, native: Any, inputs: tuple[Array, ...]) -> tuple[Array, ...]:
+        """All outputs, see `predict`."""
         chunks = []
         for start in range(0, max(len(inputs[0]), 1), CHUNK):
             part = [np.asarray(x[start : start + CHUNK]) for x in inputs]
             outputs = keras.tree.flatten(native(part if len(part) > 1 else part[0], training=False))
-            half = keras.backend.standardize_dtype(outputs[0].dtype) in ("float16", "bfloat16")
-            first = keras.ops.cast(outputs[0], "float32") if half else outputs[0]
-            chunks.append(keras.ops.convert_to_numpy(first))
-        return np.concatenate(chunks)
+            half = [keras.backend.standardize_dtype(x.dtype) in ("float16", "bfloat16") for x in outputs]
+            single = [keras.ops.cast(x, "float32") if h else x for x, h in zip(outputs, half, strict=True)]
+            chunks.append([keras.ops.convert_to_numpy(x) for x in single])
+        return tuple(x[0] if len(x) == 1 else np.concatenate(x) for x in zip(*chunks, strict=True))
 
     def gradients(
         self,

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from slimline.errors import SlimlineError
+from slimline.errors import NoExample, SlimlineError
 from slimline.frameworks.keras.canonical import canonical
 from slimline.frameworks.keras.functional import input_name, is_functional, stored
 from slimline.frameworks.keras.unfold import functional
@@ -90,7 +90,7 @@ def example_inputs(model: keras.Model, shapes: Sequence[tuple[Sequence[int], str
     made = []
     for tensor, (shape, dtype) in zip(model.inputs, shapes, strict=True):
         if None in shape:
-            raise SlimlineError(
+            raise NoExample(
                 f"Input {input_name(tensor)!r} has unknown sizes {tuple(tensor.shape)}: give example inputs."
             )
         floating = "float" in dtype

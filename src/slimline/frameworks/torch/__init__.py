@@ -99,8 +99,16 @@ class TorchAdapter:
 
         return truncate(native, thresholds)
 
+    def free(self, native: Native) -> natives.Free:
+        """Which sizes of its inputs may change."""
+        return native.free
+
     def predict(self, native: Native, inputs: tuple[Array, ...]) -> Array:
         """The first output ``(batch, …)`` in inference mode, as stored."""
+        return self.outputs(native, inputs)[0]
+
+    def outputs(self, native: Native, inputs: tuple[Array, ...]) -> tuple[Array, ...]:
+        """All outputs in inference mode, as stored; of bfloat16, which numpy does not have, float32."""
         natives.check_batch(native, inputs)
         training = native.training
         if training:
@@ -117,8 +125,8 @@ class TorchAdapter:
         finally:
             if training:
                 native.train()
-        first: torch.Tensor = next(x for x in pytree.tree_leaves(outputs) if isinstance(x, torch.Tensor))
-        return first.detach().cpu().numpy()
+        leaves = [x.detach().cpu() for x in pytree.tree_leaves(outputs) if isinstance(x, torch.Tensor)]
+        return tuple((x.float() if x.dtype == torch.bfloat16 else x).numpy() for x in leaves)
 
     def gradients(
         self,

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import fx
 
 from slimline.frameworks.base import Array
-from slimline.frameworks.torch.native import argument, packet
+from slimline.frameworks.torch.operators import argument, layer, packet
 from slimline.graph.ir import Node, Value
 from slimline.graph.ops import Attributes
 
@@ -146,6 +145,4 @@ class Call:
     @property
     def layer(self) -> str:
         """The user's name of the innermost module that called it."""
-        stack = self.node.meta.get("nn_module_stack") or {}
-        paths = [str(path) for path, *_ in stack.values()]
-        return re.sub(r"@\d+", "", paths[-1]) if paths and not paths[-1].startswith("_empty") else ""
+        return layer(self.node)

@@ -25,10 +25,8 @@ def fold(native: fx.GraphModule, example: tuple[Any, ...]) -> fx.GraphModule:
     """A copy in which every eval-mode batch norm that alone reads a convolution or linear layer is folded into it.
 
     Weights keep their names; a layer that had no bias gains one; the batch norm's tensors disappear.
-    In-place operators become functional ones, so that every value has one content.
     """
     folded = sharing(native)
-    _make_functional(folded.graph)
     for node in list(folded.graph.nodes):
         if _packet(node) == "batch_norm" and node.args[5] is False and _foldable(folded, node):
             _fold_one(folded, node)
@@ -110,22 +108,6 @@ def _packet(node: fx.Node) -> str:
 
 def _is_guard(node: fx.Node) -> bool:
     return node.op == "call_module"
-
-
-def _make_functional(graph: fx.Graph) -> None:
-    """Replace in-place operators (``relu_``) by functional ones; later readers of the old content read the new."""
-    order = {node: i for i, node in enumerate(graph.nodes)}
-    for node in list(graph.nodes):
-        name = _packet(node)
-        changed = node.args[0] if node.args else None
-        if not name.endswith("_") or name.startswith("_") or not isinstance(changed, fx.Node):
-            continue
-        functional = getattr(getattr(_aten, name[:-1], None), node.target._overloadname, None)
-        if functional is None:
-            continue
-        node.target = functional
-        for user in [u for u in changed.users if order[u] > order[node]]:
-            user.replace_input_with(changed, node)
 
 
 def _foldable(module: fx.GraphModule, norm: fx.Node) -> bool:

@@ -38,7 +38,7 @@ def fold(native: Native) -> None:
             node.replace_all_uses_with(stored, delete_user_cb=read.__contains__)
             changed = True
     if changed:
-        native.graph.eliminate_dead_code(lambda n: n not in constant or packet(n).endswith("_"))
+        native.graph.eliminate_dead_code(lambda n: n not in constant)
         native.recompile()
 
 
@@ -50,18 +50,10 @@ def _table(node: fx.Node, result: object) -> bool:
 
 
 def _constants(graph: fx.Graph) -> set[fx.Node]:
-    """Operators on nothing but numbers, and those on their results. A tensor that an input is written into is none."""
+    """Operators on nothing but numbers, and those on their results."""
     found: set[fx.Node] = set()
     for node in graph.nodes:
         known = all(n in found for n in node.all_input_nodes)
         if node.op == "call_function" and known and packet(node).startswith("aten.") and packet(node) not in _RANDOM:
             found.add(node)
-    for node in reversed(graph.nodes):
-        if node.op == "call_function" and node not in found and packet(node).endswith("_"):
-            written = node.args[0]
-            while isinstance(written, fx.Node) and written in found:
-                family = [written]
-                for member in family:
-                    family += [n for n in (*member.all_input_nodes, *member.users) if n in found and n not in family]
-                found -= set(family)
     return found

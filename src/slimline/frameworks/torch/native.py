@@ -17,9 +17,13 @@ from torch.utils import _pytree as pytree
 import slimline.frameworks.torch.shapes  # noqa: F401  (registers shape functions)
 from slimline.errors import SlimlineError
 from slimline.frameworks.base import Array
+from slimline.frameworks.torch.functional import functionalise
 from slimline.frameworks.torch.inline import inline
-
-aten = torch.ops.aten
+from slimline.frameworks.torch.operators import add_constant as add_constant
+from slimline.frameworks.torch.operators import argument as argument
+from slimline.frameworks.torch.operators import aten as aten
+from slimline.frameworks.torch.operators import packet as packet
+from slimline.frameworks.torch.operators import set_argument as set_argument
 
 # Operators that behave differently in training, and the argument that says so.
 _FLAGS = {
@@ -102,49 +106,12 @@ def set_training(native: fx.GraphModule, training: bool) -> None:
     Native.train(native, training)  # type: ignore[arg-type]
 
 
-def packet(node: fx.Node) -> str:
-    """Name of an operator without its overload, such as ``aten.conv2d``."""
-    if isinstance(node.target, torch._ops.OpOverload):
-        return str(node.target.overloadpacket)
-    return getattr(node.target, "__name__", str(node.target))
-
-
-def free_views(native: fx.GraphModule) -> bool:
-    """Let views take any memory layout, as reshape does; whether all of them could be.
-
-    ``view`` refuses a tensor that another kernel, or channels last, lays out in another way; ``reshape`` copies it,
-    which only a write to the view, or to what is viewed, could notice: such views stay.
-    """
-    views = native.graph.find_nodes(op="call_function", target=aten.view.default)
-    free = [view for view in views if not any(map(_writes, (*view.users, *view.all_input_nodes[0].users)))]
-    for view in free:
+def free_views(native: fx.GraphModule) -> None:
+    """Let views take any memory layout, as reshape does: ``view`` refuses a tensor that another kernel, or channels
+    last, lays out in another way."""
+    for view in native.graph.find_nodes(op="call_function", target=aten.view.default):
         view.target = aten.reshape.default
     native.recompile()
-    return len(free) == len(views)
-
-
-def _writes(node: fx.Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
-
-
-def set_argument(node: fx.Node, name: str, value: Any) -> None:
-    """Set an argument of an aten operator by the name in its schema."""
-    names = [a.name for a in node.target._schema.arguments]  # type: ignore[union-attr]
-    index = names.index(name)
-    if index < len(node.args):
-        node.update_arg(index, value)
-    else:
-        node.update_kwarg(name, value)
-
-
-def argument(node: fx.Node, name: str) -> Any:
-    """An argument of an aten operator by the name in its schema, its default where it is not given."""
-    for index, arg in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
-        if arg.name == name:
-            if index < len(node.args):
-                return node.args[index]
-            return node.kwargs.get(name, arg.default_value if arg.has_default_value() else None)
-    raise KeyError(name)
 
 
 def tensors(native: nn.Module) -> dict[str, Tensor]:
@@ -184,15 +151,6 @@ def set_tensors(native: nn.Module, values: Iterable[tuple[str, Tensor]]) -> None
                 module._parameters[leaf] = fresh
             else:
                 module._buffers[leaf] = value
-
-
-def add_constant(native: fx.GraphModule, name: str, value: Tensor) -> str:
-    """Register a constant as a buffer outside the state dict; the name it got."""
-    base = name.replace("/", "_").replace(".", "_")
-    while hasattr(native, base):
-        base += "_"
-    native.register_buffer(base, value, persistent=False)
-    return base
 
 
 def to_tensors(arrays: Sequence[Array]) -> tuple[Tensor, ...]:
@@ -249,6 +207,7 @@ def from_program(
     if not shared:  # a file has none of them, and names that were tied are tied again later
         _drop_unread(native)
     _own(native, {*constants, *transient(source)}, shared)
+    functionalise(native)
     _rename(native)
     native.eval()
     native.recompile()

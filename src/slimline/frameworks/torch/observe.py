@@ -48,11 +48,6 @@ def _between(graph: fx.Graph, values: Sequence[str], given: Sequence[str] | None
         if name not in needed:
             needed.add(name)
             pending += [n.name for n in nodes[name].all_input_nodes]
-    # What writes to its input in place is wanted by whoever reads that input later.
-    for node in graph.nodes:
-        mutates = isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
-        if mutates and node.name not in needed and all(n.name in needed for n in node.all_input_nodes):
-            needed.add(node.name)
     part = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     for name in starts:

@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 from slimline.errors import SlimlineError, unknown
 from slimline.frameworks.base import Array
 from slimline.frameworks.torch.native import Native
+from slimline.frameworks.torch.program import structure
 from slimline.frameworks.torch.read import capture, finite
 
 _PLAIN = (int, float, str, bool, type(None))
@@ -66,7 +67,16 @@ class Structure:
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Structure:
         """What `record` gave."""
-        return cls(json.dumps(record["spec"]), tuple(record["plain"]))
+        spec, plain = structure(json.dumps(record["spec"])), record["plain"]
+        if not isinstance(plain, list) or not all(p is None or _is_plain(p) for p in plain):
+            raise ValueError("a structure of other things than tensors and plain values")
+        if len(plain) != pytree.treespec_loads(spec).num_leaves:
+            raise ValueError("a structure of other parts than it says")
+        return cls(spec, tuple(plain))
+
+
+def _is_plain(held: Any) -> bool:
+    return isinstance(held, list) and len(held) == 1 and isinstance(held[0], _PLAIN)
 
 
 @dataclass(frozen=True)

@@ -11,16 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from slimline.errors import SlimlineError
+from slimline.errors import NoExample, SlimlineError
 from slimline.frameworks.base import Array
 from slimline.frameworks.torch import native as natives
 from slimline.frameworks.torch import rules, rules_recurrent, rules_shape, rules_spatial  # noqa: F401  # they fill the registry
 from slimline.frameworks.torch.call import Call
 from slimline.frameworks.torch.fold import fold
 from slimline.frameworks.torch.native import Free, Native, set_training, to_tensors
+from slimline.frameworks.torch.program import path
 from slimline.frameworks.torch.prune import plain
 from slimline.frameworks.torch.registry import constant, rule_for
 from slimline.graph.ir import Graph, Node, Value
+from slimline.strictjson import Malformed
 
 __all__ = ["load", "read", "set_training"]
 
@@ -65,9 +67,7 @@ def load(
 
 def _need(example: tuple[Array, ...] | None) -> tuple[Array, ...]:
     if not example:
-        raise SlimlineError(
-            "A torch module needs example_inputs, for instance one batch of its data: pass them to load."
-        )
+        raise NoExample("A torch module needs example_inputs, for instance one batch of its data: pass them to load.")
     if any(x.ndim and len(x) == 0 for x in example):
         raise SlimlineError("The example inputs are empty: give at least one sample.")
     return tuple(example)
@@ -100,6 +100,7 @@ def capture(
 def _captured(
     module: nn.Module, example: tuple[Array, ...], frees: tuple[Free, ...]
 ) -> tuple[Native, tuple[Array, ...]]:
+    _check_names(module)
     two = _two_rows(example)
     for free in frees:
         try:
@@ -119,6 +120,19 @@ def _captured(
     return natives.from_program(program, len(example[0])), example
 
 
+def _check_names(module: nn.Module) -> None:
+    """Refuse names that the source which torch writes for a graph cannot hold, and no file could."""
+    every = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
+    for name, _ in every:
+        try:
+            path(name)
+        except Malformed as reason:
+            raise SlimlineError(
+                f"The weight {name[:80]!r} has a name that torch cannot write into a graph: rename its module "
+                "without quotes, backslashes, control characters and Python's own words."
+            ) from reason
+
+
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__).rstrip(".:")
@@ -132,7 +146,7 @@ def _from_program(
     if example is None:
         stored = program.example_inputs
         if stored is None or stored[1] or not all(isinstance(x, Tensor) for x in stored[0]):
-            raise SlimlineError("The exported program holds no example inputs: pass example_inputs to load.")
+            raise NoExample("The exported program holds no example inputs: pass example_inputs to load.")
         example = tuple(x.detach().cpu().numpy() for x in stored[0])
     first = values[0].shape[0] if len(values[0].shape) else 0
     fixed = first if isinstance(first, int) else None

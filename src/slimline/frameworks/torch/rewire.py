@@ -10,7 +10,7 @@ from torch import fx
 
 from slimline.errors import SlimlineError
 from slimline.frameworks.base import Array
-from slimline.frameworks.torch.native import Native, aten, packet, tensors, to_tensors
+from slimline.frameworks.torch.native import Native, aten, tensors, to_tensors
 
 Insert = Callable[[fx.Graph, fx.Node], fx.Node]
 
@@ -24,9 +24,6 @@ def rewire(native: Native, instead: Mapping[str, str], example: tuple[Array, ...
     nodes = _named(result, [*instead, *instead.values()])
     for old, new in instead.items():
         target, source = nodes[old], nodes[new]
-        if any(packet(user).endswith("_") for user in target.users):  # it would overwrite what others read
-            with result.graph.inserting_after(source):
-                source = result.graph.call_function(aten.clone.default, (source,))
         target.replace_all_uses_with(source)
     _drop_dead(result, {nodes[old] for old in instead})
     result.graph.lint()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from slimline.frameworks.torch.call import Call
-from slimline.frameworks.torch.native import packet
 from slimline.frameworks.torch.registry import rule, unknown, whole
 from slimline.graph import ops
 from slimline.graph.equation import parse
@@ -148,8 +147,6 @@ def _slice(call: Call) -> None:
         span = range(start, start + int(call["length"]))
     else:
         span = range(size)[slice(call["start"], call["end"], call["step"])]
-    if span.step > 1 and any(packet(user).endswith("_") for user in call.node.users):
-        return unknown(call, "every other position is written in place")  # positions that are listed are a copy
     return call.emit("slice", call.tensors()[:1], ops.slice_(axis, span.start, max(span.stop, span.start), span.step))
 
 

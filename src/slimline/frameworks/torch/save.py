@@ -1,79 +1,106 @@
-"""`.pt2` files: the exported program, and beside it what slimline knows. No pickle is written, none is run."""
+"""`.pt2` files: the exported program, and beside it what slimline knows. No pickle is written, none is run.
+
+What is written goes through the reader first, so that nothing is written that it refuses. See docs/security.md for
+what a file may hold.
+"""
 
 from __future__ import annotations
 
-import io
+import contextlib
 import json
 import operator
-import os
 import pickle
-import tempfile
-import zipfile
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import safetensors.numpy
 import torch
-from torch import nn
+from torch import fx, nn
+from torch._export.serde.serialize import ExportedProgramDeserializer, serialize
 
+from slimline import archive, strictjson
+from slimline.archive import Archive, Damaged
 from slimline.errors import SlimlineError
 from slimline.frameworks.base import Array
 from slimline.frameworks.torch import native as natives
-from slimline.frameworks.torch import prune, read
+from slimline.frameworks.torch import payload, program, prune, read, samples
 from slimline.frameworks.torch.native import Native
+from slimline.frameworks.torch.rehearse import rehearse
 from slimline.recipe.sparse import PackedMask
+from slimline.strictjson import Malformed
 
-_METADATA = "slimline.json"
-_EXAMPLE = "slimline_example.safetensors"
+_METADATA, _EXAMPLE = "extra/slimline.json", "extra/slimline_example.safetensors"
+_ROOT = "model"
+_PLAIN = {"archive_format": b"pt2", "archive_version": b"0", ".data/version": b"6\n", "byteorder": b"little"}
+_WEIGHTS, _CONSTANTS = ("data/weights", "weight_"), ("data/constants", "tensor_")
+_MODEL, _SAMPLES = "models/model.json", "data/sample_inputs/model.pt"
+_MEMBERS = re.compile(
+    r"archive_format|archive_version|byteorder|version|\.data/(version|serialization_id)|\.format_version"
+    r"|\.storage_alignment|models/model\.json|data/sample_inputs/model\.pt"
+    r"|data/weights/(model_weights_config\.json|weight_\d{1,9})"
+    r"|data/constants/(model_constants_config\.json|tensor_\d{1,9})"
+    r"|extra/slimline_example\.safetensors|extra/[A-Za-z0-9_-]{1,100}(\.(json|txt|md|yaml|csv))?"
+)
 
 
 def save(native: Native, path: Path, example: tuple[Array, ...], metadata: Mapping[str, Any]) -> None:
     """Write `native` to a ``.pt2`` that `torch.export.load` reads too, atomically; the same model gives the same bytes.
 
-    `metadata` is JSON; the example inputs are stored as safetensors.
+    `metadata` is JSON; the example inputs are stored as safetensors. The bytes depend on nothing but these and the
+    versions: no times, paths, addresses or stack traces are in them.
+
+    Raises
+    ------
+    SlimlineError : a name or an operator that no ``.pt2`` may hold, or a place that cannot be written to.
     """
-    program = natives.export(native, example)
-    program._example_inputs = None  # torch would pickle them
+    exported = natives.export(native, example)
+    exported._example_inputs = None  # torch would pickle them
     own = {
         "metadata": dict(metadata),
         "fixed_batch": native.fixed_batch,
         "free": native.free,
         "ties": natives.ties(native),
-        "names": _names(native, program),
+        "names": _names(native, exported),
     }
     blob = safetensors.numpy.save({f"{i:04d}": np.ascontiguousarray(x) for i, x in enumerate(example)})
-    extra = {_METADATA: json.dumps(own, sort_keys=True), _EXAMPLE: blob.hex()}
-    buffer = io.BytesIO()
-    torch.export.save(program, buffer, extra_files=extra)
-    _write(path, buffer.getbuffer())
-
-
-def _write(path: Path, content: memoryview) -> None:
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-    except OSError as reason:
-        raise SlimlineError(
-            f"Cannot write {path} ({reason.strerror}): choose a place that can be written to."
-        ) from reason
+        members = _members(exported)
+        notes = json.dumps(own, sort_keys=True, allow_nan=False).encode()
+        _own(notes)
+    except (Malformed, ValueError) as reason:
+        raise SlimlineError(f"The model cannot be saved: it {reason}; rename or replace that.") from reason
+    members |= {_METADATA: notes, _EXAMPLE: blob.hex().encode()}
+    archive.write(path, {f"{_ROOT}/{name}": content for name, content in members.items()})
 
 
-def _names(native: Native, program: torch.export.ExportedProgram) -> dict[str, str]:
+def _members(exported: torch.export.ExportedProgram) -> dict[str, bytes]:
+    """The files of torch's format, without what it would add of this machine."""
+    for module in exported.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, fx.GraphModule) else ():
+            paths = [program.escaped(str(path)) for path, *_ in (node.meta.get("nn_module_stack") or {}).values()]
+            node.meta["nn_module_stack"] = {f"L{i}": (path, "torch.nn.Module") for i, path in enumerate(paths)}
+    artifact = serialize(exported, serialize_state_dict=False, serialize_constants=False)
+    members = dict(_PLAIN)
+    members[_MODEL] = program.clean(artifact.exported_program)
+    for (folder, prefix), state in ((_WEIGHTS, exported.state_dict), (_CONSTANTS, exported.constants)):
+        stored, config = payload.members(state, prefix)
+        text = json.dumps(config).encode()
+        program.weights(text)
+        members[f"{folder}/model_{folder.rpartition('/')[2]}_config.json"] = text
+        members |= {f"{folder}/{name}": content for name, content in stored.items()}
+    members[_SAMPLES] = b""
+    return members
+
+
+def _names(native: Native, exported: torch.export.ExportedProgram) -> dict[str, str]:
     """Names of activations that exporting changed: new to old. Grids and plans know the old ones."""
     own = {n.name: n for n in native.graph.nodes if n.op == "call_function"}
     taken = {(n.args[0].name, n.args[1]): n.name for n in own.values() if n.target is operator.getitem}
     came_from: dict[str, str] = {}
-    for node in program.graph.nodes:
+    for node in exported.graph.nodes:
         if node.op != "call_function":
             continue
         source = node.meta.get("from_node")
@@ -92,29 +119,134 @@ def open_(
 
     A pickle (``.pt``, ``.pth``, or one inside a ``.pt2``) can run any code; it is read only with `allow_pickle`.
     `example` is for a file that holds no example inputs: a pickle, or a program of another's.
+
+    Raises
+    ------
+    SlimlineError : no such file, a damaged one, or one that holds anything which docs/security.md does not list.
     """
     if not path.is_file():
         raise SlimlineError(f"There is no file {path}: check the path.")
     if path.suffix != ".pt2":
         return _open_pickle(path, allow_pickle, example)
-    extra = {_METADATA: "", _EXAMPLE: ""}
-    stored = _check(path, allow_pickle)
     try:
-        program = torch.export.load(str(path), extra_files=extra)
-    except Exception as reason:  # a damaged archive fails in torch in many ways
-        raise SlimlineError(f"{path} is damaged or not a program of torch.export: save the model again.") from reason
-    if not extra[_METADATA]:
-        return (*read.load(program, stored if example is None else example), {})
-    own = json.loads(extra[_METADATA])
-    arrays = safetensors.numpy.load(bytes.fromhex(extra[_EXAMPLE]))
-    native = natives.from_program(program, own["fixed_batch"], shared=True, free=own.get("free", "batch"))
-    _restore(native, own)
-    return native, tuple(arrays[k] for k in sorted(arrays)), own["metadata"]
+        return _open(path, example)
+    except (Malformed, Damaged) as reason:
+        if allow_pickle:
+            return _open_trusted(path, example)
+        hint = "pass --allow-pickle if you trust its author" if "pickle" in str(reason) else "save the model again"
+        raise SlimlineError(f"{path} is damaged or not a .pt2 that slimline reads: it {reason}; {hint}.") from reason
+    except MemoryError as reason:
+        raise SlimlineError(f"There is not enough memory to read {path}: close other programs.") from reason
+
+
+def _open(path: Path, example: tuple[Array, ...] | None) -> tuple[Native, tuple[Array, ...], dict[str, Any]]:
+    held, root = _checked(path)
+
+    def content(name: str, limit: int = strictjson.BYTES) -> bytes:
+        return held.read(root + name, limit)
+
+    description = program.read(content(_MODEL))
+    state, constants = (
+        payload.tensors(
+            held,
+            root + folder,
+            prefix,
+            program.weights(content(f"{folder}/model_{folder.rpartition('/')[2]}_config.json")),
+        )
+        for folder, prefix in (_WEIGHTS, _CONSTANTS)
+    )
+    own = _own(content(_METADATA)) if root + _METADATA in held.sizes else None
+    if own is not None:
+        example = _example(held.read(root + _EXAMPLE))
+    elif example is None and held.sizes.get(root + _SAMPLES):
+        try:
+            example = samples.read(held.read(root + _SAMPLES))
+        except samples.NotPlain as reason:
+            raise Malformed("holds a pickle in place of example inputs, which can run any code") from reason
+    with _torch_says():
+        exported = ExportedProgramDeserializer().deserialize(description, state, constants, None)
+    if own is None:
+        with _torch_says():
+            native, example = read.load(exported, example)
+        rehearse(native, example)
+        return native, example, {}
+    assert example is not None
+    with _torch_says():
+        native = natives.from_program(exported, own["fixed_batch"], shared=True, free=own["free"])
+        _restore(native, own)
+    rehearse(native, example)
+    return native, example, own["metadata"]
+
+
+@contextlib.contextmanager
+def _torch_says() -> Iterator[None]:
+    """What torch raises of a program that contradicts itself, as `Malformed`: it raises all kinds."""
+    try:
+        yield
+    except (SlimlineError, Malformed, MemoryError):
+        raise
+    except Exception as reason:
+        raise Malformed("is no program that torch can put together") from reason
+
+
+def _checked(path: Path) -> tuple[Archive, str]:
+    """The archive and the folder that all its members are in, if they are those of one program."""
+    held = archive.read(path)
+    roots = {name.partition("/")[0] for name in held.sizes}
+    if len(roots) != 1:
+        raise Malformed("holds no program of torch.export")
+    root = f"{roots.pop()}/"
+    for name in held.sizes:
+        if not _MEMBERS.fullmatch(name[len(root) :]):
+            raise Malformed(f"holds {name[:80]!r}, which can be code or a pickle and is not opened")
+    for name, wanted in (("archive_format", b"pt2"), ("archive_version", b"0")):
+        if held.read(root + name, 16).strip() != wanted:
+            raise Malformed(f"is of another {name} than torch.export writes")
+    if root + "byteorder" in held.sizes and held.read(root + "byteorder", 16) != b"little":
+        raise Malformed("holds numbers in another order of bytes")
+    return held, root
+
+
+_FREE = ("none", "batch", "sizes")
+
+
+def _own(content: bytes) -> dict[str, Any]:
+    """What slimline wrote beside the program, held against its kinds."""
+    own = strictjson.parse(content)
+    kinds = {"metadata": dict, "fixed_batch": (int, type(None)), "free": str, "ties": dict, "names": dict}
+    if not isinstance(own, dict) or own.keys() != kinds.keys():
+        raise Malformed("holds notes that are not slimline's")
+    for key, kind in kinds.items():
+        if not isinstance(own[key], kind) or isinstance(own[key], bool):  # type: ignore[arg-type]
+            raise Malformed(f"holds a {type(own[key]).__name__} as {key} in slimline's notes")
+    if own["free"] not in _FREE or (own["fixed_batch"] is not None and own["fixed_batch"] < 0):
+        raise Malformed("holds notes of a size that is not one")
+    for alias, first in own["ties"].items():
+        program.path(alias), program.path(first)
+    for new, old in own["names"].items():
+        program.identifier(new), program.identifier(old)
+    if len(set(own["names"].values())) != len(own["names"]):
+        raise Malformed("gives one name to two values")
+    return own
+
+
+def _example(content: bytes) -> tuple[Array, ...]:
+    """Example inputs from hexadecimal safetensors."""
+    try:
+        arrays = safetensors.numpy.load(bytes.fromhex(content.decode("ascii")))
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as reason:
+        raise Malformed("holds example inputs that cannot be read") from reason
+    if not arrays:
+        raise Malformed("holds no example inputs")
+    return tuple(arrays[k] for k in sorted(arrays))
 
 
 def _restore(native: Native, own: Mapping[str, Any]) -> None:
-    """Tie what was tied and name activations as they were."""
+    """Tie what was tied and name activations and their layers as they were."""
+    stored = dict(native.named_parameters(remove_duplicate=False))
     for alias, first in own["ties"].items():
+        if alias not in stored or first not in stored or stored[alias].shape != stored[first].shape:
+            raise Malformed(f"ties {alias[:60]!r} to what it is not")
         owner, _, leaf = alias.rpartition(".")
         target, _, name = first.rpartition(".")
         native.get_submodule(owner)._parameters[leaf] = native.get_submodule(target)._parameters[name]
@@ -122,43 +254,26 @@ def _restore(native: Native, own: Mapping[str, Any]) -> None:
     for alias, first in own["ties"].items():
         if alias in readers and first in readers:
             readers[alias].replace_all_uses_with(readers[first])
-    wanted = {node: own["names"][node.name] for node in native.graph.nodes if node.name in own["names"]}
     for node in native.graph.nodes:
-        if node in wanted or node.name in wanted.values():
+        if layers := node.meta.get("nn_module_stack"):
+            node.meta["nn_module_stack"] = {k: (program.unescaped(p), t) for k, (p, t) in layers.items()}
+    renamed = {node: own["names"][node.name] for node in native.graph.nodes if node.name in own["names"]}
+    for node in native.graph.nodes:
+        if node in renamed or node.name in renamed.values():
             node._rename(f"{node.name}_exported")
-    for node, name in wanted.items():
+    for node, name in renamed.items():
         node.name = name
         native.graph._graph_namespace._used_names.add(name)
     native.recompile()
 
 
-def _check(path: Path, allow_pickle: bool) -> tuple[Array, ...] | None:
-    """Refuse what is no archive, or one in which torch would run a pickle; the example inputs of a foreign file."""
+def _open_trusted(path: Path, example: tuple[Array, ...] | None) -> tuple[Native, tuple[Array, ...], dict[str, Any]]:
+    """A program that holds a pickle, of an author whom the user trusts: read by torch, which runs it."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            if not any(name.endswith("archive_format") for name in names):
-                raise zipfile.BadZipFile
-            configs = [n for n in names if n.endswith(("_weights_config.json", "_constants_config.json"))]
-            pickled = any(b'"use_pickle": true' in archive.read(n).replace(b'":true', b'": true') for n in configs)
-            pickled |= any("/custom_obj" in n or n.endswith((".pkl", "serialized_state_dict.pt")) for n in names)
-            samples = [held for n in names if "/sample_inputs/" in n and (held := archive.read(n))]
-    except (zipfile.BadZipFile, OSError) as reason:
-        raise SlimlineError(f"{path} is damaged or not a .pt2 file: save the model again.") from reason
-    example = None
-    for sample in samples:
-        try:
-            args, kwargs = torch.load(io.BytesIO(sample), weights_only=True)
-        except pickle.UnpicklingError:
-            pickled = True
-        else:
-            if not kwargs and all(isinstance(x, torch.Tensor) for x in args):
-                example = tuple(x.detach().numpy() for x in args)
-    if pickled and not allow_pickle:
-        raise SlimlineError(
-            f"{path} holds a pickle, which can run any code: pass --allow-pickle if you trust its author."
-        )
-    return example
+        exported = torch.export.load(str(path))
+    except Exception as reason:  # a damaged archive fails in torch in many ways
+        raise SlimlineError(f"{path} is damaged or not a program of torch.export: save the model again.") from reason
+    return (*read.load(exported, example), {})
 
 
 def _open_pickle(

@@ -254,7 +254,8 @@ class _Fast:
         self._training = False
         set_training(self.module, False)
         targets = {node.target for node in self.module.graph.nodes}
-        self._images = torch.ops.aten.conv2d.default in targets and free_views(self.module)
+        self._images = torch.ops.aten.conv2d.default in targets
+        free_views(self.module)
         self._probabilities = _final(self.module).target in _SOFTMAX
         if self._images:
             for tensor in (*self.module.parameters(), *self.module.buffers()):

@@ -1,0 +1,102 @@
+"""Numbers as they are given, turned to numpy arrays, or refused in a sentence.
+
+Nothing here imports a framework: tensors are told by what they can do.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+
+from slimline.errors import SlimlineError, raised
+
+Array = np.ndarray
+
+
+def is_array(value: Any) -> bool:
+    """Whether `value` is one array or tensor rather than a collection of them."""
+    return hasattr(value, "shape") and (hasattr(value, "dtype") or hasattr(value, "__array__"))
+
+
+def as_array(value: Any, what: str = "The data", *, exact: bool = False) -> Array:
+    """A numpy array of an array, a tensor of any framework, an array on disk or nested lists.
+
+    Parameters
+    ----------
+    what : what the numbers are, for the error.
+    exact : whether floats stay as wide as they are; else they become float32.
+
+    Raises
+    ------
+    SlimlineError : complex, sparse, masked, ragged or no numbers, tensors without data, and arrays that cannot be read.
+    """
+    if isinstance(value, np.ma.MaskedArray):
+        if np.ma.is_masked(value):
+            raise SlimlineError(
+                f"{what} has masked entries: fill them with .filled(number), or leave those samples out."
+            )
+        value = value.data
+    if _sparse(value):
+        raise SlimlineError(f"{what} is sparse ({type(value).__name__}): make it dense with .toarray() or .to_dense().")
+    if _ragged(value):
+        raise SlimlineError(f"{what} is ragged: pad the samples to one shape.")
+    try:
+        array = _read(value)
+    except SlimlineError:
+        raise
+    except Exception as e:
+        if str(getattr(value, "device", "")) == "meta":
+            raise SlimlineError(f"{what} is a meta tensor, which has a shape and no numbers: give real data.") from e
+        if isinstance(value, list | tuple):
+            raise SlimlineError(f"{what} is a list of unequal parts: give an array, or parts of one shape.") from e
+        kind = type(value).__name__
+        raise SlimlineError(f"{what} ({kind}) {raised(e)} when it was read: give a numpy array.") from e
+    if array.dtype.kind == "c":
+        raise SlimlineError(f"{what} is complex ({array.dtype}): give real and imaginary parts as real numbers.")
+    if array.dtype.kind in "US":
+        raise SlimlineError(
+            f"Data must be numbers, not {array.dtype}: encode text first, labels with "
+            "np.unique(y, return_inverse=True)[1]."
+        )
+    if array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16":
+        raise SlimlineError(f"Data must be numbers, not {array.dtype}: convert it before it is given to slimline.")
+    if not exact and (array.dtype.kind == "f" or array.dtype.name == "bfloat16"):
+        with warnings.catch_warnings(), np.errstate(over="ignore"):
+            warnings.simplefilter("ignore", RuntimeWarning)
+            array = array.astype(np.float32, copy=False)
+    return array
+
+
+def finite(array: Array) -> bool:
+    """Whether no number is NaN or infinite; looks at 16 MB at a time."""
+    if array.dtype.kind != "f":
+        return True
+    rows = max(1, (1 << 22) // max(1, array[0].size)) if array.ndim else 1
+    return all(bool(np.isfinite(array[i : i + rows]).all()) for i in range(0, len(array), rows))
+
+
+def _read(value: Any) -> Array:
+    if hasattr(value, "detach") and hasattr(value, "cpu"):  # torch
+        value = value.detach().cpu()
+        value = value.resolve_conj() if hasattr(value, "resolve_conj") else value
+        value = value.resolve_neg() if hasattr(value, "resolve_neg") else value
+        if str(value.dtype).startswith(("torch.bfloat16", "torch.float8")):
+            value = value.float()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", np.exceptions.VisibleDeprecationWarning)
+        return np.asarray(value)
+
+
+def _sparse(value: Any) -> bool:
+    """SciPy's matrices and arrays, PyData's, torch's layouts, TensorFlow's SparseTensor."""
+    if type(value).__module__.partition(".")[0] in ("scipy", "sparse") and hasattr(value, "nnz"):
+        return True
+    if "sparse" in str(getattr(value, "layout", "")):
+        return True
+    return type(value).__name__ in ("SparseTensor", "SparseTensorValue", "IndexedSlices")
+
+
+def _ragged(value: Any) -> bool:
+    return type(value).__name__ in ("RaggedTensor", "RaggedTensorValue") or bool(getattr(value, "is_nested", False))

@@ -1,0 +1,72 @@
+"""A program from a file run with shapes alone, before any number of it is computed."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from slimline.frameworks.base import Array
+from slimline.frameworks.torch.native import Native, tensors, to_tensors
+from slimline.strictjson import Malformed
+
+FREE_BYTES, RATIO, COUNT = 256 << 20, 256, 2**62
+"""A value may take so many bytes, or so many times those of weights and inputs if that is more."""
+
+
+def rehearse(native: Native, example: Sequence[Array]) -> None:
+    """Hold every operator against its inputs' shapes and types.
+
+    Raises
+    ------
+    Malformed : an operator that does not take what it is given, or a value so large that no honest file has it.
+    """
+    inputs = to_tensors(example)
+    if len(inputs) != len(native.graph.find_nodes(op="placeholder")):
+        raise Malformed(f"takes {len(native.graph.find_nodes(op='placeholder'))} inputs and has {len(inputs)} examples")
+    stored = [*tensors(native).values(), *inputs]
+    limit = max(FREE_BYTES, RATIO * sum(t.numel() * t.element_size() for t in stored))
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    try:
+        with _quiet(), mode, torch.no_grad():
+            _Rehearsal(native, limit).run(*map(mode.from_tensor, inputs))
+    except Malformed as reason:  # fx has written where it happened behind the sentence
+        raise Malformed(str(reason).splitlines()[0]) from reason
+    except Exception as reason:  # shape functions of torch raise whatever they like
+        first = (str(reason).strip().splitlines() or [type(reason).__name__])[0]
+        raise Malformed(f"does not run on its example inputs ({first[:200]})") from reason
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch from writing the traceback of what is raised to the user's terminal."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before = log.disabled
+    log.disabled = True
+    try:
+        yield
+    finally:
+        log.disabled = before
+
+
+class _Rehearsal(fx.Interpreter):
+    def __init__(self, native: Native, limit: int) -> None:
+        super().__init__(native)
+        self._limit = limit
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        for value in result if isinstance(result, (list, tuple)) else (result,):
+            if isinstance(value, int) and abs(value) > COUNT:
+                raise Malformed(f"counts to {len(bin(value)):,} bits at {n.name}")
+            if isinstance(value, Tensor):
+                size = math.prod(value.shape) * value.element_size()
+                if isinstance(size, int) and size > self._limit:
+                    raise Malformed(f"makes a value of {size:,} bytes at {n.name}: export it with smaller inputs")
+        return result

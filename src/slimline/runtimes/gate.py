@@ -1,0 +1,126 @@
+"""No artifact leaves that disagrees with its model: the one way in which files are written for a runtime.
+
+`Runtime.lower` writes a file; `lower` here writes it beside its destination, loads it again, compares all that it answers
+with all that the model answers, and only then puts it in its place. A new target is gated because it is a `Runtime`.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from slimline.errors import SlimlineError
+from slimline.measure.parity import Parity, compare
+from slimline.measure.probes import Arrays, probes
+
+if TYPE_CHECKING:
+    from slimline.model import Model
+    from slimline.runtimes.base import Runtime, Session
+
+log = logging.getLogger(__name__)
+
+
+def lower(runtime: Runtime, model: Model, path: Path, quick: bool = False) -> Parity:
+    """Write the artifact of `model` to `path` if it computes what the model does; the worst parity that was met.
+
+    A float artifact has to pass; an integer one is compared with its simulation, and what rounding may do to it is only
+    logged.
+
+    Parameters
+    ----------
+    quick : compare on the example and one random batch only: for artifacts that are timed and thrown away.
+
+    Raises
+    ------
+    SlimlineError
+        If they disagree; then nothing is at `path` that was not there before.
+    """
+    try:
+        folder = tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise SlimlineError(
+            f"Cannot write {path} ({error.strerror}): choose a place that can be written to."
+        ) from error
+    with folder:
+        written = Path(folder.name, path.name)
+        runtime.lower(model, written)
+        found = check(runtime, model, written, quick)
+        written.replace(path)
+    return found
+
+
+def check(runtime: Runtime, model: Model, path: Path, quick: bool = False) -> Parity:
+    """The worst parity of an artifact and its model, see `lower`; refuses a float artifact that disagrees, and an
+    integer one that differs by more than rounding can make it."""
+    session = runtime.load(path)
+    integer = model.quantization is not None
+    worst: Parity | None = None
+    for what, candidates in _inputs(runtime, model, path, quick):
+        references, inputs = _answers(model, candidates)
+        if not references:
+            continue
+        found = compare(references, _run(runtime, session, inputs, what), integer)
+        if found.gross:
+            raise SlimlineError(
+                f"The {runtime.name} artifact disagrees with the model on {what} ({found.reason}), so it was not "
+                "written: report this model to slimline."
+            )
+        if not found.passed:
+            log.info("in integers the artifact differs from its simulation on %s: %s", what, found.reason)
+        if worst is None or (found.mean_error or 0.0) > (worst.mean_error or 0.0):
+            worst = found
+    if worst is None:
+        raise SlimlineError(
+            "The model gives nothing finite for its example inputs, so that no artifact can be compared with it: "
+            "load it with inputs that it was made for."
+        )
+    return worst
+
+
+def _inputs(runtime: Runtime, model: Model, path: Path, quick: bool) -> Iterator[tuple[str, list[Arrays]]]:
+    free = model.adapter.free(model.native)
+    rows = len(model.example[0]) if model.example and model.example[0].ndim else -1
+    batched = [free != "none" and x.ndim > 0 and len(x) == rows for x in model.example]
+    yield from probes(model.example, batched, quick)
+    if free == "sizes" and not quick:
+        other = _longer(model.example, [shape for _, shape, _ in runtime.input_specs(path)], batched)
+        if other is not None:
+            yield "inputs of other sizes", [other]
+
+
+def _longer(example: Arrays, shapes: Sequence[tuple[int | None, ...]], batched: Sequence[bool]) -> Arrays | None:
+    """The example with one more along every free dimension but the batch; None where no other dimension is free."""
+    longer = tuple(
+        np.pad(x, [(0, int(size is None and not (axis == 0 and free))) for axis, size in enumerate(shape)], "wrap")
+        for x, shape, free in zip(example, shapes, batched, strict=True)
+    )
+    same = all(a.shape == b.shape for a, b in zip(example, longer, strict=True))
+    return None if same else longer
+
+
+def _answers(model: Model, candidates: Sequence[Arrays]) -> tuple[tuple[np.ndarray, ...], Arrays]:
+    """What the model answers to the first of these inputs to which it answers finite numbers; else nothing."""
+    for inputs in candidates:
+        try:
+            found = model.outputs(*inputs)
+        except SlimlineError:  # a size that it does not take after all: there is nothing to compare
+            continue
+        if all(not np.isnan(x).any() for x in found if x.dtype.kind == "f"):
+            return found, inputs
+    return (), ()
+
+
+def _run(runtime: Runtime, session: Session, inputs: Arrays, what: str) -> tuple[np.ndarray, ...]:
+    try:
+        return session.outputs(inputs)
+    except Exception as error:  # each runtime raises classes of its own
+        said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise SlimlineError(
+            f"The {runtime.name} artifact does not run on {what}, as the model does ({said.rstrip('.')[:200]}), so it "
+            "was not written: report this model to slimline."
+        ) from error
