@@ -84,6 +84,7 @@ def compress(
     batch: Batches = None,
     threads: Threads = None,
     weights: Weights = None,
+    teacher: Annotated[str | None, typer.Option(help="What training learns from, as MODEL; else MODEL itself.")] = None,
     input_shape: Shape = None,
     allow_pickle: Pickle = False,
     verbose: Verbose = False,
@@ -112,7 +113,10 @@ def compress(
         runtime(chosen.target)
     model_source = ModelSource(model, weights, _shape(input_shape), allow_pickle)
     data_source = DataSource(data, chosen.seed)
-    loaded, samples = load_pair(model_source, data_source)
+    teacher_source = None if teacher is None else ModelSource(teacher, None, _shape(input_shape), allow_pickle)
+    sources = {"model": model_source.record(), "data": data_source.record()}
+    sources |= {} if teacher_source is None else {"teacher": teacher_source.record()}
+    loaded, samples, tutor = load_pair(model_source, data_source, teacher_source)
     chosen = wished(samples.has("train"))
 
     from slimline.compress import compress as work
@@ -134,7 +138,8 @@ def compress(
                 output=output,
                 progress=display,
                 command=["slimline", *sys.argv[1:]],
-                sources={"model": model_source.record(), "data": data_source.record()},
+                sources=sources,
+                teacher=tutor,
             )
     except KeyboardInterrupt:
         if output.is_dir():

@@ -22,12 +22,13 @@ from slimline.parted import PartedModel
 from slimline.pipeline import due, original_key, saved, work
 from slimline.plans import plan
 from slimline.precheck import check
-from slimline.recipe import Budget, Recipe, Step, load_recipe
+from slimline.recipe import Budget, Recipe, StaticQuantization, Step, load_recipe
 from slimline.recipe.recipe import check_order
 from slimline.run import Run
 from slimline.runtimes.base import Runtime, runtime, usual
 from slimline.runtimes.gate import lower
 from slimline.steps import Context, Tell, neighbours, perform
+from slimline.teacher import fingerprint, teacher_for
 from slimline.trial import try_augment, try_score
 
 if TYPE_CHECKING:
@@ -128,6 +129,7 @@ def apply(
     target: str | None = None,
     seed: int = 0,
     progress: Tell | bool | None = None,
+    teacher: Any = None,
 ) -> M:
     """A new model to which the steps were done, one after the other; `model` stays as it is.
 
@@ -136,26 +138,38 @@ def apply(
     data : needed by recovery, quantization and gradient criteria.
     target : the runtime that quantization is for; the framework's usual one by default.
     progress : as of `compress`.
+    teacher : what training learns from, anything `load` takes; by default the uncompressed model that `model` was made
+        of, also by earlier calls. A model that was saved and loaded does not know it any more.
     """
     whole(seed, "seed", 0, 2**32)
     wanted = (steps,) if isinstance(steps, Step) else tuple(steps)
     if isinstance(model, PartedModel):
+        if teacher is not None:
+            raise SlimlineError("A model by parts is not trained here: drop teacher=, and train its native module.")
         return parted.apply(model, wanted, seed)
-    check_order(wanted, [str(h.get("step")) for h in model.history])
+    _check_order(wanted, model, teacher)
     if data is not None:
         data = data.check(model.example)
         if any("train" in step.needs for step in wanted):
             try_augment(data)
     if len(wanted) > 1:
         check(wanted, model)
-    original = model
+    tutor = teacher_for(model, teacher, wanted)
     with telling(progress) as tell:
         for position, step in enumerate(wanted):
             context = Context(
-                original, data, target or usual(model.framework), seed, tell=tell, **neighbours(wanted, position)
+                tutor, data, target or usual(model.framework), seed, tell=tell, **neighbours(wanted, position)
             )
             model = perform(step, model, context).model
     return model
+
+
+def _check_order(steps: Sequence[Step], model: Model, teacher: Any) -> None:
+    """Refuse an order that has no meaning after what was done to `model`."""
+    done = [str(entry.get("step")) for entry in model.history]
+    if model.quantization is not None and StaticQuantization.__name__ not in done:
+        done.append(StaticQuantization.__name__)
+    check_order(steps, done, follows=bool(done) or teacher is not None)
 
 
 def export(model: Model, target: str, output: str | Path) -> Path:
@@ -223,6 +237,7 @@ def compress(
     progress: Tell | bool | None = None,
     command: list[str] | None = None,
     sources: Mapping[str, Any] | None = None,
+    teacher: Any = None,
 ) -> Run:
     """Compress `model` for the runtime `target`, measure the artifact and certify the accuracy lost.
 
@@ -238,6 +253,8 @@ def compress(
     progress : called as the work goes on; True shows bars on stderr, False nothing; by default there are bars where
         stderr is a terminal.
     command, sources : how it was called, for the report and for `resume`.
+    teacher : what training learns from, anything `load` takes; by default the uncompressed model that `model` was made
+        of, `model` itself where nothing has been done to it.
 
     Raises
     ------
@@ -257,6 +274,8 @@ def compress(
     )
     assert chosen.target is not None
     _runtime(chosen.target, original)
+    _check_order(chosen.steps, original, teacher)
+    tutor = teacher_for(original, teacher, chosen.steps)
     samples = _fitting(original, data, chosen)
     check(chosen.steps, original)
     run = Run.create(
@@ -266,13 +285,21 @@ def compress(
         sources=sources,
         data=samples.fingerprint(),
         model=_weights_of(original),
+        teacher=None if tutor is None or tutor is original else fingerprint(tutor),
         title=_title(model, sources),
     )
     with telling(progress) as tell, run:
-        return work(run, original, samples, tell)
+        return work(run, original, samples, tell, lambda: tutor)
 
 
-def resume(path: str | Path, model: Any = None, data: Data | None = None, progress: Tell | bool | None = None) -> Run:
+def resume(
+    path: str | Path,
+    model: Any = None,
+    data: Data | None = None,
+    progress: Tell | bool | None = None,
+    *,
+    teacher: Any = None,
+) -> Run:
     """Go on with a run that was stopped or killed; one that is finished and sound is returned as it is.
 
     Every file is compared with its hash before it is read. What is missing or altered is copied from elsewhere in the
@@ -282,7 +309,7 @@ def resume(path: str | Path, model: Any = None, data: Data | None = None, progre
 
     Parameters
     ----------
-    model, data : needed where the run was started from Python with objects; else they are loaded again.
+    model, data, teacher : needed where the run was started from Python with objects; else they are loaded again.
     progress : as of `compress`.
 
     Raises
@@ -307,7 +334,12 @@ def resume(path: str | Path, model: Any = None, data: Data | None = None, progre
         samples = _fitting(original, data, run.recipe)
         run.check("data", samples.fingerprint())
         check(run.wish.steps, original)
-        return work(run, original, samples, tell)
+
+        def tutor() -> Model | None:
+            named = _again(run, "teacher") if teacher is None and original.origin is None else teacher
+            return teacher_for(original, named, run.wish.steps)
+
+        return work(run, original, samples, tell, tutor)
 
 
 def _title(model: Any, sources: Mapping[str, Any] | None) -> str | None:
@@ -348,7 +380,8 @@ def _again(run: Run, what: str) -> Any:
     sources = run.created.get("sources") or {}
     if what not in sources:
         raise SlimlineError(
-            f"{run.path} was started from Python: go on with slimline.resume({str(run.path)!r}, model, data)"
+            f"{run.path} was started from Python: go on with slimline.resume({str(run.path)!r}, model, data"
+            f"{', teacher=teacher' if run.created.get('teacher') else ''})"
             f"{_reason(run)}."
         )
     return load_again(sources, what)

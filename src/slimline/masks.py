@@ -31,7 +31,8 @@ def held(model: Model) -> Model:
 
 def finalize(model: Model) -> Model:
     """The same network without its masks: the zeros stay in the weights, and training may change them again."""
-    return replace(held(model), masks={}, history=(*model.history, {"step": "finalize"}))
+    kept = held(model)
+    return kept.then(kept.adapter.replace(kept.native, {}), {"step": "finalize"}, masks={})
 
 
 def sparsity(model: Model) -> dict[str, float]:

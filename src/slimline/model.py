@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,9 @@ class Model:
     quantization : integer grids, once a quantization step has set them; `native` then simulates them.
     masks : by weight name, boolean and of the weight's shape: what is False is zero and stays zero through every
         step that follows, until `slimline.finalize`.
+    origin : the uncompressed model that steps made it of, from which training learns; None where this one is itself
+        uncompressed, and where it is not known, as files do not hold it. It shares its tensors with the `Model` that
+        the first step was given.
     """
 
     adapter: Adapter
@@ -38,6 +41,7 @@ class Model:
     history: tuple[Mapping[str, Any], ...] = ()
     quantization: Quantization | None = None
     masks: Mapping[str, np.ndarray] = field(default_factory=dict)
+    origin: Model | None = field(default=None, repr=False, compare=False)
 
     @cached_property
     def graph(self) -> Graph:
@@ -48,6 +52,11 @@ class Model:
     def framework(self) -> str:
         """``"torch"`` or ``"keras"``."""
         return self.adapter.name
+
+    @property
+    def uncompressed(self) -> Model | None:
+        """`origin`, or this model itself while nothing has been done to it; None where it is not known."""
+        return self.origin or (None if self.history else self)
 
     def predict(self, *inputs: np.ndarray) -> np.ndarray:
         """The first output for inputs ``(batch, …)``, in inference mode."""
@@ -69,9 +78,14 @@ class Model:
         masks: Mapping[str, np.ndarray] | None = None,
     ) -> Model:
         """The model that `step` made of this one; its masks stay unless there are new ones."""
-        history = (*self.history, step)
-        quantization = quantization or self.quantization
-        return Model(self.adapter, native, self.example, history, quantization, self.masks if masks is None else masks)
+        return replace(
+            self,
+            native=native,
+            history=(*self.history, step),
+            quantization=quantization or self.quantization,
+            masks=self.masks if masks is None else masks,
+            origin=self.uncompressed,
+        )
 
     @classmethod
     def restored(

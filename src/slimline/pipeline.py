@@ -22,6 +22,7 @@ from slimline.runtimes.base import runtime
 from slimline.runtimes.gate import lower
 from slimline.search import Attempt, Found, Selection, search
 from slimline.steps import Context, Tell, neighbours, perform
+from slimline.teacher import fingerprint as of_weights
 
 if TYPE_CHECKING:
     from slimline.data import Data
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from slimline.measure.results import Report
 
 MODELS = (".pt2", ".keras")
+Teacher = Callable[[], Model | None]
 
 
 def names(recipe: Recipe) -> list[str]:
@@ -42,11 +44,23 @@ def original_key(run: Run) -> str:
     return fingerprint(run.created.get("model"))
 
 
+def teaches(run: Run) -> bool:
+    """Whether training learns from another model than the one that is compressed."""
+    return run.created.get("teacher") is not None
+
+
+def teacher_key(run: Run) -> str:
+    """Of the stage that keeps it."""
+    return fingerprint(["teacher", run.created.get("teacher")])
+
+
 def due(run: Run) -> tuple[str, str]:
     """The first stage that is to be done, or done again, and why; '' where none is.
 
     Of a run that tries several strengths that cannot be told before its model is there.
     """
+    if teaches(run) and (why := run.due("teacher", teacher_key(run))):
+        return "teacher", why
     if searches(run.wish):
         return "original", run.due("original", original_key(run)) or "several strengths are tried"
     last = "original"
@@ -83,6 +97,8 @@ def _step_key(run: Run, recipe: Recipe, position: int, last: str) -> str:
         role: other and other.model_dump(mode="json") for role, other in neighbours(recipe.steps, position).items()
     }
     before = [run.digest("original"), run.digest(last), str(run.created.get("data"))]
+    if teaches(run):
+        before.append(run.digest("teacher"))
     timed = [list(recipe.batch_sizes), recipe.threads] if step.kind == "quantization" else None
     return fingerprint([step.model_dump(mode="json"), others, recipe.seed, recipe.target, timed, before])
 
@@ -100,17 +116,20 @@ def saved(run: Run, stage: str) -> Path:
     return run.path / files[0]
 
 
-def work(run: Run, original: Model | None, data: Data | None, tell: Tell | None) -> Run:
+def work(run: Run, original: Model | None, data: Data | None, tell: Tell | None, teacher: Teacher | None = None) -> Run:
     """All stages of a run; those that stand as the journal says are not done again, and read back where needed.
 
+    `teacher` gives what training learns from, where that is not the original; it is asked if no stage has kept it yet.
     Without `original` and `data`, which a run has none of whose stages is due, only what comes after them is done.
     """
-    return _Pipeline(run, original, data, tell).work()
+    return _Pipeline(run, original, data, tell, teacher).work()
 
 
 class _Pipeline:
-    def __init__(self, run: Run, original: Model | None, data: Data | None, tell: Tell | None) -> None:
-        self.run, self.tell = run, tell
+    def __init__(
+        self, run: Run, original: Model | None, data: Data | None, tell: Tell | None, teacher: Teacher | None
+    ) -> None:
+        self.run, self.tell, self.give = run, tell, teacher
         self._original, self._data = original, data
         self.wish = run.wish
         self.target = str(self.wish.target)
@@ -142,7 +161,7 @@ class _Pipeline:
         from slimline.compress import load
 
         if stage not in self._loaded:
-            for other in self._loaded.keys() - {"original"}:
+            for other in self._loaded.keys() - {"original", "teacher"}:
                 del self._loaded[other]
             self._loaded[stage] = load(saved(self.run, stage))
         return self._loaded[stage]
@@ -153,6 +172,18 @@ class _Pipeline:
 
     def save(self, model: Model, folder: Path) -> None:
         model.save(folder / f"model{model.adapter.suffix}")
+
+    @property
+    def teacher(self) -> Model | None:
+        """What training learns from."""
+        return self.model_of("teacher") if teaches(self.run) else self.model_of("original").uncompressed
+
+    def keep_teacher(self, folder: Path) -> None:
+        """Save the teacher, if it is the one that the run was started with."""
+        found = None if self.give is None else self.give()
+        self.run.check("teacher", "" if found is None else of_weights(found))
+        assert found is not None
+        self.save(found, folder)
 
     def lower(self, stage: str, folder: Path) -> None:
         lower(self.runtime, self.model_of(stage), folder / f"model{self.runtime.suffix}")
@@ -165,6 +196,8 @@ class _Pipeline:
             "fit", lambda: decided(self.decide, rungs, start, lambda: (self.original, self.data), wish, self.tell)
         )
         self.say(0, "Saving the original")
+        if teaches(run):
+            run.stage("teacher", self.keep_teacher, key=teacher_key(run))
         run.stage("original", lambda f: self.save(self.original, f), key=original_key(run))
         self.say(1, f"Exporting the original to {self.target}")
         baseline, _ = run.stage("baseline", lambda f: self.lower("original", f), key=lowered_key(run, "original"))
@@ -247,7 +280,7 @@ class _Pipeline:
             return self.run.decide(f"{name}/{what}", choose if known is None else lambda: known, key)
 
         context = Context(
-            self.model_of("original"),
+            self.teacher,
             self.data,
             self.target,
             recipe.seed,

@@ -1,6 +1,6 @@
 """The training loop that gives a compressed model its accuracy back, once for every framework.
 
-The student learns from the original's outputs and, where there are any, from the labels. After every
+The student learns from its teacher's outputs and, where there are any, from the labels. After every
 epoch all that the rest depends on is written as one file, atomically; a recovery that was killed and is
 called again with the same arguments ends with the same bits as one that was left alone (on one machine
 with one number of threads).
@@ -34,6 +34,7 @@ from slimline.methods.schedules import warmup_cosine
 from slimline.model import Model
 from slimline.recipe import ChannelPruning, Distillation, SparsePruning, SparseTraining, Training
 from slimline.splits import Split, Stream
+from slimline.teacher import UNKNOWN, fingerprint
 
 if TYPE_CHECKING:
     from slimline.data import Data
@@ -72,7 +73,7 @@ class Recovered:
 
 def recover(
     student: Model,
-    teacher: Model,
+    teacher: Model | None,
     step: Training,
     data: Data,
     seed: int,
@@ -90,7 +91,8 @@ def recover(
 
     Parameters
     ----------
-    student, teacher : models of one framework with outputs of one shape; neither is changed.
+    student, teacher : models of one framework with outputs of one shape; neither is changed. No teacher is needed
+        where only labels are learned from (``alpha=0``).
     seed : decides the order of the samples, augmentation and dropout.
     checkpoint : folder in which ``recovery.safetensors`` keeps the state to resume from; made when missing.
     progress : told after every optimiser step.
@@ -105,10 +107,13 @@ def recover(
     train = data.split("train")
     if len(train) == 0:
         raise SlimlineError(f"Training needs training data: give Data(train=...) or drop the {step.step} step.")
-    score = _scorer(student, teacher, step, data)
     unheeded = step.alpha == 0 and next(train.batches(1))[1] is not None
+    if teacher is None and not unheeded:
+        raise SlimlineError(f"{step.step} learns from the uncompressed network, but this model {UNKNOWN}.")
+    score = _scorer(student, teacher, step, data)
     total = step.epochs * -(-len(train) // step.batch_size)
-    trainer = student.adapter.trainer(student.native, None if unheeded else teacher.native, step, seed, total)
+    tutor = None if unheeded or teacher is None else teacher.native
+    trainer = student.adapter.trainer(student.native, tutor, step, seed, total)
     if student.masks:
         trainer.hold(student.masks)
     companion = _companion(step, student, step.epochs * _updates(train, step.batch_size), data, seed, pruning, removal)
@@ -274,10 +279,10 @@ def _large(batches: Iterable[Batch]) -> Iterator[Batch]:
 
 
 def _scorer(
-    student: Model, teacher: Model, step: Training, data: Data
+    student: Model, teacher: Model | None, step: Training, data: Data
 ) -> Callable[[Callable[[tuple[Array, ...]], Array]], float]:
     """The function that scores a predictor on the selection split; higher is better."""
-    if student.framework != teacher.framework:
+    if teacher is not None and student.framework != teacher.framework:
         raise SlimlineError(
             f"A {student.framework} student cannot learn from a {teacher.framework} teacher: "
             "load both in one framework."
@@ -286,7 +291,8 @@ def _scorer(
     inputs, labels = split.inputs, split.labels
     if len(split) == 0:
         raise SlimlineError("Recovery needs a selection split to keep its best epoch: give Data(selection=...).")
-    given, wanted = (m.predict(*(x[:2] for x in inputs)) for m in (student, teacher))
+    judge = teacher or student
+    given, wanted = (m.predict(*(x[:2] for x in inputs)) for m in (student, judge))
     if given.shape != wanted.shape:
         raise SlimlineError(
             f"The student's outputs {given.shape} and the teacher's {wanted.shape} differ in shape: "
@@ -303,7 +309,7 @@ def _scorer(
     def outputs(predict: Callable[[tuple[Array, ...]], Array]) -> Array:
         return np.concatenate([predict(part) for part, _ in split.batches(step.batch_size)])
 
-    original = outputs(lambda part: teacher.predict(*part)) if labels is None and data.metric is None else None
+    original = outputs(lambda part: judge.predict(*part)) if labels is None and data.metric is None else None
 
     def score(predict: Callable[[tuple[Array, ...]], Array]) -> float:
         found = outputs(predict)
@@ -330,14 +336,10 @@ def _check_real(step: Training, labels: Array, outputs: Array) -> None:
         )
 
 
-def _fingerprint(student: Model, teacher: Model, steps: list[dict[str, Any]], seed: int, samples: int) -> str:
+def _fingerprint(student: Model, teacher: Model | None, steps: list[dict[str, Any]], seed: int, samples: int) -> str:
     """What makes two recoveries the same, as far as it is cheap to know."""
-    digest = hashlib.sha256(json.dumps([steps, seed, samples]).encode())
-    for model in (student, teacher):
-        for name, array in sorted(model.parameters().items()):
-            digest.update(f"{name} {array.dtype} {array.shape}".encode())
-            digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
+    models = [fingerprint(model) for model in (student, teacher) if model is not None]
+    return hashlib.sha256(json.dumps([steps, seed, samples, models]).encode()).hexdigest()
 
 
 def _sha256(tensors: Mapping[str, Array], metadata: Mapping[str, str]) -> str:

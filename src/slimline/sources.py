@@ -251,8 +251,10 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or ["no reason given"])[0].rstrip(".")
 
 
-def load_pair(model: ModelSource, data: DataSource) -> tuple[Model, Data]:
-    """A model and its data, in the layout the model takes."""
+def load_pair(
+    model: ModelSource, data: DataSource, teacher: ModelSource | None = None
+) -> tuple[Model, Data, Model | None]:
+    """A model and its data, in the layout the model takes, and the teacher that was named."""
     held: dict[Layout, Data] = {}
 
     def give(layout: Layout) -> Data:
@@ -261,19 +263,19 @@ def load_pair(model: ModelSource, data: DataSource) -> tuple[Model, Data]:
         return held[layout]
 
     loaded = load_model(model, give)
-    return loaded, give(loaded.adapter.layout)
+    return loaded, give(loaded.adapter.layout), None if teacher is None else load_model(teacher, give)
 
 
 def load_again(sources: Mapping[str, Any], what: str) -> Any:
-    """The ``"model"`` or ``"data"`` of a run's records, from the folder in which they were first loaded."""
+    """The ``"model"``, ``"teacher"`` or ``"data"`` of a run's records, from the folder where they were loaded first."""
 
     def data(layout: Layout) -> Data:
         record = dict(sources["data"])
         with contextlib.chdir(record.pop("folder")):
             return load_data(DataSource(**record), layout)
 
-    if what == "model":
-        record = dict(sources["model"])
+    if what != "data":
+        record = dict(sources[what])
         shape = record.get("input_shape")
         with contextlib.chdir(record.pop("folder")):
             return load_model(ModelSource(**{**record, "input_shape": shape and tuple(shape)}), data)

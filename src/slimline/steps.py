@@ -49,7 +49,8 @@ class Context:
 
     Attributes
     ----------
-    original : the uncompressed model, the teacher of every recovery.
+    teacher : what training learns from: the uncompressed model, or another that the user named; None where neither is
+        known.
     target : the runtime the result is for.
     recovery : the `Distillation` that follows, which an iterative schedule runs after each of its rounds.
     checkpoint : where training leaves its state, or None.
@@ -59,7 +60,7 @@ class Context:
     batch_sizes, threads : with which the result will be timed.
     """
 
-    original: Model
+    teacher: Model | None
     data: Data | None
     target: str
     seed: int = 0
@@ -158,7 +159,7 @@ def _sparsify(step: SparsePruning, model: Model, context: Context) -> Done:
     history = (*model.history, dict(record))
     record["zeros"] = note(step, context.target)
     if step.trains:  # the recovery that follows does it
-        return Done(replace(model, history=history), record)
+        return Done(model.then(model.native, history[-1]), record)
     for number, amount in enumerate(_amounts(step), 1):
         current = step.model_copy(update={"amount": amount, "schedule": "oneshot", "rounds": 1})
         found = sparsify(model, current, context.data, context.seed)
@@ -188,7 +189,7 @@ def _recover(step: Training, model: Model, context: Context) -> Done:
         raise SlimlineError(f"{step.step} needs data: pass slimline.Data with train=(x, y) or train=(x,).")
     found = recover(
         model,
-        context.original,
+        context.teacher,
         step,
         context.data,
         context.seed,

@@ -100,7 +100,7 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _meaningful(self) -> Recipe:
-        check_order(self.steps)
+        check_order(self.steps, follows=True)
         return self
 
     def needs(self) -> dict[str, str]:
@@ -129,13 +129,15 @@ class Recipe(Config):
         )
 
 
-def check_order(steps: Sequence[Step], done: Sequence[str] = ()) -> None:
+def check_order(steps: Sequence[Step], done: Sequence[str] = (), follows: bool = False) -> None:
     """Refuse an order that has no meaning.
 
     Parameters
     ----------
     steps : to be done.
     done : names of the steps that the model already went through.
+    follows : whether there is something to recover before the first step: the model was compressed before, learns from
+        a teacher that is not itself, or is not known yet.
     """
     earlier = [(name, STEPS[name].kind) for name in done if name in STEPS]
     for position, step in enumerate(steps):
@@ -143,7 +145,7 @@ def check_order(steps: Sequence[Step], done: Sequence[str] = ()) -> None:
         for before, kind in earlier:
             if reason := ORDER.get((kind, step.kind)):
                 raise SlimlineError(f"{name} cannot follow {before}, because {reason}: put it before {before}.")
-        if step.kind == "recovery" and not earlier:
+        if step.kind == "recovery" and not earlier and not follows:
             raise SlimlineError(f"{name} comes first and has nothing to recover: put it after the step it repairs.")
         following = steps[position + 1] if position + 1 < len(steps) else None
         recovered = following is not None and following.kind == "recovery"
