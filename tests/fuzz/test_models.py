@@ -77,9 +77,7 @@ COUNTS = {
 
 
 @pytest.mark.parametrize("name", list(COUNTS))
-def test_a_damaged_file_is_read_or_refused_in_a_sentence(
-    name: str, originals: dict[str, bytes], folder: Path
-) -> None:
+def test_a_damaged_file_is_read_or_refused_in_a_sentence(name: str, originals: dict[str, bytes], folder: Path) -> None:
     results = _fuzz(name, originals[name], folder, 7, COUNTS[name])
     assert results["refused"] > COUNTS[name] / 3
 

@@ -99,8 +99,8 @@ class View:
 
     def box(self) -> tuple[int, Any, bool] | None:
         """Dimension and positions of the parent that it shows, and whether the dimension disappears; None for other
-        views. Positions are a range where the dimension has a fixed size, else the slice as it was written, or None where
-        that is a number which the graph computes."""
+        views. Positions are a range where the dimension has a fixed size, else the slice as it was written, or None
+        where that is a number which the graph computes."""
         assert self.parent is not None
         before = self.parent.value.shape
         if self.kind in _LISTS:
