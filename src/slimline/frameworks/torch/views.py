@@ -183,14 +183,17 @@ class View:
 def same(left: Tensor, right: Tensor) -> bool:
     """Whether two tensors show the same part of one memory in the same layout."""
     alike = left.dim() == right.dim() and left.dtype == right.dtype and left.is_conj() == right.is_conj()
-    pairs = [*zip(left.shape, right.shape, strict=False), *zip(left.stride(), right.stride(), strict=False)]
+    pairs: list[tuple[object, object]] = [
+        *zip(left.shape, right.shape, strict=False),
+        *zip(left.stride(), right.stride(), strict=False),
+    ]
     pairs.append((left.storage_offset(), right.storage_offset()))
     return alike and all(str(a) == str(b) for a, b in pairs) and shared(left) == shared(right)
 
 
 def shared(value: Tensor) -> int:
     """What tells the memory of a tensor from that of others."""
-    return value.untyped_storage()._cdata
+    return int(value.untyped_storage()._cdata)
 
 
 def put_back(view: View, old: fx.Node, new: fx.Node, written: View, emit: Emit) -> fx.Node | None:
