@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
+import shutil
+import tempfile
 
 from hypothesis import HealthCheck, settings
 
 # Before any library starts its threads, and inherited by the processes that tests start: tests run side by side, and
 # threads that wait for a core by spinning slow each other down tenfold.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# What slimline remembers of its user is not this user's while tests run, nor in the processes that they start.
+os.environ["SLIMLINE_STATE_DIR"] = tempfile.mkdtemp(prefix="slimline-state-")
+atexit.register(shutil.rmtree, os.environ["SLIMLINE_STATE_DIR"], ignore_errors=True)
 
 # pytest would format thousands of torch's trace records, which doubles the time of an export.
 logging.getLogger("torch.__trace").propagate = False
