@@ -45,6 +45,12 @@ DataName = Annotated[
 ]
 Weights = Annotated[str | None, typer.Option(help="A .safetensors file for the model that a factory returns.")]
 Pickle = Annotated[bool, typer.Option("--allow-pickle", help="Open a .pt or .pth pickle, which can run any code.")]
+Code = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-code", metavar="PACKAGE.MODULE:FUNCTION", help="Code a file names that may be run; may be repeated."
+    ),
+]
 Shape = Annotated[str | None, typer.Option(help="Shape of one sample, such as 3,224,224, if the data gives none.")]
 Batches = Annotated[list[int] | None, typer.Option("--batch", min=1, help="Batch size to measure at; may be repeated.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads of the runtime that is measured.")]
@@ -87,9 +93,11 @@ def compress(
     teacher: Annotated[str | None, typer.Option(help="What training learns from, as MODEL; else MODEL itself.")] = None,
     input_shape: Shape = None,
     allow_pickle: Pickle = False,
+    allow_code: Code = None,
     verbose: Verbose = False,
 ) -> None:
     """Compress MODEL within a budget, measure it on its runtime and certify the accuracy lost."""
+    from slimline.named_code import as_names, names, refuse
     from slimline.recipe import Budget, load_recipe
     from slimline.runtimes.base import runtime
     from slimline.sources import DataSource, ModelSource, load_pair
@@ -107,6 +115,8 @@ def compress(
 
     # What is wrong with the wishes is said before anything is loaded.
     chosen = wished()
+    allowed = as_names(allow_code or ())
+    refuse([name for name in names(chosen.steps) if name not in allowed], f"The recipe {recipe}")
     given = {key: value for key, value in limits.items() if value is not None}
     budget = Budget.model_validate({**chosen.budget.model_dump(), **given})
     if chosen.target is not None:
@@ -140,6 +150,7 @@ def compress(
                 command=["slimline", *sys.argv[1:]],
                 sources=sources,
                 teacher=tutor,
+                allow_code=allowed,
             )
     except KeyboardInterrupt:
         if output.is_dir():
@@ -149,12 +160,12 @@ def compress(
 
 
 @app.command()
-def resume(run: RunPath, verbose: Verbose = False) -> None:
-    """Go on with a run that was stopped or killed."""
+def resume(run: RunPath, allow_code: Code = None, allow_pickle: Pickle = False, verbose: Verbose = False) -> None:
+    """Go on with a run that was stopped or killed; code that a run of somebody else names needs your word."""
     from slimline.compress import resume as work
 
     with Display(err) as display:
-        done = work(run, progress=display)
+        done = work(run, progress=display, allow_code=tuple(allow_code or ()), allow_pickle=allow_pickle)
     _show(done)
 
 

@@ -18,7 +18,9 @@ from slimline.errors import SlimlineError, unknown
 from slimline.frameworks.base import adapter, adapter_for
 from slimline.graph.quantization import Quantization
 from slimline.model import Model
+from slimline.named_code import granted
 from slimline.parted import PartedModel
+from slimline.permits import code_of, home_of, permit
 from slimline.pipeline import due, original_key, saved, work
 from slimline.plans import plan
 from slimline.precheck import check
@@ -238,6 +240,7 @@ def compress(
     command: list[str] | None = None,
     sources: Mapping[str, Any] | None = None,
     teacher: Any = None,
+    allow_code: str | Sequence[str] = (),
 ) -> Run:
     """Compress `model` for the runtime `target`, measure the artifact and certify the accuracy lost.
 
@@ -255,6 +258,7 @@ def compress(
     command, sources : how it was called, for the report and for `resume`.
     teacher : what training learns from, anything `load` takes; by default the uncompressed model that `model` was made
         of, `model` itself where nothing has been done to it.
+    allow_code : names ``package.module:function`` in the recipe that may be imported and called.
 
     Raises
     ------
@@ -274,22 +278,23 @@ def compress(
     )
     assert chosen.target is not None
     _runtime(chosen.target, original)
-    _check_order(chosen.steps, original, teacher)
-    tutor = teacher_for(original, teacher, chosen.steps)
-    samples = _fitting(original, data, chosen)
-    check(chosen.steps, original)
-    run = Run.create(
-        Path(output),
-        chosen,
-        command=command,
-        sources=sources,
-        data=samples.fingerprint(),
-        model=_weights_of(original),
-        teacher=None if tutor is None or tutor is original else fingerprint(tutor),
-        title=_title(model, sources),
-    )
-    with telling(progress) as tell, run:
-        return work(run, original, samples, tell, lambda: tutor)
+    with granted(chosen.steps, allow_code):
+        _check_order(chosen.steps, original, teacher)
+        tutor = teacher_for(original, teacher, chosen.steps)
+        samples = _fitting(original, data, chosen)
+        check(chosen.steps, original)
+        run = Run.create(
+            Path(output),
+            chosen,
+            command=command,
+            sources=sources,
+            data=samples.fingerprint(),
+            model=_weights_of(original),
+            teacher=None if tutor is None or tutor is original else fingerprint(tutor),
+            title=_title(model, sources),
+        )
+        with telling(progress) as tell, run:
+            return work(run, original, samples, tell, lambda: tutor)
 
 
 def resume(
@@ -299,6 +304,8 @@ def resume(
     progress: Tell | bool | None = None,
     *,
     teacher: Any = None,
+    allow_code: str | Sequence[str] = (),
+    allow_pickle: bool = False,
 ) -> Run:
     """Go on with a run that was stopped or killed; one that is finished and sound is returned as it is.
 
@@ -311,6 +318,8 @@ def resume(
     ----------
     model, data, teacher : needed where the run was started from Python with objects; else they are loaded again.
     progress : as of `compress`.
+    allow_code, allow_pickle : names ``package.module:function`` in the run that may be imported and called, and whether
+        a pickle that it names may be opened; not needed for a run that this user started on this machine.
 
     Raises
     ------
@@ -328,18 +337,20 @@ def resume(
         if run.decided("fit", run.base) and not due(run)[0]:
             return work(run, None, None, tell)
         run.read_versions()
+        permit(run, {"model": model, "data": data, "teacher": teacher}, allow_code, allow_pickle)
         original = _original(run, model, data)
         if data is None:
-            data = _again(run, "data")(original.adapter.layout)
+            data = _again(run, "data", None)(original.adapter.layout)
         samples = _fitting(original, data, run.recipe)
         run.check("data", samples.fingerprint())
         check(run.wish.steps, original)
 
         def tutor() -> Model | None:
-            named = _again(run, "teacher") if teacher is None and original.origin is None else teacher
+            named = _again(run, "teacher", data) if teacher is None and original.origin is None else teacher
             return teacher_for(original, named, run.wish.steps)
 
-        return work(run, original, samples, tell, tutor)
+        with granted([*run.recipe.steps, *run.wish.steps], code_of(run), home_of(run)):
+            return work(run, original, samples, tell, tutor)
 
 
 def _title(model: Any, sources: Mapping[str, Any] | None) -> str | None:
@@ -360,7 +371,7 @@ def _original(run: Run, model: Any, data: Data | None) -> Model:
     if model is None and not run.due("original", original_key(run)):
         return load(saved(run, "original"))
     example = None if data is None else data.example()
-    original = _again(run, "model") if model is None else load(model, example)
+    original = _again(run, "model", data) if model is None else load(model, example)
     run.check("model", _weights_of(original))
     return original
 
@@ -374,7 +385,7 @@ def _weights_of(model: Model) -> str:
     return digest.hexdigest()
 
 
-def _again(run: Run, what: str) -> Any:
+def _again(run: Run, what: str, data: Data | None) -> Any:
     from slimline.sources import load_again
 
     sources = run.created.get("sources") or {}
@@ -384,7 +395,7 @@ def _again(run: Run, what: str) -> Any:
             f"{', teacher=teacher' if run.created.get('teacher') else ''})"
             f"{_reason(run)}."
         )
-    return load_again(sources, what)
+    return load_again(sources, what, data, at_home=run.own)
 
 
 def _fitting(model: Model, data: Data, recipe: Recipe) -> Data:

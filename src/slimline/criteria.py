@@ -20,6 +20,8 @@ from slimline.methods import structured
 from slimline.methods.gram import Gram
 from slimline.methods.removal import Consumer, removal_order
 from slimline.methods.structured import Scores
+from slimline.named_code import function_of
+from slimline.recipe.criterion import name_of
 
 if TYPE_CHECKING:
     from slimline.data import Data
@@ -294,8 +296,8 @@ def _share(layer: LayerMatrix, rows: Array, arrays: Mapping[str, Array], gram: G
 
 def _by_function(context: Evidence, chosen: Sequence[Unit]) -> list[Scores | None]:
     """Scores of the user's ``(weight, gradient, gram)`` for every row of the matrix of each layer that makes a unit."""
-    function = resolve(context.step.criterion)
-    wants = len(inspect.signature(function).parameters)
+    function = function_of(context.step.criterion)
+    wants = _arguments(function)
     made = {
         layer.node: layer
         for layer in context.layers
@@ -321,9 +323,26 @@ def _by_function(context: Evidence, chosen: Sequence[Unit]) -> list[Scores | Non
     return found
 
 
+def _arguments(function: Callable[..., Any]) -> int:
+    """How many of weight, gradient and Gram matrix a user's function takes."""
+    try:
+        count = len(inspect.signature(function).parameters)
+    except (TypeError, ValueError):
+        count = 0
+    if not 1 <= count <= 3:
+        raise SlimlineError(
+            f"The criterion {name_of(function)} takes {count} arguments: write a function of (weight), (weight, "
+            "gradient) or (weight, gradient, gram)."
+        )
+    return count
+
+
 def _rated(function: Callable[..., Any], layer: LayerMatrix, arguments: tuple[Any, ...]) -> Scores:
     name = getattr(function, "__name__", "criterion")
-    found = np.asarray(function(*arguments), np.float64)
+    try:
+        found = np.asarray(function(*arguments), np.float64)
+    except Exception as e:
+        raise SlimlineError(f"The criterion {name} failed for {layer.layer}: {type(e).__name__}: {e}.") from e
     wanted = layer.shape[:2]
     if found.shape != wanted and found.size == wanted[1] and wanted[0] == 1:
         found = found.reshape(wanted)
@@ -335,19 +354,6 @@ def _rated(function: Callable[..., Any], layer: LayerMatrix, arguments: tuple[An
     if not np.isfinite(found).all():
         raise SlimlineError(f"The criterion {name} gave NaN or infinity for {layer.layer}: it must give finite scores.")
     return found
-
-
-def resolve(criterion: str | Callable[..., Any]) -> Callable[..., Any]:
-    """The user's function, from itself or from ``package.module:function``."""
-    if callable(criterion):
-        return criterion
-    from slimline.sources import find
-
-    found = find(criterion, "criterion")
-    if not callable(found):
-        raise SlimlineError(f"The criterion {criterion} is a {type(found).__name__}: name a function.")
-    function: Callable[..., Any] = found
-    return function
 
 
 _CRITERIA: dict[str, Callable[[Evidence, Sequence[Unit]], list[Scores | None]]] = {

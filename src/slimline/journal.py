@@ -54,6 +54,7 @@ class Created(_Event):
     sources : JSON records from which model and data can be loaded again (`slimline.sources`).
     data, model, teacher : fingerprints.
     title : what is compressed, for people.
+    seal : of all the rest, by a key of the user's (`slimline.seal`).
     """
 
     event: Literal["created"]
@@ -67,6 +68,7 @@ class Created(_Event):
     model: str | None = None
     teacher: str | None = None
     title: str | None = None
+    seal: str | None = None
 
 
 class Stage(_Event):

@@ -40,6 +40,7 @@ from slimline.journal import (
     fingerprint,
 )
 from slimline.recipe.recipe import LONGEST, Recipe, parse
+from slimline.seal import is_own, seal
 
 if TYPE_CHECKING:
     from slimline.measure.certificate import Certificate
@@ -147,6 +148,7 @@ class Run:
             teacher=teacher,
             title=title,
         )
+        first = first.model_copy(update={"seal": seal(first.model_dump(mode="json", by_alias=True))})
         with writing(path):
             made, lock = _claim(path)
             try:
@@ -349,6 +351,16 @@ class Run:
         log.warning("%s was edited: the run goes on from the first stage that this touches.", path)
         self._resolve(read, edited=True)
         self.write(RECIPE, read.dump().encode())
+
+    @property
+    def own(self) -> bool:
+        """Whether this user started the run on this machine, and its first line is as it was then."""
+        return is_own(self.created)
+
+    @property
+    def begun(self) -> Recipe:
+        """The recipe that the run was started with."""
+        return self._parsed(self._recipes[0][0])
 
     @property
     def wish(self) -> Recipe:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
+import json
+import os
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from slimline import array_files
 from slimline.archive import Damaged
@@ -221,20 +224,36 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
 def call(name: str, what: str) -> Any:
     """Call ``package.module:factory``; see `find`."""
     try:
-        return find(name, what)()
+        with _here():
+            return find(name, what)()
     except SlimlineError:
         raise
     except Exception as e:
         raise SlimlineError(f"{name} failed: {type(e).__name__}: {_first_line(e)}.") from e
 
 
+@contextmanager
+def _here() -> Iterator[None]:
+    """Put the working directory first where Python looks for modules, and afterwards last: what the user's code imports
+    later is found there, and nothing that lies there takes the place of what slimline imports."""
+    folder = str(Path.cwd())
+    added = folder not in sys.path
+    if added:
+        sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        if added and folder in sys.path:
+            sys.path.remove(folder)
+            sys.path.append(folder)
+
+
 def find(name: str, what: str) -> Any:
     """What ``package.module:name`` is, with the working directory importable as for ``python -m``."""
     module_name, _, attribute = name.partition(":")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
     try:
-        module = importlib.import_module(module_name)
+        with _here():
+            module = importlib.import_module(module_name)
     except ModuleNotFoundError as e:
         if e.name and (module_name == e.name or module_name.startswith(f"{e.name}.")):
             raise SlimlineError(f"There is no module {module_name} for the {what} {name}: check the name.") from e
@@ -266,17 +285,65 @@ def load_pair(
     return loaded, give(loaded.adapter.layout), None if teacher is None else load_model(teacher, give)
 
 
-def load_again(sources: Mapping[str, Any], what: str) -> Any:
-    """The ``"model"``, ``"teacher"`` or ``"data"`` of a run's records, from the folder where they were loaded first."""
+def named_by(sources: Mapping[str, Any], what: str) -> ModelSource | DataSource:
+    """The ``"model"``, ``"teacher"`` or ``"data"`` of a run's records, checked."""
+    return _read(sources, what)[0]
 
-    def data(layout: Layout) -> Data:
-        record = dict(sources["data"])
-        with contextlib.chdir(record.pop("folder")):
-            return load_data(DataSource(**record), layout)
 
-    if what != "data":
-        record = dict(sources[what])
-        shape = record.get("input_shape")
-        with contextlib.chdir(record.pop("folder")):
-            return load_model(ModelSource(**{**record, "input_shape": shape and tuple(shape)}), data)
-    return data
+def load_again(sources: Mapping[str, Any], what: str, data: Data | None = None, at_home: bool = False) -> Any:
+    """The ``"model"``, ``"teacher"`` or ``"data"`` of a run's records.
+
+    Parameters
+    ----------
+    data : the user's, in place of what the records name.
+    at_home : import from the folder in which they were first loaded, which a stranger's run must not choose; else from
+        the working directory.
+    """
+
+    def give(layout: Layout) -> Data:
+        if data is not None:
+            return data
+        source, folder = _read(sources, "data")
+        assert isinstance(source, DataSource)
+        with entered(folder if at_home else None):
+            return load_data(source, layout)
+
+    if what == "data":
+        return give
+    source, folder = _read(sources, what)
+    assert isinstance(source, ModelSource)
+    with entered(folder if at_home else None):
+        return load_model(source, give)
+
+
+@contextmanager
+def entered(folder: str | None) -> Iterator[None]:
+    """Work in the folder in which a run was started; None stays in the present one."""
+    if folder is None:
+        yield
+        return
+    before = Path.cwd()
+    try:
+        os.chdir(folder)
+    except OSError as e:
+        raise SlimlineError(
+            f"The folder {folder}, in which the run was started, cannot be entered ({e.strerror}): make it again."
+        ) from e
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def _read(sources: Mapping[str, Any], what: str) -> tuple[ModelSource | DataSource, str]:
+    """A record, and the folder in which it was made."""
+    record = dict(sources[what]) if isinstance(sources.get(what), Mapping) else {}
+    folder = record.pop("folder", "")
+    kind: type[ModelSource | DataSource] = DataSource if what == "data" else ModelSource
+    try:
+        if not isinstance(folder, str) or record.keys() - {field.name for field in fields(kind)}:
+            raise ValueError("no such field")
+        source = TypeAdapter(kind).validate_json(json.dumps(record), strict=True)
+    except ValueError as e:
+        raise SlimlineError(f"The journal's record of the {what} is damaged: give the {what} itself.") from e
+    return source, folder

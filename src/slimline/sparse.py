@@ -18,6 +18,7 @@ from slimline.methods import obs, sparsity
 from slimline.methods.gram import Gram
 from slimline.methods.sparsity import Amount, Array, Layout, Pattern
 from slimline.model import Model
+from slimline.named_code import function_of
 from slimline.recipe import Distillation, SparsePruning
 from slimline.splits import first
 
@@ -115,12 +116,7 @@ def criterion(step: SparsePruning) -> tuple[str, Callable[..., Any] | None]:
         return getattr(step.criterion, "__name__", "criterion"), step.criterion
     if ":" not in step.criterion:
         return step.criterion, None
-    from slimline.sources import find
-
-    found = find(step.criterion, "criterion")
-    if not callable(found):
-        raise SlimlineError(f"The criterion {step.criterion} is a {type(found).__name__}: name a function.")
-    return step.criterion, found
+    return step.criterion, function_of(step.criterion)
 
 
 def refreshed(model: Model, native: Any, batches: Sequence[tuple[np.ndarray, ...]], seed: int) -> Any:

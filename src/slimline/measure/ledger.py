@@ -1,9 +1,8 @@
 """Which models were scored on which certification samples: what makes it noticed that samples are used again.
 
-It lies in the user's state directory (``$SLIMLINE_STATE``, else ``$XDG_STATE_HOME/slimline``, else
-``~/.local/state/slimline``), in ``certificates``: ``uses.jsonl`` with a line per model, and in ``samples`` the hashes
-of the samples of each set, never the samples. Sets that share samples count as one, so another seed, another order or a
-part of the same test set is the same test set.
+It lies in the user's state directory (`slimline.state`), in ``certificates``: ``uses.jsonl`` with a line per model,
+and in ``samples`` the hashes of the samples of each set, never the samples. Sets that share samples count as one, so
+another seed, another order or a part of the same test set is the same test set.
 """
 
 from __future__ import annotations
@@ -21,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from slimline.state import state_folder
+
 _SHARED = 0.01
 """The part of the smaller of two sets that must be in both for them to be the same test."""
 _held: list[tuple[str, np.ndarray, str, int]] = []
@@ -32,18 +33,6 @@ class Use:
 
     number: int
     note: str = ""
-
-
-def state() -> Path | None:
-    """The directory for what slimline remembers of this user, or None where ``$SLIMLINE_STATE`` is empty."""
-    named = os.environ.get("SLIMLINE_STATE")
-    if named is not None:
-        return Path(named) if named else None
-    base = os.environ.get("XDG_STATE_HOME")
-    try:
-        return (Path(base) if base else Path.home() / ".local/state") / "slimline"
-    except RuntimeError:
-        return None
 
 
 def use(samples: np.ndarray, original: Path, compressed: Path, metric: str) -> Use:
@@ -58,14 +47,14 @@ def use(samples: np.ndarray, original: Path, compressed: Path, metric: str) -> U
     hashes = np.unique(samples)
     entry = hashlib.sha256(hashes.tobytes()).hexdigest()
     model = hashlib.sha256(f"{_sha256(original)} {_sha256(compressed)} {metric}".encode()).hexdigest()
-    folder = state()
+    folder = state_folder()
     if folder is not None:
         try:
             with _locked(folder / "certificates") as here:
                 return Use(_enter(here, hashes, entry, model))
         except OSError:
             pass
-    where = "$SLIMLINE_STATE is empty" if folder is None else f"{folder} cannot be written"
+    where = "there is no state directory" if folder is None else f"{folder} cannot be written"
     note = f"Earlier certificates on these samples are known only of this process, as {where}."
     return Use(_enter(None, hashes, entry, model), note)
 
