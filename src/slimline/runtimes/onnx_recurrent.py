@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from onnxscript import opset18 as op
+from onnxscript import opset18
+
+op: Any = opset18  # its operators are typed without those that may be left out
 
 _ORDER = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2), "RNN": (0,)}
 """ONNX has the gates i, o, f, c and z, r, h; torch i, f, g, o and r, z, n."""
