@@ -235,7 +235,8 @@ def test_code_in_parts_that_are_left_out_is_never_read(what: str, benign: Path, 
     {
         "guards": h.in_json(h.MODEL, lambda p: p.update(guards_code=[code])),
         "metadata": _node(
-            0, metadata={"source_fn_stack": f"a,torch.{code}", "from_node": code, "nn_module_stack": code, "custom": "["}
+            0,
+            metadata={"source_fn_stack": f"a,torch.{code}", "from_node": code, "nn_module_stack": code, "custom": "["},
         ),
         "custom": h.in_json(h.MODEL, lambda p: p["graph_module"].update(metadata={"custom": code})),
     }[what](held)

@@ -43,13 +43,7 @@ def rehearse(native: Native, example: Sequence[Array]) -> None:
     if len(inputs) != len(native.graph.find_nodes(op="placeholder")):
         raise Malformed(f"takes {len(native.graph.find_nodes(op='placeholder'))} inputs and has {len(inputs)} examples")
     stored = [*tensors(native).values(), *inputs]
-    limit = max(_UNKNOWN = (
-    DynamicOutputShapeException,
-    DataDependentOutputException,
-    UnsupportedFakeTensorException,
-    UnsupportedOperatorException,
-)
-FREE_BYTES, RATIO * sum(t.numel() * t.element_size() for t in stored))
+    limit = max(FREE_BYTES, RATIO * sum(t.numel() * t.element_size() for t in stored))
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     try:
         with _quiet(), mode, torch.no_grad():
