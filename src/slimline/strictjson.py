@@ -17,9 +17,8 @@ def parse(text: bytes | str, limit: int = BYTES) -> Any:
 
     Raises
     ------
-    Malformed : not JSON; more than `limit` bytes, 100 levels, 4 million values, each of which takes some hundred bytes
-        of memory, or 19 digits of an integer; a key twice in one object; NaN or Infinity, also as a
-        number too large for a float.
+    Malformed : not JSON; more than `limit` bytes, 100 levels, 4 million values (some hundred bytes of memory each)
+        or 19 digits of an integer; a key twice in one object; NaN or Infinity, also as a number too large for a float.
     """
     if len(text) > limit:
         raise Malformed(f"is {len(text):,} bytes of JSON, where {limit:,} are allowed")

@@ -71,9 +71,8 @@ def _object(module: str | None, name: str, registered: str | None = None, **inne
 
 
 def _function(module: str, name: str) -> Any:
-    return _layer(
-        "first", activation={"module": module, "class_name": "function", "config": name, "registered_name": name}
-    )
+    said = {"module": module, "class_name": "function", "config": name, "registered_name": name}
+    return _layer("first", activation=said)
 
 
 def _h5(change: Callable[[Any], Any]) -> Any:
