@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 # Before any library starts its threads, and inherited by the processes that tests start: tests run side by side, and
@@ -15,8 +16,8 @@ from hypothesis import HealthCheck, settings
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # What slimline remembers of its user is not this user's while tests run, nor in the processes that they start.
-os.environ["SLIMLINE_STATE_DIR"] = tempfile.mkdtemp(prefix="slimline-state-")
-atexit.register(shutil.rmtree, os.environ["SLIMLINE_STATE_DIR"], ignore_errors=True)
+os.environ["SLIMLINE_STATE"] = tempfile.mkdtemp(prefix="slimline-state-")
+atexit.register(shutil.rmtree, os.environ["SLIMLINE_STATE"], ignore_errors=True)
 
 # pytest would format thousands of torch's trace records, which doubles the time of an export.
 logging.getLogger("torch.__trace").propagate = False
@@ -24,3 +25,9 @@ logging.getLogger("torch.__trace").propagate = False
 # The same examples in every run, and no clock: what fails on a busy machine says nothing of the code.
 settings.register_profile("slimline", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("slimline")
+
+
+@pytest.fixture(autouse=True)
+def state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test starts with nothing remembered, so none depends on which ran before."""
+    monkeypatch.setenv("SLIMLINE_STATE", str(tmp_path_factory.mktemp("state")))

@@ -58,7 +58,7 @@ def names():
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
+def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch, capsys):
     # A network as small as this one has little to gain.
     text = page.read_text().replace(", max_latency=0.3", "")
     if page.name == "parts.md":
@@ -66,4 +66,8 @@ def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     known = names()
     for block in re.findall(r"```python\n(.*?)```", text, re.S):
+        capsys.readouterr()
         exec(compile(block, page.name, "exec"), known)
+        said = capsys.readouterr().out
+        for figure in re.findall(r"^print\(.*\)\s+# (\d.*?)(?: …)?$", block, re.M):
+            assert figure in said, f"{page.name} says that this prints {figure!r}"

@@ -101,7 +101,7 @@ def test_a_multiple_with_which_nothing_would_go_is_left_out():
         assert sl.plan(model, step.model_copy(update={"round_to": most})).parameters < model.graph.size
 
 
-def test_the_choice_is_made_once_and_recorded(model, monkeypatch, tmp_path):
+def test_the_choice_is_made_once_and_recorded(model, monkeypatch):
     calls = []
 
     def measured(target, layers):
@@ -119,7 +119,12 @@ def test_the_choice_is_made_once_and_recorded(model, monkeypatch, tmp_path):
     assert len(calls) == 1
 
     step = sl.ChannelPruning(ratio=0.5, round_to="auto", schedule="uniform", rounds=2)
-    context = steps.Context(model, None, "onnxruntime", checkpoint=tmp_path)
+    kept: dict = {}
+
+    def decide(name, choose):
+        return kept[name] if name in kept else kept.setdefault(name, choose())
+
+    context = steps.Context(model, None, "onnxruntime", decide=decide)
     done = steps.perform(step, model, context)
     assert done.record["round_to"] == 16
     assert done.record["plan"]["rounding"]["picoseconds"]["2"]["1"] > 1000

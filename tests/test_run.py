@@ -312,7 +312,7 @@ def test_of_many_processes_that_create_one_run_one_does(tmp_path: Path) -> None:
         )
         for i in range(6)
     ]
-    for round_ in range(30):
+    for round_ in range(20):
         path = tmp_path / f"{round_}" / "deep"
         for process in processes:
             assert process.stdin is not None
@@ -342,17 +342,17 @@ def test_of_many_threads_that_create_one_run_one_does_and_failures_hurt_no_one(t
             return str(e)
 
     with ThreadPoolExecutor(8) as pool:
-        for round_ in range(60):
+        for round_ in range(40):
             path = tmp_path / str(round_)
             said = list(pool.map(lambda i, path=path, r=round_: attempt(path, (i + r) % 3 == 0), range(8)))
             assert said.count("won") <= 1, said
             known = ("won", "gave up", f"{path} is taken", f"{path} holds", f"{path} is not empty", f"{path} cannot be")
-            assert all(s.startswith(known) for s in said), said
+            assert not [s for s in said if not s.startswith(known)]
             if "won" in said:
                 assert (path / "data").read_text() == "mine"
                 assert Run.open(path, lock=False).done("one")
             else:
-                assert not path.exists() or not list(path.iterdir())
+                assert not path.exists() or {f.name for f in path.iterdir()} <= {".lock"}  # made by who did not get it
 
 
 # Symbolic links

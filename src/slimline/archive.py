@@ -10,9 +10,9 @@ from __future__ import annotations
 import io
 import os
 import re
+import secrets
 import stat
 import struct
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
@@ -204,18 +204,17 @@ def write(path: Path, members: Mapping[str, bytes]) -> None:
     SlimlineError : the place cannot be written to, or is full.
     """
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        temporary = path.parent / f".{path.name}.{secrets.token_hex(8)}"
         try:
-            with os.fdopen(handle, "wb") as file:
+            with temporary.open("xb") as file:
                 with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
                     for name, content in members.items():
                         archive.writestr(zipfile.ZipInfo(name, EPOCH), content)
                 file.flush()
                 os.fsync(file.fileno())
-            Path(temporary).chmod(0o644)
-            Path(temporary).replace(path)
+            temporary.replace(path)
         except BaseException:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
     except OSError as reason:
         raise SlimlineError(

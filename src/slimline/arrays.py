@@ -5,12 +5,15 @@ Nothing here imports a framework: tensors are told by what they can do.
 
 from __future__ import annotations
 
+import logging
 import warnings
 from typing import Any
 
 import numpy as np
 
 from slimline.errors import SlimlineError, raised
+
+log = logging.getLogger(__name__)
 
 Array = np.ndarray
 
@@ -69,12 +72,54 @@ def as_array(value: Any, what: str = "The data", *, exact: bool = False) -> Arra
     return array
 
 
+def examples(given: Any, source: Any = None) -> tuple[Array, ...]:
+    """Example inputs of a model as arrays; floats in the precision of a module's weights, if they are in another one.
+
+    Parameters
+    ----------
+    given : one array or tensor, or a tuple or list of them.
+    source : the module the inputs are for; what has no ``parameters()`` takes floats as they are, halves as float32.
+    """
+    many = given if isinstance(given, tuple | list) else (given,)
+    arrays = tuple(as_array(x, "The example input", exact=True) for x in many)
+    dtype = _precision(source)
+    return tuple(_as_weights(a, dtype) if a.dtype.kind == "f" or a.dtype.name == "bfloat16" else a for a in arrays)
+
+
+def _as_weights(array: Array, dtype: str | None) -> Array:
+    half = array.dtype.name in ("float16", "bfloat16")
+    wide = dtype if dtype in ("float32", "float64") else "float32" if half and dtype is None else None
+    if wide is None or array.dtype.name == wide:
+        return array
+    log.warning("The example input is %s and is cast to the %s of the model.", array.dtype, wide)
+    return array.astype(wide)
+
+
+def _precision(source: Any) -> str | None:
+    """The one precision of a module's floating-point parameters, or None."""
+    parameters = getattr(source, "parameters", None)
+    if not callable(parameters) or isinstance(source, type):
+        return None
+    try:
+        names = {str(p.dtype).rpartition(".")[2] for p in parameters() if "float" in str(p.dtype)}
+    except (AttributeError, TypeError, RuntimeError):
+        return None
+    return names.pop() if len(names) == 1 else None
+
+
 def finite(array: Array) -> bool:
     """Whether no number is NaN or infinite; looks at 16 MB at a time."""
     if array.dtype.kind != "f":
         return True
     rows = max(1, (1 << 22) // max(1, array[0].size)) if array.ndim else 1
     return all(bool(np.isfinite(array[i : i + rows]).all()) for i in range(0, len(array), rows))
+
+
+def whole(given: object, name: str, least: int, end: int) -> int:
+    """An integer in ``[least, end)``, or the error that says what is wrong."""
+    if isinstance(given, bool) or not isinstance(given, int | np.integer) or not least <= int(given) < end:
+        raise SlimlineError(f"{name} is {given!r}: give a whole number from {least} to {end - 1}.")
+    return int(given)
 
 
 def _read(value: Any) -> Array:

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 import numpy as np
 
 from slimline import parted
+from slimline.arrays import examples, whole
 from slimline.console import telling
 from slimline.data import Data
 from slimline.errors import SlimlineError, unknown
 from slimline.frameworks.base import adapter, adapter_for
+from slimline.graph.quantization import Quantization
 from slimline.model import Model
 from slimline.named_code import granted
 from slimline.parted import PartedModel
@@ -29,6 +31,7 @@ from slimline.runtimes.base import Runtime, runtime, usual
 from slimline.runtimes.gate import lower
 from slimline.steps import Context, Tell, neighbours, perform
 from slimline.teacher import fingerprint, teacher_for
+from slimline.trial import try_augment, try_score
 
 if TYPE_CHECKING:
     pass
@@ -74,10 +77,7 @@ def load(
         raise SlimlineError("A model by parts is pruned by slimline.plan and slimline.apply: compress its parts else.")
     given = None
     if example_inputs is not None:
-        many = example_inputs if isinstance(example_inputs, tuple | list) else (example_inputs,)
-        if any(isinstance(x, np.ma.MaskedArray) for x in many):
-            raise SlimlineError("The example inputs are masked arrays, whose holes no model sees: fill them first.")
-        given = tuple(np.asarray(x) for x in many)
+        given = examples(example_inputs, source)
     if isinstance(source, str | Path):
         path = Path(source)
         if path.suffix not in SUFFIXES:
@@ -103,7 +103,21 @@ def _checked(model: Model) -> Model:
         meant = np.isinf(array) if array.ndim == 0 else np.isneginf(array)
         if name in model.graph.trainable or not (np.isfinite(array) | meant).all():
             raise SlimlineError(f"The weights {name} hold NaN or infinity: train or load the model anew.")
+    if model.quantization is not None:
+        _check_grids(model, model.quantization)
     return model
+
+
+def _check_grids(model: Model, quantization: Quantization) -> None:
+    for grids in (quantization.activations, quantization.weights):
+        for name, grid in grids.items():
+            if name not in model.graph.values:
+                raise unknown("value with an integer grid called", name, model.graph.values)
+            shape, counts = model.graph.values[name].shape, {len(grid.scale), len(grid.zero_point)}
+            fits = counts == {1} if grid.axis is None else -len(shape) <= grid.axis < len(shape)
+            fits = fits and (grid.axis is None or counts == {shape[grid.axis]})
+            if not fits or grid.low >= grid.high or not all(np.isfinite(s) and s > 0 for s in grid.scale):
+                raise SlimlineError(f"The integer grid of {name} does not fit it: quantize the model again.")
 
 
 M = TypeVar("M", Model, PartedModel)
@@ -129,6 +143,7 @@ def apply(
     teacher : what training learns from, anything `load` takes; by default the uncompressed model that `model` was made
         of, also by earlier calls. A model that was saved and loaded does not know it any more.
     """
+    whole(seed, "seed", 0, 2**32)
     wanted = (steps,) if isinstance(steps, Step) else tuple(steps)
     if isinstance(model, PartedModel):
         if teacher is not None:
@@ -137,6 +152,8 @@ def apply(
     _check_order(wanted, model, teacher)
     if data is not None:
         data = data.check(model.example)
+        if any("train" in step.needs for step in wanted):
+            try_augment(data)
     if len(wanted) > 1:
         check(wanted, model)
     tutor = teacher_for(model, teacher, wanted)
@@ -393,7 +410,11 @@ def _fitting(model: Model, data: Data, recipe: Recipe) -> Data:
     answer = model.predict(*model.example)
     classes = answer.shape[-1] if answer.ndim == 2 and data.metric is None else None
     sizes = [s.batch_size for s in recipe.steps if s.step == "StaticQuantization"]
-    return data.check(model.example, classes, batch=min(sizes, default=None))
+    samples = data.check(model.example, classes, batch=min(sizes, default=None))
+    samples.refuse_overlap()
+    try_augment(samples)
+    try_score(model, samples, recipe.budget.max_drop)
+    return samples
 
 
 def _reason(run: Run) -> str:

@@ -17,9 +17,9 @@ from typing import Any, Literal
 import numpy as np
 
 from slimline import repeats
-from slimline.arrays import Array, is_array
+from slimline.arrays import Array, is_array, whole
 from slimline.errors import SlimlineError, unknown
-from slimline.measure.certificate import check_range
+from slimline.measure.certificate import Certificate, certify, check_range
 from slimline.splits import (
     Augment,
     Batch,
@@ -375,12 +375,34 @@ class Proof:
     keys: Array
     notes: tuple[str, ...] = ()
 
-
-def whole(given: object, name: str, least: int, end: int) -> int:
-    """An integer in ``[least, end)``, or the error that says what is wrong."""
-    if isinstance(given, bool) or not isinstance(given, int | np.integer) or not least <= int(given) < end:
-        raise SlimlineError(f"{name} is {given!r}: give a whole number from {least} to {end - 1}.")
-    return int(given)
+    def certify(
+        self,
+        original: Array,
+        compressed: Array,
+        max_drop: float | None,
+        confidence: float = 0.95,
+        *,
+        metric: str,
+        score_range: tuple[float, float] | Literal["known"] | None,
+        seed: int = 0,
+        use: int | None = None,
+        note: str = "",
+    ) -> Certificate:
+        """`slimline.measure.certify` of scores ``(samples of the split,)``, bool if they can only be 0 or 1."""
+        return certify(
+            original[self.index],
+            compressed[self.index],
+            max_drop,
+            confidence,
+            metric=metric,
+            seed=seed,
+            score_range=score_range,
+            binary=original.dtype == bool and compressed.dtype == bool,
+            groups=self.groups,
+            copies=self.copies,
+            use=use,
+            notes=(*self.notes, *([note] if note else [])),
+        )
 
 
 def _groupings(groups: Any) -> dict[str, Any]:

@@ -8,9 +8,10 @@ from typing import Literal
 
 import numpy as np
 
+from slimline.arrays import Array, whole
 from slimline.data import Data
 from slimline.errors import SlimlineError, require, unknown
-from slimline.splits import Array, Augment
+from slimline.splits import Augment
 
 Layout = Literal["channels_first", "channels_last"]
 NAMES = ("digits", "fashion-mnist")
@@ -25,12 +26,13 @@ def builtin(name: str, layout: Layout = "channels_first", seed: int = 0, augment
     from the Debian package ``dataset-fashion-mnist``.
     Images are ``(samples, 1, h, w)`` for ``channels_first`` (torch), ``(samples, h, w, 1)`` for ``channels_last``.
     """
+    seed = whole(seed, "seed", 0, 2**32)
     if name not in NAMES:
         raise unknown("built-in data set", name, NAMES)
     x, y, xt, yt = _digits(seed) if name == "digits" else _fashion()
     axis = 1 if layout == "channels_first" else -1
     train, test = (np.expand_dims(x, axis), y), (np.expand_dims(xt, axis), yt)
-    return Data(train, test, augment=augment, seed=seed, classes=10)
+    return Data(train, test, augment=augment, overlap="drop", seed=seed, classes=10)
 
 
 def _digits(seed: int) -> tuple[Array, Array, Array, Array]:

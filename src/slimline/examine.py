@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from slimline.atomic import sha256
 from slimline.errors import SlimlineError
 from slimline.graph import cost
 from slimline.graph.units import Units
 from slimline.measure import (
-    certify,
     file_bytes,
     latency_part,
+    ledger,
     measure_latency,
     measure_memory,
     outputs,
@@ -84,13 +85,23 @@ def examine(
     kind, scores = "", {}
     for name, answer in answers.items():
         kind, scores[name] = score(answer, split.labels, reference=answers["original"], metric=data.metric)
-    certificate = certify(
+    proof = data.proof()
+
+    def count() -> dict[str, Any]:
+        return dataclasses.asdict(ledger.use(proof.keys, paths["original"], paths["compressed"], kind))
+
+    # What other runs did to the samples is asked once, so that this one ends the same whenever it goes on.
+    used = ledger.Use(**run.decide(f"use of the samples by {sha256(paths['compressed'])[:12]}", count))
+    certificate = proof.certify(
         scores["original"],
         scores["compressed"],
         recipe.budget.max_drop,
         recipe.budget.confidence,
         metric=kind,
         seed=recipe.seed,
+        score_range=data.metric_range if data.metric is not None else "known",
+        use=used.number,
+        note=used.note,
     )
     rows = tuple(x[: max(recipe.batch_sizes)] for x in split.inputs)
     times = measure_latency(

@@ -17,7 +17,7 @@ from slimline.graph.cost import macs, node_macs
 from slimline.graph.kinds import kind
 from slimline.graph.placement import place
 from slimline.graph.units import Units
-from slimline.measure import certify, file_bytes, measure_latency, measure_memory, outputs, score
+from slimline.measure import file_bytes, ledger, measure_latency, measure_memory, outputs, score
 from slimline.measure.figures import Figures
 from slimline.recovery import Progress
 from slimline.runtimes.base import runtime_for, usual
@@ -112,6 +112,8 @@ def measure_files(
     """
     data = _matching(next(iter(files.values())), source)
     split, metric = data.split("certification"), data.metric
+    if len(files) == 2:
+        data.refuse_overlap()
 
     def told(what: str) -> Callable[[float], None]:
         return lambda part: progress(Progress(what, round(100 * part), 100)) if progress else None
@@ -136,7 +138,20 @@ def measure_files(
         )
     kind = next(iter(scores.values()))[0]
     paired = [values for _, values in scores.values()]
-    certificate = certify(paired[0], paired[1], max_drop, metric=kind) if len(paired) == 2 else None
+    certificate = None
+    if len(paired) == 2:
+        proof = data.proof()
+        first, second = files.values()
+        used = ledger.use(proof.keys, first, second, kind)
+        certificate = proof.certify(
+            paired[0],
+            paired[1],
+            max_drop,
+            metric=kind,
+            score_range=data.metric_range if metric is not None else "known",
+            use=used.number,
+            note=used.note,
+        )
     return Measured(figures, kind, certificate)
 
 

@@ -28,6 +28,7 @@ from slimline.atomic import sync, writing
 from slimline.companions import Companion, GradualPruning
 from slimline.errors import SlimlineError
 from slimline.frameworks.base import Array, Batch, Trainer
+from slimline.measure.accuracy import evaluate
 from slimline.methods.distillation import class_axis
 from slimline.methods.schedules import warmup_cosine
 from slimline.model import Model
@@ -313,7 +314,7 @@ def _scorer(
     def score(predict: Callable[[tuple[Array, ...]], Array]) -> float:
         found = outputs(predict)
         if data.metric is not None:
-            return float(np.mean(data.metric(found, labels)))
+            return float(np.mean(evaluate(data.metric, found, labels)))
         if original is None:
             return float(np.mean(found.argmax(axis) == labels))
         if step.loss == "mse":

@@ -43,7 +43,7 @@ def _canonical(array: Array) -> Sequence[bytes | memoryview]:
     width = 4 * flat.shape[1]
     if not width:
         return [b""] * len(flat)
-    view = memoryview(small).cast("B")
+    view = small.data.cast("B")
     rows: list[bytes | memoryview] = [view[i * width : (i + 1) * width] for i in range(len(flat))]
     if flat.dtype.kind in "iu" and flat.dtype.itemsize > 2:
         wide = (flat > _EXACT).any(1) | (flat < -_EXACT).any(1)

@@ -172,7 +172,7 @@ class Run:
         if not os.path.lexists(path / JOURNAL):
             raise SlimlineError(f"{path} holds no run: name the directory that slimline compress wrote.")
         with writing(path):
-            held = _locked(path) if lock else None
+            held = _locked(path)[0] if lock else None
             try:
                 journal = Journal(path)
                 if journal.damaged:
@@ -244,24 +244,22 @@ class Run:
             self._sweep(name, key)
             part = below(self.path, WORK, f"{name}.part")
             part.mkdir(parents=True)
+            files: dict[str, str] = {}
             try:
                 record = self.timed(name, lambda: json.loads(json.dumps(work(part) or {})))
-                files = {
-                    (where / f.relative_to(part)).as_posix(): sha256(f) for f in sorted(part.rglob("*")) if is_plain(f)
-                }
+                inside = [f for f in sorted(part.rglob("*")) if is_plain(f)]
+                files = {(where / f.relative_to(part)).as_posix(): sha256(f) for f in inside}
                 install(part, final)
+                for old in () if done is None else done.files.keys() - files.keys():
+                    below(self.path, old).unlink(missing_ok=True)
+                self._append(Stage(event="stage", name=name, key=key, files=files, record=record))
             except BaseException as e:
                 with contextlib.suppress(OSError):
                     shutil.rmtree(part)
+                if done is None:
+                    self._take_back(files)
                 if isinstance(e, Exception) and not isinstance(e, SlimlineError | OSError) and _full(self.path):
                     raise SlimlineError(f"{self.path} cannot be written, the disk is full: free some space.") from e
-                raise
-            for old in () if done is None else done.files.keys() - files.keys():
-                below(self.path, old).unlink(missing_ok=True)
-            try:
-                self._append(Stage(event="stage", name=name, key=key, files=files, record=record))
-            except BaseException:
-                self._take_back(files)
                 raise
             self._sweep(name)
         return final, dict(record)
@@ -554,7 +552,8 @@ class Run:
             for name in files:
                 (self.path / name).unlink(missing_ok=True)
             for folder in sorted({(self.path / name).parent for name in files}, reverse=True):
-                folder.rmdir()
+                if folder.is_dir():
+                    folder.rmdir()
 
     def _sweep(self, name: str = "", keep: str | None = None) -> None:
         """Remove what stage `name`, or the whole run, has left in the folder of unfinished work.
@@ -603,8 +602,7 @@ def _claim(path: Path) -> tuple[list[Path], int]:
     for _ in range(100):  # a directory may vanish when whoever made it gives up
         made = _make(path)
         try:
-            fresh = not os.path.lexists(path / LOCK)
-            lock = _locked(path)
+            lock, fresh = _locked(path)
         except FileNotFoundError:
             continue
         except SlimlineError as e:
@@ -642,24 +640,37 @@ def _undo(path: Path, made: Iterable[Path]) -> None:
     made = list(made)
     files = [f for f in made if f in (path / JOURNAL, path / RECIPE)]
     if files and path / WORK in made:
-        files.append(path / WORK / f"{JOURNAL}.part")
-    for file in (*files, *(f for f in made if f == path / LOCK)):
-        with contextlib.suppress(OSError):
-            file.unlink()
-    for folder in reversed(made):
-        with contextlib.suppress(OSError):
-            folder.rmdir()
+        files += [path / WORK / f"{JOURNAL}.part", path / DURATIONS]
+    inside = [f for f in made if path in f.parents and f not in files and f != path / LOCK]
+    outside = [f for f in made if path not in f.parents]
+    # Whoever finds no lock may take the directory at once, so that nothing inside it is touched after the lock.
+    for remove, those in (
+        (Path.unlink, files),
+        (Path.rmdir, reversed(inside)),
+        (Path.unlink, [f for f in made if f == path / LOCK]),
+        (Path.rmdir, reversed(outside)),
+    ):
+        for entry in those:
+            with contextlib.suppress(OSError):
+                remove(entry)
 
 
-def _locked(path: Path) -> int:
-    """Hold the run in `path` until the process ends, however it ends."""
+def _locked(path: Path) -> tuple[int, bool]:
+    """Hold the run in `path` until the process ends, however it ends; and whether this call made the lock's file."""
+    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     while True:
         file = below(path, LOCK)
-        handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
+        try:
+            handle, fresh = os.open(file, flags | os.O_CREAT | os.O_EXCL, 0o644), True
+        except FileExistsError:
+            try:
+                handle, fresh = os.open(file, flags), False
+            except FileNotFoundError:
+                continue  # removed in between
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(handle), file.stat()):
-                return handle
+                return handle, fresh
         except FileNotFoundError:
             pass
         except BlockingIOError as e:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 PICKLES = (".pt", ".pth", ".bin", ".pkl", ".ckpt")
 MODELS = (".pt2", ".keras")
-ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+ARRAYS = ("x_train", "y_train", "x_test", "y_test", "groups_train", "groups_test")
 
 
 @dataclass(frozen=True)
@@ -195,11 +195,12 @@ def load_data(source: DataSource, layout: Layout = "channels_first") -> Data:
     train, test = (
         None if f"x_{part}" not in held else (held[f"x_{part}"], held.get(f"y_{part}")) for part in ("train", "test")
     )
-    return Data(train=train, test=test, seed=source.seed)
+    groups = {part: held[f"groups_{part}"] for part in ("train", "test") if f"groups_{part}" in held}
+    return Data(train=train, test=test, groups=groups, seed=source.seed)
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
-    """The four arrays, as far as they are there, of an ``.npz`` or a folder of ``.npy``."""
+    """The arrays, as far as they are there, of an ``.npz`` or a folder of ``.npy``."""
     if not path.exists():
         near = unknown("data", str(path), NAMES) if path.suffix == "" and "/" not in str(path) else None
         raise near or SlimlineError(f"There is no data file {path}: check the path.")

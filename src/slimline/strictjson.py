@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, NoReturn
 
-DIGITS, DEPTH, BYTES = 19, 100, 64 << 20
+DIGITS, DEPTH, BYTES, VALUES = 19, 100, 64 << 20, 4_000_000
 
 
 class Malformed(ValueError):
@@ -17,11 +17,14 @@ def parse(text: bytes | str, limit: int = BYTES) -> Any:
 
     Raises
     ------
-    Malformed : not JSON; more than `limit` bytes, 100 levels or 19 digits of an integer; a key twice in one object;
-        NaN or Infinity, also as a number too large for a float.
+    Malformed : not JSON; more than `limit` bytes, 100 levels, 4 million values, each of which takes some hundred bytes
+        of memory, or 19 digits of an integer; a key twice in one object; NaN or Infinity, also as a
+        number too large for a float.
     """
     if len(text) > limit:
         raise Malformed(f"is {len(text):,} bytes of JSON, where {limit:,} are allowed")
+    if _count(text, ",") + _count(text, "[") + _count(text, "{") > VALUES:
+        raise Malformed(f"is JSON of more than {VALUES:,} values")
     try:
         value = json.loads(
             text, parse_int=_integer, parse_float=_float, parse_constant=_constant, object_pairs_hook=_once
@@ -34,6 +37,10 @@ def parse(text: bytes | str, limit: int = BYTES) -> Any:
         raise Malformed("is no JSON") from reason
     _shallow(value)
     return value
+
+
+def _count(text: bytes | str, mark: str) -> int:
+    return text.count(mark) if isinstance(text, str) else text.count(mark.encode())
 
 
 def _integer(digits: str) -> int:

@@ -44,7 +44,7 @@ LONGEST_RUN = 0.2  # seconds; where one takes longer at the judged batch, a smal
 SECONDS, SAMPLES = 0.5, 9  # of one timing, per artifact
 PROFILE_SECONDS = 0.3
 PARITY_TRIALS = 12  # artifacts made to find layers that are wrong in integers, at most
-PARITY_ROWS, PARITY_NUMBERS = 256, 2**23  # rows that are compared: fewer, but at least 64, where they are large
+PARITY_ROWS, PARITY_NUMBERS = 256, 2**22  # rows that are compared: fewer, but at least 32, where they are large
 SLOWER = "its integers made the artifact slower"
 
 
@@ -199,7 +199,7 @@ class Artifacts:
     def parity(self, back: Sequence[str]) -> Parity:
 
         numbers, held = sum(x[0].size for x in self.batches[0]), sum(len(batch[0]) for batch in self.batches)
-        rows = self.rows(min(held, max(64, min(PARITY_ROWS, PARITY_NUMBERS // max(numbers, 1)))))
+        rows = self.rows(min(held, max(32, min(PARITY_ROWS, PARITY_NUMBERS // max(numbers, 1)))))
         session = self.runtime.load(self.path(back), self.threads)
         return compare(self.simulation(back).outputs(*rows), session.outputs(rows), integer=True)
 

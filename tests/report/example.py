@@ -120,7 +120,10 @@ def hostile(text: str = PAYLOAD) -> dict[str, Any]:
     full["target"] = full["layers"][0]["layer"] = full["layers"][0]["kind"] = full["layers"][1]["note"] = text
     full["certificate"]["metric"] = full["parity"]["reason"] = text
     full["command"] = full["unmet"] = [text]
-    full["recipe"] = text
+    full["recipe"] = full["run"] = full["model"] = full["created"] = text
+    full["warnings"] = [text]
+    full["notices"] = [{"what": text, "reason": text}]
+    full["durations"] = [{"stage": text, "seconds": 1.0}]
     full["steps"] = [{"step": text, text: text}]
     full["refused"] = [{"what": text, "reason": text}]
     full["frozen"] = [{"unit": text, "reason": text}]

@@ -30,10 +30,10 @@ def browse(tmp_path):
             pytest.fail(missing)
         pytest.skip(missing)
 
-    def load(text):
+    def load(text, *flags):
         page, log = tmp_path / "report.html", tmp_path / "net.json"
         page.write_text(text)
-        own = (f"--user-data-dir={tmp_path / 'profile'}", f"--log-net-log={log}", "--dump-dom", page.as_uri())
+        own = (f"--user-data-dir={tmp_path / 'profile'}", f"--log-net-log={log}", *flags, "--dump-dom", page.as_uri())
         done = subprocess.run([CHROMIUM, *FLAGS, *own], capture_output=True, text=True, timeout=90, check=True)
         console = [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
         urls = re.findall(r'"url":\s*"(https?:[^"]*)"', log.read_text())
@@ -62,6 +62,20 @@ def test_runs_nothing_a_report_holds(browse):
     assert "<script" not in dom and not re.findall(r"<title>(.*?)</title>", dom)[0].startswith("owned")
     assert console == []
     assert urls == set()
+
+
+@pytest.mark.parametrize("name", ["plain", "averyverylongname" * 60, "a b " * 200], ids=["plain", "long", "words"])
+@pytest.mark.parametrize("width", [380, 700, 1100])
+def test_no_name_breaks_the_layout(browse, name, width):
+    measuring = (
+        "<script>document.title = ['body', ...['section', 'header'].flatMap(t => [...document.querySelectorAll(t)])]"
+        ".map(e => e === 'body' ? document.documentElement.scrollWidth - innerWidth : e.scrollWidth - e.clientWidth)"
+        ".join(' ')</script>"
+    )
+    page = re.sub(r"<meta http-equiv=[^>]*>", "", html(hostile(name))).replace("</body>", f"{measuring}</body>")
+    dom, _, _ = browse(page, f"--window-size={width},900")
+    beyond = [int(part) for part in re.findall(r"<title>([-\d ]+)</title>", dom)[0].split()]
+    assert len(beyond) > 8 and max(beyond) <= 0, beyond
 
 
 def test_the_browser_would_tell(browse):

@@ -5,6 +5,8 @@ from html.parser import HTMLParser
 import pytest
 
 from slimline.errors import SlimlineError
+from slimline.measure import Figures
+from slimline.measure.rows import busy
 from slimline.report import html, render
 from tests.report.example import hostile, report
 
@@ -113,6 +115,41 @@ def test_limits_that_were_missed_are_said_at_the_top():
     over = report() | {"unmet": ["latency reaches 0.4 of the original's, the budget is 0.2"]}
     text = Page(html(over)).text
     assert text.index("Over budget latency reaches 0.4") < text.index("Figures")
+
+
+def test_model_run_and_date_are_named():
+    named = report() | {"model": "resnet18.pt2", "run": "half", "created": "2026-11-25T10:51:07+00:00"}
+    page = html(named)
+    assert "<title>slimline · resnet18.pt2 · half · onnxruntime</title>" in page
+    text = Page(page).text
+    assert "resnet18.pt2 on onnxruntime" in text and "run half , started 2026-11-25 10:51 UTC" in text
+    assert "A network on onnxruntime" in Page(html(report())).text
+
+
+def test_a_busy_machine_is_a_warning_with_how_much():
+    told = report()
+    told["original"]["latency"]["32"]["waited"] = 0.31
+    told["compressed"]["latency"]["1"]["waited"] = 0.02
+    original, compressed = (Figures.model_validate(told[which]) for which in ("original", "compressed"))
+    said = busy(original, compressed)
+    assert said.startswith("The machine was busy: the original 31% of the time at batch 32 waited for a core.")
+    assert busy(compressed, compressed) == ""
+    text = Page(html(told | {"warnings": [said]})).text
+    assert text.index("Warning The machine was busy: the original 31%") < text.index("Figures")
+
+
+def test_notices_stand_apart_from_what_was_refused():
+    noted = report() | {"notices": [{"what": "ChannelPruning", "reason": "conv1 has nobody else to read it"}]}
+    text = Page(html(noted)).text
+    assert text.index("Refused or undone") < text.index("slower by 3 %") < text.index("Notices ChannelPruning conv1")
+    assert "Notices" not in Page(html(report())).text
+    assert "Refused or undone Nothing." in Page(html(report() | {"refused": []})).text
+
+
+def test_stages_have_times():
+    timed = [{"stage": "fit", "seconds": 2.0}, {"stage": "02-Distillation", "seconds": 4000.4}]
+    text = Page(html(report() | {"durations": timed})).text
+    assert "fit 2.0 s 02-Distillation 1 h 07 min Together 1 h 07 min" in text
 
 
 def test_the_recipe_is_shown_as_the_file_has_it():

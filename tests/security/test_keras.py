@@ -71,7 +71,9 @@ def _object(module: str | None, name: str, registered: str | None = None, **inne
 
 
 def _function(module: str, name: str) -> Any:
-    return _layer("first", activation=dict(module=module, class_name="function", config=name, registered_name=name))
+    return _layer(
+        "first", activation={"module": module, "class_name": "function", "config": name, "registered_name": name}
+    )
 
 
 def _h5(change: Callable[[Any], Any]) -> Any:
@@ -138,10 +140,10 @@ def attacks(canary: Path) -> dict[str, Any]:
         "function builtins": _function("builtins", "get_file"),
         "function path": _function("keras.src.utils.file_utils", "get_file"),
         "initializer function": _layer(
-            "first", kernel_initializer=dict(module="keras.utils", class_name="function", config="get_file")
+            "first", kernel_initializer={"module": "keras.utils", "class_name": "function", "config": "get_file"}
         ),
         "saved model": _object("keras.layers", "TFSMLayer", filepath="/tmp/x"),
-        "torch": _object("keras.layers", "TorchModuleWrapper", module={"class_name": "__bytes__"}),
+        "torch": _object("keras.layers", "TorchModuleWrapper", data={"class_name": "__bytes__"}),
         "jax": _object("keras.layers", "JaxLayer", call_fn=touch),
         "vocabulary": _object("keras.layers", "StringLookup", vocabulary="/etc/passwd"),
         "text": _object("keras.layers", "TextVectorization", vocabulary="/etc/passwd"),
@@ -216,12 +218,12 @@ def test_a_crafted_model_runs_nothing_and_is_refused_in_a_sentence(name: str, be
     held = _members(benign)
     attacks(canary)[name](held)
     _write(path, held)
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(SlimlineError) as error:
         sl.load(path)
     assert not canary.exists()
     assert "\n" not in str(error.value) and len(str(error.value)) < 600
-    assert time.perf_counter() - started < 10
+    assert time.process_time() - started < 10
     assert [p.name for p in tmp_path.iterdir()] == ["bad.keras"]
 
 

@@ -218,12 +218,12 @@ def test_a_crafted_program_runs_nothing_and_is_refused_in_a_sentence(name: str, 
     root, held = h.members(benign)
     attacks(canary)[name](held)
     h.write(path, root, held)
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(SlimlineError) as error:
         sl.load(path)
     assert not canary.exists()
     assert "\n" not in str(error.value) and len(str(error.value)) < 600
-    assert time.perf_counter() - started < 10
+    assert time.process_time() - started < 10
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.pt2"]
 
 
@@ -279,9 +279,7 @@ ARCHIVES: dict[str, Any] = {
     "bzip2": lambda c: _stored(c, method=zipfile.ZIP_BZIP2),
     "link": lambda c: _stored(c, external_attr=0o120777 << 16),
     "absolute": lambda c: _stored(c).replace(b"extra/note", b"/tmp/a/../"),
-    "case": lambda c: _stored(c, name="../archive_format").replace(
-        b"extra/../archive_format", b"Archive_format/archive"
-    ),
+    "two in case": lambda c: _stored(_stored(c), name="NOTE"),
     "backslash": lambda c: _stored(c).replace(b"extra/note", b"extra\\note"),
     "nul": lambda c: _stored(c).replace(b"extra/note", b"extra/no\0e"),
     "encrypted": lambda c: _patched(c, b"PK\x01\x02", 8, struct.pack("<H", 1)),
@@ -330,12 +328,8 @@ class _Wide(torch.nn.Module):
             z = a * 2
         z = torch.nn.functional.interpolate(z + a, scale_factor=2.0).flatten(1)
         n = torch.arange(a.shape[2] * a.shape[3] // 2 + 1)
-        return {
-            "z": z,
-            "q": [x.reshape(x.shape[0], -1), y.split(1, 0)[0] + k],
-            "n": n,
-            "r": self.rnn(x[:, 0, :, :5])[0],
-        }
+        q = [x.reshape(x.shape[0], -1), y.split(1, 0)[0] + k]
+        return {"z": z, "q": q, "n": n, "r": self.rnn(x[:, 0, :, :5])[0]}
 
 
 def test_formulas_blocks_keywords_and_nested_answers_are_read(tmp_path: Path) -> None:
@@ -346,7 +340,7 @@ def test_formulas_blocks_keywords_and_nested_answers_are_read(tmp_path: Path) ->
         exported = torch.export.export(_Wide().eval(), inputs, {"k": torch.randn(2)}, dynamic_shapes=shapes)
     torch.export.save(exported, tmp_path / "wide.pt2")
     example = tuple(x.numpy() for x in (*inputs, torch.ones(2)))
-    root, held = h.members(tmp_path / "wide.pt2")
+    _, held = h.members(tmp_path / "wide.pt2")
     description = program.read(held[h.MODEL])
     assert any(n.target in operators.BLOCKS for n in description.graph_module.graph.nodes)
     assert sl.load(tmp_path / "wide.pt2", example).predict(*example).shape[0] == 2

@@ -69,10 +69,7 @@ class _Game:
 
     def won(self, mean: float) -> bool:
         """Whether the capital, averaged over the orders, reaches one over the risk against this mean."""
-        if mean >= 1.0:
-            most = np.full(1, np.inf)
-        else:
-            most = np.full(1, _BOLDEST / (1 - mean))
+        most = _BOLDEST / (1 - mean) if mean < 1.0 else math.inf
         logs = [
             float(np.log1p(np.minimum(stake, most) * (mean - x)).sum())
             for x, stake in zip(self.rounds, self.stakes, strict=True)

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from slimline.arrays import whole
 from slimline.errors import SlimlineError, unknown
 
 Method = Literal["exact", "betting", "tango", "clopper-pearson", "bootstrap"]
@@ -186,6 +187,7 @@ def certify(
         For no samples, scores of different lengths, that are not finite or not in the range, or a method that does not
         fit them.
     """
+    whole(seed, "seed", 0, 2**63)
     named = score_range == "known" and metric in KNOWN_RANGES
     typed = all(np.asarray(s).dtype == bool for s in (original_scores, compressed_scores))
     before, after = _finite(original_scores), _finite(compressed_scores)
@@ -207,7 +209,7 @@ def certify(
     bounds = None if given is None else check_range(given, metric)
     bounds = (0.0, 1.0) if bounds is None and binary else bounds
     if bounds is not None:
-        _check_inside(before, after, bounds, metric)
+        inside(before, after, bounds, metric)
     samples = len(before)
     if groups is not None:
         before, after = _group_means(before, after, np.asarray(groups))
@@ -267,7 +269,7 @@ def check_range(given: object, metric: str = "the metric") -> Range:
         low, high = math.nan, math.nan
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise SlimlineError(
-            f"The range of {metric} is {given!r}: give the lowest and the highest score a sample can get, such as (0, 1)."
+            f"The range of {metric} is {given!r}: give the lowest and the highest score of a sample, such as (0, 1)."
         )
     return low, high
 
@@ -298,10 +300,11 @@ def _finite(scores: np.ndarray) -> np.ndarray:
     return array
 
 
-def _check_inside(before: np.ndarray, after: np.ndarray, bounds: Range, metric: str) -> None:
+def inside(before: np.ndarray, after: np.ndarray, bounds: Range, metric: str) -> None:
+    """Raise the error that says which score is outside the declared range, if one is."""
     from slimline.measure import betting
 
-    for scores in (before, after):
+    for scores in (before.astype(np.float64), after.astype(np.float64)):
         if not betting.fits(scores, *bounds):
             off = scores.min() if scores.min() < bounds[0] else scores.max()
             raise SlimlineError(

@@ -124,7 +124,8 @@ def parity(
     """Compare one output ``(n, …)`` of the in-framework model and of its artifact.
 
     A float artifact passes if no output differs by more than `FLOAT_TOLERANCE` of the largest, nor by more than
-    `FLOAT_SLICE` of the largest of its row, channel or position. An integer one, whose roundings may fall on the other side, passes if outputs differ
+    `FLOAT_SLICE` of the largest of its row, channel or position. An integer one, whose roundings may fall on the other
+    side, passes if outputs differ
     on average by no more than `INTEGER_TOLERANCE` of their spread, in every line by no more than `INTEGER_WORST` of it,
     in every slice by no more than `INTEGER_WORST` of its own, and `INTEGER_AGREEMENT` of the classes stay; a change
     between two classes which the reference has closer together than roundings of that size can move is no loss. Outputs
@@ -135,7 +136,8 @@ def parity(
     ----------
     integer : whether the artifact computes in integers (`reference_outputs` then simulate them).
     classes : whether the largest output names a class; False (regression, embeddings) leaves the agreement out.
-    class_axis : the axis of classes where the outputs have more than two dimensions; None tries the second and the last.
+    class_axis : the axis of classes where the outputs have more than two dimensions; None tries the second and the
+        last.
     """
     if reference_outputs.shape != artifact_outputs.shape or not reference_outputs.size:
         raise SlimlineError(

@@ -1,7 +1,7 @@
 """Inputs to compare two functions on: the example, and random ones that look like it.
 
-A random input has the dtype and the range of the example: tokens are among those between the smallest and the largest of
-the example, floats have its mean and spread and stay within its limits, masks hold its values.
+A random input has the dtype and the range of the example: tokens are among those between the smallest and the largest
+of the example, floats have its mean and spread and stay within its limits, masks hold its values.
 """
 
 from __future__ import annotations
@@ -60,10 +60,10 @@ def draw(array: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     mean, spread = float(array.mean(dtype=np.float64)), float(array.std(dtype=np.float64))
     if spread == 0:
         spread = 0.5 * abs(mean) or 1.0
-        low, high = (mean - spread, mean + spread) if mean else (-np.inf, np.inf)
+        limits = (mean - spread, mean + spread) if mean else (-np.inf, np.inf)
     else:
-        low, high = float(array.min()), float(array.max())
-    made = np.clip(rng.normal(mean, spread, array.shape), low, high)
+        limits = float(array.min()), float(array.max())
+    made = np.clip(rng.normal(mean, spread, array.shape), *limits)
     return np.asarray(made.astype(array.dtype))
 
 

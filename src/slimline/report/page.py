@@ -26,6 +26,7 @@ from slimline.report import plots
 from slimline.text import count as _count
 
 _HERE = Path(__file__).parent
+_LONGEST = 80  # characters of a name in a heading
 
 
 class Shown(BaseModel):
@@ -129,7 +130,7 @@ def _view(report: Shown, where: str) -> dict[str, Any]:
     return {
         "title": " · ".join(["slimline", *(part for part in (report.model, report.run) if part), target]),
         "run": report.run,
-        "model": report.model,
+        "heading": f"{_short(report.model or 'A network')} on {_short(target)}",
         "created": _minute(report.created),
         "target": target,
         "unmet": report.unmet or (),
@@ -154,6 +155,10 @@ def _view(report: Shown, where: str) -> dict[str, Any]:
         "command": None if report.command is None else shlex.join(report.command),
         "environment": [(key.replace("_", " "), _words(key, value)) for key, value in environment.items()],
     }
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _LONGEST else f"{name[:_LONGEST]}…"
 
 
 def _minute(created: str | None) -> str | None:

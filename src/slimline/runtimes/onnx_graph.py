@@ -33,9 +33,11 @@ _INT32 = np.iinfo(np.int32)
 
 
 def translations() -> dict[Any, Callable[..., Any]]:
-    """The ``custom_translation_table`` for `torch.onnx.export` that keeps rounding operators whole."""
+    """The ``custom_translation_table`` for `torch.onnx.export` that keeps rounding and recurrent operators whole."""
     import torch
     from onnxscript import values
+
+    from slimline.runtimes import onnx_recurrent
 
     parameter, attribute = onnx.defs.OpSchema.FormalParameter, onnx.defs.OpSchema.Attribute
     kinds = onnx.defs.OpSchema.AttrType
@@ -66,6 +68,7 @@ def translations() -> dict[Any, Callable[..., Any]]:
     return {
         torch.ops.aten.fake_quantize_per_tensor_affine.default: tensor,
         torch.ops.aten.fake_quantize_per_channel_affine.default: channel,
+        **onnx_recurrent.translations(),
     }
 
 

@@ -202,11 +202,12 @@ def _to_onnx(native: Any, example: tuple[Array, ...]) -> bytes:
     import torch
 
     from slimline.frameworks.torch.native import export
+    from slimline.frameworks.torch.whole import whole
     from slimline.runtimes.onnx_graph import rewrite, translations
 
     program = export(native, example)
     try:
-        with _quiet(), torch.no_grad():
+        with _quiet(), whole(), torch.no_grad():
             made = torch.onnx.export(program, dynamo=True, verbose=False, custom_translation_table=translations())
     except torch.onnx.errors.OnnxExporterError as error:
         missing = re.findall(r"No ONNX function found for <OpOverload\(op='([\w.]+)'", str(error))

@@ -204,7 +204,7 @@ class _Rewriter:
 
     def _lay_out(self, node: fx.Node, view: View) -> None:
         """A tensor is looked at in another way from now on, by whoever has it."""
-        node.target = _twin(node)  # type: ignore[assignment]
+        node.target = _twin(node)
         fresh = View(node, view, self.values[node])
         fresh.version = len(view.root.writes)
         self.views.update({n: fresh for n, other in self.views.items() if other is view})

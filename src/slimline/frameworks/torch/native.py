@@ -24,6 +24,7 @@ from slimline.frameworks.torch.operators import argument as argument
 from slimline.frameworks.torch.operators import aten as aten
 from slimline.frameworks.torch.operators import packet as packet
 from slimline.frameworks.torch.operators import set_argument as set_argument
+from slimline.frameworks.torch.whole import whole
 
 # Operators that behave differently in training, and the argument that says so.
 _FLAGS = {
@@ -185,7 +186,7 @@ def trace(module: nn.Module, inputs: tuple[Tensor, ...], free: Free) -> torch.ex
     hint = mock.patch.object(
         transformer, "_detect_is_causal_mask", lambda mask, is_causal=None, size=None: is_causal is True
     )
-    with torch.enable_grad(), hint, warnings.catch_warnings():
+    with torch.enable_grad(), hint, whole(), warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", "The tensor attributes? .* assigned during export"
         )  # RNNs do; torch undoes it

@@ -165,8 +165,13 @@ def read(native: fx.GraphModule, example: tuple[Array, ...]) -> Graph:
         native = copy.deepcopy(native)
         set_training(native, False)
     recorder = _Recorder(native)
-    with torch.no_grad():
-        recorder.run(*to_tensors(example))
+    try:
+        with torch.no_grad():
+            recorder.run(*to_tensors(example))
+    except (RuntimeError, ValueError, TypeError, IndexError, MemoryError, NotImplementedError) as reason:
+        raise SlimlineError(
+            f"The model does not run on its example inputs ({_first_line(reason)}): give inputs that fit it."
+        ) from reason
     stored = natives.tensors(native)
     reader = _Reader(recorder, stored)
     for node in native.graph.nodes:

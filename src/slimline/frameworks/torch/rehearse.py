@@ -10,12 +10,24 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    UnsupportedFakeTensorException,
+    UnsupportedOperatorException,
+)
 
 from slimline.frameworks.base import Array
 from slimline.frameworks.torch.native import Native, tensors, to_tensors
 from slimline.strictjson import Malformed
 
+_UNKNOWN = (
+    DynamicOutputShapeException,
+    DataDependentOutputException,
+    UnsupportedFakeTensorException,
+    UnsupportedOperatorException,
+)
 FREE_BYTES, RATIO, COUNT = 256 << 20, 256, 2**62
 """A value may take so many bytes, or so many times those of weights and inputs if that is more."""
 
@@ -38,6 +50,8 @@ def rehearse(native: Native, example: Sequence[Array]) -> None:
             _Rehearsal(native, limit).run(*map(mode.from_tensor, inputs))
     except Malformed as reason:  # fx has written where it happened behind the sentence
         raise Malformed(str(reason).splitlines()[0]) from reason
+    except _UNKNOWN:  # sizes that the numbers decide: from here on only a real run can tell
+        return
     except Exception as reason:  # shape functions of torch raise whatever they like
         first = (str(reason).strip().splitlines() or [type(reason).__name__])[0]
         raise Malformed(f"does not run on its example inputs ({first[:200]})") from reason

@@ -99,8 +99,8 @@ class View:
 
     def box(self) -> tuple[int, Any, bool] | None:
         """Dimension and positions of the parent that it shows, and whether the dimension disappears; None for other
-        views. Positions are a range where the dimension has a fixed size, else the slice as it was written, or None where
-        that is a number which the graph computes."""
+        views. Positions are a range where the dimension has a fixed size, else the slice as it was written, or None
+        where that is a number which the graph computes."""
         assert self.parent is not None
         before = self.parent.value.shape
         if self.kind in _LISTS:
@@ -183,14 +183,17 @@ class View:
 def same(left: Tensor, right: Tensor) -> bool:
     """Whether two tensors show the same part of one memory in the same layout."""
     alike = left.dim() == right.dim() and left.dtype == right.dtype and left.is_conj() == right.is_conj()
-    pairs = [*zip(left.shape, right.shape, strict=False), *zip(left.stride(), right.stride(), strict=False)]
+    pairs: list[tuple[object, object]] = [
+        *zip(left.shape, right.shape, strict=False),
+        *zip(left.stride(), right.stride(), strict=False),
+    ]
     pairs.append((left.storage_offset(), right.storage_offset()))
     return alike and all(str(a) == str(b) for a, b in pairs) and shared(left) == shared(right)
 
 
 def shared(value: Tensor) -> int:
     """What tells the memory of a tensor from that of others."""
-    return value.untyped_storage()._cdata
+    return int(value.untyped_storage()._cdata)
 
 
 def put_back(view: View, old: fx.Node, new: fx.Node, written: View, emit: Emit) -> fx.Node | None:

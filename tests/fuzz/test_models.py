@@ -1,0 +1,103 @@
+"""Damaged models, weights and data: a model comes out, or one sentence, in little time and memory."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+from torch import nn
+
+import slimline as sl
+from slimline.errors import SlimlineError
+from slimline.sources import DataSource, load_data, load_weights
+from tests.fuzz import mutate
+from tests.security import hostile_torch
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("fuzz")
+
+
+@pytest.fixture(scope="module")
+def originals(folder: Path) -> dict[str, bytes]:
+    hostile_torch.foreign(folder / "foreign.pt2")
+    sl.load(folder / "foreign.pt2").save(folder / "own.pt2")
+    rng = np.random.default_rng(0)
+    np.savez(folder / "plain.npz", x_train=rng.random((6, 4), np.float32), y_train=np.arange(6))
+    np.savez_compressed(folder / "packed.npz", x_train=rng.random((6, 4), np.float32), y_train=np.arange(6))
+    state = {k: v.numpy() for k, v in nn.Linear(4, 3).state_dict().items()}
+    safetensors.numpy.save_file(state, folder / "linear.safetensors")
+    from tests import zoo_keras
+
+    zoo_keras.shared().save(folder / "plain.keras")
+    return {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
+
+
+def _open(path: Path) -> None:
+    if path.suffix == ".npz":
+        load_data(DataSource(str(path)))
+    elif path.suffix == ".safetensors":
+        load_weights(nn.Linear(4, 3), path)
+    else:
+        model = sl.load(path)
+        model.predict(*model.example)
+
+
+def _fuzz(name: str, content: bytes, folder: Path, seed: int, count: int) -> Counter[str]:
+    """How many damaged copies were read and how many refused; anything else raises, with the number of the copy."""
+    structured = mutate.damaged_safetensors if name.endswith(".safetensors") else mutate.damaged_zip
+    path = folder / f"damaged{Path(name).suffix}"
+    path.write_bytes(content)
+    _open(path)  # imports frameworks
+    results: Counter[str] = Counter()
+    for index, damaged in enumerate(mutate.mutations(content, seed, count, structured)):
+        path.write_bytes(damaged)
+        try:
+            results[mutate.outcome(lambda: _open(path), SlimlineError)] += 1
+        except Exception as error:
+            error.add_note(f"{name}, seed {seed}, copy {index}")
+            raise
+    return results
+
+
+COUNTS = {
+    "own.pt2": 120,
+    "foreign.pt2": 80,
+    "plain.keras": 60,
+    "plain.npz": 150,
+    "packed.npz": 100,
+    "linear.safetensors": 200,
+}
+
+
+@pytest.mark.parametrize("name", list(COUNTS))
+def test_a_damaged_file_is_read_or_refused_in_a_sentence(name: str, originals: dict[str, bytes], folder: Path) -> None:
+    results = _fuzz(name, originals[name], folder, 7, COUNTS[name])
+    assert results["refused"] > COUNTS[name] / 3
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("name", list(COUNTS))
+def test_ten_thousand_damaged_files(name: str, originals: dict[str, bytes], folder: Path) -> None:
+    _fuzz(name, originals[name], folder, 2026, 10_000 * COUNTS[name] // sum(COUNTS.values()))
+
+
+def test_the_same_seed_gives_the_same_damage() -> None:
+    content = b"some bytes of a file" * 10
+    plain = list(mutate.mutations(content, 3, 20, mutate.damaged_bytes))
+    assert plain == list(mutate.mutations(content, 3, 20, mutate.damaged_bytes))
+    assert plain != list(mutate.mutations(content, 4, 20, mutate.damaged_bytes))
+    value = {"a": [1, 2, {"b": None}], "c": "text"}
+    assert mutate.damaged_json(value, random.Random(1)) == mutate.damaged_json(value, random.Random(1))
+    assert value == {"a": [1, 2, {"b": None}], "c": "text"}
+
+
+def test_torch_was_not_left_in_another_state() -> None:
+    assert torch.is_grad_enabled() and torch.get_default_dtype() == torch.float32

@@ -1,0 +1,149 @@
+"""The command line as a user goes through it: a model by its factory, arrays in a file, a stop, and going on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+pytest.importorskip("torch")
+
+PACKAGE = """
+import torch
+from torch import nn
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10),
+    )
+"""
+RECIPE = """
+steps:
+  - {step: ChannelPruning, ratio: 0.5}
+  - {step: Distillation, epochs: 3, batch_size: 128, refresh_batches: 1}
+  - {step: StaticQuantization, undo: false, samples: 64}
+budget: {max_drop: 0.9}
+batch_sizes: [1, 8]
+"""
+
+
+def slimline(*words: str, folder: Path) -> subprocess.Popen[str]:
+    code = "from slimline.cli import main; main()"
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([sys.executable, "-c", code, *words], cwd=folder, text=True, **streams)  # type: ignore[call-overload, no-any-return]
+
+
+def done(*words: str, folder: Path) -> tuple[int, str, str]:
+    process = slimline(*words, folder=folder)
+    out, err = process.communicate()
+    return process.returncode, out, err
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's folder: a package with a factory, arrays, a recipe."""
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "pack").mkdir()
+    (folder / "pack" / "__init__.py").touch()
+    (folder / "pack" / "models.py").write_text(PACKAGE)
+    (folder / "recipe.yaml").write_text(RECIPE)
+    x, y = load_digits(return_X_y=True)
+    x = (x / 16).astype(np.float32).reshape(-1, 1, 8, 8)
+    np.savez(folder / "d.npz", x_train=x[:900], y_train=y[:900], x_test=x[900:], y_test=y[900:])
+    return folder
+
+
+COMPRESS = ("compress", "pack.models:net", "--data", "d.npz", "--recipe", "recipe.yaml", "-o")
+
+
+@pytest.fixture(scope="module")
+def whole(project: Path) -> tuple[Path, str, str]:
+    """A run that nobody disturbed, and what the command said."""
+    code, out, err = done(*COMPRESS, "whole", folder=project)
+    assert code == 0, err
+    return project / "whole", out, err
+
+
+def test_what_compress_says(whole: tuple[Path, str, str]) -> None:
+    run, out, err = whole
+    report = json.loads((run / "report.json").read_text())
+    for part in ("Original against compressed, both on onnxruntime", "latency, batch 8", "smaller", "Certified: "):
+        assert part in out
+    assert f"Artifact: {run / 'onnxruntime' / 'model.onnx'}" in out.replace("\n", "")
+    assert "Compressing: done in" in err and "Traceback" not in err
+    assert (report["model"], report["run"]) == ("pack.models:net", "whole")
+    assert report["created"].endswith("+00:00")
+    stages = {row["stage"]: row["seconds"] for row in report["durations"]}
+    assert {"original", "baseline", "01-ChannelPruning", "02-Distillation", "artifact", "measurement"} <= set(stages)
+    assert all(seconds >= 0 for seconds in stages.values()) and stages["measurement"] > 0.5
+    page = (run / "report.html").read_text()
+    assert "pack.models:net on onnxruntime" in page and "What took how long" in page
+
+
+@pytest.mark.parametrize(("how", "stage"), [(signal.SIGKILL, "01-ChannelPruning"), (signal.SIGINT, "baseline")])
+def test_stopped_and_resumed_from_its_sources(
+    project: Path, whole: tuple[Path, str, str], tmp_path: Path, how: signal.Signals, stage: str
+) -> None:
+    name = f"stopped-{how.name}"
+    process = slimline(*COMPRESS, name, folder=project)
+    journal = project / name / "journal.jsonl"
+    while not (journal.exists() and f'"name": "{stage}"' in journal.read_text()):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    os.kill(process.pid, how)
+    _, err = process.communicate()
+    if how == signal.SIGINT:
+        assert f"Stopped; go on with: slimline resume {name}" in err and "Traceback" not in err
+    code, out, err = done("report", name, folder=project)
+    assert (code, out) == (2, "") and "has no report yet" in err
+    code, out, err = done("resume", str(project / name), folder=tmp_path)  # from elsewhere
+    assert code == 0, err
+    assert "Certified: " in out and "Traceback" not in err
+    for file in ("onnxruntime/model.onnx", "recipe.yaml"):
+        assert (project / name / file).read_bytes() == (whole[0] / file).read_bytes()
+    found, undisturbed = (json.loads((run / "report.json").read_text()) for run in (project / name, whole[0]))
+    assert found["compressed"]["accuracy"] == undisturbed["compressed"]["accuracy"]
+    assert found["command"] == ["slimline", *COMPRESS, name]
+
+
+def test_report_and_measure_of_what_was_made(project: Path, whole: tuple[Path, str, str]) -> None:
+    code, out, _ = done("report", "whole", folder=project)
+    assert code == 0 and out == whole[1]
+    files = [str(path) for path in sorted(whole[0].rglob("*.onnx"))]
+    baseline = next(path for path in files if "baseline" in path)
+    artifact = str(whole[0] / "onnxruntime" / "model.onnx")
+    words = ("measure", artifact, "--data", "d.npz", "--against", baseline, "--max-drop", "0.9", "--batch", "4")
+    code, out, err = done(*words, folder=project)
+    assert code == 0, err
+    report = json.loads((whole[0] / "report.json").read_text())
+    for part in ("On onnxruntime", "baseline", "artifact", "latency, batch 4", "peak memory", "Certified: accuracy"):
+        assert part in out
+    for which in ("original", "compressed"):
+        assert f"{100 * report[which]['accuracy']:.4g}" in out
+    code, out, err = done("measure", artifact, "--data", "d.npz", "--batch", "1", folder=project)
+    assert code == 0 and "gain" not in out and "Certified" not in out
+
+
+def test_inspect_of_a_factory_and_of_a_saved_model(project: Path, whole: tuple[Path, str, str]) -> None:
+    code, out, err = done("inspect", "pack.models:net", "--data", "d.npz", folder=project)
+    assert code == 0, err
+    for part in ("2,650 parameters", "16 × 16 × 3 × 3", "2,320", "147,456", "Can be pruned", "filters", "16",
+                 "Cannot be pruned", "the model's output"):  # fmt: skip
+        assert part in out
+    code, small, err = done("inspect", str(whole[0] / "model.pt2"), folder=project)
+    assert code == 0, err
+    report = json.loads((whole[0] / "report.json").read_text())
+    assert f"{report['compressed']['parameters']:,} parameters" in small
+    code, _, err = done("inspect", "pack.models:net", folder=project)
+    assert code == 2
+    assert err == "slimline: pack.models:net needs example inputs: give --input-shape, such as 3,224,224, or --data.\n"

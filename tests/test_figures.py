@@ -1,0 +1,199 @@
+"""Every figure that README.md and docs/ quote is what benchmarks/results/ measured."""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import cache
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+Row = dict[str, Any]
+
+
+@cache
+def rows(name: str) -> tuple[Row, ...]:
+    return tuple(json.loads((RESULTS / f"{name}.json").read_text())["rows"])
+
+
+def row(name: str, **fields: Any) -> Row:
+    """The one row of a result that has these fields; a recipe may be named by how it begins."""
+
+    def fits(candidate: Row) -> bool:
+        return all(
+            str(candidate[k]).startswith(v) if isinstance(v, str) else candidate[k] == v for k, v in fields.items()
+        )
+
+    (found,) = [candidate for candidate in rows(name) if fits(candidate)]
+    return found
+
+
+def percent(part: float, digits: int = 2) -> str:
+    return f"{100 * part:.{digits}f} %"
+
+
+def points(part: float) -> str:
+    return f"{100 * part:.2f}"
+
+
+def kilobytes(r: Row) -> str:
+    return f"{r['file_bytes'] / 1000:,.0f} kB"
+
+
+def milliseconds(r: Row) -> str:
+    ms = r["median_ms"]
+    return f"{ms:.{3 if ms < 1 else 2 if ms < 10 else 1}f} ms"
+
+
+def times(ratio: float) -> str:
+    return f"{ratio:.1f}×"
+
+
+def fashion(tool: str, recipe: str) -> str:
+    """The cells of a row of README's first table, after its name."""
+    one, many = (row("fashion_torch", tool=tool, recipe=recipe, batch=batch) for batch in (1, 32))
+    cells = [percent(one["accuracy"]), f"{points(one['bound'])} points"]
+    cells.append(f"{kilobytes(one)}, {times(one['size_ratio'])} smaller")
+    cells += [f"{milliseconds(r)}, {times(r['speedup'])} faster" for r in (one, many)]
+    return " | ".join(cells)
+
+
+def covered(name: str) -> str:
+    return f"{sum(r['covered'] for r in rows(name))} of {len(rows(name))}"
+
+
+def seeds(tool: str, recipe: str) -> str:
+    of = [r for r in rows("recovery") if r["tool"] == tool and r["batch"] == 1]
+    found = [r["accuracy"] for r in of if r["recipe"].startswith(recipe)]
+    return f"{percent(mean(found))} ({points(min(found))} to {points(max(found))})"
+
+
+def claims() -> dict[str, list[str]]:
+    """By page, every quotation of a result as it has to read."""
+    torch1, torch32 = (row("fashion_torch", tool="original", batch=b) for b in (1, 32))
+    keras = {b: row("fashion_keras", tool="slimline", batch=b) for b in (1, 32)}
+    obs16 = row("structured", recipe="OBS, in 16s, 50%", batch=1)
+    l1 = row("structured", recipe="L1, 50%", batch=1)
+    kept, plain = row("minilm", recipe="OBS, probe kept"), row("minilm", tool="magnitude", recipe="L2, probe kept")
+    (recovered,) = {f"{r['speedup']:.1f}" for r in rows("recovery") if r["tool"] != "original"}
+    half, most = (row("sparse", tool="slimline", recipe=f"{part} %, exact") for part in (50, 70))
+    peak = row("planning", recipe="INT8")["peak_memory_ratio"]
+    trained = row("sparse", recipe="90 %, cubic")
+    return {
+        "README.md": [
+            f"({percent(torch1['accuracy'])} on the 10,000 test images)",
+            f"| {percent(torch1['accuracy'])} | | {kilobytes(torch1)} | {milliseconds(torch1)} "
+            f"| {milliseconds(torch32)} |",
+            fashion("slimline", "50 % pruned"),
+            fashion("Torch-Pruning + ONNX Runtime", "50 % pruned"),
+            fashion("ONNX Runtime", "quantize_static"),
+            f"costs {points(obs16['drop'])} points and runs {times(obs16['speedup'])} faster",
+            f"(plain L1 loses {100 * l1['drop']:.0f} points)",
+            f"embeddings gets {percent(kept['accuracy'], 1)} of 1,000 Reuters texts right with the pruned ones "
+            f"({percent(row('minilm', tool='original')['accuracy'], 1)} with the original's, "
+            f"{percent(plain['accuracy'], 1)} after pruning by magnitude), {times(kept['speedup'])} faster",
+            f"three seeds, {recovered}× faster on ONNX Runtime in FP32",
+            f"slimline by OBS {seeds('slimline', 'OBS')}, by L2 norm {seeds('slimline', 'L2')}; Torch-Pruning by L2",
+            f"with the same training {seeds('Torch-Pruning', 'L2')}; "
+            f"the original has {percent(row('recovery', tool='original', batch=1)['accuracy'])}",
+            f"{percent(keras[1]['accuracy'])}, a true drop of at most {points(keras[1]['bound'])} points, "
+            f"{times(keras[1]['size_ratio'])} smaller, {times(keras[1]['speedup'])} faster at batch 1 and "
+            f"{times(keras[32]['speedup'])} at batch 32",
+            f"`import slimline` takes {row('planning', recipe='import')['median_ms']:.0f} ms, planning a ResNet-50 "
+            f"{row('planning', tool='slimline', recipe='plan')['median_ms'] / 1000:.1f} s once it is captured, "
+            f"and INT8 of a 100 MB model peaks at {peak:.1f} times the model",
+            f"50 % cost nothing ({percent(half['accuracy'])}), 70 % cost {points(most['drop'])} points "
+            f"(magnitude {points(row('sparse', tool='magnitude', recipe='70')['drop'])}, SparseGPT-style "
+            f"{points(row('sparse', tool='SparseGPT', recipe='70')['drop'])}). *While training* for six epochs 90 % "
+            f"cost {points(trained['drop'])} points",
+            f"[{covered('zoo_torchvision')} torchvision models]",
+            f"[{covered('zoo_timm')} timm families]",
+            f"[{covered('zoo_transformers')} transformers]",
+            f"[{covered('zoo_keras')} keras.applications]",
+            f"[{covered('zoo_keras_hub')} KerasHub backbones]",
+        ],
+        "docs/sparsity.md": [f"90 % zeros is {_gzip():.1f} times smaller"],
+        "docs/sparse-training.md": [
+            f"(digits, {training('none')} right), half of every width cut at once leaves {training('no training')} "
+            f"right; after this training {training('growing')},",
+            f"leaves {training('group_lasso 0.01, 8 epochs, cut')} with",
+            f"24 epochs with 0.02 leave {training('batch_norm 0.02, 24 epochs, not cut')}, and after the cut by its "
+            f"scales {training('batch_norm 0.02, 24 epochs, cut')}",
+        ],
+    }
+
+
+def _gzip() -> float:
+    dense, sparse = (row("zeros", target="onnxruntime", kind=kind) for kind in ("dense", "90 % element"))
+    return float(dense["gzip_bytes"] / sparse["gzip_bytes"])
+
+
+def training(recipe: str) -> str:
+    return percent(row("sparse_training", recipe=recipe)["accuracy"])
+
+
+def plain(page: str) -> str:
+    """A page as one line, without emphasis."""
+    return " ".join((ROOT / page).read_text("utf-8").replace("**", "").split())
+
+
+CLAIMS = claims()
+QUOTED = [(page, claim) for page, found in CLAIMS.items() for claim in found]
+
+
+@pytest.mark.parametrize(("page", "claim"), QUOTED, ids=[f"{page}-{i}" for i, (page, _) in enumerate(QUOTED)])
+def test_a_figure_is_what_was_measured(page: str, claim: str) -> None:
+    assert claim in plain(page)
+
+
+MEASURED = re.compile(r"(?<![\w.=])[−-]?\d[\d,.]*(?:\s?(?:%|×|ms\b|s\b|points|kB|MB|times)| of \d+)")
+SETTINGS = {
+    # What was asked for or is known of a case, and no result.
+    "README.md": ["70 M MACs", "50 % of channels", "Torch-Pruning 50 %", "at most (95 %)", "−50 % of the MACs",
+                  "−61 % of the MACs", "pruned at 30 %"],
+    "docs/sparsity.md": [],
+    "docs/sparse-training.md": [],
+    "docs/structured-pruning.md": [],
+    "docs/coverage.md": ["at 30 % of every unit", "at least 25 %", "than the 25 % that"],
+    "docs/depth-and-activations.md": [],
+    "docs/parts.md": [],
+    "docs/architecture.md": [],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("page", [*SETTINGS])
+def test_no_other_figure_is_quoted(page: str) -> None:
+    """A measured quantity that no claim covers has no result behind it that this file could check."""
+    text = plain(page)
+    for known in sorted([*CLAIMS.get(page, ()), *SETTINGS[page]], key=len, reverse=True):
+        text = text.replace(known, "")
+    text = re.sub(r"`[^`]*`", "", re.sub(r"```.*?```", "", text))
+    assert MEASURED.findall(text) == []
+
+
+def test_every_page_is_looked_at() -> None:
+    pages = {f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")} | {"README.md"}
+    with_figures = {page for page in pages if MEASURED.search(re.sub(r"`[^`]*`", "", plain(page)))}
+    assert with_figures <= set(SETTINGS)
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in RESULTS.glob("zoo_*.json")))
+def test_a_table_counts_its_rows(name: str) -> None:
+    first = (RESULTS / f"{name}.md").read_text("utf-8").splitlines()[0]
+    assert first == f"# {name}: {covered(name)} covered"
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in RESULTS.glob("*.json") if not p.stem.startswith("zoo_")))
+def test_a_table_shows_its_medians_and_scores(name: str) -> None:
+    """The Markdown beside a result is of the same rows."""
+    table = (RESULTS / f"{name}.md").read_text("utf-8")
+    for r in rows(name):
+        if r.get("accuracy") is not None:
+            assert f"| {percent(r['accuracy'])} |" in table
+        if r.get("median_ms") is not None:
+            assert f"{r['median_ms']:.3f} ms" in table or f"| {r['median_ms']:.1f} |" in table
