@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, settings
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # What slimline remembers of its user is not this user's while tests run, nor in the processes that they start.
-os.environ["SLIMLINE_STATE_DIR"] = tempfile.mkdtemp(prefix="slimline-state-")
-atexit.register(shutil.rmtree, os.environ["SLIMLINE_STATE_DIR"], ignore_errors=True)
+os.environ["SLIMLINE_STATE"] = tempfile.mkdtemp(prefix="slimline-state-")
+atexit.register(shutil.rmtree, os.environ["SLIMLINE_STATE"], ignore_errors=True)
 
 # pytest would format thousands of torch's trace records, which doubles the time of an export.
 logging.getLogger("torch.__trace").propagate = False
@@ -30,4 +30,4 @@ settings.load_profile("slimline")
 @pytest.fixture(autouse=True)
 def state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every test starts with nothing remembered, so none depends on which ran before."""
-    monkeypatch.setenv("SLIMLINE_STATE_DIR", str(tmp_path_factory.mktemp("state")))
+    monkeypatch.setenv("SLIMLINE_STATE", str(tmp_path_factory.mktemp("state")))

@@ -104,8 +104,8 @@ def test_compress_passes_everything_on(
     assert called["model"].example[0].shape == (2, 1, 8, 8)
     records = json.loads(json.dumps(called["sources"]))
     monkeypatch.chdir("/")
-    assert len(load_again(records, "data")("channels_first").split("certification")) == 30
-    again = load_again(records, "model")
+    assert len(load_again(records, "data", at_home=True)("channels_first").split("certification")) == 30
+    again = load_again(records, "model", at_home=True)
     assert sorted(again.parameters()) == sorted(called["model"].parameters())
 
 

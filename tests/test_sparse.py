@@ -10,6 +10,7 @@ from slimline.grams import collect
 from slimline.graph.matrix import matrices
 from slimline.masks import sparsity
 from slimline.methods import obs
+from slimline.named_code import granted
 from slimline.recipe import Recipe, parse
 from slimline.recipe.sparse import PackedMask
 from slimline.sparse import sparsify
@@ -157,7 +158,8 @@ def test_a_callable_scores(model, data):
     w = np.abs(model.parameters()[name])
     assert w[found.masks[name]].max() <= w[~found.masks[name]].min()
     named = sl.SparsePruning(amount=0.5, criterion="tests.test_sparse:my_score", layers=("7",))
-    again = sl.apply(model, named, data)
+    with granted([named], "tests.test_sparse:my_score"):
+        again = sl.apply(model, named, data)
     np.testing.assert_array_equal(again.masks[name], found.masks[name])
     assert found.history[-1]["criterion"] == "tests.test_sparse:my_score"
 

@@ -5,20 +5,20 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-VARIABLE = "SLIMLINE_STATE_DIR"
+VARIABLE = "SLIMLINE_STATE"
 
 
 def state_folder() -> Path | None:
-    """``$SLIMLINE_STATE_DIR``, ``$XDG_STATE_HOME/slimline`` or ``~/.local/state/slimline``, which need not exist yet.
+    """``$SLIMLINE_STATE``, ``$XDG_STATE_HOME/slimline`` or ``~/.local/state/slimline``, which need not exist yet.
 
-    None where there is no home, or the first is set to nothing. A path that is not absolute is ignored: it would
-    depend on the folder in which slimline is called, which may be a stranger's.
+    None where ``$SLIMLINE_STATE`` is empty or there is no home. A path that is not absolute is ignored: it would depend
+    on the folder in which slimline is called, which may be a stranger's.
     """
-    if os.environ.get(VARIABLE) == "":
+    own, shared = os.environ.get(VARIABLE), Path(os.environ.get("XDG_STATE_HOME", ""))
+    if own == "":
         return None
-    own, shared = (Path(os.environ.get(name, "")) for name in (VARIABLE, "XDG_STATE_HOME"))
-    if own.is_absolute():
-        return own
+    if own is not None and Path(own).is_absolute():
+        return Path(own)
     if shared.is_absolute():
         return shared / "slimline"
     try:

@@ -43,7 +43,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fix
     (folder / f"{name}.py").write_text(MODULE.format(mark=str(mark)))
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p != str(folder)])
-    monkeypatch.setenv("SLIMLINE_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setenv("SLIMLINE_STATE", str(tmp_path / "state"))
     return folder, name, mark
 
 
@@ -286,7 +286,7 @@ def test_damaged_sources_are_a_sentence(project: Any, tmp_path: Path, record: An
 def test_without_a_home_a_run_is_started_and_asks(project: Any, tmp_path: Path, monkeypatch: Any) -> None:
     _, name, mark = project
     (tmp_path / "file").touch()
-    monkeypatch.setenv("SLIMLINE_STATE_DIR", str(tmp_path / "file/below"))
+    monkeypatch.setenv("SLIMLINE_STATE", str(tmp_path / "file/below"))
     run = begun(tmp_path / "run", name)
     forget(name, mark)
     assert Run.open(run, lock=False).created["seal"] is None
@@ -296,13 +296,13 @@ def test_without_a_home_a_run_is_started_and_asks(project: Any, tmp_path: Path, 
 
 
 def test_the_state_folder_depends_on_no_working_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("SLIMLINE_STATE_DIR", "here")
+    monkeypatch.setenv("SLIMLINE_STATE", "here")
     monkeypatch.setenv("XDG_STATE_HOME", "there")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert state_folder() == tmp_path / ".local/state/slimline"
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "x"))
     assert state_folder() == tmp_path / "x/slimline"
-    monkeypatch.setenv("SLIMLINE_STATE_DIR", str(tmp_path / "y"))
+    monkeypatch.setenv("SLIMLINE_STATE", str(tmp_path / "y"))
     assert state_folder() == tmp_path / "y"
     assert seal.seal({"a": 1.5}) == seal.seal({"a": 1.5, "seal": "old"}) != seal.seal({"a": 2})
     assert seal.is_own({"a": 1, "seal": seal.seal({"a": 1})})
