@@ -6,14 +6,15 @@ from datetime import datetime
 from pathlib import Path
 
 from slimline.durations import Durations
-from slimline.journal import JOURNAL, Run
+from slimline.journal import JOURNAL
 from slimline.recipe import Recipe, StaticQuantization
+from slimline.run import Run
 
 RECIPE = Recipe(steps=(StaticQuantization(),))
 
 
 def test_stages_have_seconds_also_after_a_restart(tmp_path: Path) -> None:
-    with Run.create(tmp_path / "r", RECIPE, model="net") as run:
+    with Run.create(tmp_path / "r", RECIPE, title="net") as run:
         run.stage("one", lambda folder: None)
         assert run.timed("fit", lambda: 3) == 3
     with Run.open(tmp_path / "r") as run:
@@ -22,7 +23,7 @@ def test_stages_have_seconds_also_after_a_restart(tmp_path: Path) -> None:
         assert list(run.durations.seconds) == ["one", "fit", "two"]
         assert all(seconds >= 0 for seconds in run.durations.seconds.values())
         assert datetime.fromisoformat(str(run.durations.at)).utcoffset() is not None
-        assert run.created["model"] == "net"
+        assert run.created["title"] == "net"
         assert "seconds" not in (run.path / JOURNAL).read_text(), "the journal has the same bytes in every run"
         run.finish()
         assert not (run.path / ".work").exists()

@@ -63,7 +63,7 @@ def report(count: int = 14) -> dict[str, Any]:
             "n": 10_000,
             "losses": 171,
             "gains": 129,
-            "method": "tango",
+            "method": "exact",
         },
         "parity": {
             "passed": True,
