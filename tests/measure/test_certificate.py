@@ -33,10 +33,11 @@ def scores(losses, gains, n):
         (0, 1, 1, "inconclusive"),
     ],
 )
-@pytest.mark.parametrize("method", ["tango", "clopper-pearson"])
+@pytest.mark.parametrize("method", [None, "clopper-pearson", "betting"])
 def test_verdicts(losses, gains, n, verdict, method):
     found = certify(*scores(losses, gains, n), max_drop=0.01, method=method)
-    assert (found.verdict, found.losses, found.gains, found.n) == (verdict, losses, gains, n)
+    counts = (None, None) if method == "betting" else (losses, gains)
+    assert (found.verdict, found.losses, found.gains, found.n) == (verdict, *counts, n)
     assert found.observed_drop == pytest.approx((losses - gains) / n)
     assert found.lower_bound <= found.observed_drop <= found.bound
 
@@ -47,25 +48,40 @@ def test_without_a_budget():
     assert found.sentence().startswith("Measured: accuracy fell by 0.20 points; the true drop is at most 0.3")
 
 
-@pytest.mark.parametrize("bound", [paired.tango, paired.clopper_pearson])
-@pytest.mark.parametrize(("losses", "gains", "n"), [(25, 10, 1000), (8, 2, 1000), (3, 1, 300), (0, 0, 100), (1, 2, 90)])
-def test_more_samples_by_exhaustive_search(losses, gains, n, bound):
+COUNTS = [(25, 10, 1000), (8, 2, 1000), (3, 1, 300), (0, 0, 100), (1, 2, 90)]
+
+
+@pytest.mark.parametrize(("losses", "gains", "n"), COUNTS)
+def test_more_samples_by_exhaustive_search(losses, gains, n):
     def settled(size):
         more, fewer = losses * size / n, gains * size / n
+        bound = paired.clopper_pearson
         return bound(more, fewer, size, 0.95) <= 0.01 or -bound(fewer, more, size, 0.95) > 0.01
 
-    method = "tango" if bound is paired.tango else "clopper-pearson"
-    found = certify(*scores(losses, gains, n), max_drop=0.01, method=method)
+    found = certify(*scores(losses, gains, n), max_drop=0.01, method="clopper-pearson")
     assert found.verdict == "inconclusive"
     assert n + found.more_samples == next(size for size in range(n, 50_000) if settled(size))
 
 
-def test_zero_discordance_needs_the_closed_form():
-    """z²/(n + z²) <= 0.01 from n = 268 on."""
+@pytest.mark.parametrize("method", ["exact", "betting"])
+@pytest.mark.parametrize(("losses", "gains", "n"), COUNTS)
+def test_more_samples_settle_and_many_fewer_do_not(losses, gains, n, method):
+    found = certify(*scores(losses, gains, n), max_drop=0.01, method=method)
+    assert found.verdict == "inconclusive"
+
+    def verdict(size):
+        return certify(*scores(*(round(c * size / n) for c in (losses, gains)), size), 0.01, method=method).verdict
+
+    assert verdict(n + round(1.3 * found.more_samples)) != "inconclusive"
+    assert verdict(n + round(0.7 * found.more_samples)) == "inconclusive"
+
+
+def test_no_loss_at_all_needs_the_rule_of_three():
+    """0.99^n <= 0.05 from n = 299 on, where Tango's interval is content with 268."""
     found = certify(*scores(0, 0, 100), max_drop=0.01)
-    assert found.more_samples == 268 - 100
-    assert certify(*scores(0, 0, 268), max_drop=0.01).verdict == "certified"
-    assert certify(*scores(0, 0, 267), max_drop=0.01).verdict == "inconclusive"
+    assert found.more_samples == 299 - 100
+    assert certify(*scores(0, 0, 299), max_drop=0.01).verdict == "certified"
+    assert certify(*scores(0, 0, 298), max_drop=0.01).verdict == "inconclusive"
 
 
 def test_hopeless_says_so():
@@ -78,7 +94,7 @@ def test_sentences():
     good = certify(*scores(60, 40, 10_000), max_drop=0.01)
     assert good.sentence() == (
         "Certified: accuracy fell by 0.20 points; the true drop is at most 0.37 points with 95 % confidence, "
-        "within the budget of 1.00 points (10,000 samples, Tango score interval)."
+        "within the budget of 1.00 points (10,000 samples, exact bound by Buehler)."
     )
     bad = certify(*scores(400, 100, 10_000), max_drop=0.01)
     assert bad.sentence().startswith("Refuted: accuracy fell by 3.00 points; the true drop is at least 2.6")
@@ -92,52 +108,93 @@ def test_a_gain_reads_as_a_rise():
     assert "accuracy did not change" in certify(*scores(40, 40, 10_000), max_drop=0.01).sentence()
 
 
-def test_real_scores_are_bootstrapped():
+def test_real_scores_without_a_range_are_only_measured():
     rng = np.random.default_rng(0)
     original = rng.normal(0, 1, 2000)
     compressed = original - rng.normal(0.02, 0.1, 2000)
     found = certify(original, compressed, max_drop=0.05, metric="closeness")
-    assert (found.method, found.verdict, found.losses) == ("bootstrap", "certified", None)
+    assert (found.method, found.verdict, found.losses) == ("bootstrap", "measured", None)
     assert found == certify(original, compressed, max_drop=0.05, metric="closeness")
     # The mean's normal interval is right for so many samples.
     drops = original - compressed
     assert found.bound == pytest.approx(drops.mean() + 1.645 * drops.std() / 2000**0.5, abs=5e-4)
-    assert "closeness fell by 0.0" in found.sentence()
+    said = found.sentence()
+    assert "closeness fell by 0.0" in said and "roughly at most" in said and "bootstrap, approximate" in said
+    assert "does not certify the budget of 0.05: give Data metric_range=(lowest, highest)" in said
 
 
-def test_bootstrap_more_samples():
-    rng = np.random.default_rng(1)
-    drops = rng.normal(0, 1, 100)
-    drops += 0.02 - drops.mean()
-    found = certify(drops, np.zeros(100), max_drop=0.05, metric="m")
-    # 1.645 * sd / sqrt(n) = 0.03
-    assert found.verdict == "inconclusive"
-    assert found.n + found.more_samples == pytest.approx((1.645 * drops.std() / 0.03) ** 2, rel=0.15)
+def test_zeros_and_ones_of_a_metric_that_may_give_more_are_not_taken_for_binary():
+    ones = np.ones(5000)
+    assert certify(ones, ones, 0.01, metric="mine").verdict == "measured"
+    ranged = certify(ones, ones, 0.01, metric="mine", score_range=(0, 1))
+    assert (ranged.method, ranged.verdict) == ("betting", "certified")
+    boolean = certify(ones.astype(bool), ones.astype(bool), 0.01, metric="mine")
+    assert (boolean.method, boolean.verdict) == ("exact", "certified")
+    assert certify(ones, ones, 0.01, metric="accuracy", score_range=None).verdict == "measured"
 
 
-def test_a_few_real_scores_give_no_verdict():
-    found = certify(np.full(5, 0.5), np.full(5, 0.5), max_drop=0.1, metric="m")
-    assert found.verdict == "inconclusive" and found.more_samples == 25
-    assert certify(np.full(30, 0.5), np.full(30, 0.5), max_drop=0.1, metric="m").verdict == "certified"
+@pytest.mark.parametrize("method", ["tango", "bootstrap"])
+def test_approximate_methods_give_no_verdict(method):
+    found = certify(*scores(0, 0, 10_000), max_drop=0.01, method=method)
+    assert found.verdict == "measured" and "does not certify" in found.sentence()
+
+
+def test_a_declared_range_certifies_and_refutes():
+    rng = np.random.default_rng(3)
+    before, after = rng.uniform(0.6, 0.9, 3000), rng.uniform(0.6, 0.9, 3000)
+    good = certify(before, after, 0.05, metric="iou", score_range=(0, 1))
+    assert (good.method, good.verdict, good.score_range) == ("betting", "certified", (0, 1))
+    assert "betting bound for scores from 0 to 1" in good.sentence()
+    bad = certify(before, after - 0.3, 0.05, metric="iou", score_range=(0, 1))
+    assert bad.verdict == "refuted" and bad.lower_bound > 0.05
+    # The same in another unit.
+    scaled = certify(before * 100 - 50, after * 100 - 50, 5, metric="iou", score_range=(-50, 50))
+    assert scaled.bound == pytest.approx(100 * good.bound, rel=1e-6)
+
+
+def test_scores_outside_the_range_are_named():
+    with pytest.raises(SlimlineError, match="scores of dB reach 41, outside the range 0 to 40"):
+        certify(np.full(9, 41.0), np.full(9, 40.0), 1, metric="dB", score_range=(0, 40))
+    assert certify(np.full(9, 1 + 1e-9), np.ones(9), 0.5, metric="m", score_range=(0, 1)).n == 9
+
+
+def test_groups_count_once():
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(40), rng.integers(1, 30, 40))
+    before, after = np.ones(len(groups)), (groups % 10 != 3).astype(float)
+    found = certify(before, after, 0.5, groups=groups)
+    assert (found.n, found.groups, found.samples) == (40, 40, len(groups))
+    assert found.observed_drop == pytest.approx(0.1)
+    assert (found.method, found.losses) == ("betting", None)
+    assert f"40 groups of {len(groups):,} samples, each group counted once" in found.sentence()
+    assert "the mean accuracy of a group fell by 10.00 points" in found.sentence()
+    assert found.bound == certify(before, after, 0.5, groups=[f"s{g}" for g in groups]).bound
+    alone = certify(before, after, 0.5, groups=np.arange(len(groups)))
+    assert alone.method == "exact" and alone.bound == certify(before, after, 0.5).bound
 
 
 def test_methods_agree_on_large_samples():
     pair = scores(300, 200, 10_000)
-    tango, exact, resampled = (
-        certify(*pair, max_drop=0.02, method=m).bound for m in ("tango", "clopper-pearson", "bootstrap")
+    exact, tango, double, resampled, bet = (
+        certify(*pair, max_drop=0.02, method=m).bound
+        for m in ("exact", "tango", "clopper-pearson", "bootstrap", "betting")
     )
     assert tango == pytest.approx(resampled, abs=3e-4)
-    assert tango < exact < tango + 0.003
+    assert tango == pytest.approx(exact, abs=1e-4)
+    assert exact < double < exact + 0.003
+    assert exact < bet < exact + 0.003
 
 
-@pytest.mark.parametrize("drop", [0.0101, 0.02])
-def test_a_false_certificate_is_rare(drop):
-    """True drop just over the budget: at most 5 % of the certificates may say otherwise."""
-    rng = np.random.default_rng(0)
-    draws = rng.multinomial(5000, [drop + 0.005, 0.005, 1 - drop - 0.01], 600)
-    for method in ("tango", "clopper-pearson"):
-        wrong = [certify(*scores(b, c, 5000), max_drop=0.01, method=method).verdict == "certified" for b, c, _ in draws]
-        assert np.mean(wrong) <= 0.05 + 4 * (0.05 * 0.95 / 600) ** 0.5
+def test_later_certificates_on_the_same_samples_spend_less():
+    from slimline.measure.certificate import share
+
+    assert sum(share(k) for k in range(1, 100_000)) == pytest.approx(1, abs=1e-4)
+    pair = scores(60, 40, 10_000)
+    bounds = [certify(*pair, 0.01, use=k).bound for k in (None, 1, 2, 3, 10)]
+    assert bounds == sorted(bounds) and len(set(bounds)) == 5
+    later = certify(*pair, 0.01, use=3)
+    assert later.risk == pytest.approx(0.05 * 0.2 / 6) and later.confidence == 0.95
+    assert "model 3 certified on these samples, which is paid for" in later.sentence()
 
 
 @settings(max_examples=60, deadline=None)
@@ -160,6 +217,17 @@ def test_a_larger_budget_never_hurts(losses, gains, both, one, other):
         (lambda: certify(np.full(3, 0.5), np.ones(3), 0.01, method="tango"), "scores of 0 and 1"),
         (lambda: certify(np.ones(3), np.ones(3), 0.01, confidence=95), "between 0.5 and 1"),
         (lambda: certify(np.ones(3), np.ones(3), 0.01, method="tangoo"), "did you mean 'tango'"),
+        (lambda: certify(np.ones(3), np.ones(3), 0.01, confidence=None), "between 0.5 and 1"),
+        (lambda: certify(np.ones(3), np.ones(3), np.nan), "give a finite number, or None"),
+        (lambda: certify(np.array(["a"]), np.ones(1), 0.01), "must be numbers, not <U1"),
+        (lambda: certify(np.ones(3) * 1j, np.ones(3), 0.01), "is complex"),
+        (lambda: certify(np.ones(3), np.ones(3), 0.01, seed=-1), "seed is -1"),
+        (lambda: certify(np.ones(3), np.ones(3), 0.01, score_range=(1, 0)), "give the lowest and the highest score"),
+        (lambda: certify(np.ones(3), np.ones(3), 0.01, score_range=3), "give the lowest and the highest score"),
+        (lambda: certify(np.ones(3), np.ones(3), 0.01, score_range=(0, np.inf)), "the lowest and the highest score"),
+        (lambda: certify(np.ones(3), np.ones(3), 0.01, groups=np.ones(2)), "give a group per sample"),
+        (lambda: certify(np.ones(3) / 2, np.ones(3), 0.01, binary=True), "not all 0 or 1"),
+        (lambda: certify(np.ones(3), np.ones(3), 0.01, metric="m", method="betting"), "needs to know the range"),
     ],
 )
 def test_mistakes_are_one_sentence(call, said):

@@ -12,7 +12,7 @@ from scipy.optimize import minimize_scalar
 from scipy.stats import binomtest, multinomial
 from scipy.stats import bootstrap as scipy_bootstrap
 
-from slimline.measure import paired
+from slimline.measure import exact, paired
 
 
 def interval(losses, gains, n, level, bound=paired.tango):
@@ -88,6 +88,7 @@ def exact_coverage(bound, n, loss, gain, confidence):
 @pytest.mark.parametrize(("loss", "gain"), [(0.05, 0.02), (0.2, 0.1), (0.1, 0.1), (0.02, 0.1), (0.4, 0.3)])
 def test_coverage_of_small_samples(loss, gain):
     assert exact_coverage(paired.clopper_pearson, 20, loss, gain, 0.9) >= 0.9
+    assert exact_coverage(exact.upper, 20, loss, gain, 0.9) >= 0.9
     # Score intervals hold their level on average, not at every point.
     assert exact_coverage(paired.tango, 20, loss, gain, 0.9) >= 0.85
 
@@ -109,8 +110,8 @@ counts = st.integers(1, 3000).flatmap(
 )
 
 
-@pytest.mark.parametrize("bound", [paired.tango, paired.clopper_pearson])
-@settings(max_examples=200, deadline=None)
+@pytest.mark.parametrize("bound", [paired.tango, paired.clopper_pearson, exact.upper])
+@settings(max_examples=60, deadline=None)
 @given(counts, st.floats(0.6, 0.999))
 def test_bounds_are_monotone(bound, table, confidence):
     b, c, n = table
@@ -154,3 +155,27 @@ def test_exact_coverage_oracle_itself():
     assert exact_coverage(lambda *_: 1.0, 20, 0.2, 0.1, 0.9) == pytest.approx(1.0)
     short = exact_coverage(lambda b, c, n, _: (b - c) / n, 20, 0.2, 0.1, 0.9)
     assert short < 0.7
+
+
+@pytest.mark.parametrize(
+    ("losses", "gains", "n"),
+    [(0, 1, 1), (0, 5, 5), (5, 0, 5), (1, 4, 5), (0, 0, 299), (3, 1, 300), (100, 63, 10_000), (0, 300, 10_000)],
+)
+def test_the_exact_bound_and_the_exact_test_agree(losses, gains, n):
+    bound = exact.upper(losses, gains, n, 0.95)
+    assert not exact.rejects(losses, gains, n, 0.95, bound - 1e-6)
+    assert bound == 1 or exact.rejects(losses, gains, n, 0.95, bound + 1e-6)
+
+
+def test_the_exact_bound_by_hand():
+    """All that can be seen of n samples without a loss is (1 - drop)^n; of n gains, the probability of a gain."""
+    assert exact.upper(0, 0, 100, 0.95) == pytest.approx(1 - 0.05 ** (1 / 100), rel=1e-3)
+    gain = 0.05 ** (1 / 5)
+    assert exact.upper(0, 5, 5, 0.95) == pytest.approx(1 - 2 * gain, abs=1e-3)
+
+
+def test_the_exact_bound_is_as_tight_as_tangos_on_a_test_set():
+    for losses, gains in [(100, 63), (60, 40), (300, 200)]:
+        drop = (losses - gains) / 10_000
+        wide, usual = (f(losses, gains, 10_000, 0.95) - drop for f in (exact.upper, paired.tango))
+        assert wide == pytest.approx(usual, rel=0.02)
