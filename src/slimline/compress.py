@@ -370,7 +370,9 @@ def _work(run: Run, original: Model, data: Data, tell: Tell | None) -> Run:
         model = load(folder / f"model{suffix}")
 
     say(total - 2, f"Exporting to {recipe.target}")
-    small, _ = run.stage("artifact", lambda f: _lower(found, model, f / f"model{found.suffix}"), place=str(recipe.target))
+    small, _ = run.stage(
+        "artifact", lambda f: _lower(found, model, f / f"model{found.suffix}"), place=str(recipe.target)
+    )
     run.write(f"model{suffix}", (folder / f"model{suffix}").read_bytes())
     say(total - 1, "Measuring on the runtime")
     run.stage(

@@ -92,7 +92,9 @@ def compare(
         which = f"output {number}: " if len(references) > 1 else ""
         if reference.shape != artifact.shape or reference.dtype != artifact.dtype:
             kinds = [f"{x.dtype}{x.shape}" for x in (artifact, reference)]
-            return _different(f"{which}the artifact gives {kinds[0]}, the model {kinds[1]}", integer, n, len(references))
+            return _different(
+                f"{which}the artifact gives {kinds[0]}, the model {kinds[1]}", integer, n, len(references)
+            )
         if not reference.size:
             return _different(f"{which}it is empty, {reference.shape}", integer, n, len(references))
         found = parity(reference, artifact, integer, classes, class_axis)
@@ -126,7 +128,7 @@ def parity(
     ----------
     integer : whether the artifact computes in integers (`reference_outputs` then simulate them).
     classes : whether the largest output names a class; False (regression, embeddings) leaves the agreement out.
-    class_axis : the axis of classes where the outputs have more than two dimensions; None tries the second and the last.
+    class_axis : the axis of classes of outputs with more than two dimensions; None tries the second and the last.
     """
     if reference_outputs.shape != artifact_outputs.shape or not reference_outputs.size:
         raise SlimlineError(

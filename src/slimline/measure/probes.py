@@ -1,7 +1,7 @@
 """Inputs to compare two functions on: the example, and random ones that look like it.
 
-A random input has the dtype and the range of the example: tokens are among those between the smallest and the largest of
-the example, floats have its mean and spread and stay within its limits, masks hold its values.
+A random input has the dtype and the range of the example: tokens lie between the smallest and the largest of the
+example, floats have its mean and spread and stay within its limits, masks hold its values.
 """
 
 from __future__ import annotations

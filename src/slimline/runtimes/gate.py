@@ -1,7 +1,7 @@
 """No artifact leaves that disagrees with its model: the one way in which files are written for a runtime.
 
-`Runtime.lower` writes a file; `lower` here writes it beside its destination, loads it again, compares all that it answers
-with all that the model answers, and only then puts it in its place. A new target is gated because it is a `Runtime`.
+`Runtime.lower` writes a file; `lower` here writes it beside its destination, loads it again, compares all that it
+answers with all that the model answers, and only then puts it in place. A new target is gated because it is a `Runtime`.
 """
 
 from __future__ import annotations

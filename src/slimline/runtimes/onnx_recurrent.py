@@ -1,8 +1,8 @@
 """LSTM, GRU and plain RNN of torch as the operators of ONNX, one for each layer.
 
-Both compute the same; gates are in another order, biases of input and state in one row, directions stacked. A projected
-LSTM, which ONNX lacks, is a plain one too: with ``h = P u``, where ``u`` is what a plain one gives, the recurrent weight
-is ``W P``. Its first state, which has no ``u``, is read as a further input of the first step.
+Both compute the same; gates are in another order, biases of input and state in one row, directions stacked. A
+projected LSTM, which ONNX lacks, is a plain one too: with ``h = P u``, where ``u`` is what a plain one gives, the
+recurrent weight is ``W P``. Its first state, which has no ``u``, is read as a further input of the first step.
 """
 
 from __future__ import annotations

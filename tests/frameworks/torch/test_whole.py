@@ -18,7 +18,7 @@ from slimline.runtimes.base import runtime
 
 
 class Net(nn.Module):
-    """A recurrent layer, with or without initial states of the user's, between linear ones; its last state is read too."""
+    """A recurrent layer, with or without initial states, between linear ones; its last state is read too."""
 
     def __init__(self, kind: type[nn.RNNBase], stated: bool = False, **options: Any) -> None:
         super().__init__()
