@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import os
+import platform
 import re
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -71,6 +73,12 @@ class OnnxRuntime:
     def versions(self) -> dict[str, str]:
         """Versions of the packages that write and run the artifact."""
         return {name: version(name) for name in ("onnxruntime", "onnx", "onnxscript")}
+
+    @property
+    def weight_bits(self) -> int:
+        """8; on x86 without VNNI 7, since kernels there add two products of uint8 and int8 in an int16, which overflows
+        without a word (ONNX Runtime's documentation calls it reduced range)."""
+        return 7 if saturates() else 8
 
     def lower(self, model: Model, path: Path) -> None:
         """Write the ONNX file of a torch model: batch norms folded, integer where the model is quantized.
@@ -178,6 +186,17 @@ class OnnxRuntime:
                 label = f"{layers.get(name, name)} ({event['args']['op_name']})"
                 times.setdefault(label, []).append(event["dur"] / 1000)
         return {label: float(np.median(durations)) for label, durations in times.items()}
+
+
+@cache
+def saturates() -> bool:
+    """Whether this processor multiplies uint8 by int8 in pairs that overflow: x86 that does not say it has VNNI."""
+    if platform.machine().lower() not in ("x86_64", "amd64", "i686", "x86"):
+        return False
+    with suppress(OSError):
+        flags = set(Path("/proc/cpuinfo").read_text("ascii", "replace").split())
+        return not flags & {"avx512_vnni", "avx_vnni"}
+    return True
 
 
 def _blocked_names(path: Path) -> dict[str, str]:
