@@ -59,15 +59,11 @@ def originals(hashes: Array) -> Array:
 
 def units(hashes: Array | None, groups: Array | None) -> Array | None:
     """``(n,)``: equal numbers for samples that belong together by group or as copies; None if no two do."""
-    if hashes is None or len(np.unique(hashes)) == len(hashes):
-        joined = groups
-    elif groups is None:
-        joined = np.unique(hashes, return_inverse=True)[1]
-    else:
-        joined = _joined(np.unique(hashes, return_inverse=True)[1], groups)
-    if joined is None or len(np.unique(joined)) == len(joined):
+    numbered = [np.unique(labels, return_inverse=True)[1] for labels in (hashes, groups) if labels is not None]
+    shared = [labels for labels in numbered if labels.max() + 1 < len(labels)]
+    if not shared:
         return None
-    return joined
+    return shared[0] if len(shared) == 1 else _joined(*shared)
 
 
 def _joined(one: Array, other: Array) -> Array:
