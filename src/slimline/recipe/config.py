@@ -34,7 +34,7 @@ def sentence(error: ValidationError, model: type[BaseModel]) -> SlimlineError:
     given = first["input"]
     if kind == "extra_forbidden":
         fields = [field.alias or key for key, field in model.model_fields.items()]
-        return unknown(f"field in {name} called", place[-1][:80], fields)
+        return unknown(f"field in {name} called", shown(first["loc"][-1]).strip("'"), fields)
     if kind == "union_tag_invalid":
         tags = [tag.strip(" '") for tag in str(context["expected_tags"]).split(",")]
         return unknown("step", shown(context["tag"]).strip("'"), tags)
