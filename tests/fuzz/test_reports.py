@@ -99,8 +99,8 @@ def test_what_is_wrong_is_said(raw, said):
 
 
 def test_the_command_says_it_too(tmp_path, capsys, monkeypatch):
-    from slimline.run import Run
     from slimline.recipe import Recipe, StaticQuantization
+    from slimline.run import Run
 
     with Run.create(tmp_path / "r", Recipe(steps=(StaticQuantization(),))) as run:
         run.stage("one", lambda folder: None)
