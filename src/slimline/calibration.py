@@ -14,6 +14,7 @@ from slimline.graph.quantization import Grid, Quantization
 from slimline.methods.ranges import Observer, affine_grid, observer, symmetric_grid
 from slimline.model import Model
 from slimline.recipe import StaticQuantization
+from slimline.runtimes.base import runtime
 
 _log = logging.getLogger(__name__)
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -65,7 +66,7 @@ def calibrate(
     }
     quantization = Quantization(
         activations=activations,
-        weights=weight_grids(folded.parameters(), placement, activations),
+        weights=weight_grids(folded.parameters(), placement, activations, runtime(policy).weight_bits),
         layers=placement.layers,
         float_layers={**placement.refused, **exclude},
     )
@@ -112,16 +113,16 @@ def observe_ranges(
 
 
 def weight_grids(
-    parameters: Mapping[str, Array], placement: Placement, activations: Mapping[str, Grid]
+    parameters: Mapping[str, Array], placement: Placement, activations: Mapping[str, Grid], bits: int = 8
 ) -> dict[str, Grid]:
     """Symmetric grids of the weights, wide enough that every bias fits int32 steps of input times weight scale.
 
-    Folded batch norm can leave a channel with next to no weight and an ordinary bias; on the grid of that
-    weight alone the bias would overflow.
+    `bits` are those of `Runtime.weight_bits`. Folded batch norm can leave a channel with next to no weight and an
+    ordinary bias; on the grid of that weight alone the bias would overflow.
     """
     grids = {}
     for name, axis in placement.weights.items():
-        grid = symmetric_grid(parameters[name], axis)
+        grid = symmetric_grid(parameters[name], axis, bits)
         if name in placement.biases:
             read, bias = placement.biases[name]
             size = np.abs(np.asarray(parameters[bias], np.float64)).ravel()

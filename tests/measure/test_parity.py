@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from slimline.errors import SlimlineError
-from slimline.measure.parity import parity
+from slimline.measure.parity import compare, parity
 
 rng = np.random.default_rng(0)
 logits = rng.normal(0, 3, (500, 10)).astype(np.float32)
@@ -81,3 +81,90 @@ def test_shapes_must_be_equal():
         parity(logits, logits[:5])
     with pytest.raises(SlimlineError, match="at least one row"):
         parity(logits[:0], logits[:0])
+
+
+maps = rng.normal(size=(256, 6, 5, 4)).astype(np.float32)
+sequences = rng.normal(size=(256, 7, 8)).astype(np.float32)
+
+
+def _rounding(outputs: np.ndarray) -> np.ndarray:
+    """What integers do: a step of the output's grid here and there."""
+    step = np.ptp(outputs) / 255
+    return outputs + (step * np.random.default_rng(2).integers(-2, 3, outputs.shape)).astype(outputs.dtype)
+
+
+@pytest.mark.parametrize("outputs", [maps, sequences, logits], ids=["maps", "sequences", "classes"])
+@pytest.mark.parametrize("integer", [False, True])
+def test_what_is_wrong_anywhere_is_caught_at_any_rank(outputs: np.ndarray, integer: bool) -> None:
+    base = _rounding(outputs) if integer else outputs * (1 + 1e-6)
+    fair = parity(outputs, base, integer)
+    assert fair.passed and fair.agreement is not None and fair.agreement > 0.9
+
+    def spoilt(change: str) -> np.ndarray:
+        wrong = base.copy()
+        if change == "row":
+            wrong[17] = 0
+        elif change == "another row":
+            wrong[17] = base[18]
+        elif change == "channel":
+            wrong[:, 3] = 0
+        elif change == "last channel":
+            wrong[..., 1] = 0
+        elif change == "position":
+            wrong[(17, slice(None), *(1,) * (outputs.ndim - 2))] *= -1
+        elif change == "place of a sequence":
+            wrong[17, 2] *= -1
+        elif change == "order":
+            wrong = np.ascontiguousarray(base[..., ::-1])
+        elif change == "axes":
+            wrong = np.ascontiguousarray(np.swapaxes(base.reshape(len(base), -1, 2), 1, 2)).reshape(base.shape)
+        return wrong
+
+    changes = ["row", "another row", "channel", "last channel", "position", "order", "axes"]
+    if outputs.ndim > 2:
+        changes.append("place of a sequence")
+    for change in changes:
+        assert not parity(outputs, spoilt(change), integer).passed, change
+
+
+def test_a_small_channel_has_a_spread_of_its_own():
+    outputs = maps * np.array([1, 1, 0.2, 1, 1, 1], np.float32)[:, None, None]
+    wrong = outputs.copy()
+    wrong[:, 2] = outputs[:, 2, ::-1, ::-1]
+    assert not parity(outputs, wrong, integer=True).passed
+    wrong[:, 2] = outputs[:, 2] + 0.15  # less than rounding to the grid of the others may move it, and systematic
+    wrong[:, 2, ::2] -= 0.3
+    found = parity(outputs, wrong, integer=True, classes=False)
+    assert found.mean_error is not None and found.mean_error < 0.05
+    assert "index 2 of dimension 1" in found.reason
+
+
+def test_all_outputs_count_and_the_worst_is_told():
+    found = compare((logits, maps), (logits, maps))
+    assert found.passed and found.outputs == 2
+    found = compare((logits, maps), (logits, maps + 1))
+    assert not found.passed and found.reason.startswith("output 2: ")
+    for wrong, said in (
+        ((logits,), "1 outputs, the model 2"),
+        ((logits, maps.astype(np.float64)), "output 2: the artifact gives float64"),
+        ((logits, maps[:5]), "output 2: the artifact gives float32(5, 6, 5, 4)"),
+    ):
+        found = compare((logits, maps), wrong)
+        assert not found.passed and found.gross and said in found.reason
+    assert "empty" in compare((logits[:0],), (logits[:0],)).reason
+
+
+def test_integers_are_equal_or_wrong():
+    ids = np.random.default_rng(0).integers(0, 30_000, (200, 5))
+    other = ids.copy()
+    other[0, 0] += 1
+    assert compare((ids,), (ids,)).passed and not compare((ids,), (other,)).passed
+    assert compare((ids,), (other,), integer=True).passed
+    assert not compare((ids,), (np.where(ids % 20, ids, 0),), integer=True).passed
+    assert not compare((ids > 5,), (ids > 15_000,)).passed
+
+
+def test_equal_infinities_are_no_difference():
+    masked = np.where(np.arange(10) % 3, logits, -np.inf).astype(np.float32)
+    assert parity(masked, masked).passed
+    assert not parity(masked, logits).passed and not parity(masked, -masked).passed

@@ -73,6 +73,10 @@ class Runtime(Protocol):
     def versions(self) -> dict[str, str]:
         """Package versions that decide what the artifact does."""
 
+    @property
+    def weight_bits(self) -> int:
+        """Bits of an int8 weight that its integer kernels take exactly on this processor: 8, or 7."""
+
     def lower(self, model: Model, path: Path) -> None:
         """Write the artifact of `model` atomically and deterministically (integer where it is quantized).
 

@@ -116,6 +116,11 @@ class LiteRT:
                 found[package] = version(package)
         return found
 
+    @property
+    def weight_bits(self) -> int:
+        """8: XNNPACK's kernels widen before they add."""
+        return 8
+
     def lower(self, model: Model, path: Path) -> None:
         """Write `model` to `path`, integer where it is quantized; atomic, and the same bytes each time.
 

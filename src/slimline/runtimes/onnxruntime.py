@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import os
+import platform
 import re
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -71,6 +73,12 @@ class OnnxRuntime:
     def versions(self) -> dict[str, str]:
         """Versions of the packages that write and run the artifact."""
         return {name: version(name) for name in ("onnxruntime", "onnx", "onnxscript")}
+
+    @property
+    def weight_bits(self) -> int:
+        """8; on x86 without VNNI 7, since kernels there add two products of uint8 and int8 in an int16, which overflows
+        without a word (ONNX Runtime's documentation calls it reduced range)."""
+        return 7 if saturates() else 8
 
     def lower(self, model: Model, path: Path) -> None:
         """Write the ONNX file of a torch model: batch norms folded, integer where the model is quantized.
@@ -180,6 +188,17 @@ class OnnxRuntime:
         return {label: float(np.median(durations)) for label, durations in times.items()}
 
 
+@cache
+def saturates() -> bool:
+    """Whether this processor multiplies uint8 by int8 in pairs that overflow: x86 that does not say it has VNNI."""
+    if platform.machine().lower() not in ("x86_64", "amd64", "i686", "x86"):
+        return False
+    with suppress(OSError):
+        flags = set(Path("/proc/cpuinfo").read_text("ascii", "replace").split())
+        return not flags & {"avx512_vnni", "avx_vnni"}
+    return True
+
+
 def _blocked_names(path: Path) -> dict[str, str]:
     """The layers behind the names ``VALUE_nchwc`` that ONNX Runtime gives convolutions in its blocked layout.
 
@@ -201,28 +220,52 @@ def _to_onnx(native: Any, example: tuple[Array, ...]) -> bytes:
     import onnx_ir as ir
     import torch
 
+    from slimline.frameworks.torch.attention import write_out
     from slimline.frameworks.torch.native import export
     from slimline.frameworks.torch.whole import whole
     from slimline.runtimes.onnx_graph import rewrite, translations
 
-    program = export(native, example)
+    program = None
     try:
         with _quiet(), whole(), torch.no_grad():
+            program = export(native, example)
+            write_out(program)
             made = torch.onnx.export(program, dynamo=True, verbose=False, custom_translation_table=translations())
-    except torch.onnx.errors.OnnxExporterError as error:
-        missing = re.findall(r"No ONNX function found for <OpOverload\(op='([\w.]+)'", str(error))
-        what = f"operator {missing[0]}" if missing else str(error).partition("\n")[0]
+        assert made is not None
+        model = made.model
+        rewrite(model)
+        proto = ir.to_proto(model)
+        del proto.graph.value_info[:]  # shapes of the weights, which say nothing that the weights do not
+        onnx.checker.check_model(proto, full_check=True)
+    except SlimlineError:
+        raise
+    except Exception as error:  # torch, onnxscript and the checker raise many types
         raise SlimlineError(
-            f"The model cannot be written as ONNX ({what}): express that part of it by common operators."
+            f"The model cannot be written as ONNX ({_reason(error, program)}): "
+            "express that part of it by common operators."
         ) from error
-    assert made is not None
-    model = made.model
-    rewrite(model)
-    proto = ir.to_proto(model)
-    del proto.graph.value_info[:]  # shapes of the weights, which say nothing that the weights do not
-    onnx.checker.check_model(proto, full_check=True)
     content: bytes = proto.SerializeToString(deterministic=True)
     return content
+
+
+def _reason(error: BaseException, program: Any) -> str:
+    """What an exporter stumbled over, in some words: the operator and its layer where they can be told."""
+    from slimline.frameworks.torch.operators import layer, packet
+
+    causes: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in causes:
+        causes.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    text = "\n".join(re.sub(r"\x1b\[[0-9;]*m", "", str(cause)) for cause in causes)
+    nodes = {node.name: node for node in program.graph.nodes} if program is not None else {}
+    for name in re.findall(r"(?:While executing|node '|node )%?(\w+)", text):
+        if name in nodes and nodes[name].op == "call_function":
+            return f"operator {packet(nodes[name])} in {layer(nodes[name]) or 'the model itself'}"
+    operators = re.findall(r"OpOverload\(op='([\w.]+)'", text) or re.findall(r"target=torch\.ops\.([\w.]+)", text)
+    if operators:
+        return f"operator {operators[0]}"
+    return " ".join((text.strip().splitlines() or [type(error).__name__])[0].split())[:200].rstrip(".: ")
 
 
 def _options(threads: int) -> ort.SessionOptions:

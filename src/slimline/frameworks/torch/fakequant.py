@@ -184,6 +184,7 @@ def _drop_unread(module: fx.GraphModule) -> None:
         if hasattr(owner, leaf):
             delattr(owner, leaf)
     for name, child in reversed(list(module.named_modules())):
-        if name and type(child) is nn.Module and not list(child.children()) and not child.state_dict():
+        bare = not list(child.children()) and not child._parameters and not child._buffers
+        if name and type(child) is nn.Module and bare:
             parent, _, leaf = name.rpartition(".")
             delattr(module.get_submodule(parent), leaf)

@@ -107,6 +107,7 @@ class _Rewriter:
 
     def run(self) -> None:
         """Rewrite the graph."""
+        idle = {node for node in self.graph.nodes if not node.users and not writes(node)}
         before, self.mode.allow_non_fake_inputs = self.mode.allow_non_fake_inputs, True
         try:
             # With Python's dispatcher recurrent layers run on sizes that are symbols.
@@ -121,7 +122,7 @@ class _Rewriter:
         self._tell()
         for node in reversed(self.graph.nodes):
             own = isinstance(node.target, torch._ops.OpOverload) or node.target is operator.getitem
-            if own and not node.users:
+            if own and not node.users and node not in idle:
                 self.graph.erase_node(node)
 
     def _visit(self, node: fx.Node) -> None:
