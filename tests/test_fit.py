@@ -54,7 +54,7 @@ def test_the_mildest_that_surely_meets_the_limits_is_chosen(limit, width, start)
     assert len(found.trials) == len(asked), "every trial is kept"
     assert [t.settings["strength"] for t in found.trials if t.chosen] == [f"rung {found.rung}"]
     assert set(found.decisions) == {found.rung, *found.milder}
-    assert Fit.of(json.loads(json.dumps(found.record()))) == found
+    assert Fit.of(json.loads(json.dumps(found.model_dump(mode="json"))), 12) == found
 
 
 @given(
@@ -100,8 +100,28 @@ def test_a_refusal_names_the_best_that_was_measured():
 
 def test_without_such_limits_nothing_is_measured():
     estimate, asked = estimates([1.0] * 4)
-    assert fit(rungs_of(4), 1, Budget(max_drop=0.01), "onnxruntime", estimate) == Fit(1)
+    assert fit(rungs_of(4), 1, Budget(max_drop=0.01), "onnxruntime", estimate) == Fit(rung=1)
     assert not asked
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {},
+        {"rung": -1},
+        {"rung": "x"},
+        {"rung": 4},
+        {"rung": 3, "milder": [9]},
+        {"rung": 0, "milder": 1},
+        {"rung": 0, "trials": [{}]},
+        {"rung": 0, "decisions": {"0": [1]}},
+        {"rung": 0, "decisions": {"0": {"x": 1}}},
+        {"rung": 0, "more": 1},
+    ],
+)
+def test_a_journal_that_was_changed_is_refused_in_a_sentence(record):
+    with pytest.raises(sl.SlimlineError, match=r"journal .*: start a new run"):
+        Fit.of(record, 4)
 
 
 def test_the_ladder_begins_with_nothing_and_with_no_pruning():

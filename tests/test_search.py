@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from slimline.errors import SlimlineError
 from slimline.fit import Fit
 from slimline.ladder import Rung
 from slimline.measure import Cost, Part
@@ -41,7 +43,7 @@ class World:
         return search(
             self.rungs,
             1,
-            fitted or Fit(1),
+            fitted or Fit(rung=1),
             self.budget,
             self.work,
             self.measure,
@@ -93,20 +95,20 @@ def test_stages_of_later_attempts_have_names_of_their_own():
 
 def test_with_other_limits_the_mildest_that_meets_them_is_enough():
     world = World([0, 0.001, 0.002, 0.003, 0.004], Budget(max_drop=0.01, max_latency=0.5))
-    assert world.run(Fit(3)).result == 3
+    assert world.run(Fit(rung=3)).result == 3
     assert world.worked == [(1, 3)]
 
 
 def test_a_loss_too_large_steps_back_as_far_as_the_clock_leaves_open():
     world = World([0, 0.001, 0.004, 0.02, 0.05], Budget(max_drop=0.01, max_latency=0.5))
-    found = world.run(Fit(4, (3, 2)))
+    found = world.run(Fit(rung=4, milder=(3, 2)))
     assert world.worked == [(1, 4), (2, 3), (3, 2)]
     assert found.result == 2 and not found.conflict
 
 
 def test_limits_that_conflict_are_said_with_the_best_that_was_reached():
     world = World([0, 0.001, 0.004, 0.03, 0.05], Budget(max_drop=0.01, max_latency=0.5))
-    found = world.run(Fit(4, (3,)))
+    found = world.run(Fit(rung=4, milder=(3,)))
     assert found.result == 3
     assert found.conflict.startswith("the limits conflict")
     assert "0.03 lost and the budget allows 0.01" in found.conflict
@@ -130,15 +132,32 @@ def test_rungs_of_the_same_shapes_are_attempted_once():
 
 def test_without_a_limit_on_the_drop_nothing_is_measured():
     world = World([0, 0.5, 0.5], Budget(max_drop=None, max_latency=0.5))
-    assert world.run(Fit(2)).result == 2
+    assert world.run(Fit(rung=2)).result == 2
     assert not world.measured
 
 
 def test_without_selection_samples_the_first_attempt_stands_and_that_is_said():
     world = World([0, None, None], Budget(max_drop=0.01, max_latency=0.5))
-    found = world.run(Fit(2))
+    found = world.run(Fit(rung=2))
     assert found.result == 2
     assert "no selection samples" in found.trials[-1].reason
+
+
+@pytest.mark.parametrize(
+    ("name", "record"),
+    [
+        ("attempt-1", {"strength": "rung 1", "cost": {}, "drop": "none"}),
+        ("attempt-1", {"strength": "rung 1", "drop": 0.0}),
+        ("attempt-1", {}),
+        ("shapes-1", {"shapes": ["a"]}),
+        ("shapes-1", {}),
+    ],
+)
+def test_a_journal_that_was_changed_is_refused_in_a_sentence(name, record):
+    world = World([0, 0.0, 0.0], Budget(max_drop=0.01))
+    world.journal[name] = record
+    with pytest.raises(SlimlineError, match=r"^What the run's journal holds of .* is damaged: start a new run"):
+        world.run()
 
 
 @given(st.lists(LOSSES, min_size=2, max_size=33), st.integers(0, 12))
@@ -161,5 +180,5 @@ def test_what_the_clock_decided_in_the_estimate_goes_to_the_attempt():
     seen = []
     work = world.work
     world.work = lambda attempt: seen.append(dict(attempt.decisions)) or work(attempt)
-    world.run(Fit(3, (2,), (), {3: {"03-X/undo": {"back": ["a"]}}, 2: {"03-X/undo": {"back": []}}}))
+    world.run(Fit(rung=3, milder=(2,), decisions={3: {"03-X/undo": {"back": ["a"]}}, 2: {"03-X/undo": {"back": []}}}))
     assert seen == [{"03-X/undo": {"back": ["a"]}}, {"03-X/undo": {"back": []}}]

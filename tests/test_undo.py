@@ -235,7 +235,7 @@ def test_what_was_decided_is_not_asked_again_and_gives_the_same_model(context, m
 
     monkeypatch.setattr(slimline.measure, "measure_latency", watched)
     kept, deciding = journalled(context)
-    first = perform(STEP, context.original, deciding)
+    first = perform(STEP, context.teacher, deciding)
     assert len(calls) <= 2
     assert all(threads == 2 and batches == (16,) and rows == 16 for batches, threads, rows in calls), "the recipe's own"
     assert [name.partition("-")[0] for name in kept] == ["undo", "parity"]
@@ -245,14 +245,14 @@ def test_what_was_decided_is_not_asked_again_and_gives_the_same_model(context, m
 
     monkeypatch.setattr(slimline.measure, "measure_latency", lambda *_: pytest.fail("timed again"))
     monkeypatch.setattr(undo.Artifacts, "parity", lambda *_: pytest.fail("compared again"))
-    again = perform(STEP, context.original, deciding)
+    again = perform(STEP, context.teacher, deciding)
     assert again.record == first.record
     assert again.model.quantization == first.model.quantization
     assert again.model.history == first.model.history
 
 
 def test_the_same_shapes_are_the_same_question_whatever_the_weights(context):
-    model = context.original
+    model = context.teacher
     trained = replace(
         model,
         native=model.adapter.replace(
@@ -273,13 +273,20 @@ def test_the_same_shapes_are_the_same_question_whatever_the_weights(context):
 
 def test_a_carried_decision_is_obeyed_and_an_estimate_asks_no_gate(context, monkeypatch):
     monkeypatch.setattr(undo.Artifacts, "parity", lambda *_: pytest.fail("an estimate's weights are not trained"))
-    name = undo._question(context.original, STEP, context)
+    name = undo._question(context.teacher, STEP, context)
     record = {"seconds": 1.0, "artifacts": 2, "batch": 16, "threads": 2, "trials": [], "slower": "", "back": ["stem"]}
     carried = replace(context, decide=lambda asked, choose: {name: record}[asked])
-    found = undo.quantize_what_pays(context.original, STEP, carried, gate=False)
+    found = undo.quantize_what_pays(context.teacher, STEP, carried, gate=False)
     assert "stem" not in found.model.quantization.layers
     assert found.refused == [{"what": "stem", "reason": undo.SLOWER}]
     whole = replace(context, decide=lambda asked, choose: {**record, "slower": "in integers it takes twice as long"})
-    found = undo.quantize_what_pays(context.original, STEP, whole, gate=False)
-    assert found.model is context.original
+    found = undo.quantize_what_pays(context.teacher, STEP, whole, gate=False)
+    assert found.model is context.teacher
     assert found.refused[0]["what"] == "StaticQuantization"
+
+
+@pytest.mark.parametrize("record", [{}, {"back": "stem"}, {"back": ["stem"], "slower": 1}, {"back": [], "slower": ""}])
+def test_a_journal_that_was_changed_is_refused_in_a_sentence(context, record):
+    carried = replace(context, decide=lambda asked, choose: record)
+    with pytest.raises(sl.SlimlineError, match=r"What the run's journal holds of .* is damaged: start a new run"):
+        undo.quantize_what_pays(context.teacher, STEP, carried)

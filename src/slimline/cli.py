@@ -293,6 +293,10 @@ def _show(run: Run) -> None:
     for warning in found.warnings:
         out.say(warning, "warning", "bold yellow")
     out.say(found.certificate.sentence())
+    for limit in found.limits:
+        if limit.outcome != "missed":
+            sure = limit.outcome == "met"
+            out.say(limit.sentence(), "within budget" if sure else "unclear", "green" if sure else "yellow")
     out.say(f"Artifact: {run.artifact}")
     out.say(f"Report: {run.path / 'report.html'}")
     missed = list(found.unmet)

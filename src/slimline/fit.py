@@ -11,11 +11,14 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
+from pydantic import BaseModel, ConfigDict, Field
+
+from slimline.decisions import checked
 from slimline.errors import SlimlineError
 from slimline.graph import cost
 from slimline.ladder import Rung
@@ -41,8 +44,7 @@ def stage_name(position: int, step: str) -> str:
     return f"{position + 1:02d}-{step}"
 
 
-@dataclass(frozen=True)
-class Fit:
+class Fit(BaseModel):
     """Which rungs of a ladder a budget leaves.
 
     Attributes
@@ -53,29 +55,20 @@ class Fit:
     decisions : by rung, what the clock decided in its steps.
     """
 
-    rung: int
-    milder: tuple[int, ...] = ()
-    trials: tuple[Trial, ...] = ()
-    decisions: Mapping[int, Decisions] = field(default_factory=dict)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
-    def record(self) -> dict[str, Any]:
-        """Ready for JSON."""
-        return {
-            "rung": self.rung,
-            "milder": list(self.milder),
-            "trials": [trial.model_dump(mode="json") for trial in self.trials],
-            "decisions": {str(rung): made for rung, made in self.decisions.items()},
-        }
+    rung: Annotated[int, Field(ge=0)]
+    milder: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    trials: tuple[Trial, ...] = ()
+    decisions: dict[int, Decisions] = {}
 
     @classmethod
-    def of(cls, record: Mapping[str, Any]) -> Fit:
-        """What `record` wrote."""
-        return cls(
-            record["rung"],
-            tuple(record["milder"]),
-            tuple(Trial.model_validate(trial) for trial in record["trials"]),
-            {int(rung): made for rung, made in record["decisions"].items()},
-        )
+    def of(cls, record: Mapping[str, Any], rungs: int) -> Fit:
+        """What a run's journal holds, for a ladder of so many `rungs`."""
+        found = checked(cls, record, "what the budget allows")
+        if any(rung >= rungs for rung in (found.rung, *found.milder)):
+            raise SlimlineError("The run's journal names a strength that there is not: start a new run.")
+        return found
 
 
 @dataclass(frozen=True)
@@ -106,7 +99,7 @@ def fit(
         If they cannot be met; says the best that was reached.
     """
     if not limited(budget):
-        return Fit(start)
+        return Fit(rung=start)
     seen: dict[int, Estimate] = {}
 
     def meets(number: int) -> bool:
@@ -125,10 +118,10 @@ def fit(
     rung = unclear[0] if chosen is None else chosen
     milder = tuple(number for number in reversed(unclear) if number < rung)
     return Fit(
-        rung,
-        milder,
-        tuple(_row(rungs[number], found, budget, number == rung) for number, found in sorted(seen.items())),
-        {number: found.decisions for number, found in seen.items() if number in (rung, *milder) and found.decisions},
+        rung=rung,
+        milder=milder,
+        trials=tuple(_row(rungs[number], found, budget, number == rung) for number, found in sorted(seen.items())),
+        decisions={n: found.decisions for n, found in seen.items() if n in (rung, *milder) and found.decisions},
     )
 
 
@@ -259,6 +252,6 @@ def decided(
 
     def ask() -> dict[str, Any]:
         with Trials(*subject(), recipe) as trials:
-            return fit(rungs, start, recipe.budget, str(recipe.target), trials, tell).record()
+            return fit(rungs, start, recipe.budget, str(recipe.target), trials, tell).model_dump(mode="json")
 
-    return Fit.of(decide("fit", ask))
+    return Fit.of(decide("fit", ask), len(rungs))

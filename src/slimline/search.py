@@ -7,11 +7,14 @@ allow, and where there are none, the strongest is looked for that does not. Cert
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from pydantic import BaseModel, ConfigDict
+
+from slimline.decisions import checked
 from slimline.fit import Decisions, Fit
 from slimline.ladder import Rung
 from slimline.measure.limits import Cost, Trial, limited
@@ -89,6 +92,24 @@ def search(
     return done.found(chosen)
 
 
+class Measured(BaseModel):
+    """What an attempt costs and loses on the selection samples, for the journal."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    strength: str
+    cost: Cost
+    drop: float | None
+
+
+class Shapes(BaseModel):
+    """Text that tells networks of different shapes apart, for the journal."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    shapes: str
+
+
 class _Attempts(Generic[R]):
     """Those of one search, by rung."""
 
@@ -104,7 +125,7 @@ class _Attempts(Generic[R]):
     ) -> None:
         self.rungs, self.fitted, self.max_drop = rungs, fitted, max_drop
         self.work, self.measure, self.alike, self.decide = work, measure, alike, decide
-        self.of: dict[int, tuple[Attempt, R, Mapping[str, Any]]] = {}
+        self.of: dict[int, tuple[Attempt, R, Measured]] = {}
         self.shapes: dict[str, int] = {}
 
     def passes(self, rung: int) -> bool | None:
@@ -119,7 +140,8 @@ class _Attempts(Generic[R]):
 
     def shape(self, rung: int) -> str:
         """Equal for rungs that lead to the same shapes, also where a clock rounds them."""
-        return str(self.decide(f"shapes-{rung}", lambda: {"shapes": self.alike(self.rungs[rung])})["shapes"])
+        found = self.decide(f"shapes-{rung}", lambda: {"shapes": self.alike(self.rungs[rung])})
+        return checked(Shapes, found, "the shapes that a strength leads to").shapes
 
     def attempt(self, rung: int) -> None:
         """Do the whole work and see what it loses."""
@@ -128,13 +150,14 @@ class _Attempts(Generic[R]):
 
         def ask() -> dict[str, Any]:
             cost, drop = self.measure(result)
-            return {"strength": attempt.rung.name, "cost": cost.model_dump(mode="json"), "drop": drop}
+            return Measured(strength=attempt.rung.name, cost=cost, drop=drop).model_dump(mode="json")
 
-        self.of[rung] = attempt, result, self.decide(f"attempt-{attempt.number}", ask)
+        found = checked(Measured, self.decide(f"attempt-{attempt.number}", ask), f"attempt {attempt.number}")
+        self.of[rung] = attempt, result, found
 
     def drop(self, rung: int) -> float:
         """Lost in the attempt on this rung; 0 where it cannot be measured."""
-        return float(self.of[rung][2]["drop"] or 0.0)
+        return self.of[rung][2].drop or 0.0
 
     def found(self, rung: int, conflict: bool = False) -> Found[R]:
         """The search, ended on `rung` or one of the same shapes."""
@@ -151,8 +174,8 @@ class _Attempts(Generic[R]):
         return Found(attempt, result, (*self.fitted.trials, *rows), said)
 
     def _row(self, rung: int, chosen: bool, conflict: bool) -> Trial:
-        attempt, _, record = self.of[rung]
-        lost = record["drop"]
+        attempt, _, measured = self.of[rung]
+        lost = measured.drop
         if lost is None:
             said = "there are no selection samples to see what it loses"
         elif lost > self.max_drop + _ROUNDING:
@@ -165,7 +188,7 @@ class _Attempts(Generic[R]):
         return Trial(
             stage="attempt",
             settings={**attempt.rung.settings(), "attempt": attempt.number},
-            cost=Cost.model_validate(record["cost"]),
+            cost=measured.cost,
             drop=lost,
             chosen=chosen,
             reason=said,

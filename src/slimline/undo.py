@@ -19,8 +19,10 @@ from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict
 
 from slimline.calibration import Ranges, calibrate
+from slimline.decisions import checked
 from slimline.measure.limits import Cost, Trial, judged_batch
 from slimline.measure.parity import compare
 from slimline.methods.search import culprits
@@ -74,25 +76,57 @@ def quantize_what_pays(model: Model, step: StaticQuantization, context: Context,
         return Undone(artifacts.quantized({}))
     with tempfile.TemporaryDirectory(prefix="slimline-undo-") as folder:
         artifacts.folder = Path(folder)
-        clock = context.decide(_question(model, step, context), lambda: by_the_clock(artifacts, context.seed))
-        record = {key: clock[key] for key in ("seconds", "artifacts", "batch", "threads", "trials")}
-        if clock["slower"]:
-            return Undone(model, [{"what": step.step, "reason": clock["slower"]}], record)
-        back = dict.fromkeys(clock["back"], SLOWER)
+        said = context.decide(_question(model, step, context), lambda: by_the_clock(artifacts, context.seed))
+        clock = checked(Clocked, said, "what the clock said of integers")
+        record = clock.model_dump(mode="json", exclude={"back", "slower"})
+        if clock.slower:
+            return Undone(model, [{"what": step.step, "reason": clock.slower}], record)
+        back = dict.fromkeys(clock.back, SLOWER)
         if gate:
-            found = context.decide("parity", lambda: _agreeing(artifacts, back))
-            record = {**record, "parity_artifacts": found["artifacts"]}
-            if found["back"] is None:
-                reason = f"no choice of layers passes the parity gate on {context.target} ({found['reason']})"
+            found = checked(Gated, context.decide("parity", lambda: _agreeing(artifacts, back)), "the parity gate")
+            record["parity_artifacts"] = found.artifacts
+            if found.back is None:
+                reason = f"no choice of layers passes the parity gate on {context.target} ({found.reason})"
                 return Undone(model, [{"what": step.step, "reason": reason}], record)
-            back |= dict.fromkeys(
-                found["back"], f"in integers the artifact disagreed with its simulation: {found['reason']}"
-            )
-            if found["back"]:
-                slower = context.decide("undo-again", lambda: {"slower": _slower(artifacts, back, context.seed)})
-                if slower["slower"]:
-                    return Undone(model, [{"what": step.step, "reason": slower["slower"]}], record)
+            wrong = f"in integers the artifact disagreed with its simulation: {found.reason}"
+            back |= dict.fromkeys(found.back, wrong)
+            if found.back:
+                again = context.decide("undo-again", lambda: {"slower": _slower(artifacts, back, context.seed)})
+                if slower := checked(Again, again, "what the clock said of integers").slower:
+                    return Undone(model, [{"what": step.step, "reason": slower}], record)
         return Undone(artifacts.quantized(back), [{"what": k, "reason": v} for k, v in back.items()], record)
+
+
+class Clocked(BaseModel):
+    """What the clock said: see `by_the_clock`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    back: tuple[str, ...]
+    slower: str
+    batch: int
+    threads: int
+    artifacts: int
+    seconds: float
+    trials: tuple[Trial, ...]
+
+
+class Gated(BaseModel):
+    """What the parity gate said: see `_agreeing`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    back: tuple[str, ...] | None
+    reason: str
+    artifacts: int
+
+
+class Again(BaseModel):
+    """Why integers do not pay once what is wrong is back in float, or ''."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    slower: str
 
 
 class Candidates(Protocol):
@@ -197,7 +231,6 @@ class Artifacts:
         return {name: latency[batch] for name, latency in found.items()}
 
     def parity(self, back: Sequence[str]) -> Parity:
-
         numbers, held = sum(x[0].size for x in self.batches[0]), sum(len(batch[0]) for batch in self.batches)
         rows = self.rows(min(held, max(32, min(PARITY_ROWS, PARITY_NUMBERS // max(numbers, 1)))))
         session = self.runtime.load(self.path(back), self.threads)

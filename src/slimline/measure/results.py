@@ -167,6 +167,7 @@ class Report(BaseModel):
         said += [line.rstrip() for line in lines(self.original, self.compressed, self.certificate.metric)]
         said += ["", self.certificate.sentence()]
         said += [f"Over budget: {limit}." for limit in self.unmet]
+        said += [f"{limit.sentence()}." for limit in self.limits if limit.outcome == "unclear"]
         said += [f"Warning: {warning}" for warning in self.warnings]
         for number, what in ((len(self.refused), "refused or undone"), (len(self.notices), "to know")):
             if number:

@@ -19,6 +19,7 @@ from slimline import strict_json, text
 from slimline.atomic import atomic_write
 from slimline.measure.certificate import Certificate
 from slimline.measure.figures import Figures
+from slimline.measure.limits import Limit, Trial, judged_batch
 from slimline.measure.parity import Parity
 from slimline.measure.results import Duration, Epoch, Frozen, LayerRow, Refusal, check_schema
 from slimline.measure.rows import rows
@@ -46,6 +47,8 @@ class Shown(BaseModel):
     notices: tuple[Refusal, ...] | None = None
     warnings: tuple[str, ...] | None = None
     unmet: tuple[str, ...] | None = None
+    limits: tuple[Limit, ...] | None = None
+    trials: tuple[Trial, ...] | None = None
     frozen: tuple[Frozen, ...] | None = None
     steps: tuple[dict[str, Any], ...] | None = None
     layers: tuple[LayerRow, ...] | None = None
@@ -134,6 +137,8 @@ def _view(report: Shown, where: str) -> dict[str, Any]:
         "created": _minute(report.created),
         "target": target,
         "unmet": report.unmet or (),
+        "limits": report.limits or (),
+        "trials": [_trial(row, metric) for row in report.trials or ()],
         "warnings": report.warnings or (),
         "tiles": [row for row in quantities if row.changed and row.name != "Parameters"],
         "rows": quantities,
@@ -174,6 +179,29 @@ def _durations(durations: Sequence[Duration]) -> list[dict[str, str]]:
         {"stage": row.stage, "time": text.seconds(row.seconds), "bar": f"{100 * row.seconds / longest:.1f}"}
         for row in durations
     ]
+
+
+def _trial(row: Trial, metric: str) -> dict[str, Any]:
+    """A row of the table of what was tried."""
+    layers = row.settings.get("float_layers")
+    if isinstance(layers, list):
+        what = f"in float: {', '.join(map(str, layers))}" if layers else "all in integers"
+    else:
+        what = str(row.settings.get("strength", row.stage))
+    latency = row.cost.latency[judged_batch(tuple(row.cost.latency))] if row.cost.latency else None
+    interval = "" if latency is None else f"{latency.low:.3g} to {latency.high:.3g}"
+    seconds = "" if row.seconds is None else f", {text.seconds(row.seconds)}"
+    return {
+        "what": what,
+        "stage": f"{row.stage}{seconds}",
+        "latency": "" if latency is None else f"{latency.value:.3g}",
+        "interval": interval,
+        "size": "" if row.cost.size is None else f"{row.cost.size.value:.3g}",
+        "macs": "" if row.cost.macs is None else f"{row.cost.macs.value:.3g}",
+        "lost": "" if row.drop is None else text.drop(row.drop, metric),
+        "chosen": row.chosen,
+        "reason": row.reason,
+    }
 
 
 def _activations(steps: Sequence[Mapping[str, Any]], where: str) -> list[Activation]:
