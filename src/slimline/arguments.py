@@ -94,6 +94,12 @@ def sizes(name: str, given: Any) -> None:
         raise SlimlineError(f"{name} is {str(given)[:40]!r}: give a list of whole numbers, such as (1, 32).")
 
 
+def progress(name: str, given: Any) -> None:
+    """A callback, or whether there are to be bars."""
+    if given is not None and not isinstance(given, bool) and not callable(given):
+        raise SlimlineError(f"{name} is {given!r}: give a function, True for bars, False for silence, or nothing.")
+
+
 def optional(check: Check) -> Check:
     """The same, or None."""
     return lambda name, given: None if given is None else check(name, given)

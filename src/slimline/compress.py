@@ -131,6 +131,7 @@ M = TypeVar("M", Model, PartedModel)
     data=arguments.optional(arguments.data),
     target=arguments.optional(arguments.text),
     seed=arguments.seed,
+    progress=arguments.progress,
 )
 def apply(
     model: M,
@@ -239,6 +240,7 @@ def _runtime(target: str, model: Model) -> Runtime:
     output=arguments.path,
     seed=arguments.optional(arguments.seed),
     batch_sizes=arguments.optional(arguments.sizes),
+    progress=arguments.progress,
 )
 def compress(
     model: Any,
@@ -313,7 +315,7 @@ def compress(
             return work(run, original, samples, tell, lambda: tutor)
 
 
-@takes(path=arguments.path, data=arguments.optional(arguments.data))
+@takes(path=arguments.path, data=arguments.optional(arguments.data), progress=arguments.progress)
 def resume(
     path: str | Path,
     model: Any = None,
