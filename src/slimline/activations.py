@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from slimline import arguments
+from slimline.arguments import takes
 from slimline.errors import SlimlineError, unknown
 from slimline.graph import cost
 from slimline.graph.ir import Graph, Node
@@ -51,6 +53,7 @@ class ActivationPlan(Printed):
         self.graph = graph
         self.thresholds = tuple(thresholds)
 
+    @takes(model=arguments.model)
     def apply(self, model: Model) -> Model:
         """A new model with the thresholds."""
         raised = {t.value: t.threshold for t in self.thresholds if t.threshold > 0}

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import numpy as np
 
-from slimline import parted
-from slimline.arrays import examples, whole
+from slimline import arguments, parted
+from slimline.arguments import takes
+from slimline.arrays import examples
+from slimline.atomic import writing
 from slimline.console import telling
 from slimline.data import Data
 from slimline.errors import SlimlineError, unknown
@@ -123,6 +125,14 @@ def _check_grids(model: Model, quantization: Quantization) -> None:
 M = TypeVar("M", Model, PartedModel)
 
 
+@takes(
+    model=arguments.any_model,
+    steps=arguments.steps,
+    data=arguments.optional(arguments.data),
+    target=arguments.optional(arguments.text),
+    seed=arguments.seed,
+    progress=arguments.progress,
+)
 def apply(
     model: M,
     steps: Step | Sequence[Step],
@@ -143,7 +153,6 @@ def apply(
     teacher : what training learns from, anything `load` takes; by default the uncompressed model that `model` was made
         of, also by earlier calls. A model that was saved and loaded does not know it any more.
     """
-    whole(seed, "seed", 0, 2**32)
     wanted = (steps,) if isinstance(steps, Step) else tuple(steps)
     if isinstance(model, PartedModel):
         if teacher is not None:
@@ -174,6 +183,7 @@ def _check_order(steps: Sequence[Step], model: Model, teacher: Any) -> None:
     check_order(steps, done, follows=bool(done) or teacher is not None)
 
 
+@takes(model=arguments.model, target=arguments.text, output=arguments.path)
 def export(model: Model, target: str, output: str | Path) -> Path:
     """Write the artifact that the runtime `target` loads.
 
@@ -194,7 +204,7 @@ def export(model: Model, target: str, output: str | Path) -> Path:
     path = Path(output)
     if path.suffix != found.suffix:
         path = path / f"model{found.suffix}"
-    with _folders(path.parent):
+    with writing(path.parent), _folders(path.parent):
         lower(found, model, path)
     return path
 
@@ -224,6 +234,14 @@ def _runtime(target: str, model: Model) -> Runtime:
     return found
 
 
+@takes(
+    data=arguments.data,
+    target=arguments.optional(arguments.text),
+    output=arguments.path,
+    seed=arguments.optional(arguments.seed),
+    batch_sizes=arguments.optional(arguments.sizes),
+    progress=arguments.progress,
+)
 def compress(
     model: Any,
     data: Data,
@@ -297,6 +315,7 @@ def compress(
             return work(run, original, samples, tell, lambda: tutor)
 
 
+@takes(path=arguments.path, data=arguments.optional(arguments.data), progress=arguments.progress)
 def resume(
     path: str | Path,
     model: Any = None,

@@ -17,7 +17,7 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from slimline.errors import SlimlineError
+from slimline import arguments
 from slimline.text import ascii_only, visible
 
 LIKENESS = "slimline-likeness"
@@ -145,8 +145,7 @@ def telling(progress: Callable[[Any], None] | bool | None) -> Iterator[Callable[
     progress : a callback, used as it is; True for bars on stderr (lines where it is no terminal); False for silence;
         None for bars where stderr is a terminal, and else silence.
     """
-    if progress is not None and not isinstance(progress, bool) and not callable(progress):
-        raise SlimlineError(f"progress is {progress!r}: give a function, True for bars, False for silence, or nothing.")
+    arguments.progress("progress", progress)
     shown = sys.stderr is not None and sys.stderr.isatty() if progress is None else progress
     if callable(shown):
         yield shown

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from slimline import arguments
+from slimline.arguments import takes
 from slimline.errors import SlimlineError, unknown
 from slimline.graph import cost
 from slimline.graph.blocks import Block, blocks, leave_out
@@ -62,11 +64,13 @@ class DepthPlan(Printed):
         left = tuple(node for node in self.graph.nodes if node.name not in self._nodes)
         return cost.macs(replace(self.graph, nodes=left))
 
+    @takes(model=arguments.model)
     def mask(self, model: Model) -> Model:
         """A new model of the same size in which the branches that go give zero."""
         native = model.adapter.silence(model.native, [block.branch for block in self.removed])
         return model.then(native, {"step": "mask", "plan": self.summary()})
 
+    @takes(model=arguments.model)
     def apply(self, model: Model) -> Model:
         """A new model without the blocks."""
         native = model.adapter.rewire(model.native, leave_out(self.removed), model.example)

@@ -35,7 +35,7 @@ def raised(error: BaseException) -> str:
 def unknown(what: str, name: str, choices: Iterable[str]) -> SlimlineError:
     """An error for a name that is not among `choices`, with the nearest one suggested."""
     known = sorted({str(choice) for choice in choices if choice})
-    near = difflib.get_close_matches(name, known, 1, 0.4)
+    near = difflib.get_close_matches(str(name), known, 1, 0.4)
     if not known:
         return SlimlineError(f"There is no {what} {name!r}, and nothing to choose from: leave it out.")
     shown = ", ".join(known[:_MOST_CHOICES])

@@ -18,12 +18,14 @@ from slimline.measure import (
     file_bytes,
     latency_part,
     ledger,
+    load,
     measure_latency,
     measure_memory,
     outputs,
     score,
 )
 from slimline.measure.limits import Cost, Part, Trial, limits
+from slimline.measure.load import watched
 from slimline.measure.parity import compare
 from slimline.measure.results import (
     Duration,
@@ -104,8 +106,10 @@ def examine(
         note=used.note,
     )
     rows = tuple(x[: max(recipe.batch_sizes)] for x in split.inputs)
-    times = measure_latency(
-        paths, rows, recipe.batch_sizes, recipe.threads, seed=recipe.seed, progress=told("Measuring latency")
+    times, others = watched(
+        lambda: measure_latency(
+            paths, rows, recipe.batch_sizes, recipe.threads, seed=recipe.seed, progress=told("Measuring latency")
+        )
     )
     figures = {}
     for name, (model, _) in (("original", before), ("compressed", after)):
@@ -125,7 +129,8 @@ def examine(
         unmet.append(conflict)
     refused = [Refusal(what=r["what"], reason=r["reason"]) for record in records for r in record.get("refused", ())]
     notices = [Refusal(what=str(r.get("step", "the plan")), reason=n) for r in records for n in _notes(r)]
-    doubt = busy(figures["original"], figures["compressed"])
+    waits = [latency.waited for each in figures.values() for latency in each.latency.values()]
+    doubt = load.busy(others) if None in waits else busy(figures["original"], figures["compressed"])
     kept_float = {k: v for r in records for k, v in r.get("float_layers", {}).items()}
     named = {r.what for r in refused}
     refused += [Refusal(what=layer, reason=why) for layer, why in kept_float.items() if layer not in named]

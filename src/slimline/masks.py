@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from slimline import array_files
+from slimline import arguments, array_files
+from slimline.arguments import takes
 from slimline.errors import SlimlineError, unknown
 from slimline.model import Model
 from slimline.recipe.sparse import SparsePruning
@@ -29,6 +30,7 @@ def held(model: Model) -> Model:
     return replace(model, native=native, masks=masks)
 
 
+@takes(model=arguments.model)
 def finalize(model: Model) -> Model:
     """The same network without its masks: the zeros stay in the weights, and training may change them again."""
     kept = held(model)

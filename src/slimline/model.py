@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from slimline import arguments
+from slimline.arguments import takes
 from slimline.errors import SlimlineError
 from slimline.frameworks.base import Adapter
 from slimline.graph.ir import Graph
@@ -117,6 +119,7 @@ class Model:
                 "The file's notes of grids or masks of the model are damaged: save the model again."
             ) from reason
 
+    @takes(path=arguments.path)
     def save(self, path: str | Path) -> Path:
         """Write to ``.pt2`` or ``.keras`` without pickle; `slimline.load` reads it back, history included."""
         path = Path(path)

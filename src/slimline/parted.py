@@ -122,6 +122,8 @@ def load(module: Any, example: Any, parts: Sequence[str] | str | Path) -> Parted
     adapter = adapter_for(module)
     if isinstance(parts, str | Path):
         return _open(module, Path(parts))
+    if not isinstance(parts, Sequence) or not all(isinstance(part, str) for part in parts):
+        raise SlimlineError(f"parts is {parts!r}: give names of submodules, such as parts=['backbone'].")
     if not parts:
         raise SlimlineError("No part was named: name submodules, such as parts=['backbone'].")
     if example is None:

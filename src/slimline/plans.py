@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, overload
 
+from slimline import arguments
 from slimline.activations import ActivationPlan, plan_activations
+from slimline.arguments import takes
 from slimline.cutting import plan_cuts
 from slimline.depth import DepthPlan, plan_depth
 from slimline.errors import SlimlineError
@@ -40,6 +42,12 @@ _PLANNERS: dict[type[Step], Any] = {
 def plan(model: Model, step: Step, data: Data | None = None, seed: int = 0) -> AnyPlan: ...
 @overload
 def plan(model: PartedModel, step: Step, data: Data | None = None, seed: int = 0) -> PartedPlan: ...
+@takes(
+    model=arguments.any_model,
+    step=arguments.steps,
+    data=arguments.optional(arguments.data),
+    seed=arguments.seed,
+)
 def plan(model: Model | PartedModel, step: Step, data: Data | None = None, seed: int = 0) -> AnyPlan | PartedPlan:
     """What `step` removes from `model`, without removing it: a plan that can `mask` and `apply`.
 

@@ -23,6 +23,8 @@ from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from slimline import arguments
+from slimline.arguments import takes
 from slimline.atomic import atomic_write, below, install, is_plain, read_plain, sha256, writing
 from slimline.durations import Durations
 from slimline.errors import SlimlineError
@@ -166,6 +168,7 @@ class Run:
         return run
 
     @classmethod
+    @takes(path=arguments.path)
     def open(cls, path: str | Path, lock: bool = True) -> Run:
         """Take up the run in `path`; ``lock=False`` only reads it, also while another process works on it."""
         path = Path(path).resolve()

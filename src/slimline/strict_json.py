@@ -27,6 +27,8 @@ def parse(text: str | bytes, where: str) -> Any:
     SlimlineError
         It is no JSON, or holds NaN or infinity, a number or nesting beyond all use, or half a character.
     """
+    if not isinstance(text, str | bytes):
+        raise damaged(where, f"it is a {type(text).__name__}, not text")
     try:
         text = text.decode("utf-8") if isinstance(text, bytes) else text
         loaded = json.loads(text, parse_int=_integer, parse_float=_real, parse_constant=_no_number)

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from slimline import arguments
+from slimline.arguments import takes
 from slimline.errors import SlimlineError
 from slimline.graph import cost
 from slimline.graph.ir import Graph, Node
@@ -221,6 +223,7 @@ class CutPlan(Printed):
         """Nothing is averaged over fewer positions."""
         return []
 
+    @takes(model=arguments.model)
     def mask(self, model: Model) -> Model:
         """A new model of the same shapes, with zeros for the weights that go."""
         stored = model.parameters()
@@ -234,6 +237,7 @@ class CutPlan(Printed):
             zeroed[cut.reader.layer.weight] = np.where(stay, weight, weight.dtype.type(0))
         return model.then(model.adapter.replace(model.native, zeroed), {"step": "mask", "plan": self.summary()})
 
+    @takes(model=arguments.model)
     def apply(self, model: Model) -> Model:
         """A new model whose layers read less."""
         native = model.adapter.cut(model.native, self.cuts, model.example)

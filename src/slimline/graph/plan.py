@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from slimline import arguments
+from slimline.arguments import takes
 from slimline.errors import SlimlineError
 from slimline.graph import cost
 from slimline.graph.ir import Graph
@@ -187,11 +189,13 @@ class Plan(Printed):
                         bad[owner[int(atom)].name] = owner[int(atom)]
         return list(bad.values())
 
+    @takes(model=arguments.model)
     def mask(self, model: Model) -> Model:
         """A new model of the same shapes that computes what `apply`'s will: the positions that go are
         zero, and left out of every statistic."""
         return model.then(model.adapter.mask(model.native, self), {"step": "mask", "plan": self.summary()})
 
+    @takes(model=arguments.model)
     def apply(self, model: Model) -> Model:
         """A new model from which the positions are really removed."""
         native = model.adapter.apply(model.native, self, model.example)

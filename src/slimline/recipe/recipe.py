@@ -216,7 +216,7 @@ def load_recipe(
     elif isinstance(source, str | Path):
         recipe = _named(str(source), trainable)
     else:
-        if not all(isinstance(step, Step) for step in source):
+        if not isinstance(source, Sequence) or not all(isinstance(step, Step) for step in source):
             raise SlimlineError("A recipe given as a list must hold steps, such as slimline.ChannelPruning(ratio=0.5).")
         recipe = Recipe(steps=cast("tuple[AnyStep, ...]", tuple(source)))
     given = {key: value for key, value in settings.items() if value is not None}

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from slimline import arguments
 from slimline.errors import SlimlineError
 from slimline.frameworks.base import Array
 from slimline.masker import Masker
@@ -36,6 +37,7 @@ class PruningCallback(keras.callbacks.Callback):  # type: ignore[misc]
 
     def __init__(self, step: SparsePruning, batch: tuple[Any, Any] | None = None, seed: int = 0) -> None:
         super().__init__()
+        arguments.steps("step", step)
         self.step, self.batch, self.seed = step, batch, seed
         self._masker: Masker | None = None
 

@@ -116,7 +116,7 @@ class TorchAdapter:
         try:
             with torch.no_grad():
                 outputs = native(*natives.to_tensors(inputs))
-        except (RuntimeError, ValueError, IndexError) as reason:
+        except (RuntimeError, ValueError, IndexError, TypeError) as reason:
             shapes = ", ".join(f"{x.dtype}{x.shape}" for x in inputs)
             raise SlimlineError(
                 f"The model cannot take inputs {shapes} ({str(reason).splitlines()[0]}): "

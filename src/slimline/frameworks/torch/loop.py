@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from slimline import arguments
 from slimline.errors import SlimlineError
 from slimline.frameworks.base import Array
 from slimline.masker import Masker
@@ -48,6 +49,8 @@ class pruning:
     def __init__(self, model: nn.Module, step: SparsePruning, total: int | None = None, seed: int = 0) -> None:
         if not isinstance(model, nn.Module):
             raise SlimlineError(f"sl.pruning takes a torch module, not a {type(model).__name__}: see PruningCallback.")
+        arguments.steps("step", step)
+        arguments.seed("seed", seed)
         layers = {f"{name}.weight".lstrip("."): axes(m) for name, m in model.named_modules() if axes(m) is not None}
         layouts, refused = fitting({name: (name.rpartition(".")[0], a) for name, a in layers.items() if a}, step)
         for entry in refused:

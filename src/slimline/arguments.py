@@ -1,0 +1,105 @@
+"""What users hand to the library's functions: refused in one sentence where it cannot be what is meant."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVar
+
+from slimline.arrays import whole
+from slimline.errors import SlimlineError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Check = Callable[[str, Any], None]
+
+
+def takes(**checks: Check) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """A decorator that looks at arguments, by name, before the function sees them."""
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+            given = signature.bind(*args, **kwargs).arguments
+            for name, check in checks.items():
+                if name in given:
+                    check(name, given[name])
+            return function(*args, **kwargs)
+
+        return checked
+
+    return decorate
+
+
+def model(name: str, given: Any) -> None:
+    """A `slimline.Model`."""
+    from slimline.model import Model
+
+    if not isinstance(given, Model):
+        raise SlimlineError(f"{name} is a {type(given).__name__}, no slimline model: load it with slimline.load first.")
+
+
+def any_model(name: str, given: Any) -> None:
+    """A `slimline.Model`, whole or by parts."""
+    from slimline.parted import PartedModel
+
+    if not isinstance(given, PartedModel):
+        model(name, given)
+
+
+def data(name: str, given: Any) -> None:
+    """A `slimline.Data`."""
+    from slimline.data import Data
+
+    if not isinstance(given, Data):
+        raise SlimlineError(
+            f"{name} is a {type(given).__name__}: give slimline.Data, such as slimline.Data(train=(x, y), test=(x, y))."
+        )
+
+
+def steps(name: str, given: Any) -> None:
+    """A step, or several."""
+    from slimline.recipe.step import Step
+
+    for each in given if isinstance(given, Sequence) and not isinstance(given, str) else (given,):
+        if not isinstance(each, Step):
+            what = each.__name__ if isinstance(each, type) else repr(each)[:40]
+            raise SlimlineError(f"{what} is no step: give one or a list, such as slimline.ChannelPruning(ratio=0.5).")
+
+
+def seed(name: str, given: Any) -> None:
+    """What a random generator starts from."""
+    whole(given, name, 0, 2**32)
+
+
+def path(name: str, given: Any) -> None:
+    """A place in the file system."""
+    if not isinstance(given, str | os.PathLike) or "\0" in os.fspath(given):
+        raise SlimlineError(f"{name} is {str(given)[:40]!r}: give a path.")
+
+
+def text(name: str, given: Any) -> None:
+    """A name."""
+    if not isinstance(given, str):
+        raise SlimlineError(f"{name} is a {type(given).__name__}: give a name.")
+
+
+def sizes(name: str, given: Any) -> None:
+    """Several whole numbers."""
+    if not isinstance(given, Sequence) or isinstance(given, str):
+        raise SlimlineError(f"{name} is {str(given)[:40]!r}: give a list of whole numbers, such as (1, 32).")
+
+
+def progress(name: str, given: Any) -> None:
+    """A callback, or whether there are to be bars."""
+    if given is not None and not isinstance(given, bool) and not callable(given):
+        raise SlimlineError(f"{name} is {given!r}: give a function, True for bars, False for silence, or nothing.")
+
+
+def optional(check: Check) -> Check:
+    """The same, or None."""
+    return lambda name, given: None if given is None else check(name, given)
