@@ -49,6 +49,7 @@ class pruning:
         if not isinstance(model, nn.Module):
             raise SlimlineError(f"sl.pruning takes a torch module, not a {type(model).__name__}: see PruningCallback.")
         layers = {f"{name}.weight".lstrip("."): axes(m) for name, m in model.named_modules() if axes(m) is not None}
+        layers = {name: found for name, found in layers.items() if model.get_parameter(name).requires_grad}
         layouts, refused = fitting({name: (name.rpartition(".")[0], a) for name, a in layers.items() if a}, step)
         for entry in refused:
             log.warning("%(what)s is not pruned: %(reason)s.", entry)
