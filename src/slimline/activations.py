@@ -56,6 +56,7 @@ class ActivationPlan(Printed):
     @takes(model=arguments.model)
     def apply(self, model: Model) -> Model:
         """A new model with the thresholds."""
+        model.check_float()
         raised = {t.value: t.threshold for t in self.thresholds if t.threshold > 0}
         native = model.adapter.truncate(model.native, raised)
         return model.then(native, {"step": "truncate", "plan": self.summary()})

@@ -183,7 +183,7 @@ def _jobs(graph: Graph, plans: Removals) -> tuple[list[_Job], dict[str, frozense
         come: frozenset[str] = frozenset().union(*changed)
         if layer is not None and before is not None:
             touched = touched or layer.shape[2] != before.shape[2]
-            if touched and layer.weight in graph.trainable and len(readers[layer.weight]) == 1:
+            if touched and layer.weight in graph.learning and len(readers[layer.weight]) == 1:
                 shift, negative = constant_slot(graph, layer, readers)
                 kept = _kept(plans, node.name, before.groups), _kept(plans, node.name, before.outputs)
                 found.append(_Job(before, layer, kept, _carried(plans, before), shift, negative))

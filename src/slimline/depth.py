@@ -67,12 +67,14 @@ class DepthPlan(Printed):
     @takes(model=arguments.model)
     def mask(self, model: Model) -> Model:
         """A new model of the same size in which the branches that go give zero."""
+        model.check_float()
         native = model.adapter.silence(model.native, [block.branch for block in self.removed])
         return model.then(native, {"step": "mask", "plan": self.summary()})
 
     @takes(model=arguments.model)
     def apply(self, model: Model) -> Model:
         """A new model without the blocks."""
+        model.check_float()
         native = model.adapter.rewire(model.native, leave_out(self.removed), model.example)
         return model.then(native, {"step": "prune", "plan": self.summary()})
 

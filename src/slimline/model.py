@@ -72,6 +72,14 @@ class Model:
         """Every stored tensor by the user's own name."""
         return self.adapter.parameters(self.native)
 
+    def check_float(self) -> None:
+        """Refuse to change the shapes or the function of a quantized model, whose grids were measured with them."""
+        if self.quantization is not None:
+            raise SlimlineError(
+                "This model is quantized, and its integer grids belong to the shapes and values they were measured "
+                "with: prune first, then quantize."
+            )
+
     def then(
         self,
         native: Any,

@@ -175,6 +175,8 @@ def plan_parts(model: PartedModel, step: Step, seed: int = 0) -> PartedPlan:
     from slimline.pruning import plan
     from slimline.recipe import ChannelPruning
 
+    for part in model.parts.values():
+        part.check_float()
     if not isinstance(step, ChannelPruning) or step.schedule != "oneshot":
         raise SlimlineError(
             f"{type(step).__name__} cannot be done to a model by parts: prune its channels in one shot, and train its "

@@ -224,7 +224,7 @@ def penalty(
     weights = model.parameters()
     if step.penalty in ("l1", "l2"):
         layers, _ = chosen_layers(model, SparsePruning(amount=0.0, layers=step.layers, keep=step.keep))
-        names = [name for name in layers if name in model.graph.trainable]
+        names = [name for name in layers if name in model.graph.learning]
         shrink = soft_threshold if step.penalty == "l1" else _ridge
         everywhere = dict.fromkeys(names, ...)
         return Shrinkage(step, total, weights, partial(_each, names, shrink), partial(_zeros, everywhere))

@@ -61,6 +61,8 @@ def plan(model: Model | PartedModel, step: Step, data: Data | None = None, seed:
     ------
     SlimlineError : for a step that has no plan, a glob that matches nothing, a goal out of reach, or missing data.
     """
+    for part in model.parts.values() if isinstance(model, PartedModel) else (model,):
+        part.check_float()
     if isinstance(model, PartedModel):
         return plan_parts(model, step, seed)
     planner = _PLANNERS.get(type(step))

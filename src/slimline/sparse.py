@@ -74,6 +74,10 @@ def chosen(model: Model, step: SparsePruning) -> tuple[dict[str, LayerMatrix], l
     for layer in matrices(model.graph):
         every.setdefault(layer.weight, layer)
     found, refused = fitting({weight: (layer.layer, layer) for weight, layer in every.items()}, step)
+    for weight in [name for name in found if name in model.graph.frozen]:
+        refused.append({"what": found.pop(weight).layer, "reason": "its weights are frozen"})
+    if not found and refused and all(entry["reason"] == "its weights are frozen" for entry in refused):
+        raise SlimlineError("All weights that SparsePruning may prune are frozen: unfreeze them before slimline.load.")
     for node in model.graph.nodes:
         name = node.layer or node.name
         if node.kind == "recurrent" and any(fnmatchcase(name, glob) for glob in step.layers):

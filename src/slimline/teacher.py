@@ -35,6 +35,11 @@ def teacher_for(student: Model, named: Any, steps: Sequence[Step]) -> Model | No
         framework, inputs or outputs are not the student's.
     """
     learning = [step for step in steps if isinstance(step, Training)]
+    if learning and not student.graph.learning:
+        raise SlimlineError(
+            f"{learning[0].step} has nothing to train, as all weights are frozen: set requires_grad or trainable to "
+            "True for those that may change before slimline.load."
+        )
     if named is None and not learning:
         return None
     if named is None:

@@ -37,7 +37,8 @@ class Trainer(Protocol):
         """One optimiser step at learning rate `rate`; the loss before it."""
 
     def hold(self, masks: Mapping[str, Array]) -> None:
-        """Keep at zero, from now on, every weight whose mask (by graph name, True stays) is False.
+        """Keep at zero, from now on, every weight whose mask (by graph name, True stays) is False; frozen weights stay
+        as they are.
 
         Replaces what was held before; what is free again begins at zero, without momentum.
         """
@@ -49,7 +50,7 @@ class Trainer(Protocol):
         """
 
     def weights(self) -> dict[str, Array]:
-        """Copies of the trainable weights as they are, by graph name."""
+        """Copies of the weights that are trained as they are, by graph name; frozen ones are not among them."""
 
     def set_weights(self, weights: Mapping[str, Array]) -> None:
         """Replace some of the trainable weights, by graph name; what the optimiser remembers of them stays."""
@@ -137,7 +138,8 @@ class Adapter(Protocol):
         loss: str,
         see: Callable[[Mapping[str, Array]], None] | None = None,
     ) -> dict[str, Array]:
-        """Mean gradient of ``cross_entropy`` or of the ``norm`` of the outputs (without labels) per trainable.
+        """Mean gradient of ``cross_entropy`` or of the ``norm`` of the outputs (without labels) per weight,
+        frozen or not.
 
         `see` is told the gradient of every batch.
         """

@@ -226,6 +226,7 @@ class CutPlan(Printed):
     @takes(model=arguments.model)
     def mask(self, model: Model) -> Model:
         """A new model of the same shapes, with zeros for the weights that go."""
+        model.check_float()
         stored = model.parameters()
         zeroed = {}
         for cut in self.cuts:
@@ -240,6 +241,7 @@ class CutPlan(Printed):
     @takes(model=arguments.model)
     def apply(self, model: Model) -> Model:
         """A new model whose layers read less."""
+        model.check_float()
         native = model.adapter.cut(model.native, self.cuts, model.example)
         kept = {cut.reader.layer.weight: cut.kept for cut in self.cuts}
         masks = {name: take(mask, kept.get(name, ())) for name, mask in model.masks.items()}

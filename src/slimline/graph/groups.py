@@ -40,7 +40,8 @@ class Groups:
 
     @classmethod
     def of(cls, units: Units, chosen: Sequence[Unit], positions: Mapping[str, Sequence[int]] | None = None) -> Groups:
-        """Every position of the `chosen` units, or by the unit's name only these `positions`."""
+        """Every position of the `chosen` units, or by the unit's name only these `positions`; frozen weights have
+        none."""
         picked = [range(u.size) if positions is None else positions[u.name] for u in chosen]
         atoms = [u.atoms[p] for u, places in zip(chosen, picked, strict=True) for p in places]
         number = np.full(len(units.solver.atoms.axis), -1)
@@ -48,7 +49,7 @@ class Groups:
         slots = []
         for name, dim in dict.fromkeys(c for u in chosen for c in u.carriers):
             labels = units.rows[name][dim]
-            if name in units.graph.trainable and labels is not None and (number[labels] >= 0).any():
+            if name in units.graph.learning and labels is not None and (number[labels] >= 0).any():
                 slots.append(Slot(name, dim, number[labels]))
         return cls(np.repeat(np.arange(len(chosen)), [len(places) for places in picked]), tuple(slots))
 

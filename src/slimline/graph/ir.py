@@ -66,7 +66,8 @@ class Graph:
     ----------
     values : every value by name, parameters included.
     parameters : names of the values that are stored with the model (weights, buffers, constants).
-    trainable : the parameters that training changes.
+    trainable : the weights: parameters that were trained, not statistics and constants.
+    frozen : those of them that the user has frozen: they may be sliced, and are never trained.
     inputs, outputs : names of the model's inputs and outputs.
     batch : the batch size in the shapes.
     """
@@ -78,6 +79,12 @@ class Graph:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     batch: int = 1
+    frozen: frozenset[str] = frozenset()
+
+    @property
+    def learning(self) -> frozenset[str]:
+        """The weights that training changes."""
+        return self.trainable - self.frozen
 
     def consumers(self) -> dict[str, list[Node]]:
         """For each value the operators that read it."""
@@ -94,5 +101,5 @@ class Graph:
 
     @property
     def size(self) -> int:
-        """Number of stored numbers that training changes."""
+        """Number of trained numbers, frozen or not."""
         return sum(math.prod(self.values[name].shape) for name in self.trainable)

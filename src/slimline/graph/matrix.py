@@ -200,7 +200,7 @@ def constant_slot(graph: Graph, layer: LayerMatrix, readers: Mapping[str, Sequen
     `consumers`.
     """
     if layer.bias is not None:
-        own = layer.bias in graph.trainable and len(readers[layer.bias]) == 1
+        own = layer.bias in graph.learning and len(readers[layer.bias]) == 1
         stored = layer.vector(np.zeros(graph.values[layer.bias].shape)) if own else None
         return (None if stored is None else layer.bias), False
     follow = readers[layer.output]

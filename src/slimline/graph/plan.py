@@ -193,11 +193,13 @@ class Plan(Printed):
     def mask(self, model: Model) -> Model:
         """A new model of the same shapes that computes what `apply`'s will: the positions that go are
         zero, and left out of every statistic."""
+        model.check_float()
         return model.then(model.adapter.mask(model.native, self), {"step": "mask", "plan": self.summary()})
 
     @takes(model=arguments.model)
     def apply(self, model: Model) -> Model:
         """A new model from which the positions are really removed."""
+        model.check_float()
         native = model.adapter.apply(model.native, self, model.example)
         masks = {name: take(mask, self.kept(name)) for name, mask in model.masks.items()}
         return model.then(native, {"step": "prune", "plan": self.summary()}, masks=masks)

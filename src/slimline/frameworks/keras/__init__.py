@@ -33,6 +33,13 @@ CHUNK = 256
 """Samples per forward pass of `predict`, so that activations of large data never live together."""
 
 
+def _like(model: Any, source: Any) -> Any:
+    """A changed copy in which what the user froze is frozen."""
+    from slimline.frameworks.keras.functional import freeze_like
+
+    return freeze_like(model, source)
+
+
 class KerasAdapter:
     """Keras 3 models in canonical form, see `slimline.frameworks.base.Adapter` and `canonical`."""
 
@@ -70,43 +77,43 @@ class KerasAdapter:
         """A copy with these arrays in place of its own."""
         from slimline.frameworks.keras import rewrite
 
-        return rewrite.replace(native, parameters)
+        return _like(rewrite.replace(native, parameters), native)
 
     def mask(self, native: Any, plan: Plan) -> Any:
         """A copy of the same shapes that computes what `apply`'s does."""
         from slimline.frameworks.keras import rewrite
 
-        return rewrite.mask(native, plan)
+        return _like(rewrite.mask(native, plan), native)
 
     def apply(self, native: Any, plan: Plan, example: tuple[Array, ...]) -> Any:
         """A smaller copy."""
         from slimline.frameworks.keras import rewrite
 
-        return rewrite.apply(native, plan, example)
+        return _like(rewrite.apply(native, plan, example), native)
 
     def cut(self, native: Any, cuts: Sequence[Cut], example: tuple[Array, ...]) -> Any:
         """See `cut.cut`."""
         from slimline.frameworks.keras.cut import cut
 
-        return cut(native, cuts)
+        return _like(cut(native, cuts), native)
 
     def rewire(self, native: Any, instead: Mapping[str, str], example: tuple[Array, ...]) -> Any:
         """See `rewire.rewire`."""
         from slimline.frameworks.keras.rewire import rewire
 
-        return rewire(native, instead)
+        return _like(rewire(native, instead), native)
 
     def silence(self, native: Any, values: Iterable[str]) -> Any:
         """See `rewire.silence`."""
         from slimline.frameworks.keras.rewire import silence
 
-        return silence(native, values)
+        return _like(silence(native, values), native)
 
     def truncate(self, native: Any, thresholds: Mapping[str, float]) -> Any:
         """See `rewire.truncate`."""
         from slimline.frameworks.keras.rewire import truncate
 
-        return truncate(native, thresholds)
+        return _like(truncate(native, thresholds), native)
 
     def free(self, native: Any) -> Literal["none", "batch", "sizes"]:
         """Which sizes of its inputs may change."""
@@ -164,13 +171,13 @@ class KerasAdapter:
         """See `fakequant.fold`."""
         from slimline.frameworks.keras import fakequant
 
-        return fakequant.fold(native, example)
+        return _like(fakequant.fold(native, example), native)
 
     def quantize(self, native: Any, quantization: Quantization) -> Any:
         """See `fakequant.quantize`."""
         from slimline.frameworks.keras import fakequant
 
-        return fakequant.quantize(native, quantization)
+        return _like(fakequant.quantize(native, quantization), native)
 
     def save(self, native: Any, path: Path, example: tuple[Array, ...], metadata: Mapping[str, Any]) -> None:
         """See `save.save`."""

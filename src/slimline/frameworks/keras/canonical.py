@@ -229,6 +229,8 @@ def transfer(source: Sequence[Any], layer: Any) -> None:
         )
     for old, new in zip(source, layer.variables, strict=True):
         new.assign(old)
+        if getattr(old, "trainable", True) is False and new.trainable:  # a variable that the user froze by itself
+            new.trainable = False
     finalize(layer)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -229,6 +229,31 @@ def variables(model: keras.Model) -> dict[str, Any]:
                 name, count = f"{owner}@{count}/{last}", count + 1
             named[name] = variable
     return named
+
+
+def weights(model: keras.Model) -> dict[str, Any]:
+    """The variables that were trained, frozen ones too, by name: all but statistics and random states."""
+    trained = {id(v) for layer in model._flatten_layers(include_self=False) for v in layer._trainable_variables}
+    return {name: v for name, v in variables(model).items() if id(v) in trained}
+
+
+def frozen(model: keras.Model) -> set[str]:
+    """Names of the weights that training leaves as they are."""
+    learning = {id(v) for v in model.trainable_variables}
+    return {name for name, v in weights(model).items() if id(v) not in learning}
+
+
+def freeze(model: keras.Model, names: Iterable[str]) -> None:
+    """Freeze these weights of a model of one's own, those that it has."""
+    held = weights(model)
+    for name in set(names) & held.keys():
+        held[name].trainable = False
+
+
+def freeze_like(model: keras.Model, source: keras.Model) -> keras.Model:
+    """Freeze in a copy what is frozen in its source, by name."""
+    freeze(model, frozen(source))
+    return model
 
 
 def stored(model: keras.Model) -> dict[str, Any]:

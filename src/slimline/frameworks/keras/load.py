@@ -10,7 +10,7 @@ import numpy as np
 
 from slimline.errors import NoExample, SlimlineError
 from slimline.frameworks.keras.canonical import canonical
-from slimline.frameworks.keras.functional import input_name, is_functional, stored
+from slimline.frameworks.keras.functional import freeze_like, input_name, is_functional, stored
 from slimline.frameworks.keras.unfold import functional
 
 Array = np.ndarray
@@ -40,7 +40,7 @@ def load(source: Any, example: tuple[Array, ...] | None) -> tuple[keras.Model, t
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             raise SlimlineError(f"Weight {name!r} holds NaN or infinite values: load a checkpoint that is finite.")
     example = example_inputs(source) if example is None else checked(source, example)
-    native = _canonical(source, example)
+    native = freeze_like(_canonical(source, example), source)
     _prove(source, native, example)
     return native, example
 

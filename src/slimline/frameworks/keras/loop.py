@@ -56,7 +56,7 @@ class PruningCallback(keras.callbacks.Callback):  # type: ignore[misc]
         found = {}
         for layer in self.model._flatten_layers(include_self=False):
             read = axes(layer)
-            if read is not None:
+            if read is not None and layer.trainable and read[0].trainable:
                 found[read[0].path] = (layer.name, read[1])
                 self._weights = getattr(self, "_weights", {}) | {read[0].path: read[0]}
         layouts, refused = fitting(found, self.step)

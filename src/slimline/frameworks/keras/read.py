@@ -17,7 +17,7 @@ import numpy as np
 from keras.src import backend  # compute_output_spec has no public name
 
 from slimline.frameworks.keras.canonical import ACTIVATION
-from slimline.frameworks.keras.functional import Call, calls, input_name, is_array, is_constant, stored
+from slimline.frameworks.keras.functional import Call, calls, frozen, input_name, is_array, is_constant, stored, weights
 from slimline.frameworks.keras.gridded import PLAIN
 from slimline.graph import ops
 from slimline.graph.ir import Graph, Node, Value
@@ -71,7 +71,6 @@ class Reader:
         self._parameters = {id(v): name for name, v in stored(native).items()}
         self._layers = {call.operation.name for call in self.calls}
         self._stored = {*self._parameters.values(), *(name for call in self.calls for name in call.constants)}
-        self._trainable = frozenset(self._parameters[id(v)] for v in native.trainable_variables)
         for name, variable in stored(native).items():
             self.values[name] = Value(name, tuple(variable.shape), keras.backend.standardize_dtype(variable.dtype))
         self._trace(example)
@@ -107,7 +106,8 @@ class Reader:
             nodes=tuple(self.nodes),
             values=self.values,
             parameters=(*self._parameters.values(), *constants),
-            trainable=self._trainable,
+            trainable=frozenset(weights(self.native)),
+            frozen=frozenset(frozen(self.native)),
             inputs=tuple(self._names[id(t)] for t in self.native.inputs),
             outputs=tuple(self._names[id(t)] for t in self.native.outputs),
             batch=self.batch,

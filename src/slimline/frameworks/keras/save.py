@@ -16,6 +16,7 @@ from slimline import archive, strictjson
 from slimline.archive import Archive, Damaged
 from slimline.errors import SlimlineError
 from slimline.frameworks.keras import config, stored
+from slimline.frameworks.keras.functional import freeze, frozen
 from slimline.frameworks.keras.load import example_inputs, load
 from slimline.strictjson import Malformed
 
@@ -32,7 +33,9 @@ def save(native: keras.Model, path: Path, example: tuple[Array, ...], metadata: 
 
     The same model and metadata give the same bytes: times and object numbers inside the archive are fixed.
     """
-    notes = {"example": [[list(a.shape), str(a.dtype)] for a in example], "metadata": dict(metadata)}
+    notes: dict[str, Any] = {"example": [[list(a.shape), str(a.dtype)] for a in example], "metadata": dict(metadata)}
+    if frozen(native):
+        notes["frozen"] = sorted(frozen(native))
     try:
         with tempfile.TemporaryDirectory(prefix="slimline-") as folder:
             raw = Path(folder) / "model.keras"
@@ -115,6 +118,7 @@ def _open(
         if example is None or notes is not None:
             example = example_inputs(source, None if notes is None else notes["example"])
         native, example = load(source, example)
+        freeze(native, [] if notes is None else notes.get("frozen", []))
     except (SlimlineError, Malformed, MemoryError):
         raise
     except Exception as reason:  # a model that contradicts itself fails in Keras in many ways
@@ -163,10 +167,13 @@ def _first(error: Exception) -> str:
 def _notes(content: bytes) -> dict[str, Any]:
     """What slimline wrote beside the model, held against its kinds."""
     notes = strictjson.parse(content)
-    if not isinstance(notes, dict) or notes.keys() != {"example", "metadata"}:
+    if not isinstance(notes, dict) or notes.keys() - {"frozen"} != {"example", "metadata"}:
         raise Malformed("holds notes that are not slimline's")
     if not isinstance(notes["metadata"], dict) or not isinstance(notes["example"], list):
         raise Malformed("holds notes of other types than slimline's")
+    names = notes.get("frozen", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise Malformed("names frozen weights that are no names")
     for entry in notes["example"]:
         match entry:
             case [list(shape), str(dtype)] if dtype in config.DTYPES and len(shape) <= 16:

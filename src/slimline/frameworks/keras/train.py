@@ -14,7 +14,8 @@ import tensorflow as tf
 from slimline.errors import SlimlineError
 from slimline.frameworks.base import Array, Batch
 from slimline.frameworks.keras.canonical import canonical
-from slimline.frameworks.keras.functional import SEED_STATE, calls, variables
+from slimline.frameworks.keras.functional import SEED_STATE, calls, freeze_like, variables
+from slimline.frameworks.keras.functional import weights as weights_of
 from slimline.frameworks.keras.fusednorm import fused
 from slimline.methods import distillation
 from slimline.recipe import Training
@@ -42,6 +43,8 @@ class KerasTrainer:
         self._source = native
         self._config = step
         self._student = fused(native)
+        for given, own in zip(native.variables, self._student.variables, strict=True):
+            own.trainable = given.trainable
         self._teacher = None if teacher is None else fused(teacher)
         seeds = [v for name, v in variables(self._student).items() if name.endswith(SEED_STATE)]
         for index, variable in enumerate(seeds):
@@ -85,6 +88,7 @@ class KerasTrainer:
         slots = self._optimizer.variables[2:]  # behind its counter and its rate
         each = len(slots) // len(weights)
         places = {name: slots[i * each : (i + 1) * each] for i, name in enumerate(weights)}
+        masks = {name: mask for name, mask in masks.items() if name in weights}  # what is frozen at zero stays so
         if set(masks) != set(self._masks):  # they are part of the compiled step
             self._masks, self._train = {n: tf.Variable(np.ones(m.shape, np.float32)) for n, m in masks.items()}, None
         for name, mask in masks.items():
@@ -149,7 +153,7 @@ class KerasTrainer:
 
     def native(self) -> keras.Model:
         """A copy of the model that was given, with the student's weights and statistics."""
-        model = canonical(self._source)
+        model = freeze_like(canonical(self._source), self._source)
         for trained, variable in zip(self._student.variables, model.variables, strict=True):
             variable.assign(trained)
         return model
@@ -249,7 +253,7 @@ def gradients(
     loss: str,
     see: Callable[[Mapping[str, Array]], None] | None = None,
 ) -> dict[str, Array]:
-    """Mean gradient over `batches` of each trainable parameter, by name, in inference mode, float32.
+    """Mean gradient over `batches` of each weight, frozen ones too, by name, in inference mode, float32.
 
     Parameters
     ----------
@@ -257,14 +261,14 @@ def gradients(
         the first output, for data without labels.
     see : told the gradient of every batch.
     """
-    weights = native.trainable_variables
-    paths = {id(v): name for name, v in variables(native).items()}
-    names = [paths[id(v)] for v in weights]
+    held = weights_of(native)
+    names, weights = list(held), [v.value for v in held.values()]
     outputs, logits = _outputs(native, training=False), _logits(native, training=False)
 
     @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
     def gradient(inputs: list[tf.Tensor], labels: tf.Tensor | None) -> list[tf.Tensor]:
-        with tf.GradientTape() as tape:
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(weights)
             if labels is None:
                 found = outputs(inputs)
                 value = 0.5 * tf.reduce_sum(tf.square(found)) / tf.cast(tf.shape(found)[0], found.dtype)

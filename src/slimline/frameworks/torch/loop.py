@@ -52,6 +52,7 @@ class pruning:
         arguments.steps("step", step)
         arguments.seed("seed", seed)
         layers = {f"{name}.weight".lstrip("."): axes(m) for name, m in model.named_modules() if axes(m) is not None}
+        layers = {name: found for name, found in layers.items() if model.get_parameter(name).requires_grad}
         layouts, refused = fitting({name: (name.rpartition(".")[0], a) for name, a in layers.items() if a}, step)
         for entry in refused:
             log.warning("%(what)s is not pruned: %(reason)s.", entry)

@@ -147,8 +147,9 @@ def set_tensors(native: nn.Module, values: Iterable[tuple[str, Tensor]]) -> None
             owner, _, leaf = full.rpartition(".")
             module = native.get_submodule(owner)
             if leaf in module._parameters:
-                if fresh is None:
-                    fresh = nn.Parameter(value, requires_grad=value.is_floating_point())
+                if fresh is None:  # what the user froze stays so
+                    learns = module._parameters[leaf].requires_grad  # type: ignore[union-attr]
+                    fresh = nn.Parameter(value, requires_grad=learns and value.is_floating_point())
                 module._parameters[leaf] = fresh
             else:
                 module._buffers[leaf] = value

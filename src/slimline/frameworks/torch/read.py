@@ -41,7 +41,7 @@ def load(
 
     Returns
     -------
-    The native model in inference mode (parameters all trainable, state-dict names the user's own) and
+    The native model in inference mode (parameters frozen where the user's are, state-dict names the user's own) and
     example inputs of two rows, or of the only batch size it takes.
 
     Raises
@@ -184,6 +184,7 @@ def read(native: fx.GraphModule, example: tuple[Array, ...]) -> Graph:
         values=reader.values,
         parameters=tuple(stored),
         trainable=frozenset(name for name, p in native.named_parameters() if p.is_floating_point()),
+        frozen=frozenset(n for n, p in native.named_parameters() if p.is_floating_point() and not p.requires_grad),
         inputs=inputs,
         outputs=tuple(dict.fromkeys(outputs)),
         batch=len(example[0]) if example[0].ndim else 1,

@@ -73,6 +73,8 @@ class TorchTrainer:
         """Keep weights at zero, and their moments where the mask is or was False."""
         before, self._masks = self._masks, {}
         for name, mask in masks.items():
+            if name not in self._weights:  # frozen: what is zero stays so
+                continue
             weight = self._weights[name]
             self._masks[name] = torch.empty_like(weight).copy_(torch.from_numpy(mask))
             stays = self._masks[name] * before.get(name, 1.0)
@@ -210,7 +212,7 @@ def gradients(
     loss: str,
     see: Callable[[Mapping[str, Array]], None] | None = None,
 ) -> dict[str, Array]:
-    """Mean gradient over `batches` of each trainable parameter, by name, in inference mode, float32.
+    """Mean gradient over `batches` of each weight, frozen ones too, by name, in inference mode, float32.
 
     Parameters
     ----------
@@ -219,7 +221,7 @@ def gradients(
     see : told the gradient of every batch.
     """
     model = _Fast(native)
-    weights = {n: p for n, p in model.module.named_parameters() if p.requires_grad}
+    weights = {n: p.requires_grad_() for n, p in model.module.named_parameters() if p.is_floating_point()}
     sums = {name: torch.zeros_like(w) for name, w in weights.items()}
     count = 0
     for inputs, labels in batches:
