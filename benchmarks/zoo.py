@@ -3,7 +3,9 @@
 A model counts as *covered* when it is captured, pruned at 30 % of every unit by L2 norm (with ``factors="all"`` where
 the default leaves too much, which the table says), loses at least 25 % of its trained parameters, computes as the
 removed model what the masked one computes (largest difference over largest output ≤ 1e-4, on another batch than the
-one it was captured with), saves and loads equal, and takes a training step.
+one it was captured with), saves and loads equal, and takes a training step. *Exported* says whether the artifact that
+`slimline.export` writes of the pruned model answers in its runtime as the model does, with all outputs, on the example
+and on random inputs, at several batch sizes where any goes; a dash is "not measured".
 """
 
 from __future__ import annotations
@@ -26,6 +28,11 @@ import numpy as np
 HERE = Path(__file__).parent
 RATIO, LESS, TOLERANCE = 0.3, 0.25, 1e-4
 TIMEOUT = 3600
+_COLUMNS = (
+    "model", "covered", "exported and equal in the runtime", "error", "parameters", "MACs", "operators", "load s",
+    "plan s", "why not, or what is frozen",
+)  # fmt: skip
+_EXPORTED = {True: "yes", False: "no", None: "–"}
 
 
 @dataclass(frozen=True)
@@ -126,6 +133,23 @@ def pruned(model: Any) -> tuple[Any, Any, Any, dict[str, Any]]:
     )
 
 
+def exported(*models: Any) -> dict[str, Any]:
+    """Whether the artifacts of these models equal them in the runtime, and why not; the gate of `sl.export` says so."""
+    import slimline as sl
+    from slimline.runtimes.base import usual
+
+    start = time.perf_counter()
+    failure = ""
+    try:
+        for model in models:
+            with tempfile.TemporaryDirectory() as folder:
+                sl.export(model, usual(model.framework), folder)
+    except sl.SlimlineError as e:
+        failure = str(e)[:300]
+    seconds = round(time.perf_counter() - start, 1)
+    return {"exported": not failure, "export_failure": failure, "seconds_to_export": seconds}
+
+
 def check(case: Case) -> dict[str, Any]:
     """Everything that is asked of one model."""
     import torch
@@ -156,7 +180,7 @@ def check(case: Case) -> dict[str, Any]:
     row["counted"] = counted == plan.parameters
     row["saved"] = _saves(small, batch)
     row["trained"] = _trains(small.native, batch, model.native)
-    return verdict(row)
+    return verdict(row | exported(small))
 
 
 def check_parts(case: Case) -> dict[str, Any]:
@@ -202,6 +226,7 @@ def check_parts(case: Case) -> dict[str, Any]:
         whole, removed, zeroed = (_outputs(m.parts[name].native, batch) for m in (model, small, masked))
         row["error"] = max(row["error"], _difference(removed, zeroed))
         row["moved"] = max(row["moved"], _difference(whole, zeroed))
+    row |= exported(*(small.parts[name] for name in case.parts))
     row["exact"] = row["error"] <= TOLERANCE
     row["counted"] = sum(p.numel() for p in small.native.parameters()) == model.size - gone
     found = _outputs(small.native, example)
@@ -336,8 +361,8 @@ def _line(row: Mapping[str, Any]) -> str:
         return f"{row['model']:28} FAILED  {row['failure']}"
     reasons = sorted({f.partition(": ")[2] for f in row["frozen"]} - {"the model's output"})
     return (
-        f"{row['model']:28} {'ok' if row['covered'] else 'FAILED':7} error {row['error']:.1e}  parameters "
-        f"-{row['less']:.0%}  load {row['seconds_to_load']} s  plan {row['seconds_to_plan']} s  {row['failure']}"
+        f"{row['model']:28} {'ok' if row['covered'] else 'FAILED':7} exported {_EXPORTED[row.get('exported')]}  "
+        f"error {row['error']:.1e}  parameters -{row['less']:.0%}  load {row['seconds_to_load']} s  plan {row['seconds_to_plan']} s  {row['failure']}"
         + "".join(f"\n{'':28}   frozen: {r}" for r in reasons)
     )
 
@@ -347,27 +372,36 @@ def _write(path: Path, rows: list[dict[str, Any]], skipped: Mapping[str, str]) -
 
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps({"environment": environment(), "rows": rows, "skipped": dict(skipped)}, indent=1))
+    path.with_suffix(".md").write_text(markdown(path.stem, rows, skipped))
+
+
+def markdown(name: str, rows: Sequence[Mapping[str, Any]], skipped: Mapping[str, str]) -> str:
+    """The table of a sweep; what was not measured is a dash."""
     covered = sum(r["covered"] for r in rows)
+    asked = [r["exported"] for r in rows if r.get("exported") is not None]
     lines = [
-        f"# {path.stem}: {covered} of {len(rows)} covered",
+        f"# {name}: {covered} of {len(rows)} covered",
+        "",
+        f"Exported and equal in the runtime: {f'{sum(asked)} of {len(asked)}' if asked else 'not measured'}.",
         "",
         (__doc__ or "").partition("\n\n")[2].replace("\n", " ").strip(),
         "",
-        "| model | covered | error | parameters | MACs | operators | load s | plan s | why not, or what is frozen |",
-        "|---|---|---|---|---|---|---|---|---|",
+        f"| {' | '.join(_COLUMNS)} |",
+        f"|{'---|' * len(_COLUMNS)}",
     ]
     for r in rows:
         if "less" not in r:
-            lines.append(f"| {r['model']} | no | | | | | | | {r['failure']} |")
+            lines.append(f"| {r['model']} | no | – | | | | | | | {r['failure']} |")
             continue
         reasons = sorted({f.partition(": ")[2] for f in r["frozen"]} - {"the model's output"})
         parts = f"parts: {', '.join(r['parts'])}" if r["parts"] else ""
         factors = "factors=all" if r["factors"] == "all" else ""
-        said = "; ".join(filter(None, [r["failure"], factors, parts, *reasons]))
+        wrong = f"export: {r['export_failure']}" if r.get("export_failure") else ""
+        said = "; ".join(filter(None, [r["failure"], wrong, factors, parts, *reasons]))
         lines.append(
-            f"| {r['model']} | {'yes' if r['covered'] else 'no'} | {r['error']:.0e} | −{r['less']:.0%} | "
-            f"−{r['macs_less']:.0%} | {r['operators']} | {r['seconds_to_load']} | {r['seconds_to_plan']} | {said} |"
+            f"| {r['model']} | {'yes' if r['covered'] else 'no'} | {_EXPORTED[r.get('exported')]} | "
+            f"{r['error']:.0e} | −{r['less']:.0%} | −{r['macs_less']:.0%} | {r['operators']} | {r['seconds_to_load']} | {r['seconds_to_plan']} | {said} |"
         )
     if skipped:
         lines += ["", "Not run:", "", *(f"- {name}: {why}" for name, why in skipped.items())]
-    path.with_suffix(".md").write_text("\n".join(lines) + "\n")
+    return "\n".join(lines) + "\n"

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import zoo
-from zoo import LESS, TOLERANCE, Case, pruned
+from zoo import LESS, TOLERANCE, Case, exported, pruned
 
 SIZES = {
     **dict.fromkeys(("VGG16", "VGG19"), 32),
@@ -72,6 +72,7 @@ def check(case: Case) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         again = sl.load(small.save(Path(folder) / "small.keras"))
     row["saved"] = bool(np.allclose(again.predict(x), small.predict(x), atol=1e-6))
+    row |= exported(small)
     row["trained"] = _trains(small.native, x)
     row["peak_megabytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     missing = [what for what in ("exact", "counted", "saved", "trained") if not row[what]]

@@ -142,6 +142,7 @@ def check(case: Case) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         again = sl.load(small.save(Path(folder) / "small.keras"))
     row["saved"] = bool(np.allclose(again.predict(*x), small.predict(*x), atol=1e-6))
+    row |= zoo.exported(small)
     row["trained"] = _trains(small.native, x)
     return zoo.verdict(row)
 

@@ -61,3 +61,34 @@ def test_the_stored_table_counts_what_its_rows_say(path: Path) -> None:
     assert path.with_suffix(".md").read_text().startswith(f"# {path.stem}: {len(covered)} of {len(rows)} covered\n")
     assert all(r["less"] >= 0.25 and r["error"] <= 1e-4 and r["saved"] and r["trained"] for r in covered)
     assert all(r["failure"] for r in rows if not r["covered"])
+
+
+def test_the_column_of_exports_says_what_was_measured() -> None:
+    spec = importlib.util.spec_from_file_location("zoo_sweeps", ROOT / "benchmarks/zoo.py")
+    assert spec is not None and spec.loader is not None
+    sweeps = importlib.util.module_from_spec(spec)
+    sys.modules["zoo_sweeps"] = sweeps  # a dataclass looks for its module there
+    spec.loader.exec_module(sweeps)
+    row = {
+        "covered": True, "failure": "", "less": 0.4, "macs_less": 0.5, "error": 1e-7, "operators": 9, "frozen": [],
+        "factors": "largest", "parts": [], "seconds_to_load": 1, "seconds_to_plan": 1,
+    }  # fmt: skip
+    rows = [
+        {**row, "model": "a", "exported": True, "export_failure": ""},
+        {**row, "model": "b", "exported": False, "export_failure": "it disagrees"},
+        {**row, "model": "c"},
+        {"model": "d", "covered": False, "failure": "not captured"},
+    ]
+    page = sweeps.markdown("zoo_x", rows, {})
+    assert page.startswith("# zoo_x: 3 of 4 covered\n") and "in the runtime: 1 of 2." in page
+    cells = {line.split(" | ")[0].strip("| "): line.split(" | ")[2] for line in page.splitlines() if line[:2] == "| "}
+    assert cells == {"model": "exported and equal in the runtime", "a": "yes", "b": "no", "c": "–", "d": "–"}
+    assert "export: it disagrees" in page
+
+
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
+def test_no_row_claims_an_export_that_was_not_measured(path: Path) -> None:
+    rows = json.loads(path.read_text())["rows"]
+    assert all(r["exported"] in (None, True, False) for r in rows)
+    assert all(bool(r.get("export_failure")) == (r["exported"] is False) for r in rows)
+    assert all("seconds_to_export" in r for r in rows if r["exported"])

@@ -24,6 +24,7 @@ from slimline.measure import (
     outputs,
     score,
 )
+from slimline.measure.integers import MOST, Integers, integers, layer_name, stored_weights
 from slimline.measure.limits import Cost, Part, Trial, limits
 from slimline.measure.load import watched
 from slimline.measure.parity import compare
@@ -45,6 +46,7 @@ from slimline.runtimes.base import runtime
 
 if TYPE_CHECKING:
     from slimline.data import Data
+    from slimline.recipe import Recipe
     from slimline.run import Run
     from slimline.steps import Tell
 
@@ -134,6 +136,13 @@ def examine(
     kept_float = {k: v for r in records for k, v in r.get("float_layers", {}).items()}
     named = {r.what for r in refused}
     refused += [Refusal(what=layer, reason=why) for layer, why in kept_float.items() if layer not in named]
+    done = _in_integers(recipe, before, after, suffix, {**{r.what: r.reason for r in refused}, **kept_float})
+    for name, share in done.items():
+        figures[name] = figures[name].model_copy(update={"integer_macs": share.macs})
+    if done and done["compressed"].macs < MOST:
+        step = next(s.step for s in recipe.steps if s.kind == "quantization")
+        if step not in named:
+            refused.append(Refusal(what=step, reason=f"{done['compressed'].sentence}, see below"))
     return Report(
         schema=1,
         run=run.path.name,
@@ -144,6 +153,7 @@ def examine(
         compressed=figures["compressed"],
         certificate=certificate,
         parity=gate,
+        integers=done.get("compressed"),
         refused=tuple(refused),
         notices=tuple(notices),
         warnings=(doubt,) if doubt else (),
@@ -162,6 +172,24 @@ def examine(
         recipe=recipe.dump(),
         environment=environment(recipe.threads),
     )
+
+
+def _in_integers(
+    recipe: Recipe, before: tuple[Model, Path], after: tuple[Model, Path], suffix: str, reasons: Mapping[str, str]
+) -> dict[str, Integers]:
+    """What of both artifacts runs in integers, by ``original`` and ``compressed``; nothing where no step quantizes."""
+    steps = [s.step for s in recipe.steps if s.kind == "quantization"]
+    if not steps:
+        return {}
+    target = str(recipe.target)
+    whole = next((reasons[step] for step in steps if step in reasons), None)
+    found = {}
+    for name, (model, folder) in (("original", before), ("compressed", after)):
+        operators = runtime(target).integer_layers(folder / f"model{suffix}")
+        layers = model.quantization.layers if model.quantization is not None else ()
+        every = dict.fromkeys(_weights(model), whole) if whole else {}
+        found[name] = integers(model.graph, operators, {**every, **reasons}, layers, target)
+    return found
 
 
 def _gate(model: Model, artifact: Path, data: Data, target: str) -> Any:
@@ -244,20 +272,12 @@ def _state(layer: _Layer) -> LayerState:
 def _weights(model: Model) -> dict[str, _Layer]:
     graph, arrays = model.graph, model.parameters()
     found: dict[str, _Layer] = {}
-    makers = graph.producers()
-
-    def stored(name: str) -> str:
-        """The parameter behind a value, through the fake quantization of a weight."""
-        while name in makers and makers[name].kind == "elementwise" and makers[name].inputs[0]:
-            name = makers[name].inputs[0] or name
-        return name
-
     for node in graph.nodes:
-        held = [s for n in node.inputs[1:] if n is not None and (s := stored(n)) in graph.trainable]
+        held = stored_weights(node, graph)
         macs = cost.node_macs(node, lambda name: graph.values[name].shape) // graph.batch
         if not held or not macs:
             continue
-        name = node.layer or held[0].rpartition(".")[0] or node.name
+        name = layer_name(node, graph)
         shape = graph.values[held[0]].shape
         out = graph.values[node.outputs[0]].shape
         parameters = sum(int(np.prod(graph.values[h].shape)) for h in held)

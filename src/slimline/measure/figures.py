@@ -61,6 +61,7 @@ class Figures(BaseModel):
     file_bytes : of the artifact.
     parameters : stored numbers that training changes.
     macs : multiply-accumulates for one sample.
+    integer_macs : part of them that the runtime executes on integers.
     peak_memory_bytes : most resident memory of a process that loads and runs it, interpreter and libraries included.
     baseline_memory_bytes : resident before the runtime and the artifact were loaded.
     latency : by batch size.
@@ -72,6 +73,7 @@ class Figures(BaseModel):
     file_bytes: Count | None = None
     parameters: Count | None = None
     macs: Count | None = None
+    integer_macs: Annotated[float, Field(ge=0, le=1)] | None = None
     peak_memory_bytes: Count | None = None
     baseline_memory_bytes: Count | None = None
     latency: dict[Annotated[int, Field(ge=1)], Latency] = {}
@@ -81,6 +83,7 @@ class Figures(BaseModel):
         parts += [] if self.file_bytes is None else [f"file {text.bytes_(self.file_bytes)}"]
         parts += [] if self.parameters is None else [f"{text.count(self.parameters)} parameters"]
         parts += [] if self.macs is None else [f"{text.count(self.macs)} MACs a sample"]
+        parts += [] if self.integer_macs is None else [f"{self.integer_macs:.0%} of them in integers"]
         parts += [f"{v.median_ms:.3g} ms at batch {batch}" for batch, v in sorted(self.latency.items())]
         parts += [] if self.peak_memory_bytes is None else [f"peak memory {text.bytes_(self.peak_memory_bytes)}"]
         return ", ".join(parts) or text.NOT_MEASURED

@@ -15,6 +15,7 @@ from slimline import strict_json
 from slimline.errors import SlimlineError
 from slimline.measure.certificate import Certificate
 from slimline.measure.figures import Count, Figures, Latency
+from slimline.measure.integers import Integers
 from slimline.measure.limits import Limit, Trial
 from slimline.measure.parity import Parity
 from slimline.measure.rows import lines, rows
@@ -111,6 +112,7 @@ class Report(BaseModel):
     refused : what was refused or undone.
     notices : what else there is to know of a step.
     warnings : reasons to doubt a figure, such as a machine that was busy.
+    integers : what of the compressed artifact runs in integers, and why not more; None where no step quantizes.
     unmet : limits of the budget that were missed, in words.
     limits : what became of every limit on latency, size and MACs.
     trials : all that was tried in order to decide.
@@ -129,6 +131,7 @@ class Report(BaseModel):
     compressed: Figures
     certificate: Certificate
     parity: Parity
+    integers: Integers | None = None
     refused: tuple[Refusal, ...] = ()
     notices: tuple[Refusal, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -166,6 +169,8 @@ class Report(BaseModel):
         said = [visible(", ".join(named)), ""]
         said += [line.rstrip() for line in lines(self.original, self.compressed, self.certificate.metric)]
         said += ["", self.certificate.sentence()]
+        if self.integers is not None and self.integers.floating:
+            said.append(f"Of the artifact, {self.integers.sentence}: see report.html.")
         said += [f"Over budget: {limit}." for limit in self.unmet]
         said += [f"{limit.sentence()}." for limit in self.limits if limit.outcome == "unclear"]
         said += [f"Warning: {warning}" for warning in self.warnings]

@@ -40,6 +40,10 @@ def rows(original: Figures, compressed: Figures, metric: str) -> list[Row]:
     found.append(_smaller("File", original.file_bytes, compressed.file_bytes, text.bytes_))
     found.append(_smaller("Parameters", original.parameters, compressed.parameters, text.count, "fewer", "more"))
     found.append(_smaller("MACs a sample", original.macs, compressed.macs, text.count, "fewer", "more"))
+    if original.integer_macs is not None or compressed.integer_macs is not None:
+        parts = (original.integer_macs, compressed.integer_macs)
+        before, after = (text.NOT_MEASURED if part is None else f"{part:.0%}" for part in parts)
+        found.append(Row("MACs in integers", before, after, f"{after} of all" if before != after else _ALIKE[0]))
     for batch in sorted({*original.latency, *compressed.latency}):
         found.append(_faster(batch, original.latency.get(batch), compressed.latency.get(batch)))
     peaks = original.peak_memory_bytes, compressed.peak_memory_bytes

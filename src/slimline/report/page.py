@@ -19,6 +19,7 @@ from slimline import strict_json, text
 from slimline.atomic import atomic_write
 from slimline.measure.certificate import Certificate
 from slimline.measure.figures import Figures
+from slimline.measure.integers import Integers
 from slimline.measure.limits import Limit, Trial, judged_batch
 from slimline.measure.parity import Parity
 from slimline.measure.results import Duration, Epoch, Frozen, LayerRow, Refusal, check_schema
@@ -43,6 +44,7 @@ class Shown(BaseModel):
     compressed: Figures | None = None
     certificate: Certificate | None = None
     parity: Parity | None = None
+    integers: Integers | None = None
     refused: tuple[Refusal, ...] | None = None
     notices: tuple[Refusal, ...] | None = None
     warnings: tuple[str, ...] | None = None
@@ -146,6 +148,7 @@ def _view(report: Shown, where: str) -> dict[str, Any]:
         "certificate": certificate,
         "scale": None if certificate is None else plots.certificate_scale(certificate, lambda v: text.drop(v, metric)),
         "parity": report.parity,
+        "integers": report.integers,
         "latencies": _latency_plots(original, compressed),
         "layers": _layers(report.layers or ()),
         "recoveries": _recoveries(report.history or (), metric),
