@@ -16,7 +16,7 @@ import torch
 
 import slimline as sl
 from slimline.errors import SlimlineError
-from slimline.frameworks.torch import expressions, operators, program
+from slimline.frameworks.torch import allowed, expressions, program
 from slimline.strictjson import Malformed
 from tests.security import hostile_torch as h
 
@@ -342,7 +342,7 @@ def test_formulas_blocks_keywords_and_nested_answers_are_read(tmp_path: Path) ->
     example = tuple(x.numpy() for x in (*inputs, torch.ones(2)))
     _, held = h.members(tmp_path / "wide.pt2")
     description = program.read(held[h.MODEL])
-    assert any(n.target in operators.BLOCKS for n in description.graph_module.graph.nodes)
+    assert any(n.target in allowed.BLOCKS for n in description.graph_module.graph.nodes)
     assert sl.load(tmp_path / "wide.pt2", example).predict(*example).shape[0] == 2
 
 
@@ -382,8 +382,8 @@ def test_no_other_text_is_a_formula(text: str) -> None:
 
 def test_no_listed_operator_opens_files_or_changes_the_process() -> None:
     odd = {"from_file", "save", "load", "warn", "set_", "set_data", "manual_seed", "seed", "set_grad_enabled", "_print"}
-    assert not odd & operators.ATEN
-    for name in operators.ATEN:
+    assert not odd & allowed.ATEN
+    for name in allowed.ATEN:
         packet = getattr(torch.ops.aten, name, None)
         for overload in packet.overloads() if packet is not None else ():
             arguments = getattr(packet, overload)._schema.arguments
