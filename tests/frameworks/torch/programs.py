@@ -18,7 +18,7 @@ VIEWS: dict[str, Callable[[Tensor, int], Any]] = {
     "rows": lambda t, n: t[:1] if n % 2 else t[-1:],
     "steps": lambda t, n: t[..., n % 2 :: 2],
     "transpose": lambda t, n: t.transpose(n % t.dim(), -1),
-    "permute": lambda t, n: t.permute(*torch.arange(t.dim()).roll(n).tolist()),
+    "permute": lambda t, n: t.permute(*((d + n) % t.dim() for d in range(t.dim()))),
     "flatten": lambda t, n: t.flatten(-2) if t.dim() > 2 else t.reshape(t.shape),
     "view": lambda t, n: t.contiguous().view(-1, t.shape[-1]),
     "unflatten": lambda t, n: t.unflatten(-1, (-1, 2)) if t.shape[-1] % 2 == 0 else t.unsqueeze(-1),
@@ -86,7 +86,7 @@ class Program(nn.Module):
             elif tensor.dim() > 1:
                 there.append(VIEWS[what](tensor, number))
         mixed = [(1 + k) * (t * torch.linspace(0.5, 1, t.shape[-1])).mean() for k, t in enumerate(there) if t.dim()]
-        return self.first(there[0].reshape(len(x), -1, 6)).flatten(1) + torch.stack(mixed).sum()
+        return self.first(there[0].reshape(x.shape[0], -1, 6)).flatten(1) + torch.stack(mixed).sum()
 
 
 def programs(length: int) -> st.SearchStrategy[list[Step]]:

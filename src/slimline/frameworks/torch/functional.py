@@ -11,15 +11,18 @@ from __future__ import annotations
 
 import logging
 import operator
+from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch._dispatch.python import enable_python_dispatcher
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils import _pytree as pytree
 
 from slimline.errors import SlimlineError
+from slimline.frameworks.base import Array
 from slimline.frameworks.torch.operators import add_constant, aten, layer, packet, writes
 from slimline.frameworks.torch.views import View, put_back, same, shared
 
@@ -36,6 +39,8 @@ _NAMES = {
     "normal_": "normal_functional",
 }  # fmt: skip
 """Functional names of operators in place where they are not the same without the underscore."""
+
+_RECURRENT = ("aten.lstm", "aten.gru", "aten.rnn_tanh", "aten.rnn_relu")
 
 _SKIPPED = ("detach", "dropout", "feature_dropout", "alpha_dropout")
 """Views of all of a tensor that are more than its numbers."""
@@ -78,7 +83,9 @@ class _Fakes(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         """Run one node; an operator that changes the layout of its argument leaves what was kept of it as it was."""
-        result = super().run_node(n)
+        # Recurrent layers run on sizes that are symbols only so; other operators would copy where they do not.
+        with enable_python_dispatcher() if packet(n) in _RECURRENT else nullcontext():
+            result = super().run_node(n)
         self.values[n] = pytree.tree_map_only(Tensor, Tensor.detach, result)
         return result
 
@@ -110,8 +117,7 @@ class _Rewriter:
         idle = {node for node in self.graph.nodes if not node.users and not writes(node)}
         before, self.mode.allow_non_fake_inputs = self.mode.allow_non_fake_inputs, True
         try:
-            # With Python's dispatcher recurrent layers run on sizes that are symbols.
-            with self.mode, enable_python_dispatcher(), torch.no_grad():
+            with self.mode, torch.no_grad():
                 fakes = _Fakes(self.module, self.mode)
                 fakes.run(*self.inputs)
                 self.values = fakes.values
@@ -151,6 +157,8 @@ class _Rewriter:
             parent = next((view for view in read if view.root is owner), owner)
             self.views[node] = view = View(node, parent, value)
             view.version = len(view.root.writes)
+            if node.target is operator.getitem:
+                view.parts = self.values[node.all_input_nodes[0]]
             self.owners.setdefault(shared(value), view)
 
     # -- what is read ------------------------------------------------------------------------
@@ -288,14 +296,16 @@ class _Rewriter:
     # -- new operators ------------------------------------------------------------------------------
 
     def _emit(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
-        """Add an operator where the graph is being written; tensors among its arguments are stored."""
+        """Add an operator where the graph is being written; arrays among its arguments are stored."""
 
-        def stored(value: Tensor) -> fx.Node:
+        def stored(array: Array) -> fx.Node:
+            with unset_fake_temporarily():
+                value = torch.from_numpy(array)
             read = self.graph.get_attr(add_constant(self.module, f"{self.at.name}_positions", value))
             read.meta["val"] = self.values[read] = self.mode.from_tensor(value)
             return read
 
-        args = tuple(stored(a) if isinstance(a, Tensor) else a for a in args)
+        args = tuple(stored(a) if isinstance(a, np.ndarray) else a for a in args)
         node = self.graph.call_function(target, args, kwargs)
         node.meta = {key: self.at.meta[key] for key in ("nn_module_stack", "stack_trace") if key in self.at.meta}
         self.values[node] = node.meta["val"] = self._fake(target, args, kwargs)

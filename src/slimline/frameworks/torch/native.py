@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import unittest.mock as mock
 import warnings
 from collections.abc import Iterable, Sequence
@@ -187,11 +188,21 @@ def trace(module: nn.Module, inputs: tuple[Tensor, ...], free: Free) -> torch.ex
     hint = mock.patch.object(
         transformer, "_detect_is_causal_mask", lambda mask, is_causal=None, size=None: is_causal is True
     )
-    with torch.enable_grad(), hint, whole(), warnings.catch_warnings():
+
+    def run(gradients: bool) -> torch.export.ExportedProgram:
+        with torch.set_grad_enabled(gradients):
+            return torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
+
+    with hint, whole(), warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", "The tensor attributes? .* assigned during export"
         )  # RNNs do; torch undoes it
-        return torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
+        try:
+            return run(True)
+        except RuntimeError as reason:
+            if re.search("in-?place", str(reason)) is None:
+                raise
+            return run(False)  # writes that autograd refuses, and that a functional graph does not have
 
 
 def from_program(

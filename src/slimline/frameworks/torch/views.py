@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
+import numpy as np
 from torch import Tensor, fx
 
 from slimline.frameworks.torch.operators import argument, aten, packet
@@ -71,6 +71,7 @@ class View:
     parent : what it is a view of; None of a tensor that owns its memory.
     value : its shape, strides and place in the memory, without numbers.
     content : the node that holds what is in it, as of the write number `version`; `contents` all that ever did.
+    parts : the tensors of the list that it was taken from.
     writes : the views through which its memory was written to, in order, if it owns it.
     """
 
@@ -80,6 +81,7 @@ class View:
         self.contents = {maker}
         self.root: View = self if parent is None else parent.root
         self.writes: list[View] = []
+        self.parts: list[Tensor] = []
 
     def hold(self, content: fx.Node) -> None:
         """Let it hold what a node gives."""
@@ -134,13 +136,11 @@ class View:
         if self.kind == "unbind":
             dim = int(argument(source, "dim")) % len(before)
             return dim, range(index, index + 1), True
-        parts = source.meta["val"]
-        dims = [d for d, n in enumerate(before) if not isinstance(n, int) or n != parts[0].shape[d]]
-        fixed = [d for d in dims if isinstance(before[d], int)]
-        if not fixed:
-            return (dims or [0])[0], slice(None), False
-        start = sum(int(p.shape[fixed[0]]) for p in parts[:index])
-        return fixed[0], range(start, start + int(parts[index].shape[fixed[0]])), False
+        fixed = [d for d, n in enumerate(before) if isinstance(n, int) and n != self.parts[0].shape[d]]
+        if not fixed:  # one part that is all, or parts of a size that is free
+            return None if len(self.parts) > 1 else (0, slice(None), False)
+        start = sum(int(p.shape[fixed[0]]) for p in self.parts[:index])
+        return fixed[0], range(start, start + int(self.parts[index].shape[fixed[0]])), False
 
     def region(self, ancestor: View) -> dict[int, range]:
         """Of dimensions of an ancestor, the positions that it lies within; as far as they can be told."""
@@ -222,8 +222,7 @@ def put_back(view: View, old: fx.Node, new: fx.Node, written: View, emit: Emit) 
     if kind in _EXPANDS:
         return _shrink(view, new, written, emit)
     if kind == "diagonal":
-        names = ("offset", "dim1", "dim2")
-        return emit(aten.diagonal_scatter.default, old, new, *(argument(view.maker, n) for n in names))
+        return _cross(view, old, new, emit)
     if kind == "view_as_real":
         return emit(aten.view_as_complex.default, emit(aten.contiguous.default, new))
     if kind == "view_as_complex":
@@ -253,7 +252,7 @@ def _paste(box: tuple[int, Any, bool], sizes: Sequence[Any], old: fx.Node, new: 
     if span.step > 1 and len(span) > 1:
         where = {position: size + k for k, position in enumerate(span)}
         both = emit(aten.cat.default, [old, new], dim)
-        rows = torch.tensor([where.get(k, k) for k in range(size)])
+        rows = np.array([where.get(k, k) for k in range(size)], np.int64)
         return emit(aten.index_select.default, both, dim, rows)
     parts = [(0, span.start), None, (span.start + len(span), size)]
     pieces = [
@@ -303,6 +302,27 @@ def _order(kind: str, node: fx.Node, rank: int) -> list[int]:
     a, b = (rank - 2, rank - 1) if names is None else (argument(node, n) % rank for n in names)
     order[a], order[b] = order[b], order[a]
     return order
+
+
+def _cross(view: View, old: fx.Node, new: fx.Node, emit: Emit) -> fx.Node | None:
+    """`old` with `new` on a diagonal, of which there is one number for each row that it passes."""
+    assert view.parent is not None
+    sizes = view.parent.value.shape
+    offset = argument(view.maker, "offset")
+    first, second = (argument(view.maker, name) % len(sizes) for name in ("dim1", "dim2"))
+    if not (isinstance(sizes[first], int) and isinstance(sizes[second], int)):
+        return None
+    on = np.eye(sizes[first], sizes[second], offset, dtype=bool)
+    if not on.any():
+        return old
+    place = np.maximum(np.cumsum(on.any(1)) - 1, 0)  # which number of the diagonal a row has
+    rows = emit(aten.index_select.default, new, len(sizes) - 2, place)
+    low, high = sorted((first, second))
+    order = list(range(len(sizes) - 2))
+    order.insert(first - (second < first), len(sizes) - 2)
+    spread = emit(aten.unsqueeze.default, emit(aten.permute.default, rows, order), second)
+    shape = [sizes[d] if d in (low, high) else 1 for d in range(len(sizes))]
+    return emit(aten.where.self, (on if first == low else on.T).reshape(shape).copy(), spread, old)
 
 
 def _shrink(view: View, new: fx.Node, written: View, emit: Emit) -> fx.Node | None:
