@@ -362,7 +362,8 @@ def _line(row: Mapping[str, Any]) -> str:
     reasons = sorted({f.partition(": ")[2] for f in row["frozen"]} - {"the model's output"})
     return (
         f"{row['model']:28} {'ok' if row['covered'] else 'FAILED':7} exported {_EXPORTED[row.get('exported')]}  "
-        f"error {row['error']:.1e}  parameters -{row['less']:.0%}  load {row['seconds_to_load']} s  plan {row['seconds_to_plan']} s  {row['failure']}"
+        f"error {row['error']:.1e}  parameters -{row['less']:.0%}  "
+        f"load {row['seconds_to_load']} s  plan {row['seconds_to_plan']} s  {row['failure']}"
         + "".join(f"\n{'':28}   frozen: {r}" for r in reasons)
     )
 
@@ -400,7 +401,8 @@ def markdown(name: str, rows: Sequence[Mapping[str, Any]], skipped: Mapping[str,
         said = "; ".join(filter(None, [r["failure"], wrong, factors, parts, *reasons]))
         lines.append(
             f"| {r['model']} | {'yes' if r['covered'] else 'no'} | {_EXPORTED[r.get('exported')]} | "
-            f"{r['error']:.0e} | −{r['less']:.0%} | −{r['macs_less']:.0%} | {r['operators']} | {r['seconds_to_load']} | {r['seconds_to_plan']} | {said} |"
+            f"{r['error']:.0e} | −{r['less']:.0%} | −{r['macs_less']:.0%} | {r['operators']} | "
+            f"{r['seconds_to_load']} | {r['seconds_to_plan']} | {said} |"
         )
     if skipped:
         lines += ["", "Not run:", "", *(f"- {name}: {why}" for name, why in skipped.items())]
