@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 import inspect
+import numbers
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
-from slimline.arrays import whole
 from slimline.errors import SlimlineError
 
 P = ParamSpec("P")
@@ -74,6 +74,13 @@ def steps(name: str, given: Any) -> None:
 def seed(name: str, given: Any) -> None:
     """What a random generator starts from."""
     whole(given, name, 0, 2**32)
+
+
+def whole(given: object, name: str, least: int, end: int) -> int:
+    """An integer in ``[least, end)``, or the error that says what is wrong."""
+    if isinstance(given, bool) or not isinstance(given, numbers.Integral) or not least <= int(given) < end:
+        raise SlimlineError(f"{name} is {given!r}: give a whole number from {least} to {end - 1}.")
+    return int(given)
 
 
 def path(name: str, given: Any) -> None:

@@ -115,13 +115,6 @@ def finite(array: Array) -> bool:
     return all(bool(np.isfinite(array[i : i + rows]).all()) for i in range(0, len(array), rows))
 
 
-def whole(given: object, name: str, least: int, end: int) -> int:
-    """An integer in ``[least, end)``, or the error that says what is wrong."""
-    if isinstance(given, bool) or not isinstance(given, int | np.integer) or not least <= int(given) < end:
-        raise SlimlineError(f"{name} is {given!r}: give a whole number from {least} to {end - 1}.")
-    return int(given)
-
-
 def _read(value: Any) -> Array:
     if hasattr(value, "detach") and hasattr(value, "cpu"):  # torch
         value = value.detach().cpu()

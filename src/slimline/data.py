@@ -17,7 +17,8 @@ from typing import Any, Literal
 import numpy as np
 
 from slimline import repeats
-from slimline.arrays import Array, is_array, whole
+from slimline.arguments import whole
+from slimline.arrays import Array, is_array
 from slimline.errors import SlimlineError, unknown
 from slimline.measure.certificate import Certificate, certify, check_range
 from slimline.splits import (

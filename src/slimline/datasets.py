@@ -8,7 +8,8 @@ from typing import Literal
 
 import numpy as np
 
-from slimline.arrays import Array, whole
+from slimline.arguments import whole
+from slimline.arrays import Array
 from slimline.data import Data
 from slimline.errors import SlimlineError, require, unknown
 from slimline.splits import Augment

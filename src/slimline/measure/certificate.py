@@ -9,7 +9,8 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from slimline.arrays import as_array, whole
+from slimline.arguments import whole
+from slimline.arrays import as_array
 from slimline.errors import SlimlineError, unknown
 
 Method = Literal["exact", "betting", "tango", "clopper-pearson", "bootstrap"]

@@ -166,11 +166,13 @@ def _functional(native: nn.Module) -> bool:
 def test_a_write_through_a_view_reaches_all_that_share_its_memory(name: str, tmp_path: Path) -> None:
     module = Block(BLOCKS[name]).eval()
     model = _model(module, TOKENS)
-    assert _functional(model.native) and model.native.fixed_batch is None
+    assert _functional(model.native)
+    sizes = (5, 2) if model.native.fixed_batch is None else (2,)  # a part of the batch that is written fixes its size
+    assert len(sizes) == 2 or name == "first_and_last"
     runtime.lower(model, tmp_path / "m.onnx")
     session = runtime.load(tmp_path / "m.onnx")
     folded = TORCH.fold(model.native, model.example)
-    for rows in (5, 2):
+    for rows in sizes:
         x, wish = TOKENS[:rows], _eager(module, TOKENS[:rows])
         for found in (model.predict(x.numpy()), TORCH.predict(folded, (x.numpy(),)), session.run((x.numpy(),))):
             np.testing.assert_allclose(found, wish, atol=1e-5)
@@ -241,7 +243,7 @@ def _windows(b: nn.Module, x: Tensor) -> Tensor:
 
 
 def test_a_write_without_functional_form_is_refused_in_one_sentence() -> None:
-    with pytest.raises(SlimlineError, match=r"aten.mul_ .* unfold") as refused:
+    with pytest.raises(SlimlineError, match=r"aten.mul .* unfold") as refused:
         _model(Block(_windows), TOKENS)
     assert "\n" not in str(refused.value)
 
