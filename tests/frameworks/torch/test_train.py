@@ -160,3 +160,19 @@ def test_gradients_are_autograds():
         gradients(native, [((X,), None)], "cross_entropy")
     with pytest.raises(SlimlineError, match="at least one batch"):
         gradients(native, [], "norm")
+
+
+@pytest.mark.parametrize("inputs", [3, 4, 8, 12, 16])
+def test_gradients_of_a_short_cut_are_those_without_onednn(inputs):
+    """1x1 convolutions with a stride, channels last, overflow in oneDNN on processors without AVX-512."""
+    torch.manual_seed(inputs)
+    module = nn.Sequential(
+        nn.Conv2d(1, inputs, 3), nn.Conv2d(inputs, 8, 1, 2, bias=False), nn.Flatten(), nn.Linear(72, 10)
+    )
+    native = load(module)
+    with torch.backends.mkldnn.flags(enabled=False):
+        wish = gradients(native, [batch()], "cross_entropy")
+    for _ in range(20):
+        found = gradients(native, [batch()], "cross_entropy")
+    for name, array in wish.items():
+        assert found[name] == pytest.approx(array, rel=1e-3, abs=1e-5)

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from slimline.errors import SlimlineError
 from slimline.frameworks.base import Array, Batch
-from slimline.frameworks.torch.native import check_batch, free_views, set_training
+from slimline.frameworks.torch.native import argument, check_batch, free_views, set_training
 from slimline.methods import distillation
 from slimline.recipe import Training
 
@@ -245,6 +245,22 @@ def gradients(
     return {name: _array(total / count) for name, total in sums.items()}
 
 
+def _overflows(module: fx.GraphModule) -> bool:
+    """Whether gradients of a convolution would be written past their end, were it channels last.
+
+    On processors without AVX-512 oneDNN does so in 1x1 convolutions with a stride whose inputs do not fill a vector of
+    8 channels (torch 2.13: wrong numbers, or a crash later on; found by comparing with mkldnn switched off).
+    """
+    if torch.backends.cpu.get_cpu_capability() != "AVX2":
+        return False
+    for node in module.graph.find_nodes(op="call_function", target=torch.ops.aten.conv2d.default):
+        weight, stride = node.args[1], argument(node, "stride")
+        held = weight.meta.get("val") if isinstance(weight, fx.Node) else None
+        if set(stride) != {1} and (held is None or (tuple(held.shape[2:]) == (1, 1) and held.shape[1] % 8)):
+            return True
+    return False
+
+
 class _Fast:
     """A copy of a graph module laid out for speed: channels last where it has 2-D convolutions.
 
@@ -256,7 +272,7 @@ class _Fast:
         self._training = False
         set_training(self.module, False)
         targets = {node.target for node in self.module.graph.nodes}
-        self._images = torch.ops.aten.conv2d.default in targets
+        self._images = torch.ops.aten.conv2d.default in targets and not _overflows(self.module)
         free_views(self.module)
         self._probabilities = _final(self.module).target in _SOFTMAX
         if self._images:
