@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import operator
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -79,7 +80,7 @@ class _Fakes(fx.Interpreter):
 
     def fetch_attr(self, target: str) -> Any:
         """A stored tensor without its numbers."""
-        return pytree.tree_map_only(Tensor, self.mode.from_tensor, super().fetch_attr(target))
+        return pytree.tree_map_only(Tensor, partial(self.mode.from_tensor, static_shapes=True), super().fetch_attr(target))
 
     def run_node(self, n: fx.Node) -> Any:
         """Run one node; an operator that changes the layout of its argument leaves what was kept of it as it was."""
@@ -302,7 +303,7 @@ class _Rewriter:
             with unset_fake_temporarily():
                 value = torch.from_numpy(array)
             read = self.graph.get_attr(add_constant(self.module, f"{self.at.name}_positions", value))
-            read.meta["val"] = self.values[read] = self.mode.from_tensor(value)
+            read.meta["val"] = self.values[read] = self.mode.from_tensor(value, static_shapes=True)
             return read
 
         args = tuple(stored(a) if isinstance(a, np.ndarray) else a for a in args)
