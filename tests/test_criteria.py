@@ -44,7 +44,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def data():
-    return sl.Data(calibration=(X, Y), test=(X, Y))
+    return sl.Data(calibration=(X, Y), test=(X, Y), overlap="allow")
 
 
 def found(model, data, criterion, **fields):

@@ -80,13 +80,21 @@ class _Fakes(fx.Interpreter):
 
     def fetch_attr(self, target: str) -> Any:
         """A stored tensor without its numbers."""
-        return pytree.tree_map_only(Tensor, partial(self.mode.from_tensor, static_shapes=True), super().fetch_attr(target))
+        fake = partial(self.mode.from_tensor, static_shapes=True)
+        return pytree.tree_map_only(Tensor, fake, super().fetch_attr(target))
 
     def run_node(self, n: fx.Node) -> Any:
         """Run one node; an operator that changes the layout of its argument leaves what was kept of it as it was."""
-        # Recurrent layers run on sizes that are symbols only so; other operators would copy where they do not.
-        with enable_python_dispatcher() if packet(n) in _RECURRENT else nullcontext():
-            result = super().run_node(n)
+        # Some operators run on sizes that are symbols only with Python's dispatcher, where others would copy what they
+        # else show.
+        try:
+            with enable_python_dispatcher() if packet(n) in _RECURRENT else nullcontext():
+                result = super().run_node(n)
+        except RuntimeError as reason:
+            if "SymIntArrayRef expected" not in str(reason):
+                raise
+            with enable_python_dispatcher():
+                result = super().run_node(n)
         self.values[n] = pytree.tree_map_only(Tensor, Tensor.detach, result)
         return result
 
