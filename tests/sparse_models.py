@@ -34,9 +34,10 @@ def keras_net():
 
 def data(framework, labels=True, samples=240):
     x, y = load_digits(return_X_y=True)
-    x = (x / 16).astype(np.float32).reshape(-1, 8, 8)[:samples]
+    x = (x / 16).astype(np.float32).reshape(-1, 8, 8)
     x = x[:, None] if framework == "torch" else x[..., None]
-    return sl.Data(train=(x, y[:samples]) if labels else x, test=(x[:40], y[:40]))
+    x, y, tested = x[:samples], y[:samples], (x[samples : samples + 40], y[samples : samples + 40])
+    return sl.Data(train=(x, y) if labels else x, test=tested)
 
 
 def load(framework):

@@ -39,7 +39,7 @@ def test_a_step_in_vain_is_refused_even_when_it_is_the_last(tmp_path, model, ste
     before = sl.SparsePruning(amount=0.1)
     with pytest.raises(sl.SlimlineError, match=said):
         sl.apply(model, [before, step], sl.Data(calibration=X))
-    data = sl.Data(train=(X, np.arange(4)), test=(X, np.arange(4)), calibration=X)
+    data = sl.Data(train=(X, np.arange(4)), test=(X, np.arange(4)), calibration=X, overlap="allow")
     with pytest.raises(sl.SlimlineError, match=said):
         sl.compress(small(), data, recipe=[step], output=tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -290,7 +290,7 @@ def test_settings_without_a_meaning_are_refused(fields, sentence):
         ({"pattern": "5:7"}, "Nothing can be pruned"),
         ({"amount": 0.5, "criterion": lambda w, g, h: w[0]}, "returned shape"),
         ({"amount": 0.5, "criterion": lambda w, g, h: w * np.nan}, "NaN"),
-        ({"amount": 0.5, "criterion": "tests.test_sparse:nothing"}, "There is no name"),
+        ({"amount": 0.5, "criterion": "tests.test_sparse:nothing"}, "is the name of code"),
         ({"masks": {"nothing": np.ones(3)}}, "There is no weight"),
         ({"masks": "nowhere.safetensors"}, "cannot be read"),
     ],

@@ -622,7 +622,7 @@ def _make(path: Path) -> list[Path]:
     for folder in (*reversed(path.parents), path):
         if folder.is_dir():
             continue
-        if os.path.lexists(folder) and folder == path:
+        if folder == path and os.path.lexists(folder) and not folder.is_dir():  # it may have come since
             raise SlimlineError(f"{path} is a file: name a directory that does not exist yet.")
         with contextlib.suppress(FileExistsError):
             folder.mkdir()
