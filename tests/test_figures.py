@@ -73,6 +73,35 @@ def seeds(tool: str, recipe: str) -> str:
     return f"{percent(mean(found))} ({points(min(found))} to {points(max(found))})"
 
 
+SCORES = {
+    "accuracy, 1 point, no gains": "accuracy, lost in 1 %, never gained",
+    "accuracy, 1 point, few gains": "accuracy, lost in 1.3 %, gained in 0.3 %",
+    "accuracy, 5 points": "accuracy, lost in 8 %, gained in 3 %",
+    "accuracy, no drop": "accuracy, lost and gained in 2 %",
+    "heavy losses in 1 %": "in [0, 1], lost wholly in 1 %",
+    "heavy losses in 0.3 %": "in [0, 1], lost wholly in 0.3 %",
+    "heavy losses in 1 %, noise": "in [0, 1], lost in 1 %, noise elsewhere",
+    "heavy losses in 20 %": "in [0, 1], lost in 20 %, noise elsewhere",
+    "groups lost in 5 %": "groups of 1 to 30, 5 % of groups lost",
+    "groups lost in 0.3 %": "groups of 1 to 30, 0.3 % of groups lost",
+}
+"""Cases of the simulated certificates, and what docs/certificates.md calls them."""
+
+
+def false_rates() -> list[str]:
+    """The rows of the table in docs/certificates.md."""
+    false = {(r["method"], r["case"]): r["false"] for r in rows("certificates")}
+    found = []
+    for case, label in SCORES.items():
+        rates = false["certificate", case]
+        found.append(f"| {label} | " + " | ".join(f"{100 * rates[n]:.1f}" for n in ("50", "200", "1000")) + " |")
+    for part in ("1 %", "0.3 %"):
+        rates = false["bootstrap", f"heavy losses in {part}"]
+        cells = " | ".join(f"*{100 * rates[n]:.0f}*" for n in ("50", "200", "1000"))
+        found.append(f"| *bootstrap, lost in {part}: gives no verdict* | {cells} |")
+    return found
+
+
 def claims() -> dict[str, list[str]]:
     """By page, every quotation of a result as it has to read."""
     torch1, torch32 = (row("fashion_torch", tool="original", batch=b) for b in (1, 32))
@@ -117,6 +146,7 @@ def claims() -> dict[str, list[str]]:
             f"[{covered('zoo_keras')} keras.applications]",
             f"[{covered('zoo_keras_hub')} KerasHub backbones]",
         ],
+        "docs/certificates.md": false_rates(),
         "docs/sparsity.md": [f"90 % zeros is {_gzip():.1f} times smaller"],
         "docs/sparse-training.md": [
             f"(digits, {training('none')} right), half of every width cut at once leaves {training('no training')} "
@@ -163,6 +193,9 @@ SETTINGS = {
     "docs/depth-and-activations.md": [],
     "docs/parts.md": [],
     "docs/architecture.md": [],
+    "docs/certificates.md": ["With 95 % confidence", "wrong in up to 6.8 % of cases", "(5 % are allowed",
+                             "of the allowed 5 %", "(1 % of samples"],
+    "docs/security.md": ["256 MB", "100 times its size", "64 MB, 100 levels"],
 }  # fmt: skip
 
 
