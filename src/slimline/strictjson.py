@@ -25,15 +25,18 @@ def parse(text: bytes | str, limit: int = BYTES) -> Any:
     if _count(text, ",") + _count(text, "[") + _count(text, "{") > VALUES:
         raise Malformed(f"is JSON of more than {VALUES:,} values")
     try:
+        plain = text if isinstance(text, str) else str(text, "utf-8")
         value = json.loads(
-            text, parse_int=_integer, parse_float=_float, parse_constant=_constant, object_pairs_hook=_once
+            plain, parse_int=_integer, parse_float=_float, parse_constant=_constant, object_pairs_hook=_once
         )
     except Malformed:
         raise
     except RecursionError as reason:
         raise Malformed(f"is nested more than {DEPTH} levels deep") from reason
-    except ValueError as reason:
-        raise Malformed("is no JSON") from reason
+    except UnicodeDecodeError as reason:
+        raise Malformed("is not UTF-8") from reason
+    except json.JSONDecodeError as reason:
+        raise Malformed(f"is no JSON at line {reason.lineno} ({reason.msg})") from reason
     _shallow(value)
     return value
 

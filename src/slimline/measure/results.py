@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from markupsafe import Markup
 from pydantic import BaseModel, ConfigDict, Field
 
-from slimline import strict_json
+from slimline import json_models
 from slimline.errors import SlimlineError
 from slimline.measure.certificate import Certificate
 from slimline.measure.figures import Count, Figures, Latency
@@ -160,8 +160,8 @@ class Report(BaseModel):
         ------
         SlimlineError : it is not that, or of another schema than 1.
         """
-        check_schema(strict_json.parse(text, where), where)
-        return strict_json.validate(cls, text, where)
+        check_schema(json_models.parse(text, where), where)
+        return json_models.validate(cls, text, where)
 
     def __str__(self) -> str:
         """The table, what the certificate says, and what else one has to know, in ASCII as far as names are."""
@@ -198,10 +198,10 @@ class Report(BaseModel):
 def check_schema(loaded: Any, where: str) -> None:
     """Refuse what says it is no report of this schema, before its fields are looked at."""
     if not isinstance(loaded, dict):
-        raise strict_json.damaged(where, f"it holds {type(loaded).__name__}, not an object")
+        raise json_models.damaged(where, f"it holds {type(loaded).__name__}, not an object")
     schema = loaded.get("schema")
     if type(schema) is not int:
-        raise strict_json.damaged(where, "it does not say which schema it has")
+        raise json_models.damaged(where, "it does not say which schema it has")
     if schema != SCHEMA:
         newer = "update slimline, or run the compression again" if schema > SCHEMA else "run the compression again"
         raise SlimlineError(f"{where} has schema {schema}, and this slimline reads schema {SCHEMA}: {newer}.")

@@ -15,7 +15,7 @@ import yaml
 from markupsafe import Markup
 from pydantic import BaseModel, ConfigDict
 
-from slimline import strict_json, text
+from slimline import json_models, text
 from slimline.atomic import atomic_write
 from slimline.measure.certificate import Certificate
 from slimline.measure.figures import Figures
@@ -100,9 +100,9 @@ def html(report: Mapping[str, Any], where: str = "The report") -> str:
     try:
         raw = json.dumps(report)
     except (TypeError, ValueError, RecursionError) as error:
-        raise strict_json.damaged(where, "it is no JSON") from error
-    check_schema(strict_json.parse(raw, where), where)
-    shown = strict_json.validate(Shown, raw, where)
+        raise json_models.damaged(where, "it is no JSON") from error
+    check_schema(json_models.parse(raw, where), where)
+    shown = json_models.validate(Shown, raw, where)
     return _template().render(_view(shown, where)) + "\n"
 
 
@@ -209,7 +209,7 @@ def _trial(row: Trial, metric: str) -> dict[str, Any]:
 
 def _activations(steps: Sequence[Mapping[str, Any]], where: str) -> list[Activation]:
     """What activation pruning did to each ReLU."""
-    plans = [strict_json.validate(_Step, json.dumps(step), f"{where}, in its steps,").plan for step in steps]
+    plans = [json_models.validate(_Step, json.dumps(step), f"{where}, in its steps,").plan for step in steps]
     return [row for plan in plans if plan is not None for row in plan.activations]
 
 
@@ -286,7 +286,7 @@ def _yaml(steps: Sequence[Mapping[str, Any]], where: str) -> str:
     try:
         said: str = yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100)
     except yaml.YAMLError as error:
-        raise strict_json.damaged(where, "its steps cannot be written as YAML") from error
+        raise json_models.damaged(where, "its steps cannot be written as YAML") from error
     return said if kept else ""
 
 
