@@ -192,8 +192,8 @@ def test_estimates_use_the_recipe_s_own_batches_and_threads_and_hand_on_what_the
     assert len(calls) == asked and again.cost == found.cost, "the same shapes are measured once"
     assert set(found.cost.latency) == {1, 4, 16}
     assert found.cost.macs.value < 0.35
-    (name,) = found.decisions
-    assert name.startswith("03-StaticQuantization/undo-")
+    bits, name = found.decisions
+    assert bits == "03-StaticQuantization/weight-bits" and name.startswith("03-StaticQuantization/undo-")
 
 
 def test_a_limit_on_macs_needs_no_artifact(tiny, monkeypatch):

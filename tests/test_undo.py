@@ -16,6 +16,7 @@ import slimline as sl
 from slimline import undo
 from slimline.measure import Latency, Trial
 from slimline.measure.parity import Parity
+from slimline.runtimes.base import runtime
 from slimline.steps import Context, perform
 from tests import compress_job
 
@@ -214,18 +215,9 @@ def journalled(context):
     return kept, replace(context, decide=decide)
 
 
-def agreeing(monkeypatch):
-    """On processors whose integer kernels saturate nothing agrees; that is not what is tested here."""
-    real = undo.Artifacts.parity
-    monkeypatch.setattr(
-        undo.Artifacts, "parity", lambda self, back: real(self, back).model_copy(update={"passed": True})
-    )
-
-
 def test_what_was_decided_is_not_asked_again_and_gives_the_same_model(context, monkeypatch):
     import slimline.measure
 
-    agreeing(monkeypatch)
     calls = []
     real = slimline.measure.measure_latency
 
@@ -238,7 +230,7 @@ def test_what_was_decided_is_not_asked_again_and_gives_the_same_model(context, m
     first = perform(STEP, context.teacher, deciding)
     assert len(calls) <= 2
     assert all(threads == 2 and batches == (16,) and rows == 16 for batches, threads, rows in calls), "the recipe's own"
-    assert [name.partition("-")[0] for name in kept] == ["undo", "parity"]
+    assert [name.partition("-")[0] for name in kept] == ["weight", "undo", "parity"]
     undoing = first.record["undoing"]
     assert undoing["artifacts"] <= 5 and undoing["seconds"] > 0
     assert (undoing["batch"], undoing["threads"]) == (16, 2)
@@ -275,18 +267,29 @@ def test_a_carried_decision_is_obeyed_and_an_estimate_asks_no_gate(context, monk
     monkeypatch.setattr(undo.Artifacts, "parity", lambda *_: pytest.fail("an estimate's weights are not trained"))
     name = undo._question(context.teacher, STEP, context)
     record = {"seconds": 1.0, "artifacts": 2, "batch": 16, "threads": 2, "trials": [], "slower": "", "back": ["stem"]}
-    carried = replace(context, decide=lambda asked, choose: {name: record}[asked])
+    carried = replace(context, decide=lambda asked, choose: {name: record, "weight-bits": {"bits": 8}}[asked])
     found = undo.quantize_what_pays(context.teacher, STEP, carried, gate=False)
     assert "stem" not in found.model.quantization.layers
     assert found.refused == [{"what": "stem", "reason": undo.SLOWER}]
-    whole = replace(context, decide=lambda asked, choose: {**record, "slower": "in integers it takes twice as long"})
+    slower = {**record, "slower": "in integers it takes twice as long"}
+    whole = replace(context, decide=lambda asked, choose: slower if asked == name else choose())
     found = undo.quantize_what_pays(context.teacher, STEP, whole, gate=False)
     assert found.model is context.teacher
     assert found.refused[0]["what"] == "StaticQuantization"
 
 
+@pytest.mark.parametrize("what", ["weight-bits", "undo"])
 @pytest.mark.parametrize("record", [{}, {"back": "stem"}, {"back": ["stem"], "slower": 1}, {"back": [], "slower": ""}])
-def test_a_journal_that_was_changed_is_refused_in_a_sentence(context, record):
-    carried = replace(context, decide=lambda asked, choose: record)
+def test_a_journal_that_was_changed_is_refused_in_a_sentence(context, record, what):
+    carried = replace(context, decide=lambda asked, choose: record if asked.startswith(what) else choose())
     with pytest.raises(sl.SlimlineError, match=r"What the run's journal holds of .* is damaged: start a new run"):
         undo.quantize_what_pays(context.teacher, STEP, carried)
+
+
+@pytest.mark.parametrize("bits", [7, 8])
+def test_weights_have_the_bits_that_the_processor_bears_and_the_record_says_so(context, monkeypatch, bits):
+    monkeypatch.setattr(type(runtime("onnxruntime")), "weight_bits", property(lambda self: bits))
+    done = perform(STEP.model_copy(update={"undo": False}), context.teacher, context)
+    assert {grid.high for grid in done.model.quantization.weights.values()} == {2 ** (bits - 1) - 1}
+    assert done.record["weight_bits"] == bits
+    assert ("VNNI" in " ".join(done.record.get("notes", ()))) == (bits == 7)

@@ -30,6 +30,7 @@ def calibrate(
     policy: str,
     exclude: Mapping[str, str] | None = None,
     known: Ranges | None = None,
+    bits: int | None = None,
 ) -> Model:
     """A model that simulates the integer artifact of the runtime `policy`; `model` stays as it is.
 
@@ -40,6 +41,7 @@ def calibrate(
     exclude : layers that must stay in float, with the reason that the report gives.
     known : ranges of the same model, step and batches from earlier calls, which are not observed again; new ones
         are added.
+    bits : of the int8 weights; None takes what the runtime's kernels bear on this processor (`Runtime.weight_bits`).
 
     Raises
     ------
@@ -66,7 +68,7 @@ def calibrate(
     }
     quantization = Quantization(
         activations=activations,
-        weights=weight_grids(folded.parameters(), placement, activations, runtime(policy).weight_bits),
+        weights=weight_grids(folded.parameters(), placement, activations, bits or runtime(policy).weight_bits),
         layers=placement.layers,
         float_layers={**placement.refused, **exclude},
     )

@@ -223,7 +223,7 @@ def _undoing(records: Sequence[Mapping[str, Any]]) -> list[Trial]:
 
 
 def _notes(record: Mapping[str, Any]) -> Sequence[str]:
-    return tuple(dict(record.get("plan", {})).get("notes", ()))
+    return (*dict(record.get("plan", {})).get("notes", ()), *record.get("notes", ()))
 
 
 def _brief(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -335,6 +335,7 @@ class _StepRecord(BaseModel):
     float_layers: dict[str, str] = {}
     history: list[dict[str, Any]] = []
     plan: dict[str, Any] = {}
+    notes: list[str] = []
 
 
 def _checked_record(run: Run, name: str, record: dict[str, Any]) -> dict[str, Any]:

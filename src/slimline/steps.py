@@ -221,6 +221,12 @@ def _quantize(step: StaticQuantization, model: Model, context: Context) -> Done:
     if (quantization := undone.model.quantization) is not None:
         record["float_layers"] = dict(quantization.float_layers)
         record["integer_layers"] = list(quantization.layers)
+        record["weight_bits"] = undone.bits
+        if undone.bits < 8:
+            record["notes"] = [
+                f"weights have {undone.bits} bits, since integer kernels of {context.target} overflow with 8 on this "
+                "processor, which has no VNNI; compress on one that has for the last bit"
+            ]
     return Done(undone.model, record)
 
 

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic, perf_counter
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -53,11 +53,12 @@ SLOWER = "its integers made the artifact slower"
 @dataclass(frozen=True)
 class Undone:
     """The quantized model (or the float one, where integers do not pay), what went back to float and why, and what it
-    cost to find out, ready for JSON."""
+    cost to find out, ready for JSON; the bits of its weights."""
 
     model: Model
     refused: list[dict[str, str]] = field(default_factory=list)
     record: dict[str, Any] = field(default_factory=dict)
+    bits: int = 8
 
 
 def quantize_what_pays(model: Model, step: StaticQuantization, context: Context, gate: bool = True) -> Undone:
@@ -73,7 +74,7 @@ def quantize_what_pays(model: Model, step: StaticQuantization, context: Context,
     assert context.data is not None
     artifacts = Artifacts(model, step, context)
     if not step.undo:
-        return Undone(artifacts.quantized({}))
+        return Undone(artifacts.quantized({}), bits=artifacts.bits)
     with tempfile.TemporaryDirectory(prefix="slimline-undo-") as folder:
         artifacts.folder = Path(folder)
         said = context.decide(_question(model, step, context), lambda: by_the_clock(artifacts, context.seed))
@@ -94,7 +95,8 @@ def quantize_what_pays(model: Model, step: StaticQuantization, context: Context,
                 again = context.decide("undo-again", lambda: {"slower": _slower(artifacts, back, context.seed)})
                 if slower := checked(Again, again, "what the clock said of integers").slower:
                     return Undone(model, [{"what": step.step, "reason": slower}], record)
-        return Undone(artifacts.quantized(back), [{"what": k, "reason": v} for k, v in back.items()], record)
+        refused = [{"what": layer, "reason": reason} for layer, reason in back.items()]
+        return Undone(artifacts.quantized(back), refused, record, artifacts.bits)
 
 
 class Clocked(BaseModel):
@@ -127,6 +129,14 @@ class Again(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     slower: str
+
+
+class WeightBits(BaseModel):
+    """Of the weights: what the integer kernels bear on the processor that the run is on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bits: Literal[7, 8]
 
 
 class Candidates(Protocol):
@@ -164,6 +174,9 @@ class Artifacts:
         self.judged, self.seed = judged_batch(context.batch_sizes), context.seed
         self.batches = first(context.data.split("calibration"), step.samples, step.batch_size)
         self.runtime = runtime(context.target)
+        # What the processor bears is decided once, as what a clock says is.
+        bits = context.decide("weight-bits", lambda: {"bits": self.runtime.weight_bits})
+        self.bits = checked(WeightBits, bits, "the bits of weights").bits
         self.count = 0
         self._ranges: Ranges = {}
         self._batch = 0
@@ -172,7 +185,7 @@ class Artifacts:
 
     def quantized(self, back: Mapping[str, str]) -> Model:
         """With these layers in float; they and the reasons are in its history."""
-        return calibrate(self.model, self.step, self.batches, self.target, back, self._ranges)
+        return calibrate(self.model, self.step, self.batches, self.target, back, self._ranges, self.bits)
 
     def simulation(self, back: Sequence[str]) -> Model:
         """What the artifact with these layers in float should compute."""
