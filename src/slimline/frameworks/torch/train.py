@@ -253,10 +253,13 @@ def _overflows(module: fx.GraphModule) -> bool:
     """
     if torch.backends.cpu.get_cpu_capability() != "AVX2":
         return False
+    held = {
+        name: tensor for name, tensor in (*module.named_parameters(remove_duplicate=False), *module.named_buffers())
+    }
     for node in module.graph.find_nodes(op="call_function", target=torch.ops.aten.conv2d.default):
         weight, stride = node.args[1], argument(node, "stride")
-        held = weight.meta.get("val") if isinstance(weight, fx.Node) else None
-        if set(stride) != {1} and (held is None or (tuple(held.shape[2:]) == (1, 1) and held.shape[1] % 8)):
+        stored = held.get(str(weight.target)) if isinstance(weight, fx.Node) and weight.op == "get_attr" else None
+        if set(stride) != {1} and (stored is None or (tuple(stored.shape[2:]) == (1, 1) and stored.shape[1] % 8)):
             return True
     return False
 
