@@ -99,12 +99,16 @@ def figures_table(columns: Mapping[str, Figures], metric: str, title: str) -> Gr
         ]
         if len(values) == 2:
             before, after = values
-            worded.append("" if before is None or after is None else _gain(before, after, words))
+            if before is None or after is None:
+                worded.append("")
+            else:
+                worded.append(f"{after - before:+{digits}}" if words is None else _gain(before, after, words))
         rows.append([name, *worded])
 
     percent = 100 if metric in ("accuracy", "agreement") else 1
+    digits = ".2f" if percent > 1 else ".4g"
     scores = [None if f.accuracy is None else percent * f.accuracy for f in shown]
-    row(f"{metric}, %" if percent > 1 else metric, scores, [f"{s or 0:.4g}" for s in scores], None)
+    row(f"{metric}, %" if percent > 1 else metric, scores, [f"{s or 0:{digits}}" for s in scores], None)
     sizes = [f.file_bytes for f in shown]
     row("file", sizes, [bytes_text(s or 0) for s in sizes], ("smaller", "larger"))
     for name, counts in (("parameters", [f.parameters for f in shown]), ("MACs", [f.macs for f in shown])):
@@ -119,10 +123,8 @@ def figures_table(columns: Mapping[str, Figures], metric: str, title: str) -> Gr
     return Grid(title, names, rows, names[1:], folded=False)
 
 
-def _gain(before: float, after: float, words: tuple[str, str] | None) -> str | Text:
-    """The change as a factor in words, or, without words, as a difference."""
-    if words is None:
-        return f"{after - before:+.4g}"
+def _gain(before: float, after: float, words: tuple[str, str]) -> str | Text:
+    """The change as a factor in words."""
     if before <= 0 or after <= 0:
         return ""
     factor = max(before / after, after / before)

@@ -253,9 +253,7 @@ def _overflows(module: fx.GraphModule) -> bool:
     """
     if torch.backends.cpu.get_cpu_capability() != "AVX2":
         return False
-    held = {
-        name: tensor for name, tensor in (*module.named_parameters(remove_duplicate=False), *module.named_buffers())
-    }
+    held = dict([*module.named_parameters(remove_duplicate=False), *module.named_buffers()])
     for node in module.graph.find_nodes(op="call_function", target=torch.ops.aten.conv2d.default):
         weight, stride = node.args[1], argument(node, "stride")
         stored = held.get(str(weight.target)) if isinstance(weight, fx.Node) and weight.op == "get_attr" else None
