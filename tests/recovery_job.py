@@ -13,7 +13,7 @@ from slimline.data import Data
 from slimline.frameworks.base import adapter
 from slimline.model import Model
 from slimline.recipe import Distillation
-from slimline.recovery import recover
+from slimline.training.loop import recover
 
 STEP = Distillation(epochs=3, batch_size=32, learning_rate=3e-3, refresh_batches=4)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import slimline as sl
-from slimline.activations import ActivationPlan
+from slimline.steps.activations.plan import ActivationPlan
 from slimline.measure import outputs
 from slimline.methods.activations import sparsity, threshold_for_error, threshold_for_sparsity
 

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 import slimline as sl
-from slimline import cli, datasets
+from slimline import cli
+from slimline.data import datasets
 from slimline.data import Data
 from slimline.errors import SlimlineError
 from slimline.recipe import Budget, ChannelPruning, Recipe, StaticQuantization, load_recipe, parse
-from slimline.sources import ModelSource, load_model, load_weights
+from slimline.run.sources import ModelSource, load_model, load_weights
 
 X, Y = np.ones((20, 3, 8, 8), np.float32), np.arange(20) % 4
 NAN = np.where(np.arange(20)[:, None] == 7, np.nan, 1.0)
@@ -146,7 +147,7 @@ RECIPE = Recipe(steps=(StaticQuantization(),))
 
 
 def test_an_output_that_is_taken(tmp_path: Path) -> None:
-    from slimline.run import Run
+    from slimline.run.directory import Run
 
     Run.create(tmp_path / "run", RECIPE).close()
     (tmp_path / "full").mkdir()
@@ -167,7 +168,7 @@ def test_an_output_that_is_taken(tmp_path: Path) -> None:
 
 
 def test_an_output_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from slimline.run import Run
+    from slimline.run.directory import Run
 
     def refuse(folder: Path, *rest: object, **more: object) -> None:
         raise PermissionError(13, os.strerror(13), str(folder))

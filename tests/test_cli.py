@@ -17,13 +17,13 @@ from rich.console import Console
 
 from slimline import cli
 from slimline.console import Display
-from slimline.datasets import builtin
+from slimline.data.datasets import builtin
 from slimline.measure.results import Figures, Latency
 from slimline.recipe import Recipe, StaticQuantization, presets
-from slimline.recovery import Progress
-from slimline.run import Run
-from slimline.sources import DataSource, ModelSource, load_again, load_data, load_weights
-from slimline.tables import bytes_text, figures_table, latency_text
+from slimline.training.loop import Progress
+from slimline.run.directory import Run
+from slimline.run.sources import DataSource, ModelSource, load_again, load_data, load_weights
+from slimline.report.tables import bytes_text, figures_table, latency_text
 
 
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[int, str, str]:
@@ -46,7 +46,7 @@ def test_help_and_import_load_nothing_heavy() -> None:
 
 
 def test_compress_stays_the_function_however_it_is_imported() -> None:
-    code = "from slimline.compress import load\nimport slimline as sl\nassert callable(sl.compress), sl.compress\n"
+    code = "from slimline.run.compress import load\nimport slimline as sl\nassert callable(sl.compress), sl.compress\n"
     code += "assert sl.load is load and all(hasattr(sl, name) for name in sl.__all__)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -91,7 +91,7 @@ def test_compress_passes_everything_on(
         called.update(given, model=model, data=data)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(import_module("slimline.compress"), "compress", fake)
+    monkeypatch.setattr(import_module("slimline.run.compress"), "compress", fake)
     words = ["compress", "mine:net", "--data", "mine:data", "-o", "out", "--max-drop", "0.02", "--max-latency", "0.5"]
     words += ["--seed", "7", "--batch", "1", "--batch", "8", "--threads", "2", "-t", "onnxruntime"]
     code, _, _ = run(capsys, monkeypatch, *words)

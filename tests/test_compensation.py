@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import slimline as sl
-from slimline.compensation import compensate
+from slimline.steps.channels.compensation import compensate
 
 torch = pytest.importorskip("torch")
 nn = torch.nn
@@ -202,7 +202,7 @@ def test_several_rounds_repair_against_the_original():
 
 @pytest.mark.parametrize("framework", ["torch", "keras"])
 def test_rounds_of_a_step_repair_against_the_original(framework, monkeypatch):
-    from slimline import compensation
+    from slimline.steps.channels import compensation
 
     model, x = made(framework, "residual")
     seen = []

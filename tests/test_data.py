@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slimline.data import Data
-from slimline.datasets import builtin
+from slimline.data.datasets import builtin
 from slimline.errors import SlimlineError
-from slimline.splits import rebatch
+from slimline.data.splits import rebatch
 
 
 def samples(n: int, start: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import slimline as sl
-from slimline.depth import DepthPlan
+from slimline.steps.depth.plan import DepthPlan
 from slimline.graph.blocks import blocks
 from slimline.measure import outputs
 from slimline.methods.depth import block_influence, relative_error

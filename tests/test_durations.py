@@ -5,10 +5,10 @@ from __future__ import annotations
 from datetime import datetime
 from pathlib import Path
 
-from slimline.durations import Durations
-from slimline.journal import JOURNAL
+from slimline.run.durations import Durations
+from slimline.run.journal import JOURNAL
 from slimline.recipe import Recipe, StaticQuantization
-from slimline.run import Run
+from slimline.run.directory import Run
 
 RECIPE = Recipe(steps=(StaticQuantization(),))
 

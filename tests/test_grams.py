@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import slimline as sl
-from slimline.grams import collect
+from slimline.evidence.grams import collect
 from slimline.graph.matrix import matrices
 
 torch = pytest.importorskip("torch")

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from slimline.errors import SlimlineError
-from slimline.journal import JOURNAL, Created, Decision, Journal, Note, Stage, dump
+from slimline.run.journal import JOURNAL, Created, Decision, Journal, Note, Stage, dump
 from slimline.recipe import Recipe, StaticQuantization
-from slimline.run import Run
+from slimline.run.directory import Run
 
 RECIPE = Recipe(steps=(StaticQuantization(),))
 

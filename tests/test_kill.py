@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from slimline.recipe import Recipe, StaticQuantization
-from slimline.run import Run
+from slimline.run.directory import Run
 from tests import kill_job
 
 RECIPE = Recipe(steps=(StaticQuantization(),), target="onnxruntime")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from slimline.errors import SlimlineError
-from slimline.masker import Masker
+from slimline.steps.sparse.masker import Masker
 from slimline.methods.schedules import sparsity
 from slimline.methods.sparsity import Axes
 from slimline.recipe import SparsePruning

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import slimline as sl
-from slimline.activations import observed, relus
+from slimline.steps.activations.plan import observed, relus
 from slimline.graph.matrix import matrices
-from slimline.recovery import Progress, recover
+from slimline.training.loop import Progress, recover
 from tests import recovery_job as job
 from tests import sparse_models as small
 

@@ -9,7 +9,7 @@ import slimline as sl
 from slimline.errors import SlimlineError
 from slimline.graph.groups import Groups, Slot
 from slimline.methods import gates
-from slimline.penalties import Gates, penalty
+from slimline.steps.sparse_training.penalties import Gates, penalty
 from tests import sparse_models as small
 
 _drawn = np.random.default_rng(0)

@@ -10,12 +10,12 @@ import pytest
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from slimline import recovery
+from slimline.training import loop as recovery
 from slimline.data import Data
 from slimline.errors import SlimlineError
 from slimline.model import Model
 from slimline.recipe import Distillation
-from slimline.recovery import Progress, recover
+from slimline.training.loop import Progress, recover
 from tests import recovery_job as job
 
 ROOT = Path(__file__).parent.parent

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slimline import repeats
+from slimline.data import repeats
 from slimline.data import Data
 from slimline.errors import SlimlineError
 
@@ -170,7 +170,7 @@ def test_the_fingerprint_sees_groups() -> None:
 
 
 def test_groups_of_a_file(tmp_path) -> None:
-    from slimline.sources import DataSource, load_data
+    from slimline.run.sources import DataSource, load_data
 
     (x, y), (x_t, y_t) = some(30), some(20, 1)
     names = np.arange(20) // 4

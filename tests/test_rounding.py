@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import slimline as sl
-from slimline import rounding, steps
+from slimline.steps.channels import rounding
+from slimline import steps  # CHECK
 from slimline.graph.plan import Plan
 from slimline.graph.units import Units
 from slimline.methods.structured import around, smallest_good
-from slimline.rounding import choose
+from slimline.steps.channels.rounding import choose
 from slimline.runtimes.base import Layer, runtime
 
 torch = pytest.importorskip("torch")

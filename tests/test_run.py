@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from slimline.atomic import atomic_write, install, sha256
+from slimline.files.atomic import atomic_write, install, sha256
 from slimline.errors import SlimlineError
-from slimline.journal import JOURNAL
+from slimline.run.journal import JOURNAL
 from slimline.recipe import Recipe, StaticQuantization
-from slimline.run import Run
+from slimline.run.directory import Run
 
 RECIPE = Recipe(steps=(StaticQuantization(),))
 
@@ -26,10 +26,10 @@ JOB = """
 import hashlib, sys
 from pathlib import Path
 from typing import Any
-from slimline.atomic import atomic_write
-from slimline.run import Run
+from slimline.files.atomic import atomic_write
+from slimline.run.directory import Run
 from slimline.recipe import Recipe, StaticQuantization
-from slimline.run import Run
+from slimline.run.directory import Run
 
 path = Path(sys.argv[1])
 if (path / "journal.jsonl").exists():
@@ -144,7 +144,7 @@ def test_a_torn_last_line_is_dropped_and_mended(tmp_path: Path) -> None:
 
 
 def test_two_processes_do_not_work_on_one_run(tmp_path: Path) -> None:
-    script = "import sys, time; from slimline.run import Run; r = Run.open(sys.argv[1]); print(1, flush=True)"
+    script = "import sys, time; from slimline.run.directory import Run; r = Run.open(sys.argv[1]); print(1, flush=True)"
     with Run.create(tmp_path / "r", RECIPE) as run:
         with pytest.raises(SlimlineError, match="Another process"):
             Run.open(tmp_path / "r")
@@ -292,7 +292,7 @@ from pathlib import Path
 from typing import Any
 from slimline.errors import SlimlineError
 from slimline.recipe import Recipe, StaticQuantization
-from slimline.run import Run
+from slimline.run.directory import Run
 
 recipe = Recipe(steps=(StaticQuantization(),))
 for line in sys.stdin:
@@ -472,7 +472,7 @@ def test_checkpoints_are_for_one_key_and_one_set_of_versions(tmp_path: Path, mon
         for _ in range(2):
             with pytest.raises(ValueError):
                 run.stage("one", checkpoints, key="k")
-        monkeypatch.setattr("slimline.run.versions", lambda: {"torch": "9"})
+        monkeypatch.setattr("slimline.run.directory.versions", lambda: {"torch": "9"})
         with pytest.raises(ValueError):
             run.stage("one", checkpoints, key="k")
         assert seen == [[], ["epoch-1"], []]
@@ -533,7 +533,7 @@ def test_other_versions_are_said(
         run.read_versions()
         assert not caplog.text
     now = {**run.created["versions"], "torch": "99"}
-    monkeypatch.setattr("slimline.run.versions", lambda: now)
+    monkeypatch.setattr("slimline.run.directory.versions", lambda: now)
     with Run.open(tmp_path / "r") as run:
         run.read_versions()
     assert "torch" in caplog.text

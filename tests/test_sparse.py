@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 import slimline as sl
-from slimline.grams import collect
+from slimline.evidence.grams import collect
 from slimline.graph.matrix import matrices
-from slimline.masks import sparsity
+from slimline.model.masks import sparsity
 from slimline.methods import obs
-from slimline.named_code import granted
+from slimline.run.named_code import granted
 from slimline.recipe import Recipe, parse
-from slimline.recipe.sparse import PackedMask
-from slimline.sparse import sparsify
+from slimline.steps.sparse.step import PackedMask
+from slimline.steps.sparse.prune import sparsify
 from tests import sparse_models as small
 
 EXACT = {"criterion": "obs", "update": True}

@@ -7,7 +7,7 @@ import pytest
 
 import slimline as sl
 from slimline.graph.matrix import matrices
-from slimline.recovery import Progress, recover
+from slimline.training.loop import Progress, recover
 from tests import sparse_models as small
 
 RECOVERY = sl.Distillation(epochs=3, batch_size=48, learning_rate=3e-3, refresh_batches=2)

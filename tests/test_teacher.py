@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import slimline as sl
-from slimline.recovery import Progress, recover
+from slimline.training.loop import Progress, recover
 from tests import compress_job
 
 FRAMEWORKS = ("torch", "keras")

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 import slimline as sl
-from slimline.arrays import as_array
+from slimline.data.arrays import as_array
 from slimline.data import Data
 from slimline.errors import SlimlineError
 from slimline.measure.accuracy import evaluate
-from slimline.splits import augmented
+from slimline.data.splits import augmented
 
 torch = pytest.importorskip("torch")
 X, Y = np.random.default_rng(0).random((40, 3), np.float32), np.arange(40) % 2
@@ -125,7 +125,7 @@ def test_numbers_that_are(numbers: Any) -> None:
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 1.5, "1", None, True])
 def test_seeds(seed: Any) -> None:
-    from slimline.datasets import builtin
+    from slimline.data.datasets import builtin
 
     model = sl.load(torch.nn.Linear(3, 2), X)
     for attempt in (
@@ -291,7 +291,7 @@ def closeness(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def test_a_metric_without_a_range_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
-    from slimline.trial import try_score
+    from slimline.training.trial import try_score
 
     model = sl.load(torch.nn.Linear(3, 2), X)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import slimline as sl
-from slimline import zeros
+from slimline.steps.sparse import zeros
 
 
 @pytest.fixture

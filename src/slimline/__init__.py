@@ -11,20 +11,20 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from slimline.compress import apply as apply
-    from slimline.compress import compress as compress
-    from slimline.compress import export as export
-    from slimline.compress import load as load
-    from slimline.compress import plan as plan
-    from slimline.compress import resume as resume
+    from slimline.run.compress import apply as apply
+    from slimline.run.compress import compress as compress
+    from slimline.run.compress import export as export
+    from slimline.run.compress import load as load
+    from slimline.run.compress import plan as plan
+    from slimline.run.compress import resume as resume
     from slimline.data import Data as Data
     from slimline.errors import SlimlineError as SlimlineError
     from slimline.frameworks.keras.loop import PruningCallback as PruningCallback
     from slimline.frameworks.torch.loop import pruning as pruning
     from slimline.frameworks.torch.prune import to_torch_prune as to_torch_prune
-    from slimline.masks import finalize as finalize
+    from slimline.model.masks import finalize as finalize
     from slimline.model import Model as Model
-    from slimline.parted import PartedModel as PartedModel
+    from slimline.run.parts import PartedModel as PartedModel
     from slimline.recipe import ActivationPruning as ActivationPruning
     from slimline.recipe import Budget as Budget
     from slimline.recipe import ChannelPruning as ChannelPruning
@@ -34,21 +34,21 @@ if TYPE_CHECKING:
     from slimline.recipe import SparsePruning as SparsePruning
     from slimline.recipe import SparseTraining as SparseTraining
     from slimline.recipe import StaticQuantization as StaticQuantization
-    from slimline.run import Run as Run
+    from slimline.run.directory import Run as Run
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "slimline.compress": ("apply", "compress", "export", "load", "plan", "resume"),
+    "slimline.run.compress": ("apply", "compress", "export", "load", "plan", "resume"),
     "slimline.data": ("Data",),
     "slimline.errors": ("SlimlineError",),
-    "slimline.run": ("Run",),
+    "slimline.run.directory": ("Run",),
     "slimline.frameworks.keras.loop": ("PruningCallback",),
     "slimline.frameworks.torch.loop": ("pruning",),
     "slimline.frameworks.torch.prune": ("to_torch_prune",),
-    "slimline.masks": ("finalize",),
+    "slimline.model.masks": ("finalize",),
     "slimline.model": ("Model",),
-    "slimline.parted": ("PartedModel",),
+    "slimline.run.parts": ("PartedModel",),
     "slimline.recipe": (
         "ActivationPruning",
         "Budget",

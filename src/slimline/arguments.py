@@ -45,7 +45,7 @@ def model(name: str, given: Any) -> None:
 
 def any_model(name: str, given: Any) -> None:
     """A `slimline.Model`, whole or by parts."""
-    from slimline.parted import PartedModel
+    from slimline.run.parts import PartedModel
 
     if not isinstance(given, PartedModel):
         model(name, given)

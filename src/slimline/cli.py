@@ -19,7 +19,7 @@ from slimline.errors import SlimlineError
 
 if TYPE_CHECKING:
     from slimline.recipe import Recipe
-    from slimline.run import Run
+    from slimline.run.directory import Run
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -97,10 +97,10 @@ def compress(
     verbose: Verbose = False,
 ) -> None:
     """Compress MODEL within a budget, measure it on its runtime and certify the accuracy lost."""
-    from slimline.named_code import as_names, names, refuse
+    from slimline.run.named_code import as_names, names, refuse
     from slimline.recipe import Budget, load_recipe
     from slimline.runtimes.base import runtime
-    from slimline.sources import DataSource, ModelSource, load_pair
+    from slimline.run.sources import DataSource, ModelSource, load_pair
 
     limits = {
         "max_drop": max_drop,
@@ -129,10 +129,10 @@ def compress(
     loaded, samples, tutor = load_pair(model_source, data_source, teacher_source)
     chosen = wished(samples.has("train"))
 
-    from slimline.compress import compress as work
+    from slimline.run.compress import compress as work
     from slimline.recipe import SparsePruning
     from slimline.runtimes.base import usual
-    from slimline.zeros import note
+    from slimline.steps.sparse.zeros import note
 
     for step in chosen.steps:
         if isinstance(step, SparsePruning):
@@ -162,7 +162,7 @@ def compress(
 @app.command()
 def resume(run: RunPath, allow_code: Code = None, allow_pickle: Pickle = False, verbose: Verbose = False) -> None:
     """Go on with a run that was stopped or killed; code that a run of somebody else names needs your word."""
-    from slimline.compress import resume as work
+    from slimline.run.compress import resume as work
 
     with Display(err) as display:
         done = work(run, progress=display, allow_code=tuple(allow_code or ()), allow_pickle=allow_pickle)
@@ -172,7 +172,7 @@ def resume(run: RunPath, allow_code: Code = None, allow_pickle: Pickle = False, 
 @app.command()
 def report(run: RunPath) -> None:
     """Show what a run found, and where its report is."""
-    from slimline.run import Run
+    from slimline.run.directory import Run
 
     _show(Run.open(run, lock=False))
 
@@ -180,8 +180,8 @@ def report(run: RunPath) -> None:
 @app.command()
 def verify(run: RunPath) -> None:
     """Compare every file of a finished run with the hash that the run noted of it."""
-    from slimline.run import Run
-    from slimline.tables import Grid
+    from slimline.run.directory import Run
+    from slimline.report.tables import Grid
 
     opened = Run.open(run, lock=False)
     differing = opened.verify()
@@ -203,8 +203,8 @@ def inspect(
     verbose: Verbose = False,
 ) -> None:
     """Layers, parameters, MACs and units of MODEL: what can be done to each, what not, and why."""
-    from slimline.inspection import tables
-    from slimline.sources import DataSource, ModelSource, load_data, load_model
+    from slimline.run.inspection import tables
+    from slimline.run.sources import DataSource, ModelSource, load_data, load_model
 
     source = ModelSource(model, weights, _shape(input_shape), allow_pickle)
     give = None if data is None else lambda layout: load_data(DataSource(data), layout)
@@ -224,10 +224,10 @@ def measure(
     verbose: Verbose = False,
 ) -> None:
     """Accuracy, size, latency and memory of an artifact on its runtime, alone or against another."""
-    from slimline.inspection import measure_files
+    from slimline.run.inspection import measure_files
     from slimline.runtimes.base import runtime_for
-    from slimline.sources import DataSource
-    from slimline.tables import figures_table
+    from slimline.run.sources import DataSource
+    from slimline.report.tables import figures_table
 
     files = ({} if against is None else {"baseline": against}) | {"artifact": artifact}
     source = DataSource(data, seed or 0)
@@ -242,7 +242,7 @@ def measure(
 def targets() -> None:
     """List the runtimes that slimline compresses for."""
     from slimline.runtimes.base import names, runtime
-    from slimline.tables import Grid
+    from slimline.report.tables import Grid
 
     found = [runtime(name) for name in names()]
     rows = [(each.name, ", ".join(each.frameworks), each.description, each.available() or "yes") for each in found]
@@ -253,7 +253,7 @@ def targets() -> None:
 def recipes(context: typer.Context) -> None:
     """List the recipes that come with slimline."""
     from slimline.recipe import presets
-    from slimline.tables import Grid
+    from slimline.report.tables import Grid
 
     if context.invoked_subcommand is not None:
         return
@@ -282,7 +282,7 @@ def _shape(text: str | None) -> tuple[int, ...] | None:
 
 def _show(run: Run) -> None:
     """The table, the report's path and what the certificate says."""
-    from slimline.tables import summary_table
+    from slimline.report.tables import summary_table
 
     found = run.report
     out.print(summary_table(found))

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from slimline.data import Data
-from slimline.datasets import Layout, builtin
+from slimline.data.datasets import Layout, builtin
 from slimline.errors import require, unknown
 from slimline.methods.schedules import warmup_cosine
 from slimline.recipe import Budget, ChannelPruning, Distillation, Recipe, StaticQuantization
-from slimline.recovery import Progress
-from slimline.sources import DataSource, ModelSource
-from slimline.splits import Augment
+from slimline.training.loop import Progress
+from slimline.run.sources import DataSource, ModelSource
+from slimline.data.splits import Augment
 
 if TYPE_CHECKING:
-    from slimline.run import Run
+    from slimline.run.directory import Run
 
 RECIPE = Recipe(
     description="Half of all channels, recovered by distillation, then INT8.",
@@ -49,7 +49,7 @@ def run_demo(framework: str = "torch", output: Path | None = None, progress: Tel
     make_model, make_data = makers[framework]
     output = output or _free(Path("runs") / f"demo-{framework}")
 
-    from slimline.compress import compress, load
+    from slimline.run.compress import compress, load
 
     data = make_data()
     trained = make_model(progress)

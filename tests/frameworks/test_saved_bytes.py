@@ -17,7 +17,7 @@ from torch import nn
 import slimline as sl
 from slimline.errors import SlimlineError
 from slimline.frameworks.torch import program
-from slimline.strictjson import Malformed
+from slimline.files.strictjson import Malformed
 
 X = np.random.default_rng(0).standard_normal((2, 3, 9, 9)).astype(np.float32)
 

@@ -14,7 +14,7 @@ from torch import nn
 
 import slimline as sl
 from slimline.errors import SlimlineError
-from slimline.sources import DataSource, load_data, load_weights
+from slimline.run.sources import DataSource, load_data, load_weights
 from tests.fuzz import mutate
 from tests.security import hostile_torch
 

@@ -13,7 +13,7 @@ from slimline.console import PlainConsole
 from slimline.errors import SlimlineError
 from slimline.measure import Report
 from slimline.report import html
-from slimline.tables import summary_table
+from slimline.report.tables import summary_table
 from tests.fuzz.jsonmutate import mutate
 from tests.report.example import report
 
@@ -101,7 +101,7 @@ def test_what_is_wrong_is_said(raw, said):
 
 def test_the_command_says_it_too(tmp_path, capsys, monkeypatch):
     from slimline.recipe import Recipe, StaticQuantization
-    from slimline.run import Run
+    from slimline.run.directory import Run
 
     with Run.create(tmp_path / "r", Recipe(steps=(StaticQuantization(),))) as run:
         run.stage("one", lambda folder: None)

@@ -17,7 +17,7 @@ import pytest
 from slimline.errors import SlimlineError
 from slimline.recipe import Recipe, load_recipe, presets
 from slimline.recipe.recipe import parse
-from slimline.run import Run
+from slimline.run.directory import Run
 
 SEEDS = [0, *(pytest.param(s, marks=pytest.mark.slow) for s in range(1, 34))]
 EACH = 300

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import slimline as sl
-from slimline.calibration import calibrate
+from slimline.steps.quantization.calibration import calibrate
 from slimline.graph import cost
 from slimline.measure.integers import integers
 from slimline.recipe import StaticQuantization

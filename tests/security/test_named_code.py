@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 
 import slimline as sl
-from slimline import cli, seal
-from slimline.compress import resume
-from slimline.named_code import function_of, granted
+from slimline import cli
+from slimline.run import seal
+from slimline.run.compress import resume
+from slimline.run.named_code import function_of, granted
 from slimline.recipe.recipe import load_recipe, parse
-from slimline.run import Run
-from slimline.state import state_folder
+from slimline.run.directory import Run
+from slimline.files.state import state_folder
 from tests import compress_job
 
 MODULE = """
@@ -87,7 +88,7 @@ def forget(name: str, mark: Path) -> None:
 
 def rewritten(run: Path, change: Any) -> None:
     """The first line of the journal as an attacker writes it, checksum and all."""
-    from slimline.journal import Created, dump
+    from slimline.run.journal import Created, dump
 
     path = run / "journal.jsonl"
     first, *rest = path.read_bytes().splitlines(keepends=True)
@@ -163,7 +164,7 @@ def test_what_lies_in_the_working_directory_shadows_nothing(project: Any) -> Non
     folder, name, _ = project
     (folder / "colorsys.py").write_text("raise SystemError('shadowed')")
     sys.modules.pop("colorsys", None)
-    from slimline.sources import find
+    from slimline.run.sources import find
 
     find(f"{name}:score", "criterion")
     import colorsys

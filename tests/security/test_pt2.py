@@ -17,7 +17,7 @@ import torch
 import slimline as sl
 from slimline.errors import SlimlineError
 from slimline.frameworks.torch import allowed, expressions, program
-from slimline.strictjson import Malformed
+from slimline.files.strictjson import Malformed
 from tests.security import hostile_torch as h
 
 CODE = "__import__('pathlib').Path({canary!r}).touch()"
@@ -298,7 +298,7 @@ def test_an_archive_that_two_readers_could_read_differently_is_refused(name: str
     content = ARCHIVES[name](_stored(benign.read_bytes()) if name == "checksum" else benign.read_bytes())
     path.write_bytes(content)
     if name == "checksum":  # of a member that is not needed: `inspect` and runs verify hashes, reading verifies its own
-        from slimline import archive
+        from slimline.files import archive
 
         with pytest.raises(archive.Damaged):
             held = archive.read(path)

@@ -28,7 +28,7 @@ Batch = tuple[tuple[Array, ...], Array | None]
 
 
 class Trainer(Protocol):
-    """One student under training; the loop around it is `slimline.recovery`."""
+    """One student under training; the loop around it is `slimline.training.loop`."""
 
     def refresh(self, batches: Iterable[Batch]) -> None:
         """Recompute batch-norm statistics (cumulative mean over `batches`); no weights change."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from slimline.arrays import as_array
+from slimline.data.arrays import as_array
 from slimline.errors import SlimlineError, raised
 from slimline.measure.process import Worker
 

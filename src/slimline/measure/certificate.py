@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from slimline.arguments import whole
-from slimline.arrays import as_array
+from slimline.data.arrays import as_array
 from slimline.errors import SlimlineError, unknown
 
 Method = Literal["exact", "betting", "tango", "clopper-pearson", "bootstrap"]

@@ -1,6 +1,6 @@
 """Which models were scored on which certification samples: what makes it noticed that samples are used again.
 
-It lies in the user's state directory (`slimline.state`), in ``certificates``: ``uses.jsonl`` with a line per model,
+It lies in the user's state directory (`slimline.files.state`), in ``certificates``: ``uses.jsonl`` with a line per model,
 and in ``samples`` the hashes of the samples of each set, never the samples. Sets that share samples count as one, so
 another seed, another order or a part of the same test set is the same test set.
 """
@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from slimline.state import state_folder
+from slimline.files.state import state_folder
 
 _SHARED = 0.01
 """The part of the smaller of two sets that must be in both for them to be the same test."""

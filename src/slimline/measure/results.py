@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from markupsafe import Markup
 from pydantic import BaseModel, ConfigDict, Field
 
-from slimline import json_models
+from slimline.files import json_models
 from slimline.errors import SlimlineError
 from slimline.measure.certificate import Certificate
 from slimline.measure.figures import Count, Figures, Latency

@@ -12,10 +12,10 @@ from pydantic import Field, model_validator
 
 from slimline.errors import SlimlineError, unknown
 from slimline.recipe.budget import Budget
-from slimline.recipe.channels import ChannelPruning
+from slimline.steps.channels.step import ChannelPruning
 from slimline.recipe.config import Config, as_mapping
 from slimline.recipe.criterion import importable, name_of
-from slimline.recipe.sparse import SparsePruning
+from slimline.steps.sparse.step import SparsePruning
 from slimline.recipe.step import Step
 from slimline.recipe.steps import STEPS, AnyStep
 from slimline.recipe.training import SparseTraining

@@ -6,11 +6,11 @@ from typing import Annotated
 
 from pydantic import Field
 
-from slimline.recipe.activations import ActivationPruning
-from slimline.recipe.channels import ChannelPruning
-from slimline.recipe.depth import DepthPruning
-from slimline.recipe.quantization import StaticQuantization
-from slimline.recipe.sparse import SparsePruning
+from slimline.steps.activations.step import ActivationPruning
+from slimline.steps.channels.step import ChannelPruning
+from slimline.steps.depth.step import DepthPruning
+from slimline.steps.quantization.step import StaticQuantization
+from slimline.steps.sparse.step import SparsePruning
 from slimline.recipe.step import Step
 from slimline.recipe.training import Distillation, SparseTraining
 

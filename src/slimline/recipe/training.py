@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from slimline.errors import SlimlineError
-from slimline.recipe.channels import AxisKind
+from slimline.steps.channels.step import AxisKind
 from slimline.recipe.step import Globs, Step
 
 

@@ -15,8 +15,10 @@ import yaml
 from markupsafe import Markup
 from pydantic import BaseModel, ConfigDict
 
-from slimline import json_models, text
-from slimline.atomic import atomic_write
+from slimline import text
+
+from slimline.files import json_models
+from slimline.files.atomic import atomic_write
 from slimline.measure.certificate import Certificate
 from slimline.measure.figures import Figures
 from slimline.measure.integers import Integers

@@ -10,7 +10,7 @@ from slimline.frameworks.keras import adapter
 from slimline.graph.plan import Plan
 from slimline.graph.units import Units
 from slimline.model import Model
-from slimline.pruning import plan
+from slimline.steps.channels.selection import plan
 from slimline.recipe import ChannelPruning
 from tests import zoo_keras
 

@@ -18,7 +18,7 @@ from slimline.errors import SlimlineError
 from slimline.frameworks.base import adapter
 from slimline.frameworks.torch.operators import writes
 from slimline.model import Model
-from slimline.pruning import plan
+from slimline.steps.channels.selection import plan
 from slimline.recipe import ChannelPruning
 from slimline.runtimes.onnxruntime import runtime
 from tests.frameworks.torch.programs import Program, Step, programs

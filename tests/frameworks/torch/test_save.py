@@ -10,7 +10,7 @@ from torch import nn
 import slimline as sl
 from slimline.errors import SlimlineError
 from slimline.frameworks.base import adapter
-from slimline.sources import DataSource, ModelSource, load_pair
+from slimline.run.sources import DataSource, ModelSource, load_pair
 
 TORCH = adapter("torch")
 X = np.random.default_rng(0).standard_normal((2, 8)).astype(np.float32)

@@ -12,7 +12,7 @@ from typing import Any
 
 import keras
 
-from slimline.strictjson import Malformed
+from slimline.files.strictjson import Malformed
 
 _SIZES = ("1D", "2D", "3D")
 LAYERS = frozenset(

@@ -12,7 +12,7 @@ from typing import Any
 import keras
 
 from slimline.errors import require
-from slimline.strictjson import Malformed
+from slimline.files.strictjson import Malformed
 
 OBJECTS, DEPTH, SLACK = 200_000, 64, 1 << 16
 FREE_BYTES, RATIO = 256 << 20, 256

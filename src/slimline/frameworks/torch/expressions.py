@@ -16,7 +16,7 @@ from typing import Any
 import sympy
 from torch.utils._sympy import functions as torch_functions
 
-from slimline.strictjson import Malformed
+from slimline.files.strictjson import Malformed
 
 LENGTH, PARTS, TERMS, DEGREE, LARGEST = 4000, 400, 2000, 8, 2**63
 SYMBOL = re.compile(r"(s|u|zuf|zf|f|i|x|y|z|r|q|p)\d{1,5}")

@@ -12,10 +12,10 @@ from torch import nn
 from slimline import arguments
 from slimline.errors import SlimlineError
 from slimline.frameworks.base import Array
-from slimline.masker import Masker
+from slimline.steps.sparse.masker import Masker
 from slimline.methods.sparsity import Axes
 from slimline.recipe import SparsePruning
-from slimline.sparse import fitting
+from slimline.steps.sparse.prune import fitting
 
 log = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch._export.serde import schema
 from torch._export.serde.serialize import _SERIALIZE_TO_TORCH_DTYPE
 
-from slimline.archive import Archive
-from slimline.strictjson import Malformed
+from slimline.files.archive import Archive
+from slimline.files.strictjson import Malformed
 
 _KINDS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128)

@@ -22,7 +22,7 @@ from slimline.frameworks.torch.program import path
 from slimline.frameworks.torch.prune import plain
 from slimline.frameworks.torch.registry import constant, rule_for
 from slimline.graph.ir import Graph, Node, Value
-from slimline.strictjson import Malformed
+from slimline.files.strictjson import Malformed
 
 __all__ = ["load", "read", "set_training"]
 

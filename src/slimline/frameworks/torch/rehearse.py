@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import (
 
 from slimline.frameworks.base import Array
 from slimline.frameworks.torch.native import Native, tensors, to_tensors
-from slimline.strictjson import Malformed
+from slimline.files.strictjson import Malformed
 
 _UNKNOWN = (
     DynamicOutputShapeException,

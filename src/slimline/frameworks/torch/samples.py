@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from slimline import archive
-from slimline.archive import Archive, Damaged
+from slimline.files import archive
+from slimline.files.archive import Archive, Damaged
 from slimline.frameworks.base import Array
 
 OPCODES, DEPTH = 20_000, 64

@@ -1,0 +1,492 @@
+"""The user's data, and the four roles its samples play.
+
+Training teaches, calibration sets ranges, selection chooses between candidates, certification proves the
+result and is used for nothing else. No sample has two of these roles, except that calibration may come
+from the training samples.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from slimline.data import repeats
+from slimline.arguments import whole
+from slimline.data.arrays import Array, is_array
+from slimline.errors import SlimlineError, unknown
+from slimline.measure.certificate import Certificate, certify, check_range
+from slimline.data.splits import (
+    Augment,
+    Batch,
+    Inputs,
+    Spec,
+    Split,
+    Stream,
+    as_batch,
+    concatenate,
+    reading,
+    specs_of,
+)
+
+log = logging.getLogger(__name__)
+
+Role = Literal["train", "calibration", "selection", "certification"]
+ROLES = ("train", "calibration", "selection", "certification")
+Metric = Callable[[Array, Array | None], Array]
+Overlap = Literal["refuse", "drop", "allow"]
+OVERLAPS = ("refuse", "drop", "allow")
+
+CALIBRATION = 512
+SELECTION = 5000
+
+
+class Data:
+    """Samples for a compression, in four roles.
+
+    Parameters
+    ----------
+    train, test, calibration, selection : each ``(x, y)``, ``(x,)`` or ``x``, where ``x`` is an array or tensor
+        ``(samples, …)``, or a tuple or dict of them for several inputs; or a ``DataLoader``, a ``tf.data.Dataset``
+        or any other collection of batches ``(x, y)`` or ``x`` that can be read more than once.
+        Test samples certify. Selection defaults to a tenth of train, at most 5,000, which are then not trained
+        on; calibration to 512 of train. Without train (or for a streamed train, selection) they are cut from test.
+    metric : score of each sample, ``metric(outputs, labels) -> (samples,)``, higher is better; needed where labels
+        are not classes. Default: whether the largest output is the label's. Booleans are right and wrong.
+    metric_range : the lowest and the highest score that the metric can give a sample, ``(0, 1)`` say. Without it a
+        metric that is not boolean is measured, and no drop of it is certified (`docs/certificates.md`).
+    augment : ``augment(x, rng) -> x``, applied to training batches: an array in and out where there is one input, a
+        tuple of arrays where there are several.
+    groups : which samples depend on each other (one speaker, one patient, overlapping windows): a label per test
+        sample, or a dict ``{"test": labels, "train": labels}``. A certificate counts each group once, and no group
+        is divided between splits.
+    overlap : what to do about test samples that are among the train, calibration or selection samples: ``refuse`` to
+        certify, ``drop`` them from the certificate, or ``allow`` them, where equal samples are no copies; copies
+        within the test samples are then counted too, else once.
+    seed : of the cuts.
+    classes : number of classes, if labels should be checked before a model is known.
+
+    Floats become float32; one-hot labels become class numbers. A streamed train split is read anew in every
+    epoch, everything else is held in memory.
+
+    Raises
+    ------
+    SlimlineError : empty, NaN or infinite data, lengths that differ, labels that are out of range, all equal, or no
+        classes while there is no metric.
+    """
+
+    def __init__(
+        self,
+        train: Any = None,
+        test: Any = None,
+        calibration: Any = None,
+        selection: Any = None,
+        *,
+        metric: Metric | None = None,
+        metric_range: tuple[float, float] | None = None,
+        augment: Augment | None = None,
+        groups: Any = None,
+        overlap: Overlap = "refuse",
+        seed: int = 0,
+        classes: int | None = None,
+    ) -> None:
+        for what, function in (("metric", metric), ("augment", augment)):
+            if function is not None and not callable(function):
+                raise SlimlineError(f"{what} is a {type(function).__name__}: give a function.")
+        if metric_range is not None and metric is None:
+            raise SlimlineError("metric_range is of a metric of your own: give metric too, or leave it out.")
+        if overlap not in OVERLAPS:
+            raise unknown("way to treat an overlap", str(overlap), OVERLAPS)
+        self.metric = metric
+        self.metric_range = None if metric_range is None else check_range(metric_range)
+        self.augment = augment
+        self.overlap = overlap
+        self.seed = whole(seed, "seed", 0, 2**32)
+        self.classes = None if classes is None else whole(classes, "classes", 1, 2**31)
+        self._groups = _groupings(groups)
+        given = {"train": train, "test": test, "calibration": calibration, "selection": selection}
+        self._given: dict[str, Split | Stream] = {k: self._read(k, v) for k, v in given.items() if v is not None}
+        if not self._given:
+            raise SlimlineError("There is no data: give Data at least train=(x, y) or test=(x, y).")
+        if len({len(s.specs) for s in self._given.values()}) > 1:
+            said = ", ".join(f"{name} {len(split.specs)}" for name, split in self._given.items())
+            raise SlimlineError(f"The splits have different numbers of inputs ({said}): they must agree.")
+        self._splits = self._cut()
+        self.dropped = 0
+        if overlap == "drop":
+            self._drop()
+
+    def split(self, name: Role) -> Split | Stream:
+        """The samples of a role, with ``.inputs``, ``.labels``, ``len()`` and ``.batches(size, seed, epoch)``."""
+        if name not in ROLES:
+            raise unknown("split", name, ROLES)
+        if name not in self._splits:
+            source = "test" if name == "certification" else "train" if name == "train" else "train or test"
+            raise SlimlineError(f"This needs {name} samples: give Data {source}=(x, y).")
+        return self._splits[name]
+
+    def has(self, name: Role) -> bool:
+        """Whether there are samples of a role."""
+        return name in self._splits
+
+    def example(self, samples: int = 2) -> Inputs:
+        """The inputs of the first few samples."""
+        return next(next(iter(self._splits.values())).batches(samples))[0]
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the samples that certify (or, without any, the others) have labels."""
+        split = self._splits.get("certification") or next(iter(self._splits.values()))
+        return (next(split.batches(1))[1] if isinstance(split, Stream) else split.targets) is not None
+
+    def check(
+        self,
+        example: Inputs,
+        outputs: int | None = None,
+        names: Sequence[str] = (),
+        batch: int | None = None,
+    ) -> Data:
+        """This data as a model takes it: shapes and labels checked, integers cast where the model wants floats.
+
+        Parameters
+        ----------
+        example : example inputs of the model, each ``(batch, …)``.
+        outputs : number of classes the model tells apart, if it is a classifier.
+        names : the model's input names, to check the order of inputs given as a dict.
+        batch : samples in a calibration batch; fewer calibration samples are refused.
+        """
+        for split in self._splits.values():
+            if split.names and set(split.names) == set(names) and split.names != tuple(names):
+                raise SlimlineError(
+                    f"The {split.name} inputs are in the order {', '.join(split.names)}: the model takes "
+                    f"{', '.join(names)}."
+                )
+            dtypes = _match(split, example)
+            if outputs is not None and self.metric is None and isinstance(split, Split):
+                _in_range(split.labels, outputs, split.name)
+        if batch is not None and self.has("calibration") and len(self._splits["calibration"]) < batch:
+            raise SlimlineError(
+                f"Calibration has {len(self._splits['calibration'])} samples, fewer than a batch of {batch}: "
+                "give more, or set a smaller batch_size."
+            )
+        for index, (array, dtype) in enumerate(zip(split.specs, dtypes, strict=True)):
+            if np.dtype(array[1]).kind in "iub" and np.dtype(dtype).kind == "f":
+                log.warning("Input %d is %s and is cast to the %s the model takes, unscaled.", index, array[1], dtype)
+        matched = copy.copy(self)
+        matched._splits = {name: replace(split, dtypes=dtypes) for name, split in self._splits.items()}
+        return matched
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the arrays and the seed, in hex; of a stream, its length, shapes and dtypes only."""
+        facts: tuple[Any, ...] = (self.seed, self.metric is None, self.augment is None)
+        if self.metric_range is not None or self._groups or self.overlap != "refuse":
+            facts += (self.metric_range, self.overlap)
+        digest = hashlib.sha256(repr(facts).encode())
+        for name, split in sorted(self._given.items()):
+            digest.update(repr((name, len(split), split.specs)).encode())
+            if isinstance(split, Split):
+                for array in (*split.source, *(() if split.targets is None else (split.targets,))):
+                    digest.update(np.ascontiguousarray(array).data.cast("B"))
+                if split.grouping is not None:
+                    digest.update("\0".join(split.grouping.tolist()).encode())
+        return digest.hexdigest()
+
+    def overlaps(self) -> dict[str, int]:
+        """How many certification samples are among the samples of each other role, or in groups that are."""
+        shared = self._shared()
+        return {name: int(rows.sum()) for name, rows in shared.items() if rows.any()}
+
+    def refuse_overlap(self) -> None:
+        """Raise the error that says which test samples were used before, unless the user allowed that."""
+        found = self.overlaps() if self.overlap == "refuse" else {}
+        if found:
+            test = self._splits["certification"]
+            said = " and ".join(f"{count:,} are among the {name} samples" for name, count in found.items())
+            raise SlimlineError(
+                f"Of the {len(test):,} test samples {said} or in their groups, so they prove nothing: take them out, "
+                "or give Data overlap='drop' to leave them out of the certificate, or overlap='allow' if equal samples "
+                "are no copies."
+            )
+
+    def proof(self) -> Proof:
+        """The certification samples as a certificate counts them."""
+        split = self._splits["certification"]
+        assert isinstance(split, Split)
+        index, notes = np.arange(len(split)), []
+        if self.overlap != "allow":
+            index = repeats.originals(split.keys)
+        else:
+            found = self.overlaps()
+            notes += [f"{n:,} of the samples are also among the {role} ones, as allowed." for role, n in found.items()]
+        if self.dropped:
+            notes.append(f"{self.dropped:,} test samples that were used before are left out.")
+        groups = None if split.groups is None else split.groups[index]
+        return Proof(index, groups, len(split) - len(index), split.keys[index], tuple(notes))
+
+    def _shared(self) -> dict[str, Array]:
+        """For every other role the certification samples that occur there too, as a mask."""
+        test = self._splits.get("certification")
+        if not isinstance(test, Split):
+            return {}
+        sources = {k: s for k, s in self._given.items() if k != "test"}
+        shared = {name: np.isin(test.keys, split.keys) for name, split in sources.items()}
+        train = self._given.get("train")
+        if test.groups is not None and isinstance(train, Split) and train.groups is not None:
+            shared["train"] |= np.isin(test.groups, train.groups)
+        return shared
+
+    def _drop(self) -> None:
+        test = self._splits.get("certification")
+        if not isinstance(test, Split):
+            return
+        away = np.any([np.zeros(len(test), bool), *self._shared().values()], axis=0)
+        if away.all():
+            raise SlimlineError("Every test sample is among the others: give test samples that were not used before.")
+        self.dropped = int(away.sum())
+        if self.dropped:
+            log.info("%d test samples that are among the others are left out of the certificate.", self.dropped)
+            self._splits["certification"] = test.take(np.flatnonzero(~away))
+
+    def _read(self, name: str, given: Any) -> Split | Stream:
+        """One given split, checked; a collection of batches is read into memory unless it is for training."""
+        specs: tuple[Spec, ...] = ()
+        names: tuple[str, ...] = ()
+        grouping = self._groups.get(name)
+        if is_array(given) or isinstance(given, tuple | dict):
+            inputs, labels, names = as_batch(given, name)
+            if grouping is not None:
+                grouping = repeats.names(grouping, len(inputs[0]), name)
+            return Split(name, inputs, self._labels(labels, name), names=names, grouping=grouping)
+        if not hasattr(given, "__iter__") or isinstance(given, str | bytes):
+            raise SlimlineError(
+                f"The {name} data is a {type(given).__name__}: give (x, y), a DataLoader, a tf.data.Dataset or a list "
+                "of batches."
+            )
+        if isinstance(given, Iterator):
+            raise SlimlineError(f"The {name} data can be read only once: give a list of batches, not a generator.")
+        if grouping is not None:
+            raise SlimlineError(f"Groups need the {name} data as arrays, a label per sample: give {name}=(x, y).")
+        parts: list[Batch] = []
+        hashes: list[Array] = []
+        count = 0
+        for batch in reading(given, name):
+            x, y, names = as_batch(batch, name)
+            specs = specs_of(x) if not parts else specs
+            if specs_of(x) != specs:
+                raise SlimlineError(
+                    f"The batches of the {name} data differ in shape or dtype: make them alike, or, for whole "
+                    "arrays, give a tuple (x, y)."
+                )
+            count += len(x[0])
+            if name == "train":
+                hashes.append(repeats.keys(x))
+            parts.append((() if name == "train" else x, y))
+        if not parts:
+            raise SlimlineError(f"The {name} data is empty: give at least one sample.")
+        inputs, labels = concatenate(parts)
+        labels = self._labels(labels, name)
+        if name == "train":
+            seen = np.unique(np.concatenate(hashes))
+            return Stream(name, given, self._class_numbers, count, specs, names, labelled=labels is not None, keys=seen)
+        return Split(name, inputs, labels, names=names)
+
+    def _class_numbers(self, labels: Array | None) -> Array | None:
+        return labels if labels is None or self.metric is not None else class_numbers(labels)
+
+    def _labels(self, labels: Array | None, where: str) -> Array | None:
+        """Labels in the form that scores and losses take, checked."""
+        labels = self._class_numbers(labels)
+        if labels is None or self.metric is not None:
+            return labels
+        if labels.dtype.kind == "f":
+            raise SlimlineError(
+                f"The {where} labels are {labels.dtype}, not classes: cast class labels to integers, or give Data a "
+                "metric(outputs, labels)."
+            )
+        if len(labels) > 1 and bool((labels == labels.flat[0]).all()):
+            raise SlimlineError(f"All {where} labels are {labels.flat[0]}: accuracy needs at least two classes.")
+        if self.classes is not None:
+            _in_range(labels, self.classes, where)
+        return labels
+
+    def _cut(self) -> dict[str, Split | Stream]:
+        """The given splits as roles; what was not given is cut from train or from test."""
+        rng = np.random.default_rng(self.seed)
+        splits: dict[str, Split | Stream] = {}
+        train, test = self._given.get("train"), self._given.get("test")
+        missing = [name for name in ("calibration", "selection") if name not in self._given]
+        for name in ("calibration", "selection"):
+            if name in self._given:
+                splits[name] = self._given[name]
+        if isinstance(train, Split):
+            held = min(SELECTION, max(1, len(train) // 10)) if "selection" in missing else 0
+            if train.groups is None:
+                order = rng.permutation(len(train))
+                chosen, rest = order[:held], order[held:]
+            elif held:
+                chosen, rest = repeats.divide(len(train), repeats.units(None, train.groups), [held], rng)
+            else:
+                chosen, rest = np.empty(0, int), np.arange(len(train))
+            if not len(rest):
+                what = "a single sample" if train.groups is None else "a single group"
+                raise SlimlineError(f"The train data has {what}: give more, or give selection=(x, y) too.")
+            splits["train"] = replace(train, index=np.sort(rest), augment=self.augment)
+            if held:
+                splits["selection"] = replace(train, name="selection", index=np.sort(chosen))
+            if "calibration" in missing:
+                few = rest if train.groups is None else rng.permutation(rest)
+                splits["calibration"] = replace(train, name="calibration", index=np.sort(few[:CALIBRATION]))
+        elif isinstance(train, Stream):
+            splits["train"] = replace(train, augment=self.augment)
+            if "calibration" in missing:
+                inputs, labels = next(train.batches(CALIBRATION))
+                splits["calibration"] = Split("calibration", inputs, labels)
+        if isinstance(test, Split):
+            absent = [name for name in missing if name not in splits]
+            units = repeats.units(None, test.groups)
+            if absent and self.overlap != "allow":
+                together = repeats.units(test.keys, test.groups)
+                # Data of next to no distinct samples, such as zeros, cannot be cut between them.
+                units = units if together is None or len(np.unique(together)) < 10 else together
+            splits |= _from_test(test, absent, units, rng)
+        return splits
+
+
+@dataclass(frozen=True)
+class Proof:
+    """The certification samples as a certificate counts them.
+
+    Attributes
+    ----------
+    index : positions in the split of those that count: all but copies of others.
+    groups : of these, a name each, or None.
+    copies : samples left out.
+    keys : of these, hashes of what they are.
+    notes : what a reader of the certificate must know of them.
+    """
+
+    index: Array
+    groups: Array | None
+    copies: int
+    keys: Array
+    notes: tuple[str, ...] = ()
+
+    def certify(
+        self,
+        original: Array,
+        compressed: Array,
+        max_drop: float | None,
+        confidence: float = 0.95,
+        *,
+        metric: str,
+        score_range: tuple[float, float] | Literal["known"] | None,
+        seed: int = 0,
+        use: int | None = None,
+        note: str = "",
+    ) -> Certificate:
+        """`slimline.measure.certify` of scores ``(samples of the split,)``, bool if they can only be 0 or 1."""
+        return certify(
+            original[self.index],
+            compressed[self.index],
+            max_drop,
+            confidence,
+            metric=metric,
+            seed=seed,
+            score_range=score_range,
+            binary=original.dtype == bool and compressed.dtype == bool,
+            groups=self.groups,
+            copies=self.copies,
+            use=use,
+            notes=(*self.notes, *([note] if note else [])),
+        )
+
+
+def _groupings(groups: Any) -> dict[str, Any]:
+    """The labels of groups by the name of the data they are of."""
+    given = groups if isinstance(groups, dict) else {} if groups is None else {"test": groups}
+    for name in given:
+        if name not in ("test", "train"):
+            raise unknown("data with groups called", str(name), ("test", "train"))
+    return {name: labels for name, labels in given.items() if labels is not None}
+
+
+def _from_test(test: Split, missing: Sequence[str], units: Array | None, rng: np.random.Generator) -> dict[str, Split]:
+    """The certification split, and what is missing besides, cut from the test data."""
+    if not missing:
+        return {"certification": replace(test, name="certification")}
+    limits = {"calibration": CALIBRATION, "selection": SELECTION}
+    sizes = {name: min(limits[name], max(1, len(test) // 5)) for name in missing}
+    if sum(sizes.values()) >= len(test):
+        raise SlimlineError(
+            f"The test data has {len(test)} samples, too few to be cut for {' and '.join(missing)}: give train=(x, y)."
+        )
+    indices = repeats.divide(len(test), units, list(sizes.values()), rng)
+    if not all(len(index) for index in indices):
+        raise SlimlineError(
+            f"The test data has too few groups to be cut for {' and '.join(missing)}: give train=(x, y)."
+        )
+    names = [*sizes, "certification"]
+    parts = {name: replace(test, name=name, index=index) for name, index in zip(names, indices, strict=True)}
+    said = ", ".join(f"{len(part)} for {name}" for name, part in parts.items())
+    log.info("The %d test samples are divided, as there is no other data for it: %s.", len(test), said)
+    return parts
+
+
+def class_numbers(labels: Array) -> Array:
+    """Labels with one-hot rows and a last dimension of one turned to class numbers; others as they are."""
+    if labels.ndim == 2 and labels.shape[1] == 1 and labels.dtype.kind in "iub":
+        return labels[:, 0].astype(np.int64)
+    if labels.ndim == 2 and labels.shape[1] > 1 and (labels == (labels > 0)).all() and (labels.sum(1) == 1).all():
+        return np.asarray(labels.argmax(1))
+    return labels.astype(np.int64) if labels.dtype.kind in "iub" else labels
+
+
+def _in_range(labels: Array | None, classes: int, where: str) -> None:
+    if labels is None or labels.dtype.kind == "f" or (labels.min() >= 0 and labels.max() < classes):
+        return
+    if classes == 1:
+        raise SlimlineError("The model has one output, no class scores: give Data a metric(outputs, labels).")
+    raise SlimlineError(
+        f"The {where} labels go from {labels.min()} to {labels.max()}, but the model has {classes} outputs: "
+        f"labels must be in 0 to {classes - 1}."
+    )
+
+
+def _match(split: Split | Stream, example: Inputs) -> tuple[str, ...]:
+    """The dtypes `example` has, if `split` fits its shapes; else the error that says both shapes."""
+    if len(split.specs) != len(example):
+        raise SlimlineError(
+            f"The model takes {len(example)} inputs and the {split.name} data has {len(split.specs)}: "
+            "give several inputs as a tuple x inside (x, y) or (x,)."
+        )
+    for (shape, dtype), wanted in zip(split.specs, example, strict=True):
+        if shape != wanted.shape[1:]:
+            raise SlimlineError(
+                f"The {split.name} data has samples of shape {shape} but the model takes {wanted.shape[1:]}: "
+                f"{_mend(shape, wanted.shape[1:])}."
+            )
+        if np.dtype(dtype).kind == "f" and wanted.dtype.kind in "iub":
+            raise SlimlineError(
+                f"The {split.name} data is {dtype} but the model takes {wanted.dtype}: give integers (token ids)."
+            )
+    return tuple(a.dtype.name for a in example)
+
+
+def _mend(shape: tuple[int, ...], wanted: tuple[int, ...]) -> str:
+    if len(shape) == len(wanted) >= 3 or (len(shape) == len(wanted) == 2 and shape[::-1] == wanted):
+        if (*shape[1:], shape[0]) == wanted:
+            return "put the channels last with np.moveaxis(x, 1, -1)"
+        if (shape[-1], *shape[:-1]) == wanted:
+            return "put the channels first with np.moveaxis(x, -1, 1)"
+    if (1, *shape) == wanted:
+        return "add the channel with x[:, None]"
+    if (*shape, 1) == wanted:
+        return "add the channel with x[..., None]"
+    if int(np.prod(shape)) == int(np.prod(wanted)):
+        return f"reshape it with x.reshape(-1, {', '.join(map(str, wanted))})"
+    return "resize the data, or load the model with example inputs of this shape"

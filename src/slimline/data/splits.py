@@ -1,0 +1,351 @@
+"""Samples as slimline reads them: arrays or streams, in batches that depend on nothing but (seed, epoch).
+
+Nothing here imports a framework: tensors are told by what they can do.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from slimline.data import repeats
+from slimline.data.arrays import Array, as_array, finite, is_array
+from slimline.errors import SlimlineError, raised
+
+Inputs = tuple[Array, ...]
+Batch = tuple[Inputs, Array | None]
+Augment = Callable[[Any, np.random.Generator], Any]
+"""The user's own: a batch and a generator to the batch changed. One input is an array, several are a tuple of them."""
+Spec = tuple[tuple[int, ...], str]
+"""Shape without the batch dimension, and dtype."""
+
+
+def specs_of(inputs: Inputs) -> tuple[Spec, ...]:
+    """Sample shape and dtype of each input."""
+    return tuple((a.shape[1:], a.dtype.name) for a in inputs)
+
+
+def as_inputs(x: Any, where: str) -> tuple[Inputs, tuple[str, ...]]:
+    """The model's inputs from an array, a tuple or list of arrays or a dict of them; names where it is a dict."""
+    what = f"The {where} data"
+    if isinstance(x, dict):
+        return tuple(as_array(v, what) for v in x.values()), tuple(str(k) for k in x)
+    if isinstance(x, tuple | list) and not (len(x) and all(isinstance(v, int | float) for v in x)):
+        return tuple(as_array(v, what) for v in x), ()
+    return (as_array(x, what),), ()
+
+
+def as_batch(given: Any, where: str) -> tuple[Inputs, Array | None, tuple[str, ...]]:
+    """Inputs, labels and input names of ``(x, y)``, ``(x,)`` or ``x``; checked for length and finiteness."""
+    x, y = given, None
+    if isinstance(given, tuple | list):
+        if len(given) not in (1, 2):
+            raise SlimlineError(
+                f"The {where} data is a tuple of {len(given)}: give (x, y) or (x,), with several inputs as a tuple x."
+            )
+        x, y = (given[0], given[1]) if len(given) == 2 else (given[0], None)
+    inputs, names = as_inputs(x, where)
+    labels = None if y is None else as_array(y, f"The labels of the {where} data")
+    if not inputs:
+        raise SlimlineError(f"The {where} data has no inputs: give (x, y) or x.")
+    if any(a.ndim == 0 for a in inputs):
+        raise SlimlineError(f"The {where} data holds a single number: the first dimension of x counts the samples.")
+    sizes = [len(a) for a in inputs] + ([] if labels is None else [len(labels) if labels.ndim else 0])
+    if len(set(sizes)) > 1:
+        said = " and ".join(str(s) for s in sizes)
+        raise SlimlineError(f"The {where} data has arrays of {said} samples: inputs and labels must be equally many.")
+    if sizes[0] == 0:
+        raise SlimlineError(f"The {where} data is empty: give at least one sample.")
+    for array in (*inputs, *([] if labels is None else [labels])):
+        if not finite(array):
+            raise SlimlineError(f"The {where} data holds NaN or infinite numbers: remove or replace those samples.")
+    return inputs, labels, names
+
+
+@dataclass(frozen=True)
+class Split:
+    """Samples in memory that have one role.
+
+    Attributes
+    ----------
+    name : the role: ``train``, ``calibration``, ``selection`` or ``certification``.
+    source, targets : arrays ``(samples, …)`` as given, and the labels or None.
+    index : rows that belong to the split, None for all.
+    names : of the inputs, if they were given as a dict.
+    dtypes : what each input is cast to when it is read; empty leaves them.
+    augment : applied to shuffled batches.
+    grouping : ``(samples,)`` names of the groups the samples belong to, as `source`, or None.
+    """
+
+    name: str
+    source: Inputs
+    targets: Array | None
+    index: Array | None = None
+    names: tuple[str, ...] = ()
+    dtypes: tuple[str, ...] = ()
+    augment: Augment | None = None
+    grouping: Array | None = None
+
+    def __len__(self) -> int:
+        return len(self.source[0]) if self.index is None else len(self.index)
+
+    @property
+    def specs(self) -> tuple[Spec, ...]:
+        """Sample shape and dtype of each input as given, before `dtypes` are applied."""
+        return specs_of(self.source)
+
+    @cached_property
+    def inputs(self) -> Inputs:
+        """The model's inputs, each ``(samples, …)``."""
+        return self._rows(slice(None))[0]
+
+    @cached_property
+    def labels(self) -> Array | None:
+        """``(samples, …)`` or None."""
+        return self.targets if self.targets is None or self.index is None else self.targets[self.index]
+
+    @cached_property
+    def groups(self) -> Array | None:
+        """``(samples,)`` names or None."""
+        return self.grouping if self.grouping is None or self.index is None else self.grouping[self.index]
+
+    @cached_property
+    def keys(self) -> Array:
+        """``(samples,)`` hashes, equal for samples with equal inputs."""
+        picked = self.source if self.index is None else tuple(a[self.index] for a in self.source)
+        return repeats.keys(picked)
+
+    def batches(self, size: int, seed: int | None = None, epoch: int = 0) -> Iterator[Batch]:
+        """Batches of at most `size` samples.
+
+        With a `seed` they are shuffled and augmented, as a function of (seed, epoch) only, and of sizes that
+        differ by at most one: a small last batch would spoil batch-norm statistics. Without, they are in order.
+        """
+        if seed is None:
+            for i in range(0, len(self), size):
+                yield self._rows(slice(i, i + size))
+            return
+        rng = np.random.default_rng((seed, epoch))
+        for rows in np.array_split(rng.permutation(len(self)), -(-len(self) // size)):
+            inputs, labels = self._rows(rows)
+            yield (augmented(self.augment, inputs, rng) if self.augment else inputs), labels
+
+    def take(self, index: Array, name: str | None = None) -> Split:
+        """The samples at these positions of the split."""
+        rows = index if self.index is None else self.index[index]
+        return replace(self, index=rows, name=name or self.name)
+
+    def _rows(self, rows: slice | Array) -> Batch:
+        pick = rows if self.index is None else self.index[rows]
+        inputs = cast(tuple(a[pick] for a in self.source), self.dtypes)
+        return inputs, None if self.targets is None else self.targets[pick]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Training samples that are read anew in every epoch and never held in memory.
+
+    The stream shuffles as it was made to. Python's, numpy's and torch's global generators are seeded by
+    (seed, epoch) while it is read, so a DataLoader with its workers in this process repeats exactly; a
+    ``tf.data`` shuffle repeats if it was given a seed and ``reshuffle_each_iteration=False``.
+    """
+
+    name: str
+    source: Iterable[Any]
+    clean: Callable[[Array | None], Array | None]
+    count: int
+    specs: tuple[Spec, ...]
+    names: tuple[str, ...] = ()
+    dtypes: tuple[str, ...] = ()
+    augment: Augment | None = None
+    labelled: bool = True
+    keys: Array = field(default_factory=lambda: np.empty(0, np.uint64))
+
+    def __len__(self) -> int:
+        return self.count
+
+    @property
+    def inputs(self) -> Inputs:
+        """Refused: that would hold the whole stream in memory."""
+        raise SlimlineError("The train data is a stream: read it by batches, or give arrays to hold it in memory.")
+
+    @property
+    def labels(self) -> Array | None:
+        """Refused as `inputs` is."""
+        return self.inputs[0]
+
+    def batches(self, size: int, seed: int | None = None, epoch: int = 0) -> Iterator[Batch]:
+        """The stream cut into batches of `size`; with a `seed`, seeded and augmented by (seed, epoch)."""
+        rng = np.random.default_rng((seed or 0, epoch))
+        items = reading(self.source, self.name)
+        source = items if seed is None else seeded(items, int(rng.integers(2**31)))
+        count = 0
+        for inputs, labels in rebatch((self._clean(item) for item in source), size):
+            count += len(inputs[0])
+            inputs = cast(inputs, self.dtypes)
+            yield (augmented(self.augment, inputs, rng) if self.augment and seed is not None else inputs), labels
+        if not count:
+            raise SlimlineError(
+                f"The {self.name} data gave {self.count} samples at first and none now: give a list of batches or a "
+                "loader that can be read again and again."
+            )
+
+    def _clean(self, item: Any) -> Batch:
+        inputs, labels, _ = as_batch(item, self.name)
+        if specs_of(inputs) != self.specs:
+            raise SlimlineError(
+                f"A batch of the {self.name} data has samples of {said(specs_of(inputs))} and the first had "
+                f"{said(self.specs)}: make them alike."
+            )
+        if (labels is not None) != self.labelled:
+            raise SlimlineError(
+                f"Some batches of the {self.name} data have labels and some have none: make them alike."
+            )
+        return inputs, self.clean(labels)
+
+
+def reading(source: Iterable[Any], where: str) -> Iterator[Any]:
+    """The items of the user's loader; what it raises is worded."""
+    try:
+        yield from source
+    except SlimlineError:
+        raise
+    except Exception as e:
+        raise SlimlineError(f"The loader of the {where} data {raised(e)} while it was read.") from e
+
+
+def said(specs: tuple[Spec, ...]) -> str:
+    """Shapes and dtypes for people."""
+    return " and ".join(f"{shape} {dtype}" for shape, dtype in specs)
+
+
+def first(split: Split | Stream, samples: int, size: int = 64) -> list[Inputs]:
+    """Inputs of the first `samples` of a split, `size` at a time."""
+    found: list[Inputs] = []
+    left = samples
+    for inputs, _ in split.batches(size):
+        found.append(tuple(x[:left] for x in inputs))
+        left -= len(found[-1][0])
+        if left <= 0:
+            break
+    return found
+
+
+def cast(inputs: Inputs, dtypes: tuple[str, ...]) -> Inputs:
+    """Inputs in the dtypes the model takes; as they are where `dtypes` is empty."""
+    return tuple(a.astype(d, copy=False) for a, d in zip(inputs, dtypes, strict=True)) if dtypes else inputs
+
+
+def augmented(augment: Augment, inputs: Inputs, rng: np.random.Generator) -> Inputs:
+    """What the user's function makes of a batch, checked to be a batch alike; it is given copies, which it may change.
+
+    Raises
+    ------
+    SlimlineError : whatever the function raises or returns that is no batch of these shapes with finite numbers.
+    """
+    name = str(getattr(augment, "__name__", type(augment).__name__))
+    name = "augment" if name in ("<lambda>", "augment") else f"augment ({name})"
+    one = len(inputs) == 1
+    given = "an array" if one else f"a tuple of {len(inputs)} arrays"
+    shapes = " and ".join(str(a.shape) for a in inputs)
+    try:
+        after = augment(inputs[0].copy() if one else tuple(a.copy() for a in inputs), rng)
+    except SlimlineError:
+        raise
+    except Exception as e:
+        raise SlimlineError(f"{name} {raised(e)} on {given} {shapes}.") from e
+    if one and not (isinstance(after, tuple | list) and len(after) == 1 and is_array(after[0])):
+        after = (after,)
+    if not isinstance(after, tuple | list) or len(after) != len(inputs) or not all(is_array(a) for a in after):
+        kind = type(after[0] if one else after).__name__
+        raise SlimlineError(f"{name} returned a {kind} for {given} {shapes}: return {given} of the same shape.")
+    arrays = tuple(as_array(a, f"What {name} returned", exact=True) for a in after)
+    if [a.shape for a in arrays] != [a.shape for a in inputs]:
+        got = " and ".join(str(a.shape) for a in arrays)
+        raise SlimlineError(f"{name} returned shape {got} for {given} {shapes}: return the same shape.")
+    for array, before in zip(arrays, inputs, strict=True):
+        if array.dtype.kind == "f" and before.dtype.kind in "iub" and not np.array_equal(array, np.trunc(array)):
+            raise SlimlineError(f"{name} returned {array.dtype} fractions for {before.dtype}: return integers.")
+        if not finite(array):
+            raise SlimlineError(f"{name} returned NaN or infinite numbers: return finite ones.")
+    return tuple(a.astype(b.dtype, copy=False) for a, b in zip(arrays, inputs, strict=True))
+
+
+def rebatch(batches: Iterable[Batch], size: int) -> Iterator[Batch]:
+    """The same samples in the same order, `size` at a time."""
+    waiting: list[Batch] = []
+    held = 0
+    for batch in batches:
+        waiting.append(batch)
+        held += len(batch[0][0])
+        if held < size:
+            continue
+        inputs, labels = concatenate(waiting)
+        whole = held - held % size
+        for i in range(0, whole, size):
+            yield tuple(a[i : i + size] for a in inputs), None if labels is None else labels[i : i + size]
+        waiting = [(tuple(a[whole:] for a in inputs), None if labels is None else labels[whole:])]
+        held -= whole
+    if held:
+        yield concatenate(waiting)
+
+
+def concatenate(batches: list[Batch]) -> Batch:
+    """One batch of several."""
+    try:
+        inputs = tuple(np.concatenate(parts) for parts in zip(*(b[0] for b in batches), strict=True))
+        there = [b[1] for b in batches if b[1] is not None]
+        if there and len(there) != len(batches):
+            raise SlimlineError("Some batches of the data have labels and some have none: make them alike.")
+        labels = np.concatenate(there) if there else None
+    except ValueError as e:
+        raise SlimlineError("The batches of the data differ in shape: give samples of one shape.") from e
+    return inputs, labels
+
+
+def seeded(source: Iterable[Any], seed: int) -> Iterator[Any]:
+    """Iterate over `source` with the global random generators seeded, and give them back between items."""
+    torch = sys.modules.get("torch")
+    state: Any = None
+    iterator: Iterator[Any] | None = None
+    while True:
+        with _generators(torch, seed, state) as read_state:
+            iterator = iter(source) if iterator is None else iterator
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+            state = read_state()
+        yield item
+
+
+@contextmanager
+def _generators(torch: Any, seed: int, state: Any) -> Iterator[Callable[[], Any]]:
+    def read() -> Any:
+        return random.getstate(), np.random.get_state(), torch.get_rng_state() if torch else None
+
+    def write(to: Any) -> None:
+        random.setstate(to[0])
+        np.random.set_state(to[1])
+        if torch:
+            torch.set_rng_state(to[2])
+
+    outside = read()
+    if state is None:
+        random.seed(seed)
+        np.random.seed(seed)
+        if torch:
+            torch.random.default_generator.manual_seed(seed)
+    else:
+        write(state)
+    try:
+        yield read
+    finally:
+        write(outside)

@@ -1,0 +1,144 @@
+"""A network as slimline sees it: a framework's model, and what has been done to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from slimline import arguments
+from slimline.arguments import takes
+from slimline.errors import SlimlineError
+from slimline.frameworks.base import Adapter
+from slimline.graph.ir import Graph
+from slimline.graph.quantization import Quantization
+from slimline.steps.sparse.step import PackedMask
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network that knows its history. Steps give a new one and leave this one as it was.
+
+    Attributes
+    ----------
+    adapter : the framework it lives in.
+    native : the trainable torch `GraphModule` or `keras.Model`.
+    example : example inputs, each ``(batch, …)``.
+    history : one entry per step that made it: ``{"step": …, the step's fields …}``.
+    quantization : integer grids, once a quantization step has set them; `native` then simulates them.
+    masks : by weight name, boolean and of the weight's shape: what is False is zero and stays zero through every
+        step that follows, until `slimline.finalize`.
+    origin : the uncompressed model that steps made it of, from which training learns; None where this one is itself
+        uncompressed, and where it is not known, as files do not hold it. It shares its tensors with the `Model` that
+        the first step was given.
+    """
+
+    adapter: Adapter
+    native: Any
+    example: tuple[np.ndarray, ...]
+    history: tuple[Mapping[str, Any], ...] = ()
+    quantization: Quantization | None = None
+    masks: Mapping[str, np.ndarray] = field(default_factory=dict)
+    origin: Model | None = field(default=None, repr=False, compare=False)
+
+    @cached_property
+    def graph(self) -> Graph:
+        """The neutral graph of `native`."""
+        return self.adapter.read(self.native, self.example)
+
+    @property
+    def framework(self) -> str:
+        """``"torch"`` or ``"keras"``."""
+        return self.adapter.name
+
+    @property
+    def uncompressed(self) -> Model | None:
+        """`origin`, or this model itself while nothing has been done to it; None where it is not known."""
+        return self.origin or (None if self.history else self)
+
+    def predict(self, *inputs: np.ndarray) -> np.ndarray:
+        """The first output for inputs ``(batch, …)``, in inference mode."""
+        return self.adapter.predict(self.native, inputs)
+
+    def outputs(self, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
+        """All outputs, in the order of an artifact's, in inference mode."""
+        return self.adapter.outputs(self.native, inputs)
+
+    def parameters(self) -> dict[str, np.ndarray]:
+        """Every stored tensor by the user's own name."""
+        return self.adapter.parameters(self.native)
+
+    def check_float(self) -> None:
+        """Refuse to change the shapes or the function of a quantized model, whose grids were measured with them."""
+        if self.quantization is not None:
+            raise SlimlineError(
+                "This model is quantized, and its integer grids belong to the shapes and values they were measured "
+                "with: prune first, then quantize."
+            )
+
+    def then(
+        self,
+        native: Any,
+        step: Mapping[str, Any],
+        quantization: Quantization | None = None,
+        masks: Mapping[str, np.ndarray] | None = None,
+    ) -> Model:
+        """The model that `step` made of this one; its masks stay unless there are new ones."""
+        return replace(
+            self,
+            native=native,
+            history=(*self.history, step),
+            quantization=quantization or self.quantization,
+            masks=self.masks if masks is None else masks,
+            origin=self.uncompressed,
+        )
+
+    @classmethod
+    def restored(
+        cls, adapter: Adapter, native: Any, example: tuple[np.ndarray, ...], metadata: Mapping[str, Any]
+    ) -> Model:
+        """The model that `save` wrote, from what the adapter read.
+
+        Raises
+        ------
+        SlimlineError : `metadata` that `save` does not write.
+        """
+        history, masks = metadata.get("history", []), metadata.get("masks", {})
+        quantization = metadata.get("quantization")
+        plain = isinstance(history, list) and all(isinstance(h, dict) for h in history)
+        plain = plain and all(isinstance(h.get("step"), str) for h in history)
+        if not plain or not isinstance(masks, dict) or not metadata.keys() <= {"history", "masks", "quantization"}:
+            raise SlimlineError("The file's notes of what was done to the model are damaged: save the model again.")
+        try:
+            return cls(
+                adapter,
+                native,
+                example,
+                tuple(history),
+                None if quantization is None else Quantization.model_validate(quantization),
+                {name: PackedMask.model_validate(mask).array() for name, mask in masks.items()},
+            )
+        except ValueError as reason:  # pydantic's are ValueErrors too
+            raise SlimlineError(
+                "The file's notes of grids or masks of the model are damaged: save the model again."
+            ) from reason
+
+    @takes(path=arguments.path)
+    def save(self, path: str | Path) -> Path:
+        """Write to ``.pt2`` or ``.keras`` without pickle; `slimline.load` reads it back, history included."""
+        path = Path(path)
+        if path.suffix != self.adapter.suffix:
+            raise SlimlineError(
+                f"A {self.framework} model is saved as {self.adapter.suffix}, not {path.suffix or path.name!r}."
+            )
+        metadata: dict[str, Any] = {"history": list(self.history)}
+        if self.quantization is not None:
+            metadata["quantization"] = self.quantization.model_dump(mode="json")
+        if self.masks:
+            metadata["masks"] = {name: PackedMask.of(mask).model_dump(mode="json") for name, mask in self.masks.items()}
+        self.adapter.save(self.native, path, self.example, metadata)
+        return path

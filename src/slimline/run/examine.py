@@ -1,0 +1,286 @@
+"""The proof: both artifacts measured side by side on their runtime, and what became of every layer."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from slimline.files.atomic import sha256
+from slimline.errors import SlimlineError
+from slimline.graph import cost
+from slimline.graph.units import Units
+from slimline.measure import (
+    file_bytes,
+    latency_part,
+    ledger,
+    load,
+    measure_latency,
+    measure_memory,
+    outputs,
+    score,
+)
+from slimline.measure.integers import MOST, Integers, integers, layer_name, stored_weights
+from slimline.measure.limits import Cost, Part, Trial, limits
+from slimline.measure.load import watched
+from slimline.measure.parity import compare
+from slimline.measure.results import (
+    Duration,
+    Epoch,
+    Figures,
+    Frozen,
+    LayerRow,
+    LayerState,
+    Refusal,
+    Report,
+    environment,
+)
+from slimline.measure.rows import busy
+from slimline.model import Model
+from slimline.training.loop import Progress
+from slimline.runtimes.base import runtime
+
+if TYPE_CHECKING:
+    from slimline.data import Data
+    from slimline.recipe import Recipe
+    from slimline.run.directory import Run
+    from slimline.steps.perform import Tell
+
+PARITY_ROWS = 256
+
+
+def examine(
+    run: Run,
+    before: tuple[Model, Path],
+    after: tuple[Model, Path],
+    data: Data,
+    records: Sequence[Mapping[str, Any]],
+    tell: Tell | None = None,
+    trials: Sequence[Trial] = (),
+    conflict: str = "",
+) -> Report:
+    """Measure two artifacts and certify the second against the first.
+
+    Parameters
+    ----------
+    before, after : the model and the folder of its artifact.
+    records : of the steps in between.
+    trials : what was tried in order to choose how strong they are.
+    conflict : why the limits of the budget could not all be met, or ''.
+    """
+    start = monotonic()
+    recipe = run.recipe
+    suffix = runtime(str(recipe.target)).suffix
+    paths = {"original": before[1] / f"model{suffix}", "compressed": after[1] / f"model{suffix}"}
+
+    def told(what: str) -> Callable[[float], None]:
+        return lambda part: tell(Progress(what, round(100 * part), 100)) if tell else None
+
+    gate = _gate(after[0], paths["compressed"], data, str(recipe.target))
+    split = data.split("certification")
+    answers = {
+        name: outputs(path, split.inputs, max(recipe.batch_sizes), recipe.threads, told(f"Certifying the {name}"))
+        for name, path in paths.items()
+    }
+    kind, scores = "", {}
+    for name, answer in answers.items():
+        kind, scores[name] = score(answer, split.labels, reference=answers["original"], metric=data.metric)
+    proof = data.proof()
+
+    def count() -> dict[str, Any]:
+        return dataclasses.asdict(ledger.use(proof.keys, paths["original"], paths["compressed"], kind))
+
+    # What other runs did to the samples is asked once, so that this one ends the same whenever it goes on.
+    used = ledger.Use(**run.decide(f"use of the samples by {sha256(paths['compressed'])[:12]}", count))
+    certificate = proof.certify(
+        scores["original"],
+        scores["compressed"],
+        recipe.budget.max_drop,
+        recipe.budget.confidence,
+        metric=kind,
+        seed=recipe.seed,
+        score_range=data.metric_range if data.metric is not None else "known",
+        use=used.number,
+        note=used.note,
+    )
+    rows = tuple(x[: max(recipe.batch_sizes)] for x in split.inputs)
+    times, others = watched(
+        lambda: measure_latency(
+            paths, rows, recipe.batch_sizes, recipe.threads, seed=recipe.seed, progress=told("Measuring latency")
+        )
+    )
+    figures = {}
+    for name, (model, _) in (("original", before), ("compressed", after)):
+        memory = measure_memory(paths[name], rows, max(recipe.batch_sizes), recipe.threads)
+        figures[name] = Figures(
+            accuracy=float(scores[name].mean()),
+            file_bytes=file_bytes(paths[name]),
+            parameters=model.graph.size,
+            macs=cost.macs(model.graph),
+            peak_memory_bytes=memory.peak_bytes,
+            baseline_memory_bytes=memory.baseline_bytes,
+            latency=times[name],
+        )
+    judged = limits(_cost(figures["original"], figures["compressed"], recipe.seed), recipe.budget)
+    unmet = [limit.sentence() for limit in judged if limit.outcome == "missed"]
+    if conflict and certificate.verdict != "certified":
+        unmet.append(conflict)
+    refused = [Refusal(what=r["what"], reason=r["reason"]) for record in records for r in record.get("refused", ())]
+    notices = [Refusal(what=str(r.get("step", "the plan")), reason=n) for r in records for n in _notes(r)]
+    waits = [latency.waited for each in figures.values() for latency in each.latency.values()]
+    doubt = load.busy(others) if None in waits else busy(figures["original"], figures["compressed"])
+    kept_float = {k: v for r in records for k, v in r.get("float_layers", {}).items()}
+    named = {r.what for r in refused}
+    refused += [Refusal(what=layer, reason=why) for layer, why in kept_float.items() if layer not in named]
+    done = _in_integers(recipe, before, after, suffix, {**{r.what: r.reason for r in refused}, **kept_float})
+    for name, share in done.items():
+        figures[name] = figures[name].model_copy(update={"integer_macs": share.macs})
+    if done and done["compressed"].macs < MOST:
+        step = next(s.step for s in recipe.steps if s.kind == "quantization")
+        if step not in named:
+            refused.append(Refusal(what=step, reason=f"{done['compressed'].sentence}, see below"))
+    return Report(
+        schema=1,
+        run=run.path.name,
+        model=run.created.get("title"),
+        created=run.durations.at,
+        target=str(recipe.target),
+        original=figures["original"],
+        compressed=figures["compressed"],
+        certificate=certificate,
+        parity=gate,
+        integers=done.get("compressed"),
+        refused=tuple(refused),
+        notices=tuple(notices),
+        warnings=(doubt,) if doubt else (),
+        unmet=tuple(unmet),
+        limits=judged,
+        trials=(*trials, *_undoing(records)),
+        frozen=tuple(Frozen(unit=f.name, reason=f.reason) for f in Units(before[0].graph).frozen),
+        steps=tuple(_brief(r) for r in records),
+        layers=tuple(_layers(before[0], after[0], kept_float)),
+        history=tuple(Epoch.model_validate(h) for r in records for h in r.get("history", ())),
+        durations=tuple(
+            Duration(stage=stage, seconds=seconds)
+            for stage, seconds in {**run.durations.seconds, "measurement": round(monotonic() - start, 3)}.items()
+        ),
+        command=tuple(run.created["command"]) if run.created.get("command") else None,
+        recipe=recipe.dump(),
+        environment=environment(recipe.threads),
+    )
+
+
+def _in_integers(
+    recipe: Recipe, before: tuple[Model, Path], after: tuple[Model, Path], suffix: str, reasons: Mapping[str, str]
+) -> dict[str, Integers]:
+    """What of both artifacts runs in integers, by ``original`` and ``compressed``; nothing where no step quantizes."""
+    steps = [s.step for s in recipe.steps if s.kind == "quantization"]
+    if not steps:
+        return {}
+    target = str(recipe.target)
+    whole = next((reasons[step] for step in steps if step in reasons), None)
+    found = {}
+    for name, (model, folder) in (("original", before), ("compressed", after)):
+        operators = runtime(target).integer_layers(folder / f"model{suffix}")
+        layers = model.quantization.layers if model.quantization is not None else ()
+        every = dict.fromkeys(_weights(model), whole) if whole else {}
+        found[name] = integers(model.graph, operators, {**every, **reasons}, layers, target)
+    return found
+
+
+def _gate(model: Model, artifact: Path, data: Data, target: str) -> Any:
+    """Artifact and in-framework model on the same real inputs; a float artifact that disagrees is refused."""
+    rows = next(data.split("selection" if data.has("selection") else "certification").batches(PARITY_ROWS))[0]
+    classes = data.metric is None
+    found = compare(
+        model.outputs(*rows),
+        runtime(target).load(artifact).outputs(rows),
+        integer=model.quantization is not None,
+        classes=classes,
+    )
+    if not found.passed and not found.integer:
+        raise SlimlineError(
+            f"The artifact disagrees with the model on {target}: {found.reason}; report this model to slimline."
+        )
+    return found
+
+
+def _cost(before: Figures, after: Figures, seed: int) -> Cost:
+    return Cost(
+        latency={batch: latency_part(before.latency[batch], after.latency[batch], seed) for batch in before.latency},
+        size=Part.exact(after.file_bytes or 0, before.file_bytes or 0),
+        macs=Part.exact(after.macs or 0, before.macs or 0),
+    )
+
+
+def _undoing(records: Sequence[Mapping[str, Any]]) -> list[Trial]:
+    """What the quantization steps tried before they put layers back to float, or did not."""
+    return [Trial.model_validate(row) for r in records for row in r.get("undoing", {}).get("trials", ())]
+
+
+def _notes(record: Mapping[str, Any]) -> Sequence[str]:
+    return (*dict(record.get("plan", {})).get("notes", ()), *record.get("notes", ()))
+
+
+def _brief(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A step's record without what the report holds elsewhere."""
+    brief = {k: v for k, v in record.items() if k not in ("history", "refused")}
+    if "undoing" in brief:
+        brief["undoing"] = {k: v for k, v in brief["undoing"].items() if k != "trials"}
+    return brief
+
+
+@dataclasses.dataclass
+class _Layer:
+    kind: str
+    shape: tuple[int, ...]
+    parameters: int
+    macs: int
+    width: int
+    sparsity: float
+
+
+def _layers(before: Model, after: Model, notes: Mapping[str, str]) -> list[LayerRow]:
+    """Every layer with weights, before and after."""
+    old, new = _weights(before), _weights(after)
+    integer = after.quantization.layers if after.quantization is not None else ()
+    rows = []
+    for name, layer in old.items():
+        then = new.get(name)
+        rows.append(
+            LayerRow(
+                layer=name,
+                kind=layer.kind,
+                before=_state(layer),
+                after=None if then is None else _state(then),
+                precision="int8" if name in integer else "float",
+                note=notes.get(name, ""),
+            )
+        )
+    return rows
+
+
+def _state(layer: _Layer) -> LayerState:
+    fields = {k: v for k, v in dataclasses.asdict(layer).items() if k != "kind"}
+    return LayerState(**fields)
+
+
+def _weights(model: Model) -> dict[str, _Layer]:
+    graph, arrays = model.graph, model.parameters()
+    found: dict[str, _Layer] = {}
+    for node in graph.nodes:
+        held = stored_weights(node, graph)
+        macs = cost.node_macs(node, lambda name: graph.values[name].shape) // graph.batch
+        if not held or not macs:
+            continue
+        name = layer_name(node, graph)
+        shape = graph.values[held[0]].shape
+        out = graph.values[node.outputs[0]].shape
+        parameters = sum(int(np.prod(graph.values[h].shape)) for h in held)
+        axis = 1 if node.kind == "conv" and node.attributes["equation"].outputs[0][1] != (".",) else -1
+        found[name] = _Layer(node.kind, shape, parameters, macs, out[axis], float(np.mean(arrays[held[0]] == 0)))
+    return found

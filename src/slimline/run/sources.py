@@ -1,0 +1,349 @@
+"""MODEL and DATA as the command line names them, and the JSON records from which a run loads them again."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import TypeAdapter
+
+from slimline.files import array_files
+from slimline.files.archive import Damaged
+from slimline.data.datasets import NAMES, Layout, builtin
+from slimline.errors import NoExample, SlimlineError, unknown
+from slimline.files.strictjson import Malformed
+
+if TYPE_CHECKING:
+    from slimline.data import Data
+    from slimline.model import Model
+
+PICKLES = (".pt", ".pth", ".bin", ".pkl", ".ckpt")
+MODELS = (".pt2", ".keras")
+ARRAYS = ("x_train", "y_train", "x_test", "y_test", "groups_train", "groups_test")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model comes from.
+
+    Attributes
+    ----------
+    name : a ``.pt2`` or ``.keras`` file, or ``package.module:factory``. A factory returns a torch module or a Keras
+        model, or a pair of it and example inputs.
+    weights : a safetensors file for what the factory returns.
+    input_shape : of one sample, to make an example from, where the data cannot give one.
+    allow_pickle : whether a ``.pt`` or ``.pth`` file, which can run any code, may be opened.
+    """
+
+    name: str
+    weights: str | None = None
+    input_shape: tuple[int, ...] | None = None
+    allow_pickle: bool = False
+
+    def record(self) -> dict[str, Any]:
+        """As JSON, with absolute paths."""
+        absolute = {"name": self.name if ":" in self.name else str(Path(self.name).resolve())}
+        if self.weights is not None:
+            absolute["weights"] = str(Path(self.weights).resolve())
+        return {**asdict(self), **absolute, "folder": str(Path.cwd())}
+
+
+def load_model(source: ModelSource, data: Callable[[Layout], Data] | None = None) -> Model:
+    """The model a source names.
+
+    Parameters
+    ----------
+    data : gives the data for a layout; its first samples are the example inputs of a torch module that came with none.
+    """
+    try:
+        return _load_model(source, data)
+    except NoExample as e:
+        raise SlimlineError(
+            f"{source.name} needs example inputs: give --input-shape, such as 3,224,224, or --data."
+        ) from e
+
+
+def _load_model(source: ModelSource, data: Callable[[Layout], Data] | None) -> Model:
+    from slimline.run.compress import load
+
+    if ":" not in source.name:
+        path, given = _model_file(source), None
+        if source.input_shape is not None:
+            given = _noise(source.input_shape)
+        elif path.suffix in PICKLES and data is not None:
+            given = data("channels_first").example()
+        return load(path, given, allow_pickle=source.allow_pickle)
+    made = call(source.name, "model")
+    native, example = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+    if source.weights is not None:
+        load_weights(native, Path(source.weights))
+    if example is not None:
+        example = example if isinstance(example, tuple | list) else (example,)
+    elif source.input_shape is not None:
+        example = _noise(source.input_shape)
+    elif data is not None:
+        example = data(layout_of(native)).example()
+    return load(native, None if example is None else tuple(example))
+
+
+def _noise(shape: tuple[int, ...]) -> tuple[np.ndarray, ...]:
+    return (np.random.default_rng(0).random((2, *shape), dtype=np.float32),)
+
+
+def _model_file(source: ModelSource) -> Path:
+    path = Path(source.name)
+    if path.suffix == ".onnx":
+        raise SlimlineError(f"{path} is ONNX, which slimline cannot compress yet: give the PyTorch or Keras model.")
+    if path.suffix in PICKLES and not source.allow_pickle:
+        raise SlimlineError(
+            f"{path} is a pickle, which can run any code when it is opened: pass --allow-pickle if you trust it, or "
+            "export it to .pt2."
+        )
+    if path.suffix not in (*MODELS, *PICKLES):
+        raise unknown("model format", path.suffix or source.name, [*MODELS, "package.module:factory"])
+    if not path.is_file():
+        raise SlimlineError(f"There is no model file {path}: check the path.")
+    if source.weights is not None:
+        raise SlimlineError(f"--weights is for a package.module:factory; {path} holds its own.")
+    return path
+
+
+def layout_of(native: Any) -> Layout:
+    """Where a framework's images have their channels."""
+    from slimline.frameworks.base import adapter_for
+
+    return adapter_for(native).layout
+
+
+def load_weights(native: Any, path: Path) -> None:
+    """Fill a torch module (state-dict names) or a Keras model (variable paths) from a safetensors file, exactly."""
+    torch = hasattr(native, "state_dict")
+    slots = native.state_dict() if torch else {v.path: v for v in native.weights}
+    try:
+        found = array_files.safetensors(path)
+    except OSError as e:
+        raise SlimlineError(f"The weights {path} cannot be read: {e.strerror or e}.") from e
+    except Malformed as e:
+        raise SlimlineError(f"{path} is no safetensors file that slimline reads: it {e}.") from e
+    except MemoryError as e:
+        raise SlimlineError(f"There is not enough memory to read the weights {path}: close other programs.") from e
+    missing, extra = [n for n in slots if n not in found], [n for n in found if n not in slots]
+    if missing or extra:
+        said = [f"lacks {_few(missing)}"] * bool(missing) + [f"has {_few(extra)} besides"] * bool(extra)
+        raise SlimlineError(f"The weights {path} do not fit the model: the file {' and '.join(said)}.")
+    for name, slot in slots.items():
+        if tuple(slot.shape) != found[name].shape:
+            raise SlimlineError(
+                f"The weights {path} do not fit the model: {name} is {found[name].shape} in the file and "
+                f"{tuple(slot.shape)} in the model."
+            )
+        if found[name].dtype.kind != _kind(slot):
+            raise SlimlineError(
+                f"The weights {path} do not fit the model: {name} is {found[name].dtype} in the file and "
+                f"{str(slot.dtype).removeprefix('torch.')} in the model; save it as the model's type."
+            )
+    for name, slot in slots.items():
+        if torch:
+            slot.copy_(importlib.import_module("torch").tensor(found[name]))
+        else:
+            slot.assign(found[name])
+
+
+def _kind(slot: Any) -> str:
+    """Numpy's letter for the kind of numbers of a torch tensor or a Keras variable."""
+    name = str(slot.dtype).removeprefix("torch.")
+    return "f" if "float" in name else "c" if "complex" in name else "b" if name == "bool" else name[0]
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Where data comes from: an ``.npz``, a folder of ``.npy``, ``package.module:factory`` or a built-in name."""
+
+    name: str
+    seed: int = 0
+
+    def record(self) -> dict[str, Any]:
+        """As JSON, with absolute paths."""
+        name = self.name if ":" in self.name or self.name in NAMES else str(Path(self.name).resolve())
+        return {"name": name, "seed": self.seed, "folder": str(Path.cwd())}
+
+
+def load_data(source: DataSource, layout: Layout = "channels_first") -> Data:
+    """The data a source names; `layout` is for the built-in ones."""
+    from slimline.data import Data
+
+    if source.name in NAMES:
+        return builtin(source.name, layout, source.seed)
+    if ":" in source.name:
+        made = call(source.name, "data")
+        if not isinstance(made, Data):
+            raise SlimlineError(f"{source.name} returned a {type(made).__name__}: return a slimline.Data.")
+        return made
+    held = _arrays(Path(source.name))
+    train, test = (
+        None if f"x_{part}" not in held else (held[f"x_{part}"], held.get(f"y_{part}")) for part in ("train", "test")
+    )
+    groups = {part: held[f"groups_{part}"] for part in ("train", "test") if f"groups_{part}" in held}
+    return Data(train=train, test=test, groups=groups, seed=source.seed)
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays, as far as they are there, of an ``.npz`` or a folder of ``.npy``."""
+    if not path.exists():
+        near = unknown("data", str(path), NAMES) if path.suffix == "" and "/" not in str(path) else None
+        raise near or SlimlineError(f"There is no data file {path}: check the path.")
+    try:
+        if path.is_dir():
+            files = {name: path / f"{name}.npy" for name in ARRAYS}
+            found = {name: array_files.npy(f) for name, f in files.items() if f.exists()}
+        else:
+            found = array_files.npz(path, ARRAYS)
+    except OSError as e:
+        raise SlimlineError(f"{path} cannot be read ({e.strerror or e}): check the file.") from e
+    except (Malformed, Damaged) as e:
+        raise SlimlineError(f"{path} cannot be read as numpy arrays: it {e}; save it with np.savez or np.save.") from e
+    except MemoryError as e:
+        raise SlimlineError(f"There is not enough memory to read {path}: give a folder of .npy files.") from e
+    if not {"x_train", "x_test"} & set(found):
+        raise SlimlineError(f"{path} has neither x_train nor x_test: name its arrays {', '.join(ARRAYS)}.")
+    return found
+
+
+def call(name: str, what: str) -> Any:
+    """Call ``package.module:factory``; see `find`."""
+    try:
+        with _here():
+            return find(name, what)()
+    except SlimlineError:
+        raise
+    except Exception as e:
+        raise SlimlineError(f"{name} failed: {type(e).__name__}: {_first_line(e)}.") from e
+
+
+@contextmanager
+def _here() -> Iterator[None]:
+    """Put the working directory first where Python looks for modules, and afterwards last: what the user's code imports
+    later is found there, and nothing that lies there takes the place of what slimline imports."""
+    folder = str(Path.cwd())
+    added = folder not in sys.path
+    if added:
+        sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        if added and folder in sys.path:
+            sys.path.remove(folder)
+            sys.path.append(folder)
+
+
+def find(name: str, what: str) -> Any:
+    """What ``package.module:name`` is, with the working directory importable as for ``python -m``."""
+    module_name, _, attribute = name.partition(":")
+    try:
+        with _here():
+            module = importlib.import_module(module_name)
+    except ModuleNotFoundError as e:
+        if e.name and (module_name == e.name or module_name.startswith(f"{e.name}.")):
+            raise SlimlineError(f"There is no module {module_name} for the {what} {name}: check the name.") from e
+        raise SlimlineError(f"Importing {module_name} failed: {e}.") from e
+    except Exception as e:
+        raise SlimlineError(f"Importing {module_name} failed: {type(e).__name__}: {_first_line(e)}.") from e
+    if not hasattr(module, attribute):
+        names = [n for n in vars(module) if not n.startswith("_")]
+        raise unknown(f"name in {module_name} called", attribute, names)
+    return getattr(module, attribute)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or ["no reason given"])[0].rstrip(".")
+
+
+def load_pair(
+    model: ModelSource, data: DataSource, teacher: ModelSource | None = None
+) -> tuple[Model, Data, Model | None]:
+    """A model and its data, in the layout the model takes, and the teacher that was named."""
+    held: dict[Layout, Data] = {}
+
+    def give(layout: Layout) -> Data:
+        if layout not in held:
+            held[layout] = load_data(data, layout)
+        return held[layout]
+
+    loaded = load_model(model, give)
+    return loaded, give(loaded.adapter.layout), None if teacher is None else load_model(teacher, give)
+
+
+def named_by(sources: Mapping[str, Any], what: str) -> ModelSource | DataSource:
+    """The ``"model"``, ``"teacher"`` or ``"data"`` of a run's records, checked."""
+    return _read(sources, what)[0]
+
+
+def load_again(sources: Mapping[str, Any], what: str, data: Data | None = None, at_home: bool = False) -> Any:
+    """The ``"model"``, ``"teacher"`` or ``"data"`` of a run's records.
+
+    Parameters
+    ----------
+    data : the user's, in place of what the records name.
+    at_home : import from the folder in which they were first loaded, which a stranger's run must not choose; else from
+        the working directory.
+    """
+
+    def give(layout: Layout) -> Data:
+        if data is not None:
+            return data
+        source, folder = _read(sources, "data")
+        assert isinstance(source, DataSource)
+        with entered(folder if at_home else None):
+            return load_data(source, layout)
+
+    if what == "data":
+        return give
+    source, folder = _read(sources, what)
+    assert isinstance(source, ModelSource)
+    with entered(folder if at_home else None):
+        return load_model(source, give)
+
+
+@contextmanager
+def entered(folder: str | None) -> Iterator[None]:
+    """Work in the folder in which a run was started; None stays in the present one."""
+    if folder is None:
+        yield
+        return
+    before = Path.cwd()
+    try:
+        os.chdir(folder)
+    except OSError as e:
+        raise SlimlineError(
+            f"The folder {folder}, in which the run was started, cannot be entered ({e.strerror}): make it again."
+        ) from e
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def _read(sources: Mapping[str, Any], what: str) -> tuple[ModelSource | DataSource, str]:
+    """A record, and the folder in which it was made."""
+    record = dict(sources[what]) if isinstance(sources.get(what), Mapping) else {}
+    folder = record.pop("folder", "")
+    kind: type[ModelSource | DataSource] = DataSource if what == "data" else ModelSource
+    try:
+        if not isinstance(folder, str) or record.keys() - {field.name for field in fields(kind)}:
+            raise ValueError("no such field")
+        source = TypeAdapter(kind).validate_json(json.dumps(record), strict=True)
+    except ValueError as e:
+        raise SlimlineError(f"The journal's record of the {what} is damaged: give the {what} itself.") from e
+    return source, folder

@@ -1,0 +1,372 @@
+"""Quantization that has to pay: layers whose integers are slower or wrong go back to float.
+
+Everything is decided on real artifacts, loaded and timed by the runtime itself, at the batch size and with the threads
+that the run is judged by. An artifact costs seconds, so few are made: the runtime's own profile names the suspects, at
+most three choices among them are timed beside the float and the integer artifact, and what is wrong is found by
+halving. What the clock said is a decision (`slimline.steps.perform.Context.decide`): a run that goes on does not ask again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic, perf_counter
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from slimline.steps.quantization.calibration import Ranges, calibrate
+from slimline.run.decisions import checked
+from slimline.measure.limits import Cost, Trial, judged_batch
+from slimline.measure.parity import compare
+from slimline.methods.search import culprits
+from slimline.model import Model
+from slimline.recipe import StaticQuantization
+from slimline.runtimes.base import runtime
+from slimline.runtimes.gate import lower
+from slimline.data.splits import first
+
+if TYPE_CHECKING:
+    from slimline.measure.parity import Parity
+    from slimline.measure.results import Latency
+    from slimline.steps.perform import Context
+
+log = logging.getLogger(__name__)
+
+CLEAR = 0.8  # of its float time that a layer may take in integers to be beyond doubt
+GAIN = 1.03  # by which going back to float must speed the artifact up, with the confidence of `speedup`
+GROUPS = 4  # of neighbours that are tried where the runtime has no profile
+LONGEST_RUN = 0.2  # seconds; where one takes longer at the judged batch, a smaller batch says the same
+SECONDS, SAMPLES = 0.5, 9  # of one timing, per artifact
+PROFILE_SECONDS = 0.3
+PARITY_TRIALS = 12  # artifacts made to find layers that are wrong in integers, at most
+PARITY_ROWS, PARITY_NUMBERS = 256, 2**22  # rows that are compared: fewer, but at least 32, where they are large
+SLOWER = "its integers made the artifact slower"
+
+
+@dataclass(frozen=True)
+class Undone:
+    """The quantized model (or the float one, where integers do not pay), what went back to float and why, and what it
+    cost to find out, ready for JSON; the bits of its weights."""
+
+    model: Model
+    refused: list[dict[str, str]] = field(default_factory=list)
+    record: dict[str, Any] = field(default_factory=dict)
+    bits: int = 8
+
+
+def quantize_what_pays(model: Model, step: StaticQuantization, context: Context, gate: bool = True) -> Undone:
+    """Quantize `model`, and put back what is slower or wrong in integers.
+
+    All of it goes back where integers as a whole are slower than float, or where no choice of layers passes the parity
+    gate.
+
+    Parameters
+    ----------
+    gate : whether the artifact has to agree with its simulation; False for an estimate, whose weights are not trained.
+    """
+    assert context.data is not None
+    artifacts = Artifacts(model, step, context)
+    if not step.undo:
+        return Undone(artifacts.quantized({}), bits=artifacts.bits)
+    with tempfile.TemporaryDirectory(prefix="slimline-undo-") as folder:
+        artifacts.folder = Path(folder)
+        said = context.decide(_question(model, step, context), lambda: by_the_clock(artifacts, context.seed))
+        clock = checked(Clocked, said, "what the clock said of integers")
+        record = clock.model_dump(mode="json", exclude={"back", "slower"})
+        if clock.slower:
+            return Undone(model, [{"what": step.step, "reason": clock.slower}], record)
+        back = dict.fromkeys(clock.back, SLOWER)
+        if gate:
+            found = checked(Gated, context.decide("parity", lambda: _agreeing(artifacts, back)), "the parity gate")
+            record["parity_artifacts"] = found.artifacts
+            if found.back is None:
+                reason = f"no choice of layers passes the parity gate on {context.target} ({found.reason})"
+                return Undone(model, [{"what": step.step, "reason": reason}], record)
+            wrong = f"in integers the artifact disagreed with its simulation: {found.reason}"
+            back |= dict.fromkeys(found.back, wrong)
+            if found.back:
+                again = context.decide("undo-again", lambda: {"slower": _slower(artifacts, back, context.seed)})
+                if slower := checked(Again, again, "what the clock said of integers").slower:
+                    return Undone(model, [{"what": step.step, "reason": slower}], record)
+        refused = [{"what": layer, "reason": reason} for layer, reason in back.items()]
+        return Undone(artifacts.quantized(back), refused, record, artifacts.bits)
+
+
+class Clocked(BaseModel):
+    """What the clock said: see `by_the_clock`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    back: tuple[str, ...]
+    slower: str
+    batch: int
+    threads: int
+    artifacts: int
+    seconds: float
+    trials: tuple[Trial, ...]
+
+
+class Gated(BaseModel):
+    """What the parity gate said: see `_agreeing`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    back: tuple[str, ...] | None
+    reason: str
+    artifacts: int
+
+
+class Again(BaseModel):
+    """Why integers do not pay once what is wrong is back in float, or ''."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    slower: str
+
+
+class WeightBits(BaseModel):
+    """Of the weights: what the integer kernels bear on the processor that the run is on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bits: Literal[7, 8]
+
+
+class Candidates(Protocol):
+    """Artifacts of one model with different layers in float, as `by_the_clock` asks for them."""
+
+    target: str
+    threads: int
+    count: int
+    """Artifacts made so far."""
+
+    def layers(self) -> Sequence[str]:
+        """That compute in integers where all may, in the order of the model."""
+
+    def path(self, back: Sequence[str] | None) -> Path:
+        """Of the artifact with these layers in float; None: with all of them."""
+
+    def batch(self) -> int:
+        """At which is timed."""
+
+    def profiles(self) -> tuple[Mapping[str, float], Mapping[str, float]]:
+        """Milliseconds by operator of the integer and of the float artifact; empty where the runtime tells none."""
+
+    def times(self, paths: Mapping[str, Path]) -> Mapping[str, Latency]:
+        """By artifact, in interleaved rounds."""
+
+
+class Artifacts:
+    """The real ones, see `Candidates`."""
+
+    folder: Path
+
+    def __init__(self, model: Model, step: StaticQuantization, context: Context) -> None:
+        assert context.data is not None
+        self.model, self.step, self.target, self.threads = model, step, context.target, context.threads
+        self.judged, self.seed = judged_batch(context.batch_sizes), context.seed
+        self.batches = first(context.data.split("calibration"), step.samples, step.batch_size)
+        self.runtime = runtime(context.target)
+        # What the processor bears is decided once, as what a clock says is.
+        bits = context.decide("weight-bits", lambda: {"bits": self.runtime.weight_bits})
+        self.bits = checked(WeightBits, bits, "the bits of weights").bits
+        self.count = 0
+        self._ranges: Ranges = {}
+        self._batch = 0
+        self._simulations: dict[frozenset[str], Model] = {}
+        self._paths: dict[frozenset[str] | None, Path] = {}
+
+    def quantized(self, back: Mapping[str, str]) -> Model:
+        """With these layers in float; they and the reasons are in its history."""
+        return calibrate(self.model, self.step, self.batches, self.target, back, self._ranges, self.bits)
+
+    def simulation(self, back: Sequence[str]) -> Model:
+        """What the artifact with these layers in float should compute."""
+        key = frozenset(back)
+        if key not in self._simulations:
+            self._simulations[key] = self.quantized(dict.fromkeys(sorted(key), ""))
+        return self._simulations[key]
+
+    def path(self, back: Sequence[str] | None) -> Path:
+        key = None if back is None else frozenset(back)
+        if key not in self._paths:
+            path = self.folder / f"trial-{self.count}{self.runtime.suffix}"
+            model = self.model if back is None else self.simulation(back)
+            if back is None:
+                lower(self.runtime, model, path, quick=True)
+            else:  # how it agrees with its simulation is what parity asks
+                self.runtime.lower(model, path)
+            self._paths[key] = path
+            self.count += 1
+        return self._paths[key]
+
+    def layers(self) -> Sequence[str]:
+        quantization = self.simulation(()).quantization
+        return quantization.layers if quantization is not None else ()
+
+    def rows(self, count: int) -> tuple[np.ndarray, ...]:
+        """Calibration samples, repeated where there are fewer."""
+        from slimline.measure.process import tile
+
+        few = self.batches[: -(-count // len(self.batches[0][0]))]
+        return tile(tuple(np.concatenate(parts)[:count] for parts in zip(*few, strict=True)), count)
+
+    def batch(self) -> int:
+        if not self._batch:
+            session, one = self.runtime.load(self.path(None), self.threads), self.rows(1)
+            session.run(one)
+            start = perf_counter()
+            session.run(one)
+            self._batch = max(1, min(self.judged, int(LONGEST_RUN / max(perf_counter() - start, 1e-6))))
+        return self._batch
+
+    def profiles(self) -> tuple[Mapping[str, float], Mapping[str, float]]:
+        rows = self.rows(self.batch())
+        session = self.runtime.load(self.path(None), self.threads)
+        start = perf_counter()
+        session.run(rows)
+        runs = min(30, max(3, math.ceil(PROFILE_SECONDS / (perf_counter() - start))))
+        integer, float_ = (self.runtime.profile(self.path(p), rows, self.threads, runs) for p in ((), None))
+        return integer, float_
+
+    def times(self, paths: Mapping[str, Path]) -> Mapping[str, Latency]:
+        from slimline.measure import measure_latency
+
+        batch = self.batch()
+        found = measure_latency(paths, self.rows(batch), (batch,), self.threads, SECONDS, SAMPLES, self.seed)
+        return {name: latency[batch] for name, latency in found.items()}
+
+    def parity(self, back: Sequence[str]) -> Parity:
+        numbers, held = sum(x[0].size for x in self.batches[0]), sum(len(batch[0]) for batch in self.batches)
+        rows = self.rows(min(held, max(32, min(PARITY_ROWS, PARITY_NUMBERS // max(numbers, 1)))))
+        session = self.runtime.load(self.path(back), self.threads)
+        return compare(self.simulation(back).outputs(*rows), session.outputs(rows), integer=True)
+
+
+def by_the_clock(artifacts: Candidates, seed: int = 0) -> dict[str, Any]:
+    """Which layers are better off in float: ``back``; or why integers do not pay at all: ``slower``, else empty.
+
+    With them all that was tried (``trials``), at which ``batch`` and with how many ``threads``, how many ``artifacts``
+    were made for it and the ``seconds`` it took.
+    """
+    from slimline.measure import latency_part, speedup
+
+    start, made = monotonic(), artifacts.count
+    layers = artifacts.layers()
+    picked = {"integer": (), **choices(layers, *artifacts.profiles())}
+    tried: dict[str, tuple[tuple[str, ...], Latency, Latency]] = {}
+    best, base = "integer", "integer"
+    while picked:
+        paths = {"float": artifacts.path(None), **{name: artifacts.path(back) for name, back in picked.items()}}
+        times = artifacts.times(paths)
+        tried |= {name: (back, times["float"], times[name]) for name, back in picked.items()}
+        gains = {n: speedup(times[base], times[n], seed=seed) for n in picked if n != base}
+        better = sorted((n for n, gain in gains.items() if gain.low > GAIN), key=lambda n: -gains[n].ratio)
+        best = better[0] if better else best
+        together = {layer for name in better for layer in picked[name]}
+        new = len(better) > 1 and len(together) < len(layers) and all(together != set(p) for p, *_ in tried.values())
+        # Only groups that were tried apart make more when they are put together, and then that has to be timed too.
+        base = best
+        picked = {best: tried[best][0], "together": tuple(x for x in layers if x in together)} if new else {}
+    back, float_, chosen = tried[best]
+    gain = speedup(float_, chosen, seed=seed)
+    slower = ""
+    if gain.high < 1:
+        slower = f"in integers the artifact takes {1 / gain.ratio:.2f} times as long as in float on {artifacts.target}"
+    if back:
+        log.info("back to float: %s", ", ".join(back))
+    batch = artifacts.batch()
+    trials = [
+        Trial(
+            stage="undo",
+            settings={"float_layers": list(in_float)},
+            cost=Cost(latency={batch: latency_part(before, after, seed)}),
+            chosen=name == best and not slower,
+            reason=slower if slower else "the fastest" if name == best else "not faster than what was chosen",
+        ).model_dump(mode="json")
+        for name, (in_float, before, after) in tried.items()
+    ]
+    return {
+        "back": list(back),
+        "slower": slower,
+        "batch": batch,
+        "threads": artifacts.threads,
+        "artifacts": artifacts.count - made,
+        "seconds": round(monotonic() - start, 3),
+        "trials": trials,
+    }
+
+
+def choices(
+    layers: Sequence[str], integer: Mapping[str, float], float_: Mapping[str, float]
+) -> dict[str, tuple[str, ...]]:
+    """Layers that may be better off in float, a few choices of them by name; never all.
+
+    From the profiles of the integer and of the float artifact: those that lose, those that do not clearly gain, and
+    these together with what lies between them, as conversions on the way cost too. A profile is no proof, but it spares
+    the trial of layers that gain without doubt. Without one: the first layer and runs of neighbours, each by itself.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    spent, before = _spent(layers, integer), _spent(layers, float_)
+    if not any(spent[x] and before[x] for x in layers):
+        rest, length = layers[1:], max(1, -(-(len(layers) - 1) // (GROUPS - 1)))
+        groups = [layers[:1], *(rest[i : i + length] for i in range(0, len(rest), length))]
+        found = {f"group {number}": tuple(group) for number, group in enumerate(groups, 1)}
+    else:
+        doubtful = [x for x in layers if spent[x] >= CLEAR * before[x] or not spent[x]]
+        inside = set(doubtful)
+        for left, middle, right in zip(layers, layers[1:], layers[2:], strict=False):
+            inside |= {middle} if left in doubtful and right in doubtful else set()
+        found["losing"] = tuple(x for x in doubtful if spent[x] >= before[x] > 0)
+        found["doubtful"] = tuple(doubtful)
+        found["between"] = tuple(x for x in layers if x in inside)
+    distinct = {back: name for name, back in reversed(found.items())}
+    return {name: back for back, name in reversed(distinct.items()) if 0 < len(back) < len(layers)}
+
+
+def _agreeing(artifacts: Artifacts, back: Mapping[str, str]) -> dict[str, Any]:
+    """Layers to put back besides `back` so that artifact and simulation agree (None: there are none), and why."""
+    made = artifacts.count
+    found = artifacts.parity(tuple(back))
+    more: tuple[str, ...] | None = ()
+    if not found.passed:
+        pool = [layer for layer in artifacts.layers() if layer not in back]
+        more = culprits(pool, lambda without: artifacts.parity((*back, *without)).passed, PARITY_TRIALS)
+        more = None if len(more) == len(pool) else more
+    return {"back": None if more is None else list(more), "reason": found.reason, "artifacts": artifacts.count - made}
+
+
+def _slower(artifacts: Artifacts, back: Mapping[str, str], seed: int) -> str:
+    """Why integers do not pay with these layers in float, or ''."""
+    from slimline.measure import speedup
+
+    times = artifacts.times({"float": artifacts.path(None), "integer": artifacts.path(tuple(back))})
+    gain = speedup(times["float"], times["integer"], seed=seed)
+    if gain.high >= 1:
+        return ""
+    return f"in integers the artifact takes {1 / gain.ratio:.2f} times as long as in float on {artifacts.target}"
+
+
+def _question(model: Model, step: StaticQuantization, context: Context) -> str:
+    """The name of the clock's decision, by all that it depends on: the same shapes need not be timed again."""
+    graph = model.graph
+    shapes = [(name, graph.values[name].shape) for name in (*graph.inputs, *sorted(graph.trainable))]
+    rest = step.layers, step.keep, step.activations, context.target, context.batch_sizes, context.threads
+    return f"undo-{hashlib.sha256(repr((shapes, rest)).encode()).hexdigest()[:12]}"
+
+
+def _spent(layers: Sequence[str], profile: Mapping[str, float]) -> dict[str, float]:
+    """By layer, the milliseconds of the operators that are named after it, whatever the runtime appended."""
+    found = dict.fromkeys(layers, 0.0)
+    for name, ms in profile.items():
+        owners = [x for x in layers if name.startswith(x) and not name[len(x) : len(x) + 1].isalnum()]
+        if owners:  # conv_2 is no part of conv
+            found[max(owners, key=len)] += ms
+    return found

@@ -1,0 +1,354 @@
+"""From a `SparsePruning` to zeros: scores, how many of each layer go, and how those that stay make up for them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from slimline.model import masks as masking
+from slimline.errors import SlimlineError, unknown
+from slimline.evidence.grams import ROWS, collect
+from slimline.graph.matrix import LayerMatrix, matrices
+from slimline.methods import obs, sparsity
+from slimline.methods.gram import Gram
+from slimline.methods.sparsity import Amount, Array, Layout, Pattern
+from slimline.model import Model
+from slimline.run.named_code import function_of
+from slimline.recipe import Distillation, SparsePruning
+from slimline.data.splits import first
+
+if TYPE_CHECKING:
+    from slimline.data import Data
+
+log = logging.getLogger(__name__)
+
+L = TypeVar("L", bound=Layout)
+Batches = list[tuple[np.ndarray, ...]]
+CURVE = (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 1.0)
+"""Sparsities at which `sensitivity` measures a layer's error."""
+
+
+@dataclass(frozen=True)
+class Sparsified:
+    """The pruned model; why layers were left out; per layer the part that is zero and its relative output error."""
+
+    model: Model
+    refused: list[dict[str, str]]
+    layers: dict[str, dict[str, float]]
+
+
+def sparsify(model: Model, step: SparsePruning, data: Data | None = None, seed: int = 0) -> Sparsified:
+    """Prune at once.
+
+    Weights that earlier masks hold at zero count towards the amount and stay zero.
+
+    Raises
+    ------
+    SlimlineError
+        No layer to prune, no layer that fits the pattern (or one named by `layers` that does not), more weights than
+        there are, missing data or labels, a criterion that returns what is no score.
+    """
+    pattern = Pattern.parse(step.pattern)
+    layers, refused = chosen(model, step)
+    work = _Work(model, step, pattern, layers, data, seed)
+    weights, masks = work.prune()
+    masks = {**model.masks, **masks}
+    native = model.adapter.replace(model.native, weights)
+    pruned = model.then(native, step.model_dump(mode="json"), masks=masks)
+    pruned = masking.held(pruned)
+    if work.refresh:
+        pruned = replace(pruned, native=refreshed(pruned, pruned.native, work.batches, seed))
+    for entry in refused:
+        log.warning("%(what)s is not pruned: %(reason)s.", entry)
+    return Sparsified(pruned, refused, work.summary(masks))
+
+
+def chosen(model: Model, step: SparsePruning) -> tuple[dict[str, LayerMatrix], list[dict[str, str]]]:
+    """The layers to prune by weight name, and those that cannot have the pattern, with the reason."""
+    every: dict[str, LayerMatrix] = {}
+    for layer in matrices(model.graph):
+        every.setdefault(layer.weight, layer)
+    found, refused = fitting({weight: (layer.layer, layer) for weight, layer in every.items()}, step)
+    for weight in [name for name in found if name in model.graph.frozen]:
+        refused.append({"what": found.pop(weight).layer, "reason": "its weights are frozen"})
+    if not found and refused and all(entry["reason"] == "its weights are frozen" for entry in refused):
+        raise SlimlineError("All weights that SparsePruning may prune are frozen: unfreeze them before slimline.load.")
+    for node in model.graph.nodes:
+        name = node.layer or node.name
+        if node.kind == "recurrent" and any(fnmatchcase(name, glob) for glob in step.layers):
+            refused.append({"what": name, "reason": "single weights of a recurrent layer have no rule"})
+    return found, refused
+
+
+def fitting(every: Mapping[str, tuple[str, L]], step: SparsePruning) -> tuple[dict[str, L], list[dict[str, str]]]:
+    """Of all weights, each with the name of its layer and its layout, those that the globs and the pattern choose."""
+    pattern = Pattern.parse(step.pattern)
+    names = [name for name, _ in every.values()]
+    for field, globs in (("layers", step.layers), ("keep", step.keep)):
+        for glob in globs if tuple(globs) != ("*",) else ():
+            if not any(fnmatchcase(name, glob) for name in names):
+                raise unknown(f"layer with a weight matrix for {field}", glob, names)
+    found, refused = {}, []
+    for weight, (name, layout) in every.items():
+        named = [glob for glob in step.layers if fnmatchcase(name, glob)]
+        if not named or any(fnmatchcase(name, glob) for glob in step.keep):
+            continue
+        reason = pattern.misfit(layout.shape)
+        if not reason:
+            found[weight] = layout
+        elif "*" in named:
+            refused.append({"what": name, "reason": f"the pattern {step.pattern} does not fit: {reason}"})
+        else:
+            raise SlimlineError(
+                f"{name} cannot have the pattern {step.pattern}, because {reason}: choose another pattern or "
+                f"keep=[{name!r}]."
+            )
+    if not found:
+        why = "; ".join(f"{r['what']}: {r['reason']}" for r in refused[:3]) or "no layer with a weight matrix is left"
+        raise SlimlineError(f"Nothing can be pruned ({why}): choose other layers or another pattern.")
+    return found, refused
+
+
+def criterion(step: SparsePruning) -> tuple[str, Callable[..., Any] | None]:
+    """The criterion's name, and the user's function if it is one."""
+    if callable(step.criterion):
+        return getattr(step.criterion, "__name__", "criterion"), step.criterion
+    if ":" not in step.criterion:
+        return step.criterion, None
+    return step.criterion, function_of(step.criterion)
+
+
+def refreshed(model: Model, native: Any, batches: Sequence[tuple[np.ndarray, ...]], seed: int) -> Any:
+    """`native` with batch-norm statistics of its own activations."""
+    trainer = model.adapter.trainer(native, None, Distillation(), seed, 1)
+    trainer.refresh((batch, None) for batch in batches)
+    return trainer.native()
+
+
+class _Work:
+    """One pruning: everything by weight name, weights as matrices ``(groups, outputs, inputs)``."""
+
+    def __init__(
+        self,
+        model: Model,
+        step: SparsePruning,
+        pattern: Pattern,
+        layers: Mapping[str, LayerMatrix],
+        data: Data | None,
+        seed: int,
+    ) -> None:
+        self.model, self.step, self.pattern, self.layers, self.seed = model, step, pattern, layers, seed
+        self.stored = model.parameters()
+        self.name, self.function = criterion(step)
+        self.batches = _batches(step, data)
+        self.gradients = self._gradients(data)
+        wanted = self.batches and (step.gram or self.function is not None)
+        self.grams = collect(model, list(layers.values()), self.batches) if wanted else {}
+        self.before = {name: self._matrix(name, self.stored[name]) for name in layers}
+        self.old = {name: self._matrix(name, mask) for name, mask in model.masks.items() if name in layers}
+        self.errors: dict[str, float] = {}
+        self.refresh = step.refresh and bool(self.batches) and any(n.kind == "batch_norm" for n in model.graph.nodes)
+
+    def prune(self) -> tuple[dict[str, Array], dict[str, Array]]:
+        """New weights and masks, in the layout of the framework."""
+        if self.step.masks is not None:
+            keep = masking.given(self.step, {name: self.stored[name].shape for name in self.layers})
+            self.layers = {name: layer for name, layer in self.layers.items() if name in keep}
+            keep = {name: self._matrix(name, mask) for name, mask in keep.items()}
+        else:
+            keep = self._keep()
+        keep = {name: mask & self.old[name] if name in self.old else mask for name, mask in keep.items()}
+        new = self._updated(keep) if self.step.update else {n: np.where(m, self.before[n], 0) for n, m in keep.items()}
+        for name in keep:
+            if self.layers[name].node in self.grams:
+                self.errors[name] = self._error(name, new[name])
+        weights = {n: self._tensor(n, w).astype(self.stored[n].dtype) for n, w in new.items()}
+        return weights, {name: self._tensor(name, mask) for name, mask in keep.items()}
+
+    def summary(self, masks: Mapping[str, Array]) -> dict[str, dict[str, float]]:
+        """By layer the part that is zero and, where it was measured, the relative error of the output."""
+        found = {}
+        for name, layer in self.layers.items():
+            found[layer.layer] = {"sparsity": round(1 - float(masks[name].mean()), 6)}
+            if name in self.errors:
+                found[layer.layer]["error"] = float(f"{self.errors[name]:.4g}")
+        return found
+
+    def _matrix(self, name: str, tensor: Array) -> Array:
+        return self.layers[name].matrix(tensor)
+
+    def _tensor(self, name: str, matrix: Array) -> Array:
+        return self.layers[name].tensor(matrix, self.stored[name].shape)
+
+    def _gradients(self, data: Data | None) -> Mapping[str, Array]:
+        step = self.step
+        optional = self.function is not None
+        if not step.gradient and not (optional and data is not None):
+            return {}
+        batches = [] if data is None else _labelled(step, data)
+        if step.loss == "cross_entropy" and not all(_classes(labels) for _, labels in batches):
+            if optional:
+                return {}
+            raise SlimlineError(
+                f"The {self.name} criterion needs the gradient of a loss, and there are no class labels: give labelled "
+                "data, or set loss='norm'."
+            )
+        return self.model.adapter.gradients(self.model.native, batches, step.loss)
+
+    def _h(self, name: str, gram: Gram | None = None) -> list[Array]:
+        """`H` of each group of a layer, damped."""
+        second = (gram or self.grams[self.layers[name].node]).second
+        return [obs.damped(h, self.step.damping) for h in second]
+
+    def _energy(self, name: str) -> float:
+        """Of the layer's output, as `obs.error` counts it."""
+        return sum(obs.error(w, h) for w, h in zip(self.before[name], self._second(name), strict=True)) or 1.0
+
+    def _second(self, name: str) -> Array:
+        return self.grams[self.layers[name].node].second
+
+    def _error(self, name: str, new: Array) -> float:
+        change = np.asarray(self.before[name] - new, np.float64)
+        return sum(obs.error(d, h) for d, h in zip(change, self._second(name), strict=True)) / self._energy(name)
+
+    def _score(self, name: str) -> Array:
+        """Importance of every weight of one layer."""
+        w, layer = self.before[name], self.layers[name]
+        gradient = self._matrix(name, self.gradients[name]) if name in self.gradients else None
+        gram = self.grams.get(layer.node)
+        if self.function is not None:
+            given = np.array(w), None if gradient is None else np.array(gradient), gram
+            found = sparsity.checked(self.function(*given), w.shape, self.name)
+        elif self.name == "obs":
+            found = self._second_order(name)
+        else:
+            seed = [self.seed, list(self.layers).index(name)]
+            magnitude = "l1" if self.name == "threshold" else self.name
+            found = sparsity.score(magnitude, w, gradient, gram, int(np.random.SeedSequence(seed).generate_state(1)[0]))
+        return np.where(self.old[name], found, -np.inf) if name in self.old else found
+
+    def _second_order(self, name: str) -> Array:
+        """What a weight costs, in parts of the energy of the layer's output."""
+        w, pattern = self.before[name], self.pattern
+        wide = w.shape[2] > self.step.exact
+        found = []
+        for part, h in zip(np.asarray(w, np.float64), self._h(name), strict=True):
+            if self.step.update and pattern.block == (1, 1) and not wide:
+                found.append(obs.traces(part, h, self._most(w.shape[2]), pattern.group))
+            else:
+                run = w.shape[2] if pattern.block is None else pattern.block[1]
+                found.append(obs.saliency(part, h, run).repeat(run, axis=1) / run)
+        return np.stack(found) / self._energy(name)
+
+    def _most(self, inputs: int) -> int:
+        """Weights that may go from one row: more than the part that goes of all, or rows could not differ."""
+        amount = self.step.amount
+        part = amount if isinstance(amount, float) and self.pattern.group is None else 1.0
+        return int(np.ceil((1 - (1 - part) ** 2) * inputs))
+
+    def _keep(self) -> dict[str, Array]:
+        """The mask of every layer."""
+        step, pattern = self.step, self.pattern
+        scores = {name: self._score(name) for name in self.layers}
+        if step.threshold is not None:
+            limit = step.threshold
+            return {n: pattern.spread(pattern.cells(s) >= limit, s.shape) for n, s in scores.items()}
+        if pattern.group is not None:
+            return {name: sparsity.keep_mask(s, 0, pattern) for name, s in scores.items()}
+        assert step.amount is not None
+        if step.scope == "row":
+            return {name: sparsity.keep_rows(s, step.amount, pattern) for name, s in scores.items()}
+        counts = self._counts(scores, step.amount)
+        return {n: sparsity.keep_mask(s, c, pattern) for (n, s), c in zip(scores.items(), counts, strict=True)}
+
+    def _counts(self, scores: Mapping[str, Array], amount: Amount) -> list[int]:
+        if self.step.scope == "local":
+            return sparsity.local_counts([s.size for s in scores.values()], amount)
+        if self.step.scope == "erk":
+            return sparsity.erk_counts([self.stored[name].shape for name in scores], amount)
+        if self.step.scope == "global" or (self.name == "obs" and self.step.update):
+            return sparsity.global_counts(list(scores.values()), amount, self.pattern)
+        total = sparsity.count(amount, sum(s.size for s in scores.values()))
+        return sparsity.allocate([self._curve(name, s) for name, s in scores.items()], total)
+
+    def _curve(self, name: str, score: Array) -> tuple[list[int], list[float]]:
+        """How many weights go, and the relative output error, over sparsities."""
+        masks = [sparsity.keep_mask(score, round(part * score.size), self.pattern) for part in CURVE]
+        points = {int((~m).sum()): self._error(name, np.where(m, self.before[name], 0)) for m in masks}
+        return list(points), list(points.values())
+
+    def _updated(self, keep: dict[str, Array]) -> dict[str, Array]:
+        """Weights that make up for those that go, layer by layer in the order of the graph."""
+        new: dict[str, Array] = {}
+        current = self.model.native
+        for name, layer in self.layers.items():
+            if self.step.sequential:
+                gram = _pair(self.model, current, layer, self.batches)
+                new[name] = self._fit(name, keep, gram, gram.cross)
+                tensor = self._tensor(name, new[name]).astype(self.stored[name].dtype)
+                current = self.model.adapter.replace(current, {name: tensor})
+                if self.refresh:  # the layers behind are to fit what they will really be given
+                    current = refreshed(self.model, current, self.batches, self.seed)
+            else:
+                new[name] = self._fit(name, keep, self.grams[layer.node], None)
+        return new
+
+    def _fit(self, name: str, keep: dict[str, Array], gram: Gram, cross: Array | None) -> Array:
+        """The weights of one layer; of a wide one the mask is chosen anew, block by block."""
+        w, group = np.asarray(self.before[name], np.float64), self.pattern.group
+        wide = w.shape[2] > self.step.exact and self.pattern.block == (1, 1) and self.step.scope != "row"
+        found = []
+        for i, h in enumerate(self._h(name, gram)):
+            if wide:
+                part, stays = obs.blockwise(w[i], h, int((~keep[name][i]).sum()), group)
+                keep[name][i] = stays & self.old[name][i] if name in self.old else stays
+                found.append(part)
+            else:
+                scale = self.step.damping * float(np.diagonal(gram.second[i]).mean())
+                found.append(obs.refit(w[i], keep[name][i], h, None if cross is None else cross[i], scale))
+        return np.stack(found)
+
+
+def _batches(step: SparsePruning, data: Data | None) -> Batches:
+    if data is not None and data.has("calibration"):
+        return first(data.split("calibration"), step.samples, step.batch_size)
+    if step.gram or step.gradient:
+        what = step.criterion if isinstance(step.criterion, str) and step.scope != "sensitivity" else step.scope
+        raise SlimlineError(f"SparsePruning by {what} needs data: pass slimline.Data with calibration samples.")
+    return []
+
+
+def _labelled(step: SparsePruning, data: Data) -> list[tuple[tuple[np.ndarray, ...], np.ndarray | None]]:
+    found, seen = [], 0
+    for inputs, labels in data.split("calibration").batches(step.batch_size):
+        found.append((inputs, labels))
+        seen += len(inputs[0])
+        if seen >= step.samples:
+            break
+    return found
+
+
+def _classes(labels: np.ndarray | None) -> bool:
+    return labels is not None and labels.dtype.kind in "iu"
+
+
+def _pair(model: Model, current: Any, layer: LayerMatrix, batches: Batches) -> Gram:
+    """The Gram matrix of a layer's inputs in the pruned network, and with those in the original one."""
+    groups, _, inputs = layer.shape
+    gram = Gram(groups, inputs, inputs)
+    rows: list[Array] = []
+
+    def see(name: str, array: Array) -> None:
+        rows.append(np.array(layer.rows(array, ROWS), np.float32))
+
+    for batch in batches:
+        rows.clear()
+        for native in (current, model.native):
+            model.adapter.observe(native, [batch], [layer.input], see)
+        gram.see(rows[0], rows[1])
+    return gram

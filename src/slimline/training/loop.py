@@ -1,0 +1,411 @@
+"""The training loop that gives a compressed model its accuracy back, once for every framework.
+
+The student learns from its teacher's outputs and, where there are any, from the labels. After every
+epoch all that the rest depends on is written as one file, atomically; a recovery that was killed and is
+called again with the same arguments ends with the same bits as one that was left alone (on one machine
+with one number of threads).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from slimline.files.atomic import sync, writing
+from slimline.training.companions import Companion, GradualPruning
+from slimline.errors import SlimlineError
+from slimline.frameworks.base import Array, Batch, Trainer
+from slimline.measure.accuracy import evaluate
+from slimline.methods.distillation import class_axis
+from slimline.methods.schedules import warmup_cosine
+from slimline.model import Model
+from slimline.recipe import ChannelPruning, Distillation, SparsePruning, SparseTraining, Training
+from slimline.data.splits import Split, Stream
+from slimline.training.teacher import UNKNOWN, fingerprint
+
+if TYPE_CHECKING:
+    from slimline.data import Data
+    from slimline.steps.sparse.masker import Masker
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a long job has come: `done` of `total` parts of `what`; `extra` holds figures worth showing."""
+
+    what: str
+    done: int
+    total: int
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """What `recover` gives.
+
+    Attributes
+    ----------
+    model : the student as it was after `best_epoch`, in inference mode.
+    records : one per epoch: ``epoch``, mean training ``loss`` (None for epoch 0), ``score`` on the selection
+        split, learning ``rate`` of the last step, ``seconds``. Epoch 0 is the student with its batch-norm
+        statistics refreshed and nothing trained.
+    best_epoch : the latest epoch with the highest score; of `SparseTraining` the last.
+    """
+
+    model: Model
+    records: list[dict[str, Any]]
+    best_epoch: int
+
+
+def recover(
+    student: Model,
+    teacher: Model | None,
+    step: Training,
+    data: Data,
+    seed: int,
+    checkpoint: Path | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    pruning: SparsePruning | None = None,
+    removal: ChannelPruning | None = None,
+) -> Recovered:
+    """Train `student` towards `teacher`, and return the best of its epochs.
+
+    What the student's masks set to zero stays zero. Batch-norm statistics are recomputed first. After each epoch
+    the selection split gives a score: the mean of `data`'s own metric, else accuracy, else (without labels) the part
+    of samples classed as the teacher does or, for ``loss="mse"``, the negative mean squared distance from the
+    teacher's outputs.
+
+    Parameters
+    ----------
+    student, teacher : models of one framework with outputs of one shape; neither is changed. No teacher is needed
+        where only labels are learned from (``alpha=0``).
+    seed : decides the order of the samples, augmentation and dropout.
+    checkpoint : folder in which ``recovery.safetensors`` keeps the state to resume from; made when missing.
+    progress : told after every optimiser step.
+    pruning : prunes gradually while the student trains; only epochs that end with all of it done can be the best.
+    removal : what follows a `SparseTraining`, whose ``growing`` penalty is for what it would remove.
+
+    Raises
+    ------
+    SlimlineError : no training data, models that do not fit together, a loss that is not finite, or a
+        checkpoint of another recovery.
+    """
+    train = data.split("train")
+    if len(train) == 0:
+        raise SlimlineError(f"Training needs training data: give Data(train=...) or drop the {step.step} step.")
+    unheeded = step.alpha == 0 and next(train.batches(1))[1] is not None
+    if teacher is None and not unheeded:
+        raise SlimlineError(f"{step.step} learns from the uncompressed network, but this model {UNKNOWN}.")
+    score = _scorer(student, teacher, step, data)
+    total = step.epochs * -(-len(train) // step.batch_size)
+    tutor = None if unheeded or teacher is None else teacher.native
+    trainer = student.adapter.trainer(student.native, tutor, step, seed, total)
+    if student.masks:
+        trainer.hold(student.masks)
+    companion = _companion(step, student, step.epochs * _updates(train, step.batch_size), data, seed, pruning, removal)
+    companion.start(trainer)
+    loop = _Loop(step, train, trainer, companion, seed, total, progress)
+    facts = [s.model_dump(mode="json") for s in (step, pruning, removal) if s is not None]
+    store = None if checkpoint is None else _Store(checkpoint, _fingerprint(student, teacher, facts, seed, len(train)))
+
+    saved = None if store is None else store.read()
+    if saved is None:
+        start = time.perf_counter()
+        loop.refresh(0)
+        records = [_record(0, None, score(trainer.predict), 0.0, start, companion)]
+        best = loop.state()
+        if store is not None:
+            store.write(best, best, records)
+    else:
+        records, state, best = saved
+        loop.restore(state)
+
+    while len(records) <= step.epochs and not _stale(records, step):
+        start, epoch = time.perf_counter(), len(records)
+        loss, rate = loop.epoch(epoch)
+        records.append(_record(epoch, loss, score(trainer.predict), rate, start, companion))
+        state = loop.state()
+        if _best(records) == epoch:
+            best = state
+        if store is not None:
+            store.write(state, best, records)
+        log.info("recovery epoch %(epoch)d: loss %(loss).4g, score %(score).4f", records[-1])
+
+    first, last = records[0]["score"], records[-1]["score"]
+    if isinstance(step, SparseTraining) and last < first - 0.1 * abs(first):
+        log.warning("SparseTraining changed the selection score from %.4g to %.4g: lower its strength.", first, last)
+    loop.restore(best)
+    found = student.then(trainer.native(), step.model_dump(mode="json"), masks={**student.masks, **companion.masks})
+    return Recovered(found, records, _best(records))
+
+
+@dataclass(frozen=True)
+class _Loop:
+    """Epochs of optimiser steps, `total` of them in all."""
+
+    step: Training
+    train: Split | Stream
+    trainer: Trainer
+    companion: Companion
+    seed: int
+    total: int
+    tell: Callable[[Progress], None] | None
+
+    def refresh(self, epoch: int) -> None:
+        """Compute the batch-norm statistics anew."""
+        batches = self.train.batches(self.step.batch_size, seed=self.seed, epoch=epoch)
+        self.trainer.refresh(islice(batches, self.step.refresh_batches))
+
+    def epoch(self, number: int) -> tuple[float, float]:
+        """Train for an epoch, counted from 1; the mean loss, and the last learning rate."""
+        step, companion = self.step, self.companion
+        what = "recovery" if step.kind == "recovery" else "sparse training"
+        losses: list[float] = []
+        rate = 0.0
+        for batch in _large(self.train.batches(step.batch_size, seed=self.seed, epoch=number)):
+            done = (number - 1) * (self.total // step.epochs) + len(losses)
+            rate = step.learning_rate * warmup_cosine(done, self.total, step.warmup)
+            companion.before(self.trainer)
+            losses.append(_finite(self.trainer.step(batch, rate), number, step))
+            companion.after(self.trainer, rate, batch)
+            if self.tell is not None:
+                told = {"epoch": number, "loss": losses[-1]}
+                self.tell(Progress(what, min(done + 1, self.total), self.total, told))
+        if companion.refreshes:
+            self.refresh(number)
+        return float(np.mean(losses)), rate
+
+    def state(self) -> dict[str, Array]:
+        """All that the next epoch depends on."""
+        return self.trainer.state() | self.companion.state()
+
+    def restore(self, state: Mapping[str, Array]) -> None:
+        """Continue from `state`."""
+        self.trainer.restore(state)
+        self.companion.restore(state, self.trainer)
+
+
+def _companion(
+    step: Training,
+    student: Model,
+    updates: int,
+    data: Data,
+    seed: int,
+    pruning: SparsePruning | None,
+    removal: ChannelPruning | None,
+) -> Companion:
+    """What goes along with the training of `updates` optimiser steps."""
+    if pruning is not None:
+        return GradualPruning(_masker(pruning, student, updates, seed), student.masks)
+    if isinstance(step, SparseTraining):
+        from slimline.steps.sparse_training.penalties import penalty
+
+        return penalty(step, student, updates, data, seed, removal)
+    return Companion()
+
+
+def _masker(pruning: SparsePruning, student: Model, updates: int, seed: int) -> Masker:
+    from slimline.steps.sparse.masker import Masker
+    from slimline.steps.sparse.prune import chosen
+
+    layers, refused = chosen(student, pruning)
+    for entry in refused:
+        log.warning("%(what)s is not pruned: %(reason)s.", entry)
+    shapes = {name: student.graph.values[name].shape for name in layers}
+    return Masker(pruning, layers, shapes, updates, seed, student.masks)
+
+
+def _updates(train: Split | Stream, size: int) -> int:
+    """Optimiser steps of an epoch: batches of equal size, or as a stream gives them without those `_large` drops."""
+    whole, rest = divmod(len(train), size)
+    if isinstance(train, Split):
+        return whole + (rest > 0)
+    return whole + (2 * rest >= min(size, len(train)) and rest > 0)
+
+
+def _record(
+    epoch: int, loss: float | None, score: float, rate: float, start: float, companion: Companion
+) -> dict[str, Any]:
+    seconds = round(time.perf_counter() - start, 3)
+    return {"epoch": epoch, "loss": loss, "score": score, "rate": rate, "seconds": seconds, **companion.record()}
+
+
+def _best(records: list[dict[str, Any]]) -> int:
+    """The latest of the best epochs: of equal scores, the one trained longer; while pruning goes on, the latest."""
+    return max(range(len(records)), key=lambda e: (_pruned(records[e]), _pruned(records[e]) and records[e]["score"], e))
+
+
+def _pruned(record: Mapping[str, Any]) -> bool:
+    return bool(record.get("pruned", True))
+
+
+def _stale(records: list[dict[str, Any]], step: Training) -> bool:
+    patience = step.patience if isinstance(step, Distillation) else None
+    scores = [record["score"] for record in records if _pruned(record)]
+    if not scores:
+        return False
+    return patience is not None and len(scores) - 1 - scores.index(max(scores)) >= patience
+
+
+def _finite(loss: float, epoch: int, step: Training) -> float:
+    if not math.isfinite(loss):
+        raise SlimlineError(
+            f"The training loss became {loss} in epoch {epoch}: lower learning_rate, which is {step.learning_rate:g}."
+        )
+    return loss
+
+
+def _large(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches at least half as large as the first: a small last one would spoil batch-norm statistics."""
+    first = 0
+    for batch in batches:
+        first = first or len(batch[0][0])
+        if 2 * len(batch[0][0]) >= first:
+            yield batch
+
+
+def _scorer(
+    student: Model, teacher: Model | None, step: Training, data: Data
+) -> Callable[[Callable[[tuple[Array, ...]], Array]], float]:
+    """The function that scores a predictor on the selection split; higher is better."""
+    if teacher is not None and student.framework != teacher.framework:
+        raise SlimlineError(
+            f"A {student.framework} student cannot learn from a {teacher.framework} teacher: "
+            "load both in one framework."
+        )
+    split = data.split("selection")
+    inputs, labels = split.inputs, split.labels
+    if len(split) == 0:
+        raise SlimlineError("Recovery needs a selection split to keep its best epoch: give Data(selection=...).")
+    judge = teacher or student
+    given, wanted = (m.predict(*(x[:2] for x in inputs)) for m in (student, judge))
+    if given.shape != wanted.shape:
+        raise SlimlineError(
+            f"The student's outputs {given.shape} and the teacher's {wanted.shape} differ in shape: "
+            "recover a model from the original it was made of."
+        )
+    used = None if step.alpha == 1 else labels
+    if used is not None and used.dtype.kind == "f":
+        _check_real(step, used, given)
+        used = None
+    axis = class_axis(given.shape, None if used is None else used[:2].shape, student.adapter.layout == "channels_first")
+    if step.loss != "mse" and given.shape[axis] == 1:
+        raise SlimlineError(f"Outputs of one class leave {step.loss!r} nothing to compare: use loss='mse'.")
+
+    def outputs(predict: Callable[[tuple[Array, ...]], Array]) -> Array:
+        return np.concatenate([predict(part) for part, _ in split.batches(step.batch_size)])
+
+    original = outputs(lambda part: judge.predict(*part)) if labels is None and data.metric is None else None
+
+    def score(predict: Callable[[tuple[Array, ...]], Array]) -> float:
+        found = outputs(predict)
+        if data.metric is not None:
+            return float(np.mean(evaluate(data.metric, found, labels)))
+        if original is None:
+            return float(np.mean(found.argmax(axis) == labels))
+        if step.loss == "mse":
+            return -float(np.mean((found - original) ** 2))
+        return float(np.mean(found.argmax(axis) == original.argmax(axis)))
+
+    return score
+
+
+def _check_real(step: Training, labels: Array, outputs: Array) -> None:
+    if step.loss != "mse":
+        raise SlimlineError(
+            f"The labels are real numbers, which {step.loss!r} cannot compare: use loss='mse', or alpha=1 to leave "
+            "the labels out."
+        )
+    if labels[: len(outputs)].size != outputs.size:
+        raise SlimlineError(
+            f"The labels have shape {labels.shape[1:]} per sample and the outputs {outputs.shape[1:]}: they must agree."
+        )
+
+
+def _fingerprint(student: Model, teacher: Model | None, steps: list[dict[str, Any]], seed: int, samples: int) -> str:
+    """What makes two recoveries the same, as far as it is cheap to know."""
+    models = [fingerprint(model) for model in (student, teacher) if model is not None]
+    return hashlib.sha256(json.dumps([steps, seed, samples, models]).encode()).hexdigest()
+
+
+def _sha256(tensors: Mapping[str, Array], metadata: Mapping[str, str]) -> str:
+    """Of all that a checkpoint holds."""
+    digest = hashlib.sha256(json.dumps(dict(metadata), sort_keys=True).encode())
+    for name, array in sorted(tensors.items()):
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class _Store:
+    """One file with the trainer's state, the best state and the records: it is replaced whole or not at all."""
+
+    folder: Path
+    fingerprint: str
+
+    @property
+    def path(self) -> Path:
+        return self.folder / "recovery.safetensors"
+
+    def write(self, state: Mapping[str, Array], best: Mapping[str, Array], records: list[dict[str, Any]]) -> None:
+        tensors = {f"state/{name}": array for name, array in state.items()}
+        if best is not state:
+            tensors |= {f"best/{name}": array for name, array in best.items()}
+        metadata = {"fingerprint": self.fingerprint, "records": json.dumps(records)}
+        metadata["sha256"] = _sha256(tensors, metadata)
+        partial = self.path.with_suffix(".partial")
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            partial.unlink(missing_ok=True)  # whatever it is: nothing is written through a link
+            try:
+                save_file(tensors, partial, metadata)
+                sync(partial)
+                partial.replace(self.path)
+                sync(self.folder)
+            except BaseException as error:
+                with contextlib.suppress(OSError):
+                    partial.unlink(missing_ok=True)
+                if isinstance(error, SafetensorError):
+                    raise SlimlineError(
+                        f"{self.path} cannot be written ({error}): free some space, and go on."
+                    ) from error
+                raise
+
+    def read(self) -> tuple[list[dict[str, Any]], dict[str, Array], dict[str, Array]] | None:
+        """Records, state and best state; None where nothing was written yet, or where what was is damaged."""
+        if not self.path.exists():
+            return None
+        try:
+            with safe_open(self.path, "numpy") as file:
+                metadata = file.metadata()
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            if metadata.pop("sha256") != _sha256(tensors, metadata):
+                raise ValueError("its checksum is another")
+        except (SafetensorError, ValueError, TypeError, KeyError, AttributeError, OSError, MemoryError) as error:
+            log.warning("%s is damaged (%s): the training starts anew.", self.path, error)
+            return None
+        if metadata["fingerprint"] != self.fingerprint:
+            raise SlimlineError(
+                f"{self.path} belongs to another recovery (other model, step, seed or data): "
+                "delete it or choose another checkpoint folder."
+            )
+        state, best = (
+            {name.removeprefix(kind): array for name, array in tensors.items() if name.startswith(kind)}
+            for kind in ("state/", "best/")
+        )
+        return json.loads(metadata["records"]), state, best or state

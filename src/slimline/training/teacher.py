@@ -1,0 +1,105 @@
+"""Which network training learns from: the uncompressed one that a model was made of, or another that the user names."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from slimline.errors import SlimlineError
+from slimline.frameworks.base import Array, adapter_for
+from slimline.model import Model
+from slimline.run.parts import PartedModel
+from slimline.recipe import Step, Training
+
+UNKNOWN = (
+    "has been compressed before, and what it was made of is not known, as files do not hold it: name the network to "
+    "learn from with teacher= (--teacher), such as the uncompressed model"
+)
+
+
+def teacher_for(student: Model, named: Any, steps: Sequence[Step]) -> Model | None:
+    """The model that training in `steps` learns from; None where none of them does.
+
+    Parameters
+    ----------
+    student : what the steps are done to.
+    named : the user's `Model`, torch module, Keras model or path; None takes the model that `student` was made of.
+
+    Raises
+    ------
+    SlimlineError : no teacher is known where one is needed, one is named that nothing learns from, or one whose
+        framework, inputs or outputs are not the student's.
+    """
+    learning = [step for step in steps if isinstance(step, Training)]
+    if learning and not student.graph.learning:
+        raise SlimlineError(
+            f"{learning[0].step} has nothing to train, as all weights are frozen: set requires_grad or trainable to "
+            "True for those that may change before slimline.load."
+        )
+    if named is None and not learning:
+        return None
+    if named is None:
+        known = student.uncompressed
+        if known is None and (needs := next((s.step for s in learning if s.alpha > 0), None)):
+            raise SlimlineError(f"{needs} learns from the uncompressed network, but this model {UNKNOWN}.")
+        return known
+    if not learning:
+        raise SlimlineError("No step learns from a teacher: drop teacher= (--teacher), or add a Distillation step.")
+    teacher = _loaded(student, named)
+    _check(student, teacher)
+    return teacher
+
+
+def fingerprint(model: Model) -> str:
+    """SHA-256 of all stored tensors, with their names, in hex."""
+    digest = hashlib.sha256()
+    for name, array in sorted(model.parameters().items()):
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _loaded(student: Model, named: Any) -> Model:
+    from slimline.run.compress import load
+
+    if isinstance(named, PartedModel):
+        raise SlimlineError("A model by parts cannot teach: name a model that is captured whole.")
+    if not isinstance(named, Model | str | Path):
+        _same_framework(student, adapter_for(named).name)
+    teacher = load(named, None if isinstance(named, Model) else student.example)
+    _same_framework(student, teacher.framework)
+    return teacher
+
+
+def _same_framework(student: Model, framework: str) -> None:
+    if framework != student.framework:
+        raise SlimlineError(
+            f"A {student.framework} student cannot learn from a {framework} teacher: load both in one framework."
+        )
+
+
+def _check(student: Model, teacher: Model) -> None:
+    """Refuse a teacher that does not answer the student's inputs with outputs of the student's shape."""
+    try:
+        said = teacher.predict(*student.example)
+    except Exception as reason:  # each framework has its own ways of not taking inputs
+        raise SlimlineError(
+            f"The teacher takes inputs {_shapes(teacher.example)} and the student {_shapes(student.example)}: "
+            "name a teacher for the student's inputs."
+        ) from reason
+    own = student.predict(*student.example)
+    if said.shape[1:] != own.shape[1:]:
+        raise SlimlineError(
+            f"The teacher's outputs {said.shape[1:]} and the student's {own.shape[1:]} differ in shape: "
+            "name a teacher of the same outputs, such as the same classes."
+        )
+    if not np.isfinite(said).all():
+        raise SlimlineError("The teacher answers the example inputs with NaN or infinity: name one that is trained.")
+
+
+def _shapes(arrays: Sequence[Array]) -> str:
+    return ", ".join(f"{a.dtype}{a.shape[1:]}" for a in arrays)
