@@ -19,7 +19,7 @@ import numpy as np
 
 import slimline as sl
 from slimline.measure import certify, correct, environment, file_bytes, measure_latency, outputs, speedup
-from slimline.measure.results import Latency
+from slimline.measure.figures import Latency
 
 HERE = Path(__file__).parent
 WEIGHTS = HERE / "weights/fashion_resnet.safetensors"

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import slimline as sl
-from slimline.measure.results import Latency
+from slimline.measure.figures import Latency
 from tests import compress_job
 
 STEPS = [

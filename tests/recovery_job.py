@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 from slimline.data import Data
 from slimline.frameworks.base import adapter
 from slimline.model import Model
-from slimline.recipe import Distillation
+from slimline.steps.distillation.step import Distillation
 from slimline.training.loop import recover
 
 STEP = Distillation(epochs=3, batch_size=32, learning_rate=3e-3, refresh_batches=4)

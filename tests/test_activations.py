@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import slimline as sl
-from slimline.steps.activations.plan import ActivationPlan
 from slimline.measure import outputs
 from slimline.methods.activations import sparsity, threshold_for_error, threshold_for_sparsity
+from slimline.steps.activations.plan import ActivationPlan
 
 rng = np.random.default_rng(0)
 X = rng.normal(size=(64, 6)).astype(np.float32)

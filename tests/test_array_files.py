@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 import slimline as sl
-from slimline.files import array_files
 from slimline.errors import SlimlineError
-from slimline.steps.sparse.step import PackedMask
+from slimline.files import array_files
+from slimline.recipe.packed import PackedMask
 from slimline.run.sources import DataSource, load_data, load_weights
 
 X = np.random.default_rng(0).random((6, 4), np.float32)

@@ -7,8 +7,8 @@ import json
 import pytest
 
 import slimline as sl
-from slimline.steps.quantization import undo
 from slimline.search.attempts import Selection
+from slimline.steps.quantization import undo
 from tests import compress_job
 
 STEPS = (

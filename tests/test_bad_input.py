@@ -13,11 +13,12 @@ import pytest
 
 import slimline as sl
 from slimline import cli
-from slimline.data import datasets
-from slimline.data import Data
+from slimline.data import Data, datasets
 from slimline.errors import SlimlineError
-from slimline.recipe import Budget, ChannelPruning, Recipe, StaticQuantization, load_recipe, parse
+from slimline.recipe import Budget, Recipe, load_recipe, parse
 from slimline.run.sources import ModelSource, load_model, load_weights
+from slimline.steps.channels.step import ChannelPruning
+from slimline.steps.quantization.step import StaticQuantization
 
 X, Y = np.ones((20, 3, 8, 8), np.float32), np.arange(20) % 4
 NAN = np.where(np.arange(20)[:, None] == 7, np.nan, 1.0)

@@ -18,12 +18,13 @@ from rich.console import Console
 from slimline import cli
 from slimline.console import Display
 from slimline.data.datasets import builtin
-from slimline.measure.results import Figures, Latency
-from slimline.recipe import Recipe, StaticQuantization, presets
-from slimline.training.loop import Progress
+from slimline.measure.figures import Figures, Latency
+from slimline.progress import Progress
+from slimline.recipe import Recipe, presets
+from slimline.report.tables import bytes_text, figures_table, latency_text
 from slimline.run.directory import Run
 from slimline.run.sources import DataSource, ModelSource, load_again, load_data, load_weights
-from slimline.report.tables import bytes_text, figures_table, latency_text
+from slimline.steps.quantization.step import StaticQuantization
 
 
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[int, str, str]:

@@ -17,7 +17,7 @@ import slimline as sl
 from slimline.console import LIKENESS, Display, Log, PlainConsole, telling
 from slimline.errors import SlimlineError, unknown
 from slimline.measure import Figures, Latency
-from slimline.training.loop import Progress
+from slimline.progress import Progress
 from slimline.report.tables import Grid, figures_table
 from slimline.text import ascii_only, seconds, visible
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import slimline as sl
-from slimline.steps.channels.criteria import scores
 from slimline.graph.units import Units
 from slimline.run.named_code import granted
+from slimline.steps.channels.criteria import scores
 
 torch = pytest.importorskip("torch")
 nn = torch.nn

@@ -7,7 +7,8 @@ import pytest
 
 import slimline as sl
 from slimline.graph import cost
-from slimline.graph.cuts import Cut, CutPlan, readers
+from slimline.graph.cuts import Cut, readers
+from slimline.plans import CutPlan
 from slimline.runtimes.base import runtime, usual
 from tests.test_compensation import made
 

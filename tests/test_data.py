@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from slimline.data import Data
 from slimline.data.datasets import builtin
-from slimline.errors import SlimlineError
 from slimline.data.splits import rebatch
+from slimline.errors import SlimlineError
 
 
 def samples(n: int, start: int = 0) -> tuple[np.ndarray, np.ndarray]:

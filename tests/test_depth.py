@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 import slimline as sl
-from slimline.steps.depth.plan import DepthPlan
 from slimline.graph.blocks import blocks
 from slimline.measure import outputs
 from slimline.methods.depth import block_influence, relative_error
+from slimline.steps.depth.plan import DepthPlan
 from tests.frameworks.torch.test_rewrite import batch, captured, close
 from tests.zoo_keras import SMALL as KERAS
 from tests.zoo_torch import conv_bn

@@ -5,10 +5,11 @@ from __future__ import annotations
 from datetime import datetime
 from pathlib import Path
 
+from slimline.recipe import Recipe
+from slimline.run.directory import Run
 from slimline.run.durations import Durations
 from slimline.run.journal import JOURNAL
-from slimline.recipe import Recipe, StaticQuantization
-from slimline.run.directory import Run
+from slimline.steps.quantization.step import StaticQuantization
 
 RECIPE = Recipe(steps=(StaticQuantization(),))
 

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import slimline as sl
-from slimline.search.fit import Estimate, Fit, Trials, fit
-from slimline.search.ladder import RATIOS, Rung, ladder
 from slimline.measure import Cost, Part
 from slimline.recipe import Budget, Recipe, load_recipe
+from slimline.search.fit import Estimate, Fit, Trials, fit
+from slimline.search.ladder import RATIOS, Rung, ladder
 from tests import compress_job
 
 AUTO = load_recipe("auto")

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from slimline.errors import SlimlineError
-from slimline.run.journal import JOURNAL, Created, Decision, Journal, Note, Stage, dump
-from slimline.recipe import Recipe, StaticQuantization
+from slimline.recipe import Recipe
 from slimline.run.directory import Run
+from slimline.run.journal import JOURNAL, Created, Decision, Journal, Note, Stage, dump
+from slimline.steps.quantization.step import StaticQuantization
 
 RECIPE = Recipe(steps=(StaticQuantization(),))
 

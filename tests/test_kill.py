@@ -19,8 +19,9 @@ from pathlib import Path
 
 import pytest
 
-from slimline.recipe import Recipe, StaticQuantization
+from slimline.recipe import Recipe
 from slimline.run.directory import Run
+from slimline.steps.quantization.step import StaticQuantization
 from tests import kill_job
 
 RECIPE = Recipe(steps=(StaticQuantization(),), target="onnxruntime")

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from slimline.errors import SlimlineError
-from slimline.steps.sparse.masker import Masker
 from slimline.methods.schedules import sparsity
 from slimline.methods.sparsity import Axes
-from slimline.recipe import SparsePruning
+from slimline.steps.sparse.masker import Masker
+from slimline.steps.sparse.step import SparsePruning
 
 SHAPES = {"a": (6, 8), "b": (4, 16)}
 LAYOUTS = {name: Axes((1, *shape), (0, 1, 2), 1) for name, shape in SHAPES.items()}

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 import slimline as sl
-from slimline.steps.activations.plan import observed, relus
 from slimline.graph.matrix import matrices
-from slimline.training.loop import Progress, recover
+from slimline.progress import Progress
+from slimline.steps.activations.plan import observed, relus
+from slimline.training.loop import recover
 from tests import recovery_job as job
 from tests import sparse_models as small
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import slimline as sl
-from slimline.steps.precheck import check
+from slimline.run.compress import check
 
 X = np.zeros((4, 3, 8, 8), np.float32)
 

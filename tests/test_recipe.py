@@ -12,19 +12,12 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from slimline.errors import SlimlineError
-from slimline.recipe import (
-    Budget,
-    ChannelPruning,
-    Distillation,
-    Recipe,
-    SparsePruning,
-    SparseTraining,
-    StaticQuantization,
-    check_order,
-    load_recipe,
-    parse,
-    presets,
-)
+from slimline.recipe import Budget, Recipe, check_order, load_recipe, parse, presets
+from slimline.steps.channels.step import ChannelPruning
+from slimline.steps.distillation.step import Distillation
+from slimline.steps.quantization.step import StaticQuantization
+from slimline.steps.sparse.step import SparsePruning
+from slimline.steps.sparse_training.step import SparseTraining
 
 parts = st.floats(0.01, 1)
 globs = st.lists(st.text("abc.*?[]: '\"#-\n\té", min_size=1), max_size=3).map(tuple)

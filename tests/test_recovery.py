@@ -10,12 +10,13 @@ import pytest
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from slimline.training import loop as recovery
 from slimline.data import Data
 from slimline.errors import SlimlineError
 from slimline.model import Model
-from slimline.recipe import Distillation
-from slimline.training.loop import Progress, recover
+from slimline.progress import Progress
+from slimline.steps.distillation.step import Distillation
+from slimline.training import loop as recovery
+from slimline.training.loop import recover
 from tests import recovery_job as job
 
 ROOT = Path(__file__).parent.parent

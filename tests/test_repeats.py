@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slimline.data import repeats
-from slimline.data import Data
+from slimline.data import Data, repeats
 from slimline.errors import SlimlineError
 
 

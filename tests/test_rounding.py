@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import slimline as sl
-from slimline.steps.channels import rounding
-from slimline import steps  # CHECK
-from slimline.graph.plan import Plan
 from slimline.graph.units import Units
 from slimline.methods.structured import around, smallest_good
-from slimline.steps.channels.rounding import choose
+from slimline.plans import Plan
 from slimline.runtimes.base import Layer, runtime
+from slimline.steps.base import perform as steps
+from slimline.steps.channels import rounding
+from slimline.steps.channels.rounding import choose
 
 torch = pytest.importorskip("torch")
 nn = torch.nn

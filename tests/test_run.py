@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 
-from slimline.files.atomic import atomic_write, install, sha256
 from slimline.errors import SlimlineError
-from slimline.run.journal import JOURNAL
-from slimline.recipe import Recipe, StaticQuantization
+from slimline.files.atomic import atomic_write, install, sha256
+from slimline.recipe import Recipe
 from slimline.run.directory import Run
+from slimline.run.journal import JOURNAL
+from slimline.steps.quantization.step import StaticQuantization
 
 RECIPE = Recipe(steps=(StaticQuantization(),))
 
@@ -28,7 +29,8 @@ from pathlib import Path
 from typing import Any
 from slimline.files.atomic import atomic_write
 from slimline.run.directory import Run
-from slimline.recipe import Recipe, StaticQuantization
+from slimline.recipe import Recipe
+from slimline.steps.quantization.step import StaticQuantization
 from slimline.run.directory import Run
 
 path = Path(sys.argv[1])
@@ -291,7 +293,8 @@ import sys
 from pathlib import Path
 from typing import Any
 from slimline.errors import SlimlineError
-from slimline.recipe import Recipe, StaticQuantization
+from slimline.recipe import Recipe
+from slimline.steps.quantization.step import StaticQuantization
 from slimline.run.directory import Run
 
 recipe = Recipe(steps=(StaticQuantization(),))

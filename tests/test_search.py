@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slimline.errors import SlimlineError
-from slimline.search.fit import Fit
-from slimline.search.ladder import Rung
 from slimline.measure import Cost, Part
 from slimline.recipe import Budget, load_recipe
 from slimline.search.attempts import ATTEMPTS, search
+from slimline.search.fit import Fit
+from slimline.search.ladder import Rung
 
 
 class World:

@@ -8,11 +8,11 @@ import pytest
 import slimline as sl
 from slimline.evidence.grams import collect
 from slimline.graph.matrix import matrices
-from slimline.model.masks import sparsity
 from slimline.methods import obs
-from slimline.run.named_code import granted
+from slimline.model.masks import sparsity
 from slimline.recipe import Recipe, parse
-from slimline.steps.sparse.step import PackedMask
+from slimline.recipe.packed import PackedMask
+from slimline.run.named_code import granted
 from slimline.steps.sparse.prune import sparsify
 from tests import sparse_models as small
 

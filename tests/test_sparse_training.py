@@ -7,7 +7,8 @@ import pytest
 
 import slimline as sl
 from slimline.graph.matrix import matrices
-from slimline.training.loop import Progress, recover
+from slimline.progress import Progress
+from slimline.training.loop import recover
 from tests import sparse_models as small
 
 RECOVERY = sl.Distillation(epochs=3, batch_size=48, learning_rate=3e-3, refresh_batches=2)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import slimline as sl
-from slimline.training.loop import Progress, recover
+from slimline.progress import Progress
+from slimline.training.loop import recover
 from tests import compress_job
 
 FRAMEWORKS = ("torch", "keras")

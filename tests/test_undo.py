@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import slimline as sl
-from slimline.steps.quantization import undo
 from slimline.measure import Latency, Trial
 from slimline.measure.parity import Parity
 from slimline.runtimes.base import runtime
-from slimline.steps.perform import Context, perform
+from slimline.steps.base import Context, perform
+from slimline.steps.quantization import undo
 from tests import compress_job
 
 LAYERS = tuple(f"block.{i}.conv" for i in range(12))

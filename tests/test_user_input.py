@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 import slimline as sl
-from slimline.data.arrays import as_array
 from slimline.data import Data
+from slimline.data.arrays import as_array
+from slimline.data.splits import augmented
 from slimline.errors import SlimlineError
 from slimline.measure.accuracy import evaluate
-from slimline.data.splits import augmented
 
 torch = pytest.importorskip("torch")
 X, Y = np.random.default_rng(0).random((40, 3), np.float32), np.arange(40) % 2

@@ -5,41 +5,42 @@ The names load when they are first used: ``import slimline`` imports no framewor
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from slimline.version import __version__ as __version__
+
 if TYPE_CHECKING:
-    from slimline.run.compress import apply as apply
-    from slimline.run.compress import compress as compress
-    from slimline.run.compress import export as export
-    from slimline.run.compress import load as load
-    from slimline.run.compress import plan as plan
-    from slimline.run.compress import resume as resume
     from slimline.data import Data as Data
     from slimline.errors import SlimlineError as SlimlineError
     from slimline.frameworks.keras.loop import PruningCallback as PruningCallback
     from slimline.frameworks.torch.loop import pruning as pruning
     from slimline.frameworks.torch.prune import to_torch_prune as to_torch_prune
-    from slimline.model.masks import finalize as finalize
     from slimline.model import Model as Model
-    from slimline.run.parts import PartedModel as PartedModel
-    from slimline.recipe import ActivationPruning as ActivationPruning
+    from slimline.model.loading import load as load
+    from slimline.model.masks import finalize as finalize
+    from slimline.model.parts import PartedModel as PartedModel
     from slimline.recipe import Budget as Budget
-    from slimline.recipe import ChannelPruning as ChannelPruning
-    from slimline.recipe import DepthPruning as DepthPruning
-    from slimline.recipe import Distillation as Distillation
     from slimline.recipe import Recipe as Recipe
-    from slimline.recipe import SparsePruning as SparsePruning
-    from slimline.recipe import SparseTraining as SparseTraining
-    from slimline.recipe import StaticQuantization as StaticQuantization
+    from slimline.run.apply import apply as apply
+    from slimline.run.apply import plan as plan
+    from slimline.run.compress import compress as compress
+    from slimline.run.compress import resume as resume
     from slimline.run.directory import Run as Run
-
-__version__ = "0.1.0"
+    from slimline.run.export import export as export
+    from slimline.steps.activations.step import ActivationPruning as ActivationPruning
+    from slimline.steps.channels.step import ChannelPruning as ChannelPruning
+    from slimline.steps.depth.step import DepthPruning as DepthPruning
+    from slimline.steps.distillation.step import Distillation as Distillation
+    from slimline.steps.quantization.step import StaticQuantization as StaticQuantization
+    from slimline.steps.sparse.step import SparsePruning as SparsePruning
+    from slimline.steps.sparse_training.step import SparseTraining as SparseTraining
 
 _HOMES = {
-    "slimline.run.compress": ("apply", "compress", "export", "load", "plan", "resume"),
+    "slimline.run.compress": ("compress", "resume"),
+    "slimline.run.apply": ("apply", "plan"),
+    "slimline.run.export": ("export",),
+    "slimline.model.loading": ("load",),
     "slimline.data": ("Data",),
     "slimline.errors": ("SlimlineError",),
     "slimline.run.directory": ("Run",),
@@ -48,18 +49,15 @@ _HOMES = {
     "slimline.frameworks.torch.prune": ("to_torch_prune",),
     "slimline.model.masks": ("finalize",),
     "slimline.model": ("Model",),
-    "slimline.run.parts": ("PartedModel",),
-    "slimline.recipe": (
-        "ActivationPruning",
-        "Budget",
-        "ChannelPruning",
-        "DepthPruning",
-        "Distillation",
-        "Recipe",
-        "SparsePruning",
-        "SparseTraining",
-        "StaticQuantization",
-    ),
+    "slimline.model.parts": ("PartedModel",),
+    "slimline.recipe": ("Budget", "Recipe"),
+    "slimline.steps.activations": ("ActivationPruning",),
+    "slimline.steps.channels": ("ChannelPruning",),
+    "slimline.steps.depth": ("DepthPruning",),
+    "slimline.steps.distillation": ("Distillation",),
+    "slimline.steps.quantization": ("StaticQuantization",),
+    "slimline.steps.sparse": ("SparsePruning",),
+    "slimline.steps.sparse_training": ("SparseTraining",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -101,18 +99,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
-
-
-class _Package(ModuleType):
-    """Keeps ``slimline.compress`` and ``slimline.pruning`` what users call, when importing the modules of these names
-    would bind the modules."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "compress" and isinstance(value, ModuleType):
-            value = value.compress
-        if name == "pruning" and isinstance(value, ModuleType):
-            return  # it is found when it is first used, since it needs torch
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -35,42 +35,6 @@ def takes(**checks: Check) -> Callable[[Callable[P, R]], Callable[P, R]]:
     return decorate
 
 
-def model(name: str, given: Any) -> None:
-    """A `slimline.Model`."""
-    from slimline.model import Model
-
-    if not isinstance(given, Model):
-        raise SlimlineError(f"{name} is a {type(given).__name__}, no slimline model: load it with slimline.load first.")
-
-
-def any_model(name: str, given: Any) -> None:
-    """A `slimline.Model`, whole or by parts."""
-    from slimline.run.parts import PartedModel
-
-    if not isinstance(given, PartedModel):
-        model(name, given)
-
-
-def data(name: str, given: Any) -> None:
-    """A `slimline.Data`."""
-    from slimline.data import Data
-
-    if not isinstance(given, Data):
-        raise SlimlineError(
-            f"{name} is a {type(given).__name__}: give slimline.Data, such as slimline.Data(train=(x, y), test=(x, y))."
-        )
-
-
-def steps(name: str, given: Any) -> None:
-    """A step, or several."""
-    from slimline.recipe.step import Step
-
-    for each in given if isinstance(given, Sequence) and not isinstance(given, str) else (given,):
-        if not isinstance(each, Step):
-            what = each.__name__ if isinstance(each, type) else repr(each)[:40]
-            raise SlimlineError(f"{what} is no step: give one or a list, such as slimline.ChannelPruning(ratio=0.5).")
-
-
 def seed(name: str, given: Any) -> None:
     """What a random generator starts from."""
     whole(given, name, 0, 2**32)

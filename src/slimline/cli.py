@@ -97,10 +97,10 @@ def compress(
     verbose: Verbose = False,
 ) -> None:
     """Compress MODEL within a budget, measure it on its runtime and certify the accuracy lost."""
-    from slimline.run.named_code import as_names, names, refuse
     from slimline.recipe import Budget, load_recipe
-    from slimline.runtimes.base import runtime
+    from slimline.run.named_code import as_names, names, refuse
     from slimline.run.sources import DataSource, ModelSource, load_pair
+    from slimline.runtimes.base import runtime
 
     limits = {
         "max_drop": max_drop,
@@ -130,8 +130,8 @@ def compress(
     chosen = wished(samples.has("train"))
 
     from slimline.run.compress import compress as work
-    from slimline.recipe import SparsePruning
     from slimline.runtimes.base import usual
+    from slimline.steps.sparse.step import SparsePruning
     from slimline.steps.sparse.zeros import note
 
     for step in chosen.steps:
@@ -180,8 +180,8 @@ def report(run: RunPath) -> None:
 @app.command()
 def verify(run: RunPath) -> None:
     """Compare every file of a finished run with the hash that the run noted of it."""
-    from slimline.run.directory import Run
     from slimline.report.tables import Grid
+    from slimline.run.directory import Run
 
     opened = Run.open(run, lock=False)
     differing = opened.verify()
@@ -224,10 +224,10 @@ def measure(
     verbose: Verbose = False,
 ) -> None:
     """Accuracy, size, latency and memory of an artifact on its runtime, alone or against another."""
-    from slimline.run.inspection import measure_files
-    from slimline.runtimes.base import runtime_for
-    from slimline.run.sources import DataSource
     from slimline.report.tables import figures_table
+    from slimline.run.inspection import measure_files
+    from slimline.run.sources import DataSource
+    from slimline.runtimes.base import runtime_for
 
     files = ({} if against is None else {"baseline": against}) | {"artifact": artifact}
     source = DataSource(data, seed or 0)
@@ -241,8 +241,8 @@ def measure(
 @app.command()
 def targets() -> None:
     """List the runtimes that slimline compresses for."""
-    from slimline.runtimes.base import names, runtime
     from slimline.report.tables import Grid
+    from slimline.runtimes.base import names, runtime
 
     found = [runtime(name) for name in names()]
     rows = [(each.name, ", ".join(each.frameworks), each.description, each.available() or "yes") for each in found]

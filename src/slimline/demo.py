@@ -14,12 +14,15 @@ import numpy as np
 
 from slimline.data import Data
 from slimline.data.datasets import Layout, builtin
+from slimline.data.splits import Augment
 from slimline.errors import require, unknown
 from slimline.methods.schedules import warmup_cosine
-from slimline.recipe import Budget, ChannelPruning, Distillation, Recipe, StaticQuantization
-from slimline.training.loop import Progress
+from slimline.progress import Progress
+from slimline.recipe import Budget, Recipe
 from slimline.run.sources import DataSource, ModelSource
-from slimline.data.splits import Augment
+from slimline.steps.channels.step import ChannelPruning
+from slimline.steps.distillation.step import Distillation
+from slimline.steps.quantization.step import StaticQuantization
 
 if TYPE_CHECKING:
     from slimline.run.directory import Run
@@ -49,7 +52,8 @@ def run_demo(framework: str = "torch", output: Path | None = None, progress: Tel
     make_model, make_data = makers[framework]
     output = output or _free(Path("runs") / f"demo-{framework}")
 
-    from slimline.run.compress import compress, load
+    from slimline.model.loading import load
+    from slimline.run.compress import compress
 
     data = make_data()
     trained = make_model(progress)

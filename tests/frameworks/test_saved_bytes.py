@@ -16,8 +16,8 @@ from torch import nn
 
 import slimline as sl
 from slimline.errors import SlimlineError
-from slimline.frameworks.torch import program
 from slimline.files.strictjson import Malformed
+from slimline.frameworks.torch import program
 
 X = np.random.default_rng(0).standard_normal((2, 3, 9, 9)).astype(np.float32)
 

@@ -100,8 +100,9 @@ def test_what_is_wrong_is_said(raw, said):
 
 
 def test_the_command_says_it_too(tmp_path, capsys, monkeypatch):
-    from slimline.recipe import Recipe, StaticQuantization
+    from slimline.recipe import Recipe
     from slimline.run.directory import Run
+    from slimline.steps.quantization.step import StaticQuantization
 
     with Run.create(tmp_path / "r", Recipe(steps=(StaticQuantization(),))) as run:
         run.stage("one", lambda folder: None)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from slimline.graph import ops
 from slimline.graph.atoms import Atoms, Axis
 from slimline.graph.ir import Graph, Node, Value
-from slimline.graph.plan import Plan
 from slimline.graph.units import Units
+from slimline.plans import Plan
 
 
 def make(sizes):

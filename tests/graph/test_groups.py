@@ -9,8 +9,8 @@ from torch import nn
 
 import slimline as sl
 from slimline.graph.groups import Groups
-from slimline.graph.plan import Plan
 from slimline.graph.units import Units
+from slimline.plans import Plan
 
 
 class Net(nn.Module):

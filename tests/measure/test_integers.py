@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 import slimline as sl
-from slimline.steps.quantization.calibration import calibrate
 from slimline.graph import cost
 from slimline.measure.integers import integers
-from slimline.recipe import StaticQuantization
 from slimline.runtimes.base import runtime
+from slimline.steps.quantization.calibration import calibrate
+from slimline.steps.quantization.step import StaticQuantization
 
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402

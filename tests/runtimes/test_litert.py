@@ -16,12 +16,12 @@ from sklearn.datasets import load_digits
 pytest.importorskip("tensorflow")
 pytest.importorskip("ai_edge_litert")
 
-from slimline.steps.quantization.calibration import calibrate
 from slimline.errors import SlimlineError
 from slimline.frameworks.base import adapter
 from slimline.model import Model
-from slimline.recipe import StaticQuantization
 from slimline.runtimes.litert import Session, runtime
+from slimline.steps.quantization.calibration import calibrate
+from slimline.steps.quantization.step import StaticQuantization
 
 KERAS = adapter("keras")  # sets what must be set before keras is imported
 

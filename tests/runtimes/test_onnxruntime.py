@@ -15,12 +15,12 @@ from sklearn.datasets import load_digits
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
-from slimline.steps.quantization.calibration import calibrate  # noqa: E402
 from slimline.errors import SlimlineError  # noqa: E402
 from slimline.frameworks.base import adapter  # noqa: E402
 from slimline.model import Model  # noqa: E402
-from slimline.recipe import StaticQuantization  # noqa: E402
 from slimline.runtimes.onnxruntime import runtime  # noqa: E402
+from slimline.steps.quantization.calibration import calibrate  # noqa: E402
+from slimline.steps.quantization.step import StaticQuantization  # noqa: E402
 from slimline.zoo.torch import ResidualCNN  # noqa: E402
 
 

@@ -14,12 +14,12 @@ import pytest
 
 import slimline as sl
 from slimline import cli
+from slimline.files.state import state_folder
+from slimline.recipe.recipe import load_recipe, parse
 from slimline.run import seal
 from slimline.run.compress import resume
-from slimline.run.named_code import function_of, granted
-from slimline.recipe.recipe import load_recipe, parse
 from slimline.run.directory import Run
-from slimline.files.state import state_folder
+from slimline.run.named_code import function_of, granted
 from tests import compress_job
 
 MODULE = """

@@ -16,8 +16,8 @@ import torch
 
 import slimline as sl
 from slimline.errors import SlimlineError
-from slimline.frameworks.torch import allowed, expressions, program
 from slimline.files.strictjson import Malformed
+from slimline.frameworks.torch import allowed, expressions, program
 from tests.security import hostile_torch as h
 
 CODE = "__import__('pathlib').Path({canary!r}).touch()"

@@ -16,11 +16,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from slimline.data import repeats
 from slimline.arguments import whole
+from slimline.data import repeats
 from slimline.data.arrays import Array, is_array
-from slimline.errors import SlimlineError, unknown
-from slimline.measure.certificate import Certificate, certify, check_range
 from slimline.data.splits import (
     Augment,
     Batch,
@@ -33,6 +31,8 @@ from slimline.data.splits import (
     reading,
     specs_of,
 )
+from slimline.errors import SlimlineError, unknown
+from slimline.measure.certificate import Certificate, certify, check_range
 
 log = logging.getLogger(__name__)
 
@@ -490,3 +490,11 @@ def _mend(shape: tuple[int, ...], wanted: tuple[int, ...]) -> str:
     if int(np.prod(shape)) == int(np.prod(wanted)):
         return f"reshape it with x.reshape(-1, {', '.join(map(str, wanted))})"
     return "resize the data, or load the model with example inputs of this shape"
+
+
+def is_data(name: str, value: Any) -> None:
+    """Refuse an argument that is no `Data`; see `slimline.arguments.takes`."""
+    if not isinstance(value, Data):
+        raise SlimlineError(
+            f"{name} is a {type(value).__name__}: give slimline.Data, such as slimline.Data(train=(x, y), test=(x, y))."
+        )

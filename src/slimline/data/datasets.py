@@ -9,10 +9,10 @@ from typing import Literal
 import numpy as np
 
 from slimline.arguments import whole
-from slimline.data.arrays import Array
 from slimline.data import Data
-from slimline.errors import SlimlineError, require, unknown
+from slimline.data.arrays import Array
 from slimline.data.splits import Augment
+from slimline.errors import SlimlineError, require, unknown
 
 Layout = Literal["channels_first", "channels_last"]
 NAMES = ("digits", "fashion-mnist")

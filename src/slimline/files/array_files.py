@@ -12,9 +12,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from slimline.files import archive
-
-from slimline.files import strictjson
+from slimline.files import archive, strictjson
 from slimline.files.strictjson import Malformed
 
 KINDS, DIMENSIONS = "biufc", 32

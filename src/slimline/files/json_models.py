@@ -6,8 +6,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from slimline.files import strictjson
 from slimline.errors import SlimlineError
+from slimline.files import strictjson
 from slimline.files.strictjson import Malformed
 from slimline.text import visible
 

@@ -16,15 +16,36 @@ import numpy as np
 from slimline.errors import SlimlineError, unknown
 
 if TYPE_CHECKING:
-    from slimline.graph.cuts import Cut
+    from slimline.graph.edits import Edit
     from slimline.graph.ir import Graph
-    from slimline.graph.plan import Plan
-    from slimline.graph.quantization import Quantization
-    from slimline.recipe import Training
+    from slimline.recipe.training import Training
 
 Array = np.ndarray
 Batch = tuple[tuple[Array, ...], Array | None]
 """The model's inputs, each ``(batch, …)``, and the labels or None."""
+
+
+class Masking(Protocol):
+    """Masks that change while a network trains in the user's own loop."""
+
+    @property
+    def masks(self) -> Mapping[str, Array]:
+        """By weight name, boolean; True stays."""
+
+    @property
+    def sparsity(self) -> float:
+        """The part of the weights that is masked now."""
+
+    @property
+    def settled(self) -> bool:
+        """Whether the masks have reached the amount and stay."""
+
+    @property
+    def gradient(self) -> bool:
+        """Whether updates read gradients."""
+
+    def advance(self, weights: Callable[[], Mapping[str, Array]], gradients: Callable[[], Mapping[str, Array]]) -> bool:
+        """Count an optimiser step; whether it changed the masks."""
 
 
 class Trainer(Protocol):
@@ -98,29 +119,8 @@ class Adapter(Protocol):
     def parameters(self, native: Any) -> dict[str, Array]:
         """Every stored tensor (weights, buffers, constants) under its name in the graph."""
 
-    def replace(self, native: Any, parameters: Mapping[str, Array]) -> Any:
-        """A copy with these tensors, of the same shapes, in place of its own."""
-
-    def mask(self, native: Any, plan: Plan) -> Any:
-        """A copy of the same shapes that computes what `apply` would (see `Plan`)."""
-
-    def apply(self, native: Any, plan: Plan, example: tuple[Array, ...]) -> Any:
-        """A copy in which what the plan names is really removed."""
-
-    def cut(self, native: Any, cuts: Sequence[Cut], example: tuple[Array, ...]) -> Any:
-        """A copy in which each of these layers reads only what its cut leaves of its input; all names stay."""
-
-    def rewire(self, native: Any, instead: Mapping[str, str], example: tuple[Array, ...]) -> Any:
-        """A copy in which the readers of a value read another of its shape ``instead``.
-
-        What no output needs any more is gone, with its parameters.
-        """
-
-    def silence(self, native: Any, values: Iterable[str]) -> Any:
-        """A copy in which these activations are zero."""
-
-    def truncate(self, native: Any, thresholds: Mapping[str, float]) -> Any:
-        """A copy in which of these activations all that is not above the threshold is zero (FATReLU)."""
+    def edit(self, native: Any, edits: Sequence[Edit], example: tuple[Array, ...]) -> Any:
+        """A copy to which the edits were done, one after the other; `native` stays as it is."""
 
     def free(self, native: Any) -> Literal["none", "batch", "sizes"]:
         """Which sizes of its inputs may change: none, the batch, or others too."""
@@ -159,12 +159,6 @@ class Adapter(Protocol):
 
     def trainer(self, native: Any, teacher: Any | None, step: Training, seed: int, total_steps: int) -> Trainer:
         """Start to train a copy of `native` towards `teacher` and the labels."""
-
-    def fold(self, native: Any, example: tuple[Array, ...]) -> Any:
-        """A copy whose batch norms are folded into the convolutions before them where the runtime wants that."""
-
-    def quantize(self, native: Any, quantization: Quantization) -> Any:
-        """A copy that computes what the integer artifact will, by fake quantization."""
 
     def save(self, native: Any, path: Path, example: tuple[Array, ...], metadata: Mapping[str, Any]) -> None:
         """Write the model and `metadata` to `path` atomically, without pickle, deterministically where possible."""

@@ -7,28 +7,17 @@ cannot go, such as along a residual stream; and what it computes is what zeros i
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from slimline import arguments
-from slimline.arguments import takes
-from slimline.errors import SlimlineError
-from slimline.graph import cost
 from slimline.graph.ir import Graph, Node
 from slimline.graph.matrix import LayerMatrix, matrices
-from slimline.graph.plan import Printed, take
 from slimline.methods import kernels
 from slimline.methods.kernels import Window
-
-if TYPE_CHECKING:
-    from slimline.model import Model
 
 Index = NDArray[np.int64]
 
@@ -184,94 +173,3 @@ class Cut:
             parts.append(f"input channels {self.reader.channels} -> {len(self.channels)}")
         error = "" if self.error is None else f", error {self.error:.3g}"
         return f"{self.reader.layer.layer}: {', '.join(parts)}{error}"
-
-
-class CutPlan(Printed):
-    """Cuts of a model's layers. Printable, JSON-serialisable; `mask` and `apply` carry them out.
-
-    Parameters
-    ----------
-    graph : of the model they are for.
-    cuts : one for each layer that changes.
-    notes : what was left alone, and why.
-    """
-
-    def __init__(self, graph: Graph, cuts: Sequence[Cut], notes: Sequence[str] = ()) -> None:
-        self.graph = graph
-        self.cuts = tuple(cuts)
-        self.notes = tuple(notes)
-
-    @cached_property
-    def macs(self) -> int:
-        """Multiply-accumulates per sample that will be left."""
-        gone = sum(self._macs(cut) - round(self._macs(cut) * cut.left) for cut in self.cuts)
-        return cost.macs(self.graph) - gone // self.graph.batch
-
-    def _macs(self, cut: Cut) -> int:
-        return cost.node_macs(cut.reader.node, lambda name: self.graph.values[name].shape)
-
-    @cached_property
-    def parameters(self) -> int:
-        """Trained numbers that will be left."""
-        sizes = [(math.prod(self.graph.values[cut.reader.layer.weight].shape), cut.left) for cut in self.cuts]
-        return self.graph.size - sum(size - round(size * left) for size, left in sizes)
-
-    def axis_kept(self, node: str, letter: str) -> None:
-        """No axis of a value loses positions."""
-
-    def statistics(self, node: str) -> list[Any]:
-        """Nothing is averaged over fewer positions."""
-        return []
-
-    @takes(model=arguments.model)
-    def mask(self, model: Model) -> Model:
-        """A new model of the same shapes, with zeros for the weights that go."""
-        model.check_float()
-        stored = model.parameters()
-        zeroed = {}
-        for cut in self.cuts:
-            weight = stored[cut.reader.layer.weight]
-            stay = np.zeros(weight.shape, bool)
-            stay[np.ix_(*(np.arange(n) if k is None else k for n, k in zip(weight.shape, cut.kept, strict=True)))] = (
-                True
-            )
-            zeroed[cut.reader.layer.weight] = np.where(stay, weight, weight.dtype.type(0))
-        return model.then(model.adapter.replace(model.native, zeroed), {"step": "mask", "plan": self.summary()})
-
-    @takes(model=arguments.model)
-    def apply(self, model: Model) -> Model:
-        """A new model whose layers read less."""
-        model.check_float()
-        native = model.adapter.cut(model.native, self.cuts, model.example)
-        kept = {cut.reader.layer.weight: cut.kept for cut in self.cuts}
-        masks = {name: take(mask, kept.get(name, ())) for name, mask in model.masks.items()}
-        return model.then(native, {"step": "prune", "plan": self.summary()}, masks=masks)
-
-    def summary(self) -> dict[str, Any]:
-        """What goes and what is left, ready for JSON."""
-        return {
-            "cuts": [cut.summary() for cut in self.cuts],
-            "frozen": [],
-            "notes": list(self.notes),
-            **self.totals,
-        }
-
-    @classmethod
-    def from_json(cls, text: str, model: Model) -> CutPlan:
-        """The plan that `to_json` wrote, for `model`."""
-        data = json.loads(text)
-        return cls(model.graph, [_cut(model.graph, found) for found in data["cuts"]], data["notes"])
-
-    def __str__(self) -> str:
-        return "\n".join([self.headline, *(f"  {cut}" for cut in self.cuts), *(f"  note: {n}" for n in self.notes)])
-
-
-def _cut(graph: Graph, found: Mapping[str, Any]) -> Cut:
-    reader = next((r for r in readers(graph) if r.node.name == found["node"]), None)
-    same = reader is not None and found.get("kernel", list(reader.layer.kernel)) == list(reader.layer.kernel)
-    if reader is None or not same or found.get("channels", reader.channels) != reader.channels:
-        raise SlimlineError(f"The plan cuts {found['layer']}, which the model does not have like this: plan again.")
-    window = tuple((int(a), int(n), int(s)) for a, n, s in found["window"]) if "window" in found else None
-    gone = set(found.get("removed", ()))
-    channels = tuple(i for i in range(reader.channels) if i not in gone) if "channels" in found else None
-    return Cut(reader, window, channels, found.get("error"))

@@ -1,8 +1,8 @@
 """Which models were scored on which certification samples: what makes it noticed that samples are used again.
 
-It lies in the user's state directory (`slimline.files.state`), in ``certificates``: ``uses.jsonl`` with a line per model,
-and in ``samples`` the hashes of the samples of each set, never the samples. Sets that share samples count as one, so
-another seed, another order or a part of the same test set is the same test set.
+It lies in the user's state directory (`slimline.files.state`), in ``certificates``: ``uses.jsonl`` with a line per
+model, and in ``samples`` the hashes of the samples of each set, never the samples. Sets that share samples count as
+one, so another seed, another order or a part of the same test set is the same test set.
 """
 
 from __future__ import annotations

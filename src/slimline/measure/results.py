@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 from markupsafe import Markup
 from pydantic import BaseModel, ConfigDict, Field
 
-from slimline.files import json_models
 from slimline.errors import SlimlineError
+from slimline.files import json_models
 from slimline.measure.certificate import Certificate
 from slimline.measure.figures import Count, Figures, Latency
 from slimline.measure.integers import Integers

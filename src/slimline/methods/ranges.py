@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from slimline.errors import SlimlineError, unknown
-from slimline.graph.quantization import Grid
+from slimline.methods.grids import Grid
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

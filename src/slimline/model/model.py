@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,9 +14,10 @@ from slimline import arguments
 from slimline.arguments import takes
 from slimline.errors import SlimlineError
 from slimline.frameworks.base import Adapter
+from slimline.graph.edits import Edit
 from slimline.graph.ir import Graph
 from slimline.graph.quantization import Quantization
-from slimline.steps.sparse.step import PackedMask
+from slimline.recipe.packed import PackedMask
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,22 @@ class Model:
                 "with: prune first, then quantize."
             )
 
+    def edit(self, *edits: Edit) -> Any:
+        """What `native` becomes by the edits; this model stays as it is."""
+        return self.adapter.edit(self.native, edits, self.example)
+
+    def edited(
+        self, edits: Sequence[Edit], step: Mapping[str, Any], masks: Mapping[str, np.ndarray] | None = None
+    ) -> Model:
+        """The model that `step` made of this one by these edits; its masks stay unless there are new ones.
+
+        Raises
+        ------
+        SlimlineError : this model is quantized.
+        """
+        self.check_float()
+        return self.then(self.edit(*edits), step, masks=masks)
+
     def then(
         self,
         native: Any,
@@ -142,3 +159,9 @@ class Model:
             metadata["masks"] = {name: PackedMask.of(mask).model_dump(mode="json") for name, mask in self.masks.items()}
         self.adapter.save(self.native, path, self.example, metadata)
         return path
+
+
+def is_model(name: str, value: Any) -> None:
+    """Refuse an argument that is no `Model`; see `slimline.arguments.takes`."""
+    if not isinstance(value, Model):
+        raise SlimlineError(f"{name} is a {type(value).__name__}, no slimline model: load it with slimline.load first.")

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from slimline.errors import SlimlineError, unknown
 from slimline.recipe.budget import Budget
-from slimline.steps.channels.step import ChannelPruning
 from slimline.recipe.config import Config, as_mapping
 from slimline.recipe.criterion import importable, name_of
-from slimline.steps.sparse.step import SparsePruning
+from slimline.recipe.registry import configs
 from slimline.recipe.step import Step
-from slimline.recipe.steps import STEPS, AnyStep
-from slimline.recipe.training import SparseTraining
 
 ORDER = {
     ("quantization", "structural"): "its integer grids belong to the shapes they were measured with",
@@ -69,6 +66,21 @@ class _Dumper(yaml.SafeDumper):
 
 
 _Dumper.add_representer(str, _Dumper.represent_str)
+
+
+def _step(data: Any) -> Any:
+    """The step that a mapping with ``step: NAME`` describes."""
+    if isinstance(data, Step):
+        return data
+    if not isinstance(data, Mapping) or "step" not in data:
+        raise SlimlineError("An entry of steps does not say which step it is: give it a 'step: NAME'.")
+    known = configs()
+    if data["step"] not in known:
+        raise unknown("step", str(data["step"]), known)
+    return known[data["step"]].model_validate(dict(data))
+
+
+AnyStep = Annotated[SerializeAsAny[Step], BeforeValidator(_step)]
 
 
 class Recipe(Config):
@@ -139,7 +151,8 @@ def check_order(steps: Sequence[Step], done: Sequence[str] = (), follows: bool =
     follows : whether there is something to recover before the first step: the model was compressed before, learns from
         a teacher that is not itself, or is not known yet.
     """
-    earlier = [(name, STEPS[name].kind) for name in done if name in STEPS]
+    known = configs()
+    earlier = [(name, known[name].kind) for name in done if name in known]
     for position, step in enumerate(steps):
         name = type(step).__name__
         for before, kind in earlier:
@@ -148,22 +161,8 @@ def check_order(steps: Sequence[Step], done: Sequence[str] = (), follows: bool =
         if step.kind == "recovery" and not earlier and not follows:
             raise SlimlineError(f"{name} comes first and has nothing to recover: put it after the step it repairs.")
         following = steps[position + 1] if position + 1 < len(steps) else None
-        recovered = following is not None and following.kind == "recovery"
-        if isinstance(step, ChannelPruning) and step.schedule == "iterative" and not recovered:
-            raise SlimlineError(
-                "Iterative ChannelPruning recovers after every round: let a Distillation step follow, or use schedule: "
-                "uniform."
-            )
-        if isinstance(step, SparsePruning) and step.schedule != "oneshot" and not recovered:
-            raise SlimlineError(
-                f"SparsePruning with schedule: {step.schedule} prunes while the network trains: let a Distillation "
-                "step follow, or use schedule: oneshot."
-            )
-        if isinstance(step, SparseTraining) and step.penalty == "growing" and not isinstance(following, ChannelPruning):
-            raise SlimlineError(
-                "SparseTraining with penalty: growing penalises what the next step removes: let ChannelPruning follow, "
-                "or use penalty: group_lasso."
-            )
+        if said := step.misplaced([before for before, _ in earlier], following):
+            raise SlimlineError(said)
         earlier.append((name, step.kind))
 
 
@@ -212,13 +211,13 @@ def load_recipe(
     if isinstance(source, Recipe):
         recipe = source
     elif isinstance(source, Step):
-        recipe = Recipe(steps=(cast(AnyStep, source),))
+        recipe = Recipe(steps=(source,))
     elif isinstance(source, str | Path):
         recipe = _named(str(source), trainable)
     else:
-        if not isinstance(source, Sequence) or not all(isinstance(step, Step) for step in source):
+        if not all(isinstance(step, Step) for step in source):
             raise SlimlineError("A recipe given as a list must hold steps, such as slimline.ChannelPruning(ratio=0.5).")
-        recipe = Recipe(steps=cast("tuple[AnyStep, ...]", tuple(source)))
+        recipe = Recipe(steps=tuple(source))
     given = {key: value for key, value in settings.items() if value is not None}
     if recipe.target is None and target is not None:
         given.setdefault("target", target)

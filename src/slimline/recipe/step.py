@@ -6,14 +6,17 @@ own names (``stages.*.conv1``).
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from slimline.errors import SlimlineError
 from slimline.recipe.config import Config
 
 Ratio = Annotated[float, Field(ge=0, lt=1)]
 Globs = tuple[str, ...]
+Kind = Literal["structural", "sparse", "training", "recovery", "quantization"]
 
 
 class Step(Config):
@@ -22,11 +25,40 @@ class Step(Config):
     Attributes
     ----------
     kind : decides what may follow what (`slimline.recipe.recipe.ORDER`).
+    step : the name of its class, as recipes write it.
     needs : the roles of the samples the step reads (`slimline.data.ROLES`).
     """
 
-    kind: ClassVar[Literal["structural", "sparse", "training", "recovery", "quantization"]]
+    kind: ClassVar[Kind]
+    step: str
 
     @property
     def needs(self) -> tuple[str, ...]:
         return ()
+
+    @property
+    def reads_together(self) -> int | None:
+        """How many samples it must get in one batch; None where any number will do."""
+        return None
+
+    def joins(self, following: Step) -> bool:
+        """Whether it does its work together with the step right behind it."""
+        return following.kind == "recovery"
+
+    def misplaced(self, earlier: Sequence[str], following: Step | None) -> str:
+        """Why it has no meaning between these, as a sentence that says where it should stand; '' where it has one.
+
+        Parameters
+        ----------
+        earlier : names of the steps before it, of those that the model went through too.
+        following : the step right behind it.
+        """
+        return ""
+
+
+def are_steps(name: str, value: Any) -> None:
+    """Refuse an argument that is neither a step nor several; see `slimline.arguments.takes`."""
+    for each in value if isinstance(value, Sequence) and not isinstance(value, str) else (value,):
+        if not isinstance(each, Step):
+            what = each.__name__ if isinstance(each, type) else repr(each)[:40]
+            raise SlimlineError(f"{what} is no step: give one or a list, such as slimline.ChannelPruning(ratio=0.5).")

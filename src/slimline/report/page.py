@@ -16,7 +16,6 @@ from markupsafe import Markup
 from pydantic import BaseModel, ConfigDict
 
 from slimline import text
-
 from slimline.files import json_models
 from slimline.files.atomic import atomic_write
 from slimline.measure.certificate import Certificate

@@ -25,9 +25,10 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from slimline import arguments
 from slimline.arguments import takes
-from slimline.files.atomic import atomic_write, below, install, is_plain, read_plain, sha256, writing
-from slimline.run.durations import Durations
 from slimline.errors import SlimlineError
+from slimline.files.atomic import atomic_write, below, install, is_plain, read_plain, sha256, writing
+from slimline.recipe.recipe import LONGEST, Recipe, parse
+from slimline.run.durations import Durations
 from slimline.run.journal import (
     JOURNAL,
     Created,
@@ -41,7 +42,6 @@ from slimline.run.journal import (
     dump,
     fingerprint,
 )
-from slimline.recipe.recipe import LONGEST, Recipe, parse
 from slimline.run.seal import is_own, seal
 
 if TYPE_CHECKING:
@@ -479,7 +479,7 @@ class Run:
 
     @cached_property
     def _model(self) -> Model:
-        from slimline.run.compress import load
+        from slimline.model.loading import load
 
         return load(self._the("model", _is_model))
 

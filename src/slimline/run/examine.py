@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from slimline.files.atomic import sha256
 from slimline.errors import SlimlineError
+from slimline.files.atomic import sha256
 from slimline.graph import cost
 from slimline.graph.units import Units
 from slimline.measure import (
@@ -24,31 +24,23 @@ from slimline.measure import (
     outputs,
     score,
 )
+from slimline.measure.figures import Figures
 from slimline.measure.integers import MOST, Integers, integers, layer_name, stored_weights
 from slimline.measure.limits import Cost, Part, Trial, limits
 from slimline.measure.load import watched
 from slimline.measure.parity import compare
-from slimline.measure.results import (
-    Duration,
-    Epoch,
-    Figures,
-    Frozen,
-    LayerRow,
-    LayerState,
-    Refusal,
-    Report,
-    environment,
-)
+from slimline.measure.results import Duration, Epoch, Frozen, LayerRow, LayerState, Refusal, Report, environment
 from slimline.measure.rows import busy
 from slimline.model import Model
-from slimline.training.loop import Progress
+from slimline.progress import Progress
 from slimline.runtimes.base import runtime
 
 if TYPE_CHECKING:
     from slimline.data import Data
+    from slimline.measure.limits import Cost
     from slimline.recipe import Recipe
     from slimline.run.directory import Run
-    from slimline.steps.perform import Tell
+    from slimline.steps.base import Tell
 
 PARITY_ROWS = 256
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from slimline.data import Data
 from slimline.data.datasets import NAMES
+from slimline.data.splits import Inputs
 from slimline.graph.blocks import blocks
 from slimline.graph.cost import macs, node_macs
 from slimline.graph.kinds import kind
@@ -19,11 +20,10 @@ from slimline.graph.placement import place
 from slimline.graph.units import Units
 from slimline.measure import file_bytes, ledger, measure_latency, measure_memory, outputs, score
 from slimline.measure.figures import Figures
-from slimline.training.loop import Progress
-from slimline.runtimes.base import runtime_for, usual
-from slimline.run.sources import DataSource, load_data
-from slimline.data.splits import Inputs
+from slimline.progress import Progress
 from slimline.report.tables import Grid
+from slimline.run.sources import DataSource, load_data
+from slimline.runtimes.base import runtime_for, usual
 
 if TYPE_CHECKING:
     from slimline.measure.certificate import Certificate

@@ -18,8 +18,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from slimline.files.atomic import atomic_write, below, read_plain, write_all, writing
 from slimline.errors import SlimlineError
+from slimline.files.atomic import atomic_write, below, read_plain, write_all, writing
 
 JOURNAL = "journal.jsonl"
 LIMIT = 256_000_000  # bytes that a journal may have

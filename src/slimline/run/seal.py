@@ -1,8 +1,8 @@
 """The mark by which slimline knows a run that this user started on this machine.
 
 It is an HMAC of the journal's first line, which names all that a run would import or unpickle. The key lies outside
-every run (`slimline.files.state`), readable by its owner alone, so that nobody else can make the mark, and whoever changes
-the line loses it.
+every run (`slimline.files.state`), readable by its owner alone, so that nobody else can make the mark, and whoever
+changes the line loses it.
 """
 
 from __future__ import annotations

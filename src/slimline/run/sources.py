@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import TypeAdapter
 
-from slimline.files import array_files
-from slimline.files.archive import Damaged
 from slimline.data.datasets import NAMES, Layout, builtin
 from slimline.errors import NoExample, SlimlineError, unknown
+from slimline.files import array_files
+from slimline.files.archive import Damaged
 from slimline.files.strictjson import Malformed
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def load_model(source: ModelSource, data: Callable[[Layout], Data] | None = None
 
 
 def _load_model(source: ModelSource, data: Callable[[Layout], Data] | None) -> Model:
-    from slimline.run.compress import load
+    from slimline.model.loading import load
 
     if ":" not in source.name:
         path, given = _model_file(source), None

@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from slimline.errors import SlimlineError
-from slimline.search.fit import decided, stage_name
-from slimline.run.journal import fingerprint
-from slimline.search.ladder import ladder
 from slimline.model import Model
-from slimline.recipe import ChannelPruning, Recipe
-from slimline.training.loop import Progress
+from slimline.progress import Progress
+from slimline.recipe import Recipe
 from slimline.run.directory import RECIPE, Run, versions
+from slimline.run.journal import fingerprint
 from slimline.runtimes.base import runtime
 from slimline.runtimes.gate import lower
 from slimline.search.attempts import Attempt, Found, Selection, search
-from slimline.steps.perform import Context, Tell, neighbours, perform
+from slimline.search.fit import decided, stage_name
+from slimline.search.ladder import ladder
+from slimline.steps.base import Context, Tell, neighbours, perform
+from slimline.steps.channels.step import ChannelPruning
 from slimline.training.teacher import fingerprint as of_weights
 
 if TYPE_CHECKING:
@@ -93,9 +94,7 @@ def lowered_key(run: Run, stage: str) -> str:
 
 def _step_key(run: Run, recipe: Recipe, position: int, last: str) -> str:
     step = recipe.steps[position]
-    others = {
-        role: other and other.model_dump(mode="json") for role, other in neighbours(recipe.steps, position).items()
-    }
+    others = [other and other.model_dump(mode="json") for other in neighbours(recipe.steps, position)]
     before = [run.digest("original"), run.digest(last), str(run.created.get("data"))]
     if teaches(run):
         before.append(run.digest("teacher"))
@@ -158,7 +157,7 @@ class _Pipeline:
 
     def model_of(self, stage: str) -> Model:
         """The model that a stage has left, read back from disk: the same bytes after a kill and without one."""
-        from slimline.run.compress import load
+        from slimline.model.loading import load
 
         if stage not in self._loaded:
             for other in self._loaded.keys() - {"original", "teacher"}:
@@ -284,12 +283,12 @@ class _Pipeline:
             self.data,
             self.target,
             recipe.seed,
+            *neighbours(recipe.steps, position),
             checkpoint=self.run.scratch(name, key),
             tell=self.tell,
             decide=decide,
             batch_sizes=recipe.batch_sizes,
             threads=recipe.threads,
-            **neighbours(recipe.steps, position),
         )
         done = perform(step, self.model_of(last), context)
         self.save(done.model, folder)
@@ -365,8 +364,8 @@ def _report(
     ended: Found[Any],
 ) -> None:
     """Measure, certify, and write ``report.json``, ``environment.json`` and ``report.html``."""
-    from slimline.run.examine import examine
     from slimline.report import render
+    from slimline.run.examine import examine
 
     report: Report = examine(run, before, after, data, records, tell, ended.trials, ended.conflict)
     report = report.model_copy(update={"files": dict(files)})

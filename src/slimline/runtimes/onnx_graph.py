@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from slimline.graph.quantization import Grid
+from slimline.methods.grids import Grid
 from slimline.methods.ranges import quantize
 
 Array = np.ndarray[Any, np.dtype[Any]]

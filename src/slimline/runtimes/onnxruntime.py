@@ -22,6 +22,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from slimline.errors import SlimlineError
+from slimline.graph.edits import FoldNorms
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -89,7 +90,7 @@ class OnnxRuntime:
             raise SlimlineError(f"ONNX Runtime takes PyTorch models, not {model.framework} ones: choose target litert.")
         native = model.native
         if model.quantization is None:
-            native = model.adapter.fold(native, model.example)
+            native = model.edit(FoldNorms())
         content = _to_onnx(native, model.example)
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
             temporary = Path(file.name)

@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from slimline.run.decisions import checked
-from slimline.search.fit import Decisions, Fit
-from slimline.search.ladder import Rung
 from slimline.measure.limits import Cost, Trial, limited
 from slimline.methods.search import strongest
 from slimline.recipe import Budget
+from slimline.run.decisions import checked
+from slimline.search.fit import Decisions, Fit
+from slimline.search.ladder import Rung
 
 if TYPE_CHECKING:
     from slimline.data import Data
     from slimline.recipe import Recipe
-    from slimline.steps.perform import Decide
+    from slimline.steps.base import Decide
 
 ATTEMPTS = 5
 _ROUNDING = 1e-9  # of a drop that is exactly the limit

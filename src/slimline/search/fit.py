@@ -18,18 +18,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from slimline.run.decisions import checked
 from slimline.errors import SlimlineError
 from slimline.graph import cost
-from slimline.search.ladder import Rung
 from slimline.measure.limits import Cost, Part, Trial, limited, limits, worst
 from slimline.methods.search import mildest
 from slimline.model import Model
-from slimline.recipe import Budget, ChannelPruning, Recipe, StaticQuantization
-from slimline.training.loop import Progress
+from slimline.progress import Progress
+from slimline.recipe import Budget, Recipe
+from slimline.run.decisions import checked
 from slimline.runtimes.base import runtime
 from slimline.runtimes.gate import lower
-from slimline.steps.perform import Context, Decide, Tell, perform
+from slimline.search.ladder import Rung
+from slimline.steps.base import Context, Decide, Tell, handler_of, perform
 
 if TYPE_CHECKING:
     from slimline.data import Data
@@ -174,11 +174,9 @@ class Trials:
         model, budget = self.original, rung.recipe.budget
         steps = list(enumerate(rung.recipe.steps))
         for position, step in steps:
-            if isinstance(step, ChannelPruning):
-                step = step.model_copy(update={"schedule": "oneshot", "rounds": 1})
-            elif step.kind in ("training", "recovery", "quantization"):
-                continue
-            model = perform(step, model, self._context(position, step.step, decisions)).model
+            rehearsed = None if step.kind == "quantization" else handler_of(step).rehearsal(step)
+            if rehearsed is not None:
+                model = perform(rehearsed, model, self._context(position, step.step, decisions)).model
         macs = Part.exact(cost.macs(model.graph), cost.macs(self.original.graph))
         counted = Cost(macs=macs)
         if worst(limits(counted, budget)) == "missed" or (budget.max_latency is None and budget.max_size is None):
@@ -193,13 +191,11 @@ class Trials:
     def _finished(self, model: Model, rung: Rung, macs: Part, decisions: Decisions, start: float) -> Estimate:
         """Quantized as the run will, written and measured."""
         from slimline.measure import file_bytes, latency_part, measure_latency
-        from slimline.steps.quantization.undo import quantize_what_pays
 
         for position, step in enumerate(rung.recipe.steps):
-            if isinstance(step, StaticQuantization):
-                few = step.model_copy(update={"samples": min(step.samples, 64), "batch_size": min(step.batch_size, 32)})
-                context = self._context(position, step.step, decisions)
-                model = quantize_what_pays(model, few, context, gate=False).model
+            rehearsed = handler_of(step).rehearsal(step) if step.kind == "quantization" else None
+            if rehearsed is not None:
+                model = perform(rehearsed, model, self._context(position, step.step, decisions)).model
         recipe, folder = rung.recipe, Path(self._folder.name)
         if self._baseline is None:
             self._baseline = folder / f"baseline{self.runtime.suffix}"
@@ -237,6 +233,7 @@ class Trials:
             decide=decide,
             batch_sizes=recipe.batch_sizes,
             threads=recipe.threads,
+            rehearsal=True,
         )
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from slimline.recipe import ChannelPruning, Recipe, SparseTraining, Step
+from slimline.recipe import Recipe, Step
+from slimline.steps.channels.step import ChannelPruning
+from slimline.steps.sparse_training.step import SparseTraining
 
 RATIOS = tuple(i / 32 for i in range(1, 32))
 

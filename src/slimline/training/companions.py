@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from slimline.frameworks.base import Array, Batch, Trainer
-
-if TYPE_CHECKING:
-    from slimline.steps.sparse.masker import Masker
+from slimline.recipe.step import Step
 
 Masks = Mapping[str, Array]
 
@@ -51,31 +49,15 @@ class Companion:
         """Continue from `state`."""
 
 
-class GradualPruning(Companion):
-    """Prunes as a `Masker` says; `old` are the masks that the model has already."""
+@dataclass(frozen=True)
+class Company:
+    """A `Companion` to be.
 
-    def __init__(self, masker: Masker, old: Masks) -> None:
-        self.masker, self.old = masker, old
+    Attributes
+    ----------
+    steps : whose it is: part of what makes two trainings the same.
+    begin : makes it for a training of so many optimiser updates.
+    """
 
-    @property
-    def masks(self) -> Masks:
-        """The old ones too."""
-        return {**self.old, **self.masker.masks}
-
-    def after(self, trainer: Trainer, rate: float, batch: Batch) -> None:
-        """Hold the new masks, where the step was one that changes them."""
-        if self.masker.advance(trainer.weights, partial(trainer.gradients, batch)):
-            trainer.hold(self.masks)
-
-    def record(self) -> dict[str, Any]:
-        """The part that is masked, and whether the amount is reached."""
-        return {"sparsity": round(self.masker.sparsity, 6), "pruned": self.masker.settled}
-
-    def state(self) -> dict[str, Array]:
-        """Masks and schedule."""
-        return self.masker.state()
-
-    def restore(self, state: Mapping[str, Array], trainer: Trainer) -> None:
-        """Continue from `state`."""
-        self.masker.restore(state)
-        trainer.hold(self.masks)
+    steps: tuple[Step, ...]
+    begin: Callable[[int], Companion]

@@ -15,7 +15,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,33 +24,23 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from slimline.files.atomic import sync, writing
-from slimline.training.companions import Companion, GradualPruning
+from slimline.data.splits import Split, Stream
 from slimline.errors import SlimlineError
+from slimline.files.atomic import sync, writing
 from slimline.frameworks.base import Array, Batch, Trainer
 from slimline.measure.accuracy import evaluate
 from slimline.methods.distillation import class_axis
 from slimline.methods.schedules import warmup_cosine
 from slimline.model import Model
-from slimline.recipe import ChannelPruning, Distillation, SparsePruning, SparseTraining, Training
-from slimline.data.splits import Split, Stream
+from slimline.progress import Progress
+from slimline.recipe.training import Training
+from slimline.training.companions import Companion, Company
 from slimline.training.teacher import UNKNOWN, fingerprint
 
 if TYPE_CHECKING:
     from slimline.data import Data
-    from slimline.steps.sparse.masker import Masker
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a long job has come: `done` of `total` parts of `what`; `extra` holds figures worth showing."""
-
-    what: str
-    done: int
-    total: int
-    extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -79,8 +69,7 @@ def recover(
     seed: int,
     checkpoint: Path | None = None,
     progress: Callable[[Progress], None] | None = None,
-    pruning: SparsePruning | None = None,
-    removal: ChannelPruning | None = None,
+    company: Company | None = None,
 ) -> Recovered:
     """Train `student` towards `teacher`, and return the best of its epochs.
 
@@ -96,8 +85,8 @@ def recover(
     seed : decides the order of the samples, augmentation and dropout.
     checkpoint : folder in which ``recovery.safetensors`` keeps the state to resume from; made when missing.
     progress : told after every optimiser step.
-    pruning : prunes gradually while the student trains; only epochs that end with all of it done can be the best.
-    removal : what follows a `SparseTraining`, whose ``growing`` penalty is for what it would remove.
+    company : what goes along with the training, such as a gradual pruning; only epochs that end with all of it done can
+        be the best.
 
     Raises
     ------
@@ -116,10 +105,11 @@ def recover(
     trainer = student.adapter.trainer(student.native, tutor, step, seed, total)
     if student.masks:
         trainer.hold(student.masks)
-    companion = _companion(step, student, step.epochs * _updates(train, step.batch_size), data, seed, pruning, removal)
+    updates = step.epochs * _updates(train, step.batch_size)
+    companion = Companion() if company is None else company.begin(updates)
     companion.start(trainer)
     loop = _Loop(step, train, trainer, companion, seed, total, progress)
-    facts = [s.model_dump(mode="json") for s in (step, pruning, removal) if s is not None]
+    facts = [s.model_dump(mode="json") for s in (step, *(() if company is None else company.steps))]
     store = None if checkpoint is None else _Store(checkpoint, _fingerprint(student, teacher, facts, seed, len(train)))
 
     saved = None if store is None else store.read()
@@ -146,8 +136,8 @@ def recover(
         log.info("recovery epoch %(epoch)d: loss %(loss).4g, score %(score).4f", records[-1])
 
     first, last = records[0]["score"], records[-1]["score"]
-    if isinstance(step, SparseTraining) and last < first - 0.1 * abs(first):
-        log.warning("SparseTraining changed the selection score from %.4g to %.4g: lower its strength.", first, last)
+    if step.kind == "training" and last < first - 0.1 * abs(first):
+        log.warning("%s changed the selection score from %.4g to %.4g: lower its strength.", step.step, first, last)
     loop.restore(best)
     found = student.then(trainer.native(), step.model_dump(mode="json"), masks={**student.masks, **companion.masks})
     return Recovered(found, records, _best(records))
@@ -199,36 +189,6 @@ class _Loop:
         self.companion.restore(state, self.trainer)
 
 
-def _companion(
-    step: Training,
-    student: Model,
-    updates: int,
-    data: Data,
-    seed: int,
-    pruning: SparsePruning | None,
-    removal: ChannelPruning | None,
-) -> Companion:
-    """What goes along with the training of `updates` optimiser steps."""
-    if pruning is not None:
-        return GradualPruning(_masker(pruning, student, updates, seed), student.masks)
-    if isinstance(step, SparseTraining):
-        from slimline.steps.sparse_training.penalties import penalty
-
-        return penalty(step, student, updates, data, seed, removal)
-    return Companion()
-
-
-def _masker(pruning: SparsePruning, student: Model, updates: int, seed: int) -> Masker:
-    from slimline.steps.sparse.masker import Masker
-    from slimline.steps.sparse.prune import chosen
-
-    layers, refused = chosen(student, pruning)
-    for entry in refused:
-        log.warning("%(what)s is not pruned: %(reason)s.", entry)
-    shapes = {name: student.graph.values[name].shape for name in layers}
-    return Masker(pruning, layers, shapes, updates, seed, student.masks)
-
-
 def _updates(train: Split | Stream, size: int) -> int:
     """Optimiser steps of an epoch: batches of equal size, or as a stream gives them without those `_large` drops."""
     whole, rest = divmod(len(train), size)
@@ -254,11 +214,10 @@ def _pruned(record: Mapping[str, Any]) -> bool:
 
 
 def _stale(records: list[dict[str, Any]], step: Training) -> bool:
-    patience = step.patience if isinstance(step, Distillation) else None
     scores = [record["score"] for record in records if _pruned(record)]
     if not scores:
         return False
-    return patience is not None and len(scores) - 1 - scores.index(max(scores)) >= patience
+    return step.stops_after is not None and len(scores) - 1 - scores.index(max(scores)) >= step.stops_after
 
 
 def _finite(loss: float, epoch: int, step: Training) -> float:

@@ -12,7 +12,7 @@ import numpy as np
 from slimline.errors import SlimlineError
 from slimline.frameworks.base import Array, adapter_for
 from slimline.model import Model
-from slimline.run.parts import PartedModel
+from slimline.model.parts import PartedModel
 from slimline.recipe import Step, Training
 
 UNKNOWN = (
@@ -64,7 +64,7 @@ def fingerprint(model: Model) -> str:
 
 
 def _loaded(student: Model, named: Any) -> Model:
-    from slimline.run.compress import load
+    from slimline.model.loading import load
 
     if isinstance(named, PartedModel):
         raise SlimlineError("A model by parts cannot teach: name a model that is captured whole.")

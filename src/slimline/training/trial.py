@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from slimline.data.splits import Split, augmented
 from slimline.measure.accuracy import metric_name, score
 from slimline.measure.certificate import inside
-from slimline.data.splits import Split, augmented
 
 if TYPE_CHECKING:
     from slimline.data import Data

@@ -11,8 +11,9 @@ import pytest
 pytest.importorskip("tensorflow")
 
 from slimline.frameworks.base import adapter
-from slimline.graph.quantization import Grid, Quantization
+from slimline.graph.quantization import Quantization
 from slimline.methods import ranges
+from slimline.methods.grids import Grid
 
 KERAS = adapter("keras")  # sets what must be set before keras is imported
 

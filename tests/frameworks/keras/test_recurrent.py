@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from slimline.graph.plan import Plan
 from slimline.graph.units import Units
+from slimline.plans import Plan
 from tests.frameworks.keras.blocks import agree, exact, frozen, model_of, pruned, series, words
 
 import keras  # isort: skip

@@ -7,11 +7,11 @@ import pytest
 
 from slimline.errors import SlimlineError
 from slimline.frameworks.keras import adapter
-from slimline.graph.plan import Plan
 from slimline.graph.units import Units
 from slimline.model import Model
+from slimline.plans import Plan
 from slimline.steps.channels.selection import plan
-from slimline.recipe import ChannelPruning
+from slimline.steps.channels.step import ChannelPruning
 from tests import zoo_keras
 
 import keras  # isort: skip

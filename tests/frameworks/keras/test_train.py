@@ -7,7 +7,7 @@ from slimline.errors import SlimlineError
 from slimline.frameworks.base import adapter
 from slimline.frameworks.keras.fusednorm import fused
 from slimline.frameworks.keras.train import KerasTrainer, gradients
-from slimline.recipe import Distillation
+from slimline.steps.distillation.step import Distillation
 
 L = keras.layers
 X = np.random.default_rng(0).normal(size=(64, 8, 8, 1)).astype(np.float32)

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, spectral_norm
 
 from slimline.frameworks.base import adapter
-from slimline.graph.plan import Plan
 from slimline.graph.units import Units
 from slimline.model import Model
+from slimline.plans import Plan
 from slimline.steps.channels.selection import plan
-from slimline.recipe import ChannelPruning
+from slimline.steps.channels.step import ChannelPruning
 
 TORCH = adapter("torch")
 RNG = np.random.default_rng(0)

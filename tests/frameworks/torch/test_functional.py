@@ -18,9 +18,9 @@ from slimline.errors import SlimlineError
 from slimline.frameworks.base import adapter
 from slimline.frameworks.torch.operators import writes
 from slimline.model import Model
-from slimline.steps.channels.selection import plan
-from slimline.recipe import ChannelPruning
 from slimline.runtimes.onnxruntime import runtime
+from slimline.steps.channels.selection import plan
+from slimline.steps.channels.step import ChannelPruning
 from tests.frameworks.torch.programs import Program, Step, programs
 
 TORCH = adapter("torch")

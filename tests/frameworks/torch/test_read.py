@@ -9,7 +9,7 @@ from torch import nn
 import slimline as sl
 from slimline.errors import SlimlineError
 from slimline.frameworks.base import adapter, adapter_for
-from slimline.frameworks.torch.read import set_training
+from slimline.frameworks.torch.native import set_training
 from slimline.graph.units import Units
 from tests.zoo_torch import ZOO, conv_bn
 

@@ -11,11 +11,11 @@ from torch import nn
 
 from slimline.errors import SlimlineError
 from slimline.frameworks.base import adapter
-from slimline.graph.plan import Plan
 from slimline.graph.units import Units
 from slimline.model import Model
+from slimline.plans import Plan
 from slimline.steps.channels.selection import plan
-from slimline.recipe import ChannelPruning
+from slimline.steps.channels.step import ChannelPruning
 from tests.zoo_torch import ZOO
 
 TORCH = adapter("torch")

@@ -10,9 +10,9 @@ from torch import nn
 
 import slimline as sl
 from slimline.frameworks.base import adapter
-from slimline.graph.plan import Plan
 from slimline.graph.units import Units
 from slimline.model import Model
+from slimline.plans import Plan
 
 TORCH = adapter("torch")
 TOKENS = np.random.default_rng(0).standard_normal((2, 6, 8)).astype(np.float32)

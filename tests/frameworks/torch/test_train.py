@@ -8,7 +8,7 @@ from torch import nn
 from slimline.errors import SlimlineError
 from slimline.frameworks.base import adapter
 from slimline.frameworks.torch.train import TorchTrainer, gradients
-from slimline.recipe import Distillation
+from slimline.steps.distillation.step import Distillation
 from slimline.zoo.torch import ResidualCNN
 
 X = np.random.default_rng(0).normal(size=(64, 1, 8, 8)).astype(np.float32)

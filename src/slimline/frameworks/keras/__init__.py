@@ -22,11 +22,9 @@ warnings.filterwarnings("ignore", r"Layer '\S+\.\S+' .* mask attached to it", Us
 
 if TYPE_CHECKING:
     from slimline.frameworks.base import Batch, Trainer
-    from slimline.graph.cuts import Cut
+    from slimline.graph.edits import Edit
     from slimline.graph.ir import Graph
-    from slimline.graph.plan import Plan
-    from slimline.graph.quantization import Quantization
-    from slimline.recipe import Training
+    from slimline.recipe.training import Training
 
 Array = np.ndarray
 CHUNK = 256
@@ -73,47 +71,11 @@ class KerasAdapter:
 
         return rewrite.parameters(native)
 
-    def replace(self, native: Any, parameters: Mapping[str, Array]) -> Any:
-        """A copy with these arrays in place of its own."""
-        from slimline.frameworks.keras import rewrite
+    def edit(self, native: Any, edits: Sequence[Edit], example: tuple[Array, ...]) -> Any:
+        """See `slimline.frameworks.keras.edit.edit`."""
+        from slimline.frameworks.keras.edit import edit
 
-        return _like(rewrite.replace(native, parameters), native)
-
-    def mask(self, native: Any, plan: Plan) -> Any:
-        """A copy of the same shapes that computes what `apply`'s does."""
-        from slimline.frameworks.keras import rewrite
-
-        return _like(rewrite.mask(native, plan), native)
-
-    def apply(self, native: Any, plan: Plan, example: tuple[Array, ...]) -> Any:
-        """A smaller copy."""
-        from slimline.frameworks.keras import rewrite
-
-        return _like(rewrite.apply(native, plan, example), native)
-
-    def cut(self, native: Any, cuts: Sequence[Cut], example: tuple[Array, ...]) -> Any:
-        """See `cut.cut`."""
-        from slimline.frameworks.keras.cut import cut
-
-        return _like(cut(native, cuts), native)
-
-    def rewire(self, native: Any, instead: Mapping[str, str], example: tuple[Array, ...]) -> Any:
-        """See `rewire.rewire`."""
-        from slimline.frameworks.keras.rewire import rewire
-
-        return _like(rewire(native, instead), native)
-
-    def silence(self, native: Any, values: Iterable[str]) -> Any:
-        """See `rewire.silence`."""
-        from slimline.frameworks.keras.rewire import silence
-
-        return _like(silence(native, values), native)
-
-    def truncate(self, native: Any, thresholds: Mapping[str, float]) -> Any:
-        """See `rewire.truncate`."""
-        from slimline.frameworks.keras.rewire import truncate
-
-        return _like(truncate(native, thresholds), native)
+        return _like(edit(native, edits, example), native)
 
     def free(self, native: Any) -> Literal["none", "batch", "sizes"]:
         """Which sizes of its inputs may change."""
@@ -166,18 +128,6 @@ class KerasAdapter:
         from slimline.frameworks.keras import train
 
         return train.KerasTrainer(native, teacher, step, seed, total_steps)
-
-    def fold(self, native: Any, example: tuple[Array, ...]) -> Any:
-        """See `fakequant.fold`."""
-        from slimline.frameworks.keras import fakequant
-
-        return _like(fakequant.fold(native, example), native)
-
-    def quantize(self, native: Any, quantization: Quantization) -> Any:
-        """See `fakequant.quantize`."""
-        from slimline.frameworks.keras import fakequant
-
-        return _like(fakequant.quantize(native, quantization), native)
 
     def save(self, native: Any, path: Path, example: tuple[Array, ...], metadata: Mapping[str, Any]) -> None:
         """See `save.save`."""

@@ -15,7 +15,7 @@ from slimline.frameworks.keras.functional import clone
 from slimline.frameworks.keras.unfold import tensors_of
 
 if TYPE_CHECKING:
-    from slimline.frameworks.keras.canonical import Parts
+    from slimline.frameworks.keras.parts import Parts
 
 
 def is_plain(layer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:

@@ -10,7 +10,7 @@ seen, pruned and quantized.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,9 +19,9 @@ from keras.src.backend import compute_output_spec, set_keras_mask  # they have n
 from keras.src.ops import nn  # bare operations get a stable name only through their class
 from keras.src.ops.numpy import Flip, Reshape
 
-from slimline.errors import SlimlineError
 from slimline.frameworks.keras.attention import attention, can_be_parted, dot_product, is_plain
-from slimline.frameworks.keras.functional import Call, Copies, calls, clone, finalize, is_functional, rebuild, replay
+from slimline.frameworks.keras.functional import Call, Copies, calls, clone, is_functional, rebuild, replay
+from slimline.frameworks.keras.parts import Parts, transfer
 from slimline.frameworks.keras.unfold import (
     followed,
     is_composite,
@@ -196,42 +196,6 @@ def _plain(name: str) -> str:
 def _structure(model: keras.Model) -> Any:
     graph = model._functional if isinstance(model, keras.Sequential) else model
     return graph._outputs_struct
-
-
-class Parts:
-    """Copies of one operation and of the layers it is made of, each made once per original."""
-
-    def __init__(self, name: str, copies: Copies) -> None:
-        self.name, self.copies = name, copies
-
-    def make(self, owner: Any, part: str, build: Callable[[str], Any]) -> Any:
-        """The operation called ``name.part`` that belongs to `owner`."""
-        return self.copies.of((id(owner), part), lambda: build(f"{self.name}.{part}"))
-
-    def copy(self, operation: Any, name: str, **changes: Any) -> Any:
-        """The copy of an operation under a new name, without weights."""
-        return self.copies.of(id(operation), lambda: clone(operation, name=name, **changes))
-
-    @staticmethod
-    def weighted(source: Any, layer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """Call `layer` (which builds it), then give it the weights of `source`."""
-        outputs = layer(*args, **kwargs)
-        transfer(source.variables, layer)
-        return outputs
-
-
-def transfer(source: Sequence[Any], layer: Any) -> None:
-    """Copy variables or arrays, in order, into a layer of the same class and config."""
-    if [tuple(v.shape) for v in source] != [tuple(v.shape) for v in layer.variables]:
-        raise SlimlineError(
-            f"Layer {layer.name!r} ({type(layer).__name__}) cannot be copied: its config does not rebuild "
-            "the same weights; make get_config return all that __init__ and build use."
-        )
-    for old, new in zip(source, layer.variables, strict=True):
-        new.assign(old)
-        if getattr(old, "trainable", True) is False and new.trainable:  # a variable that the user froze by itself
-            new.trainable = False
-    finalize(layer)
 
 
 def _policy(layer: Any) -> Any:

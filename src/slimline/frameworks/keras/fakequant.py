@@ -9,7 +9,6 @@ import keras
 import numpy as np
 
 from slimline.errors import SlimlineError
-from slimline.frameworks.keras.canonical import transfer
 from slimline.frameworks.keras.functional import Call, Copies, calls, clone, input_name, rebuild, replay, variables
 from slimline.frameworks.keras.gridded import (
     GRIDDED,
@@ -18,7 +17,9 @@ from slimline.frameworks.keras.gridded import (
     FakeQuantize,
     IntegerActivation,
 )
-from slimline.graph.quantization import Grid, Quantization
+from slimline.frameworks.keras.parts import transfer
+from slimline.graph.quantization import Quantization
+from slimline.methods.grids import Grid
 
 Array = np.ndarray
 L = keras.layers

@@ -12,8 +12,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from slimline.frameworks.keras.canonical import transfer
 from slimline.frameworks.keras.functional import Call, Copies, clone, rebuild
+from slimline.frameworks.keras.parts import transfer
 
 
 def fused(model: keras.Model) -> keras.Model:

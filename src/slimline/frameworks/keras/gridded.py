@@ -14,7 +14,7 @@ import numpy as np
 from keras import layers as L
 from keras import ops
 
-from slimline.graph.quantization import Grid
+from slimline.methods.grids import Grid
 
 _SMALLEST = 1e-12  # factor of a channel that is switched off, so that its grid has a width
 _register = keras.saving.register_keras_serializable(package="slimline")

@@ -8,13 +8,11 @@ from typing import Any
 import keras
 import numpy as np
 
-from slimline import arguments
 from slimline.errors import SlimlineError
-from slimline.frameworks.base import Array
-from slimline.steps.sparse.masker import Masker
+from slimline.frameworks.base import Array, Masking
 from slimline.methods.sparsity import Axes
-from slimline.recipe import SparsePruning
-from slimline.steps.sparse.prune import fitting
+from slimline.recipe.registry import handler
+from slimline.recipe.step import Step, are_steps
 
 log = logging.getLogger(__name__)
 L = keras.layers
@@ -35,11 +33,11 @@ class PruningCallback(keras.callbacks.Callback):  # type: ignore[misc]
     masks : by weight name, boolean; True stays.
     """
 
-    def __init__(self, step: SparsePruning, batch: tuple[Any, Any] | None = None, seed: int = 0) -> None:
+    def __init__(self, step: Step, batch: tuple[Any, Any] | None = None, seed: int = 0) -> None:
         super().__init__()
-        arguments.steps("step", step)
+        are_steps("step", step)
         self.step, self.batch, self.seed = step, batch, seed
-        self._masker: Masker | None = None
+        self._masker: Masking | None = None
 
     @property
     def masks(self) -> dict[str, Array]:
@@ -59,14 +57,12 @@ class PruningCallback(keras.callbacks.Callback):  # type: ignore[misc]
             if read is not None and layer.trainable and read[0].trainable:
                 found[read[0].path] = (layer.name, read[1])
                 self._weights = getattr(self, "_weights", {}) | {read[0].path: read[0]}
-        layouts, refused = fitting(found, self.step)
-        for entry in refused:
-            log.warning("%(what)s is not pruned: %(reason)s.", entry)
-        self._weights = {name: self._weights[name] for name in layouts}
         shapes = {name: tuple(v.shape) for name, v in self._weights.items()}
         steps = self.params.get("steps")
         total = None if steps is None else steps * self.params["epochs"]
-        self._masker = Masker(self.step, layouts, shapes, total, self.seed)
+        masking: Masking = handler(self.step.step).masking(self.step, found, shapes, total, self.seed)
+        self._masker = masking
+        self._weights = {name: self._weights[name] for name in masking.masks}
         if self._masker.gradient and self.batch is None:
             raise SlimlineError("PruningCallback needs batch=(x, y) for gradients: give a batch of training data.")
 

@@ -20,7 +20,7 @@ from slimline.frameworks.keras.functional import Call, input_name, is_constant
 from slimline.frameworks.keras.rules_index import expanded_key, slice_starts, take_indices
 from slimline.frameworks.keras.rules_recurrent import RECURRENT, cells_of
 from slimline.frameworks.keras.weight import Weight
-from slimline.graph.plan import Plan
+from slimline.graph.removal import Removal
 
 L = keras.layers
 Kept = tuple[Any, ...]
@@ -35,7 +35,7 @@ class Sizes:
     parameters : per variable (by id) its name.
     """
 
-    def __init__(self, plan: Plan, names: Mapping[int, str], parameters: Mapping[int, str]) -> None:
+    def __init__(self, plan: Removal, names: Mapping[int, str], parameters: Mapping[int, str]) -> None:
         self.plan, self.names, self.parameters = plan, names, parameters
 
     def weight(self, variable: Any) -> tuple[int, ...]:

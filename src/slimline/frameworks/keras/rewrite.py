@@ -16,7 +16,6 @@ from keras.src.ops import numpy as numpy_ops
 
 from slimline.errors import SlimlineError, unknown
 from slimline.frameworks.keras import resize
-from slimline.frameworks.keras.canonical import transfer
 from slimline.frameworks.keras.functional import (
     SEED_STATE,
     Call,
@@ -29,8 +28,9 @@ from slimline.frameworks.keras.functional import (
     stored,
     variables,
 )
+from slimline.frameworks.keras.parts import transfer
 from slimline.graph.ir import Node
-from slimline.graph.plan import Plan
+from slimline.graph.removal import Removal
 
 Array = np.ndarray
 DIVIDING = ("div", "floor_divide", "mod", "fmod", "power", "reciprocal", "rsqrt", "log", "log2", "log10")
@@ -63,13 +63,13 @@ def copier(native: keras.Model) -> Visit:
     return Copier(native, parameters(native)).copy
 
 
-def apply(native: keras.Model, plan: Plan, example: tuple[Array, ...]) -> keras.Model:
+def apply(native: keras.Model, plan: Removal, example: tuple[Array, ...]) -> keras.Model:
     """A smaller model from which all that the plan names is removed."""
     surgeon = _Surgeon(native, plan)
     return rebuild(native, surgeon.prune)
 
 
-def mask(native: keras.Model, plan: Plan) -> keras.Model:
+def mask(native: keras.Model, plan: Removal) -> keras.Model:
     """A model of the old shapes that computes what `apply`'s does; what goes is zero."""
     surgeon = _Surgeon(native, plan)
     return rebuild(native, surgeon.mask)
@@ -104,7 +104,7 @@ class Copier:
 class _Surgeon:
     """The visits of `apply` and `mask`."""
 
-    def __init__(self, native: keras.Model, plan: Plan) -> None:
+    def __init__(self, native: keras.Model, plan: Removal) -> None:
         now = parameters(native)
         self.small = {name: resize.take(array, plan.kept(name)) for name, array in now.items()}
         self.zeroed = Copier(native, {name: resize.zero(array, plan.kept(name)) for name, array in now.items()})
@@ -160,7 +160,7 @@ class _Surgeon:
         return x
 
 
-def _divides(node: Node, plan: Plan) -> bool:
+def _divides(node: Node, plan: Removal) -> bool:
     """Whether an operation would divide by the zeros that a mask puts in."""
     dividing = node.kind == "elementwise" and node.attributes["function"] in DIVIDING
     return dividing and any(kept is not None for name in node.inputs if name for kept in plan.kept(name))

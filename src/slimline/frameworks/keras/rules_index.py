@@ -13,7 +13,7 @@ from keras.src.ops import math as math_ops
 from keras.src.ops import numpy as numpy_ops
 
 from slimline.frameworks.keras.functional import Call, is_array
-from slimline.frameworks.keras.read import NoRule, Reader
+from slimline.frameworks.keras.reader import NoRule, Reader
 from slimline.frameworks.keras.rules_layers import Rule
 from slimline.graph import ops
 from slimline.graph.equation import parse

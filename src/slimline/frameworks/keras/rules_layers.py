@@ -10,7 +10,7 @@ import keras
 from keras.src.applications import convnext, inception_resnet_v2  # their layers have no public name
 
 from slimline.frameworks.keras.functional import Call
-from slimline.frameworks.keras.read import NoRule, Reader
+from slimline.frameworks.keras.reader import NoRule, Reader
 from slimline.frameworks.keras.rules_masks import masking, softmax
 from slimline.graph import ops
 from slimline.graph.equation import Window

@@ -7,7 +7,7 @@ from dataclasses import replace
 import keras
 
 from slimline.frameworks.keras.functional import Call
-from slimline.frameworks.keras.read import Reader
+from slimline.frameworks.keras.reader import Reader
 from slimline.graph import ops
 
 

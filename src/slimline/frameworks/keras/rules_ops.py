@@ -13,7 +13,7 @@ from keras.src.ops import math as math_ops
 from keras.src.ops import numpy as numpy_ops
 
 from slimline.frameworks.keras.functional import Call
-from slimline.frameworks.keras.read import NoRule, Reader
+from slimline.frameworks.keras.reader import NoRule, Reader
 from slimline.frameworks.keras.rules_layers import Rule, spatial_axes
 from slimline.frameworks.keras.rules_masks import softmax
 from slimline.graph import ops

@@ -14,7 +14,7 @@ import numpy as np
 from keras.src.layers.rnn.conv_lstm import ConvLSTM, ConvLSTMCell  # they have no public name
 
 from slimline.frameworks.keras.functional import Call
-from slimline.frameworks.keras.read import NoRule, Reader
+from slimline.frameworks.keras.reader import NoRule, Reader
 from slimline.frameworks.keras.rules_layers import ELEMENTWISE_ACTIVATIONS, Rule, last_channels
 from slimline.graph.recurrent import chain
 

@@ -12,15 +12,13 @@ from typing import Any
 import keras
 import numpy as np
 
-from slimline.files import archive
-
-from slimline.files import strictjson
-from slimline.files.archive import Archive, Damaged
 from slimline.errors import SlimlineError
+from slimline.files import archive, strictjson
+from slimline.files.archive import Archive, Damaged
+from slimline.files.strictjson import Malformed
 from slimline.frameworks.keras import config, stored
 from slimline.frameworks.keras.functional import freeze, frozen
 from slimline.frameworks.keras.load import example_inputs, load
-from slimline.files.strictjson import Malformed
 
 Array = np.ndarray
 NOTES = "slimline.json"

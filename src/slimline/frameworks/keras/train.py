@@ -18,7 +18,7 @@ from slimline.frameworks.keras.functional import SEED_STATE, calls, freeze_like,
 from slimline.frameworks.keras.functional import weights as weights_of
 from slimline.frameworks.keras.fusednorm import fused
 from slimline.methods import distillation
-from slimline.recipe import Training
+from slimline.recipe.training import Training
 
 _BFLOAT16 = "auto_mixed_precision_onednn_bfloat16"
 

@@ -17,10 +17,8 @@ from slimline.frameworks.torch.native import Native
 from slimline.graph.ir import Graph
 
 if TYPE_CHECKING:
-    from slimline.graph.cuts import Cut
-    from slimline.graph.plan import Plan
-    from slimline.graph.quantization import Quantization
-    from slimline.recipe import Training
+    from slimline.graph.edits import Edit
+    from slimline.recipe.training import Training
 
 
 class TorchAdapter:
@@ -57,47 +55,11 @@ class TorchAdapter:
             array.flags.writeable = False
         return found
 
-    def replace(self, native: Native, parameters: Mapping[str, Array]) -> Native:
-        """A copy with these tensors in place of its own."""
-        from slimline.frameworks.torch.rewrite import replace
+    def edit(self, native: Native, edits: Sequence[Edit], example: tuple[Array, ...]) -> Native:
+        """See `slimline.frameworks.torch.edit.edit`."""
+        from slimline.frameworks.torch.edit import edit
 
-        return replace(native, parameters)
-
-    def mask(self, native: Native, plan: Plan) -> Native:
-        """See `slimline.frameworks.torch.mask.mask`."""
-        from slimline.frameworks.torch.mask import mask
-
-        return mask(native, plan)
-
-    def apply(self, native: Native, plan: Plan, example: tuple[Array, ...]) -> Native:
-        """See `slimline.frameworks.torch.rewrite.apply`."""
-        from slimline.frameworks.torch.rewrite import apply
-
-        return apply(native, plan, example)
-
-    def cut(self, native: Native, cuts: Sequence[Cut], example: tuple[Array, ...]) -> Native:
-        """See `slimline.frameworks.torch.cut.cut`."""
-        from slimline.frameworks.torch.cut import cut
-
-        return cut(native, cuts, example)
-
-    def rewire(self, native: Native, instead: Mapping[str, str], example: tuple[Array, ...]) -> Native:
-        """See `slimline.frameworks.torch.rewire.rewire`."""
-        from slimline.frameworks.torch.rewire import rewire
-
-        return rewire(native, instead, example)
-
-    def silence(self, native: Native, values: Iterable[str]) -> Native:
-        """See `slimline.frameworks.torch.rewire.silence`."""
-        from slimline.frameworks.torch.rewire import silence
-
-        return silence(native, values)
-
-    def truncate(self, native: Native, thresholds: Mapping[str, float]) -> Native:
-        """See `slimline.frameworks.torch.rewire.truncate`."""
-        from slimline.frameworks.torch.rewire import truncate
-
-        return truncate(native, thresholds)
+        return edit(native, edits, example)
 
     def free(self, native: Native) -> natives.Free:
         """Which sizes of its inputs may change."""
@@ -158,18 +120,6 @@ class TorchAdapter:
         from slimline.frameworks.torch.train import TorchTrainer
 
         return TorchTrainer(native, teacher, step, seed, total_steps)
-
-    def fold(self, native: Native, example: tuple[Array, ...]) -> Native:
-        """See `slimline.frameworks.torch.fakequant.fold`."""
-        from slimline.frameworks.torch.fakequant import fold
-
-        return fold(native, example)  # type: ignore[return-value]
-
-    def quantize(self, native: Native, quantization: Quantization) -> Native:
-        """See `slimline.frameworks.torch.fakequant.quantize`."""
-        from slimline.frameworks.torch.fakequant import quantize
-
-        return quantize(native, quantization)  # type: ignore[return-value]
 
     def save(self, native: Native, path: Path, example: tuple[Array, ...], metadata: Mapping[str, Any]) -> None:
         """See `slimline.frameworks.torch.save.save`."""

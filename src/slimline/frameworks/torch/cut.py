@@ -10,17 +10,8 @@ import torch
 from torch import fx
 
 from slimline.frameworks.base import Array
-from slimline.frameworks.torch.native import (
-    Native,
-    add_constant,
-    argument,
-    aten,
-    packet,
-    set_argument,
-    set_tensors,
-    tensors,
-    to_tensors,
-)
+from slimline.frameworks.torch.native import Native, set_tensors, tensors, to_tensors
+from slimline.frameworks.torch.operators import add_constant, argument, aten, packet, set_argument
 from slimline.frameworks.torch.rewrite import take
 from slimline.graph.cuts import Cut
 

@@ -14,7 +14,8 @@ from torch import Tensor, fx, nn
 
 from slimline.errors import SlimlineError
 from slimline.frameworks.torch.native import sharing
-from slimline.graph.quantization import Grid, Quantization
+from slimline.graph.quantization import Quantization
+from slimline.methods.grids import Grid
 
 _aten = torch.ops.aten
 _TRANSPOSED = {"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}

@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx
 
-from slimline.frameworks.torch.native import Native, add_constant, packet
+from slimline.frameworks.torch.native import Native
+from slimline.frameworks.torch.operators import add_constant, packet
 
 LARGEST = 2**22
 """Most numbers of a table that is stored instead of computed."""

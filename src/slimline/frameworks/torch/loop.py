@@ -11,11 +11,10 @@ from torch import nn
 
 from slimline import arguments
 from slimline.errors import SlimlineError
-from slimline.frameworks.base import Array
-from slimline.steps.sparse.masker import Masker
+from slimline.frameworks.base import Array, Masking
 from slimline.methods.sparsity import Axes
-from slimline.recipe import SparsePruning
-from slimline.steps.sparse.prune import fitting
+from slimline.recipe.registry import handler
+from slimline.recipe.step import Step, are_steps
 
 log = logging.getLogger(__name__)
 
@@ -46,19 +45,20 @@ class pruning:
     sparsity : the part of these weights that is masked.
     """
 
-    def __init__(self, model: nn.Module, step: SparsePruning, total: int | None = None, seed: int = 0) -> None:
+    def __init__(self, model: nn.Module, step: Step, total: int | None = None, seed: int = 0) -> None:
         if not isinstance(model, nn.Module):
             raise SlimlineError(f"sl.pruning takes a torch module, not a {type(model).__name__}: see PruningCallback.")
-        arguments.steps("step", step)
+        are_steps("step", step)
         arguments.seed("seed", seed)
         layers = {f"{name}.weight".lstrip("."): axes(m) for name, m in model.named_modules() if axes(m) is not None}
-        layers = {name: found for name, found in layers.items() if model.get_parameter(name).requires_grad}
-        layouts, refused = fitting({name: (name.rpartition(".")[0], a) for name, a in layers.items() if a}, step)
-        for entry in refused:
-            log.warning("%(what)s is not pruned: %(reason)s.", entry)
-        self._weights = {name: model.get_parameter(name) for name in layouts}
-        shapes = {name: tuple(weight.shape) for name, weight in self._weights.items()}
-        self._masker = Masker(step, layouts, shapes, total, seed)
+        read = {
+            name: (name.rpartition(".")[0], a)
+            for name, a in layers.items()
+            if a and model.get_parameter(name).requires_grad
+        }
+        shapes = {name: tuple(model.get_parameter(name).shape) for name in read}
+        self._masker: Masking = handler(step.step).masking(step, read, shapes, total, seed)
+        self._weights = {name: model.get_parameter(name) for name in self._masker.masks}
 
     @property
     def masks(self) -> dict[str, Array]:

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, fx
 
 from slimline.errors import SlimlineError
-from slimline.frameworks.torch.native import Native, add_constant, argument, aten, free_views, packet, tensors
+from slimline.frameworks.torch.native import Native, free_views, tensors
+from slimline.frameworks.torch.operators import add_constant, argument, aten, packet
 
 if TYPE_CHECKING:
     from slimline.graph.ir import Node
-    from slimline.graph.plan import Plan
+    from slimline.graph.removal import Removal
 
 _DIVISORS = {
     **{f"aten.{name}": 1 for name in ("div", "divide", "true_divide", "floor_divide", "remainder", "fmod")},
@@ -25,10 +26,10 @@ _DIVISORS = {
 """Operators that make no number of a zero, and the argument of which they do not."""
 
 Statistics = list[tuple[int, int, np.ndarray]]
-"""Input index, dimension and keep mask, as `Plan.statistics` gives them."""
+"""Input index, dimension and keep mask, as `Removal.statistics` gives them."""
 
 
-def mask(native: Native, plan: Plan) -> Native:
+def mask(native: Native, plan: Removal) -> Native:
     """A copy of the same shapes that computes what `apply` would.
 
     Positions that go are zero in every parameter. Operators that average, normalise, contract or take a
@@ -68,7 +69,7 @@ class _Masker:
     """Makes one operator see only what stays; `skip` of its tensors come before those of the neutral one."""
 
     def __init__(
-        self, native: Native, plan: Plan, neutral: Node, node: fx.Node, statistics: Statistics, skip: int = 0
+        self, native: Native, plan: Removal, neutral: Node, node: fx.Node, statistics: Statistics, skip: int = 0
     ) -> None:
         self.native, self.plan, self.neutral, self.node, self.statistics = native, plan, neutral, node, statistics
         self.skip = skip

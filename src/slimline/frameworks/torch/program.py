@@ -25,9 +25,9 @@ from torch._export.serde import schema
 from torch._export.serde.union import _Union
 
 from slimline.files import strictjson
+from slimline.files.strictjson import Malformed
 from slimline.frameworks.torch import allowed
 from slimline.frameworks.torch.expressions import SYMBOL, Expressions, text_of
-from slimline.files.strictjson import Malformed
 
 TEXT, NODES = 2000, 200_000
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,499}")

@@ -11,11 +11,11 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
 
-from slimline import arguments
 from slimline.arguments import takes
 from slimline.errors import SlimlineError
 from slimline.frameworks.base import Array
 from slimline.model import Model
+from slimline.model.model import is_model
 
 
 def masks(source: Any) -> dict[str, Array]:
@@ -65,7 +65,7 @@ def _normed(source: nn.Module) -> Iterator[tuple[nn.Module, str]]:
                 yield module, hook.name
 
 
-@takes(model=arguments.model)
+@takes(model=is_model)
 def to_torch_prune(model: Model, module: nn.Module | None = None) -> nn.Module:
     """The network as a torch module that carries the model's masks as `torch.nn.utils.prune` does.
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from slimline.errors import NoExample, SlimlineError
+from slimline.files.strictjson import Malformed
 from slimline.frameworks.base import Array
 from slimline.frameworks.torch import native as natives
 from slimline.frameworks.torch import rules, rules_recurrent, rules_shape, rules_spatial  # noqa: F401  # they fill the registry
@@ -22,7 +23,6 @@ from slimline.frameworks.torch.program import path
 from slimline.frameworks.torch.prune import plain
 from slimline.frameworks.torch.registry import constant, rule_for
 from slimline.graph.ir import Graph, Node, Value
-from slimline.files.strictjson import Malformed
 
 __all__ = ["load", "read", "set_training"]
 

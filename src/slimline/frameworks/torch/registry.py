@@ -15,7 +15,7 @@ import torch
 from torch import fx
 
 from slimline.frameworks.torch.call import Call
-from slimline.frameworks.torch.native import packet
+from slimline.frameworks.torch.operators import packet
 from slimline.graph import ops
 
 Rule = Callable[[Call], None]

@@ -18,9 +18,9 @@ from torch._subclasses.fake_tensor import (
     UnsupportedOperatorException,
 )
 
+from slimline.files.strictjson import Malformed
 from slimline.frameworks.base import Array
 from slimline.frameworks.torch.native import Native, tensors, to_tensors
-from slimline.files.strictjson import Malformed
 
 _UNKNOWN = (
     DynamicOutputShapeException,

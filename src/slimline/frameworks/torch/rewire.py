@@ -10,7 +10,8 @@ from torch import fx
 
 from slimline.errors import SlimlineError
 from slimline.frameworks.base import Array
-from slimline.frameworks.torch.native import Native, aten, tensors, to_tensors
+from slimline.frameworks.torch.native import Native, tensors, to_tensors
+from slimline.frameworks.torch.operators import aten
 
 Insert = Callable[[fx.Graph, fx.Node], fx.Node]
 

@@ -13,22 +13,12 @@ from torch import Tensor, fx
 
 from slimline.errors import SlimlineError
 from slimline.frameworks.base import Array
-from slimline.frameworks.torch.native import (
-    Native,
-    add_constant,
-    argument,
-    aten,
-    free_views,
-    packet,
-    set_argument,
-    set_tensors,
-    tensors,
-    to_tensors,
-)
+from slimline.frameworks.torch.native import Native, free_views, set_tensors, tensors, to_tensors
+from slimline.frameworks.torch.operators import add_constant, argument, aten, packet, set_argument
 from slimline.graph.ir import Node
 
 if TYPE_CHECKING:
-    from slimline.graph.plan import Plan
+    from slimline.graph.removal import Removal
 
 Edit = Callable[["Surgery", fx.Node, Node], None]
 
@@ -49,7 +39,7 @@ def replace(native: Native, parameters: Mapping[str, Array]) -> Native:
     return result
 
 
-def apply(native: Native, plan: Plan, example: tuple[Array, ...]) -> Native:
+def apply(native: Native, plan: Removal, example: tuple[Array, ...]) -> Native:
     """A copy from which the plan's positions are removed; it is run once on `example` to prove that it runs.
 
     State-dict names and names of activations stay.
@@ -89,7 +79,7 @@ def take(tensor: Tensor, kept: tuple[np.ndarray | None, ...]) -> Tensor | None:
 class Surgery:
     """What an edit needs: the plan, and the graph under the knife."""
 
-    def __init__(self, native: Native, plan: Plan) -> None:
+    def __init__(self, native: Native, plan: Removal) -> None:
         self.native = native
         self.plan = plan
 

@@ -21,18 +21,16 @@ import torch
 from torch import fx, nn
 from torch._export.serde.serialize import ExportedProgramDeserializer, serialize
 
-from slimline.files import archive
-
-from slimline.files import strictjson
-from slimline.files.archive import Archive, Damaged
 from slimline.errors import SlimlineError
+from slimline.files import archive, strictjson
+from slimline.files.archive import Archive, Damaged
+from slimline.files.strictjson import Malformed
 from slimline.frameworks.base import Array
 from slimline.frameworks.torch import native as natives
 from slimline.frameworks.torch import payload, program, prune, read, samples
 from slimline.frameworks.torch.native import Native
 from slimline.frameworks.torch.rehearse import rehearse
-from slimline.steps.sparse.step import PackedMask
-from slimline.files.strictjson import Malformed
+from slimline.recipe.packed import PackedMask
 
 _METADATA, _EXAMPLE = "extra/slimline.json", "extra/slimline_example.safetensors"
 _ROOT = "model"

@@ -15,9 +15,10 @@ from torch.utils import _pytree as pytree
 
 from slimline.errors import SlimlineError
 from slimline.frameworks.base import Array, Batch
-from slimline.frameworks.torch.native import argument, check_batch, free_views, set_training
+from slimline.frameworks.torch.native import check_batch, free_views, set_training
+from slimline.frameworks.torch.operators import argument
 from slimline.methods import distillation
-from slimline.recipe import Training
+from slimline.recipe.training import Training
 
 _BATCH_NORM = torch.ops.aten.batch_norm.default
 _SOFTMAX = (torch.ops.aten.softmax.int, torch.ops.aten._softmax.default)

@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from slimline import arguments
 from slimline.arguments import takes
-from slimline.errors import SlimlineError, unknown
-from slimline.graph import cost
-from slimline.graph.ir import Graph, Node
-from slimline.graph.plan import Printed
-from slimline.methods.activations import sparsity, threshold_for_error, threshold_for_sparsity
-from slimline.recipe import ActivationPruning, SparseTraining
 from slimline.data.splits import first
+from slimline.errors import SlimlineError, unknown
+from slimline.graph import cost, edits
+from slimline.graph.ir import Graph, Node
+from slimline.methods.activations import sparsity, threshold_for_error, threshold_for_sparsity
+from slimline.model.model import is_model
+from slimline.plans import StructuralPlan
+from slimline.steps.activations.step import ActivationPruning
+from slimline.steps.sparse_training.step import SparseTraining
 
 if TYPE_CHECKING:
     from slimline.data import Data
@@ -46,20 +47,19 @@ class Threshold:
     error: float
 
 
-class ActivationPlan(Printed):
+class ActivationPlan(StructuralPlan):
     """Thresholds for ReLUs. Printable, JSON-serialisable; `mask` and `apply` are the same here: no shape changes."""
 
     def __init__(self, graph: Graph, thresholds: Sequence[Threshold]) -> None:
         self.graph = graph
         self.thresholds = tuple(thresholds)
 
-    @takes(model=arguments.model)
+    @takes(model=is_model)
     def apply(self, model: Model) -> Model:
         """A new model with the thresholds."""
         model.check_float()
         raised = {t.value: t.threshold for t in self.thresholds if t.threshold > 0}
-        native = model.adapter.truncate(model.native, raised)
-        return model.then(native, {"step": "truncate", "plan": self.summary()})
+        return model.edited((edits.Threshold(raised),), {"step": "truncate", "plan": self.summary()})
 
     mask = apply
 

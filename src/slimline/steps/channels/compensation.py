@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 
 from slimline.evidence.grams import in_parts
-from slimline.graph.cuts import CutPlan
+from slimline.graph.edits import PutTensors
 from slimline.graph.ir import Graph, Node
 from slimline.graph.matrix import LayerMatrix, Terms, constant_slot, matrices
-from slimline.graph.plan import Plan
 from slimline.methods.gram import Gram
 from slimline.methods.reconstruction import RIDGE, reconstruct
 from slimline.model import Model
+from slimline.plans import CutPlan, Plan
 
 Array = np.ndarray
 Batches = Sequence[tuple[Array, ...]]
@@ -60,7 +60,7 @@ def compensate(dense: Model, pruned: Model, plans: Removals, batches: Batches, r
         targets = _Targets(some, dense.parameters(), lambda see: before.on(dense.native, see), limit)
         for level in part:
             new = _solve(level, adapter.parameters(native), lambda see: walk.on(native, see), targets, limit, ridge)  # noqa: B023
-            native = adapter.replace(native, new)
+            native = adapter.edit(native, (PutTensors(new),), pruned.example)
     return replace(pruned, native=native)
 
 

@@ -20,13 +20,13 @@ from slimline.methods import structured
 from slimline.methods.gram import Gram
 from slimline.methods.removal import Consumer, removal_order
 from slimline.methods.structured import Scores
-from slimline.run.named_code import function_of
 from slimline.recipe.criterion import name_of
+from slimline.run.named_code import function_of
 
 if TYPE_CHECKING:
     from slimline.data import Data
     from slimline.model import Model
-    from slimline.recipe import ChannelPruning
+    from slimline.steps.channels.step import ChannelPruning
 
 Array = np.ndarray
 

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from slimline.steps.channels.criteria import Evidence
 from slimline.errors import SlimlineError
 from slimline.graph import cost
-from slimline.graph.cuts import Cut, CutPlan, Reader, readers
+from slimline.graph.cuts import Cut, Reader, readers
 from slimline.graph.matrix import matrices
 from slimline.graph.units import Units
 from slimline.methods import kernels
@@ -24,12 +23,14 @@ from slimline.methods.gram import Gram
 from slimline.methods.kernels import Window
 from slimline.methods.removal import DAMPING, Consumer, removal_order
 from slimline.methods.structured import Scores, select_global, select_local
+from slimline.plans import CutPlan
+from slimline.steps.channels.criteria import Evidence
 from slimline.steps.channels.selection import bisect, check_globs, matches, out_of_reach
 
 if TYPE_CHECKING:
     from slimline.data import Data
     from slimline.model import Model
-    from slimline.recipe import ChannelPruning
+    from slimline.steps.channels.step import ChannelPruning
 
 Array = np.ndarray
 

@@ -28,7 +28,7 @@ from slimline.methods.structured import around, round_width, smallest_good
 from slimline.runtimes.base import Layer, runtime
 
 if TYPE_CHECKING:
-    from slimline.recipe import ChannelPruning
+    from slimline.steps.channels.step import ChannelPruning
 
 MULTIPLES = (1, 2, 4, 8, 16, 32)
 LAYERS = 2
@@ -69,7 +69,7 @@ def settled(
 
     Parameters
     ----------
-    decide : keeps the choice once it is made (see `slimline.steps.perform.Context`), as a clock makes it.
+    decide : keeps the choice once it is made (see `slimline.steps.base.Context`), as a clock makes it.
     """
     if step.round_to != "auto":
         return step, None

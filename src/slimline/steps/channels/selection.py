@@ -8,21 +8,22 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from slimline.steps.channels.criteria import scores
 from slimline.errors import NothingToPrune, SlimlineError, unknown
 from slimline.graph import cost
 from slimline.graph.ir import Graph
 from slimline.graph.kinds import kind
-from slimline.graph.plan import Plan, Printed
 from slimline.graph.units import Unit, Units
 from slimline.methods.structured import Scores, select_global, select_local
-from slimline.steps.channels.rounding import settled
+from slimline.plans import Plan, StructuralPlan
 from slimline.runtimes.base import usual
+from slimline.steps.channels.criteria import scores
+from slimline.steps.channels.rounding import settled
 
 if TYPE_CHECKING:
     from slimline.data import Data
     from slimline.model import Model
-    from slimline.recipe import ChannelPruning, SparseTraining
+    from slimline.steps.channels.step import ChannelPruning
+    from slimline.steps.sparse_training.step import SparseTraining
 
 
 def plan(
@@ -188,7 +189,7 @@ def _search(units: Units, chosen: Sequence[Unit], scores: Sequence[Scores], step
     return bisect(lambda ratio: _select(units, chosen, scores, step, ratio), units.graph, step)
 
 
-P = TypeVar("P", bound=Printed)
+P = TypeVar("P", bound=StructuralPlan)
 
 
 def bisect(select: Callable[[float], P], graph: Graph, step: ChannelPruning) -> P:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -52,10 +53,10 @@ class ChannelPruning(Step):
         arXiv:2407.04616). The errors of ``obs`` compare as they are, by what a position saves of the target.
     target_macs, target_parameters : instead of `ratio`, the part of the original's that may stay, in (0, 1].
     round_to : keep a multiple of this many positions of each unit that has at least as many; ``auto`` times layers
-        like the model's heaviest on the target and takes the smallest multiple that runs well (`slimline.steps.channels.rounding`).
+        like the model's heaviest on the target and takes the smallest multiple that runs well (`rounding`).
     layers, keep : globs of the layers to prune (default all) and of those to leave alone.
     axes : kinds of axes to prune, all by default: ``filters`` (or ``channels``), ``heads``, ``head_width``, ``mlp``,
-        ``embedding``; see `slimline.graph.kinds`. Or one of two that a layer loses by itself (`slimline.steps.channels.cutting`):
+        ``embedding``; see `slimline.graph.kinds`. Or one of two that a layer loses by itself (`cutting`):
         ``inputs``, the input channels that it alone reads no more, where other layers or the model's inputs keep them;
         ``kernel``, positions of its kernel, so that a smaller or dilated one is left. Theirs are the criteria ``l1``,
         ``l2``, ``random``, ``obs`` and ``taylor``.
@@ -101,6 +102,15 @@ class ChannelPruning(Step):
     @property
     def needs(self) -> tuple[str, ...]:
         return () if self.criterion in WITHOUT_DATA and not self.compensates else ("calibration",)
+
+    def misplaced(self, earlier: Sequence[str], following: Step | None) -> str:
+        """See `Step`."""
+        if self.schedule == "iterative" and (following is None or following.kind != "recovery"):
+            return (
+                "Iterative ChannelPruning recovers after every round: let a Distillation step follow, or use schedule: "
+                "uniform."
+            )
+        return ""
 
     @model_validator(mode="after")
     def _one_goal(self) -> ChannelPruning:

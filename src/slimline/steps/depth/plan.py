@@ -12,23 +12,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from slimline import arguments
 from slimline.arguments import takes
+from slimline.data.splits import first
 from slimline.errors import SlimlineError, unknown
 from slimline.graph import cost
 from slimline.graph.blocks import Block, blocks, leave_out
+from slimline.graph.edits import Rewire, Silence
 from slimline.graph.ir import Graph
-from slimline.graph.plan import Printed
 from slimline.methods.depth import block_influence, relative_error
-from slimline.recipe import DepthPruning
-from slimline.data.splits import first
+from slimline.model.model import is_model
+from slimline.plans import StructuralPlan
+from slimline.steps.depth.step import DepthPruning
 
 if TYPE_CHECKING:
     from slimline.data import Data
     from slimline.model import Model
 
 
-class DepthPlan(Printed):
+class DepthPlan(StructuralPlan):
     """Residual blocks that go. Printable, JSON-serialisable; `mask` and `apply` carry it out.
 
     Parameters
@@ -64,19 +65,17 @@ class DepthPlan(Printed):
         left = tuple(node for node in self.graph.nodes if node.name not in self._nodes)
         return cost.macs(replace(self.graph, nodes=left))
 
-    @takes(model=arguments.model)
+    @takes(model=is_model)
     def mask(self, model: Model) -> Model:
         """A new model of the same size in which the branches that go give zero."""
-        model.check_float()
-        native = model.adapter.silence(model.native, [block.branch for block in self.removed])
-        return model.then(native, {"step": "mask", "plan": self.summary()})
+        return model.edited(
+            (Silence([block.branch for block in self.removed]),), {"step": "mask", "plan": self.summary()}
+        )
 
-    @takes(model=arguments.model)
+    @takes(model=is_model)
     def apply(self, model: Model) -> Model:
         """A new model without the blocks."""
-        model.check_float()
-        native = model.adapter.rewire(model.native, leave_out(self.removed), model.example)
-        return model.then(native, {"step": "prune", "plan": self.summary()})
+        return model.edited((Rewire(leave_out(self.removed)),), {"step": "prune", "plan": self.summary()})
 
     def summary(self) -> dict[str, Any]:
         """What goes and what is left, ready for JSON."""
@@ -202,7 +201,7 @@ def _by_error(model: Model, among: Sequence[Block], count: int, batches: Sequenc
     wanted = [model.predict(*batch) for batch in batches]
 
     def error(names: Sequence[str]) -> float:
-        native = model.adapter.silence(model.native, [b.branch for b in among if b.name in names])
+        native = model.edit(Silence([b.branch for b in among if b.name in names]))
         found = [model.adapter.predict(native, batch) for batch in batches]
         return relative_error(np.concatenate(wanted), np.concatenate(found))
 

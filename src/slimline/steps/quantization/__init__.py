@@ -1,0 +1,47 @@
+"""Values are put on grids that a runtime computes with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from slimline.errors import SlimlineError
+from slimline.steps.base import Context, Done, Handler
+from slimline.steps.quantization.step import StaticQuantization
+
+if TYPE_CHECKING:
+    from slimline.model import Model
+
+__all__ = ["StaticQuantization", "handler"]
+
+
+class _Handler(Handler[StaticQuantization]):
+    config = StaticQuantization
+    summary = "puts weights and activations on integer grids, calibrated on data"
+
+    def perform(self, step: StaticQuantization, model: Model, context: Context) -> Done:
+        from slimline.steps.quantization.undo import quantize_what_pays
+
+        if context.data is None:
+            raise SlimlineError(
+                "StaticQuantization needs data: pass slimline.Data with calibration or training samples."
+            )
+        undone = quantize_what_pays(model, step, context, gate=not context.rehearsal)
+        record: dict[str, Any] = {**step.model_dump(mode="json"), "refused": undone.refused}
+        if undone.record:
+            record["undoing"] = undone.record
+        if (quantization := undone.model.quantization) is not None:
+            record["float_layers"] = dict(quantization.float_layers)
+            record["integer_layers"] = list(quantization.layers)
+            record["weight_bits"] = undone.bits
+            if undone.bits < 8:
+                record["notes"] = [
+                    f"weights have {undone.bits} bits, since integer kernels of {context.target} overflow with 8 on "
+                    "this processor, which has no VNNI; compress on one that has for the last bit"
+                ]
+        return Done(undone.model, record)
+
+    def rehearsal(self, step: StaticQuantization) -> StaticQuantization:
+        return step.model_copy(update={"samples": min(step.samples, 64), "batch_size": min(step.batch_size, 32)})
+
+
+handler = _Handler()

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 
 from slimline.errors import SlimlineError
+from slimline.graph.edits import FoldNorms, Round
 from slimline.graph.placement import POLICIES, Placement, place
-from slimline.graph.quantization import Grid, Quantization
+from slimline.graph.quantization import Quantization
+from slimline.methods.grids import Grid
 from slimline.methods.ranges import Observer, affine_grid, observer, symmetric_grid
 from slimline.model import Model
-from slimline.recipe import StaticQuantization
 from slimline.runtimes.base import runtime
+from slimline.steps.quantization.step import StaticQuantization
 
 _log = logging.getLogger(__name__)
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -50,7 +52,7 @@ def calibrate(
     exclude = dict(exclude or {})
     if model.quantization is not None:
         raise SlimlineError("This model is quantized already: apply StaticQuantization to the float model instead.")
-    folded = Model(model.adapter, model.adapter.fold(model.native, model.example), model.example)
+    folded = Model(model.adapter, model.edit(FoldNorms()), model.example)
     keep = (*step.keep, *map(_literal, exclude))
     placement = place(folded.graph, step.layers, keep, policy)
     if not placement.layers:
@@ -73,7 +75,7 @@ def calibrate(
         float_layers={**placement.refused, **exclude},
     )
     _log.info("quantize %d layers, %d activations", len(placement.layers), len(activations))
-    native = model.adapter.quantize(folded.native, quantization)
+    native = folded.edit(Round(quantization))
     record = {**step.model_dump(mode="json"), "target": policy, "float_layers": quantization.float_layers}
     return model.then(native, record, quantization)
 

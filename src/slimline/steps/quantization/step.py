@@ -39,3 +39,7 @@ class StaticQuantization(Step):
     @property
     def needs(self) -> tuple[str, ...]:
         return ("calibration",)
+
+    @property
+    def reads_together(self) -> int:
+        return self.batch_size

@@ -3,7 +3,8 @@
 Everything is decided on real artifacts, loaded and timed by the runtime itself, at the batch size and with the threads
 that the run is judged by. An artifact costs seconds, so few are made: the runtime's own profile names the suspects, at
 most three choices among them are timed beside the float and the integer artifact, and what is wrong is found by
-halving. What the clock said is a decision (`slimline.steps.perform.Context.decide`): a run that goes on does not ask again.
+halving. What the clock said is a decision (`slimline.steps.base.Context.decide`): a run that goes on does not ask
+again.
 """
 
 from __future__ import annotations
@@ -21,21 +22,21 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from slimline.steps.quantization.calibration import Ranges, calibrate
-from slimline.run.decisions import checked
+from slimline.data.splits import first
 from slimline.measure.limits import Cost, Trial, judged_batch
 from slimline.measure.parity import compare
 from slimline.methods.search import culprits
 from slimline.model import Model
-from slimline.recipe import StaticQuantization
+from slimline.run.decisions import checked
 from slimline.runtimes.base import runtime
 from slimline.runtimes.gate import lower
-from slimline.data.splits import first
+from slimline.steps.quantization.calibration import Ranges, calibrate
+from slimline.steps.quantization.step import StaticQuantization
 
 if TYPE_CHECKING:
+    from slimline.measure.figures import Latency
     from slimline.measure.parity import Parity
-    from slimline.measure.results import Latency
-    from slimline.steps.perform import Context
+    from slimline.steps.base import Context
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from slimline.methods import sparsity
 from slimline.methods.schedules import SparsitySchedule, dense_phase, regrown
 from slimline.methods.schedules import sparsity as scheduled
 from slimline.methods.sparsity import Array, Layout, Pattern
-from slimline.recipe import SparsePruning
 from slimline.steps.sparse.prune import criterion
+from slimline.steps.sparse.step import SparsePruning
 
 UPDATES, PHASES = 50, 10  # between `begin` and `end`, where no frequency is given
 PREFIX = "masker/"

@@ -10,17 +10,20 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from slimline.model import masks as masking
+from slimline.data.splits import first
 from slimline.errors import SlimlineError, unknown
 from slimline.evidence.grams import ROWS, collect
+from slimline.graph.edits import PutTensors
 from slimline.graph.matrix import LayerMatrix, matrices
 from slimline.methods import obs, sparsity
 from slimline.methods.gram import Gram
 from slimline.methods.sparsity import Amount, Array, Layout, Pattern
 from slimline.model import Model
+from slimline.model.masks import held
 from slimline.run.named_code import function_of
-from slimline.recipe import Distillation, SparsePruning
-from slimline.data.splits import first
+from slimline.steps.distillation.step import Distillation
+from slimline.steps.sparse.step import SparsePruning
+from slimline.steps.sparse.user_masks import user_masks
 
 if TYPE_CHECKING:
     from slimline.data import Data
@@ -58,9 +61,8 @@ def sparsify(model: Model, step: SparsePruning, data: Data | None = None, seed: 
     work = _Work(model, step, pattern, layers, data, seed)
     weights, masks = work.prune()
     masks = {**model.masks, **masks}
-    native = model.adapter.replace(model.native, weights)
-    pruned = model.then(native, step.model_dump(mode="json"), masks=masks)
-    pruned = masking.held(pruned)
+    pruned = model.edited((PutTensors(weights),), step.model_dump(mode="json"), masks)
+    pruned = held(pruned)
     if work.refresh:
         pruned = replace(pruned, native=refreshed(pruned, pruned.native, work.batches, seed))
     for entry in refused:
@@ -157,7 +159,7 @@ class _Work:
     def prune(self) -> tuple[dict[str, Array], dict[str, Array]]:
         """New weights and masks, in the layout of the framework."""
         if self.step.masks is not None:
-            keep = masking.given(self.step, {name: self.stored[name].shape for name in self.layers})
+            keep = user_masks(self.step, {name: self.stored[name].shape for name in self.layers})
             self.layers = {name: layer for name, layer in self.layers.items() if name in keep}
             keep = {name: self._matrix(name, mask) for name, mask in keep.items()}
         else:
@@ -291,7 +293,7 @@ class _Work:
                 gram = _pair(self.model, current, layer, self.batches)
                 new[name] = self._fit(name, keep, gram, gram.cross)
                 tensor = self._tensor(name, new[name]).astype(self.stored[name].dtype)
-                current = self.model.adapter.replace(current, {name: tensor})
+                current = self.model.adapter.edit(current, (PutTensors({name: tensor}),), self.model.example)
                 if self.refresh:  # the layers behind are to fit what they will really be given
                     current = refreshed(self.model, current, self.batches, self.seed)
             else:

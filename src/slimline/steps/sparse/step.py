@@ -2,56 +2,19 @@
 
 from __future__ import annotations
 
-import base64
-import math
-import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-import numpy as np
 from pydantic import BeforeValidator, Field, model_validator
 
 from slimline.errors import SlimlineError
+from slimline.methods.schedules import ratios
 from slimline.methods.sparsity import NEEDS_GRADIENT, NEEDS_GRAM, Pattern
-from slimline.recipe.config import Config
 from slimline.recipe.criterion import Named, one_of
+from slimline.recipe.packed import PackedMask
 from slimline.recipe.step import Globs, Step
 
 CRITERIA = ("random", "l1", "l2", "threshold", "taylor", "movement", "wanda", "obs")
-_RATIO = 1200  # bytes that one of deflate can stand for, and base64
-
-
-class PackedMask(Config):
-    """A boolean array as text: its bits, compressed, in base64; True stays."""
-
-    shape: tuple[int, ...]
-    bits: str
-
-    @classmethod
-    def of(cls, mask: np.ndarray) -> PackedMask:
-        """Packed, whatever numbers it holds: zero goes."""
-        raw = np.packbits(np.asarray(mask) != 0).tobytes()
-        return cls(shape=np.shape(mask), bits=base64.b64encode(zlib.compress(raw, 9)).decode())
-
-    def array(self) -> np.ndarray:
-        """The boolean array.
-
-        Raises
-        ------
-        ValueError : other bits than the shape needs.
-        """
-        count = math.prod(self.shape)
-        size = -(-count // 8)
-        if any(n < 0 for n in self.shape) or size > _RATIO * len(self.bits):
-            raise ValueError("a mask has fewer bits than its shape needs")
-        unpacker = zlib.decompressobj()
-        try:
-            raw = unpacker.decompress(base64.b64decode(self.bits), size + 1)
-        except zlib.error as reason:
-            raise ValueError("the bits of a mask are damaged") from reason
-        if len(raw) != size or not (unpacker.eof or not size):
-            raise ValueError("a mask has other bits than its shape needs")
-        return np.unpackbits(np.frombuffer(raw, np.uint8), count=count).astype(bool).reshape(self.shape)
 
 
 def _packed(given: Any) -> Any:
@@ -133,6 +96,13 @@ class SparsePruning(Step):
         return self.schedule not in ("oneshot", "iterative")
 
     @property
+    def amounts(self) -> list[float | int | None]:
+        """What is gone after each round."""
+        if self.schedule != "iterative" or self.amount is None:
+            return [self.amount]
+        return list(ratios("iterative", self.rounds, float(self.amount)))
+
+    @property
     def gram(self) -> bool:
         """Whether the step cannot do without the layers' Gram matrices."""
         return self.masks is None and (self.criterion in NEEDS_GRAM or self.scope == "sensitivity")
@@ -145,6 +115,15 @@ class SparsePruning(Step):
     @property
     def needs(self) -> tuple[str, ...]:
         return ("calibration",) if not self.trains and (self.gram or self.gradient) else ()
+
+    def misplaced(self, earlier: Sequence[str], following: Step | None) -> str:
+        """See `Step`."""
+        if self.schedule != "oneshot" and (following is None or following.kind != "recovery"):
+            return (
+                f"SparsePruning with schedule: {self.schedule} prunes while the network trains: let a Distillation "
+                "step follow, or use schedule: oneshot."
+            )
+        return ""
 
     @model_validator(mode="after")
     def _consistent(self) -> SparsePruning:

@@ -8,7 +8,7 @@ from importlib import resources
 from typing import Any
 
 from slimline.methods.sparsity import Pattern
-from slimline.recipe import SparsePruning
+from slimline.steps.sparse.step import SparsePruning
 
 SAME = 0.005  # file sizes nearer than this to each other
 NOISE = 0.05  # and speeds

@@ -1,0 +1,44 @@
+"""Training that makes weights, units or activations small or zero, before a step that prunes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from slimline.errors import SlimlineError
+from slimline.steps.base import Context, Done, Handler
+from slimline.steps.channels.step import ChannelPruning
+from slimline.steps.sparse_training.step import SparseTraining
+
+if TYPE_CHECKING:
+    from slimline.model import Model
+    from slimline.training.companions import Company
+
+__all__ = ["SparseTraining", "handler"]
+
+
+class _Handler(Handler[SparseTraining]):
+    config = SparseTraining
+    summary = "trains with a penalty that makes weights, units or activations prunable"
+
+    def perform(self, step: SparseTraining, model: Model, context: Context) -> Done:
+        from slimline.steps.activations.plan import zeros_among_activations
+        from slimline.steps.distillation.train import train
+
+        done = train(step, model, context, self.company(step, model, context))
+        if step.of != "activations" or context.data is None:
+            return done
+        return Done(done.model, {**done.record, "plan": zeros_among_activations(step, model, done.model, context.data)})
+
+    def company(self, step: SparseTraining, student: Model, context: Context) -> Company:
+        from slimline.steps.sparse_training.penalties import penalised
+
+        if context.data is None:
+            raise SlimlineError(f"{step.step} needs data: pass slimline.Data with train=(x, y) or train=(x,).")
+        removal = context.following if isinstance(context.following, ChannelPruning) else None
+        return penalised(step, student, context.data, context.seed, removal)
+
+    def rehearsal(self, step: SparseTraining) -> None:
+        return None
+
+
+handler = _Handler()

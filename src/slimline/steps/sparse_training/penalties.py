@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from slimline.steps.activations.plan import chosen as chosen_relus
-from slimline.training.companions import Companion
 from slimline.errors import SlimlineError
 from slimline.frameworks.base import Batch, Trainer
 from slimline.graph.groups import Groups
@@ -22,10 +20,15 @@ from slimline.methods import activations, gates
 from slimline.methods.adam import Adam
 from slimline.methods.proximal import adaptive_weights, group_factors, ridge_factor, soft_threshold
 from slimline.methods.structured import slice_products, slice_scores
+from slimline.recipe.step import Step
+from slimline.steps.activations.plan import chosen as chosen_relus
 from slimline.steps.channels.selection import eligible
 from slimline.steps.channels.selection import plan as plan_channels
-from slimline.recipe import ChannelPruning, SparsePruning, SparseTraining
+from slimline.steps.channels.step import ChannelPruning
 from slimline.steps.sparse.prune import chosen as chosen_layers
+from slimline.steps.sparse.step import SparsePruning
+from slimline.steps.sparse_training.step import SparseTraining
+from slimline.training.companions import Companion, Company
 
 if TYPE_CHECKING:
     from slimline.data import Data
@@ -200,6 +203,14 @@ class Gates(Penalty):
         self.parameters = state[f"{PREFIX}gates"]
         self.open = {name: state[f"{PREFIX}open/{name}"] for name in self.open}
         self.optimizer.restore({name: state[f"{PREFIX}adam/{name}"] for name in self.optimizer.state()})
+
+
+def penalised(
+    step: SparseTraining, model: Model, data: Data, seed: int = 0, removal: ChannelPruning | None = None
+) -> Company:
+    """The `penalty` of a step beside a training of `model`."""
+    steps: tuple[Step, ...] = (step,) if removal is None else (step, removal)
+    return Company(steps, lambda updates: penalty(step, model, updates, data, seed, removal))
 
 
 def penalty(

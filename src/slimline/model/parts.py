@@ -10,24 +10,19 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import safetensors.numpy
 
-from slimline.files import array_files
-
-from slimline.files import strictjson
-from slimline.errors import NothingToPrune, SlimlineError, unknown
+from slimline.errors import SlimlineError, unknown
+from slimline.files import array_files, strictjson
 from slimline.frameworks.base import adapter_for
-from slimline.graph.plan import Plan
-from slimline.graph.units import Units
-from slimline.model import Model
+from slimline.model.model import Model, is_model
 
 if TYPE_CHECKING:
-    from slimline.recipe import Step
+    pass
 
 MANIFEST, REST = "parts.json", "rest.safetensors"
 
@@ -76,37 +71,6 @@ class PartedModel:
         record = [{**i.record(), "file": files[i.name]} for i in interfaces(self.native)]
         (folder / MANIFEST).write_text(json.dumps({"schema": 1, "parts": record}, indent=1))
         return folder
-
-
-@dataclass(frozen=True)
-class PartedPlan:
-    """A plan per part; `mask` and `apply` carry them out."""
-
-    plans: Mapping[str, Plan]
-
-    def mask(self, model: PartedModel) -> PartedModel:
-        """A new model of the same shapes that computes what `apply`'s will."""
-        return model.then({name: plan.mask(model.parts[name]) for name, plan in self.plans.items()})
-
-    def apply(self, model: PartedModel) -> PartedModel:
-        """A new model from which the positions are really removed."""
-        return model.then({name: plan.apply(model.parts[name]) for name, plan in self.plans.items()})
-
-    def summary(self) -> dict[str, Any]:
-        """What goes from every part, ready for JSON."""
-        return {name: plan.summary() for name, plan in self.plans.items()}
-
-    def to_json(self, indent: int | None = 2) -> str:
-        """The plans as JSON text; `from_json` reads them back for the same model."""
-        return json.dumps(self.summary(), indent=indent)
-
-    @classmethod
-    def from_json(cls, text: str, model: PartedModel) -> PartedPlan:
-        """The plans that `to_json` wrote, for `model`."""
-        return cls({name: Plan.from_json(json.dumps(p), model.parts[name]) for name, p in json.loads(text).items()})
-
-    def __str__(self) -> str:
-        return "\n".join(f"{name}: {plan}" for name, plan in self.plans.items())
 
 
 def load(module: Any, example: Any, parts: Sequence[str] | str | Path) -> PartedModel:
@@ -168,58 +132,7 @@ def _manifest(content: Any) -> list[dict[str, Any]]:
     raise ValueError("no manifest of parts")
 
 
-def plan_parts(model: PartedModel, step: Step, seed: int = 0) -> PartedPlan:
-    """What a `ChannelPruning` removes from every part, each planned by itself; globs are on the whole model's names.
-
-    A part of which nothing can be pruned, such as one layer between two boundaries, stays, with a note in its plan;
-    it is an error where that is every part.
-    """
-    from slimline.steps.channels.selection import plan
-    from slimline.recipe import ChannelPruning
-
-    for part in model.parts.values():
-        part.check_float()
-    if not isinstance(step, ChannelPruning) or step.schedule != "oneshot":
-        raise SlimlineError(
-            f"{type(step).__name__} cannot be done to a model by parts: prune its channels in one shot, and train its "
-            "native module."
-        )
-    if step.cut is not None:
-        raise SlimlineError(f"A model by parts is not pruned along {step.cut}: prune parts['name'] by itself.")
-    if step.needs:
-        raise SlimlineError("A model by parts is pruned without data: choose the criterion l1, l2 or random.")
-    globs = {field: tuple(getattr(step, field)) for field in ("layers", "keep")}
-    every = [layer for part in model.parts.values() for layer in _layers(part)]
-    for field, wanted in globs.items():
-        for glob in wanted:
-            if glob != "*" and not any(fnmatchcase(layer, glob) for layer in every):
-                raise unknown(f"layer for {field}", glob, every)
-    plans, idle = {}, []
-    for name, part in model.parts.items():
-        own = {f: tuple(g for g in wanted if _matches(part, g)) for f, wanted in globs.items()}
-        if own["layers"]:
-            try:
-                plans[name] = plan(part, step.model_copy(update=own), None, seed)
-            except NothingToPrune as reason:
-                plans[name] = Plan(Units(part.graph), {}, (str(reason),))
-                idle.append(f"In the part {name!r}: {reason}")
-            except SlimlineError as reason:
-                raise SlimlineError(f"In the part {name!r}: {reason}") from reason
-    if plans and len(idle) == len(plans):
-        raise NothingToPrune(" ".join(idle))
-    return PartedPlan(plans)
-
-
-def _layers(part: Model) -> list[str]:
-    return list(dict.fromkeys(n.layer for n in part.graph.nodes if n.layer))
-
-
-def _matches(part: Model, glob: str) -> bool:
-    return glob == "*" or any(fnmatchcase(layer, glob) for layer in _layers(part))
-
-
-def apply(model: PartedModel, steps: Sequence[Step], seed: int = 0) -> PartedModel:
-    """A new model to which the steps were done, one after the other."""
-    for step in steps:
-        model = plan_parts(model, step, seed).apply(model)
-    return model
+def is_any_model(name: str, value: Any) -> None:
+    """Refuse an argument that is no model, whole or by parts."""
+    if not isinstance(value, PartedModel):
+        is_model(name, value)

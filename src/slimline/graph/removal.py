@@ -1,26 +1,18 @@
-"""A plan: what a structural step will remove, before anything is removed."""
+"""A removal: which positions of which units go, and what that leaves of every value."""
 
 from __future__ import annotations
 
-import json
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from slimline import arguments
-from slimline.arguments import takes
 from slimline.errors import SlimlineError
 from slimline.graph import cost
-from slimline.graph.ir import Graph
 from slimline.graph.units import Unit, Units
-
-if TYPE_CHECKING:
-    from slimline.model import Model
 
 Index = NDArray[np.int64]
 
@@ -33,72 +25,19 @@ def take(array: NDArray[Any], kept: tuple[Index | None, ...]) -> NDArray[Any]:
     return array
 
 
-class Printed(ABC):
-    """What all plans say of themselves.
-
-    Attributes
-    ----------
-    graph : of the model the plan is for.
-    """
-
-    graph: Graph
-
-    @property
-    @abstractmethod
-    def parameters(self) -> int:
-        """Trained numbers that will be left."""
-
-    @property
-    @abstractmethod
-    def macs(self) -> int:
-        """Multiply-accumulates per sample that will be left."""
-
-    @abstractmethod
-    def summary(self) -> dict[str, Any]:
-        """What goes and what is left, ready for JSON."""
-
-    def to_json(self, indent: int | None = 2) -> str:
-        """The plan as JSON text; `from_json` reads it back for the same model."""
-        return json.dumps(self.summary(), indent=indent)
-
-    @property
-    def totals(self) -> dict[str, dict[str, int]]:
-        """Parameters and MACs before and after."""
-        return {
-            "parameters": {"before": self.graph.size, "after": self.parameters},
-            "macs": {"before": cost.macs(self.graph), "after": self.macs},
-        }
-
-    @property
-    def headline(self) -> str:
-        """The totals in a line."""
-        size, macs = self.totals["parameters"], self.totals["macs"]
-        return f"parameters {size['before']:,} -> {size['after']:,}   MACs {macs['before']:,} -> {macs['after']:,}"
-
-
-class Plan(Printed):
-    """Positions of units that go. Printable, JSON-serialisable; `mask` and `apply` carry it out.
+class Removal:
+    """Positions of units that go, and what stays of all that carries them.
 
     Parameters
     ----------
     units : the units of the graph.
     removed : per unit's name the positions that go, ascending.
-    notes : what was asked for and not done, each with its reason.
-    rounding : how the multiple of all widths was found, where it was measured (ready for JSON).
     """
 
-    def __init__(
-        self,
-        units: Units,
-        removed: Mapping[str, tuple[int, ...]],
-        notes: tuple[str, ...] = (),
-        rounding: Mapping[str, Any] | None = None,
-    ) -> None:
+    def __init__(self, units: Units, removed: Mapping[str, tuple[int, ...]]) -> None:
         self.units = units
         self.graph = units.graph
-        self.rounding = rounding
         self.removed = {k: tuple(v) for k, v in removed.items() if len(v)}
-        self.notes = notes
         by_name = {u.name: u for u in units.units}
         atoms = []
         for name, positions in self.removed.items():
@@ -188,59 +127,3 @@ class Plan(Printed):
                     for atom in np.unique(labels[self._gone[labels]]):
                         bad[owner[int(atom)].name] = owner[int(atom)]
         return list(bad.values())
-
-    @takes(model=arguments.model)
-    def mask(self, model: Model) -> Model:
-        """A new model of the same shapes that computes what `apply`'s will: the positions that go are
-        zero, and left out of every statistic."""
-        model.check_float()
-        return model.then(model.adapter.mask(model.native, self), {"step": "mask", "plan": self.summary()})
-
-    @takes(model=arguments.model)
-    def apply(self, model: Model) -> Model:
-        """A new model from which the positions are really removed."""
-        model.check_float()
-        native = model.adapter.apply(model.native, self, model.example)
-        masks = {name: take(mask, self.kept(name)) for name, mask in model.masks.items()}
-        return model.then(native, {"step": "prune", "plan": self.summary()}, masks=masks)
-
-    def summary(self) -> dict[str, Any]:
-        """What goes and what is left, ready for JSON."""
-        return {
-            "units": [
-                {
-                    "name": u.name,
-                    "size": u.size + u.frozen,
-                    "removed": list(self.removed.get(u.name, ())),
-                    "layers": list(u.layers),
-                }
-                for u in self.units.units
-            ],
-            "frozen": [{"axis": f.name, "size": f.size, "reason": f.reason} for f in self.units.frozen],
-            "notes": list(self.notes),
-            **({"rounding": dict(self.rounding)} if self.rounding else {}),
-            **self.totals,
-        }
-
-    @classmethod
-    def from_json(cls, text: str, model: Model) -> Plan:
-        """The plan that `to_json` wrote, for `model`."""
-        data = json.loads(text)
-        return cls(
-            Units(model.graph),
-            {u["name"]: tuple(u["removed"]) for u in data["units"]},
-            tuple(data.get("notes", ())),
-            data.get("rounding"),
-        )
-
-    def __str__(self) -> str:
-        lines = [self.headline]
-        if self.rounding:
-            at = f"{self.rounding['multiple']}, measured on {self.rounding['target']}"
-            lines.append(f"  widths are multiples of {at}")
-        for u in self.units.units:
-            gone = len(self.removed.get(u.name, ()))
-            lines.append(f"  {u.name}: {u.size + u.frozen} -> {u.size + u.frozen - gone}  ({', '.join(u.layers)})")
-        lines += [f"  {f.name}: {f.size}, frozen: {f.reason}" for f in self.units.frozen]
-        lines += [f"  note: {n}" for n in self.notes]
-        return "\n".join(lines)

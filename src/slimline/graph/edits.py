@@ -1,0 +1,92 @@
+"""Edits: what can be done to a network, as data over the names of its graph. Adapters carry them out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from slimline.graph.cuts import Cut
+from slimline.graph.quantization import Quantization
+from slimline.graph.removal import Removal
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Resize:
+    """Positions really go: parameters are sliced, and shape constants that count them rewritten."""
+
+    removal: Removal
+
+
+@dataclass(frozen=True)
+class Mask:
+    """The same shapes, but what `Resize` would remove is zero, and left out of every statistic."""
+
+    removal: Removal
+
+
+@dataclass(frozen=True)
+class Narrow:
+    """Layers read only what their cuts leave of their input; all names stay."""
+
+    cuts: Sequence[Cut]
+
+
+@dataclass(frozen=True)
+class Rewire:
+    """Readers of a value (key) read another of its shape (value) instead; what no output needs any more is gone."""
+
+    instead: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Silence:
+    """These activations are zero."""
+
+    values: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Of these activations all that is not above the number is zero (FATReLU, Kurtz et al. 2020, PMLR 119)."""
+
+    thresholds: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class PutTensors:
+    """Stored tensors, of the same shapes, in place of those of these names."""
+
+    tensors: Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class FoldNorms:
+    """Batch norms are folded into the convolutions before them where the runtime wants that."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """Weights and activations are rounded to their grids, as the integer artifact will."""
+
+    quantization: Quantization
+
+
+Edit = Resize | Mask | Narrow | Rewire | Silence | Threshold | PutTensors | FoldNorms | Round
+
+__all__ = [
+    "Edit",
+    "FoldNorms",
+    "Mask",
+    "Narrow",
+    "PutTensors",
+    "Resize",
+    "Rewire",
+    "Round",
+    "Silence",
+    "Threshold",
+]

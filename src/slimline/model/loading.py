@@ -1,0 +1,98 @@
+"""Networks from wherever they are: objects of a framework, files, modules by parts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+
+from slimline.data.arrays import examples
+from slimline.errors import SlimlineError, unknown
+from slimline.frameworks.base import adapter, adapter_for
+from slimline.graph.quantization import Quantization
+from slimline.model import parts as parted
+from slimline.model.model import Model
+from slimline.model.parts import PartedModel
+
+SUFFIXES = {".pt2": "torch", ".pt": "torch", ".pth": "torch", ".keras": "keras"}
+
+
+@overload
+def load(source: Any, example_inputs: Any = None, *, allow_pickle: bool = False, parts: None = None) -> Model: ...
+@overload
+def load(source: Any, example_inputs: Any = None, *, parts: Sequence[str] | str | Path) -> PartedModel: ...
+def load(
+    source: Any,
+    example_inputs: Any = None,
+    *,
+    allow_pickle: bool = False,
+    parts: Sequence[str] | str | Path | None = None,
+) -> Model | PartedModel:
+    """Read a network.
+
+    Parameters
+    ----------
+    source : a `torch.nn.Module` or ExportedProgram, a `keras.Model`, the path of a ``.pt2`` or ``.keras`` file, or
+        a `Model`, which is returned as it is. The user's object is never changed.
+    example_inputs : arrays or tensors ``(batch, …)``, one per input; needed for a torch module or a pickle of one.
+    allow_pickle : whether a ``.pt`` or ``.pth`` file, which can run any code, may be opened.
+    parts : for a torch module whose control flow depends on data: names of the submodules to compress, captured on
+        what they receive when the module is called with `example_inputs` (a tuple for several arguments); or the
+        folder that `PartedModel.save` wrote. See `slimline.model.parts`.
+
+    Raises
+    ------
+    SlimlineError
+        For what cannot be read, NaN or infinite weights, or a model without weights.
+    """
+    if parts is not None:
+        return parted.load(source, example_inputs, parts)
+    if isinstance(source, Model):
+        return source
+    if isinstance(source, PartedModel):
+        raise SlimlineError("A model by parts is pruned by slimline.plan and slimline.apply: compress its parts else.")
+    given = None
+    if example_inputs is not None:
+        given = examples(example_inputs, source)
+    if isinstance(source, str | Path):
+        path = Path(source)
+        if path.suffix not in SUFFIXES:
+            raise unknown("model format", path.suffix or path.name, SUFFIXES)
+        if not path.is_file():
+            raise SlimlineError(f"There is no model file {path}: check the path.")
+        found = adapter(SUFFIXES[path.suffix])
+        native, example, metadata = found.open(path, allow_pickle, given)
+        return _checked(Model.restored(found, native, example, metadata))
+    found = adapter_for(source)
+    native, example = found.load(source, given)
+    return _checked(Model(found, native, example, masks=found.masks(source)))
+
+
+def _checked(model: Model) -> Model:
+    stored = model.parameters()
+    if not stored:
+        raise SlimlineError("The model has no weights: there is nothing to compress.")
+    for name, array in stored.items():
+        if array.dtype.kind != "f" or np.isfinite(array).all():
+            continue
+        # A mask that attention adds holds minus infinity, and a bound that was never set is one infinite number.
+        meant = np.isinf(array) if array.ndim == 0 else np.isneginf(array)
+        if name in model.graph.trainable or not (np.isfinite(array) | meant).all():
+            raise SlimlineError(f"The weights {name} hold NaN or infinity: train or load the model anew.")
+    if model.quantization is not None:
+        _check_grids(model, model.quantization)
+    return model
+
+
+def _check_grids(model: Model, quantization: Quantization) -> None:
+    for grids in (quantization.activations, quantization.weights):
+        for name, grid in grids.items():
+            if name not in model.graph.values:
+                raise unknown("value with an integer grid called", name, model.graph.values)
+            shape, counts = model.graph.values[name].shape, {len(grid.scale), len(grid.zero_point)}
+            fits = counts == {1} if grid.axis is None else -len(shape) <= grid.axis < len(shape)
+            fits = fits and (grid.axis is None or counts == {shape[grid.axis]})
+            if not fits or grid.low >= grid.high or not all(np.isfinite(s) and s > 0 for s in grid.scale):
+                raise SlimlineError(f"The integer grid of {name} does not fit it: quantize the model again.")

@@ -1,0 +1,124 @@
+"""Steps done to a model outside of any run, and what they would do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from slimline import arguments
+from slimline.arguments import takes
+from slimline.console import telling
+from slimline.data.data import is_data
+from slimline.errors import SlimlineError
+from slimline.model.model import Model
+from slimline.model.parts import PartedModel, is_any_model
+from slimline.recipe import Step
+from slimline.recipe.recipe import check_order
+from slimline.recipe.step import are_steps
+from slimline.runtimes.base import usual
+from slimline.steps.base import Context, Tell, handler_of, neighbours, perform
+from slimline.steps.channels import parted
+from slimline.steps.quantization.step import StaticQuantization
+from slimline.training.teacher import teacher_for
+from slimline.training.trial import try_augment
+
+if TYPE_CHECKING:
+    from slimline.data import Data
+    from slimline.plans import AnyPlan
+    from slimline.steps.channels.parted import PartedPlan
+
+M = TypeVar("M", Model, PartedModel)
+
+
+@takes(
+    model=is_any_model,
+    steps=are_steps,
+    data=arguments.optional(is_data),
+    target=arguments.optional(arguments.text),
+    seed=arguments.seed,
+    progress=arguments.progress,
+)
+def apply(
+    model: M,
+    steps: Step | Sequence[Step],
+    data: Data | None = None,
+    *,
+    target: str | None = None,
+    seed: int = 0,
+    progress: Tell | bool | None = None,
+    teacher: Any = None,
+) -> M:
+    """A new model to which the steps were done, one after the other; `model` stays as it is.
+
+    Parameters
+    ----------
+    data : needed by recovery, quantization and gradient criteria.
+    target : the runtime that quantization is for; the framework's usual one by default.
+    progress : as of `compress`.
+    teacher : what training learns from, anything `load` takes; by default the uncompressed model that `model` was made
+        of, also by earlier calls. A model that was saved and loaded does not know it any more.
+    """
+    wanted = (steps,) if isinstance(steps, Step) else tuple(steps)
+    if isinstance(model, PartedModel):
+        if teacher is not None:
+            raise SlimlineError("A model by parts is not trained here: drop teacher=, and train its native module.")
+        return parted.apply(model, wanted, seed)
+    check_order_after(wanted, model, teacher)
+    if data is not None:
+        data = data.check(model.example)
+        if any("train" in step.needs for step in wanted):
+            try_augment(data)
+    if len(wanted) > 1:
+        check(wanted, model)
+    tutor = teacher_for(model, teacher, wanted)
+    with telling(progress) as tell:
+        for position, step in enumerate(wanted):
+            context = Context(
+                tutor, data, target or usual(model.framework), seed, *neighbours(wanted, position), tell=tell
+            )
+            model = perform(step, model, context).model
+    return model
+
+
+def check(steps: Sequence[Step], model: Model) -> None:
+    """Refuse what `steps` could not do to `model`; see `slimline.steps.base.Handler.check`."""
+    for position, step in enumerate(steps):
+        handler_of(step).check(step, model, steps[:position])
+
+
+@overload
+def plan(model: Model, step: Step, data: Data | None = None, seed: int = 0) -> AnyPlan: ...
+@overload
+def plan(model: PartedModel, step: Step, data: Data | None = None, seed: int = 0) -> PartedPlan: ...
+@takes(
+    model=is_any_model,
+    step=are_steps,
+    data=arguments.optional(is_data),
+    seed=arguments.seed,
+)
+def plan(model: Model | PartedModel, step: Step, data: Data | None = None, seed: int = 0) -> AnyPlan | PartedPlan:
+    """What `step` removes from `model`, without removing it: a plan that can `mask` and `apply`.
+
+    Parameters
+    ----------
+    step : a structural step.
+    data : for criteria that measure.
+    seed : of random choices.
+
+    Raises
+    ------
+    SlimlineError : for a step that has no plan, a glob that matches nothing, a goal out of reach, or missing data.
+    """
+    for part in model.parts.values() if isinstance(model, PartedModel) else (model,):
+        part.check_float()
+    if isinstance(model, PartedModel):
+        return parted.plan_parts(model, step, seed)
+    return handler_of(step).plan(step, model, data, seed)
+
+
+def check_order_after(steps: Sequence[Step], model: Model, teacher: Any) -> None:
+    """Refuse an order that has no meaning after what was done to `model`."""
+    done = [str(entry.get("step")) for entry in model.history]
+    if model.quantization is not None and StaticQuantization.__name__ not in done:
+        done.append(StaticQuantization.__name__)
+    check_order(steps, done, follows=bool(done) or teacher is not None)

@@ -1,0 +1,194 @@
+"""What slimline asks of a family of steps: one `Handler` a step, and what it is handed."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
+
+from slimline.errors import SlimlineError
+from slimline.model.masks import held
+from slimline.recipe.registry import handler, handlers
+from slimline.recipe.step import Step
+
+if TYPE_CHECKING:
+    from slimline.data import Data
+    from slimline.frameworks.base import Masking
+    from slimline.methods.sparsity import Axes
+    from slimline.model import Model
+    from slimline.plans import AnyPlan
+    from slimline.progress import Progress
+    from slimline.training.companions import Company
+
+S = TypeVar("S", bound=Step)
+Tell = Callable[["Progress"], None]
+Decide = Callable[[str, Callable[[], dict[str, Any]]], dict[str, Any]]
+"""A name, and what to ask if it was not decided before: the answer, which a run journals at once."""
+
+
+def _undecided(name: str, choose: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    return choose()
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a step may need besides the model.
+
+    Attributes
+    ----------
+    teacher : what training learns from: the uncompressed model, or another that the user named; None where neither is
+        known.
+    target : the runtime the result is for.
+    before, following : the steps right before and behind, where they work together.
+    rehearsal : whether the result is only measured, never left: its artifacts need not agree with the model.
+    checkpoint : where training leaves its state, or None.
+    decide : keeps what a clock decides, so that a run that is killed and goes on decides the same.
+    batch_sizes, threads : with which the result will be timed.
+    """
+
+    teacher: Model | None
+    data: Data | None
+    target: str
+    seed: int = 0
+    before: Step | None = None
+    following: Step | None = None
+    checkpoint: Path | None = None
+    tell: Tell | None = None
+    decide: Decide = _undecided
+    batch_sizes: tuple[int, ...] = (1, 32)
+    threads: int = 1
+    rehearsal: bool = False
+
+    @property
+    def recovery(self) -> Step | None:
+        """The step behind, if it recovers: an iterative schedule runs it after each of its rounds."""
+        return self.following if self.following is not None and self.following.kind == "recovery" else None
+
+    def inner(self, name: str) -> Context:
+        """For a step that runs inside of another, such as a recovery between two rounds."""
+        at = self.checkpoint and self.checkpoint / name
+        return replace(self, before=None, following=None, checkpoint=at)
+
+
+@dataclass(frozen=True)
+class Done:
+    """A step's result, and what the report should say of it (ready for JSON)."""
+
+    model: Model
+    record: dict[str, Any]
+
+
+class Handler(ABC, Generic[S]):
+    """Everything that slimline does with one kind of step. A module of `slimline.steps` makes one called ``handler``.
+
+    Attributes
+    ----------
+    config : the step.
+    summary : what the step does, in a line.
+    plans : whether `plan` has an answer.
+    """
+
+    config: type[S]
+    summary: ClassVar[str]
+    plans: ClassVar[bool] = False
+
+    def check(self, step: S, model: Model, earlier: Sequence[Step]) -> None:
+        """Refuse what the step could not do to `model`, without data and before any work.
+
+        Parameters
+        ----------
+        earlier : the steps that come before it; `model` is the network as it is now, whose layers keep their names.
+
+        Raises
+        ------
+        SlimlineError : a glob that matches nothing, frozen or missing axes, more removed than there is, or a goal out
+            of reach.
+        """
+
+    def plan(
+        self, step: S, model: Model, data: Data | None = None, seed: int = 0, target: str | None = None
+    ) -> AnyPlan:
+        """What the step will do; for a structural step.
+
+        Raises
+        ------
+        SlimlineError : the step has no plan.
+        """
+        names = ", ".join(name for name, other in handlers().items() if other.plans)
+        raise SlimlineError(f"A {step.step} has no plan: plan is for {names}; use slimline.apply.")
+
+    @abstractmethod
+    def perform(self, step: S, model: Model, context: Context) -> Done:
+        """Do it: a new model, and its record."""
+
+    def company(self, step: S, student: Model, context: Context) -> Company | None:
+        """What the step does while the training behind it runs, if it works like that."""
+        return None
+
+    def masking(
+        self,
+        step: S,
+        weights: Mapping[str, tuple[str, Axes]],
+        shapes: Mapping[str, tuple[int, ...]],
+        total: int | None,
+        seed: int,
+    ) -> Masking:
+        """What the step does in a training loop of the user's own.
+
+        Parameters
+        ----------
+        weights : by weight name the user's name of the layer, and how its weight is read as a matrix.
+        shapes : of the weights.
+        total : optimiser steps of the training, where they are known.
+
+        Raises
+        ------
+        SlimlineError : the step has no part in such a loop.
+        """
+        raise SlimlineError(f"{step.step} does not act in a loop of your own: give a SparsePruning that trains.")
+
+    def with_strength(self, step: S, strength: float) -> S:
+        """The step that takes the part `strength` in [0, 1) of what it can, to fit a budget; as it is where it has no
+        such dial."""
+        return step
+
+    def rehearsal(self, step: S) -> S | None:
+        """The quickest step that leaves the same shapes and formats, to measure what it would buy; None where the step
+        changes neither."""
+        return step
+
+
+def handler_of(step: S) -> Handler[S]:
+    """The handler of a step."""
+    return cast("Handler[S]", handler(step.step))
+
+
+def perform(step: Step, model: Model, context: Context) -> Done:
+    """Do one step; what the model's masks set to zero stays zero."""
+    done = handler_of(step).perform(step, model, context)
+    return Done(held(done.model), done.record)
+
+
+def plan_record(step: Step, plan: AnyPlan) -> Mapping[str, Any]:
+    """What the report says of a step that was planned and then applied."""
+    return {**step.model_dump(mode="json"), "plan": plan.summary()}
+
+
+def perform_plan(handler: Handler[S], step: S, model: Model, context: Context) -> Done:
+    """Plan and apply at once; for handlers whose step is no more than its plan."""
+    plan = handler.plan(step, model, context.data, context.seed, context.target)
+    done = replace(plan.apply(model), history=(*model.history, step.model_dump(mode="json")))
+    return Done(done, dict(plan_record(step, plan)))
+
+
+def neighbours(steps: Sequence[Step], position: int) -> tuple[Step | None, Step | None]:
+    """The steps right before and behind the one at `position`, each where it works together with it."""
+    step = steps[position]
+    before = steps[position - 1] if position else None
+    following = steps[position + 1] if position + 1 < len(steps) else None
+    return (
+        before if before is not None and before.joins(step) else None,
+        following if following is not None and step.joins(following) else None,
+    )

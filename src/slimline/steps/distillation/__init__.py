@@ -1,0 +1,30 @@
+"""The compressed network learns from the original."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from slimline.steps.base import Context, Done, Handler, handler_of
+from slimline.steps.distillation.step import Distillation
+
+if TYPE_CHECKING:
+    from slimline.model import Model
+
+__all__ = ["Distillation", "handler"]
+
+
+class _Handler(Handler[Distillation]):
+    config = Distillation
+    summary = "trains the network towards the original's outputs"
+
+    def perform(self, step: Distillation, model: Model, context: Context) -> Done:
+        from slimline.steps.distillation.train import train
+
+        beside = None if context.before is None else handler_of(context.before).company(context.before, model, context)
+        return train(step, model, context, beside)
+
+    def rehearsal(self, step: Distillation) -> None:
+        return None
+
+
+handler = _Handler()
