@@ -7,7 +7,7 @@ import pytest
 
 import slimline as sl
 from slimline.graph.units import Units
-from slimline.run.named_code import granted
+from slimline.recipe.named_code import granted
 from slimline.steps.channels.criteria import scores
 
 torch = pytest.importorskip("torch")

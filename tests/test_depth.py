@@ -9,6 +9,7 @@ from torch import nn
 
 import slimline as sl
 from slimline.graph.blocks import blocks
+from slimline.graph.edits import PutTensors
 from slimline.measure import outputs
 from slimline.methods.depth import block_influence, relative_error
 from slimline.steps.depth.plan import DepthPlan
@@ -110,7 +111,7 @@ def test_the_artifact_is_the_model_without_the_block(twice, tmp_path):
 def test_what_does_little_goes_first(twice):
     stored = twice.parameters()
     weak = {"two.1.weight": 1e-3 * stored["two.1.weight"], "two.1.bias": 0 * stored["two.1.bias"]}
-    model = sl.Model(twice.adapter, twice.adapter.replace(twice.native, weak), twice.example)
+    model = sl.Model(twice.adapter, twice.edit(PutTensors(weak)), twice.example)
     data = sl.Data(train=(np.random.default_rng(0).normal(size=(64, 3, 8, 8)).astype(np.float32), None))
     for criterion in ("similarity", "error"):
         found = sl.plan(model, sl.DepthPruning(blocks=1, criterion=criterion, keep=("wide",)), data)

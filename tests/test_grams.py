@@ -7,6 +7,7 @@ import pytest
 
 import slimline as sl
 from slimline.evidence.grams import collect
+from slimline.graph.edits import PutTensors
 from slimline.graph.matrix import matrices
 
 torch = pytest.importorskip("torch")
@@ -48,9 +49,7 @@ def _check(model: sl.Model, x: np.ndarray) -> None:
     found = layer.rows(x) @ w.swapaxes(1, 2)
     expected = model.predict(x)
     if layer.bias is not None:
-        expected = model.adapter.predict(
-            model.adapter.replace(model.native, {layer.bias: np.zeros_like(stored[layer.bias])}), (x,)
-        )
+        expected = model.adapter.predict(model.edit(PutTensors({layer.bias: np.zeros_like(stored[layer.bias])})), (x,))
     # The same numbers: (groups, rows, outputs) against (batch, outputs, places) or (batch, places, outputs).
     channel = 1 if model.framework == "torch" and x.ndim > 2 and layer.kernel else -1
     width = w.shape[0] * w.shape[1]

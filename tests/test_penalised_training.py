@@ -9,6 +9,7 @@ import slimline as sl
 from slimline.graph.matrix import matrices
 from slimline.progress import Progress
 from slimline.steps.activations.plan import observed, relus
+from slimline.steps.sparse_training.penalties import penalised
 from slimline.training.loop import recover
 from tests import recovery_job as job
 from tests import sparse_models as small
@@ -52,7 +53,7 @@ def accuracy(model, data):
 def test_what_was_penalised_can_go(trained, data, criterion, fields):
     cut = sl.ChannelPruning(ratio=0.3, scope="global", criterion=criterion)
     step = sl.SparseTraining(**SGD, **fields)
-    found = recover(trained, trained, step, data, 0, removal=cut)
+    found = recover(trained, trained, step, data, 0, company=penalised(step, trained, data, 0, cut))
     pruned = sl.apply(found.model, cut, data)
     assert pruned.graph.size < 0.8 * trained.graph.size
     assert accuracy(pruned, data) > accuracy(trained, data) - 0.05
@@ -65,7 +66,7 @@ def test_what_was_penalised_can_go(trained, data, criterion, fields):
 
 def test_closed_gates_are_zeros_that_go_without_loss(trained, data):
     step = sl.SparseTraining(penalty="l0", strength=3.0, gate_rate=0.2, alpha=0.0, epochs=4, batch_size=48)
-    found = recover(trained, trained, step, data, 0)
+    found = recover(trained, trained, step, data, 0, company=penalised(step, trained, data))
     part = found.records[-1]["sparsity"]
     assert part > 0.1
     cut = sl.plan(found.model, sl.ChannelPruning(ratio=part, scope="global"), data)
@@ -107,7 +108,7 @@ def test_a_stopped_training_ends_as_an_undisturbed_one_to_the_bit(framework, tra
             if now.done == stop:
                 raise KeyboardInterrupt
 
-        return recover(trained, trained, step, data, 7, checkpoint, progress)
+        return recover(trained, trained, step, data, 7, checkpoint, progress, penalised(step, trained, data, 7))
 
     for stop in (2, 7):
         with pytest.raises(KeyboardInterrupt):
@@ -172,14 +173,15 @@ def test_masks_hold_while_units_are_penalised(framework, trained):
 
 def test_data_without_labels_trains_towards_the_original(framework, trained):
     data = job.digits(framework, labels=False, samples=300)
-    found = recover(trained, trained, sl.SparseTraining(alpha=0.0, strength=0.1, **SHORT), data, 0)
+    step = sl.SparseTraining(alpha=0.0, strength=0.1, **SHORT)
+    found = recover(trained, trained, step, data, 0, company=penalised(step, trained, data))
     assert found.records[-1]["score"] > 0.9  # classed as the original does
     assert found.records[-1]["loss"] < 0.5
 
 
 def test_a_penalty_that_destroys_the_network_is_warned_of(framework, trained, data, caplog):
     step = sl.SparseTraining(strength=300.0, alpha=0.0, epochs=1, batch_size=200)
-    found = recover(trained, trained, step, data, 0)
+    found = recover(trained, trained, step, data, 0, company=penalised(step, trained, data))
     assert found.records[-1]["sparsity"] > 0.5
     assert "lower its strength" in caplog.text
 

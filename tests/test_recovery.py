@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 
 from slimline.data import Data
 from slimline.errors import SlimlineError
+from slimline.graph.edits import PutTensors
 from slimline.model import Model
 from slimline.progress import Progress
 from slimline.steps.distillation.step import Distillation
@@ -268,7 +269,7 @@ def damaged(model):
             tensors[name] = tensor * np.expand_dims(~gone, [a for a in range(4) if a != axis % 4]).astype(np.float32)
         elif tensor.ndim == 1 and tensor.dtype == np.float32:
             tensors[name] = tensor + rng.normal(0, 0.3, tensor.shape).astype(np.float32)
-    return model.then(model.adapter.replace(model.native, tensors), {"step": "damage"})
+    return model.edited((PutTensors(tensors),), {"step": "damage"})
 
 
 @pytest.mark.parametrize("labels", [True, False])

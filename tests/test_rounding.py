@@ -14,7 +14,7 @@ from slimline.graph.units import Units
 from slimline.methods.structured import around, smallest_good
 from slimline.plans import Plan
 from slimline.runtimes.base import Layer, runtime
-from slimline.steps.base import perform as steps
+from slimline.steps import base as steps
 from slimline.steps.channels import rounding
 from slimline.steps.channels.rounding import choose
 

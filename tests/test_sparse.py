@@ -7,12 +7,13 @@ import pytest
 
 import slimline as sl
 from slimline.evidence.grams import collect
+from slimline.graph.edits import PutTensors
 from slimline.graph.matrix import matrices
 from slimline.methods import obs
 from slimline.model.masks import sparsity
 from slimline.recipe import Recipe, parse
+from slimline.recipe.named_code import granted
 from slimline.recipe.packed import PackedMask
-from slimline.run.named_code import granted
 from slimline.steps.sparse.prune import sparsify
 from tests import sparse_models as small
 
@@ -109,7 +110,7 @@ def test_the_frameworks_agree(data):
         for name, model in models.items():
             (layer,) = (m for m in matrices(model.graph) if m.layer == "7")
             tensor = layer.tensor(weight[None], model.parameters()[layer.weight].shape)
-            model = model.then(model.adapter.replace(model.native, {layer.weight: tensor}), {"step": "set"})
+            model = model.edited((PutTensors({layer.weight: tensor}),), {"step": "set"})
             found[name] = layer.matrix(sl.apply(model, step).masks[layer.weight])
         np.testing.assert_array_equal(found["torch"], found["keras"])
 

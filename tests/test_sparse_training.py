@@ -8,6 +8,7 @@ import pytest
 import slimline as sl
 from slimline.graph.matrix import matrices
 from slimline.progress import Progress
+from slimline.steps.sparse.gradual import gradual
 from slimline.training.loop import recover
 from tests import sparse_models as small
 
@@ -60,7 +61,7 @@ def test_schedules_end_at_the_amount(model, data, fields):
 
 def test_only_epochs_that_are_pruned_can_be_the_best(model, data):
     step = GRADUAL.model_copy(update={"end": 0.6})
-    found = recover(model, model, RECOVERY.model_copy(update={"patience": 1}), data, 0, pruning=step)
+    found = recover(model, model, RECOVERY.model_copy(update={"patience": 1}), data, 0, company=gradual(step, model))
     assert [r["pruned"] for r in found.records][:2] == [False, False]
     assert found.records[found.best_epoch]["pruned"]
     assert found.records[found.best_epoch]["sparsity"] == pytest.approx(0.8, abs=0.01)
@@ -75,7 +76,7 @@ def test_a_stopped_pruning_ends_as_an_undisturbed_one_to_the_bit(model, data, tm
             if now.done == stop:
                 raise KeyboardInterrupt
 
-        return recover(model, model, RECOVERY, data, 7, checkpoint, progress, step)
+        return recover(model, model, RECOVERY, data, 7, checkpoint, progress, gradual(step, model, 7))
 
     for stop in (2, 7):
         with pytest.raises(KeyboardInterrupt):

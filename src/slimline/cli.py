@@ -98,7 +98,7 @@ def compress(
 ) -> None:
     """Compress MODEL within a budget, measure it on its runtime and certify the accuracy lost."""
     from slimline.recipe import Budget, load_recipe
-    from slimline.run.named_code import as_names, names, refuse
+    from slimline.recipe.named_code import as_names, names, refuse
     from slimline.run.sources import DataSource, ModelSource, load_pair
     from slimline.runtimes.base import runtime
 

@@ -18,6 +18,7 @@ pytest.importorskip("ai_edge_litert")
 
 from slimline.errors import SlimlineError
 from slimline.frameworks.base import adapter
+from slimline.graph.edits import FoldNorms
 from slimline.model import Model
 from slimline.runtimes.litert import Session, runtime
 from slimline.steps.quantization.calibration import calibrate
@@ -148,7 +149,7 @@ def test_weights_in_the_file_are_the_grids_integers(case: Case) -> None:
 
     from slimline.methods.ranges import quantize
 
-    folded = KERAS.fold(case.model.native, case.model.example)
+    folded = case.model.edit(FoldNorms())
     kernel = KERAS.parameters(folded)["stem/kernel"]
     wanted = quantize(kernel, case.quantized.quantization.weights["stem/kernel"]).transpose(3, 0, 1, 2)
     interpreter = Interpreter(str(case.integer_path))
@@ -199,7 +200,7 @@ def test_files_hold_the_users_names_and_no_others(case: Case) -> None:
     if case.name == "residual":
         assert runtime.input_specs(case.integer_path) == [("image", (None, 8, 8, 1), "float32")]
         assert {"stem", "head"} <= set(runtime.integer_layers(case.integer_path))
-        numbers = sum(a.size for a in KERAS.parameters(KERAS.fold(case.model.native, case.model.example)).values())
+        numbers = sum(a.size for a in KERAS.parameters(case.model.edit(FoldNorms())).values())
         assert len(data) < 1.5 * numbers + 4000
 
 

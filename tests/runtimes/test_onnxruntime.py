@@ -17,6 +17,7 @@ from torch import nn  # noqa: E402
 
 from slimline.errors import SlimlineError  # noqa: E402
 from slimline.frameworks.base import adapter  # noqa: E402
+from slimline.graph.edits import FoldNorms  # noqa: E402
 from slimline.model import Model  # noqa: E402
 from slimline.runtimes.onnxruntime import runtime  # noqa: E402
 from slimline.steps.quantization.calibration import calibrate  # noqa: E402
@@ -233,7 +234,7 @@ def test_fold_is_exact_for_every_kind_of_layer() -> None:
         if norm.affine:
             nn.init.uniform_(norm.weight, -1, 1)
         model = _model(net, x)
-        folded = model.adapter.fold(model.native, model.example)
+        folded = model.edit(FoldNorms())
         assert np.allclose(model.adapter.predict(folded, (x,)), model.predict(x), atol=1e-5), name
         assert not any("running" in n for n in model.adapter.parameters(folded)), name
 

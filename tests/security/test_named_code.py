@@ -15,11 +15,11 @@ import pytest
 import slimline as sl
 from slimline import cli
 from slimline.files.state import state_folder
+from slimline.recipe.named_code import function_of, granted
 from slimline.recipe.recipe import load_recipe, parse
 from slimline.run import seal
 from slimline.run.compress import resume
 from slimline.run.directory import Run
-from slimline.run.named_code import function_of, granted
 from tests import compress_job
 
 MODULE = """
@@ -164,7 +164,7 @@ def test_what_lies_in_the_working_directory_shadows_nothing(project: Any) -> Non
     folder, name, _ = project
     (folder / "colorsys.py").write_text("raise SystemError('shadowed')")
     sys.modules.pop("colorsys", None)
-    from slimline.run.sources import find
+    from slimline.files.code import find
 
     find(f"{name}:score", "criterion")
     import colorsys

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -46,6 +46,23 @@ class Masking(Protocol):
 
     def advance(self, weights: Callable[[], Mapping[str, Array]], gradients: Callable[[], Mapping[str, Array]]) -> bool:
         """Count an optimiser step; whether it changed the masks."""
+
+
+@runtime_checkable
+class Masked(Protocol):
+    """A model that carries masks, as `slimline.model.Model` does."""
+
+    @property
+    def framework(self) -> str:
+        """Name of its adapter."""
+
+    @property
+    def native(self) -> Any:
+        """The framework's model."""
+
+    @property
+    def masks(self) -> Mapping[str, Array]:
+        """By weight name, boolean; True stays."""
 
 
 class Trainer(Protocol):

@@ -18,10 +18,10 @@ from slimline.errors import SlimlineError
 from slimline.model import Model
 from slimline.model.loading import load
 from slimline.recipe import Budget, Recipe, Step, load_recipe
+from slimline.recipe.named_code import granted
 from slimline.run.apply import check, check_order_after
 from slimline.run.directory import Run
 from slimline.run.export import runtime_of
-from slimline.run.named_code import granted
 from slimline.run.permits import code_of, home_of, permit
 from slimline.run.stages import due, original_key, saved, work
 from slimline.runtimes.base import usual

@@ -133,7 +133,7 @@ class Run:
         model, teacher : fingerprints, so that other models are.
         title : what is compressed, for people.
         """
-        from slimline import __version__
+        from slimline.version import __version__
 
         path = Path(path).resolve()
         text = recipe.dump()

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from slimline.recipe.named_code import as_names, names, refuse
 from slimline.run.directory import Run
-from slimline.run.named_code import as_names, names, refuse
 from slimline.run.sources import ModelSource, named_by
 
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
+from slimline.files.decisions import checked
 from slimline.measure.limits import Cost, Trial, limited
 from slimline.methods.search import strongest
 from slimline.recipe import Budget
-from slimline.run.decisions import checked
 from slimline.search.fit import Decisions, Fit
 from slimline.search.ladder import Rung
 

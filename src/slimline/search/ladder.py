@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from slimline.recipe import Recipe, Step
-from slimline.steps.channels.step import ChannelPruning
-from slimline.steps.sparse_training.step import SparseTraining
+from slimline.steps.base import handler_of
 
 RATIOS = tuple(i / 32 for i in range(1, 32))
 
@@ -20,7 +19,7 @@ class Rung:
     ----------
     name : for people.
     recipe : what is done.
-    ratio : part of every unit that `ChannelPruning` removes; None where the recipe's steps are as they were given.
+    ratio : the strength of the steps that have one (`Handler.with_strength`); None where they are as they were given.
     """
 
     name: str
@@ -46,24 +45,31 @@ def ladder(recipe: Recipe) -> tuple[Rung, ...]:
     whole = Rung("no pruning", plain.model_copy(update={"steps": _unpruned(recipe.steps)}))
     if whole.recipe.steps:
         rungs.append(whole)
-    if any(isinstance(step, ChannelPruning) for step in recipe.steps):
+    if any(_at(step, 0.5) is not None for step in recipe.steps):
         rungs += [Rung(f"{100 * ratio:g} % pruned", _pruned(plain, ratio), ratio) for ratio in RATIOS]
     return tuple(rungs)
 
 
+def _at(step: Step, strength: float) -> Step | None:
+    return handler_of(step).with_strength(step, strength)
+
+
 def _pruned(recipe: Recipe, ratio: float) -> Recipe:
-    goal = {"ratio": ratio, "target_macs": None, "target_parameters": None}
-    steps = tuple(s.model_copy(update=goal) if isinstance(s, ChannelPruning) else s for s in recipe.steps)
-    return recipe.model_copy(update={"steps": steps})
+    return recipe.model_copy(update={"steps": tuple(_at(step, ratio) or step for step in recipe.steps)})
 
 
 def _unpruned(steps: tuple[Step, ...]) -> tuple[Step, ...]:
-    """Without channel pruning, sparse training right before it, and recoveries that then have nothing to recover."""
+    """Without what has a strength, training that only prepares it, and recoveries that then have nothing to recover."""
     left: list[Step] = []
     for position, step in enumerate(steps):
         following = steps[position + 1] if position + 1 < len(steps) else None
-        serves = isinstance(step, SparseTraining) and isinstance(following, ChannelPruning)
-        if isinstance(step, ChannelPruning) or serves or (step.kind == "recovery" and not left):
+        prepares = (
+            step.kind == "training"
+            and following is not None
+            and step.joins(following)
+            and _at(following, 0.5) is not None
+        )
+        if _at(step, 0.5) is not None or prepares or (step.kind == "recovery" and not left):
             continue
         left.append(step)
     return tuple(left)

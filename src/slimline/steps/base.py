@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
 
 from slimline.errors import SlimlineError
 from slimline.model.masks import held
-from slimline.recipe.registry import handler, handlers
+from slimline.recipe import registry
 from slimline.recipe.step import Step
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ class Handler(ABC, Generic[S]):
         ------
         SlimlineError : the step has no plan.
         """
-        names = ", ".join(name for name, other in handlers().items() if other.plans)
+        names = ", ".join(name for name, other in registry.handlers().items() if other.plans)
         raise SlimlineError(f"A {step.step} has no plan: plan is for {names}; use slimline.apply.")
 
     @abstractmethod
@@ -149,10 +149,10 @@ class Handler(ABC, Generic[S]):
         """
         raise SlimlineError(f"{step.step} does not act in a loop of your own: give a SparsePruning that trains.")
 
-    def with_strength(self, step: S, strength: float) -> S:
-        """The step that takes the part `strength` in [0, 1) of what it can, to fit a budget; as it is where it has no
-        such dial."""
-        return step
+    def with_strength(self, step: S, strength: float) -> S | None:
+        """The step that takes the part `strength` in (0, 1) of what it can, to fit a budget; None where it has no such
+        dial."""
+        return None
 
     def rehearsal(self, step: S) -> S | None:
         """The quickest step that leaves the same shapes and formats, to measure what it would buy; None where the step
@@ -162,7 +162,7 @@ class Handler(ABC, Generic[S]):
 
 def handler_of(step: S) -> Handler[S]:
     """The handler of a step."""
-    return cast("Handler[S]", handler(step.step))
+    return cast("Handler[S]", registry.handler(step.step))
 
 
 def perform(step: Step, model: Model, context: Context) -> Done:

@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("tensorflow")
 
 from slimline.frameworks.base import adapter
+from slimline.frameworks.keras import fakequant
 from slimline.graph.quantization import Quantization
 from slimline.methods import ranges
 from slimline.methods.grids import Grid
@@ -76,7 +77,7 @@ def test_folding_keeps_the_function(name: str) -> None:
     make, shape = FOLDED[name]
     native, example = _loaded(_net(make(), shape))
     before = [np.array(v) for v in native.variables]
-    folded = KERAS.fold(native, example)
+    folded = fakequant.fold(native, example)
     assert not any(isinstance(layer, L.BatchNormalization) for layer in folded.layers)
     np.testing.assert_allclose(KERAS.predict(folded, example), KERAS.predict(native, example), rtol=1e-4, atol=1e-5)
     assert all(np.array_equal(a, np.array(v)) for a, v in zip(before, native.variables, strict=True))
@@ -86,7 +87,7 @@ def test_batch_norm_with_two_readers_before_it_stays() -> None:
     i = keras.Input((5, 5, 4))
     y = L.Conv2D(4, 1)(i)
     native, example = _loaded(keras.Model(i, L.Add()([y, L.BatchNormalization()(y)])))
-    folded = KERAS.fold(native, example)
+    folded = fakequant.fold(native, example)
     assert any(isinstance(layer, L.BatchNormalization) for layer in folded.layers)
     np.testing.assert_allclose(KERAS.predict(folded, example), KERAS.predict(native, example), rtol=1e-4, atol=1e-5)
 
@@ -113,7 +114,7 @@ def test_quantized_dense_is_numpys(tmp_path: Path) -> None:
     grids = quantization.activations
     kernel = ranges.fake_quantize(stored["fc/kernel"], quantization.weights["fc/kernel"])
     wanted = ranges.fake_quantize(ranges.fake_quantize(x, grids["x"]) @ kernel + stored["fc/bias"], grids["fc"])
-    quantized = KERAS.quantize(native, quantization)
+    quantized = fakequant.quantize(native, quantization)
     got = KERAS.predict(quantized, (x,))
     assert np.abs(got - wanted).max() <= grids["fc"].scale[0] * 1.01  # ties
     assert (np.abs(got - wanted) > 1e-5).mean() < 0.02
@@ -121,7 +122,7 @@ def test_quantized_dense_is_numpys(tmp_path: Path) -> None:
 
 def test_float_weights_stay_and_files_reload(tmp_path: Path) -> None:
     native, example, quantization = _quantized_dense()
-    quantized = KERAS.quantize(native, quantization)
+    quantized = fakequant.quantize(native, quantization)
     KERAS.save(quantized, tmp_path / "q.keras", example, {})
     again, _, _ = KERAS.open(tmp_path / "q.keras", False)
     np.testing.assert_array_equal(KERAS.predict(again, example), KERAS.predict(quantized, example))
@@ -135,7 +136,7 @@ def test_float_weights_stay_and_files_reload(tmp_path: Path) -> None:
 
 def test_the_graph_of_a_quantized_model_reads_as_before() -> None:
     native, example, quantization = _quantized_dense()
-    graph = KERAS.read(KERAS.quantize(native, quantization), example)
+    graph = KERAS.read(fakequant.quantize(native, quantization), example)
     assert [node.kind for node in graph.nodes] == ["elementwise", "linear", "elementwise"]
     assert graph.size == KERAS.read(native, example).size
 
@@ -145,7 +146,7 @@ def test_dense_on_sequences_is_numpys() -> None:
     native, example = _loaded(keras.Model(i, L.Dense(5, name="fc")(i)))
     kernel = KERAS.parameters(native)["fc/kernel"]
     grid = ranges.symmetric_grid(kernel, None)
-    quantized = KERAS.quantize(native, Quantization(weights={"fc/kernel": grid}))
+    quantized = fakequant.quantize(native, Quantization(weights={"fc/kernel": grid}))
     wanted = example[0] @ ranges.fake_quantize(kernel, grid) + KERAS.parameters(native)["fc/bias"]
     np.testing.assert_allclose(KERAS.predict(quantized, example), wanted, rtol=1e-5, atol=1e-5)
 
@@ -154,7 +155,7 @@ def test_gradients_pass_the_rounding() -> None:
     import tensorflow as tf
 
     native, _, quantization = _quantized_dense()
-    quantized = KERAS.quantize(native, quantization)
+    quantized = fakequant.quantize(native, quantization)
     with tf.GradientTape() as tape:
         loss = tf.reduce_sum(quantized(tf.fill((2, 7), 0.5), training=True) ** 2)
     gradients = tape.gradient(loss, [v.value for v in quantized.trainable_variables])
@@ -174,7 +175,7 @@ def test_lone_batch_norm_is_a_depthwise_convolution() -> None:
     i = keras.Input((4, 4, 3), name="x")
     native, example = _loaded(keras.Model(i, L.BatchNormalization(name="norm")(i)))
     grids = {"x": ranges.affine_grid(-4, 4, signed=True), "norm": ranges.affine_grid(-4, 4, signed=True)}
-    quantized = KERAS.quantize(native, Quantization(activations=grids))
+    quantized = fakequant.quantize(native, Quantization(activations=grids))
     difference = np.abs(KERAS.predict(quantized, example) - np.clip(KERAS.predict(native, example), -4, 4))
     assert difference.max() < 3 * 8 / 255
 
@@ -184,7 +185,7 @@ def test_a_layer_without_integer_form_is_named() -> None:
     native, _ = _loaded(keras.Model(i, L.Conv3D(2, 2, name="volume")(i)))
     kernel = KERAS.parameters(native)["volume/kernel"]
     with pytest.raises(SlimlineError, match=r"'volume' \(Conv3D\).*keep="):
-        KERAS.quantize(native, Quantization(weights={"volume/kernel": ranges.symmetric_grid(kernel, 4)}))
+        fakequant.quantize(native, Quantization(weights={"volume/kernel": ranges.symmetric_grid(kernel, 4)}))
 
 
 def test_observe_sees_every_batch_once() -> None:

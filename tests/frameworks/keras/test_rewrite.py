@@ -7,6 +7,7 @@ import pytest
 
 from slimline.errors import SlimlineError
 from slimline.frameworks.keras import adapter
+from slimline.graph.edits import PutTensors
 from slimline.graph.units import Units
 from slimline.model import Model
 from slimline.plans import Plan
@@ -160,7 +161,7 @@ def test_replace_puts_arrays_in_a_copy() -> None:
     new = {name: before[name] * 2 for name in ("mlp0a/kernel", "add/constant") if name in before}
     constant = next(name for name in before if name.endswith("/constant"))
     new[constant] = before[constant] + 1
-    copy = adapter.replace(model.native, new)
+    copy = model.edit(PutTensors(new))
     after = adapter.parameters(copy)
     for name, array in before.items():
         np.testing.assert_array_equal(after[name], new.get(name, array))
@@ -173,4 +174,4 @@ def test_replace_puts_arrays_in_a_copy() -> None:
 def test_replace_refuses_strangers(name: str, shape: tuple[int, ...], says: str) -> None:
     native, _ = adapter.load(zoo_keras.sequential(), None)
     with pytest.raises(SlimlineError, match=says.replace("(", r"\(").replace(")", r"\)")):
-        adapter.replace(native, {name: np.zeros(shape, "float32")})
+        adapter.edit(native, (PutTensors({name: np.zeros(shape, "float32")}),), ())

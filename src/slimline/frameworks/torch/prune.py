@@ -11,11 +11,8 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
 
-from slimline.arguments import takes
 from slimline.errors import SlimlineError
-from slimline.frameworks.base import Array
-from slimline.model import Model
-from slimline.model.model import is_model
+from slimline.frameworks.base import Array, Masked
 
 
 def masks(source: Any) -> dict[str, Array]:
@@ -65,8 +62,7 @@ def _normed(source: nn.Module) -> Iterator[tuple[nn.Module, str]]:
                 yield module, hook.name
 
 
-@takes(model=is_model)
-def to_torch_prune(model: Model, module: nn.Module | None = None) -> nn.Module:
+def to_torch_prune(model: Masked, module: nn.Module | None = None) -> nn.Module:
     """The network as a torch module that carries the model's masks as `torch.nn.utils.prune` does.
 
     Parameters
@@ -78,6 +74,8 @@ def to_torch_prune(model: Model, module: nn.Module | None = None) -> nn.Module:
     ------
     SlimlineError : a Keras model, one without masks, or a module with other parameters.
     """
+    if not isinstance(model, Masked):
+        raise SlimlineError(f"model is a {type(model).__name__}, no slimline model: load it with slimline.load first.")
     if model.framework != "torch":
         raise SlimlineError(f"A {model.framework} model has no torch form: load the network in torch.")
     if not model.masks:

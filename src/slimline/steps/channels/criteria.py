@@ -21,7 +21,7 @@ from slimline.methods.gram import Gram
 from slimline.methods.removal import Consumer, removal_order
 from slimline.methods.structured import Scores
 from slimline.recipe.criterion import name_of
-from slimline.run.named_code import function_of
+from slimline.recipe.named_code import function_of
 
 if TYPE_CHECKING:
     from slimline.data import Data

@@ -23,11 +23,11 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from slimline.data.splits import first
+from slimline.files.decisions import checked
 from slimline.measure.limits import Cost, Trial, judged_batch
 from slimline.measure.parity import compare
 from slimline.methods.search import culprits
 from slimline.model import Model
-from slimline.run.decisions import checked
 from slimline.runtimes.base import runtime
 from slimline.runtimes.gate import lower
 from slimline.steps.quantization.calibration import Ranges, calibrate

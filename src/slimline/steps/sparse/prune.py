@@ -20,7 +20,7 @@ from slimline.methods.gram import Gram
 from slimline.methods.sparsity import Amount, Array, Layout, Pattern
 from slimline.model import Model
 from slimline.model.masks import held
-from slimline.run.named_code import function_of
+from slimline.recipe.named_code import function_of
 from slimline.steps.distillation.step import Distillation
 from slimline.steps.sparse.step import SparsePruning
 from slimline.steps.sparse.user_masks import user_masks

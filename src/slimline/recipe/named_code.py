@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from slimline.errors import SlimlineError
+from slimline.files.code import entered, find
 from slimline.recipe.criterion import name_of
 from slimline.recipe.step import Step
 
@@ -66,8 +67,6 @@ def granted(steps: Sequence[Step], allow_code: str | Iterable[str] = (), folder:
     ------
     SlimlineError : a name that is not allowed, or that no function goes by; before anything is imported.
     """
-    from slimline.run.sources import entered, find
-
     held = {name_of(c): c for step in steps if callable(c := getattr(step, "criterion", None))}
     allowed = as_names(allow_code)
     named = [name for name in names(steps) if name not in held]
