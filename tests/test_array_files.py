@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import slimline as sl
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 from slimline.files import array_files
 from slimline.recipe.packed import PackedMask
 from slimline.run.sources import DataSource, load_data, load_weights

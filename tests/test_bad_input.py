@@ -13,8 +13,8 @@ import pytest
 
 import slimline as sl
 from slimline import cli
+from slimline.basics.errors import SlimlineError
 from slimline.data import Data, datasets
-from slimline.errors import SlimlineError
 from slimline.recipe import Budget, Recipe, load_recipe, parse
 from slimline.run.sources import ModelSource, load_model, load_weights
 from slimline.steps.channels.step import ChannelPruning

@@ -16,11 +16,11 @@ import yaml
 from rich.console import Console
 
 from slimline import cli
-from slimline.console import Display
+from slimline.basics.progress import Progress
 from slimline.data.datasets import builtin
 from slimline.measure.figures import Figures, Latency
-from slimline.progress import Progress
 from slimline.recipe import Recipe, presets
+from slimline.report.console import Display
 from slimline.report.tables import bytes_text, figures_table, latency_text
 from slimline.run.directory import Run
 from slimline.run.sources import DataSource, ModelSource, load_again, load_data, load_weights

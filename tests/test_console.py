@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 import slimline as sl
-from slimline.console import LIKENESS, Display, Log, PlainConsole, telling
-from slimline.errors import SlimlineError, unknown
+from slimline.basics.errors import SlimlineError, unknown
+from slimline.basics.progress import Progress
+from slimline.basics.text import ascii_only, seconds, visible
 from slimline.measure import Figures, Latency
-from slimline.progress import Progress
+from slimline.report.console import LIKENESS, Display, Log, PlainConsole, telling
 from slimline.report.tables import Grid, figures_table
-from slimline.text import ascii_only, seconds, visible
 
 HOSTILE = "nomod:m: [bold]x[/] [/] \x1b[2J\x07 \u202e :warning: {{ 7 }} http://a"
 ROOT = Path(__file__).parent.parent
@@ -129,7 +129,7 @@ def test_progress_of_the_library(capfd: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(("argument", "seen"), [("", True), (", False", False)])
 def test_bars_in_a_terminal_by_default(argument: str, seen: bool) -> None:
     code = (
-        "from slimline.console import telling\nfrom slimline.training.loop import Progress\n"
+        "from slimline.report.console import telling\nfrom slimline.training.loop import Progress\n"
         f"with telling(None{argument}) as tell:\n    tell and tell(Progress('Training', 1, 2))\n"
     ).replace("None, False", "False")
     ours, theirs = pty.openpty()

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from slimline.basics.errors import SlimlineError
 from slimline.data import Data
 from slimline.data.datasets import builtin
 from slimline.data.splits import rebatch
-from slimline.errors import SlimlineError
 
 
 def samples(n: int, start: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 from slimline.recipe import Recipe
 from slimline.run.directory import Run
 from slimline.run.journal import JOURNAL, Created, Decision, Journal, Note, Stage, dump

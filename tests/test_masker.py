@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 from slimline.methods.schedules import sparsity
 from slimline.methods.sparsity import Axes
 from slimline.steps.sparse.masker import Masker

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import slimline as sl
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 from slimline.graph.groups import Groups, Slot
 from slimline.methods import gates
 from slimline.steps.sparse_training.penalties import Gates, penalty

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 from slimline.recipe import Budget, Recipe, check_order, load_recipe, parse, presets
 from slimline.steps.channels.step import ChannelPruning
 from slimline.steps.distillation.step import Distillation

@@ -10,11 +10,11 @@ import pytest
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from slimline.basics.errors import SlimlineError
+from slimline.basics.progress import Progress
 from slimline.data import Data
-from slimline.errors import SlimlineError
 from slimline.graph.edits import PutTensors
 from slimline.model import Model
-from slimline.progress import Progress
 from slimline.steps.distillation.step import Distillation
 from slimline.training import loop as recovery
 from slimline.training.loop import recover

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from slimline.basics.errors import SlimlineError
 from slimline.data import Data, repeats
-from slimline.errors import SlimlineError
 
 
 def some(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 from slimline.files.atomic import atomic_write, install, sha256
 from slimline.recipe import Recipe
 from slimline.run.directory import Run
@@ -292,7 +292,7 @@ RACE = """
 import sys
 from pathlib import Path
 from typing import Any
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 from slimline.recipe import Recipe
 from slimline.steps.quantization.step import StaticQuantization
 from slimline.run.directory import Run

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 from slimline.measure import Cost, Part
 from slimline.recipe import Budget, load_recipe
 from slimline.search.attempts import ATTEMPTS, search

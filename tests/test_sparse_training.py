@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import slimline as sl
+from slimline.basics.progress import Progress
 from slimline.graph.matrix import matrices
-from slimline.progress import Progress
 from slimline.steps.sparse.gradual import gradual
 from slimline.training.loop import recover
 from tests import sparse_models as small

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import slimline as sl
-from slimline.progress import Progress
+from slimline.basics.progress import Progress
 from slimline.training.loop import recover
 from tests import compress_job
 

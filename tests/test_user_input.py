@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 import slimline as sl
+from slimline.basics.arrays import as_array
+from slimline.basics.errors import SlimlineError
 from slimline.data import Data
-from slimline.data.arrays import as_array
 from slimline.data.splits import augmented
-from slimline.errors import SlimlineError
 from slimline.measure.accuracy import evaluate
 
 torch = pytest.importorskip("torch")

@@ -8,11 +8,11 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from slimline.version import __version__ as __version__
+from slimline.basics.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from slimline.basics.errors import SlimlineError as SlimlineError
     from slimline.data import Data as Data
-    from slimline.errors import SlimlineError as SlimlineError
     from slimline.frameworks.keras.loop import PruningCallback as PruningCallback
     from slimline.frameworks.torch.loop import pruning as pruning
     from slimline.frameworks.torch.prune import to_torch_prune as to_torch_prune
@@ -42,7 +42,7 @@ _HOMES = {
     "slimline.run.export": ("export",),
     "slimline.model.loading": ("load",),
     "slimline.data": ("Data",),
-    "slimline.errors": ("SlimlineError",),
+    "slimline.basics.errors": ("SlimlineError",),
     "slimline.run.directory": ("Run",),
     "slimline.frameworks.keras.loop": ("PruningCallback",),
     "slimline.frameworks.torch.loop": ("pruning",),

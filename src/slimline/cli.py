@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from slimline.console import Display, Log, PlainConsole, lenient
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
+from slimline.report.console import Display, Log, PlainConsole, lenient
 
 if TYPE_CHECKING:
     from slimline.recipe import Recipe

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from slimline.basics.errors import require, unknown
+from slimline.basics.progress import Progress
 from slimline.data import Data
 from slimline.data.datasets import Layout, builtin
 from slimline.data.splits import Augment
-from slimline.errors import require, unknown
 from slimline.methods.schedules import warmup_cosine
-from slimline.progress import Progress
 from slimline.recipe import Budget, Recipe
 from slimline.run.sources import DataSource, ModelSource
 from slimline.steps.channels.step import ChannelPruning

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import slimline as sl
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 from slimline.files.strictjson import Malformed
 from slimline.frameworks.torch import program
 

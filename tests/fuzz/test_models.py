@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import slimline as sl
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 from slimline.run.sources import DataSource, load_data, load_weights
 from tests.fuzz import mutate
 from tests.security import hostile_torch

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 from slimline.recipe import Recipe, load_recipe, presets
 from slimline.recipe.recipe import parse
 from slimline.run.directory import Run

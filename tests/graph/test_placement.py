@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 from slimline.graph import ops
 from slimline.graph.ir import Graph, Node, Value
 from slimline.graph.placement import place

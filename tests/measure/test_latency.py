@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 from slimline.measure import Latency, latency, measure_latency, speedup
 
 pytestmark = pytest.mark.alone

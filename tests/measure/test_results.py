@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 from slimline.measure import Figures, Latency, LayerRow, LayerState, Report, certify, environment
 from slimline.measure.parity import parity
 

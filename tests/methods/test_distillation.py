@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 from slimline.methods import distillation as d
 
 LOGITS = arrays(np.float64, (3, 5), elements=st.floats(-20, 20))

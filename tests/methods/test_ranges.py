@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 from slimline.methods.ranges import (
     MSE,
     MinMax,

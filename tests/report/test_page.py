@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 from slimline.measure import Figures
 from slimline.measure.rows import busy
 from slimline.report import html, render

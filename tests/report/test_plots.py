@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slimline import text
+from slimline.basics import text
 from slimline.measure.certificate import Certificate
 from slimline.measure.figures import Latency
 from slimline.report import plots

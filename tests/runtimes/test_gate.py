@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import slimline as sl
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 from slimline.graph.quantization import Quantization
 from slimline.runtimes import gate
 

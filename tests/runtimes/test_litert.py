@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 pytest.importorskip("tensorflow")
 pytest.importorskip("ai_edge_litert")
 
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 from slimline.frameworks.base import adapter
 from slimline.graph.edits import FoldNorms
 from slimline.model import Model

@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
-from slimline.errors import SlimlineError  # noqa: E402
+from slimline.basics.errors import SlimlineError  # noqa: E402
 from slimline.frameworks.base import adapter  # noqa: E402
 from slimline.graph.edits import FoldNorms  # noqa: E402
 from slimline.model import Model  # noqa: E402

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import slimline as sl
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 from slimline.frameworks.keras import config
 
 import keras  # isort: skip

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import slimline as sl
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 from slimline.files.strictjson import Malformed
 from slimline.frameworks.torch import allowed, expressions, program
 from tests.security import hostile_torch as h

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 from slimline.zoo.keras import load_torch_weights, residual_cnn
 
 torch = pytest.importorskip("torch")

@@ -16,9 +16,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from slimline.arguments import whole
+from slimline.basics.arguments import whole
+from slimline.basics.arrays import Array, is_array
+from slimline.basics.errors import SlimlineError, unknown
 from slimline.data import repeats
-from slimline.data.arrays import Array, is_array
 from slimline.data.splits import (
     Augment,
     Batch,
@@ -31,7 +32,6 @@ from slimline.data.splits import (
     reading,
     specs_of,
 )
-from slimline.errors import SlimlineError, unknown
 from slimline.measure.certificate import Certificate, certify, check_range
 
 log = logging.getLogger(__name__)
@@ -493,7 +493,7 @@ def _mend(shape: tuple[int, ...], wanted: tuple[int, ...]) -> str:
 
 
 def is_data(name: str, value: Any) -> None:
-    """Refuse an argument that is no `Data`; see `slimline.arguments.takes`."""
+    """Refuse an argument that is no `Data`; see `slimline.basics.arguments.takes`."""
     if not isinstance(value, Data):
         raise SlimlineError(
             f"{name} is a {type(value).__name__}: give slimline.Data, such as slimline.Data(train=(x, y), test=(x, y))."

@@ -8,11 +8,11 @@ from typing import Literal
 
 import numpy as np
 
-from slimline.arguments import whole
+from slimline.basics.arguments import whole
+from slimline.basics.arrays import Array
+from slimline.basics.errors import SlimlineError, require, unknown
 from slimline.data import Data
-from slimline.data.arrays import Array
 from slimline.data.splits import Augment
-from slimline.errors import SlimlineError, require, unknown
 
 Layout = Literal["channels_first", "channels_last"]
 NAMES = ("digits", "fashion-mnist")

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from slimline.data.arrays import Array
-from slimline.errors import SlimlineError, raised
+from slimline.basics.arrays import Array
+from slimline.basics.errors import SlimlineError, raised
 
 _CHUNK_BYTES = 2**24
 _EXACT = 2**24

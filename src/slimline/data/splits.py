@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from slimline.basics.arrays import Array, as_array, finite, is_array
+from slimline.basics.errors import SlimlineError, raised
 from slimline.data import repeats
-from slimline.data.arrays import Array, as_array, finite, is_array
-from slimline.errors import SlimlineError, raised
 
 Inputs = tuple[Array, ...]
 Batch = tuple[Inputs, Array | None]

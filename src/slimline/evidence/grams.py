@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 from slimline.graph.matrix import LayerMatrix
 from slimline.methods.gram import Gram
 from slimline.model import Model

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 
 EPOCH = (1980, 1, 1, 0, 0, 0)
 MEMBERS = 100_000

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 
 _WHY = {
     errno.ENOSPC: "the disk is full: free some space",

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from slimline.errors import SlimlineError, unknown
+from slimline.basics.errors import SlimlineError, unknown
 
 
 def call(name: str, what: str) -> Any:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 
 M = TypeVar("M", bound=BaseModel)
 

@@ -6,10 +6,10 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
+from slimline.basics.text import visible
 from slimline.files import strictjson
 from slimline.files.strictjson import Malformed
-from slimline.text import visible
 
 _LARGEST = 1e100
 _SHOWN = 40

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
-from slimline.errors import SlimlineError, unknown
+from slimline.basics.errors import SlimlineError, unknown
 
 if TYPE_CHECKING:
     from slimline.graph.edits import Edit

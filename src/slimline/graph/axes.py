@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 from slimline.graph.atoms import Atoms, Axis, Labels
 from slimline.graph.equation import Equation
 from slimline.graph.ir import Graph, Node

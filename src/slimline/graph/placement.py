@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Literal
 
-from slimline.errors import unknown
+from slimline.basics.errors import unknown
 from slimline.graph.ir import Graph, Node
 
 

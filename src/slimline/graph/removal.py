@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 from slimline.graph import cost
 from slimline.graph.units import Unit, Units
 

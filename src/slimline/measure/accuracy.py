@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from slimline.data.arrays import as_array
-from slimline.errors import SlimlineError, raised
+from slimline.basics.arrays import as_array
+from slimline.basics.errors import SlimlineError, raised
 from slimline.measure.process import Worker
 
 Metric = Callable[[np.ndarray, np.ndarray | None], np.ndarray]

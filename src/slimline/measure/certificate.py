@@ -9,9 +9,9 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from slimline.arguments import whole
-from slimline.data.arrays import as_array
-from slimline.errors import SlimlineError, unknown
+from slimline.basics.arguments import whole
+from slimline.basics.arrays import as_array
+from slimline.basics.errors import SlimlineError, unknown
 
 Method = Literal["exact", "betting", "tango", "clopper-pearson", "bootstrap"]
 Verdict = Literal["certified", "refuted", "inconclusive", "measured"]

@@ -8,7 +8,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from slimline import text
+from slimline.basics import text
 
 BUSY = 0.1  # part of the time spent waiting for a core from which a figure is to be doubted
 

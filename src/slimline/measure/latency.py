@@ -13,7 +13,7 @@ from time import monotonic
 
 import numpy as np
 
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 from slimline.measure.figures import Latency
 from slimline.measure.limits import Part
 from slimline.measure.process import Timing, Worker, save, tile

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 
 
 @dataclass(frozen=True)

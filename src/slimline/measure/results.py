@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 from markupsafe import Markup
 from pydantic import BaseModel, ConfigDict, Field
 
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
+from slimline.basics.text import ascii_only, visible
 from slimline.files import json_models
 from slimline.measure.certificate import Certificate
 from slimline.measure.figures import Count, Figures, Latency
@@ -19,7 +20,6 @@ from slimline.measure.integers import Integers
 from slimline.measure.limits import Limit, Trial
 from slimline.measure.parity import Parity
 from slimline.measure.rows import lines, rows
-from slimline.text import ascii_only, visible
 
 __all__ = [
     "Duration",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from slimline import text
+from slimline.basics import text
 from slimline.measure.figures import Figures, Latency
 from slimline.measure.latency import speedup
 

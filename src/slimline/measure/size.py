@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 from slimline.measure.process import Worker, save, tile
 
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

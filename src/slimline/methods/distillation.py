@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 
 Kind = Literal["kl", "logit-standard", "mse"]
 

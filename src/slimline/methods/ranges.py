@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from slimline.errors import SlimlineError, unknown
+from slimline.basics.errors import SlimlineError, unknown
 from slimline.methods.grids import Grid
 
 Array = np.ndarray[Any, np.dtype[Any]]

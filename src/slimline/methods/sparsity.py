@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 from slimline.methods.gram import Gram
 
 Array = np.ndarray[Any, np.dtype[Any]]

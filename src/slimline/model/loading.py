@@ -8,8 +8,8 @@ from typing import Any, overload
 
 import numpy as np
 
-from slimline.data.arrays import examples
-from slimline.errors import SlimlineError, unknown
+from slimline.basics.arrays import examples
+from slimline.basics.errors import SlimlineError, unknown
 from slimline.frameworks.base import adapter, adapter_for
 from slimline.graph.quantization import Quantization
 from slimline.model import parts as parted

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from slimline.arguments import takes
+from slimline.basics.arguments import takes
 from slimline.graph.edits import PutTensors
 from slimline.model.model import Model, is_model
 

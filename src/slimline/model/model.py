@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from slimline import arguments
-from slimline.arguments import takes
-from slimline.errors import SlimlineError
+from slimline.basics import arguments
+from slimline.basics.arguments import takes
+from slimline.basics.errors import SlimlineError
 from slimline.frameworks.base import Adapter
 from slimline.graph.edits import Edit
 from slimline.graph.ir import Graph
@@ -162,6 +162,6 @@ class Model:
 
 
 def is_model(name: str, value: Any) -> None:
-    """Refuse an argument that is no `Model`; see `slimline.arguments.takes`."""
+    """Refuse an argument that is no `Model`; see `slimline.basics.arguments.takes`."""
     if not isinstance(value, Model):
         raise SlimlineError(f"{name} is a {type(value).__name__}, no slimline model: load it with slimline.load first.")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import safetensors.numpy
 
-from slimline.errors import SlimlineError, unknown
+from slimline.basics.errors import SlimlineError, unknown
 from slimline.files import array_files, strictjson
 from slimline.frameworks.base import adapter_for
 from slimline.model.model import Model, is_model

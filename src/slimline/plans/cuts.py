@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from slimline.arguments import takes
-from slimline.errors import SlimlineError
+from slimline.basics.arguments import takes
+from slimline.basics.errors import SlimlineError
 from slimline.graph import cost
 from slimline.graph.cuts import Cut, readers
 from slimline.graph.edits import Narrow, PutTensors

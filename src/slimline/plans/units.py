@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from slimline.arguments import takes
+from slimline.basics.arguments import takes
 from slimline.graph.edits import Mask, Resize
 from slimline.graph.removal import Removal, take
 from slimline.graph.units import Units

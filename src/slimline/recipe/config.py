@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
 
-from slimline.errors import SlimlineError, unknown
+from slimline.basics.errors import SlimlineError, unknown
 
 
 class Config(BaseModel):

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, PlainSerializer
 
-from slimline.errors import unknown
+from slimline.basics.errors import unknown
 
 Named = Annotated[str | Callable[..., Any], PlainSerializer(lambda given: name_of(given), return_type=str)]
 

@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from types import MappingProxyType
 from typing import Any
 
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 from slimline.files.code import entered, find
 from slimline.recipe.criterion import name_of
 from slimline.recipe.step import Step

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
-from slimline.errors import SlimlineError, unknown
+from slimline.basics.errors import SlimlineError, unknown
 from slimline.recipe.budget import Budget
 from slimline.recipe.config import Config, as_mapping
 from slimline.recipe.criterion import importable, name_of

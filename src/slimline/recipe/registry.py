@@ -13,7 +13,7 @@ from importlib import import_module, metadata
 from pkgutil import iter_modules
 from typing import Any, Protocol
 
-from slimline.errors import SlimlineError, unknown
+from slimline.basics.errors import SlimlineError, unknown
 from slimline.recipe.step import Step
 
 log = logging.getLogger(__name__)

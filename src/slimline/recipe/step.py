@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 from slimline.recipe.config import Config
 
 Ratio = Annotated[float, Field(ge=0, lt=1)]
@@ -57,7 +57,7 @@ class Step(Config):
 
 
 def are_steps(name: str, value: Any) -> None:
-    """Refuse an argument that is neither a step nor several; see `slimline.arguments.takes`."""
+    """Refuse an argument that is neither a step nor several; see `slimline.basics.arguments.takes`."""
     for each in value if isinstance(value, Sequence) and not isinstance(value, str) else (value,):
         if not isinstance(each, Step):
             what = each.__name__ if isinstance(each, type) else repr(each)[:40]

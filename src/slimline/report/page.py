@@ -15,7 +15,8 @@ import yaml
 from markupsafe import Markup
 from pydantic import BaseModel, ConfigDict
 
-from slimline import text
+from slimline.basics import text
+from slimline.basics.text import count as _count
 from slimline.files import json_models
 from slimline.files.atomic import atomic_write
 from slimline.measure.certificate import Certificate
@@ -26,7 +27,6 @@ from slimline.measure.parity import Parity
 from slimline.measure.results import Duration, Epoch, Frozen, LayerRow, Refusal, check_schema
 from slimline.measure.rows import rows
 from slimline.report import plots
-from slimline.text import count as _count
 
 _HERE = Path(__file__).parent
 _LONGEST = 80  # characters of a name in a heading

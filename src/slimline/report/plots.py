@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Sequence
 
 from markupsafe import Markup, escape
 
+from slimline.basics.text import PERCENT, visible
 from slimline.measure.certificate import Certificate
 from slimline.measure.figures import Latency
-from slimline.text import PERCENT, visible
 
 WIDTH = 360
 MARGIN = 10

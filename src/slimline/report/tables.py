@@ -10,7 +10,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from slimline.text import visible
+from slimline.basics.text import visible
 
 if TYPE_CHECKING:
     from slimline.measure.figures import Figures, Latency

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from slimline import arguments
-from slimline.arguments import takes
-from slimline.console import telling
+from slimline.basics import arguments
+from slimline.basics.arguments import takes
+from slimline.basics.errors import SlimlineError
 from slimline.data.data import is_data
-from slimline.errors import SlimlineError
 from slimline.model.model import Model
 from slimline.model.parts import PartedModel, is_any_model
 from slimline.recipe import Step
 from slimline.recipe.recipe import check_order
 from slimline.recipe.step import are_steps
+from slimline.report.console import telling
 from slimline.runtimes.base import usual
 from slimline.steps.base import Context, Tell, handler_of, neighbours, perform
 from slimline.steps.channels import parted

@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from slimline import arguments
-from slimline.arguments import takes
-from slimline.console import telling
+from slimline.basics import arguments
+from slimline.basics.arguments import takes
+from slimline.basics.errors import SlimlineError
 from slimline.data import Data
 from slimline.data.data import is_data
-from slimline.errors import SlimlineError
 from slimline.model import Model
 from slimline.model.loading import load
 from slimline.recipe import Budget, Recipe, Step, load_recipe
 from slimline.recipe.named_code import granted
+from slimline.report.console import telling
 from slimline.run.apply import check, check_order_after
 from slimline.run.directory import Run
 from slimline.run.export import runtime_of

@@ -23,9 +23,9 @@ from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from slimline import arguments
-from slimline.arguments import takes
-from slimline.errors import SlimlineError
+from slimline.basics import arguments
+from slimline.basics.arguments import takes
+from slimline.basics.errors import SlimlineError
 from slimline.files.atomic import atomic_write, below, install, is_plain, read_plain, sha256, writing
 from slimline.recipe.recipe import LONGEST, Recipe, parse
 from slimline.run.durations import Durations
@@ -133,7 +133,7 @@ class Run:
         model, teacher : fingerprints, so that other models are.
         title : what is compressed, for people.
         """
-        from slimline.version import __version__
+        from slimline.basics.version import __version__
 
         path = Path(path).resolve()
         text = recipe.dump()

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
+from slimline.basics.progress import Progress
 from slimline.files.atomic import sha256
 from slimline.graph import cost
 from slimline.graph.units import Units
@@ -32,7 +33,6 @@ from slimline.measure.parity import compare
 from slimline.measure.results import Duration, Epoch, Frozen, LayerRow, LayerState, Refusal, Report, environment
 from slimline.measure.rows import busy
 from slimline.model import Model
-from slimline.progress import Progress
 from slimline.runtimes.base import runtime
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from slimline import arguments
-from slimline.arguments import takes
-from slimline.errors import SlimlineError
+from slimline.basics import arguments
+from slimline.basics.arguments import takes
+from slimline.basics.errors import SlimlineError
 from slimline.files.atomic import writing
 from slimline.model.model import Model, is_model
 from slimline.runtimes.base import Runtime, runtime, usual

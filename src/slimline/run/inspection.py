@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from slimline.basics.progress import Progress
 from slimline.data import Data
 from slimline.data.datasets import NAMES
 from slimline.data.splits import Inputs
@@ -20,7 +21,6 @@ from slimline.graph.placement import place
 from slimline.graph.units import Units
 from slimline.measure import file_bytes, ledger, measure_latency, measure_memory, outputs, score
 from slimline.measure.figures import Figures
-from slimline.progress import Progress
 from slimline.report.tables import Grid
 from slimline.run.sources import DataSource, load_data
 from slimline.runtimes.base import runtime_for, usual

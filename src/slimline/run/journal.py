@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 from slimline.files.atomic import atomic_write, below, read_plain, write_all, writing
 
 JOURNAL = "journal.jsonl"

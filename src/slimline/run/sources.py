@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import TypeAdapter
 
+from slimline.basics.errors import NoExample, SlimlineError, unknown
 from slimline.data.datasets import NAMES, Layout, builtin
-from slimline.errors import NoExample, SlimlineError, unknown
 from slimline.files import array_files
 from slimline.files.archive import Damaged
 from slimline.files.code import call, entered

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
+from slimline.basics.progress import Progress
 from slimline.model import Model
-from slimline.progress import Progress
 from slimline.recipe import Recipe
 from slimline.run.directory import RECIPE, Run, versions
 from slimline.run.journal import fingerprint

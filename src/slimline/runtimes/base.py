@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from slimline.errors import unknown
+from slimline.basics.errors import unknown
 
 if TYPE_CHECKING:
     from slimline.model import Model

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 from slimline.measure.parity import Parity, compare
 from slimline.measure.probes import Arrays, probes
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from slimline.errors import SlimlineError, require
+from slimline.basics.errors import SlimlineError, require
 
 if TYPE_CHECKING:
     from slimline.model import Model

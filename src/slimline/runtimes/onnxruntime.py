@@ -21,7 +21,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 from slimline.graph.edits import FoldNorms
 
 if TYPE_CHECKING:

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
+from slimline.basics.progress import Progress
 from slimline.files.decisions import checked
 from slimline.graph import cost
 from slimline.measure.limits import Cost, Part, Trial, limited, limits, worst
 from slimline.methods.search import mildest
 from slimline.model import Model
-from slimline.progress import Progress
 from slimline.recipe import Budget, Recipe
 from slimline.runtimes.base import runtime
 from slimline.runtimes.gate import lower

@@ -8,18 +8,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
 
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 from slimline.model.masks import held
 from slimline.recipe import registry
 from slimline.recipe.step import Step
 
 if TYPE_CHECKING:
+    from slimline.basics.progress import Progress
     from slimline.data import Data
     from slimline.frameworks.base import Masking
     from slimline.methods.sparsity import Axes
     from slimline.model import Model
     from slimline.plans import AnyPlan
-    from slimline.progress import Progress
     from slimline.training.companions import Company
 
 S = TypeVar("S", bound=Step)

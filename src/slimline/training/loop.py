@@ -24,15 +24,15 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from slimline.basics.errors import SlimlineError
+from slimline.basics.progress import Progress
 from slimline.data.splits import Split, Stream
-from slimline.errors import SlimlineError
 from slimline.files.atomic import sync, writing
 from slimline.frameworks.base import Array, Batch, Trainer
 from slimline.measure.accuracy import evaluate
 from slimline.methods.distillation import class_axis
 from slimline.methods.schedules import warmup_cosine
 from slimline.model import Model
-from slimline.progress import Progress
 from slimline.recipe.training import Training
 from slimline.training.companions import Companion, Company
 from slimline.training.teacher import UNKNOWN, fingerprint

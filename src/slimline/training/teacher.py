@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 from slimline.frameworks.base import Array, adapter_for
 from slimline.model import Model
 from slimline.model.parts import PartedModel

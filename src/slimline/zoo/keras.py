@@ -11,7 +11,7 @@ import numpy as np
 import slimline.frameworks.keras  # noqa: F401  chooses the backend before keras is imported  # isort: skip
 import keras
 
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 from slimline.files import array_files
 from slimline.files.strictjson import Malformed
 

@@ -21,7 +21,7 @@ KERAS = adapter("keras")  # sets what must be set before keras is imported
 import keras  # noqa: E402
 from keras import layers as L  # noqa: E402
 
-from slimline.errors import SlimlineError  # noqa: E402
+from slimline.basics.errors import SlimlineError  # noqa: E402
 from slimline.frameworks.keras.gridded import IntegerActivation, fake_quantize  # noqa: E402
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 from slimline.frameworks.keras import adapter
 from slimline.frameworks.keras.functional import calls
 from tests import zoo_keras

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 from slimline.frameworks.keras import adapter
 from tests import zoo_keras
 

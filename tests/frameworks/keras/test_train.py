@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 from slimline.frameworks.base import adapter
 from slimline.frameworks.keras.fusednorm import fused
 from slimline.frameworks.keras.train import KerasTrainer, gradients

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import slimline as sl
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 from slimline.frameworks.base import adapter, adapter_for
 from slimline.frameworks.torch.native import set_training
 from slimline.graph.units import Units

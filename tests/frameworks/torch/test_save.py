@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import slimline as sl
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 from slimline.frameworks.base import adapter
 from slimline.run.sources import DataSource, ModelSource, load_pair
 

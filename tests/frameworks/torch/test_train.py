@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 from slimline.frameworks.base import adapter
 from slimline.frameworks.torch.train import TorchTrainer, gradients
 from slimline.steps.distillation.step import Distillation

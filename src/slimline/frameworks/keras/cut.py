@@ -8,7 +8,7 @@ from typing import Any
 import keras
 from keras.src.ops import numpy as numpy_ops
 
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 from slimline.frameworks.keras.functional import Call, clone, rebuild
 from slimline.frameworks.keras.resize import take
 from slimline.frameworks.keras.rewrite import Copier, parameters

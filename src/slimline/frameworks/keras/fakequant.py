@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 from slimline.frameworks.keras.functional import Call, Copies, calls, clone, input_name, rebuild, replay, variables
 from slimline.frameworks.keras.gridded import (
     GRIDDED,

@@ -16,7 +16,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 from slimline.frameworks.keras.weight import Weight
 
 _STORED = ("float", "bfloat", "bool")

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from slimline.errors import NoExample, SlimlineError
+from slimline.basics.errors import NoExample, SlimlineError
 from slimline.frameworks.keras.canonical import canonical
 from slimline.frameworks.keras.functional import freeze_like, input_name, is_functional, stored
 from slimline.frameworks.keras.unfold import functional

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 from slimline.frameworks.base import Array, Masking
 from slimline.methods.sparsity import Axes
 from slimline.recipe.registry import handler

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 from slimline.frameworks.keras.functional import Call, calls
 
 Array = np.ndarray

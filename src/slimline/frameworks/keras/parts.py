@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 from slimline.frameworks.keras.functional import Copies, clone, finalize
 
 

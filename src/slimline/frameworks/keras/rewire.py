@@ -8,7 +8,7 @@ from typing import Any
 import keras
 from keras import layers as L
 
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 from slimline.frameworks.keras.functional import Call, calls, input_name, rebuild
 from slimline.frameworks.keras.rewrite import copier
 

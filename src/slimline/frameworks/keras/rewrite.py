@@ -14,7 +14,7 @@ import keras
 import numpy as np
 from keras.src.ops import numpy as numpy_ops
 
-from slimline.errors import SlimlineError, unknown
+from slimline.basics.errors import SlimlineError, unknown
 from slimline.frameworks.keras import resize
 from slimline.frameworks.keras.functional import (
     SEED_STATE,

@@ -12,7 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 from slimline.files import archive, strictjson
 from slimline.files.archive import Archive, Damaged
 from slimline.files.strictjson import Malformed

@@ -11,7 +11,7 @@ from typing import Any
 
 import keras
 
-from slimline.errors import require
+from slimline.basics.errors import require
 from slimline.files.strictjson import Malformed
 
 OBJECTS, DEPTH, SLACK = 200_000, 64, 1 << 16

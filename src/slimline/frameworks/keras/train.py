@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 from slimline.frameworks.base import Array, Batch
 from slimline.frameworks.keras.canonical import canonical
 from slimline.frameworks.keras.functional import SEED_STATE, calls, freeze_like, variables

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 from slimline.frameworks.torch.native import sharing
 from slimline.graph.quantization import Quantization
 from slimline.methods.grids import Grid

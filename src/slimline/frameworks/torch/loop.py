@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from slimline import arguments
-from slimline.errors import SlimlineError
+from slimline.basics import arguments
+from slimline.basics.errors import SlimlineError
 from slimline.frameworks.base import Array, Masking
 from slimline.methods.sparsity import Axes
 from slimline.recipe.registry import handler

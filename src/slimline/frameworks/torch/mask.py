@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 from slimline.frameworks.torch.native import Native, free_views, tensors
 from slimline.frameworks.torch.operators import add_constant, argument, aten, packet
 

@@ -16,7 +16,7 @@ from torch.nn.modules import transformer
 from torch.utils import _pytree as pytree
 
 import slimline.frameworks.torch.shapes  # noqa: F401  (registers shape functions)
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 from slimline.frameworks.base import Array
 from slimline.frameworks.torch.functional import functionalise
 from slimline.frameworks.torch.inline import inline

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from slimline.errors import SlimlineError, unknown
+from slimline.basics.errors import SlimlineError, unknown
 from slimline.frameworks.base import Array
 from slimline.frameworks.torch.native import Native
 from slimline.frameworks.torch.program import structure

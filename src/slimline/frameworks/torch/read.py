@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from slimline.errors import NoExample, SlimlineError
+from slimline.basics.errors import NoExample, SlimlineError
 from slimline.files.strictjson import Malformed
 from slimline.frameworks.base import Array
 from slimline.frameworks.torch import native as natives

@@ -21,7 +21,7 @@ import torch
 from torch import fx, nn
 from torch._export.serde.serialize import ExportedProgramDeserializer, serialize
 
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 from slimline.files import archive, strictjson
 from slimline.files.archive import Archive, Damaged
 from slimline.files.strictjson import Malformed

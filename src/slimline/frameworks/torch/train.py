@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 from slimline.frameworks.base import Array, Batch
 from slimline.frameworks.torch.native import check_batch, free_views, set_training
 from slimline.frameworks.torch.operators import argument

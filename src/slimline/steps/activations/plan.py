@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from slimline.arguments import takes
+from slimline.basics.arguments import takes
+from slimline.basics.errors import SlimlineError, unknown
 from slimline.data.splits import first
-from slimline.errors import SlimlineError, unknown
 from slimline.graph import cost, edits
 from slimline.graph.ir import Graph, Node
 from slimline.methods.activations import sparsity, threshold_for_error, threshold_for_sparsity

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 from slimline.recipe.step import Globs, Step
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 from slimline.evidence.grams import collect
 from slimline.graph.groups import Groups
 from slimline.graph.ir import Node

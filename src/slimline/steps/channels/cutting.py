@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 from slimline.graph import cost
 from slimline.graph.cuts import Cut, Reader, readers
 from slimline.graph.matrix import matrices

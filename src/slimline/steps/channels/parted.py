@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from slimline.errors import NothingToPrune, SlimlineError, unknown
+from slimline.basics.errors import NothingToPrune, SlimlineError, unknown
 from slimline.graph.units import Units
 from slimline.model.model import Model
 from slimline.model.parts import PartedModel

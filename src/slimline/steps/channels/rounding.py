@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 from slimline.graph.cost import node_macs
 from slimline.graph.ir import Graph
 from slimline.graph.matrix import LayerMatrix, matrices

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from slimline.basics.errors import SlimlineError
 from slimline.data.splits import first
-from slimline.errors import SlimlineError
 from slimline.methods.schedules import ratios
 from slimline.model import Model
 from slimline.steps.base import Context, Done, Handler, perform

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from slimline.errors import NothingToPrune, SlimlineError, unknown
+from slimline.basics.errors import NothingToPrune, SlimlineError, unknown
 from slimline.graph import cost
 from slimline.graph.ir import Graph
 from slimline.graph.kinds import kind

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 from slimline.recipe.criterion import Named, name_of, one_of
 from slimline.recipe.step import Globs, Ratio, Step
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from slimline.arguments import takes
+from slimline.basics.arguments import takes
+from slimline.basics.errors import SlimlineError, unknown
 from slimline.data.splits import first
-from slimline.errors import SlimlineError, unknown
 from slimline.graph import cost
 from slimline.graph.blocks import Block, blocks, leave_out
 from slimline.graph.edits import Rewire, Silence

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 from slimline.steps.base import Context, Done, Handler
 from slimline.steps.quantization.step import StaticQuantization
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 from slimline.graph.edits import FoldNorms, Round
 from slimline.graph.placement import POLICIES, Placement, place
 from slimline.graph.quantization import Quantization

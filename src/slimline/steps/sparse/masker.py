@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 from slimline.methods import sparsity
 from slimline.methods.schedules import SparsitySchedule, dense_phase, regrown
 from slimline.methods.schedules import sparsity as scheduled

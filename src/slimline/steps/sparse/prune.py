@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from slimline.basics.errors import SlimlineError, unknown
 from slimline.data.splits import first
-from slimline.errors import SlimlineError, unknown
 from slimline.evidence.grams import ROWS, collect
 from slimline.graph.edits import PutTensors
 from slimline.graph.matrix import LayerMatrix, matrices

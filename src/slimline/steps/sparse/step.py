@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 from slimline.methods.schedules import ratios
 from slimline.methods.sparsity import NEEDS_GRADIENT, NEEDS_GRAM, Pattern
 from slimline.recipe.criterion import Named, one_of

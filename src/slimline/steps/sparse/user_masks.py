@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from slimline.errors import SlimlineError, unknown
+from slimline.basics.errors import SlimlineError, unknown
 from slimline.files import array_files
 from slimline.files.strictjson import Malformed
 from slimline.steps.sparse.step import SparsePruning

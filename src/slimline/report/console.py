@@ -17,8 +17,8 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from slimline import arguments
-from slimline.text import ascii_only, visible
+from slimline.basics import arguments
+from slimline.basics.text import ascii_only, visible
 
 LIKENESS = "slimline-likeness"
 

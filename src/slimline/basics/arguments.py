@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
-from slimline.errors import SlimlineError
+from slimline.basics.errors import SlimlineError
 
 P = ParamSpec("P")
 R = TypeVar("R")

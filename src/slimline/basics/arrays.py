@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from slimline.errors import SlimlineError, raised
+from slimline.basics.errors import SlimlineError, raised
 
 log = logging.getLogger(__name__)
 
