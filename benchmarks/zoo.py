@@ -136,14 +136,13 @@ def pruned(model: Any) -> tuple[Any, Any, Any, dict[str, Any]]:
 def exported(*models: Any) -> dict[str, Any]:
     """Whether the artifacts of these models equal them in the runtime, and why not; the gate of `sl.export` says so."""
     import slimline as sl
-    from slimline.runtimes.base import usual
 
     start = time.perf_counter()
     failure = ""
     try:
         for model in models:
             with tempfile.TemporaryDirectory() as folder:
-                sl.export(model, usual(model.framework), folder)
+                sl.export(model, model.usual_target, folder)
     except sl.SlimlineError as e:
         failure = str(e)[:300]
     seconds = round(time.perf_counter() - start, 1)

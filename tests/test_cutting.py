@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 import slimline as sl
+from slimline.frameworks.base import frameworks
 from slimline.graph import cost
 from slimline.graph.cuts import Cut, readers
 from slimline.plans import CutPlan
-from slimline.runtimes.base import runtime, usual
+from slimline.runtimes.base import runtime
 from tests.test_compensation import made
 
 torch = pytest.importorskip("torch")
@@ -114,7 +115,7 @@ def test_cuts_of_a_network_save_and_serve(framework, axis, kind, tmp_path):
     assert again.summary() == plan.summary()
     assert str(again) == str(plan)
     agree(sl.load(small.save(tmp_path / f"small{small.adapter.suffix}")), small, x[:8])
-    target = usual(framework)
+    target = frameworks()[framework].target
     artifact = sl.export(small, target, tmp_path)
     np.testing.assert_allclose(runtime(target).load(artifact).run((x[:8],)), small.predict(x[:8]), atol=1e-5)
     units = sl.plan(small, sl.ChannelPruning(ratio=0.3))  # what follows sees an ordinary model

@@ -10,6 +10,7 @@ import pytest
 
 import slimline as sl
 from slimline.basics.progress import Progress
+from slimline.graph.edits import PutTensors
 from slimline.training.loop import recover
 from tests import compress_job
 
@@ -47,7 +48,7 @@ def weights(model: sl.Model) -> np.ndarray:
 def other(model: sl.Model, factor: float) -> sl.Model:
     """A teacher whose answers are nobody else's."""
     tensors = {n: a * np.float32(factor) for n, a in model.parameters().items() if n in model.graph.trainable}
-    return sl.Model(model.adapter, model.adapter.replace(model.native, tensors), model.example)
+    return sl.Model(model.adapter, model.edit(PutTensors(tensors)), model.example)
 
 
 def test_steps_one_by_one_learn_from_what_steps_at_once_learn_from(model: sl.Model, data: sl.Data) -> None:

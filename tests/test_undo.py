@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import slimline as sl
+from slimline.graph.edits import PutTensors
 from slimline.measure import Latency, Trial
 from slimline.measure.parity import Parity
 from slimline.runtimes.base import runtime
@@ -247,9 +248,7 @@ def test_the_same_shapes_are_the_same_question_whatever_the_weights(context):
     model = context.teacher
     trained = replace(
         model,
-        native=model.adapter.replace(
-            model.native, {k: v + 1 for k, v in model.parameters().items() if v.dtype.kind == "f"}
-        ),
+        native=model.edit(PutTensors({k: v + 1 for k, v in model.parameters().items() if v.dtype.kind == "f"})),
     )
     narrow = sl.apply(model, sl.ChannelPruning(ratio=0.5))
     ask = lambda m, step=STEP, **more: undo._question(m, step, replace(context, **more))  # noqa: E731

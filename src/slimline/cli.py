@@ -130,13 +130,12 @@ def compress(
     chosen = wished(samples.has("train"))
 
     from slimline.run.compress import compress as work
-    from slimline.runtimes.base import usual
     from slimline.steps.sparse.step import SparsePruning
     from slimline.steps.sparse.zeros import note
 
     for step in chosen.steps:
         if isinstance(step, SparsePruning):
-            err.say(note(step, chosen.target or usual(loaded.framework)))
+            err.say(note(step, chosen.target or loaded.usual_target))
     try:
         with Display(err) as display:
             run = work(
@@ -241,11 +240,14 @@ def measure(
 @app.command()
 def targets() -> None:
     """List the runtimes that slimline compresses for."""
+    from slimline.frameworks.base import frameworks
     from slimline.report.tables import Grid
     from slimline.runtimes.base import names, runtime
 
-    found = [runtime(name) for name in names()]
-    rows = [(each.name, ", ".join(each.frameworks), each.description, each.available() or "yes") for each in found]
+    rows = []
+    for each in map(runtime, names()):
+        reached_by = [name for name, known in frameworks().items() if set(known.forms) & set(each.forms)]
+        rows.append((each.name, ", ".join(reached_by), each.description, each.available() or "yes"))
     out.print(Grid("Runtimes that slimline compresses for", ("target", "for", "what", "installed"), rows))
 
 

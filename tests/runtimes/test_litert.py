@@ -20,6 +20,7 @@ from slimline.basics.errors import SlimlineError
 from slimline.frameworks.base import adapter
 from slimline.graph.edits import FoldNorms
 from slimline.model import Model
+from slimline.model.lowering import write
 from slimline.runtimes.litert import Session, runtime
 from slimline.steps.quantization.calibration import calibrate
 from slimline.steps.quantization.step import StaticQuantization
@@ -113,8 +114,8 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     quantized = calibrate(model, StaticQuantization(), [(IMAGES[:256],)], "litert")
     folder = tmp_path_factory.mktemp(request.param)
     case = Case(request.param, model, quantized, folder / "float.tflite", folder / "int8.tflite")
-    runtime.lower(model, case.float_path)
-    runtime.lower(quantized, case.integer_path)
+    write(runtime, model, case.float_path)
+    write(runtime, quantized, case.integer_path)
     return case
 
 
@@ -162,7 +163,7 @@ def test_weights_in_the_file_are_the_grids_integers(case: Case) -> None:
 
 
 def test_lowering_is_reproducible(case: Case, tmp_path: Path) -> None:
-    runtime.lower(case.quantized, tmp_path / "again.tflite")
+    write(runtime, case.quantized, tmp_path / "again.tflite")
     assert (tmp_path / "again.tflite").read_bytes() == case.integer_path.read_bytes()
 
 
@@ -175,11 +176,12 @@ from pathlib import Path
 from slimline.frameworks.base import adapter
 from slimline.graph.quantization import Quantization
 from slimline.model import Model
+from slimline.model.lowering import write
 from slimline.runtimes.litert import runtime
 keras = adapter("keras")
 native, example, notes = keras.open(Path(sys.argv[1]), False)
 model = Model(keras, native, example, (), Quantization.model_validate(notes["quantization"]))
-runtime.lower(model, Path(sys.argv[2]))
+write(runtime, model, Path(sys.argv[2]))
 """
     paths = [str(tmp_path / "model.keras"), str(tmp_path / "other.tflite")]
     done = subprocess.run([sys.executable, "-c", program, *paths], capture_output=True, text=True, check=True)
@@ -217,7 +219,7 @@ def test_two_inputs_keep_their_order(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     inputs = (rng.normal(size=(6, 3)).astype(np.float32), rng.normal(size=(6, 5)).astype(np.float32))
     model = Model(KERAS, *KERAS.load(net, inputs))
-    runtime.lower(model, tmp_path / "two.tflite")
+    write(runtime, model, tmp_path / "two.tflite")
     assert [name for name, _, _ in runtime.input_specs(tmp_path / "two.tflite")] == ["zebra", "ant"]
     np.testing.assert_allclose(runtime.load(tmp_path / "two.tflite").run(inputs), model.predict(*inputs), atol=1e-5)
 
@@ -239,7 +241,7 @@ def test_recurrent_layers_at_any_batch(wrap: Callable[[Any], Any], steps: tuple[
     rng = np.random.default_rng(0)
     x = rng.integers(0, 30, (7, *steps)).astype(np.int32) if words else rng.normal(size=(7, *steps)).astype(np.float32)
     model = Model(KERAS, *KERAS.load(net, (x[:2],)))
-    runtime.lower(model, tmp_path / "loop.tflite")
+    write(runtime, model, tmp_path / "loop.tflite")
     session = runtime.load(tmp_path / "loop.tflite")
     for batch in (7, 1):
         np.testing.assert_allclose(session.run((x[:batch],)), net.predict(x[:batch], verbose=0), atol=1e-5)
@@ -249,7 +251,7 @@ def test_recurrent_layers_at_any_batch(wrap: Callable[[Any], Any], steps: tuple[
 def test_kept_layers_stay_float(tmp_path: Path) -> None:
     model = Model(KERAS, *KERAS.load(residual(), (IMAGES[:4],)))
     quantized = calibrate(model, StaticQuantization(keep=("head",)), [(IMAGES[:64],)], "litert")
-    runtime.lower(quantized, tmp_path / "mixed.tflite")
+    write(runtime, quantized, tmp_path / "mixed.tflite")
     found = runtime.integer_layers(tmp_path / "mixed.tflite")
     assert found["head"] == "float" and found["stem"] == "integer"
     got = runtime.load(tmp_path / "mixed.tflite").run((HELD,))
@@ -263,7 +265,7 @@ def test_bad_files_and_inputs(tmp_path: Path) -> None:
     with pytest.raises(SlimlineError, match="cannot be read"):
         runtime.load(tmp_path / "missing.tflite")
     model = Model(KERAS, *KERAS.load(residual(), (IMAGES[:4],)))
-    runtime.lower(model, tmp_path / "good.tflite")
+    write(runtime, model, tmp_path / "good.tflite")
     (tmp_path / "cut.tflite").write_bytes((tmp_path / "good.tflite").read_bytes()[:2000])
     with pytest.raises(SlimlineError, match="damaged"):
         runtime.load(tmp_path / "cut.tflite")

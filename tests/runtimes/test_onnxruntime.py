@@ -19,6 +19,7 @@ from slimline.basics.errors import SlimlineError  # noqa: E402
 from slimline.frameworks.base import adapter  # noqa: E402
 from slimline.graph.edits import FoldNorms  # noqa: E402
 from slimline.model import Model  # noqa: E402
+from slimline.model.lowering import write  # noqa: E402
 from slimline.runtimes.onnxruntime import runtime  # noqa: E402
 from slimline.steps.quantization.calibration import calibrate  # noqa: E402
 from slimline.steps.quantization.step import StaticQuantization  # noqa: E402
@@ -87,8 +88,8 @@ def lowered(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     batches = ((x[i : i + 64],) for i in range(0, 256, 64))
     quantized = calibrate(model, StaticQuantization(), batches, "onnxruntime")
     folder = tmp_path_factory.mktemp(request.param)
-    runtime.lower(model, folder / "float.onnx")
-    runtime.lower(quantized, folder / "integer.onnx")
+    write(runtime, model, folder / "float.onnx")
+    write(runtime, quantized, folder / "integer.onnx")
     yield {
         "name": request.param,
         "module": module,
@@ -118,7 +119,7 @@ def test_recurrent_layers_at_any_batch(kind: type[nn.RNNBase], tmp_path: Path) -
     module = Recurrent(kind).eval()
     x = np.random.default_rng(0).normal(size=(7, 6, 5)).astype(np.float32)
     model = Model(adapter("torch"), *adapter("torch").load(module, (x[:2],)))
-    runtime.lower(model, tmp_path / "loop.onnx")
+    write(runtime, model, tmp_path / "loop.onnx")
     session = runtime.load(tmp_path / "loop.onnx")
     for batch in (7, 1):
         with torch.no_grad():
@@ -181,7 +182,7 @@ def test_activations_are_unsigned_and_weights_are_signed_bytes(lowered: dict) ->
 
 
 def test_the_same_model_gives_the_same_bytes(lowered: dict, tmp_path: Path) -> None:
-    runtime.lower(lowered["quantized"], tmp_path / "again.onnx")
+    write(runtime, lowered["quantized"], tmp_path / "again.onnx")
     assert (tmp_path / "again.onnx").read_bytes() == lowered["integer"].read_bytes()
     assert [p.name for p in tmp_path.iterdir()] == ["again.onnx"]  # no temporary file stays
 
@@ -196,10 +197,11 @@ def test_the_simulation_trains_and_survives_saving(lowered: dict, tmp_path: Path
     assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in native.parameters())
     code = (
         "import sys; from pathlib import Path; from slimline.frameworks.base import adapter; "
-        "from slimline.model import Model; from slimline.runtimes.onnxruntime import runtime; "
+        "from slimline.model import Model; from slimline.model.lowering import write; "
+        "from slimline.runtimes.onnxruntime import runtime; "
         "from slimline.graph.quantization import Quantization; a = adapter('torch'); "
         "native, example, _ = a.open(Path(sys.argv[1]), False); "
-        "runtime.lower(Model(a, native, example, (), Quantization()), Path(sys.argv[2]))"
+        "write(runtime, Model(a, native, example, (), Quantization()), Path(sys.argv[2]))"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code, str(path), str(tmp_path / "other.onnx")], check=True)
     assert (tmp_path / "other.onnx").read_bytes() == lowered["integer"].read_bytes()
@@ -248,7 +250,7 @@ def test_bias_of_a_channel_without_weight_does_not_overflow(tmp_path: Path) -> N
         net[0].bias[1] = 0.7
     x = np.random.default_rng(0).uniform(size=(16, 1, 8, 8)).astype(np.float32)
     quantized = calibrate(_model(net, x), StaticQuantization(observer="minmax"), [(x,)], "onnxruntime")
-    runtime.lower(quantized, tmp_path / "q.onnx")
+    write(runtime, quantized, tmp_path / "q.onnx")
     with torch.no_grad():
         wish = net(torch.from_numpy(x)).numpy()
     assert np.abs(runtime.load(tmp_path / "q.onnx").run((x,)) - wish).max() < 0.03 * np.abs(wish).max()
@@ -274,7 +276,7 @@ def test_excluded_layers_stay_float_with_their_reason(tmp_path: Path) -> None:
     quantized = calibrate(model, StaticQuantization(keep=("head",)), [(x,)], "onnxruntime", exclude)
     assert quantized.quantization is not None
     assert quantized.quantization.float_layers == exclude
-    runtime.lower(quantized, tmp_path / "q.onnx")
+    write(runtime, quantized, tmp_path / "q.onnx")
     layers = runtime.integer_layers(tmp_path / "q.onnx")
     assert layers["stages.0.0.conv1"] == layers["head"] == "float"
     assert layers["stages.0.0.conv2"] == "integer"
@@ -310,5 +312,5 @@ def test_an_operator_that_onnx_lacks_is_named(tmp_path: Path) -> None:
 
     model = _model(Odd(), np.ones((2, 3), np.float32))
     with pytest.raises(SlimlineError, match="bessel_j0"):
-        runtime.lower(model, tmp_path / "odd.onnx")
+        write(runtime, model, tmp_path / "odd.onnx")
     assert not list(tmp_path.iterdir())

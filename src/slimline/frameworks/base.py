@@ -7,6 +7,8 @@ framework's own model (a torch `GraphModule`, a `keras.Model`). No method change
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
@@ -14,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 import numpy as np
 
 from slimline.basics.errors import SlimlineError, unknown
+from slimline.basics.plugins import plugins
+from slimline.runtimes.forms import ONNX, TENSORFLOW_FUNCTION
 
 if TYPE_CHECKING:
     from slimline.graph.edits import Edit
@@ -118,6 +122,8 @@ class Adapter(Protocol):
     name: str
     suffix: str
     """Of the files that `save` writes: ``.pt2``, ``.keras``."""
+    forms: tuple[str, ...]
+    """Exchange forms that it gives (`slimline.runtimes.forms`)."""
     layout: Literal["channels_first", "channels_last"]
     """Where images and outputs have their channels."""
 
@@ -138,6 +144,14 @@ class Adapter(Protocol):
 
     def edit(self, native: Any, edits: Sequence[Edit], example: tuple[Array, ...]) -> Any:
         """A copy to which the edits were done, one after the other; `native` stays as it is."""
+
+    def form(self, native: Any, kind: str, example: tuple[Array, ...], integer: bool) -> Any:
+        """The content of one of `forms`; `integer` where `native` simulates what is to be computed in integers.
+
+        Raises
+        ------
+        SlimlineError : an operator that cannot be written in that form.
+        """
 
     def free(self, native: Any) -> Literal["none", "batch", "sizes"]:
         """Which sizes of its inputs may change: none, the batch, or others too."""
@@ -189,24 +203,67 @@ class Adapter(Protocol):
         """
 
 
+@dataclass(frozen=True)
+class Framework:
+    """What is known of a framework before it is imported.
+
+    Attributes
+    ----------
+    name : of it, and of the package whose classes its models have.
+    module : that has its ``adapter``.
+    suffixes : of the files that its adapter opens.
+    forms : that its adapter gives, see `slimline.runtimes.forms`.
+    target : for which its models are compressed where the user names none.
+    """
+
+    name: str
+    module: str
+    suffixes: tuple[str, ...]
+    forms: tuple[str, ...]
+    target: str
+
+
 # Keras first: with its torch backend a keras.Model is a torch.nn.Module too.
-_ADAPTERS = {"keras": "slimline.frameworks.keras", "torch": "slimline.frameworks.torch"}
+_OWN = (
+    Framework("keras", "slimline.frameworks.keras", (".keras",), (TENSORFLOW_FUNCTION,), "litert"),
+    Framework("torch", "slimline.frameworks.torch", (".pt2", ".pt", ".pth"), (ONNX,), "onnxruntime"),
+)
+
+
+@cache
+def frameworks() -> Mapping[str, Framework]:
+    """Those of slimline, and the entry points ``slimline.frameworks`` of other packages."""
+    own = {each.name: each for each in _OWN}
+    return {**own, **plugins("framework", "slimline.frameworks", lambda each: str(each.name), own)}
+
+
+def framework(name: str) -> Framework:
+    """The framework called `name`."""
+    if name not in frameworks():
+        raise unknown("framework", name, frameworks())
+    return frameworks()[name]
 
 
 def adapter(name: str) -> Adapter:
     """The adapter of a framework; imports the framework."""
-    if name not in _ADAPTERS:
-        raise unknown("framework", name, _ADAPTERS)
-    found: Adapter = import_module(_ADAPTERS[name]).adapter
+    found: Adapter = import_module(framework(name).module).adapter
     return found
 
 
 def adapter_for(source: Any) -> Adapter:
     """The adapter that accepts a model object, judged by where its class comes from; imports only that framework."""
     roots = {cls.__module__.partition(".")[0] for cls in type(source).__mro__}
-    for name in _ADAPTERS:
+    for name in frameworks():
         if name in roots:
             return adapter(name)
     raise SlimlineError(
         f"A {type(source).__name__} is no model slimline can read: give a torch.nn.Module, a keras.Model or a path."
     )
+
+
+def adapter_of(path: Path) -> Adapter:
+    """The adapter that opens files such as `path`, by suffix."""
+    suffixes = {suffix: each.name for each in frameworks().values() for suffix in each.suffixes}
+    if path.suffix not in suffixes:
+        raise unknown("model format", path.suffix or path.name, suffixes)
+    return adapter(suffixes[path.suffix])

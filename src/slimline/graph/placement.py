@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Literal
 
-from slimline.basics.errors import unknown
 from slimline.graph.ir import Graph, Node
 
 
@@ -49,54 +48,6 @@ class Policy:
     whole: bool
     one_grid: frozenset[str]
 
-
-_LITERT_FUNCTIONS = (
-    "add", "sub", "mul", "max", "min", "relu", "relu6", "leaky_relu", "prelu",
-    "sigmoid", "tanh", "gelu", "silu", "hard_sigmoid", "hard_silu",
-)  # fmt: skip
-
-POLICIES: Mapping[str, Policy] = {
-    "onnxruntime": Policy(
-        activations="uint8",
-        fused=frozenset({"relu", "relu6", "clip", "hardtanh"}),
-        glue=frozenset(
-            {"elementwise:add", "elementwise:mul", "concat", "pool:mean", "reduce:mean", "elementwise:sigmoid"}
-        ),
-        transposed=False,
-        float_results=frozenset({"linear", "einsum"}),
-        linear_channels=True,
-        constants=frozenset(),
-        ranges={},
-        transposed_channels=True,
-        whole=False,
-        one_grid=frozenset(),
-    ),
-    "litert": Policy(
-        activations="int8",
-        fused=frozenset({"relu", "relu6"}),
-        glue=frozenset(
-            {
-                *(f"elementwise:{name}" for name in _LITERT_FUNCTIONS),
-                "concat",
-                "pool:mean",
-                "pool:resize",
-                "reduce:mean",
-                "reduce:sum",
-                "softmax",
-                "matmul",
-                "batch_norm",
-            }
-        ),
-        transposed=True,
-        float_results=frozenset(),
-        linear_channels=False,
-        constants=frozenset({"batch_norm", "elementwise:prelu"}),
-        ranges={"sigmoid": (0.0, 255 / 256), "softmax": (0.0, 255 / 256), "tanh": (-1.0, 127 / 128)},
-        transposed_channels=False,
-        whole=True,
-        one_grid=frozenset({"concat", "pool:mean", "pool:resize"}),
-    ),
-}
 
 _COMPUTE = ("conv", "linear", "einsum")
 _MOVES = ("reshape", "permute", "slice", "select", "split", "pad", "expand", "take")
@@ -134,7 +85,7 @@ def selected(layer: str, layers: Sequence[str], keep: Sequence[str]) -> bool:
 
 
 def place(
-    graph: Graph, layers: Sequence[str] = ("*",), keep: Sequence[str] = (), policy: str = "onnxruntime"
+    graph: Graph, policy: Policy, layers: Sequence[str] = ("*",), keep: Sequence[str] = ()
 ) -> Placement:
     """Choose the values and weights of `graph` that are rounded.
 
@@ -142,11 +93,9 @@ def place(
     ----------
     layers, keep : fnmatch globs of the layers that shall compute in integers, and of those that shall not;
         `keep` also holds glue of those layers back.
-    policy : name of a runtime in `POLICIES`.
+    policy : of the runtime.
     """
-    if policy not in POLICIES:
-        raise unknown("placement policy", policy, POLICIES)
-    return _Placer(graph, tuple(layers), tuple(keep), POLICIES[policy]).place()
+    return _Placer(graph, tuple(layers), tuple(keep), policy).place()
 
 
 class _Placer:

@@ -14,7 +14,7 @@ import numpy as np
 
 from slimline.basics.arrays import as_array
 from slimline.basics.errors import SlimlineError, raised
-from slimline.measure.process import Worker
+from slimline.measure.process import Artifact, Worker
 
 Metric = Callable[[np.ndarray, np.ndarray | None], np.ndarray]
 """The user's own: outputs ``(n, …)`` and labels or None to scores ``(n,)``, the higher the better."""
@@ -23,7 +23,7 @@ _CHUNK_BYTES = 2**26
 
 
 def outputs(
-    artifact: Path,
+    artifact: Path | Artifact,
     inputs: tuple[np.ndarray, ...],
     batch: int = 32,
     threads: int = 1,
@@ -54,7 +54,8 @@ def outputs(
     found = np.concatenate(parts)
     if len(found) != rows:
         raise SlimlineError(
-            f"{artifact} answers {len(found)} rows for {rows}: its first output needs a row per sample."
+            f"{Artifact.of(artifact).path} answers {len(found)} rows for {rows}: its first output needs a row per "
+            "sample."
         )
     return found
 

@@ -16,7 +16,7 @@ import numpy as np
 from slimline.basics.errors import SlimlineError
 from slimline.measure.figures import Latency
 from slimline.measure.limits import Part
-from slimline.measure.process import Timing, Worker, save, tile
+from slimline.measure.process import Artifact, Timing, Worker, save, tile
 
 _log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ _WARM_UP = 0.1  # seconds, and at least three runs
 
 
 def measure_latency(
-    artifacts: Mapping[str, Path],
+    artifacts: Mapping[str, Path | Artifact],
     inputs: tuple[np.ndarray, ...],
     batches: Sequence[int] = (1, 32),
     threads: int = 1,

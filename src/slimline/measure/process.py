@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from slimline.basics.errors import SlimlineError
+from slimline.runtimes.base import runtime_for
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,35 @@ class Timing:
     waited: list[float] | None
 
 
+@dataclass(frozen=True)
+class Artifact:
+    """What one target loads.
+
+    Attributes
+    ----------
+    path : the file or folder.
+    target : name of the runtime.
+    """
+
+    path: Path
+    target: str
+
+    @classmethod
+    def of(cls, artifact: Path | Artifact) -> Artifact:
+        """A path is for the runtime that loads files with its suffix."""
+        if isinstance(artifact, Artifact):
+            return artifact
+        if not artifact.exists():
+            raise SlimlineError(f"There is no artifact at {artifact}: check the path.")
+        return cls(artifact, runtime_for(artifact).name)
+
+
 class Worker:
     """One artifact, loaded by its runtime in a process of its own; a context manager.
 
     Parameters
     ----------
-    artifact : the file (or folder) to load.
+    artifact : to load; a path is for the runtime that loads files with its suffix.
     threads : that the runtime may compute with.
 
     Raises
@@ -43,19 +67,20 @@ class Worker:
         If the artifact cannot be loaded, or the process dies, now or at any request.
     """
 
-    def __init__(self, artifact: Path, threads: int = 1) -> None:
+    def __init__(self, artifact: Path | Artifact, threads: int = 1) -> None:
         if threads < 1:
             raise SlimlineError(f"threads must be at least 1, not {threads}.")
-        if not artifact.exists():
-            raise SlimlineError(f"There is no artifact at {artifact}: check the path.")
-        self.artifact = artifact
+        self.artifact = Artifact.of(artifact)
+        if not self.artifact.path.exists():
+            raise SlimlineError(f"There is no artifact at {self.artifact.path}: check the path.")
+        words = [str(self.artifact.path), self.artifact.target, str(threads)]
         self._folder = tempfile.TemporaryDirectory(prefix="slimline-worker-")
         self.folder = Path(self._folder.name)
         self._said = self.folder / "stderr.txt"
         with self._said.open("wb") as said:
             self._process = subprocess.Popen(
                 # -P: a file in the current folder must not stand in for a package.
-                [sys.executable, "-P", "-m", "slimline.measure.worker", str(artifact), str(threads)],
+                [sys.executable, "-P", "-m", "slimline.measure.worker", *words],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=said,
@@ -130,7 +155,7 @@ class Worker:
     def _death(self) -> SlimlineError:
         code = self._process.wait()
         how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
-        return SlimlineError(f"The process that runs {self.artifact} died ({how}): {_gist(self._said)}")
+        return SlimlineError(f"The process that runs {self.artifact.path} died ({how}): {_gist(self._said)}")
 
 
 def _gist(said: Path) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from slimline.basics.errors import SlimlineError
-from slimline.measure.process import Worker, save, tile
+from slimline.measure.process import Artifact, Worker, save, tile
 
 
 def file_bytes(artifact: Path) -> int:
@@ -36,7 +36,9 @@ class Memory:
     baseline_bytes: int | None
 
 
-def measure_memory(artifact: Path, inputs: tuple[np.ndarray, ...], batch: int = 1, threads: int = 1) -> Memory:
+def measure_memory(
+    artifact: Path | Artifact, inputs: tuple[np.ndarray, ...], batch: int = 1, threads: int = 1
+) -> Memory:
     """Load `artifact` in a process of its own, run one batch of real rows three times, and read the peak (VmHWM)."""
     with tempfile.TemporaryDirectory(prefix="slimline-inputs-") as folder, Worker(artifact, threads) as worker:
         worker.time(save(Path(folder), tile(inputs, batch)), repeats=3)

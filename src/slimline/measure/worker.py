@@ -1,4 +1,6 @@
-"""A fresh process that loads one artifact and answers requests: ``python -m slimline.measure.worker ARTIFACT THREADS``.
+"""A fresh process that loads one artifact and answers requests.
+
+``python -m slimline.measure.worker ARTIFACT TARGET THREADS``
 
 Requests and replies are lines of JSON on stdin and stdout; arrays travel as ``.npy`` files, never as pickles.
 The first line out says that the artifact is loaded; an ``{"error": sentence}`` is the last line out. At the end
@@ -142,18 +144,17 @@ class _Server:
         return verbs[request.pop("do")](**request)
 
 
-def main(artifact: str, threads: str) -> int:
+def main(artifact: str, target: str, threads: str) -> int:
     """Serve until stdin ends."""
     # Native libraries print to descriptor 1: it becomes stderr, and the replies keep a copy of their own.
     replies = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     os.environ.update(dict.fromkeys(_THREAD_SETTINGS, threads))
     try:
-        from slimline.runtimes.base import runtime_for
+        from slimline.runtimes.base import runtime
 
         baseline = _resident_bytes("VmRSS")
-        path = Path(artifact)
-        server = _Server(runtime_for(path).load(path, int(threads)), _Clock(int(threads)), baseline)
+        server = _Server(runtime(target).load(Path(artifact), int(threads)), _Clock(int(threads)), baseline)
         print("{}", file=replies)
         for line in sys.stdin:
             print(json.dumps(server.answer(json.loads(line))), file=replies)

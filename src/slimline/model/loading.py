@@ -10,13 +10,11 @@ import numpy as np
 
 from slimline.basics.arrays import examples
 from slimline.basics.errors import SlimlineError, unknown
-from slimline.frameworks.base import adapter, adapter_for
+from slimline.frameworks.base import adapter_for, adapter_of
 from slimline.graph.quantization import Quantization
 from slimline.model import parts as parted
 from slimline.model.model import Model
 from slimline.model.parts import PartedModel
-
-SUFFIXES = {".pt2": "torch", ".pt": "torch", ".pth": "torch", ".keras": "keras"}
 
 
 @overload
@@ -58,11 +56,9 @@ def load(
         given = examples(example_inputs, source)
     if isinstance(source, str | Path):
         path = Path(source)
-        if path.suffix not in SUFFIXES:
-            raise unknown("model format", path.suffix or path.name, SUFFIXES)
         if not path.is_file():
             raise SlimlineError(f"There is no model file {path}: check the path.")
-        found = adapter(SUFFIXES[path.suffix])
+        found = adapter_of(path)
         native, example, metadata = found.open(path, allow_pickle, given)
         return _checked(Model.restored(found, native, example, metadata))
     found = adapter_for(source)

@@ -13,7 +13,7 @@ import numpy as np
 from slimline.basics import arguments
 from slimline.basics.arguments import takes
 from slimline.basics.errors import SlimlineError
-from slimline.frameworks.base import Adapter
+from slimline.frameworks.base import Adapter, framework
 from slimline.graph.edits import Edit
 from slimline.graph.ir import Graph
 from slimline.graph.quantization import Quantization
@@ -55,6 +55,11 @@ class Model:
     def framework(self) -> str:
         """``"torch"`` or ``"keras"``."""
         return self.adapter.name
+
+    @property
+    def usual_target(self) -> str:
+        """The runtime for which models of its framework are compressed where the user names none."""
+        return framework(self.adapter.name).target
 
     @property
     def uncompressed(self) -> Model | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -215,7 +215,7 @@ def load_recipe(
     elif isinstance(source, str | Path):
         recipe = _named(str(source), trainable)
     else:
-        if not all(isinstance(step, Step) for step in source):
+        if not isinstance(source, Iterable) or not all(isinstance(step, Step) for step in source):
             raise SlimlineError("A recipe given as a list must hold steps, such as slimline.ChannelPruning(ratio=0.5).")
         recipe = Recipe(steps=tuple(source))
     given = {key: value for key, value in settings.items() if value is not None}

@@ -15,7 +15,6 @@ from slimline.recipe import Step
 from slimline.recipe.recipe import check_order
 from slimline.recipe.step import are_steps
 from slimline.report.console import telling
-from slimline.runtimes.base import usual
 from slimline.steps.base import Context, Tell, handler_of, neighbours, perform
 from slimline.steps.channels import parted
 from slimline.steps.quantization.step import StaticQuantization
@@ -74,7 +73,7 @@ def apply(
     with telling(progress) as tell:
         for position, step in enumerate(wanted):
             context = Context(
-                tutor, data, target or usual(model.framework), seed, *neighbours(wanted, position), tell=tell
+                tutor, data, target or model.usual_target, seed, *neighbours(wanted, position), tell=tell
             )
             model = perform(step, model, context).model
     return model

@@ -24,7 +24,6 @@ from slimline.run.directory import Run
 from slimline.run.export import runtime_of
 from slimline.run.permits import code_of, home_of, permit
 from slimline.run.stages import due, original_key, saved, work
-from slimline.runtimes.base import usual
 from slimline.steps.base import Tell
 from slimline.training.teacher import fingerprint, teacher_for
 from slimline.training.trial import try_augment, try_score
@@ -82,7 +81,7 @@ def compress(
     original = load(model, example_inputs if example_inputs is not None else data.example())
     chosen = load_recipe(
         recipe,
-        usual(original.framework),
+        original.usual_target,
         data.has("train"),
         seed=seed,
         batch_sizes=None if batch_sizes is None else tuple(batch_sizes),

@@ -10,9 +10,9 @@ from slimline.basics import arguments
 from slimline.basics.arguments import takes
 from slimline.basics.errors import SlimlineError
 from slimline.files.atomic import writing
+from slimline.model.lowering import lower, road
 from slimline.model.model import Model, is_model
-from slimline.runtimes.base import Runtime, runtime, usual
-from slimline.runtimes.gate import lower
+from slimline.runtimes.base import Runtime, runtime
 
 
 @takes(model=is_model, target=arguments.text, output=arguments.path)
@@ -30,7 +30,7 @@ def export(model: Model, target: str, output: str | Path) -> Path:
     Raises
     ------
     SlimlineError
-        If the artifact does not answer as the model does, see `slimline.runtimes.gate`; then nothing is written.
+        If the artifact does not answer as the model does, see `slimline.model.lowering`; then nothing is written.
     """
     found = runtime_of(target, model)
     path = Path(output)
@@ -55,12 +55,11 @@ def _folders(folder: Path) -> Iterator[None]:
         raise
 
 
-def runtime_of(target: str, model: Model) -> Runtime:
-    found = runtime(target)
-    if model.framework not in found.frameworks:
-        usable = usual(model.framework)
-        raise SlimlineError(f"{target} does not take {model.framework} models yet: choose the target {usable}.")
-    missing = found.available()
+def runtime_of(name: str, model: Model) -> Runtime:
+    """The target called `name`, if it is installed and there is a road to it from the model's framework."""
+    target = runtime(name)
+    road(model.adapter.forms, target)
+    missing = target.available()
     if missing:
         raise SlimlineError(missing)
-    return found
+    return target

@@ -23,7 +23,7 @@ from slimline.measure import file_bytes, ledger, measure_latency, measure_memory
 from slimline.measure.figures import Figures
 from slimline.report.tables import Grid
 from slimline.run.sources import DataSource, load_data
-from slimline.runtimes.base import runtime_for, usual
+from slimline.runtimes.base import runtime, runtime_for
 
 if TYPE_CHECKING:
     from slimline.measure.certificate import Certificate
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 def tables(model: Model) -> list[Grid]:
     """Layers with their cost and whether they can be integer, units that can be pruned, axes that cannot, and why."""
     graph = model.graph
-    target = usual(model.framework)
-    placed = place(graph, policy=target)
+    target = model.usual_target
+    placed = place(graph, runtime(target).policy)
     layers = []
     for node in graph.nodes:
         held = [name for name in node.inputs if name in graph.trainable]

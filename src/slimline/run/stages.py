@@ -13,11 +13,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from slimline.basics.errors import SlimlineError
 from slimline.basics.progress import Progress
 from slimline.model import Model
+from slimline.model.lowering import lower
 from slimline.recipe import Recipe
 from slimline.run.directory import RECIPE, Run, versions
 from slimline.run.journal import fingerprint
 from slimline.runtimes.base import runtime
-from slimline.runtimes.gate import lower
 from slimline.search.attempts import Attempt, Found, Selection, search
 from slimline.search.fit import decided, stage_name
 from slimline.search.ladder import ladder

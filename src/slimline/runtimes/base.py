@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import import_module
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from slimline.basics.errors import unknown
+from slimline.basics.plugins import registered
 
 if TYPE_CHECKING:
-    from slimline.model import Model
+    from slimline.graph.placement import Policy
+    from slimline.runtimes.forms import Form
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,10 @@ class Runtime(Protocol):
     name: str
     extra: str
     suffix: str
-    frameworks: tuple[str, ...]
-    """Adapters whose models it lowers."""
+    forms: tuple[str, ...]
+    """Exchange forms that it takes (`slimline.runtimes.forms`), best first."""
+    policy: Policy
+    """What it runs in integers."""
     description: str
 
     def available(self) -> str | None:
@@ -77,10 +81,11 @@ class Runtime(Protocol):
     def weight_bits(self) -> int:
         """Bits of an int8 weight that its integer kernels take exactly on this processor: 8, or 7."""
 
-    def lower(self, model: Model, path: Path) -> None:
-        """Write the artifact of `model` atomically and deterministically (integer where it is quantized).
+    def lower(self, form: Form, path: Path) -> None:
+        """Write the artifact of a network in one of `forms` atomically and deterministically, integer where it says so.
 
-        Nothing but `slimline.runtimes.gate` calls it: what it wrote has to be compared with the model.
+        What else belongs to the artifact lies beside `path`, which is in a folder of its own. Nothing but
+        `slimline.model.lowering` calls it: what it wrote has to be compared with the model.
         """
 
     def sample(self, layer: Layer, path: Path) -> None:
@@ -104,30 +109,28 @@ class Runtime(Protocol):
         """Name, shape (None where any size goes) and dtype of each input."""
 
 
-_RUNTIMES = {"onnxruntime": "slimline.runtimes.onnxruntime", "litert": "slimline.runtimes.litert"}
+@cache
+def _runtimes() -> Mapping[str, Runtime]:
+    return registered("target", "slimline.runtimes", "runtime", "slimline.targets", lambda found: found.name)
 
 
 def names() -> list[str]:
-    """The targets slimline has."""
-    return list(_RUNTIMES)
+    """The targets there are: one for every module of `slimline.runtimes` with a ``runtime``, and the entry points
+    ``slimline.targets`` of other packages."""
+    return list(_runtimes())
 
 
 def runtime(name: str) -> Runtime:
     """The target called `name`."""
-    if name not in _RUNTIMES:
-        raise unknown("target", name, _RUNTIMES)
-    found: Any = import_module(_RUNTIMES[name]).runtime
-    return found  # type: ignore[no-any-return]
-
-
-def usual(framework: str) -> str:
-    """The target that models of a framework are usually compressed for: the first that lowers them."""
-    return next(name for name in _RUNTIMES if framework in runtime(name).frameworks)
+    if name not in _runtimes():
+        raise unknown("target", name, _runtimes())
+    return _runtimes()[name]
 
 
 def runtime_for(path: Path) -> Runtime:
     """The target that loads files such as `path`, by suffix."""
-    suffixes = {".onnx": "onnxruntime", ".tflite": "litert"}
+    suffixes = {each.suffix: each for each in reversed(tuple(_runtimes().values()))}
     if path.suffix not in suffixes:
         raise unknown("runtime for files ending in", path.suffix or path.name, suffixes)
-    return runtime(suffixes[path.suffix])
+    found: Runtime = suffixes[path.suffix]
+    return found

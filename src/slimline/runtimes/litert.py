@@ -8,13 +8,9 @@ what rounding in numpy costs, so an integer interface would gain nothing and bin
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
-import sys
 import tempfile
-import threading
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,16 +18,50 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from slimline.basics.errors import SlimlineError, require
+from slimline.basics.quiet import quiet
+from slimline.graph.placement import Policy
+from slimline.runtimes.forms import TENSORFLOW_FUNCTION, Form
 
 if TYPE_CHECKING:
-    from slimline.model import Model
     from slimline.runtimes.base import Layer
+    from slimline.runtimes.forms.tensorflow import Function
 
 _INTERPRETERS = 4
 """Batch sizes for which a session keeps an interpreter."""
 _BOUNDARY = frozenset({"QUANTIZE", "DEQUANTIZE", "DELEGATE"})
 _NUMBERS = (np.float32, np.float16, np.int8, np.uint8, np.int16)
-_descriptors = threading.Lock()
+
+
+_LITERT_FUNCTIONS = (
+    "add", "sub", "mul", "max", "min", "relu", "relu6", "leaky_relu", "prelu",
+    "sigmoid", "tanh", "gelu", "silu", "hard_sigmoid", "hard_silu",
+)  # fmt: skip
+
+POLICY = Policy(
+    activations="int8",
+    fused=frozenset({"relu", "relu6"}),
+    glue=frozenset(
+        {
+            *(f"elementwise:{name}" for name in _LITERT_FUNCTIONS),
+            "concat",
+            "pool:mean",
+            "pool:resize",
+            "reduce:mean",
+            "reduce:sum",
+            "softmax",
+            "matmul",
+            "batch_norm",
+        }
+    ),
+    transposed=True,
+    float_results=frozenset(),
+    linear_channels=False,
+    constants=frozenset({"batch_norm", "elementwise:prelu"}),
+    ranges={"sigmoid": (0.0, 255 / 256), "softmax": (0.0, 255 / 256), "tanh": (-1.0, 127 / 128)},
+    transposed_channels=False,
+    whole=True,
+    one_grid=frozenset({"concat", "pool:mean", "pool:resize"}),
+)
 
 
 class Session:
@@ -83,7 +113,7 @@ class Session:
             while len(self._interpreters) >= _INTERPRETERS:
                 del self._interpreters[next(iter(self._interpreters))]
             interpreter = _interpreter(self._path, self._threads, self._reference)
-            with _quiet():
+            with quiet():
                 for detail, shape in zip(interpreter.get_input_details(), shapes, strict=True):
                     interpreter.resize_tensor_input(detail["index"], shape)
                 interpreter.allocate_tensors()
@@ -97,7 +127,8 @@ class LiteRT:
     name = "litert"
     extra = "litert"
     suffix = ".tflite"
-    frameworks = ("keras",)
+    forms = (TENSORFLOW_FUNCTION,)
+    policy = POLICY
     description = "LiteRT (TensorFlow Lite) on the CPU with XNNPACK; float or full integer"
 
     def available(self) -> str | None:
@@ -121,21 +152,19 @@ class LiteRT:
         """8: XNNPACK's kernels widen before they add."""
         return 8
 
-    def lower(self, model: Model, path: Path) -> None:
-        """Write `model` to `path`, integer where it is quantized; atomic, and the same bytes each time.
+    def lower(self, form: Form, path: Path) -> None:
+        """Write the file to `path`; atomic, and the same bytes each time.
 
         Raises
         ------
-        SlimlineError : a model of another framework, or an operator that LiteRT has not.
+        SlimlineError : an operator that LiteRT has not.
         """
-        if model.framework not in self.frameworks:
-            raise SlimlineError(f"LiteRT takes Keras models, not {model.framework}: choose --target onnxruntime.")
         require("ai_edge_litert", self.extra)
         require("flatbuffers", "keras")
         from slimline.runtimes.flatbuffer import compact
 
-        data, inputs, layers = _convert(model.native, model.quantization is not None)
-        _write(path, compact(data, inputs, layers))
+        function = form.content
+        _write(path, compact(_convert(function, form.integer), function.inputs, function.layers))
 
     def sample(self, layer: Layer, path: Path) -> None:
         """Write a ``.tflite`` file of layers such as `layer`, see `slimline.runtimes.base.Runtime`."""
@@ -161,7 +190,7 @@ class LiteRT:
 
         size = (None, *layer.places, layer.inputs) if layer.kernel else (None, layer.inputs)
         traced = tf.function(run).get_concrete_function(tf.TensorSpec(size))
-        with _quiet():
+        with quiet():
             data = tf.lite.TFLiteConverter.from_concrete_functions([traced]).convert()
         _write(path, bytes(data))
 
@@ -227,7 +256,7 @@ def _interpreter(path: Path, threads: int = 1, reference: bool = False) -> Any:
         raise SlimlineError(f"{path} is no LiteRT model: give a .tflite file, such as slimline.export writes.")
     resolver = OpResolverType.BUILTIN_REF if reference else OpResolverType.AUTO
     try:
-        with _quiet():
+        with quiet():
             return Interpreter(str(path), num_threads=threads, experimental_op_resolver_type=resolver)
     except (ValueError, RuntimeError) as error:
         raise SlimlineError(f"{path} is a damaged LiteRT model: export it again ({_first_line(error)}).") from error
@@ -235,52 +264,23 @@ def _interpreter(path: Path, threads: int = 1, reference: bool = False) -> Any:
 
 def _allocated(path: Path) -> Any:
     interpreter = _interpreter(path)
-    with _quiet():
+    with quiet():
         interpreter.allocate_tensors()
     return interpreter
 
 
-def _convert(native: Any, integer: bool) -> tuple[bytes, dict[str, str], dict[str, bool]]:
-    """The converter's file; traced input names to the user's; layers and whether each has a kernel."""
-    import keras
-
-    if keras.backend.backend() != "tensorflow":
-        raise SlimlineError(
-            "LiteRT needs Keras on TensorFlow: set the environment variable KERAS_BACKEND=tensorflow, then start again."
-        )
+def _convert(function: Function, integer: bool) -> bytes:
+    """The converter's file."""
     import tensorflow as tf
-    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-    specs = [tf.TensorSpec(t.shape, t.dtype, name=f"input_{i}") for i, t in enumerate(native.inputs)]
-    inputs = {f"input_{i}": t._keras_history.operation.name for i, t in enumerate(native.inputs)}
-    layers = {layer.name: _has_kernel(layer) for layer in native.layers}
-    trace = tf.function(lambda *x: native(list(x) if len(x) > 1 else x[0], training=False))
     try:
-        with _quiet(), _unrolled(native):
-            # A frozen function leaves no variables in the file, and takes a third of the time of a SavedModel.
-            frozen = convert_variables_to_constants_v2(trace.get_concrete_function(*specs))
-            converter = tf.lite.TFLiteConverter.from_concrete_functions([frozen])
+        with quiet():
+            converter = tf.lite.TFLiteConverter.from_concrete_functions([function.concrete])
             if integer:
                 converter.optimizations = [tf.lite.Optimize.DEFAULT]
-            return bytes(converter.convert()), inputs, layers
+            return bytes(converter.convert())
     except Exception as error:  # the converter raises its own, private classes
         raise SlimlineError(f"LiteRT's converter refuses the model: {_first_line(error)}.") from error
-
-
-@contextlib.contextmanager
-def _unrolled(native: Any) -> Iterator[None]:
-    """Recurrent layers step by step: the converter takes no loop whose batch is open."""
-    import keras
-
-    found = [layer for layer in native.layers if isinstance(layer, keras.layers.RNN) and not layer.unroll]
-    loops = [layer for layer in found if keras.tree.flatten(layer.input)[0].shape[1] is not None]
-    for layer in loops:
-        layer.unroll = True
-    try:
-        yield
-    finally:
-        for layer in loops:
-            layer.unroll = False
 
 
 def _kernel(layer: Layer, inputs: int, outputs: int, rng: np.random.Generator) -> np.ndarray:
@@ -288,10 +288,6 @@ def _kernel(layer: Layer, inputs: int, outputs: int, rng: np.random.Generator) -
     if layer.depthwise:
         return rng.normal(size=(*(1, *layer.kernel)[-2:], inputs, 1)).astype(np.float32)
     return rng.normal(size=(*layer.kernel, inputs, outputs)).astype(np.float32)
-
-
-def _has_kernel(layer: Any) -> bool:
-    return getattr(layer, "kernel", None) is not None
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -310,24 +306,3 @@ def _write(path: Path, data: bytes) -> None:
 
 def _first_line(error: BaseException) -> str:
     return next((line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Hold back what the C++ libraries write to standard error, and the converter's Python warnings."""
-    absl = logging.getLogger("absl")
-    level = absl.level
-    with _descriptors, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        sys.stderr.flush()
-        absl.setLevel(logging.ERROR)
-        saved = os.dup(2)
-        sink = os.open(os.devnull, os.O_WRONLY)
-        try:
-            os.dup2(sink, 2)
-            yield
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
-            os.close(sink)
-            absl.setLevel(level)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import platform
 import re
 import tempfile
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -22,12 +20,13 @@ import onnx
 from onnx import helper, numpy_helper
 
 from slimline.basics.errors import SlimlineError
-from slimline.graph.edits import FoldNorms
+from slimline.graph.placement import Policy
+from slimline.runtimes.forms import ONNX, Form
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
     import onnxruntime as ort
 
-    from slimline.model import Model
     from slimline.runtimes.base import Layer
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -36,6 +35,23 @@ _INTEGER = re.compile(r"^(QLinear|QGemm|QAttention|ConvInteger|MatMulInteger|Dyn
 _CASTS = {"QuantizeLinear", "DequantizeLinear"}
 _MOVES = {"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Identity", "Concat"}
 _SIZES = {"Shape", "Constant", "ConstantOfShape", "Gather", "Cast", "Range", "ReorderInput", "ReorderOutput"}
+
+
+POLICY = Policy(
+    activations="uint8",
+    fused=frozenset({"relu", "relu6", "clip", "hardtanh"}),
+    glue=frozenset(
+        {"elementwise:add", "elementwise:mul", "concat", "pool:mean", "reduce:mean", "elementwise:sigmoid"}
+    ),
+    transposed=False,
+    float_results=frozenset({"linear", "einsum"}),
+    linear_channels=True,
+    constants=frozenset(),
+    ranges={},
+    transposed_channels=True,
+    whole=False,
+    one_grid=frozenset(),
+)
 
 
 class OrtSession:
@@ -62,7 +78,8 @@ class OnnxRuntime:
     name = "onnxruntime"
     extra = "torch"
     suffix = ".onnx"
-    frameworks = ("torch",)
+    forms = (ONNX,)
+    policy = POLICY
     description = "ONNX Runtime, CPU: uint8 activations, int8 weights per channel"
 
     def available(self) -> str | None:
@@ -81,17 +98,9 @@ class OnnxRuntime:
         without a word (ONNX Runtime's documentation calls it reduced range)."""
         return 7 if saturates() else 8
 
-    def lower(self, model: Model, path: Path) -> None:
-        """Write the ONNX file of a torch model: batch norms folded, integer where the model is quantized.
-
-        The batch size stays free where the model's is. The same model gives the same bytes.
-        """
-        if model.framework != "torch":
-            raise SlimlineError(f"ONNX Runtime takes PyTorch models, not {model.framework} ones: choose target litert.")
-        native = model.native
-        if model.quantization is None:
-            native = model.edit(FoldNorms())
-        content = _to_onnx(native, model.example)
+    def lower(self, form: Form, path: Path) -> None:
+        """Write the ONNX file: rounding as QDQ in the layout that ONNX Runtime fuses into integer kernels."""
+        content = _serialised(form.content)
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
             temporary = Path(file.name)
             try:
@@ -216,57 +225,24 @@ def _blocked_names(path: Path) -> dict[str, str]:
     return found
 
 
-def _to_onnx(native: Any, example: tuple[Array, ...]) -> bytes:
-    """The bytes of the checked, rewritten ONNX model."""
+def _serialised(model: ir.Model) -> bytes:
+    """The bytes of the rewritten, checked model."""
     import onnx_ir as ir
-    import torch
 
-    from slimline.frameworks.torch.attention import write_out
-    from slimline.frameworks.torch.native import export
-    from slimline.frameworks.torch.whole import whole
-    from slimline.runtimes.onnx_graph import rewrite, translations
+    from slimline.runtimes.forms.onnx import rewrite
 
-    program = None
     try:
-        with _quiet(), whole(), torch.no_grad():
-            program = export(native, example)
-            write_out(program)
-            made = torch.onnx.export(program, dynamo=True, verbose=False, custom_translation_table=translations())
-        assert made is not None
-        model = made.model
         rewrite(model)
         proto = ir.to_proto(model)
         del proto.graph.value_info[:]  # shapes of the weights, which say nothing that the weights do not
         onnx.checker.check_model(proto, full_check=True)
-    except SlimlineError:
-        raise
-    except Exception as error:  # torch, onnxscript and the checker raise many types
+    except Exception as error:  # the checker raises many types
+        reason = " ".join((str(error).strip().splitlines() or [type(error).__name__])[0].split())[:200].rstrip(".: ")
         raise SlimlineError(
-            f"The model cannot be written as ONNX ({_reason(error, program)}): "
-            "express that part of it by common operators."
+            f"The model cannot be written as ONNX ({reason}): express that part of it by common operators."
         ) from error
     content: bytes = proto.SerializeToString(deterministic=True)
     return content
-
-
-def _reason(error: BaseException, program: Any) -> str:
-    """What an exporter stumbled over, in some words: the operator and its layer where they can be told."""
-    from slimline.frameworks.torch.operators import layer, packet
-
-    causes: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and cause not in causes:
-        causes.append(cause)
-        cause = cause.__cause__ or cause.__context__
-    text = "\n".join(re.sub(r"\x1b\[[0-9;]*m", "", str(cause)) for cause in causes)
-    nodes = {node.name: node for node in program.graph.nodes} if program is not None else {}
-    for name in re.findall(r"(?:While executing|node '|node )%?(\w+)", text):
-        if name in nodes and nodes[name].op == "call_function":
-            return f"operator {packet(nodes[name])} in {layer(nodes[name]) or 'the model itself'}"
-    operators = re.findall(r"OpOverload\(op='([\w.]+)'", text) or re.findall(r"target=torch\.ops\.([\w.]+)", text)
-    if operators:
-        return f"operator {operators[0]}"
-    return " ".join((text.strip().splitlines() or [type(error).__name__])[0].split())[:200].rstrip(".: ")
 
 
 def _options(threads: int) -> ort.SessionOptions:
@@ -308,20 +284,6 @@ def _dtype(kind: str) -> str:
     """``tensor(float)`` to ``float32``, and so on."""
     name = kind.removeprefix("tensor(").removesuffix(")")
     return {"float": "float32", "double": "float64"}.get(name, name)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter's remarks (missing torchvision, deprecations inside torch) off the user's terminal."""
-    logger = logging.getLogger("torch.onnx")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(before)
 
 
 runtime = OnnxRuntime()

@@ -25,9 +25,9 @@ from slimline.graph import cost
 from slimline.measure.limits import Cost, Part, Trial, limited, limits, worst
 from slimline.methods.search import mildest
 from slimline.model import Model
+from slimline.model.lowering import lower
 from slimline.recipe import Budget, Recipe
 from slimline.runtimes.base import runtime
-from slimline.runtimes.gate import lower
 from slimline.search.ladder import Rung
 from slimline.steps.base import Context, Decide, Tell, handler_of, perform
 

@@ -18,6 +18,7 @@ from slimline.basics.errors import SlimlineError
 from slimline.frameworks.base import adapter
 from slimline.frameworks.torch.operators import writes
 from slimline.model import Model
+from slimline.model.lowering import write
 from slimline.runtimes.onnxruntime import runtime
 from slimline.steps.channels.selection import plan
 from slimline.steps.channels.step import ChannelPruning
@@ -169,7 +170,7 @@ def test_a_write_through_a_view_reaches_all_that_share_its_memory(name: str, tmp
     assert _functional(model.native)
     sizes = (5, 2) if model.native.fixed_batch is None else (2,)  # a part of the batch that is written fixes its size
     assert len(sizes) == 2 or name == "first_and_last"
-    runtime.lower(model, tmp_path / "m.onnx")
+    write(runtime, model, tmp_path / "m.onnx")
     session = runtime.load(tmp_path / "m.onnx")
     folded = TORCH.fold(model.native, model.example)
     for rows in sizes:
@@ -264,7 +265,7 @@ def _same(steps: list[Step], shared: bool, path: Path | None) -> None:
         return
     folded = TORCH.fold(model.native, model.example)
     if path is not None:
-        runtime.lower(model, path)
+        write(runtime, model, path)
     for rows, expected in wish.items():
         inputs = (x[:rows].numpy().copy(),)
         found = [TORCH.predict(native, inputs) for native in (model.native, folded)]

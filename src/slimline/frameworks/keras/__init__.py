@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from slimline.basics.errors import require
+from slimline.runtimes.forms import TENSORFLOW_FUNCTION
 
 # Both must be set before the first import of keras: the backend, and TensorFlow's C++ log level.
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
@@ -43,6 +44,7 @@ class KerasAdapter:
 
     name = "keras"
     suffix = ".keras"
+    forms = (TENSORFLOW_FUNCTION,)
     layout: Literal["channels_last"] = "channels_last"
 
     def accepts(self, source: Any) -> bool:
@@ -76,6 +78,13 @@ class KerasAdapter:
         from slimline.frameworks.keras.edit import edit
 
         return _like(edit(native, edits, example), native)
+
+    def form(self, native: Any, kind: str, example: tuple[Array, ...], integer: bool) -> Any:
+        """See `slimline.frameworks.keras.function`."""
+        from slimline.frameworks.keras.function import to_function
+
+        assert kind == TENSORFLOW_FUNCTION
+        return to_function(native)
 
     def free(self, native: Any) -> Literal["none", "batch", "sizes"]:
         """Which sizes of its inputs may change."""

@@ -15,6 +15,7 @@ from slimline.frameworks.torch import native as natives
 from slimline.frameworks.torch import read, save
 from slimline.frameworks.torch.native import Native
 from slimline.graph.ir import Graph
+from slimline.runtimes.forms import ONNX
 
 if TYPE_CHECKING:
     from slimline.graph.edits import Edit
@@ -26,6 +27,7 @@ class TorchAdapter:
 
     name = "torch"
     suffix = ".pt2"
+    forms = (ONNX,)
     layout: Literal["channels_first"] = "channels_first"
 
     def accepts(self, source: Any) -> bool:
@@ -60,6 +62,13 @@ class TorchAdapter:
         from slimline.frameworks.torch.edit import edit
 
         return edit(native, edits, example)
+
+    def form(self, native: Native, kind: str, example: tuple[Array, ...], integer: bool) -> Any:
+        """See `slimline.frameworks.torch.onnx`."""
+        from slimline.frameworks.torch.onnx import to_onnx
+
+        assert kind == ONNX
+        return to_onnx(native, example, integer)
 
     def free(self, native: Native) -> natives.Free:
         """Which sizes of its inputs may change."""

@@ -15,7 +15,6 @@ from slimline.graph.kinds import kind
 from slimline.graph.units import Unit, Units
 from slimline.methods.structured import Scores, select_global, select_local
 from slimline.plans import Plan, StructuralPlan
-from slimline.runtimes.base import usual
 from slimline.steps.channels.criteria import scores
 from slimline.steps.channels.rounding import settled
 
@@ -46,7 +45,7 @@ def plan(
     if not chosen:
         reasons = "; ".join(f"{f.name}: {f.reason}" for f in units.frozen[:3]) or "no layer was left to prune"
         raise NothingToPrune(f"Nothing can be pruned: {reasons}.")
-    step, rounding = settled(step, model.graph, target or usual(model.framework))
+    step, rounding = settled(step, model.graph, target or model.usual_target)
     chosen, found, notes = _scored(units, chosen, model, step, data, seed)
     if step.ratio is not None:
         made = _select(units, chosen, found, step, step.ratio)

@@ -10,7 +10,7 @@ import numpy as np
 
 from slimline.basics.errors import SlimlineError
 from slimline.graph.edits import FoldNorms, Round
-from slimline.graph.placement import POLICIES, Placement, place
+from slimline.graph.placement import Placement, place
 from slimline.graph.quantization import Quantization
 from slimline.methods.grids import Grid
 from slimline.methods.ranges import Observer, affine_grid, observer, symmetric_grid
@@ -54,7 +54,7 @@ def calibrate(
         raise SlimlineError("This model is quantized already: apply StaticQuantization to the float model instead.")
     folded = Model(model.adapter, model.edit(FoldNorms()), model.example)
     keep = (*step.keep, *map(_literal, exclude))
-    placement = place(folded.graph, step.layers, keep, policy)
+    placement = place(folded.graph, runtime(policy).policy, step.layers, keep)
     if not placement.layers:
         if exclude:
             raise SlimlineError(f"No layer is left to quantize: all were put back to float ({_reasons(exclude)}).")
@@ -63,7 +63,7 @@ def calibrate(
             "leave no convolution or linear layer with a stored weight."
         )
     ranges = observe_ranges(folded, placement, step, batches, {} if known is None else known)
-    signed = (step.activations or POLICIES[policy].activations) == "int8"
+    signed = (step.activations or runtime(policy).policy.activations) == "int8"
     activations = {
         name: affine_grid(*placement.ranges.get(name, ranges[group]), signed=signed)
         for name, group in placement.groups.items()

@@ -28,8 +28,8 @@ from slimline.measure.limits import Cost, Trial, judged_batch
 from slimline.measure.parity import compare
 from slimline.methods.search import culprits
 from slimline.model import Model
+from slimline.model.lowering import lower, write
 from slimline.runtimes.base import runtime
-from slimline.runtimes.gate import lower
 from slimline.steps.quantization.calibration import Ranges, calibrate
 from slimline.steps.quantization.step import StaticQuantization
 
@@ -203,7 +203,7 @@ class Artifacts:
             if back is None:
                 lower(self.runtime, model, path, quick=True)
             else:  # how it agrees with its simulation is what parity asks
-                self.runtime.lower(model, path)
+                write(self.runtime, model, path)
             self._paths[key] = path
             self.count += 1
         return self._paths[key]

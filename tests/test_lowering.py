@@ -14,7 +14,8 @@ import pytest
 import slimline as sl
 from slimline.basics.errors import SlimlineError
 from slimline.graph.quantization import Quantization
-from slimline.runtimes import gate
+from slimline.model import lowering as gate
+from slimline.runtimes.forms import Form
 
 Outputs = tuple[np.ndarray, ...]
 
@@ -28,7 +29,10 @@ class Echo:
     name: str = "echo"
     seen: list[tuple[np.ndarray, ...]] = field(default_factory=list)
 
-    def lower(self, model: Any, path: Path) -> None:
+    forms = ("toy",)
+
+    def lower(self, form: Form, path: Path) -> None:
+        assert form.kind == "toy"
         path.write_bytes(b"artifact")
 
     def load(self, path: Path, threads: int = 1) -> Any:
@@ -56,7 +60,7 @@ class Toy:
 
     @property
     def adapter(self) -> Any:
-        return SimpleNamespace(free=lambda native: self.free)
+        return SimpleNamespace(free=lambda native: self.free, forms=("other", "toy"), form=lambda *form: None)
 
     def outputs(self, *inputs: np.ndarray) -> Outputs:
         return self.answer(*inputs)

@@ -1,13 +1,14 @@
-"""No artifact leaves that disagrees with its model: the one way in which files are written for a runtime.
+"""Roads from frameworks to runtimes, and the gate at their end: no artifact leaves that disagrees with its model.
 
-`Runtime.lower` writes a file; `lower` here writes it beside its destination, loads it again, compares all that it
-answers with all that the model answers, and only then puts it in its place. A new target is gated because it is a
-`Runtime`.
+`road` is the exchange form that an adapter gives and a runtime takes. `lower` has the runtime write the artifact in a
+folder beside its destination, loads it again, compares all that it answers with all that the model answers, and only
+then puts it in its place. A new target is gated because it is a `Runtime`.
 """
 
 from __future__ import annotations
 
 import logging
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ import numpy as np
 from slimline.basics.errors import SlimlineError
 from slimline.measure.parity import Parity, compare
 from slimline.measure.probes import Arrays, probes
+from slimline.runtimes import base as runtimes
+from slimline.runtimes.forms import Form
 
 if TYPE_CHECKING:
     from slimline.model import Model
@@ -49,10 +52,38 @@ def lower(runtime: Runtime, model: Model, path: Path, quick: bool = False) -> Pa
         ) from error
     with folder:
         written = Path(folder.name, path.name)
-        runtime.lower(model, written)
+        write(runtime, model, written)
         found = check(runtime, model, written, quick)
-        written.replace(path)
+        for part in sorted(Path(folder.name).iterdir(), key=lambda part: part.name == path.name):  # the main file last
+            _put(part, path.with_name(part.name))
     return found
+
+
+def write(runtime: Runtime, model: Model, path: Path) -> None:
+    """Write the artifact of `model` without comparing them: for artifacts that are compared later, or thrown away."""
+    kind = road(model.adapter.forms, runtime)
+    integer = model.quantization is not None
+    runtime.lower(Form(kind, model.adapter.form(model.native, kind, model.example, integer), integer), path)
+
+
+def _put(part: Path, final: Path) -> None:
+    if part.is_dir() and final.is_dir():
+        shutil.rmtree(final)
+    part.replace(final)
+
+
+def road(forms: Sequence[str], runtime: Runtime) -> str:
+    """The exchange form in which a framework that gives `forms` reaches a runtime.
+
+    Raises
+    ------
+    SlimlineError : there is none.
+    """
+    for kind in runtime.forms:
+        if kind in forms:
+            return kind
+    reached = [name for name in runtimes.names() if set(runtimes.runtime(name).forms) & set(forms)]
+    raise SlimlineError(f"{runtime.name} does not take such models yet: choose the target {', '.join(reached)}.")
 
 
 def check(runtime: Runtime, model: Model, path: Path, quick: bool = False) -> Parity:

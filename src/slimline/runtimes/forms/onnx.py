@@ -1,15 +1,14 @@
 """Rewrites of an exported ONNX graph into the form ONNX Runtime fuses into integer kernels.
 
-`slimline.frameworks.torch.fakequant` leaves rounding operators in the program, which `translations` carries
-into ONNX as one private operator, ``slimline::FakeQuantize``, so that no constant folding can touch them.
-The passes here turn them into standard QuantizeLinear/DequantizeLinear (QDQ) pairs: weights become int8
-initializers, biases int32 ones on the product of the scales of input and weight, and activations pairs on
-uint8. Last, everything that is no part of the computation (names, traces, inferred shapes) is dropped.
+Frameworks carry their rounding into ONNX as one private operator, ``slimline::FakeQuantize`` (`schema`), so that no
+constant folding can touch it. The passes here turn them into standard QuantizeLinear/DequantizeLinear (QDQ) pairs:
+weights become int8 initializers, biases int32 ones on the product of the scales of input and weight, and activations
+pairs on uint8. Last, everything that is no part of the computation (names, traces, inferred shapes) is dropped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +21,8 @@ from slimline.methods.ranges import quantize
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-_DOMAIN = "slimline"
-_OP = "FakeQuantize"
+DOMAIN = "slimline"
+FAKE_QUANTIZE = "FakeQuantize"
 _MOVES = {
     "MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze",
     "Slice", "Split", "Gather", "Expand", "Pad", "Identity",
@@ -32,19 +31,14 @@ _BIASED = {"Conv", "ConvTranspose", "Gemm"}
 _INT32 = np.iinfo(np.int32)
 
 
-def translations() -> dict[Any, Callable[..., Any]]:
-    """The ``custom_translation_table`` for `torch.onnx.export` that keeps rounding and recurrent operators whole."""
-    import torch
-    from onnxscript import values
-
-    from slimline.runtimes import onnx_recurrent
-
+def schema() -> onnx.defs.OpSchema:
+    """Of the operator that stands for rounding: ``x``, and ``scales`` where there is one per position of ``axis``."""
     parameter, attribute = onnx.defs.OpSchema.FormalParameter, onnx.defs.OpSchema.Attribute
     kinds = onnx.defs.OpSchema.AttrType
     optional = onnx.defs.OpSchema.FormalParameterOption.Optional
-    schema = onnx.defs.OpSchema(
-        _OP,
-        _DOMAIN,
+    return onnx.defs.OpSchema(
+        FAKE_QUANTIZE,
+        DOMAIN,
         1,
         inputs=[parameter("x", "T"), parameter("scales", "T", param_option=optional)],
         outputs=[parameter("y", "T")],
@@ -57,19 +51,6 @@ def translations() -> dict[Any, Callable[..., Any]]:
             attribute("high", kinds.INT),
         ],
     )
-    operator = values.Op(values.Opset(_DOMAIN, 1), _OP, schema)
-
-    def tensor(x: Any, scale: float, zero_point: int, quant_min: int, quant_max: int) -> Any:
-        return operator(x, scale=scale, zero_point=zero_point, low=quant_min, high=quant_max)
-
-    def channel(x: Any, scale: Any, zero_point: Any, axis: int, quant_min: int, quant_max: int) -> Any:
-        return operator(x, scale, axis=axis, low=quant_min, high=quant_max)
-
-    return {
-        torch.ops.aten.fake_quantize_per_tensor_affine.default: tensor,
-        torch.ops.aten.fake_quantize_per_channel_affine.default: channel,
-        **onnx_recurrent.translations(),
-    }
 
 
 def rewrite(model: ir.Model) -> None:
@@ -92,7 +73,7 @@ def _name_nodes(graph: ir.Graph) -> None:
         if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul") and node.inputs[1] is not None:
             weight: ir.Value | None = node.inputs[1]
             while weight is not None and (source := weight.producer()) is not None:
-                weight = source.inputs[0] if source.op_type in (_OP, "Transpose") else None
+                weight = source.inputs[0] if source.op_type in (FAKE_QUANTIZE, "Transpose") else None
             if weight is not None and weight.name in graph.initializers:
                 layer, weighted = str(weight.name).rpartition(".")[0], True
         if not weighted:
@@ -157,7 +138,7 @@ def _carry_grids(graph: ir.Graph) -> None:
     """Round again after operators that only move numbers, so that they run on integers."""
     for node in list(graph):
         source = node.inputs[0].producer() if node.op_type in _MOVES and node.inputs and node.inputs[0] else None
-        if source is None or source.op_type != _OP or _is_weight(source):
+        if source is None or source.op_type != FAKE_QUANTIZE or _is_weight(source):
             continue
         for moved in node.outputs:
             users = list(moved.uses())
@@ -182,7 +163,7 @@ class _Expander:
 
     def run(self) -> None:
         """Expand all of them, weights and activations first, biases last."""
-        for node in [n for n in self.graph if n.op_type == _OP and n.domain == _DOMAIN]:
+        for node in [n for n in self.graph if n.op_type == FAKE_QUANTIZE and n.domain == DOMAIN]:
             if _is_weight(node):
                 self._weight(node)
             else:
@@ -314,14 +295,14 @@ def _is_weight(node: ir.Node) -> bool:
 def _sole_rounding(value: ir.Value) -> ir.Node | None:
     """The rounding operator that alone reads `value`, if that is so."""
     users = [user for user, _ in value.uses()]
-    if len(users) == 1 and users[0].op_type == _OP and not value.is_graph_output():
+    if len(users) == 1 and users[0].op_type == FAKE_QUANTIZE and not value.is_graph_output():
         return users[0]
     return None
 
 
 def _rounding_like(node: ir.Node, x: ir.Value) -> ir.Node:
     """Another rounding of `x` to the grid of `node`, an activation's."""
-    return ir.Node(_DOMAIN, _OP, [x], list(node.attributes.values()), name="")
+    return ir.Node(DOMAIN, FAKE_QUANTIZE, [x], list(node.attributes.values()), name="")
 
 
 def _constant(value: ir.Value | None) -> Array | None:
@@ -368,7 +349,7 @@ def _strip(model: ir.Model) -> None:
     graph = model.graph
     model.producer_name, model.producer_version, model.doc_string = "slimline", None, None
     model.metadata_props.clear()
-    model.opset_imports.pop(_DOMAIN, None)
+    model.opset_imports.pop(DOMAIN, None)
     graph.name, graph.doc_string = "g", None
     graph.metadata_props.clear()
     kept = {id(v) for v in (*graph.inputs, *graph.outputs)}

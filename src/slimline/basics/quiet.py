@@ -1,0 +1,34 @@
+"""What C++ libraries write to standard error, held back."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+
+_descriptors = threading.Lock()
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Hold back what the C++ libraries write to standard error, and the converter's Python warnings."""
+    absl = logging.getLogger("absl")
+    level = absl.level
+    with _descriptors, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        sys.stderr.flush()
+        absl.setLevel(logging.ERROR)
+        saved = os.dup(2)
+        sink = os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(sink, 2)
+            yield
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+            os.close(sink)
+            absl.setLevel(level)

@@ -1,0 +1,58 @@
+"""The exchange form of a Keras model on TensorFlow: a traced function."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+
+from slimline.basics.errors import SlimlineError
+from slimline.basics.quiet import quiet
+from slimline.runtimes.forms.tensorflow import Function
+
+
+def to_function(native: Any) -> Function:
+    """The network as TensorFlow traces it, recurrent layers step by step.
+
+    Raises
+    ------
+    SlimlineError : another backend than TensorFlow, or a layer that cannot be traced.
+    """
+    if keras.backend.backend() != "tensorflow":
+        raise SlimlineError(
+            "LiteRT needs Keras on TensorFlow: set the environment variable KERAS_BACKEND=tensorflow, then start again."
+        )
+    import tensorflow as tf
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+    specs = [tf.TensorSpec(t.shape, t.dtype, name=f"input_{i}") for i, t in enumerate(native.inputs)]
+    inputs = {f"input_{i}": t._keras_history.operation.name for i, t in enumerate(native.inputs)}
+    layers = {layer.name: _has_kernel(layer) for layer in native.layers}
+    trace = tf.function(lambda *x: native(list(x) if len(x) > 1 else x[0], training=False))
+    try:
+        with quiet(), _unrolled(native):
+            # A frozen function leaves no variables in the file, and takes a third of the time of a SavedModel.
+            return Function(convert_variables_to_constants_v2(trace.get_concrete_function(*specs)), inputs, layers)
+    except Exception as error:  # TensorFlow raises many types
+        reason = next((line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()), "")
+        raise SlimlineError(f"TensorFlow cannot trace the model: {reason or type(error).__name__}.") from error
+
+
+@contextlib.contextmanager
+def _unrolled(native: Any) -> Iterator[None]:
+    """Recurrent layers step by step: the converter takes no loop whose batch is open."""
+    found = [layer for layer in native.layers if isinstance(layer, keras.layers.RNN) and not layer.unroll]
+    loops = [layer for layer in found if keras.tree.flatten(layer.input)[0].shape[1] is not None]
+    for layer in loops:
+        layer.unroll = True
+    try:
+        yield
+    finally:
+        for layer in loops:
+            layer.unroll = False
+
+
+def _has_kernel(layer: Any) -> bool:
+    return getattr(layer, "kernel", None) is not None

@@ -1,0 +1,102 @@
+"""The exchange form ONNX of a torch model."""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from onnxscript import values
+
+from slimline.basics.errors import SlimlineError
+from slimline.frameworks.base import Array
+from slimline.frameworks.torch import onnx_recurrent
+from slimline.frameworks.torch.attention import write_out
+from slimline.frameworks.torch.fakequant import fold
+from slimline.frameworks.torch.native import Native, export
+from slimline.frameworks.torch.operators import layer, packet
+from slimline.frameworks.torch.whole import whole
+from slimline.runtimes.forms.onnx import DOMAIN, FAKE_QUANTIZE, schema
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+
+def to_onnx(native: Native, example: tuple[Array, ...], integer: bool) -> ir.Model:
+    """The ONNX model, see `slimline.runtimes.forms.onnx`; batch norms are folded unless it is `integer`.
+
+    The batch size stays free where the model's is. The same model gives the same bytes.
+
+    Raises
+    ------
+    SlimlineError : an operator that cannot be written as ONNX; names it and its layer where they can be told.
+    """
+    module: Any = native if integer else fold(native, example)
+    program = None
+    try:
+        with _quiet(), whole(), torch.no_grad():
+            program = export(module, example)
+            write_out(program)
+            exported = torch.onnx.export(program, dynamo=True, verbose=False, custom_translation_table=_translations())
+        assert exported is not None
+        return exported.model
+    except SlimlineError:
+        raise
+    except Exception as error:  # torch and onnxscript raise many types
+        raise SlimlineError(
+            f"The model cannot be written as ONNX ({_reason(error, program)}): "
+            "express that part of it by common operators."
+        ) from error
+
+
+def _translations() -> dict[Any, Callable[..., Any]]:
+    """The ``custom_translation_table`` for `torch.onnx.export` that keeps rounding and recurrent operators whole."""
+    operator = values.Op(values.Opset(DOMAIN, 1), FAKE_QUANTIZE, schema())
+
+    def tensor(x: Any, scale: float, zero_point: int, quant_min: int, quant_max: int) -> Any:
+        return operator(x, scale=scale, zero_point=zero_point, low=quant_min, high=quant_max)
+
+    def channel(x: Any, scale: Any, zero_point: Any, axis: int, quant_min: int, quant_max: int) -> Any:
+        return operator(x, scale, axis=axis, low=quant_min, high=quant_max)
+
+    return {
+        torch.ops.aten.fake_quantize_per_tensor_affine.default: tensor,
+        torch.ops.aten.fake_quantize_per_channel_affine.default: channel,
+        **onnx_recurrent.translations(),
+    }
+
+
+def _reason(error: BaseException, program: Any) -> str:
+    """What an exporter stumbled over, in some words: the operator and its layer where they can be told."""
+    causes: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in causes:
+        causes.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    text = "\n".join(re.sub(r"\x1b\[[0-9;]*m", "", str(cause)) for cause in causes)
+    nodes = {node.name: node for node in program.graph.nodes} if program is not None else {}
+    for name in re.findall(r"(?:While executing|node '|node )%?(\w+)", text):
+        if name in nodes and nodes[name].op == "call_function":
+            return f"operator {packet(nodes[name])} in {layer(nodes[name]) or 'the model itself'}"
+    operators = re.findall(r"OpOverload\(op='([\w.]+)'", text) or re.findall(r"target=torch\.ops\.([\w.]+)", text)
+    if operators:
+        return f"operator {operators[0]}"
+    return " ".join((text.strip().splitlines() or [type(error).__name__])[0].split())[:200].rstrip(".: ")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's remarks (missing torchvision, deprecations inside torch) off the user's terminal."""
+    logger = logging.getLogger("torch.onnx")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)

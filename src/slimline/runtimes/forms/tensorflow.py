@@ -1,0 +1,23 @@
+"""TensorFlow functions as an exchange form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Function:
+    """A network as TensorFlow traced it, its weights as constants.
+
+    Attributes
+    ----------
+    concrete : the `tf.types.experimental.ConcreteFunction`.
+    inputs : by the name that an input has in `concrete`, its name in the model.
+    layers : by name, whether a layer has a kernel.
+    """
+
+    concrete: Any
+    inputs: Mapping[str, str]
+    layers: Mapping[str, bool]
