@@ -6,8 +6,7 @@ Nothing here imports a framework: tensors are told by what they can do.
 from __future__ import annotations
 
 import random
-import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -18,6 +17,7 @@ import numpy as np
 from slimline.basics.arrays import Array, as_array, finite, is_array
 from slimline.basics.errors import SlimlineError, raised
 from slimline.data import repeats
+from slimline.frameworks.base import Adapter, imported
 
 Inputs = tuple[Array, ...]
 Batch = tuple[Inputs, Array | None]
@@ -312,11 +312,11 @@ def concatenate(batches: list[Batch]) -> Batch:
 
 def seeded(source: Iterable[Any], seed: int) -> Iterator[Any]:
     """Iterate over `source` with the global random generators seeded, and give them back between items."""
-    torch = sys.modules.get("torch")
+    adapters = imported()
     state: Any = None
     iterator: Iterator[Any] | None = None
     while True:
-        with _generators(torch, seed, state) as read_state:
+        with _generators(adapters, seed, state) as read_state:
             iterator = iter(source) if iterator is None else iterator
             try:
                 item = next(iterator)
@@ -327,22 +327,22 @@ def seeded(source: Iterable[Any], seed: int) -> Iterator[Any]:
 
 
 @contextmanager
-def _generators(torch: Any, seed: int, state: Any) -> Iterator[Callable[[], Any]]:
+def _generators(adapters: Sequence[Adapter], seed: int, state: Any) -> Iterator[Callable[[], Any]]:
     def read() -> Any:
-        return random.getstate(), np.random.get_state(), torch.get_rng_state() if torch else None
+        return random.getstate(), np.random.get_state(), [adapter.random_state() for adapter in adapters]
 
     def write(to: Any) -> None:
         random.setstate(to[0])
         np.random.set_state(to[1])
-        if torch:
-            torch.set_rng_state(to[2])
+        for adapter, kept in zip(adapters, to[2], strict=True):
+            adapter.set_random_state(kept)
 
     outside = read()
     if state is None:
         random.seed(seed)
         np.random.seed(seed)
-        if torch:
-            torch.random.default_generator.manual_seed(seed)
+        for adapter in adapters:
+            adapter.seed(seed)
     else:
         write(state)
     try:

@@ -6,6 +6,7 @@ framework's own model (a torch `GraphModule`, a `keras.Model`). No method change
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -116,6 +117,37 @@ class Trainer(Protocol):
         """The student as it is now, as a new native model in inference mode."""
 
 
+class Parts(Protocol):
+    """Submodules of a model whose control flow depends on data, see `slimline.model.parts`."""
+
+    def take_apart(self, module: Any, args: tuple[Any, ...], names: tuple[str, ...]) -> tuple[Any, dict[str, Any]]:
+        """A copy of `module` that runs captured parts, and by name each part's native model and example inputs."""
+
+    def interfaces(self, records: Sequence[Mapping[str, Any]]) -> Sequence[Any]:
+        """What `records` wrote; KeyError, TypeError or ValueError for what it does not write."""
+
+    def put_together(self, module: Any, interfaces: Sequence[Any], natives: Mapping[str, Any]) -> Any:
+        """A copy of `module` that runs these parts."""
+
+    def exchange(self, whole: Any, new: Mapping[str, Any]) -> Any:
+        """A copy that runs other parts."""
+
+    def records(self, whole: Any) -> list[dict[str, Any]]:
+        """The interfaces of the parts, ready for JSON."""
+
+    def names(self, module: Any) -> set[str]:
+        """Of all submodules."""
+
+    def size(self, whole: Any) -> int:
+        """How many numbers are trained, parts and rest together."""
+
+    def rest(self, whole: Any) -> dict[str, Array]:
+        """Stored tensors that are no part's."""
+
+    def load_rest(self, whole: Any, state: Mapping[str, Array]) -> None:
+        """Put them back."""
+
+
 class Adapter(Protocol):
     """One framework."""
 
@@ -132,6 +164,12 @@ class Adapter(Protocol):
 
     def load(self, source: Any, example: tuple[Array, ...] | None) -> tuple[Any, tuple[Array, ...]]:
         """The native model of the user's `source`, and example inputs (made from the input shapes where None)."""
+
+    def slots(self, source: Any) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Shape and dtype of every tensor that a file of weights fills in the user's `source`, by name."""
+
+    def fill(self, source: Any, tensors: Mapping[str, Array]) -> None:
+        """Put `tensors` into the slots of `source`, in place."""
 
     def masks(self, source: Any) -> dict[str, Array]:
         """Masks that the user's `source` brings along, by weight name; True stays."""
@@ -153,6 +191,10 @@ class Adapter(Protocol):
         SlimlineError : an operator that cannot be written in that form.
         """
 
+    @property
+    def parts(self) -> Parts | None:
+        """How models are taken apart and put together; None where they are always captured whole."""
+
     def free(self, native: Any) -> Literal["none", "batch", "sizes"]:
         """Which sizes of its inputs may change: none, the batch, or others too."""
 
@@ -161,6 +203,15 @@ class Adapter(Protocol):
 
     def predict(self, native: Any, inputs: tuple[Array, ...]) -> Array:
         """The first of `outputs`."""
+
+    def seed(self, seed: int) -> None:
+        """Seed the framework's global random generator."""
+
+    def random_state(self) -> Any:
+        """Of that generator; None where it cannot be read."""
+
+    def set_random_state(self, state: Any) -> None:
+        """What `random_state` gave."""
 
     def gradients(
         self,
@@ -259,6 +310,11 @@ def adapter_for(source: Any) -> Adapter:
     raise SlimlineError(
         f"A {type(source).__name__} is no model slimline can read: give a torch.nn.Module, a keras.Model or a path."
     )
+
+
+def imported() -> list[Adapter]:
+    """The adapters of the frameworks that this process has imported already."""
+    return [adapter(name) for name in frameworks() if name in sys.modules]
 
 
 def adapter_of(path: Path) -> Adapter:

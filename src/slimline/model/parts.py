@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import safetensors.numpy
 
 from slimline.basics.errors import SlimlineError, unknown
 from slimline.files import array_files, strictjson
-from slimline.frameworks.base import adapter_for
+from slimline.frameworks.base import Parts, adapter_for
 from slimline.model.model import Model, is_model
 
 if TYPE_CHECKING:
@@ -44,14 +43,13 @@ class PartedModel:
     @property
     def size(self) -> int:
         """Number of trained numbers, parts and rest together."""
-        return sum(p.numel() for p in self.native.parameters())
+        return _parts_of(self.native).size(self.native)
 
     def then(self, parts: Mapping[str, Model]) -> PartedModel:
         """The model with these parts in place of its own."""
-        from slimline.frameworks.torch.parts import exchange
-
         merged = {**self.parts, **parts}
-        return PartedModel(exchange(self.native, {name: m.native for name, m in merged.items()}), merged)
+        natives = {name: model.native for name, model in merged.items()}
+        return PartedModel(_parts_of(self.native).exchange(self.native, natives), merged)
 
     def save(self, folder: str | Path) -> Path:
         """Write a folder without pickle: a ``.pt2`` per part, the other weights as safetensors, and a manifest.
@@ -59,18 +57,23 @@ class PartedModel:
         The user's class is not in it: ``slimline.load(module, parts=folder)`` puts it together again, `module` being
         one of that class, whatever its weights.
         """
-        from slimline.frameworks.torch.parts import interfaces, rest
-
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        files = {name: f"part-{i}.pt2" for i, name in enumerate(self.parts)}
+        parts = _parts_of(self.native)
+        files = {name: f"part-{i}{model.adapter.suffix}" for i, (name, model) in enumerate(self.parts.items())}
         for name, model in self.parts.items():
             model.save(folder / files[name])
-        state = {name: np.ascontiguousarray(t.detach().cpu().numpy()) for name, t in rest(self.native).items()}
-        (folder / REST).write_bytes(safetensors.numpy.save(state))
-        record = [{**i.record(), "file": files[i.name]} for i in interfaces(self.native)]
+        (folder / REST).write_bytes(safetensors.numpy.save(parts.rest(self.native)))
+        record = [{**interface, "file": files[interface["name"]]} for interface in parts.records(self.native)]
         (folder / MANIFEST).write_text(json.dumps({"schema": 1, "parts": record}, indent=1))
         return folder
+
+
+def _parts_of(module: Any) -> Parts:
+    parts = adapter_for(module).parts
+    if parts is None:
+        raise SlimlineError(f"A {type(module).__name__} is not loaded by parts: load it whole.")
+    return parts
 
 
 def load(module: Any, example: Any, parts: Sequence[str] | str | Path) -> PartedModel:
@@ -81,11 +84,7 @@ def load(module: Any, example: Any, parts: Sequence[str] | str | Path) -> Parted
     example : what the module is called with, a tuple for several arguments; anything it takes, nested as it likes.
     parts : names of submodules, dotted, or the folder of a saved model.
     """
-    if adapter_for(module).name != "torch":
-        raise SlimlineError("Only torch modules are loaded by parts: a Keras model is read whole.")
-    from slimline.frameworks.torch.parts import take_apart
-
-    adapter = adapter_for(module)
+    apart = _parts_of(module)
     if isinstance(parts, str | Path):
         return _open(module, Path(parts))
     if not isinstance(parts, Sequence) or not all(isinstance(part, str) for part in parts):
@@ -95,38 +94,36 @@ def load(module: Any, example: Any, parts: Sequence[str] | str | Path) -> Parted
     if example is None:
         raise SlimlineError("A model is loaded by parts with example_inputs: what the module is called with.")
     args = example if isinstance(example, tuple) else (example,)
-    native, found = take_apart(module, args, tuple(dict.fromkeys(parts)))
-    return PartedModel(native, {name: Model(adapter, *captured) for name, captured in found.items()})
+    native, found = apart.take_apart(module, args, tuple(dict.fromkeys(parts)))
+    return PartedModel(native, {name: Model(adapter_for(module), *captured) for name, captured in found.items()})
 
 
 def _open(module: Any, folder: Path) -> PartedModel:
-    from slimline.frameworks.torch.parts import Interface, load_rest, put_together
-
-    adapter = adapter_for(module)
+    adapter, apart = adapter_for(module), _parts_of(module)
     try:
-        record = _manifest(strictjson.parse((folder / MANIFEST).read_bytes()))
-        interfaces = [Interface.from_record(entry) for entry in record]
+        record = _manifest(strictjson.parse((folder / MANIFEST).read_bytes()), adapter.suffix)
+        interfaces = apart.interfaces(record)
         state = array_files.safetensors(folder / REST)
     except (OSError, ValueError, KeyError, TypeError) as reason:
         raise SlimlineError(f"{folder} is not a folder that a model by parts was saved to: check the path.") from reason
-    known = {name for name, _ in module.named_modules() if name}
+    known = apart.names(module)
     parts = {}
     for entry in record:
         if entry["name"] not in known:
             raise unknown(f"part in a {type(module).__name__}", entry["name"], known)
         native, example, metadata = adapter.open(folder / entry["file"], False)
         parts[entry["name"]] = Model.restored(adapter, native, example, metadata)
-    whole = put_together(module, interfaces, {name: m.native for name, m in parts.items()})
-    load_rest(whole, state)
+    whole = apart.put_together(module, interfaces, {name: m.native for name, m in parts.items()})
+    apart.load_rest(whole, state)
     return PartedModel(whole, parts)
 
 
-def _manifest(content: Any) -> list[dict[str, Any]]:
+def _manifest(content: Any, suffix: str) -> list[dict[str, Any]]:
     """The entries of a manifest, whose files lie beside it."""
     match content:
         case {"schema": 1, "parts": list(entries)}:
             for i, entry in enumerate(entries):
-                if not isinstance(entry["name"], str) or entry["file"] != f"part-{i}.pt2":
+                if not isinstance(entry["name"], str) or entry["file"] != f"part-{i}{suffix}":
                     raise ValueError("an entry that names no part")
             return entries
     raise ValueError("no manifest of parts")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -18,6 +17,7 @@ from slimline.files import array_files
 from slimline.files.archive import Damaged
 from slimline.files.code import call, entered
 from slimline.files.strictjson import Malformed
+from slimline.frameworks.base import adapter_for
 
 if TYPE_CHECKING:
     from slimline.data import Data
@@ -88,7 +88,7 @@ def _load_model(source: ModelSource, data: Callable[[Layout], Data] | None) -> M
     elif source.input_shape is not None:
         example = _noise(source.input_shape)
     elif data is not None:
-        example = data(layout_of(native)).example()
+        example = data(adapter_for(native).layout).example()
     return load(native, None if example is None else tuple(example))
 
 
@@ -114,17 +114,10 @@ def _model_file(source: ModelSource) -> Path:
     return path
 
 
-def layout_of(native: Any) -> Layout:
-    """Where a framework's images have their channels."""
-    from slimline.frameworks.base import adapter_for
-
-    return adapter_for(native).layout
-
-
 def load_weights(native: Any, path: Path) -> None:
     """Fill a torch module (state-dict names) or a Keras model (variable paths) from a safetensors file, exactly."""
-    torch = hasattr(native, "state_dict")
-    slots = native.state_dict() if torch else {v.path: v for v in native.weights}
+    adapter = adapter_for(native)
+    slots = adapter.slots(native)
     try:
         found = array_files.safetensors(path)
     except OSError as e:
@@ -137,28 +130,23 @@ def load_weights(native: Any, path: Path) -> None:
     if missing or extra:
         said = [f"lacks {_few(missing)}"] * bool(missing) + [f"has {_few(extra)} besides"] * bool(extra)
         raise SlimlineError(f"The weights {path} do not fit the model: the file {' and '.join(said)}.")
-    for name, slot in slots.items():
-        if tuple(slot.shape) != found[name].shape:
+    for name, (shape, dtype) in slots.items():
+        if shape != found[name].shape:
             raise SlimlineError(
-                f"The weights {path} do not fit the model: {name} is {found[name].shape} in the file and "
-                f"{tuple(slot.shape)} in the model."
+                f"The weights {path} do not fit the model: {name} is {found[name].shape} in the file and {shape} in "
+                "the model."
             )
-        if found[name].dtype.kind != _kind(slot):
+        if found[name].dtype.kind != _kind(dtype):
             raise SlimlineError(
-                f"The weights {path} do not fit the model: {name} is {found[name].dtype} in the file and "
-                f"{str(slot.dtype).removeprefix('torch.')} in the model; save it as the model's type."
+                f"The weights {path} do not fit the model: {name} is {found[name].dtype} in the file and {dtype} in "
+                "the model; save it as the model's type."
             )
-    for name, slot in slots.items():
-        if torch:
-            slot.copy_(importlib.import_module("torch").tensor(found[name]))
-        else:
-            slot.assign(found[name])
+    adapter.fill(native, found)
 
 
-def _kind(slot: Any) -> str:
-    """Numpy's letter for the kind of numbers of a torch tensor or a Keras variable."""
-    name = str(slot.dtype).removeprefix("torch.")
-    return "f" if "float" in name else "c" if "complex" in name else "b" if name == "bool" else name[0]
+def _kind(dtype: str) -> str:
+    """Numpy's letter for the kind of numbers of a framework's dtype."""
+    return "f" if "float" in dtype else "c" if "complex" in dtype else "b" if dtype == "bool" else dtype[0]
 
 
 def _few(names: list[str]) -> str:

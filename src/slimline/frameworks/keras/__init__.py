@@ -57,6 +57,15 @@ class KerasAdapter:
 
         return load.load(source, example)
 
+    def slots(self, source: Any) -> dict[str, tuple[tuple[int, ...], str]]:
+        """By path, of every variable."""
+        return {v.path: (tuple(v.shape), str(v.dtype)) for v in source.weights}
+
+    def fill(self, source: Any, tensors: Mapping[str, Array]) -> None:
+        """Assign to every variable."""
+        for variable in source.weights:
+            variable.assign(tensors[variable.path])
+
     def masks(self, source: Any) -> dict[str, Array]:
         """None: Keras layers carry no masks of their own."""
         return {}
@@ -86,6 +95,10 @@ class KerasAdapter:
         assert kind == TENSORFLOW_FUNCTION
         return to_function(native)
 
+    @property
+    def parts(self) -> None:
+        """None: a Keras model is read whole."""
+
     def free(self, native: Any) -> Literal["none", "batch", "sizes"]:
         """Which sizes of its inputs may change."""
         if any(size is None for tensor in native.inputs for size in tensor.shape[1:]):
@@ -106,6 +119,15 @@ class KerasAdapter:
             single = [keras.ops.cast(x, "float32") if h else x for x, h in zip(outputs, half, strict=True)]
             chunks.append([keras.ops.convert_to_numpy(x) for x in single])
         return tuple(x[0] if len(x) == 1 else np.concatenate(x) for x in zip(*chunks, strict=True))
+
+    def seed(self, seed: int) -> None:
+        """Nothing: Keras' own generators are seeded where they are made."""
+
+    def random_state(self) -> None:
+        """None: TensorFlow's global generator cannot be read."""
+
+    def set_random_state(self, state: None) -> None:
+        """Nothing, as nothing was read."""
 
     def gradients(
         self,

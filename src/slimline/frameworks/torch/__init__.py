@@ -10,7 +10,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from slimline.basics.errors import SlimlineError
-from slimline.frameworks.base import Array, Batch, Trainer
+from slimline.frameworks.base import Array, Batch, Parts, Trainer
 from slimline.frameworks.torch import native as natives
 from slimline.frameworks.torch import read, save
 from slimline.frameworks.torch.native import Native
@@ -37,6 +37,16 @@ class TorchAdapter:
     def load(self, source: Any, example: tuple[Array, ...] | None) -> tuple[Native, tuple[Array, ...]]:
         """See `slimline.frameworks.torch.read.load`."""
         return read.load(source, example)
+
+    def slots(self, source: Any) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Of the state dict."""
+        state = source.state_dict()
+        return {name: (tuple(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in state.items()}
+
+    def fill(self, source: Any, tensors: Mapping[str, Array]) -> None:
+        """Copy into the tensors of the state dict."""
+        for name, slot in source.state_dict().items():
+            slot.copy_(torch.tensor(tensors[name]))
 
     def masks(self, source: Any) -> dict[str, Array]:
         """See `slimline.frameworks.torch.prune.masks`."""
@@ -70,6 +80,13 @@ class TorchAdapter:
         assert kind == ONNX
         return to_onnx(native, example, integer)
 
+    @property
+    def parts(self) -> Parts:
+        """See `slimline.frameworks.torch.parts`."""
+        from slimline.frameworks.torch.parts import TorchParts
+
+        return TorchParts()
+
     def free(self, native: Native) -> natives.Free:
         """Which sizes of its inputs may change."""
         return native.free
@@ -98,6 +115,18 @@ class TorchAdapter:
                 native.train()
         leaves = [x.detach().cpu() for x in pytree.tree_leaves(outputs) if isinstance(x, torch.Tensor)]
         return tuple((x.float() if x.dtype == torch.bfloat16 else x).numpy() for x in leaves)
+
+    def seed(self, seed: int) -> None:
+        """Of the CPU's generator."""
+        torch.default_generator.manual_seed(seed)
+
+    def random_state(self) -> Any:
+        """Of the CPU's generator."""
+        return torch.get_rng_state()
+
+    def set_random_state(self, state: Any) -> None:
+        """Of the CPU's generator."""
+        torch.set_rng_state(state)
 
     def gradients(
         self,

@@ -282,3 +282,48 @@ def load_rest(whole: nn.Module, state: Mapping[str, Array]) -> None:
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(torch.from_numpy(np.array(state[name])))
+
+
+class TorchParts:
+    """`slimline.frameworks.base.Parts` for torch modules."""
+
+    def take_apart(
+        self, module: nn.Module, args: tuple[Any, ...], names: tuple[str, ...]
+    ) -> tuple[nn.Module, dict[str, Any]]:
+        """See `take_apart`."""
+        whole, captured = take_apart(module, args, names)
+        return whole, dict(captured)
+
+    def interfaces(self, records: Sequence[Mapping[str, Any]]) -> Sequence[Interface]:
+        """See `Interface.from_record`."""
+        return [Interface.from_record(dict(record)) for record in records]
+
+    def put_together(
+        self, module: nn.Module, interfaces: Sequence[Interface], natives: Mapping[str, Any]
+    ) -> nn.Module:
+        """See `put_together`."""
+        return put_together(module, interfaces, natives)
+
+    def exchange(self, whole: nn.Module, new: Mapping[str, Any]) -> nn.Module:
+        """See `exchange`."""
+        return exchange(whole, new)
+
+    def records(self, whole: nn.Module) -> list[dict[str, Any]]:
+        """Of `interfaces`."""
+        return [interface.record() for interface in interfaces(whole)]
+
+    def names(self, module: nn.Module) -> set[str]:
+        """Of all submodules, dotted."""
+        return {name for name, _ in module.named_modules() if name}
+
+    def size(self, whole: nn.Module) -> int:
+        """Of all parameters."""
+        return sum(p.numel() for p in whole.parameters())
+
+    def rest(self, whole: nn.Module) -> dict[str, Array]:
+        """See `rest`."""
+        return {name: np.ascontiguousarray(t.detach().cpu().numpy()) for name, t in rest(whole).items()}
+
+    def load_rest(self, whole: nn.Module, state: Mapping[str, Array]) -> None:
+        """See `load_rest`."""
+        load_rest(whole, state)
