@@ -31,6 +31,7 @@ zoo: $(READY) .venv-zoo/.ready
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 bench: $(READY)
 	$(BIN)/python benchmarks/planning.py

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 
@@ -85,6 +86,15 @@ class Graph:
     def learning(self) -> frozenset[str]:
         """The weights that training changes."""
         return self.trainable - self.frozen
+
+    @cached_property
+    def types(self) -> Mapping[str, frozenset[str]]:
+        """By layer, what its operators are called, here and in the framework."""
+        called: dict[str, set[str]] = {}
+        for node in self.nodes:
+            own = node.target.removeprefix("aten.")
+            called.setdefault(node.layer or node.name, set()).update((node.kind, own) if own else (node.kind,))
+        return {layer: frozenset(names) for layer, names in called.items()}
 
     def consumers(self) -> dict[str, list[Node]]:
         """For each value the operators that read it."""

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import Literal
 
 from slimline.graph.ir import Graph, Node
+from slimline.recipe.layers import matches, selected
 
 
 @dataclass(frozen=True)
@@ -79,20 +79,13 @@ class Placement:
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
-def selected(layer: str, layers: Sequence[str], keep: Sequence[str]) -> bool:
-    """Whether the globs take in `layer` and do not exempt it."""
-    return any(fnmatchcase(layer, g) for g in layers) and not any(fnmatchcase(layer, g) for g in keep)
-
-
-def place(
-    graph: Graph, policy: Policy, layers: Sequence[str] = ("*",), keep: Sequence[str] = ()
-) -> Placement:
+def place(graph: Graph, policy: Policy, layers: Sequence[str] = ("*",), keep: Sequence[str] = ()) -> Placement:
     """Choose the values and weights of `graph` that are rounded.
 
     Parameters
     ----------
-    layers, keep : fnmatch globs of the layers that shall compute in integers, and of those that shall not;
-        `keep` also holds glue of those layers back.
+    layers, keep : patterns (`slimline.recipe.layers`) of the layers that shall compute in integers, and of those that
+        shall not; `keep` also holds glue of those layers back.
     policy : of the runtime.
     """
     return _Placer(graph, tuple(layers), tuple(keep), policy).place()
@@ -153,7 +146,7 @@ class _Placer:
 
     def _can(self, node: Node) -> bool:
         """Whether a compute operator is wanted and able to become integer; notes why not."""
-        if not selected(node.layer, self.layers, self.keep):
+        if not selected((node.layer,), self.layers, self.keep, self.graph.types):
             return False
         reason = None
         weight = node.inputs[1]
@@ -176,7 +169,7 @@ class _Placer:
         return (
             other.inputs[1] == node.inputs[1]
             and self._channels(other) == self._channels(node)
-            and selected(other.layer, self.layers, self.keep)
+            and selected((other.layer,), self.layers, self.keep, self.graph.types)
         )
 
     def _candidates(self, compute: Mapping[str, Node]) -> set[str]:
@@ -198,7 +191,7 @@ class _Placer:
     def _is_glue(self, node: Node) -> bool:
         function = node.attributes.get("function", "")
         names = _names(node)
-        if not names & self.policy.glue or any(fnmatchcase(node.layer, g) for g in self.keep):
+        if not names & self.policy.glue or matches((node.layer,), self.keep, self.graph.types):
             return False
         if self._moves(node) or not all(self._floating(o) for o in node.outputs):
             return False

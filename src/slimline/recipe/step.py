@@ -15,7 +15,6 @@ from slimline.basics.errors import SlimlineError
 from slimline.recipe.config import Config
 
 Ratio = Annotated[float, Field(ge=0, lt=1)]
-Globs = tuple[str, ...]
 Kind = Literal["structural", "sparse", "training", "recovery", "quantization"]
 
 

@@ -72,9 +72,7 @@ def apply(
     tutor = teacher_for(model, teacher, wanted)
     with telling(progress) as tell:
         for position, step in enumerate(wanted):
-            context = Context(
-                tutor, data, target or model.usual_target, seed, *neighbours(wanted, position), tell=tell
-            )
+            context = Context(tutor, data, target or model.usual_target, seed, *neighbours(wanted, position), tell=tell)
             model = perform(step, model, context).model
     return model
 

@@ -40,9 +40,7 @@ _SIZES = {"Shape", "Constant", "ConstantOfShape", "Gather", "Cast", "Range", "Re
 POLICY = Policy(
     activations="uint8",
     fused=frozenset({"relu", "relu6", "clip", "hardtanh"}),
-    glue=frozenset(
-        {"elementwise:add", "elementwise:mul", "concat", "pool:mean", "reduce:mean", "elementwise:sigmoid"}
-    ),
+    glue=frozenset({"elementwise:add", "elementwise:mul", "concat", "pool:mean", "reduce:mean", "elementwise:sigmoid"}),
     transposed=False,
     float_results=frozenset({"linear", "einsum"}),
     linear_channels=True,

@@ -298,9 +298,7 @@ class TorchParts:
         """See `Interface.from_record`."""
         return [Interface.from_record(dict(record)) for record in records]
 
-    def put_together(
-        self, module: nn.Module, interfaces: Sequence[Interface], natives: Mapping[str, Any]
-    ) -> nn.Module:
+    def put_together(self, module: nn.Module, interfaces: Sequence[Interface], natives: Mapping[str, Any]) -> nn.Module:
         """See `put_together`."""
         return put_together(module, interfaces, natives)
 

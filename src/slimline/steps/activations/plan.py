@@ -5,21 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from slimline.basics.arguments import takes
-from slimline.basics.errors import SlimlineError, unknown
+from slimline.basics.errors import SlimlineError
 from slimline.data.splits import first
 from slimline.graph import cost, edits
 from slimline.graph.ir import Graph, Node
 from slimline.methods.activations import sparsity, threshold_for_error, threshold_for_sparsity
 from slimline.model.model import is_model
 from slimline.plans import StructuralPlan
+from slimline.recipe.layers import refuse_unmatched, selected
 from slimline.steps.activations.step import ActivationPruning
-from slimline.steps.sparse_training.step import SparseTraining
 
 if TYPE_CHECKING:
     from slimline.data import Data
@@ -32,6 +31,22 @@ GAIN = (
     "save energy or time only on hardware that skips them."
 )
 PRICE = f"{GAIN} Here each threshold is one more operator."
+
+
+class Choice(Protocol):
+    """Of ReLUs, by a step that is about their outputs."""
+
+    @property
+    def step(self) -> str:
+        """Its name."""
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Patterns of their layers or values."""
+
+    @property
+    def keep(self) -> tuple[str, ...]:
+        """Patterns of those that stay as they are."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +138,7 @@ def plan_activations(model: Model, step: ActivationPruning, data: Data | None = 
     return ActivationPlan(model.graph, [replace(t, after=sparsity(after[t.value], t.threshold)) for t in found])
 
 
-def zeros_among_activations(step: SparseTraining, before: Model, after: Model, data: Data) -> dict[str, Any]:
+def zeros_among_activations(step: Choice, before: Model, after: Model, data: Data) -> dict[str, Any]:
     """The zeros of the ReLUs that a training penalised, as `ActivationPlan.summary` says them; no threshold is raised.
 
     `after` has the same graph as `before`.
@@ -151,7 +166,7 @@ def relus(graph: Graph) -> list[Node]:
     return [n for n in graph.nodes if n.kind == "elementwise" and n.attributes["function"] in ("relu", "relu6")]
 
 
-def chosen(graph: Graph, step: ActivationPruning | SparseTraining) -> list[Node]:
+def chosen(graph: Graph, step: Choice) -> list[Node]:
     """The ReLUs that the step's globs choose.
 
     Raises
@@ -163,11 +178,5 @@ def chosen(graph: Graph, step: ActivationPruning | SparseTraining) -> list[Node]
         raise SlimlineError(f"The model has no ReLU, so no activations that are zero: {step.step} needs some.")
     named = list(dict.fromkeys(name for n in found for name in (n.layer, n.outputs[0])))
     for field, globs in (("layers", step.layers), ("keep", step.keep)):
-        for glob in globs:
-            if not any(fnmatchcase(name, glob) for name in named):
-                raise unknown(f"ReLU for {field}", glob, named)
-
-    def hit(node: Node, globs: Sequence[str]) -> bool:
-        return any(fnmatchcase(name, glob) for name in (node.layer, node.outputs[0]) for glob in globs)
-
-    return [n for n in found if hit(n, step.layers) and not hit(n, step.keep)]
+        refuse_unmatched(f"ReLU for {field}", globs, named, graph.types)
+    return [n for n in found if selected((n.layer, n.outputs[0]), step.layers, step.keep, graph.types)]

@@ -24,8 +24,9 @@ from slimline.methods.kernels import Window
 from slimline.methods.removal import DAMPING, Consumer, removal_order
 from slimline.methods.structured import Scores, select_global, select_local
 from slimline.plans import CutPlan
+from slimline.recipe.layers import selected
 from slimline.steps.channels.criteria import Evidence
-from slimline.steps.channels.selection import bisect, check_globs, matches, out_of_reach
+from slimline.steps.channels.selection import bisect, check_layers, out_of_reach
 
 if TYPE_CHECKING:
     from slimline.data import Data
@@ -46,14 +47,11 @@ def plan_cuts(model: Model, step: ChannelPruning, data: Data | None = None, seed
     SlimlineError : a glob that matches no layer, nothing to cut, a target out of reach, or missing data.
     """
     units = Units(model.graph)
-    for field in ("layers", "keep"):
-        globs = getattr(step, field)
-        if globs != ("*",):
-            check_globs(model.graph, globs, field)
+    check_layers(model.graph, step)
     named = [
         r
         for r in readers(model.graph)
-        if matches((r.layer.layer,), step.layers) and not matches((r.layer.layer,), step.keep)
+        if selected((r.layer.layer,), step.layers, step.keep, model.graph.types)
     ]
     evidence = Evidence(units, model, step, data)
     if step.cut == "kernel":

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
-from slimline.basics.errors import NothingToPrune, SlimlineError, unknown
+from slimline.basics.errors import NothingToPrune, SlimlineError
 from slimline.graph.units import Units
 from slimline.model.model import Model
 from slimline.model.parts import PartedModel
 from slimline.plans import Plan
+from slimline.recipe.layers import matches, refuse_unmatched
 from slimline.recipe.step import Step
 from slimline.steps.channels.selection import plan
 from slimline.steps.channels.step import ChannelPruning
@@ -67,14 +67,13 @@ def plan_parts(model: PartedModel, step: Step, seed: int = 0) -> PartedPlan:
     if step.needs:
         raise SlimlineError("A model by parts is pruned without data: choose the criterion l1, l2 or random.")
     globs = {field: tuple(getattr(step, field)) for field in ("layers", "keep")}
-    every = [layer for part in model.parts.values() for layer in _layers(part)]
-    for field, wanted in globs.items():
-        for glob in wanted:
-            if glob != "*" and not any(fnmatchcase(layer, glob) for layer in every):
-                raise unknown(f"layer for {field}", glob, every)
+    every = [layer for part in model.parts.values() for layer in part.graph.types]
+    types = {layer: called for part in model.parts.values() for layer, called in part.graph.types.items()}
+    for field, patterns in globs.items():
+        refuse_unmatched(f"layer for {field}", patterns, every, types)
     plans, idle = {}, []
     for name, part in model.parts.items():
-        own = {f: tuple(g for g in wanted if _matches(part, g)) for f, wanted in globs.items()}
+        own = {f: tuple(p for p in patterns if _matches(part, p)) for f, patterns in globs.items()}
         if own["layers"]:
             try:
                 plans[name] = plan(part, step.model_copy(update=own), None, seed)
@@ -88,12 +87,8 @@ def plan_parts(model: PartedModel, step: Step, seed: int = 0) -> PartedPlan:
     return PartedPlan(plans)
 
 
-def _layers(part: Model) -> list[str]:
-    return list(dict.fromkeys(n.layer for n in part.graph.nodes if n.layer))
-
-
-def _matches(part: Model, glob: str) -> bool:
-    return glob == "*" or any(fnmatchcase(layer, glob) for layer in _layers(part))
+def _matches(part: Model, pattern: str) -> bool:
+    return pattern == "*" or matches(part.graph.types, (pattern,), part.graph.types)
 
 
 def apply(model: PartedModel, steps: Sequence[Step], seed: int = 0) -> PartedModel:

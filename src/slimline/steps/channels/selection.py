@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 
-from slimline.basics.errors import NothingToPrune, SlimlineError, unknown
+from slimline.basics.errors import NothingToPrune, SlimlineError
 from slimline.graph import cost
 from slimline.graph.ir import Graph
 from slimline.graph.kinds import kind
 from slimline.graph.units import Unit, Units
 from slimline.methods.structured import Scores, select_global, select_local
 from slimline.plans import Plan, StructuralPlan
+from slimline.recipe.layers import matches, refuse_unmatched, selected
 from slimline.steps.channels.criteria import scores
 from slimline.steps.channels.rounding import settled
 
@@ -22,7 +22,26 @@ if TYPE_CHECKING:
     from slimline.data import Data
     from slimline.model import Model
     from slimline.steps.channels.step import ChannelPruning
-    from slimline.steps.sparse_training.step import SparseTraining
+
+
+class Choice(Protocol):
+    """Of units, by a step that prunes or prepares them."""
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Patterns of layers that carry them."""
+
+    @property
+    def keep(self) -> tuple[str, ...]:
+        """Patterns of layers that must carry none."""
+
+    @property
+    def axes(self) -> tuple[str, ...] | None:
+        """Kinds of axes; None for all."""
+
+    @property
+    def factors(self) -> str:
+        """``largest`` or ``all`` of several in one dimension."""
 
 
 def plan(
@@ -54,29 +73,22 @@ def plan(
     return Plan(units, made.removed, (*notes, *made.notes), rounding)
 
 
-def check_globs(graph: Graph, globs: Sequence[str], field: str) -> None:
-    """Refuse a glob that matches no layer."""
-    layers = dict.fromkeys(n.layer for n in graph.nodes if n.layer)
-    for glob in globs:
-        if not any(fnmatchcase(layer, glob) for layer in layers):
-            raise unknown(f"layer for {field}", glob, layers)
+def check_layers(graph: Graph, step: Choice) -> None:
+    """Refuse a pattern of `layers` or `keep` that fits no layer."""
+    named = dict.fromkeys(n.layer for n in graph.nodes if n.layer)
+    for field, patterns in (("layers", step.layers), ("keep", step.keep)):
+        refuse_unmatched(f"layer for {field}", patterns, named, graph.types)
 
 
-def matches(names: Sequence[str], globs: Sequence[str]) -> bool:
-    """Whether any of the names fits any of the globs."""
-    return any(fnmatchcase(name, glob) for name in names for glob in globs)
-
-
-def eligible(units: Units, step: ChannelPruning | SparseTraining) -> list[Unit]:
+def eligible(units: Units, step: Choice) -> list[Unit]:
     """The units that the step's `layers`, `keep`, `axes` and `factors` choose.
 
     Raises
     ------
     SlimlineError : a glob that matches no layer, layers that are frozen, or axes that are not there.
     """
-    if tuple(step.layers) != ("*",):
-        check_globs(units.graph, step.layers, "layers")
-    check_globs(units.graph, step.keep, "keep")
+    types = units.graph.types
+    check_layers(units.graph, step)
     wanted = None if step.axes is None else {"filters" if a == "channels" else a for a in step.axes}
     kinds = {u.name: kind(units, u) for u in units.units} if wanted is not None else {}
     sizes = {u.name: u.size + u.frozen for u in units.units if wanted is None or kinds[u.name] in wanted}
@@ -90,10 +102,10 @@ def eligible(units: Units, step: ChannelPruning | SparseTraining) -> list[Unit]:
         bigger = [s for s in unit.siblings if s in sizes and (sizes[s], -rank[s]) > mine]
         if step.factors == "largest" and bigger:
             continue
-        if unit.size + unit.frozen > 1 and matches(names, step.layers) and not matches(names, step.keep):
+        if unit.size + unit.frozen > 1 and selected(names, step.layers, step.keep, types):
             chosen.append(unit)
     if not chosen and tuple(step.layers) != ("*",):
-        stuck = [f for f in units.frozen if matches((f.name.rpartition(" (")[0],), step.layers)]
+        stuck = [f for f in units.frozen if matches((f.name.rpartition(" (")[0],), step.layers, types)]
         if stuck:
             raise SlimlineError(f"{stuck[0].name} cannot be pruned: {stuck[0].reason}.")
     if not chosen and step.axes is not None:

@@ -9,7 +9,8 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from slimline.basics.errors import SlimlineError
 from slimline.recipe.criterion import Named, name_of, one_of
-from slimline.recipe.step import Globs, Ratio, Step
+from slimline.recipe.layers import Globs
+from slimline.recipe.step import Ratio, Step
 
 WITHOUT_DATA = ("l1", "l2", "batch_norm", "geometric_median", "random")
 AxisKind = Literal["filters", "channels", "heads", "head_width", "mlp", "embedding"]

@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ from slimline.graph.ir import Graph
 from slimline.methods.depth import block_influence, relative_error
 from slimline.model.model import is_model
 from slimline.plans import StructuralPlan
+from slimline.recipe.layers import matches
 from slimline.steps.depth.step import DepthPruning
 
 if TYPE_CHECKING:
@@ -146,15 +146,11 @@ def plan_depth(model: Model, step: DepthPruning, data: Data | None = None, seed:
 
 
 def _matches(block: Block, globs: Sequence[str], among: Sequence[Block], field: str) -> bool:
-    for glob in globs:
-        if not any(_hit(b, glob) for b in among):
-            raise unknown(f"block for {field}", glob, [b.name for b in among])
-    return any(_hit(block, glob) for glob in globs)
-
-
-def _hit(block: Block, glob: str) -> bool:
     """By the block's own name, or by a layer in it."""
-    return any(fnmatchcase(name, glob) for name in (block.name, *block.layers))
+    for glob in globs:
+        if not any(matches((b.name, *b.layers), (glob,)) for b in among):
+            raise unknown(f"block for {field}", glob, [b.name for b in among])
+    return matches((block.name, *block.layers), globs)
 
 
 def _samples(step: DepthPruning, data: Data | None) -> list[tuple[np.ndarray, ...]]:

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from slimline.recipe.step import Globs, Step
+from slimline.recipe.layers import Globs
+from slimline.recipe.step import Step
 
 
 class StaticQuantization(Step):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from slimline.basics.errors import SlimlineError, unknown
+from slimline.basics.errors import SlimlineError
 from slimline.data.splits import first
 from slimline.evidence.grams import ROWS, collect
 from slimline.graph.edits import PutTensors
@@ -20,6 +20,7 @@ from slimline.methods.gram import Gram
 from slimline.methods.sparsity import Amount, Array, Layout, Pattern
 from slimline.model import Model
 from slimline.model.masks import held
+from slimline.recipe.layers import Types, matches, refuse_unmatched
 from slimline.recipe.named_code import function_of
 from slimline.steps.distillation.step import Distillation
 from slimline.steps.sparse.step import SparsePruning
@@ -75,30 +76,30 @@ def chosen(model: Model, step: SparsePruning) -> tuple[dict[str, LayerMatrix], l
     every: dict[str, LayerMatrix] = {}
     for layer in matrices(model.graph):
         every.setdefault(layer.weight, layer)
-    found, refused = fitting({weight: (layer.layer, layer) for weight, layer in every.items()}, step)
+    found, refused = fitting({weight: (layer.layer, layer) for weight, layer in every.items()}, step, model.graph.types)
     for weight in [name for name in found if name in model.graph.frozen]:
         refused.append({"what": found.pop(weight).layer, "reason": "its weights are frozen"})
     if not found and refused and all(entry["reason"] == "its weights are frozen" for entry in refused):
         raise SlimlineError("All weights that SparsePruning may prune are frozen: unfreeze them before slimline.load.")
     for node in model.graph.nodes:
         name = node.layer or node.name
-        if node.kind == "recurrent" and any(fnmatchcase(name, glob) for glob in step.layers):
+        if node.kind == "recurrent" and matches((name,), step.layers, model.graph.types):
             refused.append({"what": name, "reason": "single weights of a recurrent layer have no rule"})
     return found, refused
 
 
-def fitting(every: Mapping[str, tuple[str, L]], step: SparsePruning) -> tuple[dict[str, L], list[dict[str, str]]]:
+def fitting(
+    every: Mapping[str, tuple[str, L]], step: SparsePruning, types: Types = MappingProxyType({})
+) -> tuple[dict[str, L], list[dict[str, str]]]:
     """Of all weights, each with the name of its layer and its layout, those that the globs and the pattern choose."""
     pattern = Pattern.parse(step.pattern)
     names = [name for name, _ in every.values()]
     for field, globs in (("layers", step.layers), ("keep", step.keep)):
-        for glob in globs if tuple(globs) != ("*",) else ():
-            if not any(fnmatchcase(name, glob) for name in names):
-                raise unknown(f"layer with a weight matrix for {field}", glob, names)
+        refuse_unmatched(f"layer with a weight matrix for {field}", globs, names, types)
     found, refused = {}, []
     for weight, (name, layout) in every.items():
-        named = [glob for glob in step.layers if fnmatchcase(name, glob)]
-        if not named or any(fnmatchcase(name, glob) for glob in step.keep):
+        named = [pattern for pattern in step.layers if matches((name,), (pattern,), types)]
+        if not named or matches((name,), step.keep, types):
             continue
         reason = pattern.misfit(layout.shape)
         if not reason:

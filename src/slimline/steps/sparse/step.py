@@ -11,8 +11,9 @@ from slimline.basics.errors import SlimlineError
 from slimline.methods.schedules import ratios
 from slimline.methods.sparsity import NEEDS_GRADIENT, NEEDS_GRAM, Pattern
 from slimline.recipe.criterion import Named, one_of
+from slimline.recipe.layers import Globs
 from slimline.recipe.packed import PackedMask
-from slimline.recipe.step import Globs, Step
+from slimline.recipe.step import Step
 
 CRITERIA = ("random", "l1", "l2", "threshold", "taylor", "movement", "wanda", "obs")
 

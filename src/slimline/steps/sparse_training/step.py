@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from slimline.basics.errors import SlimlineError
-from slimline.recipe.step import Globs, Step
+from slimline.recipe.layers import Globs
+from slimline.recipe.step import Step
 from slimline.recipe.training import Training
 from slimline.steps.channels.step import AxisKind, ChannelPruning
 
