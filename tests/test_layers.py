@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 
 import pytest
@@ -62,10 +63,8 @@ def test_what_could_take_for_ever_is_refused(text: str) -> None:
 @given(st.text("ab|()*+?{}[].\\1,2^$", max_size=24))
 def test_whatever_is_taken_answers_at_once(text: str) -> None:
     start = time.monotonic()
-    try:
+    with contextlib.suppress(SlimlineError):
         matches(("a" * 200 + "c",), (f"re:{text}",))
-    except SlimlineError:
-        pass
     assert time.monotonic() - start < 20
 
 

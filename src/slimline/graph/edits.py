@@ -9,6 +9,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from slimline.graph.cuts import Cut
+from slimline.graph.operators import Operator
 from slimline.graph.quantization import Quantization
 from slimline.graph.removal import Removal
 
@@ -65,6 +66,24 @@ class PutTensors:
 
 
 @dataclass(frozen=True)
+class Replace:
+    """A layer gives way to operators, one behind the other.
+
+    Attributes
+    ----------
+    layer : the user's name of it; its parts are called ``layer.0``, ``layer.1`` ….
+    input : the value that the first of them reads.
+    output : the value that the layer made, which the last makes now, of the same shape.
+    operators : in the order in which they run.
+    """
+
+    layer: str
+    input: str
+    output: str
+    operators: Sequence[Operator]
+
+
+@dataclass(frozen=True)
 class FoldNorms:
     """Batch norms are folded into the convolutions before them where the runtime wants that."""
 
@@ -76,7 +95,7 @@ class Round:
     quantization: Quantization
 
 
-Edit = Resize | Mask | Narrow | Rewire | Silence | Threshold | PutTensors | FoldNorms | Round
+Edit = Resize | Mask | Narrow | Replace | Rewire | Silence | Threshold | PutTensors | FoldNorms | Round
 
 __all__ = [
     "Edit",
@@ -84,6 +103,7 @@ __all__ = [
     "Mask",
     "Narrow",
     "PutTensors",
+    "Replace",
     "Resize",
     "Rewire",
     "Round",

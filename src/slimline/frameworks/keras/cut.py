@@ -33,7 +33,7 @@ def cut(native: keras.Model, cuts: Sequence[Cut]) -> keras.Model:
         changes: dict[str, Any] = {}
         if found.window is not None:
             changes, zeros = _shrunk(call.operation, found)
-            x = _padded(x, zeros, call.name)
+            x = padded(x, zeros, call.name)
         if found.selection is not None:
             axis, index = found.selection
             x = numpy_ops.Take(axis=axis, name=f"{call.name}.inputs")(x, index)
@@ -62,7 +62,8 @@ def _shrunk(layer: Any, found: Cut) -> tuple[dict[str, Any], list[tuple[int, int
     return {**changes, "padding": "valid"}, zeros
 
 
-def _padded(x: Any, zeros: Sequence[tuple[int, int]], name: str) -> Any:
+def padded(x: Any, zeros: Sequence[tuple[int, int]], name: str) -> Any:
+    """`x` with zeros before and after each dimension between batch and channels; negative ones crop."""
     for kind, sign, part in (("ZeroPadding", 1, "pad"), ("Cropping", -1, "crop")):
         widths = tuple((max(sign * before, 0), max(sign * after, 0)) for before, after in zeros)
         if any(map(any, widths)):

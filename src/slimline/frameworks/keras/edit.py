@@ -7,12 +7,14 @@ from typing import Any
 
 from slimline.frameworks.base import Array
 from slimline.frameworks.keras import cut, fakequant, rewire, rewrite
+from slimline.frameworks.keras.replace import replace
 from slimline.graph.edits import (
     Edit,
     FoldNorms,
     Mask,
     Narrow,
     PutTensors,
+    Replace,
     Resize,
     Rewire,
     Round,
@@ -36,6 +38,8 @@ def _edit(native: Any, change: Edit, example: tuple[Array, ...]) -> Any:
             return rewrite.mask(native, change.removal)
         case Narrow():
             return cut.cut(native, change.cuts)
+        case Replace():
+            return replace(native, change)
         case Rewire():
             return rewire.rewire(native, change.instead)
         case Silence():

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from slimline.frameworks.base import Array
 from slimline.frameworks.torch import cut, fakequant, mask, rewire, rewrite
 from slimline.frameworks.torch.native import Native
+from slimline.frameworks.torch.replace import replace
 from slimline.graph.edits import (
     Edit,
     FoldNorms,
     Mask,
     Narrow,
     PutTensors,
+    Replace,
     Resize,
     Rewire,
     Round,
@@ -36,6 +38,8 @@ def _edit(native: Native, change: Edit, example: tuple[Array, ...]) -> Native:
             return mask.mask(native, change.removal)
         case Narrow():
             return cut.cut(native, change.cuts, example)
+        case Replace():
+            return replace(native, change, example)
         case Rewire():
             return rewire.rewire(native, change.instead, example)
         case Silence():

@@ -22,11 +22,11 @@ def rewire(native: Native, instead: Mapping[str, str], example: tuple[Array, ...
     Operators that only served the value are gone, and the tensors that only they read. Names stay.
     """
     result = copy.deepcopy(native)
-    nodes = _named(result, [*instead, *instead.values()])
+    nodes = named(result, [*instead, *instead.values()])
     for old, new in instead.items():
         target, source = nodes[old], nodes[new]
         target.replace_all_uses_with(source)
-    _drop_dead(result, {nodes[old] for old in instead})
+    drop_dead(result, {nodes[old] for old in instead})
     result.graph.lint()
     result.recompile()
     with torch.no_grad():
@@ -55,7 +55,7 @@ def truncate(native: Native, thresholds: Mapping[str, float]) -> Native:
 def _after(native: Native, inserts: Mapping[str, Insert]) -> Native:
     """A copy in which the readers of each value read what `inserts` makes of it."""
     result = copy.deepcopy(native)
-    nodes = _named(result, inserts)
+    nodes = named(result, inserts)
     for name, insert in inserts.items():
         node = nodes[name]
         with result.graph.inserting_after(node):
@@ -68,7 +68,8 @@ def _after(native: Native, inserts: Mapping[str, Insert]) -> Native:
     return result
 
 
-def _named(native: Native, names: Iterable[str]) -> dict[str, fx.Node]:
+def named(native: Native, names: Iterable[str]) -> dict[str, fx.Node]:
+    """The nodes of a graph, if all of `names` are among them."""
     nodes = {node.name: node for node in native.graph.nodes}
     missing = [name for name in names if name not in nodes]
     if missing:
@@ -76,7 +77,7 @@ def _named(native: Native, names: Iterable[str]) -> dict[str, fx.Node]:
     return nodes
 
 
-def _drop_dead(native: Native, dead: set[fx.Node]) -> None:
+def drop_dead(native: Native, dead: set[fx.Node]) -> None:
     """Erase these nodes, what only they read, and the tensors that nobody reads then."""
     for node in reversed(native.graph.nodes):
         served = bool(node.users) and all(user in dead for user in node.users)

@@ -48,11 +48,7 @@ def plan_cuts(model: Model, step: ChannelPruning, data: Data | None = None, seed
     """
     units = Units(model.graph)
     check_layers(model.graph, step)
-    named = [
-        r
-        for r in readers(model.graph)
-        if selected((r.layer.layer,), step.layers, step.keep, model.graph.types)
-    ]
+    named = [r for r in readers(model.graph) if selected((r.layer.layer,), step.layers, step.keep, model.graph.types)]
     evidence = Evidence(units, model, step, data)
     if step.cut == "kernel":
         return _kernels(model, [r for r in named if len(r.windows) > 1], evidence, seed)

@@ -1,0 +1,97 @@
+"""Layers that give way to others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers as L
+
+from slimline.basics.errors import SlimlineError
+from slimline.frameworks.keras.cut import padded
+from slimline.frameworks.keras.functional import Call, calls, input_name, rebuild
+from slimline.frameworks.keras.rewrite import copier
+from slimline.graph.edits import Replace
+from slimline.graph.equation import Window
+from slimline.graph.operators import Convolution, Operator
+
+
+def replace(native: keras.Model, change: Replace) -> keras.Model:
+    """A copy in which operators compute what a layer did. They are trained where the layer was."""
+    same = [call for call in calls(native) if call.name.partition("@")[0] == change.output.partition("@")[0]]
+    if len(same) != 1 or change.output not in same[0].names:
+        raise SlimlineError(f"{change.layer} is no layer that is called once: only such can be replaced.")
+    if [_value(native, tensor) for tensor in same[0].inputs] != [change.input]:
+        raise SlimlineError(f"{change.layer} does not read {change.input!r} alone: read the model's graph again.")
+    copy = copier(native)
+
+    def visit(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if call.name != same[0].name:
+            return copy(call, args, kwargs)
+        (x,) = (a for a in keras.tree.flatten((args, kwargs)) if isinstance(a, keras.KerasTensor))
+        for position, operator in enumerate(change.operators):
+            x = _call(x, operator, f"{change.layer}.{position}", call.operation)
+        return x
+
+    return rebuild(native, visit)
+
+
+def _value(native: keras.Model, tensor: Any) -> str:
+    if any(tensor is x for x in native.inputs):
+        return input_name(tensor)
+    for call in calls(native):
+        for name, made in zip(call.names, call.outputs, strict=True):
+            if made is tensor:
+                return name
+    raise SlimlineError("The model reads a tensor that no layer makes: build it anew.")
+
+
+def _call(x: Any, operator: Operator, name: str, like: Any) -> Any:
+    """Run a new layer with the operator's weights, of the dtypes of the layer `like`."""
+    shared = {"name": name, "use_bias": operator.bias is not None, "dtype": like.dtype_policy}
+    if isinstance(operator, Convolution):
+        layer, kernel, x = _convolution(x, operator, shared)
+    else:
+        layer, kernel = L.Dense(operator.outputs, **shared), operator.weight.T
+    result = layer(x)
+    layer.set_weights([kernel] + [operator.bias] * (operator.bias is not None))
+    if not like.trainable_variables:
+        for variable in layer.trainable_variables:
+            variable.trainable = False
+    return result
+
+
+def _convolution(x: Any, operator: Convolution, shared: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """The layer, its kernel as Keras has it, and what it reads."""
+    window, rank = operator.looks, len(operator.kernel)
+    sizes = tuple(x.shape[1:-1])
+    padding, zeros = _padding(window, sizes, operator.kernel)
+    x = padded(x, zeros, shared["name"])
+    shared = {**shared, "strides": window.stride, "dilation_rate": window.dilation, "padding": padding}
+    kernel = np.moveaxis(operator.weight, (0, 1), (-1, -2))  # (*kernel, inputs / groups, outputs)
+    inputs = int(x.shape[-1])
+    if operator.groups == inputs > 1 and rank < 3:
+        shared["strides"] = max(window.stride) if len(set(window.stride)) == 1 else window.stride
+        depthwise = kernel.reshape(*operator.kernel, inputs, operator.outputs // inputs)
+        layer = getattr(L, f"DepthwiseConv{rank}D")(
+            operator.kernel, depth_multiplier=operator.outputs // inputs, **shared
+        )
+        return layer, depthwise, x
+    layer = getattr(L, f"Conv{rank}D")(operator.outputs, operator.kernel, groups=operator.groups, **shared)
+    return layer, kernel, x
+
+
+def _padding(
+    window: Window, sizes: tuple[int | None, ...], kernel: tuple[int, ...]
+) -> tuple[str, list[tuple[int, int]]]:
+    """Keras' word for a padding, and the zeros that have to be put around the input beside."""
+    if window.padding == "ceil":
+        return "same", []
+    zeros = window.zeros((0,) * len(kernel), kernel)
+    if not any(map(any, zeros)):
+        return "valid", []
+    known = [n for n in sizes if n is not None]
+    if len(known) == len(sizes) and zeros == Window(window.stride, window.dilation, "ceil").zeros(known, kernel):
+        return "same", []
+    return "valid", zeros

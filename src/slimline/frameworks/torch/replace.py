@@ -1,0 +1,87 @@
+"""Layers that give way to others."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import fx, nn
+
+from slimline.basics.errors import SlimlineError
+from slimline.frameworks.base import Array
+from slimline.frameworks.torch.native import Native, to_tensors
+from slimline.frameworks.torch.operators import aten
+from slimline.frameworks.torch.rewire import drop_dead, named
+from slimline.graph.edits import Replace
+from slimline.graph.operators import Convolution, Operator
+
+_CONVOLUTIONS = {1: aten.conv1d.default, 2: aten.conv2d.default, 3: aten.conv3d.default}
+
+
+def replace(native: Native, change: Replace, example: tuple[Array, ...]) -> Native:
+    """A copy in which operators compute what a layer did; it is run once on `example` to prove that it runs.
+
+    They are trained where the layer was. Tensors that only the layer read are gone.
+    """
+    result = copy.deepcopy(native)
+    nodes = named(result, [change.input, change.output])
+    old, value = nodes[change.output], nodes[change.input]
+    read = [n for n in old.all_input_nodes if n.op == "get_attr"]
+    if any(set(n.users) != {old} for n in read):
+        raise SlimlineError(f"{change.layer} shares its weights with other layers: it cannot be replaced alone.")
+    weights = [result.get_parameter(str(n.target)) for n in read if str(n.target) in dict(result.named_parameters())]
+    if not weights:
+        raise SlimlineError(f"{change.layer} has no weights of its own: only layers that have some can be replaced.")
+    with result.graph.inserting_before(old):
+        for position, operator in enumerate(change.operators):
+            part = _hold(result, f"{change.layer}.{position}", operator, weights[0])
+            value = _call(result.graph, value, part, operator)
+            value.meta = {"nn_module_stack": _stack(old, part)}
+    old.replace_all_uses_with(value)
+    name = old.name
+    drop_dead(result, {old})
+    value._rename(name)
+    result.graph.lint()
+    result.recompile()
+    with torch.no_grad():
+        result(*to_tensors(example))
+    return result
+
+
+def _hold(native: Native, name: str, operator: Operator, like: nn.Parameter) -> str:
+    """Give the model the tensors of an operator, trained as `like` is; where they are."""
+    owner: nn.Module = native
+    for step in name.split("."):
+        if step not in owner._modules:
+            owner.add_module(step, nn.Module())
+        owner = owner.get_submodule(step)
+    for leaf, array in (("weight", operator.weight), ("bias", operator.bias)):
+        if array is not None:
+            tensor = torch.tensor(array, dtype=like.dtype, device=like.device)
+            owner.register_parameter(leaf, nn.Parameter(tensor, like.requires_grad))
+    return name
+
+
+def _call(graph: fx.Graph, value: fx.Node, part: str, operator: Operator) -> fx.Node:
+    weight = graph.get_attr(f"{part}.weight")
+    bias = None if operator.bias is None else graph.get_attr(f"{part}.bias")
+    if not isinstance(operator, Convolution):
+        return graph.call_function(aten.linear.default, (value, weight, bias))
+    window, rank = operator.looks, len(operator.kernel)
+    zeros = window.zeros((0,) * rank, operator.kernel)  # torch's "same" depends on the kernel alone
+    even = all(before == after for before, after in zeros)
+    if not even:
+        flat = [n for pair in reversed(zeros) for n in pair]
+        value = graph.call_function(aten.constant_pad_nd.default, (value, flat, 0.0))
+    padding = [before if even else 0 for before, _ in zeros]
+    return graph.call_function(
+        _CONVOLUTIONS[rank],
+        (value, weight, bias, list(window.stride), padding, list(window.dilation), operator.groups),
+    )
+
+
+def _stack(old: fx.Node, part: str) -> dict[str, tuple[str, str]]:
+    """Where a part comes from: as the layer does, and then the part itself."""
+    stack = dict(old.meta.get("nn_module_stack") or {})
+    stack[part] = (part, "torch.nn.modules.module.Module")
+    return stack
