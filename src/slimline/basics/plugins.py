@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 def registered(what: str, package: str, attribute: str, group: str, name: Callable[[Any], str]) -> Mapping[str, Any]:
-    """By name, sorted: the object `attribute` of every module of `package` that has one, no function, and the entry
+    """By name, those of other packages last: the object `attribute` of every module of `package` that has one, no function, and the entry
     points in `group`.
 
     Parameters
@@ -27,7 +27,7 @@ def registered(what: str, package: str, attribute: str, group: str, name: Callab
     SlimlineError : another package registers what cannot be imported, has no name, or the name of one that is there.
     """
     own = {name(each): each for each in _own(package, attribute)}
-    return dict(sorted({**own, **plugins(what, group, name, own)}.items()))
+    return dict([*sorted(own.items()), *sorted(plugins(what, group, name, own).items())])
 
 
 def plugins(what: str, group: str, name: Callable[[Any], str], taken: Collection[str]) -> dict[str, Any]:

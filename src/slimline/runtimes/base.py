@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from slimline.basics.errors import unknown
+from slimline.basics.errors import SlimlineError, unknown
 from slimline.basics.plugins import registered
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Session(Protocol):
 
 
 class Runtime(Protocol):
-    """One target."""
+    """One target; what has a body here need not be there."""
 
     name: str
     extra: str
@@ -80,6 +80,7 @@ class Runtime(Protocol):
     @property
     def weight_bits(self) -> int:
         """Bits of an int8 weight that its integer kernels take exactly on this processor: 8, or 7."""
+        return 8
 
     def lower(self, form: Form, path: Path) -> None:
         """Write the artifact of a network in one of `forms` atomically and deterministically, integer where it says so.
@@ -92,18 +93,21 @@ class Runtime(Protocol):
         """Write an artifact of float layers such as `layer`, one behind the other as `Layer.chain` says: a runtime may
         lay data out anew before and after such a run. Its input is ``(batch, *places)`` with channels where the runtime
         has them, of a linear layer ``(rows, channels)``."""
+        raise SlimlineError(f"{self.name} times no single layers: give round_to a number.")
 
     def load(self, path: Path, threads: int = 1) -> Session:
         """Load an artifact; refuses a file that is none in one sentence."""
 
     def integer_layers(self, path: Path) -> Mapping[str, str]:
         """Operators that the runtime really executes, after its own optimisation: name to
-        ``"integer"`` or ``"float"``. For checks and for the report."""
+        ``"integer"`` or ``"float"``; empty where it does not tell. For checks and for the report."""
+        return {}
 
     def profile(
         self, path: Path, inputs: tuple[np.ndarray, ...], threads: int = 1, runs: int = 30
     ) -> Mapping[str, float]:
         """Median milliseconds of each operator that runs, named after its layer; empty where the runtime tells none."""
+        return {}
 
     def input_specs(self, path: Path) -> list[tuple[str, tuple[int | None, ...], str]]:
         """Name, shape (None where any size goes) and dtype of each input."""

@@ -1,0 +1,5 @@
+"""``python -m slimline``."""
+
+from slimline.cli import main
+
+main()
