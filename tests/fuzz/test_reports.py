@@ -11,8 +11,8 @@ import pytest
 from slimline import cli
 from slimline.basics.errors import SlimlineError
 from slimline.measure import Report
-from slimline.report import html
 from slimline.report.console import PlainConsole
+from slimline.report.page import html
 from slimline.report.tables import summary_table
 from tests.fuzz.jsonmutate import mutate
 from tests.report.example import report

@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 
-from slimline.report import html
+from slimline.report.page import html
 from tests.report.example import hostile, report
 
 CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)

@@ -7,7 +7,7 @@ import pytest
 from slimline.basics.errors import SlimlineError
 from slimline.measure import Figures
 from slimline.measure.rows import busy
-from slimline.report import html, render
+from slimline.report.page import html, render
 from tests.report.example import hostile, report
 
 SECTIONS = ["Figures", "Certificate", "Parity", "Latency samples", "Layers", "Recovery", "Refused or undone"]

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
+from pydantic_core import PydanticCustomError
 
 from slimline.basics.errors import SlimlineError, unknown
 from slimline.recipe.budget import Budget
@@ -72,12 +73,13 @@ def _step(data: Any) -> Any:
     """The step that a mapping with ``step: NAME`` describes."""
     if isinstance(data, Step):
         return data
-    if not isinstance(data, Mapping) or "step" not in data:
-        raise SlimlineError("An entry of steps does not say which step it is: give it a 'step: NAME'.")
+    name = data.get("step") if isinstance(data, Mapping) else None
+    if name is None:
+        raise PydanticCustomError("union_tag_not_found", "no step is named")
     known = configs()
-    if data["step"] not in known:
-        raise unknown("step", str(data["step"]), known)
-    return known[data["step"]].model_validate(dict(data))
+    if not isinstance(name, str) or name not in known:
+        raise PydanticCustomError("union_tag_invalid", "unknown", {"tag": name, "expected_tags": ", ".join(known)})
+    return known[name].model_validate(dict(data))
 
 
 AnyStep = Annotated[SerializeAsAny[Step], BeforeValidator(_step)]

@@ -1,5 +1,1 @@
-"""The report of a run as one HTML file that opens offline."""
-
-from slimline.report.page import html, render
-
-__all__ = ["html", "render"]
+"""What a run found, for people: the page, which opens offline, tables, and the terminal."""

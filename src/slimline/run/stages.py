@@ -364,7 +364,7 @@ def _report(
     ended: Found[Any],
 ) -> None:
     """Measure, certify, and write ``report.json``, ``environment.json`` and ``report.html``."""
-    from slimline.report import render
+    from slimline.report.page import render
     from slimline.run.examine import examine
 
     report: Report = examine(run, before, after, data, records, tell, ended.trials, ended.conflict)
