@@ -25,6 +25,8 @@ from slimline.recipe import (
     parse,
     presets,
 )
+from slimline.recipe.config import Config
+from slimline.recipe.steps import STEPS
 
 parts = st.floats(0.01, 1)
 globs = st.lists(st.text("abc.*?[]: '\"#-\n\té", min_size=1), max_size=3).map(tuple)
@@ -149,3 +151,26 @@ def test_an_order_without_meaning_is_refused(steps: list, done: list[str], why: 
 def test_an_order_with_a_meaning_is_not() -> None:
     check_order([PRUNE, RECOVER, PRUNE, RECOVER, QUANTIZE])
     check_order([RECOVER, QUANTIZE], ["ChannelPruning"])
+
+
+GIANTS = {
+    "text": "x:59" * 3000,
+    "lines": "\n\x1b[2J" * 3000,
+    "list": ["x"] * 3000,
+    "mapping": {"x" * 3000: 1},
+    "integer": -(10**5000),
+    "bytes": b"\xff" * 3000,
+}
+
+
+@pytest.mark.parametrize("giant", GIANTS.values(), ids=GIANTS.keys())
+@pytest.mark.parametrize("config", [Recipe, Budget, *STEPS.values()], ids=lambda config: config.__name__)
+def test_no_value_is_too_large_for_a_sentence(config: type[Config], giant: object) -> None:
+    names = [field.alias or name for name, field in config.model_fields.items()]
+    for name in [*names, giant]:
+        if not isinstance(name, str):
+            continue
+        try:
+            config.model_validate({name: giant})
+        except SlimlineError as error:
+            assert "\n" not in str(error) and "\x1b" not in str(error) and len(str(error)) < 600, str(error)[:600]
