@@ -21,7 +21,7 @@ from common import MAX_DROP, Row, fashion, log, write
 from fashion_torch import CASE, RECOVERY, original
 
 import slimline as sl
-from slimline.measure import certify
+from slimline.data.data import Proof
 from slimline.recipe import Step
 
 
@@ -66,17 +66,22 @@ def main() -> None:
         start = time.perf_counter()
         pruned = sl.apply(model, steps, data)
         seconds = time.perf_counter() - start
-        rows.append(_row(tool, name, pruned, right, test, seconds))
+        rows.append(_row(tool, name, pruned, right, test, data.proof(), seconds))
         log.info("%s, %s: %.2f %% in %.0f s", tool, name, 100 * (rows[-1].accuracy or 0), seconds)
     write("sparse", rows, given.quick)
 
 
-def _row(tool: str, name: str, pruned: sl.Model, right: np.ndarray, test: Any, seconds: float) -> Row:
+def _row(tool: str, name: str, pruned: sl.Model, right: np.ndarray, test: Any, proof: Proof, seconds: float) -> Row:
     found = answers(pruned, test.inputs[0]).argmax(1) == test.labels
-    proof = certify(right.astype(float), found.astype(float), MAX_DROP)
-    accuracy = float(found.mean())
+    certificate = proof.certify(right, found, MAX_DROP, metric="accuracy", score_range="known")
     return Row(
-        CASE, tool, name, None, None, None, accuracy, proof.observed_drop, proof.bound, seconds_to_compress=seconds
+        CASE,
+        tool,
+        name,
+        accuracy=float(found.mean()),
+        drop=certificate.observed_drop,
+        bound=certificate.bound,
+        seconds_to_compress=seconds,
     )
 
 

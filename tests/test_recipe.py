@@ -13,6 +13,8 @@ from pydantic import ValidationError
 
 from slimline.basics.errors import SlimlineError
 from slimline.recipe import Budget, Recipe, check_order, load_recipe, parse, presets
+from slimline.recipe.config import Config
+from slimline.recipe.registry import configs
 from slimline.steps.channels.step import ChannelPruning
 from slimline.steps.distillation.step import Distillation
 from slimline.steps.quantization.step import StaticQuantization
@@ -142,3 +144,26 @@ def test_an_order_without_meaning_is_refused(steps: list, done: list[str], why: 
 def test_an_order_with_a_meaning_is_not() -> None:
     check_order([PRUNE, RECOVER, PRUNE, RECOVER, QUANTIZE])
     check_order([RECOVER, QUANTIZE], ["ChannelPruning"])
+
+
+GIANTS = {
+    "text": "x:59" * 3000,
+    "lines": "\n\x1b[2J" * 3000,
+    "list": ["x"] * 3000,
+    "mapping": {"x" * 3000: 1},
+    "integer": -(10**5000),
+    "bytes": b"\xff" * 3000,
+}
+
+
+@pytest.mark.parametrize("giant", GIANTS.values(), ids=GIANTS.keys())
+@pytest.mark.parametrize("config", [Recipe, Budget, *configs().values()], ids=lambda config: config.__name__)
+def test_no_value_is_too_large_for_a_sentence(config: type[Config], giant: object) -> None:
+    names = [field.alias or name for name, field in config.model_fields.items()]
+    for name in [*names, giant]:
+        if not isinstance(name, str):
+            continue
+        try:
+            config.model_validate({name: giant})
+        except SlimlineError as error:
+            assert "\n" not in str(error) and "\x1b" not in str(error) and len(str(error)) < 600, str(error)[:600]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import random
@@ -65,7 +66,7 @@ def value_mutated(record: Any, rng: random.Random) -> Any:
         holder, key = rng.choice(found)
         match rng.randrange(3):
             case 0:
-                holder[key] = rng.choice(ODD)
+                holder[key] = copy.deepcopy(rng.choice(ODD))  # which is damaged further in its place
             case 1:
                 del holder[key]
             case _:

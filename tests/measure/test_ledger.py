@@ -88,6 +88,68 @@ def test_it_outlives_the_process_and_damage(files: list[Path], tmp_path: Path) -
     assert number(keys, files, 5) == 5
 
 
+def folder() -> Path:
+    return Path(os.environ["SLIMLINE_STATE"]) / "certificates"
+
+
+def cut_line(state: Path) -> None:
+    file = state / "uses.jsonl"
+    file.write_bytes(file.read_bytes()[:-30])
+
+
+def flipped_bit(state: Path) -> None:
+    for file in (state / "samples").iterdir():
+        raw = bytearray(file.read_bytes())
+        raw[-3] ^= 4
+        file.write_bytes(raw)
+
+
+DAMAGE = {
+    "a line is cut": cut_line,
+    "a line is of other types": lambda state: (state / "uses.jsonl").write_text(
+        '{"samples": 1, "model": [], "use": {}}'
+    ),
+    "no line is left": lambda state: (state / "uses.jsonl").write_bytes(b""),
+    "all lines are gone": lambda state: (state / "uses.jsonl").unlink(),
+    "a bit of the samples": flipped_bit,
+    "the samples are cut": lambda state: [f.write_bytes(f.read_bytes()[:100]) for f in (state / "samples").iterdir()],
+    "the samples are gone": lambda state: [f.unlink() for f in (state / "samples").iterdir()],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
+def test_a_damaged_record_is_kept_and_every_certificate_says_so(damage, files, caplog) -> None:
+    keys = samples()
+    part = keys[:200]
+    assert [ledger.use(keys, files[0], files[m], "accuracy").note for m in (1, 2)] == ["", ""]
+    before = {f.name: f.read_bytes() for f in folder().rglob("*") if f.is_file()}
+    damage(folder())
+    damaged = {f.read_bytes() for f in folder().rglob("*") if f.is_file()} - set(before.values()) - {b""}
+    with caplog.at_level("WARNING", "slimline"):
+        used = [ledger.use(part, files[0], files[m], "accuracy") for m in (3, 4, 3)]
+    assert [u.number for u in used] == [used[0].number, used[0].number + 1, used[0].number]
+    assert all(u.note.startswith("The record of earlier certificates is damaged") for u in used)
+    assert [str(folder()) in r.getMessage() for r in caplog.records] == [True], "said once"
+    assert damaged <= {f.read_bytes() for f in (folder() / "damaged").iterdir()}
+    assert "damaged" in ledger.use(samples(seed=1), files[0], files[1], "accuracy").note
+
+
+def test_a_set_whose_uses_are_forgotten_counts_as_used(files: list[Path]) -> None:
+    keys = samples()
+    assert [number(keys, files, m) for m in (1, 2)] == [1, 2]
+    (folder() / "uses.jsonl").write_bytes(b"")
+    assert [number(keys[:200], files, m) for m in (3, 4)] == [2, 3]
+
+
+def test_a_kill_between_entry_and_samples_is_no_damage(files: list[Path]) -> None:
+    keys = samples()
+    assert number(keys, files, 1) == 1
+    for file in (folder() / "samples").iterdir():
+        file.unlink()
+    assert ledger.use(keys, files[0], files[1], "accuracy") == ledger.Use(1)
+    assert ledger.use(keys[:200], files[0], files[2], "accuracy") == ledger.Use(2)
+
+
 @pytest.mark.parametrize("how", ["empty", "file"])
 def test_without_a_place_to_write_the_process_remembers_and_says_so(how, files, tmp_path, monkeypatch) -> None:
     if how == "file":

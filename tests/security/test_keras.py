@@ -226,6 +226,24 @@ def test_a_crafted_model_runs_nothing_and_is_refused_in_a_sentence(name: str, be
     assert [p.name for p in tmp_path.iterdir()] == ["bad.keras"]
 
 
+@pytest.mark.parametrize("odd", [{"a": []}, ["a"], [[]], 0, True, 1.5, None, ""], ids=repr)
+@pytest.mark.parametrize("kind", ["__numpy__", "__tensor__", "__keras_tensor__", "function", "Dense", "L2"])
+def test_what_names_an_object_is_read_or_refused_whatever_its_kind(
+    kind: str, odd: Any, benign: Path, tmp_path: Path
+) -> None:
+    whole = {"module": "keras.regularizers", "registered_name": None, "class_name": kind, "shared_object_id": 9}
+    for key in ("module", "registered_name", "class_name", "shared_object_id", "config", "dtype", "unroll"):
+        said = {**whole, "config": {"value": [1], "dtype": "float32", "shape": [1]}}
+        (said["config"] if key in ("dtype", "unroll") else said)[key] = odd
+        held = _members(benign)
+        _layer("first", activity_regularizer=said)(held)
+        _write(tmp_path / "odd.keras", held)
+        try:
+            sl.load(tmp_path / "odd.keras")
+        except SlimlineError as error:
+            assert "\n" not in str(error) and len(str(error)) < 600
+
+
 def test_what_a_file_says_of_training_is_not_read(benign: Path, tmp_path: Path) -> None:
     held = _members(benign)
     _config(_nested_compile)(held)

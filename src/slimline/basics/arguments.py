@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
-from slimline.basics.errors import SlimlineError
+from slimline.basics.errors import SlimlineError, shown
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -43,7 +43,7 @@ def seed(name: str, given: Any) -> None:
 def whole(given: object, name: str, least: int, end: int) -> int:
     """An integer in ``[least, end)``, or the error that says what is wrong."""
     if isinstance(given, bool) or not isinstance(given, numbers.Integral) or not least <= int(given) < end:
-        raise SlimlineError(f"{name} is {given!r}: give a whole number from {least} to {end - 1}.")
+        raise SlimlineError(f"{name} is {shown(given)}: give a whole number from {least} to {end - 1}.")
     return int(given)
 
 
@@ -68,7 +68,7 @@ def sizes(name: str, given: Any) -> None:
 def progress(name: str, given: Any) -> None:
     """A callback, or whether there are to be bars."""
     if given is not None and not isinstance(given, bool) and not callable(given):
-        raise SlimlineError(f"{name} is {given!r}: give a function, True for bars, False for silence, or nothing.")
+        raise SlimlineError(f"{name} is {shown(given)}: give a function, True for bars, False for silence, or nothing.")
 
 
 def optional(check: Check) -> Check:

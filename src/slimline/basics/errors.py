@@ -7,8 +7,10 @@ import importlib
 import importlib.util
 from collections.abc import Iterable
 from types import ModuleType
+from typing import Any
 
 _MOST_CHOICES = 12
+_LONGEST = 80
 
 
 class SlimlineError(Exception):
@@ -26,22 +28,32 @@ class NothingToPrune(SlimlineError):
     """Every axis that a step may prune is frozen."""
 
 
+def shown(value: Any) -> str:
+    """A value as messages show it: on one line, and short."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, a list in itself
+        return f"a very large {type(value).__name__}"
+    text = text.encode("unicode_escape").decode() if not text.isprintable() else text
+    return text if len(text) <= _LONGEST else f"{text[:60]}… ({len(text)} characters)"
+
+
 def raised(error: BaseException) -> str:
     """What a function of the user's did wrong, in words that follow its name: the kind of error and its first line."""
     lines = str(error).strip().splitlines()
-    return f"raised {type(error).__name__}" + (f" ({lines[0].rstrip('.:')})" if lines else "")
+    return f"raised {type(error).__name__}" + (f" ({lines[0].rstrip('.:')[:200]})" if lines else "")
 
 
 def unknown(what: str, name: str, choices: Iterable[str]) -> SlimlineError:
     """An error for a name that is not among `choices`, with the nearest one suggested."""
     known = sorted({str(choice) for choice in choices if choice})
-    near = difflib.get_close_matches(str(name), known, 1, 0.4)
+    near = difflib.get_close_matches(str(name)[:_LONGEST], known, 1, 0.4)
     if not known:
-        return SlimlineError(f"There is no {what} {name!r}, and nothing to choose from: leave it out.")
-    shown = ", ".join(known[:_MOST_CHOICES])
+        return SlimlineError(f"There is no {what} {shown(name)}, and nothing to choose from: leave it out.")
+    some = ", ".join(known[:_MOST_CHOICES])
     more = f" and {len(known) - _MOST_CHOICES} more" if len(known) > _MOST_CHOICES else ""
-    hint = f"did you mean {near[0]!r}?" if near else f"choose one of {shown}{more}."
-    return SlimlineError(f"There is no {what} {name!r}; {hint}")
+    hint = f"did you mean {near[0]!r}?" if near else f"choose one of {some}{more}."
+    return SlimlineError(f"There is no {what} {shown(name)}; {hint}")
 
 
 def require(module: str, extra: str) -> ModuleType:

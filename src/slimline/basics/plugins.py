@@ -14,8 +14,8 @@ log = logging.getLogger(__name__)
 
 
 def registered(what: str, package: str, attribute: str, group: str, name: Callable[[Any], str]) -> Mapping[str, Any]:
-    """By name: the object `attribute`, no function, of every module of `package` that has one, and behind them the entry
-    points in `group`, each sorted.
+    """By name: the object `attribute`, no function, of every module of `package` that has one, and behind them the
+    entry points in `group`, each sorted.
 
     Parameters
     ----------

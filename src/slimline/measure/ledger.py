@@ -3,6 +3,9 @@
 It lies in the user's state directory (`slimline.files.state`), in ``certificates``: ``uses.jsonl`` with a line per
 model, and in ``samples`` the hashes of the samples of each set, never the samples. Sets that share samples count as
 one, so another seed, another order or a part of the same test set is the same test set.
+
+Where any of it is damaged, what cannot be read is kept in ``damaged``, and every certificate says that uses may be
+missing for as long as that folder is there.
 """
 
 from __future__ import annotations
@@ -11,20 +14,41 @@ import contextlib
 import fcntl
 import hashlib
 import io
+import itertools
 import json
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
 from slimline.files.state import state_folder
 
+log = logging.getLogger(__name__)
+
 _SHARED = 0.01
 """The part of the smaller of two sets that must be in both for them to be the same test."""
-_held: list[tuple[str, np.ndarray, str, int]] = []
+_FORGOTTEN = "The record of earlier certificates is damaged, so uses of these samples may be missing from the count."
+
+
+_UNKNOWN = "0" * 64
+"""In place of the hash of models that were forgotten."""
+
+
+class _Record(TypedDict):
+    """A line: the hash of a set of samples, that of the models and the score compared on it, and the number of the
+    use."""
+
+    samples: str
+    model: str
+    use: int
+
+
+_records: list[_Record] = []
+_sets: dict[str, np.ndarray] = {}
 
 
 @dataclass(frozen=True)
@@ -51,26 +75,47 @@ def use(samples: np.ndarray, original: Path, compressed: Path, metric: str) -> U
     if folder is not None:
         try:
             with _locked(folder / "certificates") as here:
-                return Use(_enter(here, hashes, entry, model))
+                return _enter_kept(here, hashes, entry, model)
         except OSError:
             pass
     where = "there is no state directory" if folder is None else f"{folder} cannot be written"
     note = f"Earlier certificates on these samples are known only of this process, as {where}."
-    return Use(_enter(None, hashes, entry, model), note)
+    _sets[entry] = hashes
+    return Use(_enter(_records, _sets, entry, model), note)
 
 
-def _enter(folder: Path | None, hashes: np.ndarray, entry: str, model: str) -> int:
-    """The number of this use, entered if it is new; `folder` None is the memory of this process."""
-    known = _held if folder is None else list(_read(folder))
-    for samples, _, used_by, number in known:
-        if (samples, used_by) == (entry, model):
-            return number
+def _enter_kept(folder: Path, hashes: np.ndarray, entry: str, model: str) -> Use:
+    """The use as the files of `folder` know it, entered there if it is new."""
+    records, cut = _read(folder)
+    sets = _read_sets(folder / "samples")
+    used = {record["samples"] for record in records}
+    whole = {name: samples for name, samples in sets.items() if samples is not None}
+    known, doubted = len(records), (folder / "damaged").exists()
+    lost = used - sets.keys() - {entry}
+    damaged = cut or len(whole) < len(sets) or bool(sets.keys() - used) or (bool(lost) and not doubted)
+    if damaged:
+        _keep_damaged(folder, records, sets, cut)
+    number = _enter(records, {**whole, entry: hashes}, entry, model)
+    # Entries come before their samples: a kill in between leaves what the same use completes, and no doubt.
+    if damaged or len(records) > known:
+        _replace(folder / "uses.jsonl", b"".join(json.dumps(record).encode() + b"\n" for record in records))
+    if entry not in whole:
+        stream = io.BytesIO()
+        np.save(stream, hashes)
+        _replace(folder / "samples" / f"{entry}.npy", stream.getvalue())
+    return Use(number, _FORGOTTEN if damaged or doubted else "")
+
+
+def _enter(records: list[_Record], sets: Mapping[str, np.ndarray], entry: str, model: str) -> int:
+    """The number of this use, added to `records` if it is new."""
+    for record in records:
+        if (record["samples"], record["model"]) == (entry, model):
+            return record["use"]
     # The same model on another part of the test set is another try, too.
-    number = 1 + sum(samples == entry or _overlap(held, hashes) for samples, held, _, _ in known)
-    if folder is None:
-        _held.append((entry, hashes, model, number))
-    else:
-        _write(folder, hashes, {"samples": entry, "model": model, "use": number})
+    empty = np.empty(0, np.uint64)
+    held = [record["samples"] for record in records]
+    number = 1 + sum(name == entry or _overlap(sets.get(name, empty), sets[entry]) for name in held)
+    records.append({"samples": entry, "model": model, "use": number})
     return number
 
 
@@ -79,48 +124,81 @@ def _overlap(one: np.ndarray, other: np.ndarray) -> bool:
     return shared > 0 and shared >= _SHARED * min(len(one), len(other))
 
 
-def _read(folder: Path) -> Iterator[tuple[str, np.ndarray, str, int]]:
-    """The entries; a line that was cut off, or is none, is passed over."""
+def _read(folder: Path) -> tuple[list[_Record], bool]:
+    """The entries, and whether there are lines that are none."""
     file = folder / "uses.jsonl"
-    sets: dict[str, np.ndarray] = {}
-    for line in file.read_bytes().splitlines() if file.exists() else []:
-        try:
-            record = json.loads(line)
-            samples, model, number = str(record["samples"]), str(record["model"]), int(record["use"])
-            if len(samples) != 64 or not set(samples) <= set("0123456789abcdef") or number < 1:
-                continue
-        except (ValueError, KeyError, TypeError, RecursionError):
-            continue
-        if samples not in sets:
-            sets[samples] = _samples(folder / "samples" / f"{samples}.npy")
-        yield samples, sets[samples], model, number
+    raw = file.read_bytes() if file.exists() else b""
+    lines = raw.splitlines()
+    records = [record for line in lines if (record := _record(line)) is not None]
+    return records, len(records) < len(lines)
 
 
-def _samples(path: Path) -> np.ndarray:
-    """The hashes of a set, ascending; none where they cannot be read."""
+def _record(line: bytes) -> _Record | None:
+    try:
+        found = json.loads(line)
+        record = _Record(samples=found["samples"], model=found["model"], use=found["use"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    named = all(isinstance(name, str) and _is_hash(name) for name in (record["samples"], record["model"]))
+    return record if named and type(record["use"]) is int and record["use"] >= 1 else None
+
+
+def _is_hash(name: str) -> bool:
+    return len(name) == 64 and set(name) <= set("0123456789abcdef")
+
+
+def _read_sets(folder: Path) -> dict[str, np.ndarray | None]:
+    """The hashes of each set, ascending, by the name of the set; None where they are not what was written."""
+    return {path.stem: _samples(path) for path in sorted(folder.glob("*.npy"))}
+
+
+def _samples(path: Path) -> np.ndarray | None:
     try:
         found: Any = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        return np.empty(0, np.uint64)
-    return np.unique(found) if found.dtype == np.uint64 else np.empty(0, np.uint64)
+    except (OSError, ValueError, EOFError, SyntaxError, MemoryError):
+        return None
+    return found if hashlib.sha256(found.tobytes()).hexdigest() == path.stem and found.dtype == np.uint64 else None
 
 
-def _write(folder: Path, hashes: np.ndarray, record: dict[str, Any]) -> None:
-    samples = folder / "samples" / f"{record['samples']}.npy"
-    if not samples.exists():
-        samples.parent.mkdir(exist_ok=True)
-        part = samples.with_suffix(".part")
-        with part.open("wb") as file:
-            np.save(file, hashes)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(samples)
-    path = folder / "uses.jsonl"
-    whole = not path.exists() or not path.stat().st_size or path.read_bytes().endswith(b"\n")
-    with path.open("ab") as file:
-        file.write((b"" if whole else b"\n") + json.dumps(record).encode() + b"\n")
+def _keep_damaged(folder: Path, records: list[_Record], sets: Mapping[str, np.ndarray | None], cut: bool) -> None:
+    """Put aside what is damaged (the entries too if some are `cut`), and enter a use for each set without one."""
+    aside = folder / "damaged"
+    aside.mkdir(exist_ok=True)
+    log.warning(
+        "The record of certification samples in %s is damaged and may lack earlier uses, as certificates will say: put "
+        "back a copy of that folder or delete it to begin anew; what cannot be read is kept in %s.",
+        folder,
+        aside,
+    )
+    if cut:
+        (folder / "uses.jsonl").replace(_free(aside / "uses.jsonl"))
+    used = {record["samples"] for record in records}
+    for name, samples in sets.items():
+        if samples is None:
+            (folder / "samples" / f"{name}.npy").replace(_free(aside / f"{name}.npy"))
+        elif name not in used:
+            records.append({"samples": name, "model": _UNKNOWN, "use": 1})
+
+
+def _free(path: Path) -> Path:
+    """`path`, or with the first number before its suffix that no file has."""
+    numbered = path
+    for number in itertools.count(2):
+        if not numbered.exists():
+            break
+        numbered = path.with_stem(f"{path.stem}-{number}")
+    return numbered
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(exist_ok=True)
+    part = path.with_suffix(".part")
+    with part.open("wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
+    part.replace(path)
 
 
 @contextlib.contextmanager

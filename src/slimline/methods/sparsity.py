@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from slimline.basics.errors import SlimlineError
+from slimline.basics.errors import SlimlineError, shown
 from slimline.methods.gram import Gram
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -92,7 +92,9 @@ class Pattern:
             return cls(text, None)
         found = re.fullmatch(r"(\d+)([:x])(\d+)", text)
         if found is None:
-            raise SlimlineError(f"There is no pattern {text!r}: use element, row, N:M such as 2:4, or AxB such as 1x4.")
+            raise SlimlineError(
+                f"There is no pattern {shown(text)}: use element, row, N:M such as 2:4, or AxB such as 1x4."
+            )
         a, b = int(found[1]), int(found[3])
         if found[2] == "x":
             if a < 1 or b < 1:

@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
 
-from slimline.basics.errors import SlimlineError, unknown
+from slimline.basics.errors import SlimlineError, shown, unknown
 
 
 class Config(BaseModel):
@@ -34,30 +34,20 @@ def sentence(error: ValidationError, model: type[BaseModel]) -> SlimlineError:
     given = first["input"]
     if kind == "extra_forbidden":
         fields = [field.alias or key for key, field in model.model_fields.items()]
-        return unknown(f"field in {name} called", shown(first["loc"][-1]).strip("'"), fields)
+        return unknown(f"field in {name} called", str(first["loc"][-1]), fields)
     if kind == "union_tag_invalid":
         tags = [tag.strip(" '") for tag in str(context["expected_tags"]).split(",")]
-        return unknown("step", shown(context["tag"]).strip("'"), tags)
+        return unknown("step", str(context["tag"]), tags)
     if kind == "union_tag_not_found":
         return SlimlineError(f"{where} of {name} does not say which step it is: give it a 'step: NAME'.")
     if kind == "missing":
         return SlimlineError(f"{name} needs {where}: give it.")
     if kind == "literal_error" and place[-1:] and isinstance(given, str):
         field = next(part for part in reversed(place) if not part.isdigit())
-        return unknown(f"{name} with {field}", given[:80], _choices(model, place))
+        return unknown(f"{name} with {field}", given, _choices(model, place))
     said = first["msg"].removeprefix("Input ").replace("should", "must").partition(",")[0]
     said = said.replace("dictionary or object to extract fields from", "mapping of fields").replace("tuple", "list")
     return SlimlineError(f"{where + ' of ' if where else ''}{name} is {shown(given)} but {said}.")
-
-
-def shown(value: Any) -> str:
-    """A value as messages show it: on one line, and short."""
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError):  # an integer of thousands of digits, a list in itself
-        return f"a very large {type(value).__name__}"
-    text = text.encode("unicode_escape").decode() if not text.isprintable() else text
-    return text if len(text) <= 80 else f"{text[:60]}… ({len(text)} characters)"
 
 
 def _branch(part: int | str, model: type[BaseModel]) -> bool:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, PlainSerializer
 
-from slimline.basics.errors import unknown
+from slimline.basics.errors import shown, unknown
 
 Named = Annotated[str | Callable[..., Any], PlainSerializer(lambda given: name_of(given), return_type=str)]
 
@@ -22,7 +22,8 @@ def one_of(known: Sequence[str], pattern: str = "") -> BeforeValidator:
             return given
         named = isinstance(given, str) and (given in known or ":" in given or re.fullmatch(pattern or "(?!)", given))
         if not named:
-            raise unknown("criterion", str(given), [*known, "package.module:function"])
+            name = given if isinstance(given, str) else shown(given)
+            raise unknown("criterion", name, [*known, "package.module:function"])
         return given
 
     return BeforeValidator(check)

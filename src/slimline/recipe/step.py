@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from slimline.basics.errors import SlimlineError
+from slimline.basics.errors import SlimlineError, shown
 from slimline.recipe.config import Config
 
 Ratio = Annotated[float, Field(ge=0, lt=1)]
@@ -59,5 +59,5 @@ def are_steps(name: str, value: Any) -> None:
     """Refuse an argument that is neither a step nor several; see `slimline.basics.arguments.takes`."""
     for each in value if isinstance(value, Sequence) and not isinstance(value, str) else (value,):
         if not isinstance(each, Step):
-            what = each.__name__ if isinstance(each, type) else repr(each)[:40]
+            what = each.__name__ if isinstance(each, type) else shown(each)
             raise SlimlineError(f"{what} is no step: give one or a list, such as slimline.ChannelPruning(ratio=0.5).")

@@ -1,4 +1,7 @@
 import copy
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -176,3 +179,43 @@ def test_gradients_of_a_short_cut_are_those_without_onednn(inputs):
         found = gradients(native, [batch()], "cross_entropy")
     for name, array in wish.items():
         assert found[name] == pytest.approx(array, rel=1e-3, abs=1e-5)
+
+
+SHORT_CUT = """
+import sys
+import numpy as np, torch
+from torch import nn
+from slimline.frameworks.base import adapter
+from slimline.frameworks.torch.train import gradients
+
+class Permuted(nn.Module):
+    def forward(self, x):
+        return x.permute(0, 3, 1, 2)
+
+torch.manual_seed(0)
+single = sys.argv[1] == "one channel"
+first = [nn.Conv2d(1, 4, 3, padding=1)] if single else [Permuted()]
+network = nn.Sequential(*first, nn.Conv2d(4, 8, 1, 2, bias=False), nn.Flatten(), nn.Linear(128, 10)).eval()
+x = np.random.default_rng(0).normal(size=(64, 8, 8, 1 if single else 4)).astype(np.float32)
+x = x.transpose(0, 3, 1, 2) if single else x  # strides of channels last, and contiguous
+y = np.arange(64) % 10
+native = adapter("torch").load(network, (x[:2],))[0]
+for _ in range(20):
+    found = gradients(native, [((x,), y)], "cross_entropy")
+with torch.backends.mkldnn.flags(enabled=False):
+    wish = gradients(native, [((x,), y)], "cross_entropy")
+assert all(np.allclose(found[name], wish[name], rtol=1e-3, atol=1e-5) for name in wish)
+print("equal")
+"""
+
+
+@pytest.mark.parametrize("images", ["one channel", "permuted in the network"])
+def test_a_short_cut_does_not_write_past_its_gradients(images):
+    """Also where strides alone look like channels last; glibc ends the process at the first overflow."""
+    found = subprocess.run(
+        [sys.executable, "-c", SHORT_CUT, images],
+        env={**os.environ, "MALLOC_CHECK_": "3", "MALLOC_PERTURB_": "165"},
+        capture_output=True,
+        text=True,
+    )
+    assert found.stdout == "equal\n", found.stderr[-2000:]

@@ -140,7 +140,8 @@ def _check_object(value: dict[str, Any]) -> None:
 def _check_plain(name: str, config: Any) -> None:
     if name in ("__numpy__", "__tensor__", "__keras_tensor__"):
         dtype = config.get("dtype") if isinstance(config, dict) else None
-        if dtype is not None and dtype not in DTYPES and not isinstance(dtype, dict):
+        known = dtype is None or isinstance(dtype, dict) or (isinstance(dtype, str) and dtype in DTYPES)
+        if not known:
             raise Malformed(f"holds numbers of type {str(dtype)[:60]!r}")
 
 

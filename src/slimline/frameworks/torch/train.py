@@ -246,21 +246,25 @@ def gradients(
     return {name: _array(total / count) for name, total in sums.items()}
 
 
-def _overflows(module: fx.GraphModule) -> bool:
-    """Whether gradients of a convolution would be written past their end, were it channels last.
+def _keep_from_overflow(module: fx.GraphModule) -> None:
+    """Give convolutions whose gradients would be written past their end inputs that are not channels last.
 
     On processors without AVX-512 oneDNN does so in 1x1 convolutions with a stride whose inputs do not fill a vector of
-    8 channels (torch 2.13: wrong numbers, or a crash later on; found by comparing with mkldnn switched off).
+    8 channels (torch 2.13: wrong numbers, or a crash later on; found by comparing with mkldnn switched off). It takes
+    for channels last what only has such strides, as images of one channel have, so a copy has to set them.
     """
     if torch.backends.cpu.get_cpu_capability() != "AVX2":
-        return False
+        return
     held = dict([*module.named_parameters(remove_duplicate=False), *module.named_buffers()])
+    plain: dict[str, Any] = {"memory_format": torch.contiguous_format}
     for node in module.graph.find_nodes(op="call_function", target=torch.ops.aten.conv2d.default):
         weight, stride = node.args[1], argument(node, "stride")
         stored = held.get(str(weight.target)) if isinstance(weight, fx.Node) and weight.op == "get_attr" else None
         if set(stride) != {1} and (stored is None or (tuple(stored.shape[2:]) == (1, 1) and stored.shape[1] % 8)):
-            return True
-    return False
+            with module.graph.inserting_before(node):
+                copies = [module.graph.call_function(torch.ops.aten.clone.default, (x,), plain) for x in node.args[:2]]
+            node.args = (*copies, *node.args[2:])
+    module.recompile()
 
 
 class _Fast:
@@ -274,7 +278,8 @@ class _Fast:
         self._training = False
         set_training(self.module, False)
         targets = {node.target for node in self.module.graph.nodes}
-        self._images = torch.ops.aten.conv2d.default in targets and not _overflows(self.module)
+        self._images = torch.ops.aten.conv2d.default in targets
+        _keep_from_overflow(self.module)
         free_views(self.module)
         self._probabilities = _final(self.module).target in _SOFTMAX
         if self._images:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from slimline.basics.errors import SlimlineError
+from slimline.basics.errors import SlimlineError, shown
 from slimline.recipe.criterion import Named, name_of, one_of
 from slimline.recipe.layers import Globs
 from slimline.recipe.step import Ratio, Step
@@ -21,7 +21,7 @@ CUT = ("l1", "l2", "random", "obs", "taylor")
 
 def _multiple(given: Any) -> Any:
     if given != "auto" and (isinstance(given, bool) or not isinstance(given, int) or given < 1):
-        raise SlimlineError(f"round_to of ChannelPruning is {given!r} but must be 1 or more, or auto.")
+        raise SlimlineError(f"round_to of ChannelPruning is {shown(given)} but must be 1 or more, or auto.")
     return given
 
 
