@@ -34,7 +34,7 @@ RECIPE = Recipe(
         Distillation(epochs=10, batch_size=64, learning_rate=2e-3),
         StaticQuantization(),
     ),
-    budget=Budget(max_drop=0.02),
+    budget=Budget(max_drop=0.03),
 )
 WIDTHS = (32, 64, 128)
 BLOCKS = 1
