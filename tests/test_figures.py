@@ -230,3 +230,11 @@ def test_a_table_shows_its_medians_and_scores(name: str) -> None:
             assert f"| {percent(r['accuracy'])} |" in table
         if r.get("median_ms") is not None:
             assert f"{r['median_ms']:.3f} ms" in table or f"| {r['median_ms']:.1f} |" in table
+
+
+def test_the_picture_of_the_readme_is_drawn_from_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import picture
+
+    assert picture.PICTURE.read_text("utf-8") == picture.picture(list(rows("fashion_torch")))
+    assert picture.PICTURE.name in (ROOT / "README.md").read_text("utf-8")
