@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from slimline.basics.errors import SlimlineError
 from slimline.frameworks.base import adapter
 from slimline.frameworks.torch.operators import writes
+from slimline.graph.edits import FoldNorms
 from slimline.model import Model
 from slimline.model.lowering import write
 from slimline.runtimes.onnxruntime import runtime
@@ -172,7 +173,7 @@ def test_a_write_through_a_view_reaches_all_that_share_its_memory(name: str, tmp
     assert len(sizes) == 2 or name == "first_and_last"
     write(runtime, model, tmp_path / "m.onnx")
     session = runtime.load(tmp_path / "m.onnx")
-    folded = TORCH.fold(model.native, model.example)
+    folded = model.edit(FoldNorms())
     for rows in sizes:
         x, wish = TOKENS[:rows], _eager(module, TOKENS[:rows])
         for found in (model.predict(x.numpy()), TORCH.predict(folded, (x.numpy(),)), session.run((x.numpy(),))):
@@ -263,7 +264,7 @@ def _same(steps: list[Step], shared: bool, path: Path | None) -> None:
     assert _functional(model.native)
     if model.native.fixed_batch is not None:
         return
-    folded = TORCH.fold(model.native, model.example)
+    folded = model.edit(FoldNorms())
     if path is not None:
         write(runtime, model, path)
     for rows, expected in wish.items():

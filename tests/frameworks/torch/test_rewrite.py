@@ -11,6 +11,7 @@ from torch import nn
 
 from slimline.basics.errors import SlimlineError
 from slimline.frameworks.base import adapter
+from slimline.graph.edits import PutTensors
 from slimline.graph.units import Units
 from slimline.model import Model
 from slimline.plans import Plan
@@ -163,11 +164,11 @@ def test_the_model_that_is_given_stays_as_it_was():
 def test_replace_puts_tensors_in_under_every_tied_name():
     model = captured("tied_lm")
     new = np.full(model.parameters()["embed.weight"].shape, 0.5, np.float32)
-    native = TORCH.replace(model.native, {"embed.weight": new})
+    native = model.edit(PutTensors({"embed.weight": new}))
     assert native.head.weight is native.embed.weight
     assert (TORCH.parameters(native)["embed.weight"] == 0.5).all()
     assert not (model.parameters()["embed.weight"] == 0.5).any()
     with pytest.raises(SlimlineError, match=r"embed\.weight has shape"):
-        TORCH.replace(model.native, {"embed.weight": new[:-1]})
+        model.edit(PutTensors({"embed.weight": new[:-1]}))
     with pytest.raises(SlimlineError, match="no tensor 'nothing'"):
-        TORCH.replace(model.native, {"nothing": new})
+        model.edit(PutTensors({"nothing": new}))
