@@ -103,21 +103,29 @@ class Limit(BaseModel):
 
     def sentence(self) -> str:
         """For people."""
-        if self.unit is None:
-            return self._said(f"{self.what} reaches {self.part.value:.3g} of the original's", "", f"{self.limit:.3g}")
-        kind, found = _KINDS[self.unit], self.judged
-        limit, digits = kind.write(self.limit), 3
-        while found.value != self.limit and kind.write(found.value, digits) == limit and digits < _MOST_DIGITS:
-            digits += 1
-        batch = "" if self.batch is None else f" at batch {self.batch}"
-        return self._said(f"{self.what} is {kind.write(found.value, digits)}", batch, limit)
+        found, unit = self.judged, self.unit
+        digits = 3 if unit is None else self._digits(unit)
 
-    def _said(self, reached: str, at: str, limit: str) -> str:
-        found = self.judged
+        def say(value: float) -> str:
+            return f"{value:.3g}" if unit is None else _KINDS[unit].write(value, digits)
+
+        if unit is None:
+            said, budget = f"{self.what} reaches {say(found.value)} of the original's", say(self.limit)
+        else:
+            said, budget = f"{self.what} is {say(found.value)}", _KINDS[unit].write(self.limit)
         if found.confidence is not None:
-            reached += f" ({found.low:.3g} to {found.high:.3g} with {100 * found.confidence:g} % confidence)"
-        said = f"{reached}{at}, the budget is {limit}"
+            low, high = (say(end).partition(" ")[0] for end in (found.low, found.high))  # the unit is said once
+            said += f" ({low} to {high} with {100 * found.confidence:g} % confidence)"
+        if unit is not None and self.batch is not None:
+            said += f" at batch {self.batch}"
+        said += f", the budget is {budget}"
         return f"{said}: the clock cannot tell" if self.outcome == "unclear" else said
+
+    def _digits(self, unit: Unit) -> int:
+        """So many that what was measured does not look like a limit that it is not."""
+        kind, value = _KINDS[unit], self.judged.value
+        enough = (n for n in range(3, _MOST_DIGITS) if kind.write(value, n) != kind.write(self.limit))
+        return 3 if value == self.limit else next(enough, _MOST_DIGITS)
 
 
 def written(value: float, unit: Unit) -> str:

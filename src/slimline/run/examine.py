@@ -120,8 +120,9 @@ def examine(
             baseline_memory_bytes=memory.baseline_bytes,
             latency=times[name],
         )
-    judged = limits(_cost(figures["original"], figures["compressed"], recipe.seed), recipe.budget)
-    doubts = [] if figures["compressed"].peak_memory_bytes or recipe.budget.max_memory is None else [_NO_PEAK]
+    found = _cost(figures["original"], figures["compressed"], recipe.seed)
+    judged = limits(found, recipe.budget)
+    doubts = [_NO_PEAK] if recipe.budget.max_memory is not None and found.memory is None else []
     unmet = [limit.sentence() for limit in judged if limit.outcome == "missed"]
     if conflict and certificate.verdict != "certified":
         unmet.append(conflict)
