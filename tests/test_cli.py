@@ -19,7 +19,7 @@ from slimline import cli
 from slimline.basics.progress import Progress
 from slimline.data.datasets import builtin
 from slimline.measure.figures import Figures, Latency
-from slimline.recipe import Recipe, presets
+from slimline.recipe import Budget, Recipe, presets
 from slimline.report.console import Display
 from slimline.report.tables import bytes_text, figures_table, latency_text
 from slimline.run.directory import Run
@@ -108,6 +108,22 @@ def test_compress_passes_everything_on(
     assert len(load_again(records, "data", at_home=True)("channels_first").split("certification")) == 30
     again = load_again(records, "model", at_home=True)
     assert sorted(again.parameters()) == sorted(called["model"].parameters())
+
+
+def test_budgets_take_units_on_the_command_line(
+    project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: dict[str, Any] = {}
+
+    def fake(model: Any, data: Any, **given: Any) -> None:
+        called.update(given)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(import_module("slimline.run.compress"), "compress", fake)
+    words = ["compress", "mine:net", "--data", "mine:data", "-o", "out", "--max-latency", "250 us"]
+    code, _, _ = run(capsys, monkeypatch, *words, "--max-size", "2 MB", "--max-memory", "0.5", "--max-macs", "0.3")
+    assert code == 130
+    assert called["budget"] == Budget(max_latency="0.25 ms", max_size="2000 kB", max_memory=0.5, max_macs=0.3)
 
 
 def test_weights_fill_a_factory_exactly(project: Path) -> None:

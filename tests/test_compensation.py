@@ -202,7 +202,7 @@ def test_several_rounds_repair_against_the_original():
 
 @pytest.mark.parametrize("framework", ["torch", "keras"])
 def test_rounds_of_a_step_repair_against_the_original(framework, monkeypatch):
-    from slimline.steps.channels import compensation
+    from slimline.steps.channels import rounds
 
     model, x = made(framework, "residual")
     seen = []
@@ -211,7 +211,7 @@ def test_rounds_of_a_step_repair_against_the_original(framework, monkeypatch):
         seen.append((dense, len(plans)))
         return compensate(dense, pruned, plans, batches)
 
-    monkeypatch.setattr(compensation, "compensate", spy)
+    monkeypatch.setattr(rounds, "compensate", spy)
     step = sl.ChannelPruning(ratio=0.5, criterion="l1", compensate=True, schedule="uniform", rounds=3)
     small = sl.apply(model, step, sl.Data(calibration=x, test=(x, np.arange(48) % 5)))
     assert [(dense is model, count) for dense, count in seen] == [(True, 1), (True, 2), (True, 3)]

@@ -140,3 +140,62 @@ def test_an_impossible_budget_is_refused_with_the_best_and_leaves_nothing(tmp_pa
             output=tmp_path / "run",
         )
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [
+        ({"max_size": "1 kB"}, r"size is [\d.]+ kB, the budget is 1 kB; allow more"),
+        (
+            {"max_latency": "1 us"},
+            r"latency is [\d.]+ ms \(.* confidence\) at batch 32, the budget is 0.001 ms",
+        ),
+        ({"max_memory": "1 MB"}, r"peak memory is [\d.]+ MB, the budget is 1 MB; allow more"),
+    ],
+)
+def test_an_impossible_absolute_budget_is_refused_in_a_sentence_before_training(tmp_path, monkeypatch, limits, said):
+    monkeypatch.setattr("slimline.training.loop.recover", lambda *_: pytest.fail("it was trained"))
+    with pytest.raises(sl.SlimlineError, match=f"^The budget cannot be met on onnxruntime: {said}") as error:
+        sl.compress(
+            compress_job.model("torch"),
+            compress_job.data("torch"),
+            recipe=[sl.ChannelPruning(ratio=0.5), sl.Distillation(epochs=1)],
+            budget=sl.Budget(**limits),
+            output=tmp_path / "run",
+        )
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_absolute_size_decides_how_much_is_pruned(tmp_path):
+    """The artifact fits, and the strength before it on the ladder, which was measured too, does not."""
+    model, data = compress_job.model("torch"), compress_job.data("torch")
+    whole = sl.export(sl.load(model, data.example()), "onnxruntime", tmp_path / "whole")
+    most = round(0.4 * sl.measure.file_bytes(whole))
+    recipe = sl.Recipe(
+        steps=(sl.ChannelPruning(ratio=0.9),),
+        budget=sl.Budget(max_drop=None, max_size=f"{most} B", max_latency="10 s", max_memory="100 GB"),
+        fit=True,
+        batch_sizes=(1, 4),
+    )
+    run = sl.compress(model, data, recipe=recipe, output=tmp_path / "run", progress=False)
+    report = run.report
+    assert report.compressed.file_bytes <= most < report.original.file_bytes
+    tried = [(t.cost.size.amount.value, t.chosen) for t in report.trials]
+    assert min(size for size, _ in tried if size > most), "a milder one was tried"
+    (chosen,) = (size for size, chosen in tried if chosen)
+    assert chosen == max(size for size, _ in tried if size <= most)
+    assert [(limit.what, limit.outcome, limit.unit) for limit in report.limits] == [
+        ("latency", "met", "ms"),
+        ("size", "met", "B"),
+        ("peak memory", "met", "B"),
+    ]
+    latency = report.limits[0]
+    assert latency.batch == 4 and latency.judged.low <= report.compressed.latency[4].median_ms <= latency.judged.high
+    assert report.limits[2].judged.value == report.compressed.peak_memory_bytes
+    said = [limit.sentence() for limit in report.limits]
+    page = (run.path / "report.html").read_text()
+    assert all(f"Within budget: {sentence}." in str(report) and sentence in page for sentence in said)
+    assert sl.measure.Report.from_json(report.to_json()) == report
+    assert f"max_size: {sl.Budget(max_size=f'{most} B').max_size}\n" in (run.path / "recipe.yaml").read_text()
+    assert sl.resume(run.path, progress=False).report == report

@@ -82,8 +82,15 @@ def compress(
     recipe: Annotated[str, typer.Option("--recipe", "-r", help="auto, one of slimline recipes, or a YAML.")] = "auto",
     target: Annotated[str | None, typer.Option("--target", "-t", help="One of slimline targets.")] = None,
     max_drop: Annotated[float | None, typer.Option(help="Accuracy that may be lost; 0.01 is one point.")] = None,
-    max_latency: Annotated[float | None, typer.Option(help="Part of the original's latency that may stay.")] = None,
-    max_size: Annotated[float | None, typer.Option(help="Part of the original's file that may stay.")] = None,
+    max_latency: Annotated[
+        str | None, typer.Option(metavar="LIMIT", help="Part of the original's latency that may stay, or '5 ms'.")
+    ] = None,
+    max_size: Annotated[
+        str | None, typer.Option(metavar="LIMIT", help="Part of the original's file that may stay, or '2 MB'.")
+    ] = None,
+    max_memory: Annotated[
+        str | None, typer.Option(metavar="LIMIT", help="Part of the original's peak memory, or '200 MB'.")
+    ] = None,
     max_macs: Annotated[float | None, typer.Option(help="Part of the original's MACs that may stay.")] = None,
     confidence: Annotated[float | None, typer.Option(help="Of the bound on the drop.")] = None,
     seed: Seed = None,
@@ -106,6 +113,7 @@ def compress(
         "max_drop": max_drop,
         "max_latency": max_latency,
         "max_size": max_size,
+        "max_memory": max_memory,
         "max_macs": max_macs,
         "confidence": confidence,
     }

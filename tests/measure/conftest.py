@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from slimline.measure.process import Artifact
+
 
 @pytest.fixture(scope="session")
 def artifact(tmp_path_factory):
@@ -62,8 +64,8 @@ class Runtime:
     def load(self, path, threads):
         return Session(path)
 
-real = base.runtime_for
-base.runtime_for = lambda path: Runtime() if path.suffix == ".fake" else real(path)
+real = base.runtime
+base.runtime = lambda name: Runtime() if name == "fake" else real(name)
 """
 
 
@@ -74,9 +76,9 @@ def fake(tmp_path, monkeypatch):
     (tmp_path / "site" / "sitecustomize.py").write_text(_FAKE)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")]))
 
-    def make(name: str, behaviour: str) -> Path:
+    def make(name: str, behaviour: str) -> Artifact:
         path = tmp_path / f"{name}.fake"
         path.write_text(behaviour)
-        return path
+        return Artifact(path, "fake")
 
     return make

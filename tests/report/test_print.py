@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 import pytest
 
 from slimline.measure import Latency, Report
+from slimline.report.page import html
 from tests.report.example import PAYLOAD, report
 
 
@@ -26,6 +27,26 @@ def test_print_shows_the_table_and_the_certificate():
     assert "Warning: The machine was busy." in said and "Over budget: size is 0.5." in said
     assert "1 thing refused or undone" in said
     assert said.isascii() and len(said) < 1500 and max(map(len, lines[:10])) <= 80
+
+
+def test_limits_are_said_in_their_units():
+    amount = {"value": 4.31, "low": 4.2, "high": 4.4, "confidence": 0.95, "unit": "ms"}
+    latency = {"value": 0.3, "low": 0.29, "high": 0.31, "confidence": 0.95, "amount": amount}
+    size = {"value": 0.2, "low": 0.2, "high": 0.2}
+    limits = [
+        {"what": "latency", "part": latency, "limit": 5, "outcome": "met", "unit": "ms", "batch": 32},
+        {"what": "size", "part": size, "limit": 0.25, "outcome": "met"},
+        {"what": "latency", "part": latency, "limit": 0.3, "outcome": "unclear"},
+    ]
+    found = parsed(limits=limits)
+    said = "latency is 4.31 ms (4.2 to 4.4 with 95 % confidence) at batch 32, the budget is 5 ms"
+    assert f"Within budget: {said}.\n" in f"{found}\n"
+    assert "Within budget: size reaches 0.2 of the original's, the budget is 0.25." in str(found)
+    assert "the budget is 0.3: the clock cannot tell." in str(found)
+    assert f"<p>{said}</p>" in found._repr_html_()
+    trial = {"stage": "estimate", "settings": {"strength": "half"}, "cost": {"latency": {"32": latency}, "size": size}}
+    page = html(report() | {"limits": limits, "trials": [trial]})
+    assert said in page and "4.31 ms (4.2 to 4.4)" in page
 
 
 def test_a_prompt_shows_one_line_of_each():

@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from slimline.measure.accuracy import agreement, correct, outputs, score
     from slimline.measure.certificate import Certificate, certify
     from slimline.measure.figures import Figures, Latency
-    from slimline.measure.latency import Speedup, latency_part, measure_latency, speedup
-    from slimline.measure.limits import Cost, Limit, Part, Trial
+    from slimline.measure.latency import Speedup, latency_part, measure_latency, median_amount, speedup
+    from slimline.measure.limits import Amount, Cost, Limit, Part, Trial
     from slimline.measure.parity import Parity
     from slimline.measure.process import Worker
     from slimline.measure.results import LayerRow, LayerState, Report, environment
-    from slimline.measure.size import Memory, file_bytes, measure_memory
+    from slimline.measure.size import Memory, file_bytes, measure_memory, memory_part
 
 _HOMES = {
     "agreement": "accuracy",
@@ -29,7 +29,9 @@ _HOMES = {
     "Speedup": "latency",
     "latency_part": "latency",
     "measure_latency": "latency",
+    "median_amount": "latency",
     "speedup": "latency",
+    "Amount": "limits",
     "Cost": "limits",
     "Limit": "limits",
     "Part": "limits",
@@ -45,9 +47,11 @@ _HOMES = {
     "Memory": "size",
     "file_bytes": "size",
     "measure_memory": "size",
+    "memory_part": "size",
 }
 
 __all__ = [
+    "Amount",
     "Certificate",
     "Cost",
     "Figures",
@@ -70,6 +74,8 @@ __all__ = [
     "latency_part",
     "measure_latency",
     "measure_memory",
+    "median_amount",
+    "memory_part",
     "outputs",
     "score",
     "speedup",

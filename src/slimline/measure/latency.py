@@ -15,7 +15,7 @@ import numpy as np
 
 from slimline.basics.errors import SlimlineError
 from slimline.measure.figures import Latency
-from slimline.measure.limits import Part
+from slimline.measure.limits import Amount, Part
 from slimline.measure.process import Artifact, Timing, Worker, save, tile
 
 _log = logging.getLogger(__name__)
@@ -131,16 +131,36 @@ def speedup(before: Latency, after: Latency, confidence: float = 0.95, seed: int
     a, b = np.asarray(before.samples_ms), np.asarray(after.samples_ms)
     if a.shape != b.shape or not len(a):
         raise SlimlineError(f"A speed-up needs paired samples, not {len(a)} and {len(b)}: measure both in one call.")
-    n = len(a)
-    block = math.ceil(n ** (1 / 3))
-    starts = np.random.default_rng(seed).integers(0, n, (resamples, math.ceil(n / block)))
-    rounds = (starts[..., None] + np.arange(block)).reshape(resamples, -1)[:, :n] % n
+    rounds = _resampled(len(a), resamples, seed)
     ratios = np.median(a[rounds], axis=1) / np.median(b[rounds], axis=1)
     low, high = np.quantile(ratios, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Speedup(float(np.median(a) / np.median(b)), float(low), float(high), confidence)
 
 
+def _resampled(count: int, resamples: int, seed: int) -> np.ndarray:
+    """Rounds drawn anew, a row a sample of `count` of them."""
+    block = math.ceil(count ** (1 / 3))
+    starts = np.random.default_rng(seed).integers(0, count, (resamples, math.ceil(count / block)))
+    found: np.ndarray = (starts[..., None] + np.arange(block)).reshape(resamples, -1)[:, :count] % count
+    return found
+
+
+def median_amount(latency: Latency, confidence: float = 0.95, seed: int = 0, resamples: int = 2000) -> Amount:
+    """The median in milliseconds a batch, with a two-sided interval from the bootstrap of rounds of `speedup`.
+
+    The interval is of the rounds that were timed: of a machine that is slower tomorrow it knows nothing.
+    """
+    samples = np.asarray(latency.samples_ms)
+    if not len(samples):
+        raise SlimlineError("The median of a latency needs samples: measure it.")
+    medians = np.median(samples[_resampled(len(samples), resamples, seed)], axis=1)
+    low, high = np.quantile(medians, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Amount(value=float(np.median(samples)), low=float(low), high=float(high), confidence=confidence, unit="ms")
+
+
 def latency_part(before: Latency, after: Latency, seed: int = 0) -> Part:
-    """The latency of `after` in parts of that of `before`, timed in the same rounds, with the interval of `speedup`."""
+    """The latency of `after` in parts of that of `before`, timed in the same rounds, with the interval of `speedup`;
+    and its own median."""
     s = speedup(before, after, seed=seed)
-    return Part(value=1 / s.ratio, low=1 / s.high, high=1 / s.low, confidence=s.confidence)
+    own = median_amount(after, s.confidence, seed)
+    return Part(value=1 / s.ratio, low=1 / s.high, high=1 / s.low, confidence=s.confidence, amount=own)

@@ -1,7 +1,10 @@
-"""What an artifact costs in parts of the original's, and whether that is within a budget: one definition for all.
+"""What an artifact costs, in parts of the original's and in absolute terms, and whether that is within a budget.
 
-The estimate before the work, undo and the final report judge with the functions here, so that none of them has a slack
-of its own: a latency is only as sure as its interval says, and where that holds the limit the clock cannot tell.
+One definition for all: the estimate before the work, undo and the final report judge with the functions here, so that
+none of them has a slack of its own. A latency is only as sure as its interval says, and where that holds the limit the
+clock cannot tell. A limit that is a part is judged by the part, whose interval is of paired rounds: what slows the
+machine down slows both artifacts. One that is a time is judged by the artifact's own median, whose interval knows only
+the rounds that were timed.
 """
 
 from __future__ import annotations
@@ -9,16 +12,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from slimline.basics.quantities import SIZE, TIME, Kind
 
 if TYPE_CHECKING:
     from slimline.recipe import Budget
 
 Outcome = Literal["met", "missed", "unclear"]
+Unit = Literal["ms", "B"]
+_KINDS: dict[str, Kind] = {"ms": TIME, "B": SIZE}
+_MOST_DIGITS = 9
 
 
-class Part(BaseModel):
-    """A quantity in parts of the original's, and the two-sided interval of it at `confidence` (None: it is exact)."""
+class Interval(BaseModel):
+    """A quantity, and the two-sided interval of it at `confidence` (None: it is exact)."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -27,29 +35,51 @@ class Part(BaseModel):
     high: float
     confidence: float | None = None
 
-    @classmethod
-    def exact(cls, after: float, before: float) -> Part:
-        """Of a quantity that is counted."""
-        value = after / max(before, 1)
-        return cls(value=value, low=value, high=value)
-
     def judge(self, limit: float) -> Outcome:
         """Whether it is at most `limit`: the whole interval (``met``), none of it (``missed``), or ``unclear``."""
         return "met" if self.high <= limit else "missed" if self.low > limit else "unclear"
 
 
+class Amount(Interval):
+    """A quantity in absolute terms: milliseconds a batch, or bytes."""
+
+    unit: Unit
+
+
+class Part(Interval):
+    """A quantity in parts of the original's; `amount` is the same in absolute terms (None: it has none)."""
+
+    amount: Amount | None = None
+
+    @classmethod
+    def exact(cls, after: float, before: float, unit: Unit | None = None) -> Part:
+        """Of a quantity that is counted, in `unit`."""
+        value = after / max(before, 1)
+        amount = None if unit is None else Amount(value=after, low=after, high=after, unit=unit)
+        return cls(value=value, low=value, high=value, amount=amount)
+
+
 class Cost(BaseModel):
-    """Of an artifact, in parts of the original's; None was not measured. `latency` by batch size."""
+    """Of an artifact; None was not measured. `latency` by batch size; `memory` is the peak of the whole process."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
     latency: Mapping[int, Part] = {}
     size: Part | None = None
+    memory: Part | None = None
     macs: Part | None = None
 
 
 class Limit(BaseModel):
-    """A limit of the budget and what became of it; `what` is ``latency``, ``size`` or ``MACs``."""
+    """A limit of the budget and what became of it.
+
+    Attributes
+    ----------
+    what : ``latency``, ``size``, ``peak memory`` or ``MACs``.
+    part : what was measured, with its amount if the limit is absolute.
+    limit : in `unit`; a part of the original's where that is None.
+    batch : size at which a latency was measured.
+    """
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -57,15 +87,50 @@ class Limit(BaseModel):
     part: Part
     limit: float
     outcome: Outcome
+    unit: Unit | None = None
+    batch: int | None = None
+
+    @model_validator(mode="after")
+    def _measured(self) -> Limit:
+        if self.unit is not None and (self.part.amount is None or self.part.amount.unit != self.unit):
+            raise ValueError(f"the limit on {self.what} is in {self.unit} and what was measured is not")
+        return self
+
+    @property
+    def judged(self) -> Interval:
+        """What is compared with the limit: the part, or the amount."""
+        return self.part if self.unit is None or self.part.amount is None else self.part.amount
 
     def sentence(self) -> str:
         """For people."""
-        reached = f"{self.what} reaches {self.part.value:.3g} of the original's"
-        if self.part.confidence is not None:
-            interval = f"{self.part.low:.3g} to {self.part.high:.3g}"
-            reached = f"{reached} ({interval} with {100 * self.part.confidence:g} % confidence)"
-        said = f"{reached}, the budget is {self.limit:.3g}"
+        found, unit = self.judged, self.unit
+        digits = 3 if unit is None else self._digits(unit)
+
+        def say(value: float) -> str:
+            return f"{value:.3g}" if unit is None else _KINDS[unit].write(value, digits)
+
+        if unit is None:
+            said, budget = f"{self.what} reaches {say(found.value)} of the original's", say(self.limit)
+        else:
+            said, budget = f"{self.what} is {say(found.value)}", _KINDS[unit].write(self.limit)
+        if found.confidence is not None:
+            low, high = (say(end).partition(" ")[0] for end in (found.low, found.high))  # the unit is said once
+            said += f" ({low} to {high} with {100 * found.confidence:g} % confidence)"
+        if unit is not None and self.batch is not None:
+            said += f" at batch {self.batch}"
+        said += f", the budget is {budget}"
         return f"{said}: the clock cannot tell" if self.outcome == "unclear" else said
+
+    def _digits(self, unit: Unit) -> int:
+        """So many that what was measured does not look like a limit that it is not."""
+        kind, value = _KINDS[unit], self.judged.value
+        enough = (n for n in range(3, _MOST_DIGITS) if kind.write(value, n) != kind.write(self.limit))
+        return 3 if value == self.limit else next(enough, _MOST_DIGITS)
+
+
+def written(value: float, unit: Unit) -> str:
+    """An amount for people, to three digits."""
+    return _KINDS[unit].write(value, 3)
 
 
 def judged_batch(batch_sizes: Sequence[int]) -> int:
@@ -75,17 +140,26 @@ def judged_batch(batch_sizes: Sequence[int]) -> int:
 
 def limits(cost: Cost, budget: Budget) -> tuple[Limit, ...]:
     """Every limit of `budget` on what was measured, with its outcome."""
-    latency = cost.latency[judged_batch(tuple(cost.latency))] if cost.latency else None
+    batch = judged_batch(tuple(cost.latency)) if cost.latency else None
     pairs = (
-        ("latency", latency, budget.max_latency),
+        ("latency", None if batch is None else cost.latency[batch], budget.max_latency),
         ("size", cost.size, budget.max_size),
+        ("peak memory", cost.memory, budget.max_memory),
         ("MACs", cost.macs, budget.max_macs),
     )
-    return tuple(
-        Limit(what=what, part=part, limit=limit, outcome=part.judge(limit))
-        for what, part, limit in pairs
-        if part is not None and limit is not None
-    )
+    found = []
+    for what, part, limit in pairs:
+        if part is None or limit is None:
+            continue
+        at = batch if what == "latency" else None
+        if not isinstance(limit, str):
+            found.append(Limit(what=what, part=part, limit=limit, outcome=part.judge(limit), batch=at))
+        elif part.amount is not None:
+            unit = part.amount.unit
+            most = _KINDS[unit].read(limit)
+            assert most is not None, "a budget holds only what can be read"
+            found.append(Limit(what=what, part=part, limit=most, outcome=part.amount.judge(most), unit=unit, batch=at))
+    return tuple(found)
 
 
 def worst(found: Sequence[Limit]) -> Outcome:
@@ -95,8 +169,9 @@ def worst(found: Sequence[Limit]) -> Outcome:
 
 
 def limited(budget: Budget) -> bool:
-    """Whether a budget limits latency, size or MACs at all."""
-    return any(limit is not None for limit in (budget.max_latency, budget.max_size, budget.max_macs))
+    """Whether a budget limits latency, size, memory or MACs at all."""
+    found = (budget.max_latency, budget.max_size, budget.max_memory, budget.max_macs)
+    return any(limit is not None for limit in found)
 
 
 class Trial(BaseModel):

@@ -114,7 +114,7 @@ class Report(BaseModel):
     warnings : reasons to doubt a figure, such as a machine that was busy.
     integers : what of the compressed artifact runs in integers, and why not more; None where no step quantizes.
     unmet : limits of the budget that were missed, in words.
-    limits : what became of every limit on latency, size and MACs.
+    limits : what became of every limit on latency, size, memory and MACs; `unit` of one tells whether it is absolute.
     trials : all that was tried in order to decide.
     files : SHA-256 of every file that the report speaks of, by its path in the run.
     durations : by stage, in the order in which they were done.
@@ -173,6 +173,7 @@ class Report(BaseModel):
             said.append(f"Of the artifact, {self.integers.sentence}: see report.html.")
         said += [f"Over budget: {limit}." for limit in self.unmet]
         said += [f"{limit.sentence()}." for limit in self.limits if limit.outcome == "unclear"]
+        said += [f"Within budget: {limit.sentence()}." for limit in self.limits if limit.outcome == "met"]
         said += [f"Warning: {warning}" for warning in self.warnings]
         for number, what in ((len(self.refused), "refused or undone"), (len(self.notices), "to know")):
             if number:
@@ -190,7 +191,8 @@ class Report(BaseModel):
             Markup("<tr><th>{}</th><td>{}</td><td>{}</td><td>{}</td></tr>").format(*map(visible, row)) for row in cells
         )
         head = Markup("<tr><th></th><th>original</th><th>compressed</th><th>change</th></tr>")
-        said = [self.certificate.sentence(), *self.unmet, *self.warnings]
+        judged = [limit.sentence() for limit in self.limits if limit.outcome != "missed"]
+        said = [self.certificate.sentence(), *self.unmet, *judged, *self.warnings]
         notes = Markup("").join(Markup("<p>{}</p>").format(visible(s)) for s in said)
         return f"<table>{head}{body}</table>{notes}"
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from slimline.basics.errors import SlimlineError
+from slimline.measure.limits import Part
 from slimline.measure.process import Artifact, Worker, save, tile
 
 
@@ -43,3 +44,13 @@ def measure_memory(
     with tempfile.TemporaryDirectory(prefix="slimline-inputs-") as folder, Worker(artifact, threads) as worker:
         worker.time(save(Path(folder), tile(inputs, batch)), repeats=3)
         return Memory(*worker.memory())
+
+
+def memory_part(before: Memory, after: Memory) -> Part | None:
+    """The peak of the whole process that runs `after`, in parts of that of `before`; None where it is unknown.
+
+    It is one reading without an interval. The interpreter and the runtime's libraries are in both peaks.
+    """
+    if before.peak_bytes is None or after.peak_bytes is None:
+        return None
+    return Part.exact(after.peak_bytes, before.peak_bytes, "B")

@@ -97,9 +97,9 @@ class Recipe(Config):
     batch_sizes : at which latency is measured.
     threads : with which the artifact runs.
     description : for people.
-    fit : how much is pruned is decided by the budget instead of the steps: as little as its limits on latency, size
-        and MACs allow, found by measurement on the target; without such limits, as much as ``max_drop`` allows on the
-        selection samples.
+    fit : how much is pruned is decided by the budget instead of the steps: as little as its limits on latency, size,
+        memory and MACs allow, found by measurement on the target; without such limits, as much as ``max_drop`` allows
+        on the selection samples.
     """
 
     schema_: Annotated[Literal[1], Field(alias="schema")] = 1

@@ -22,7 +22,7 @@ from slimline.files.atomic import atomic_write
 from slimline.measure.certificate import Certificate
 from slimline.measure.figures import Figures
 from slimline.measure.integers import Integers
-from slimline.measure.limits import Limit, Trial, judged_batch
+from slimline.measure.limits import Limit, Part, Trial, judged_batch, written
 from slimline.measure.parity import Parity
 from slimline.measure.results import Duration, Epoch, Frozen, LayerRow, Refusal, check_schema
 from slimline.measure.rows import rows
@@ -193,19 +193,27 @@ def _trial(row: Trial, metric: str) -> dict[str, Any]:
     else:
         what = str(row.settings.get("strength", row.stage))
     latency = row.cost.latency[judged_batch(tuple(row.cost.latency))] if row.cost.latency else None
-    interval = "" if latency is None else f"{latency.low:.3g} to {latency.high:.3g}"
     seconds = "" if row.seconds is None else f", {text.seconds(row.seconds)}"
     return {
         "what": what,
         "stage": f"{row.stage}{seconds}",
-        "latency": "" if latency is None else f"{latency.value:.3g}",
-        "interval": interval,
-        "size": "" if row.cost.size is None else f"{row.cost.size.value:.3g}",
-        "macs": "" if row.cost.macs is None else f"{row.cost.macs.value:.3g}",
+        "costs": [_cost(part) for part in (latency, row.cost.size, row.cost.memory, row.cost.macs)],
         "lost": "" if row.drop is None else text.drop(row.drop, metric),
         "chosen": row.chosen,
         "reason": row.reason,
     }
+
+
+def _cost(part: Part | None) -> tuple[str, list[str]]:
+    """A quantity in parts of the original's, and below it the interval and the amount."""
+    if part is None:
+        return "", []
+    amount = part.amount
+    interval = [] if part.confidence is None else [f"{part.low:.3g} to {part.high:.3g}"]
+    absolute = [] if amount is None else [written(amount.value, amount.unit)]
+    if amount is not None and amount.confidence is not None:
+        absolute[0] += f" ({amount.low:.3g} to {amount.high:.3g})"
+    return f"{part.value:.3g}", interval + absolute
 
 
 def _activations(steps: Sequence[Mapping[str, Any]], where: str) -> list[Activation]:

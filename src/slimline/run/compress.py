@@ -61,8 +61,8 @@ def compress(
     ----------
     model : anything `load` takes.
     target : a name from ``slimline targets``; the framework's usual one by default.
-    budget : limits; a limit on latency, size or MACs that the recipe cannot meet is refused before training,
-        and with the recipe ``"auto"`` decides how much is pruned.
+    budget : limits; a limit on latency, size, memory or MACs that the recipe cannot meet is refused before
+        training, and with the recipe ``"auto"`` decides how much is pruned.
     recipe : ``"auto"``, a preset's name, a YAML path, steps, or a `Recipe`.
     output : the run directory, new or empty.
     seed, batch_sizes, threads : replace the recipe's own.

@@ -16,12 +16,14 @@ from slimline.files.atomic import sha256
 from slimline.graph import cost
 from slimline.graph.units import Units
 from slimline.measure import (
+    Memory,
     file_bytes,
     latency_part,
     ledger,
     load,
     measure_latency,
     measure_memory,
+    memory_part,
     outputs,
     score,
 )
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from slimline.steps.base import Tell
 
 PARITY_ROWS = 256
+_NO_PEAK = "The budget limits memory, and this system does not tell a process's peak: that limit was not judged."
 
 
 def examine(
@@ -117,14 +120,16 @@ def examine(
             baseline_memory_bytes=memory.baseline_bytes,
             latency=times[name],
         )
-    judged = limits(_cost(figures["original"], figures["compressed"], recipe.seed), recipe.budget)
+    found = _cost(figures["original"], figures["compressed"], recipe.seed)
+    judged = limits(found, recipe.budget)
+    doubts = [_NO_PEAK] if recipe.budget.max_memory is not None and found.memory is None else []
     unmet = [limit.sentence() for limit in judged if limit.outcome == "missed"]
     if conflict and certificate.verdict != "certified":
         unmet.append(conflict)
     refused = [Refusal(what=r["what"], reason=r["reason"]) for record in records for r in record.get("refused", ())]
     notices = [Refusal(what=str(r.get("step", "the plan")), reason=n) for r in records for n in _notes(r)]
     waits = [latency.waited for each in figures.values() for latency in each.latency.values()]
-    doubt = load.busy(others) if None in waits else busy(figures["original"], figures["compressed"])
+    doubts.append(load.busy(others) if None in waits else busy(figures["original"], figures["compressed"]))
     kept_float = {k: v for r in records for k, v in r.get("float_layers", {}).items()}
     named = {r.what for r in refused}
     refused += [Refusal(what=layer, reason=why) for layer, why in kept_float.items() if layer not in named]
@@ -148,7 +153,7 @@ def examine(
         integers=done.get("compressed"),
         refused=tuple(refused),
         notices=tuple(notices),
-        warnings=(doubt,) if doubt else (),
+        warnings=tuple(doubt for doubt in doubts if doubt),
         unmet=tuple(unmet),
         limits=judged,
         trials=(*trials, *_undoing(records)),
@@ -204,7 +209,8 @@ def _gate(model: Model, artifact: Path, data: Data, target: str) -> Any:
 def _cost(before: Figures, after: Figures, seed: int) -> Cost:
     return Cost(
         latency={batch: latency_part(before.latency[batch], after.latency[batch], seed) for batch in before.latency},
-        size=Part.exact(after.file_bytes or 0, before.file_bytes or 0),
+        size=Part.exact(after.file_bytes or 0, before.file_bytes or 0, "B"),
+        memory=memory_part(*(Memory(f.peak_memory_bytes, f.baseline_memory_bytes) for f in (before, after))),
         macs=Part.exact(after.macs or 0, before.macs or 0),
     )
 

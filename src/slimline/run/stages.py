@@ -301,7 +301,7 @@ class _Pipeline:
 
         last, _, folder = tried
         artifact = folder / f"model{self.runtime.suffix}"
-        size = Part.exact(file_bytes(artifact), file_bytes(selection.baseline))
+        size = Part.exact(file_bytes(artifact), file_bytes(selection.baseline), "B")
         macs = Part.exact(cost.macs(self.model_of(last).graph), cost.macs(self.model_of("original").graph))
         return Cost(size=size, macs=macs), selection.drop(artifact)
 

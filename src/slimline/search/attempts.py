@@ -1,8 +1,9 @@
 """How strongly to compress, where the user names only the budget: whole attempts, judged on the selection samples.
 
-Estimates (`slimline.fit`) say which strengths meet the limits on latency, size and MACs; what is lost only the whole
-work can tell. So an attempt that loses more than `Budget.max_drop` is stepped back from as far as the other limits
-allow, and where there are none, the strongest is looked for that does not. Certification samples play no part.
+Estimates (`slimline.search.fit`) say which strengths meet the limits on latency, size, memory and MACs; what is lost
+only the whole work can tell. So an attempt that loses more than `Budget.max_drop` is stepped back from as far as the
+other limits allow, and where there are none, the strongest is looked for that does not. Certification samples play no
+part.
 """
 
 from __future__ import annotations

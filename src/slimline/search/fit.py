@@ -1,8 +1,8 @@
 """Will the budget be met? Asked of real artifacts, before any training.
 
-Latency, size and MACs depend on shapes and precision, not on how well the weights were trained. So a recipe's
+Latency, size, memory and MACs depend on shapes and precision, not on how well the weights were trained. So a recipe's
 structural and quantization steps are done once without recovery, with what the clock will decide in them, and the
-artifact is timed against the original's as the final report will: at the recipe's batch sizes, with its threads,
+artifact is measured against the original's as the final report will: at the recipe's batch sizes, with its threads,
 judged by `slimline.measure.limits`.
 """
 
@@ -22,7 +22,7 @@ from slimline.basics.errors import SlimlineError
 from slimline.basics.progress import Progress
 from slimline.files.decisions import checked
 from slimline.graph import cost
-from slimline.measure.limits import Cost, Part, Trial, limited, limits, worst
+from slimline.measure.limits import Cost, Part, Trial, judged_batch, limited, limits, worst
 from slimline.methods.search import mildest
 from slimline.model import Model
 from slimline.model.lowering import lower
@@ -32,7 +32,10 @@ from slimline.search.ladder import Rung
 from slimline.steps.base import Context, Decide, Tell, handler_of, perform
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from slimline.data import Data
+    from slimline.measure.size import Memory
 
 SECONDS, SAMPLES = 0.5, 9  # of the timing of a trial, per artifact and batch size
 Decisions = dict[str, dict[str, Any]]
@@ -49,7 +52,7 @@ class Fit(BaseModel):
 
     Attributes
     ----------
-    rung : the mildest that meets the limits on latency, size and MACs.
+    rung : the mildest that meets the limits on latency, size, memory and MACs.
     milder : those below it of which the clock cannot tell, strongest first.
     trials : all that was tried.
     decisions : by rung, what the clock decided in its steps.
@@ -89,7 +92,7 @@ class Estimator(Protocol):
 def fit(
     rungs: tuple[Rung, ...], start: int, budget: Budget, target: str, estimate: Estimator, tell: Tell | None = None
 ) -> Fit:
-    """The mildest of the rungs from `start` on with which the limits on latency, size and MACs are met.
+    """The mildest of the rungs from `start` on with which the limits on latency, size, memory and MACs are met.
 
     A latency is met where its whole interval is; where none is, the mildest of which the clock cannot tell is taken.
 
@@ -129,7 +132,7 @@ def _best(seen: Mapping[int, Estimate], budget: Budget) -> str:
     """The limits that the rung that comes nearest misses, in words."""
 
     def excess(found: Estimate) -> float:
-        return max(judged.part.low / judged.limit for judged in limits(found.cost, budget))
+        return max(judged.judged.low / judged.limit for judged in limits(found.cost, budget))
 
     best = min(seen.values(), key=excess)
     return "; ".join(judged.sentence() for judged in limits(best.cost, budget) if judged.outcome == "missed")
@@ -160,6 +163,7 @@ class Trials:
         self.runtime = runtime(str(recipe.target))
         self._folder = tempfile.TemporaryDirectory(prefix="slimline-fit-")
         self._baseline: Path | None = None
+        self._baseline_memory: Memory | None = None
         self._measured: dict[tuple[Any, ...], Estimate] = {}
 
     def __enter__(self) -> Trials:
@@ -179,7 +183,8 @@ class Trials:
                 model = perform(rehearsed, model, self._context(position, step.step, decisions)).model
         macs = Part.exact(cost.macs(model.graph), cost.macs(self.original.graph))
         counted = Cost(macs=macs)
-        if worst(limits(counted, budget)) == "missed" or (budget.max_latency is None and budget.max_size is None):
+        needs_artifact = any(x is not None for x in (budget.max_latency, budget.max_size, budget.max_memory))
+        if worst(limits(counted, budget)) == "missed" or not needs_artifact:
             return Estimate(counted, decisions, monotonic() - start)
         graph = model.graph
         key = (tuple((n, graph.values[n].shape) for n in sorted(graph.trainable)), len(rung.recipe.steps))
@@ -190,7 +195,7 @@ class Trials:
 
     def _finished(self, model: Model, rung: Rung, macs: Part, decisions: Decisions, start: float) -> Estimate:
         """Quantized as the run will, written and measured."""
-        from slimline.measure import file_bytes, latency_part, measure_latency
+        from slimline.measure import file_bytes, latency_part, measure_latency, memory_part
 
         for position, step in enumerate(rung.recipe.steps):
             rehearsed = handler_of(step).rehearsal(step) if step.kind == "quantization" else None
@@ -204,8 +209,7 @@ class Trials:
         lower(self.runtime, model, path, quick=True)
         latency: dict[int, Part] = {}
         if recipe.budget.max_latency is not None:
-            split = self.data.split("calibration")
-            rows = next(split.batches(max(recipe.batch_sizes)))[0]
+            rows = self._rows()
             artifacts = {"before": self._baseline, "after": path}
             times = measure_latency(
                 artifacts, rows, recipe.batch_sizes, recipe.threads, SECONDS, SAMPLES, seed=recipe.seed
@@ -214,8 +218,23 @@ class Trials:
                 batch: latency_part(times["before"][batch], times["after"][batch], recipe.seed)
                 for batch in recipe.batch_sizes
             }
-        size = Part.exact(file_bytes(path), file_bytes(self._baseline))
-        return Estimate(Cost(latency=latency, size=size, macs=macs), decisions, monotonic() - start)
+        memory = None
+        if recipe.budget.max_memory is not None:
+            if self._baseline_memory is None:
+                self._baseline_memory = self._peak(self._baseline)
+            memory = memory_part(self._baseline_memory, self._peak(path))
+        size = Part.exact(file_bytes(path), file_bytes(self._baseline), "B")
+        found = Cost(latency=latency, size=size, memory=memory, macs=macs)
+        return Estimate(found, decisions, monotonic() - start)
+
+    def _rows(self) -> tuple[np.ndarray, ...]:
+        """Real ones, as many as the largest batch has, if there are."""
+        return next(self.data.split("calibration").batches(max(self.recipe.batch_sizes)))[0]
+
+    def _peak(self, artifact: Path) -> Memory:
+        from slimline.measure import measure_memory
+
+        return measure_memory(artifact, self._rows(), judged_batch(self.recipe.batch_sizes), self.recipe.threads)
 
     def _context(self, position: int, step: str, decisions: Decisions) -> Context:
         stage = stage_name(position, step)
