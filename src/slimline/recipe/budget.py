@@ -8,7 +8,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from slimline.basics.errors import SlimlineError
 from slimline.basics.quantities import SIZE, TIME
-from slimline.recipe.config import Config, shown
+from slimline.recipe.config import Config
 
 Part = Annotated[float, Field(gt=0, le=1)]
 
