@@ -14,8 +14,8 @@ log = logging.getLogger(__name__)
 
 
 def registered(what: str, package: str, attribute: str, group: str, name: Callable[[Any], str]) -> Mapping[str, Any]:
-    """By name, those of other packages last: the object `attribute` of every module of `package` that has one, no function, and the entry
-    points in `group`.
+    """By name, those of other packages last: the object `attribute` of every module of `package` that has one, no
+    function, and the entry points in `group`.
 
     Parameters
     ----------
