@@ -23,7 +23,7 @@ from slimline.report.console import telling
 from slimline.report.printed import Printed
 from slimline.report.tables import Grid, figures_table
 from slimline.run.sources import DataSource, load_data
-from slimline.runtimes.base import runtime
+from slimline.runtimes.base import runtime, runtime_for
 
 Tell = Callable[[Progress], None]
 Specs = Sequence[tuple[str, tuple[int | None, ...], str]]
@@ -114,17 +114,14 @@ def measure(
 
 def _artifact(path: Path, target: str | None) -> Artifact:
     """What lies at `path`, for a runtime that is there and loads such files."""
-    if target is None:
-        found = Artifact.of(path)
-    else:
-        if path.suffix != (suffix := runtime(target).suffix):
-            raise SlimlineError(f"{path} is nothing that {target} loads: give an artifact that ends in {suffix}.")
-        found = Artifact(path, target)
-        if not path.exists():
-            raise SlimlineError(f"There is no artifact at {path}: check the path.")
-    if missing := runtime(found.target).available():
+    loads = runtime_for(path) if target is None else runtime(target)
+    if path.suffix != loads.suffix:
+        raise SlimlineError(f"{path} is nothing that {loads.name} loads: give an artifact that ends in {loads.suffix}.")
+    if not path.exists():
+        raise SlimlineError(f"There is no artifact at {path}: check the path.")
+    if missing := loads.available():
         raise SlimlineError(missing)
-    return found
+    return Artifact(path, loads.name)
 
 
 def measure_files(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from slimline.graph.cost import macs, node_macs
 from slimline.graph.ir import Graph
@@ -19,7 +20,7 @@ _WEIGHT_BYTES, _SCALE_BYTES = 1, 4 + 1  # of an INT8 weight; of a float scale an
 def forecast(step: StaticQuantization, model: Model, target: str) -> Forecast:
     """Which layers would be integer by the placement of `target`, which not and why, and what their weights would take.
 
-    The model stays as it is: how wide the grids are is known only of samples.
+    Of the model only the norms are folded: how wide the grids are is known only of samples.
     """
     folded, placement = placed(model, step, target)
     graph = folded.graph
@@ -34,7 +35,7 @@ def forecast(step: StaticQuantization, model: Model, target: str) -> Forecast:
             f"note: what turns out slower or wrong in integers on {target} goes back to float; only a run tells"
         )
     return Forecast(
-        model,
+        replace(model, native=folded.native),
         f"puts {len(placement.layers)} layers and {len(placement.activations)} activations on integer grids of {target}",
         lines=tuple(lines),
         details={
