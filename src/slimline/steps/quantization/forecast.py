@@ -36,7 +36,7 @@ def forecast(step: StaticQuantization, model: Model, target: str) -> Forecast:
         )
     return Forecast(
         replace(model, native=folded.native),
-        f"puts {len(placement.layers)} layers and {len(placement.activations)} activations on integer grids of {target}",
+        f"puts {len(placement.layers)} layers and {len(placement.activations)} activations on grids of {target}",
         lines=tuple(lines),
         details={
             "integer_layers": list(placement.layers),
