@@ -211,8 +211,30 @@ COMMANDS = [
     ("inspect bad.pt2", "bad.pt2"),
     ("measure bad.onnx --data digits", "bad.onnx"),
     ("measure m.bin --data digits", "There is no runtime for files ending in '.bin'"),
+    ("measure bad.onnx --data digits --target nope", "There is no target 'nope'"),
+    ("measure bad.onnx --data digits --target litert", "give an artifact that ends in .tflite"),
+    ("measure none.onnx --data digits --json", "There is no artifact at none.onnx"),
+    ("measure bad.onnx --data digits --against none.onnx --json", "There is no artifact at none.onnx"),
+    ("inspect m:f --target nope", "There is no target 'nope'"),
+    ("inspect none.pt2 --json", "There is no model file none.pt2"),
+    ("plan m:f --target nope", "There is no target 'nope'"),
+    ("plan m:f --recipe nope", "There is no recipe 'nope'"),
+    ("plan none.pt2", "There is no model file none.pt2"),
+    ("plan code.pt2 --recipe code.yaml", "would import and call mine:score, which can do anything: pass --allow-code"),
+    (
+        "plan slimline.zoo.torch:ResidualCNN --input-shape 1,28,28 --recipe data.yaml --json",
+        "What ChannelPruning would do depends on calibration samples, which it reads: give --data",
+    ),
+    ("export m:f --target nope -o OUT", "There is no target 'nope'"),
+    ("export none.pt2 --target onnxruntime -o OUT", "There is no model file none.pt2"),
+    (
+        "export slimline.zoo.torch:ResidualCNN --input-shape 1,28,28 --target litert -o OUT",
+        "litert does not take such models yet: choose the target onnxruntime",
+    ),
     ("resume OUT", "holds no run"),
     ("report OUT", "holds no run"),
+    ("report OUT --json", "holds no run"),
+    ("verify OUT --json", "holds no run"),
     ("recipes show nope", "There is no recipe 'nope'"),
     ("demo --framework jax", "There is no framework 'jax'"),
 ]
@@ -226,6 +248,9 @@ def test_a_command_ends_with_one_line_and_code_2(
     monkeypatch.chdir(tmp_path)
     for name in ("bad.npz", "bad.pt2", "bad.onnx"):
         (tmp_path / name).write_bytes(b"not that")
+    for name, criterion in (("code", "mine:score"), ("data", "taylor")):
+        step = f"{{step: ChannelPruning, ratio: 0.5, criterion: '{criterion}'}}"
+        (tmp_path / f"{name}.yaml").write_text(f"steps: [{step}]")
     np.savez(tmp_path / "other.npz", images=np.ones(3))
     np.savez(tmp_path / "pickled.npz", x_train=np.array([{}], dtype=object))
     before = sorted(tmp_path.rglob("*"))

@@ -19,7 +19,7 @@ from slimline import cli
 from slimline.basics.progress import Progress
 from slimline.data.datasets import builtin
 from slimline.measure.figures import Figures, Latency
-from slimline.recipe import Budget, Recipe, presets
+from slimline.recipe import Budget, Recipe, configs, handlers, presets
 from slimline.report.console import Display
 from slimline.report.tables import bytes_text, figures_table, latency_text
 from slimline.run.directory import Run
@@ -42,7 +42,8 @@ def test_help_and_import_load_nothing_heavy() -> None:
     code += f"except SystemExit: print('LOADED', sorted({heavy} & set(sys.modules)))"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "LOADED []" in said
-    for command in ("demo", "compress", "inspect", "measure", "resume", "report", "recipes", "targets"):
+    commands = ("demo", "compress", "inspect", "plan", "export", "measure", "resume", "verify", "report")
+    for command in (*commands, "recipes", "targets", "steps"):
         assert command in said
 
 
@@ -66,6 +67,33 @@ def test_targets(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyP
     assert code == 0
     assert "onnxruntime" in out
     assert "litert" in out
+
+
+def test_lists_are_json_too(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {}
+    for name in ("targets", "recipes", "steps"):
+        code, out, err = run(capsys, monkeypatch, name, "--json")
+        assert (code, err) == (0, "") and out.isascii()
+        read = json.loads(out)
+        assert read["schema"] == 1 and read.keys() == {"schema", name}
+        found[name] = {entry["name"]: entry for entry in read[name]}
+    assert found["targets"].keys() >= {"litert", "onnxruntime"}
+    assert found["targets"]["onnxruntime"].keys() == {"name", "frameworks", "suffix", "description", "missing"}
+    assert {name: Recipe.model_validate({k: v for k, v in entry.items() if k != "name"})
+            for name, entry in found["recipes"].items()} == presets()  # fmt: skip
+    assert found["steps"].keys() == configs().keys()
+    assert found["steps"]["Distillation"]["reads"] == [
+        {"samples": "train", "when": ""}, {"samples": "selection", "when": ""}
+    ]  # fmt: skip
+
+
+def test_steps(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    code, out, _ = run(capsys, monkeypatch, "steps")
+    assert code == 0
+    for each in handlers().values():
+        line = next(line for line in out.splitlines() if each.config.__name__ in line)
+        assert each.config.kind in line and each.summary in line and each.reading in line
 
 
 @pytest.fixture

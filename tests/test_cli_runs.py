@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -147,3 +149,72 @@ def test_inspect_of_a_factory_and_of_a_saved_model(project: Path, whole: tuple[P
     code, _, err = done("inspect", "pack.models:net", folder=project)
     assert code == 2
     assert err == "slimline: pack.models:net needs example inputs: give --input-shape, such as 3,224,224, or --data.\n"
+
+
+def test_plan_of_the_recipe_is_what_the_run_then_did(project: Path, whole: tuple[Path, str, str]) -> None:
+    words = ("plan", "pack.models:net", "--data", "d.npz", "--recipe", "recipe.yaml")
+    code, out, err = done(*words, folder=project)
+    assert code == 0 and err == "", err
+    for part in ("What would be left after each step, for onnxruntime", "0: 16 -> 8", "training is skipped here"):
+        assert part in out
+    code, text, err = done(*words, "--json", folder=project)
+    assert code == 0, err
+    found, report = json.loads(text), json.loads((whole[0] / "report.json").read_text())
+    for figure in ("parameters", "macs"):
+        assert found["original"][figure] == report["original"][figure]
+        assert found["expected"][figure] == report["compressed"][figure]
+    assert found["expected"]["file_bytes"] < report["compressed"]["file_bytes"]
+
+
+def test_export_writes_what_the_run_did(project: Path, whole: tuple[Path, str, str], tmp_path: Path) -> None:
+    words = ("export", str(whole[0] / "model.pt2"), "--target", "onnxruntime", "-o")
+    code, out, err = done(*words, str(tmp_path / "out"), folder=project)
+    assert (code, out, err) == (0, f"Artifact: {tmp_path / 'out' / 'model.onnx'}\n", "")
+    assert (tmp_path / "out" / "model.onnx").read_bytes() == (whole[0] / "onnxruntime" / "model.onnx").read_bytes()
+    code, out, err = done(*words, str(tmp_path / "named.onnx"), folder=project)
+    assert code == 0 and (tmp_path / "named.onnx").is_file()
+    words = ("export", "pack.models:net", "--input-shape", "1,8,8", "-t", "onnxruntime", "-o", str(tmp_path / "f.onnx"))
+    code, out, err = done(*words, folder=project)
+    assert code == 0, err
+    code, out, err = done("export", "pack.models:net", "-t", "onnxruntime", "-o", "not", folder=project)
+    assert code == 2 and "needs example inputs" in err and not (project / "not").exists()
+
+
+def test_json_of_a_run_and_of_its_files(project: Path, whole: tuple[Path, str, str]) -> None:
+    run = whole[0]
+    report = json.loads((run / "report.json").read_text())
+    code, out, err = done("report", "whole", "--json", folder=project)
+    assert (code, err) == (0, "") and json.loads(out) == report
+    code, out, err = done("verify", "whole", "--json", folder=project)
+    sound = json.loads(out)
+    assert (code, err) == (0, "")
+    assert sound.keys() == {"schema", "files", "run", "sound", "differences"}
+    assert (sound["sound"], sound["differences"], sound["run"]) == (True, [], "whole")
+    hashes = {entry["file"]: entry["sha256"] for entry in sound["files"]}
+    assert hashes["report.json"] == hashlib.sha256((run / "report.json").read_bytes()).hexdigest()
+    code, out, err = done("inspect", str(run / "model.pt2"), "--json", folder=project)
+    inspected = json.loads(out)
+    assert code == 0 and inspected["quantized"] and inspected["macs"] == report["compressed"]["macs"]
+    artifact = str(run / "onnxruntime" / "model.onnx")
+    code, out, err = done("measure", artifact, "--data", "d.npz", "--batch", "1", "--json", folder=project)
+    measured = json.loads(out)
+    assert code == 0 and measured["figures"]["artifact"]["accuracy"] == report["compressed"]["accuracy"]
+    assert measured["certificate"] is None and measured["targets"] == {"artifact": "onnxruntime"}
+
+
+def test_verify_says_in_json_what_is_wrong(project: Path, whole: tuple[Path, str, str], tmp_path: Path) -> None:
+    shutil.copytree(whole[0], tmp_path / "copy")
+    (tmp_path / "copy" / "report.html").write_text("other")
+    code, out, err = done("verify", "copy", "--json", folder=tmp_path)
+    assert code == 2 and "is not whole and sound" in err
+    found = json.loads(out)
+    assert not found["sound"] and "report.html" in [each["file"] for each in found["differences"]]
+
+
+def test_what_a_factory_prints_is_not_in_the_json(project: Path) -> None:
+    (project / "loud.py").write_text(
+        "from pack.models import net as quiet\ndef net():\n    print('hello')\n    return quiet()\n"
+    )
+    code, out, err = done("inspect", "loud:net", "--input-shape", "1,8,8", "--json", folder=project)
+    assert code == 0 and "hello" in err
+    assert json.loads(out)["parameters"] == 2650

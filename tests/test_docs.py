@@ -7,9 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from sklearn.datasets import load_digits
 
 import slimline as sl
+from slimline import cli
+from slimline.recipe.registry import handlers
 
 torch = pytest.importorskip("torch")
 nn = torch.nn
@@ -71,3 +74,28 @@ def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch, capsys):
         said = capsys.readouterr().out
         for figure in re.findall(r"^print\(.*\)\s+# (\d.*?)(?: …)?$", block, re.M):
             assert figure in said, f"{page.name} says that this prints {figure!r}"
+
+
+def table(heading):
+    """The rows of the table in docs/commands.md whose first column is called `heading`."""
+    lines = iter((ROOT / "docs" / "commands.md").read_text("utf-8").splitlines())
+    for line in lines:
+        if line.startswith(f"| {heading} |"):
+            break
+    next(lines)
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in iter(lambda: next(lines, ""), "")]
+    return {row[0].strip("`"): row[1:] for row in rows}
+
+
+def test_the_table_of_steps_is_the_registry():
+    expected = {name: [each.config.kind, each.summary, each.reading] for name, each in handlers().items()}
+    assert table("step") == expected
+
+
+def test_the_table_of_commands_is_the_command_line():
+    found = typer.main.get_command(cli.app).commands
+    listed = {name.split()[1]: row for name, row in table("command").items()}
+    assert listed.keys() == found.keys()
+    for name, command in found.items():
+        options = {option for each in command.params for option in each.opts}
+        assert (listed[name][1] == "yes") == ("--json" in options), name

@@ -74,6 +74,32 @@ def test_a_recipe_with_the_step_for_the_target(project: Path) -> None:
     assert "onnxreference" in listed and "onnxruntime" in listed
 
 
+def test_every_command_takes_them(project: Path) -> None:
+    words = ("plan", "net:model", "--data", "net:data", "--recipe", "recipe.yaml", "--json")
+    plan = run(project, "-m", "slimline", *words)
+    assert plan.returncode == 0, plan.stderr
+    found = json.loads(plan.stdout)
+    assert found["target"] == "onnxreference" and not found["steps"][1]["skipped"]
+    assert [row["step"] for row in found["steps"]] == ["ChannelPruning", "RoundedWeights"]
+    listed = json.loads(run(project, "-m", "slimline", "steps", "--json").stdout)["steps"]
+    assert {
+        "name": "RoundedWeights",
+        "kind": "sparse",
+        "summary": "rounds weights to a few decimals",
+        "reads": [],
+    } in listed
+    for target in ("onnxruntime", "onnxreference"):  # both load .onnx
+        out = str(project / target)
+        written = run(project, "-m", "slimline", "export", "net:model", "--target", target, "-o", out)
+        assert (written.returncode, written.stdout) == (0, f"Artifact: {out}/model.onnx\n"), written.stderr
+        words = ("measure", f"{out}/model.onnx", "--data", "net:data", "--target", target, "--batch", "1", "--json")
+        measured = run(project, "-m", "slimline", *words)
+        assert measured.returncode == 0, measured.stderr
+        assert json.loads(measured.stdout)["targets"] == {"artifact": target}
+    shown = run(project, "-m", "slimline", "inspect", "net:model", "--target", "onnxreference")
+    assert shown.returncode == 0 and "INT8 on onnxreference" in shown.stdout
+
+
 CHECK = """
 import numpy as np
 import slimline as sl

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 
 import pytest
 from hypothesis import given
@@ -166,16 +167,16 @@ def tiny():
 
 
 def test_estimates_use_the_recipe_s_own_batches_and_threads_and_hand_on_what_the_clock_decided(tiny, monkeypatch):
-    import slimline.measure
+    package = import_module("slimline.measure")
 
     calls = []
-    real = slimline.measure.measure_latency
+    real = package.measure_latency
 
     def watched(paths, rows, batches, threads=1, *rest, **more):
         calls.append((sorted(paths), tuple(batches), threads))
         return real(paths, rows, batches, threads, 0.01, 3)
 
-    monkeypatch.setattr(slimline.measure, "measure_latency", watched)
+    monkeypatch.setattr(package, "measure_latency", watched)
     recipe = Recipe(
         steps=(sl.ChannelPruning(ratio=0.5), sl.Distillation(), sl.StaticQuantization()),
         target="onnxruntime",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 
@@ -217,16 +218,16 @@ def journalled(context):
 
 
 def test_what_was_decided_is_not_asked_again_and_gives_the_same_model(context, monkeypatch):
-    import slimline.measure
+    package = import_module("slimline.measure")
 
     calls = []
-    real = slimline.measure.measure_latency
+    real = package.measure_latency
 
     def watched(paths, rows, batches, threads, *rest):
         calls.append((batches, threads, len(rows[0])))
         return real(paths, rows, batches, threads, 0.02, 3)
 
-    monkeypatch.setattr(slimline.measure, "measure_latency", watched)
+    monkeypatch.setattr(package, "measure_latency", watched)
     kept, deciding = journalled(context)
     first = perform(STEP, context.teacher, deciding)
     assert len(calls) <= 2
@@ -236,7 +237,7 @@ def test_what_was_decided_is_not_asked_again_and_gives_the_same_model(context, m
     assert undoing["artifacts"] <= 5 and undoing["seconds"] > 0
     assert (undoing["batch"], undoing["threads"]) == (16, 2)
 
-    monkeypatch.setattr(slimline.measure, "measure_latency", lambda *_: pytest.fail("timed again"))
+    monkeypatch.setattr(package, "measure_latency", lambda *_: pytest.fail("timed again"))
     monkeypatch.setattr(undo.Artifacts, "parity", lambda *_: pytest.fail("compared again"))
     again = perform(STEP, context.teacher, deciding)
     assert again.record == first.record

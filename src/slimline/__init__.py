@@ -5,7 +5,9 @@ The names load when they are first used: ``import slimline`` imports no framewor
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from slimline.basics.version import __version__ as __version__
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
     from slimline.run.compress import resume as resume
     from slimline.run.directory import Run as Run
     from slimline.run.export import export as export
+    from slimline.run.inspection import inspect as inspect
+    from slimline.run.measurement import measure as measure
+    from slimline.run.preview import preview as preview
     from slimline.steps.activations.step import ActivationPruning as ActivationPruning
     from slimline.steps.channels.step import ChannelPruning as ChannelPruning
     from slimline.steps.depth.step import DepthPruning as DepthPruning
@@ -40,6 +45,9 @@ _HOMES = {
     "slimline.run.compress": ("compress", "resume"),
     "slimline.run.apply": ("apply", "plan"),
     "slimline.run.export": ("export",),
+    "slimline.run.inspection": ("inspect",),
+    "slimline.run.measurement": ("measure",),
+    "slimline.run.preview": ("preview",),
     "slimline.model.loading": ("load",),
     "slimline.data": ("Data",),
     "slimline.basics.errors": ("SlimlineError",),
@@ -75,6 +83,8 @@ __all__ = [  # noqa: RUF022 - in the order in which they are used
     "SparseTraining",
     "Distillation",
     "StaticQuantization",
+    "inspect",
+    "preview",
     "plan",
     "apply",
     "finalize",
@@ -82,6 +92,7 @@ __all__ = [  # noqa: RUF022 - in the order in which they are used
     "PruningCallback",
     "to_torch_prune",
     "export",
+    "measure",
     "compress",
     "resume",
     "Run",
@@ -99,3 +110,14 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
+
+
+class _Package(ModuleType):
+    """Keeps ``slimline.measure`` what users call: importing the package of that name would bind the package."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOME and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -5,12 +5,15 @@ Nothing heavy is imported before a command needs it, so ``slimline --help`` is q
 
 from __future__ import annotations
 
+import json
 import logging
 import shlex
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,7 +21,10 @@ from slimline.basics.errors import SlimlineError
 from slimline.report.console import Display, Log, PlainConsole, lenient
 
 if TYPE_CHECKING:
+    from slimline.measure.results import Report
+    from slimline.model import Model
     from slimline.recipe import Recipe
+    from slimline.report.printed import Printed
     from slimline.run.directory import Run
 
 app = typer.Typer(
@@ -55,6 +61,10 @@ Shape = Annotated[str | None, typer.Option(help="Shape of one sample, such as 3,
 Batches = Annotated[list[int] | None, typer.Option("--batch", min=1, help="Batch size to measure at; may be repeated.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads of the runtime that is measured.")]
 Seed = Annotated[int | None, typer.Option(min=0, help="Of every random choice.")]
+Target = Annotated[str | None, typer.Option("--target", "-t", help="One of slimline targets.")]
+Example = Annotated[str | None, typer.Option("--data", "-d", help="Gives example inputs.")]
+RecipeName = Annotated[str, typer.Option("--recipe", "-r", help="auto, one of slimline recipes, or a YAML.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else, numbers not rounded.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", callback=_loud, help="Say more about what is done.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="The run directory, new or empty.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
@@ -79,8 +89,8 @@ def compress(
     model: ModelName,
     data: DataName,
     output: Output,
-    recipe: Annotated[str, typer.Option("--recipe", "-r", help="auto, one of slimline recipes, or a YAML.")] = "auto",
-    target: Annotated[str | None, typer.Option("--target", "-t", help="One of slimline targets.")] = None,
+    recipe: RecipeName = "auto",
+    target: Target = None,
     max_drop: Annotated[float | None, typer.Option(help="Accuracy that may be lost; 0.01 is one point.")] = None,
     max_latency: Annotated[
         str | None, typer.Option(metavar="LIMIT", help="Part of the original's latency that may stay, or '5 ms'.")
@@ -177,95 +187,213 @@ def resume(run: RunPath, allow_code: Code = None, allow_pickle: Pickle = False, 
 
 
 @app.command()
-def report(run: RunPath) -> None:
+def report(run: RunPath, as_json: Json = False) -> None:
     """Show what a run found, and where its report is."""
     from slimline.run.directory import Run
 
-    _show(Run.open(run, lock=False))
+    opened = Run.open(run, lock=False)
+    if not as_json:
+        _show(opened)
+        return
+    found = opened.report
+    _print_json(json.loads(found.to_json()))
+    _met(found)
 
 
 @app.command()
-def verify(run: RunPath) -> None:
+def verify(run: RunPath, as_json: Json = False) -> None:
     """Compare every file of a finished run with the hash that the run noted of it."""
+    from slimline.report.printed import listing
     from slimline.report.tables import Grid
     from slimline.run.directory import Run
 
     opened = Run.open(run, lock=False)
     differing = opened.verify()
+    if as_json:
+        files = [{"file": name, "sha256": digest} for name, digest in opened.files.items()]
+        found = [{"file": each.path, "what": each.what} for each in differing]
+        _print_json({**listing("files", files), "run": str(run), "sound": not found, "differences": found})
     if differing:
         said = "; ".join(map(str, differing))
         raise SlimlineError(f"{run} is not whole and sound: {said}; slimline resume {run} makes it again where it can.")
-    rows = [(name, digest[:16]) for name, digest in opened.files.items()]
-    out.print(Grid("Files of the run", ("file", "SHA-256"), rows))
-    out.print(f"All {len(opened.files)} files of {run} are as the run left them.", soft_wrap=True)
+    if not as_json:
+        rows = [(name, digest[:16]) for name, digest in opened.files.items()]
+        out.print(Grid("Files of the run", ("file", "SHA-256"), rows))
+        out.print(f"All {len(opened.files)} files of {run} are as the run left them.", soft_wrap=True)
 
 
 @app.command()
 def inspect(
     model: ModelName,
-    data: Annotated[str | None, typer.Option("--data", "-d", help="Gives example inputs.")] = None,
+    data: Example = None,
+    target: Target = None,
+    weights: Weights = None,
+    input_shape: Shape = None,
+    allow_pickle: Pickle = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Layers, parameters, MACs and units of MODEL: what can be done to each, what not, and why."""
+    from slimline.run.inspection import inspect as work
+
+    with _aside(as_json):
+        _known(target)
+        found = work(_model(model, data, weights, input_shape, allow_pickle), target)
+    _print(found, as_json)
+
+
+@app.command()
+def plan(
+    model: ModelName,
+    data: Annotated[
+        str | None, typer.Option("--data", "-d", help="For criteria that measure, as of slimline compress.")
+    ] = None,
+    recipe: RecipeName = "auto",
+    target: Target = None,
+    seed: Seed = None,
+    weights: Weights = None,
+    input_shape: Shape = None,
+    allow_pickle: Pickle = False,
+    allow_code: Code = None,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """What each step of a recipe would do to MODEL, and how large it would be; nothing is trained or written."""
+    from slimline.recipe import load_recipe
+    from slimline.recipe.named_code import as_names, names, refuse
+    from slimline.run.preview import preview
+    from slimline.run.sources import DataSource, ModelSource, load_model, load_pair
+
+    with _aside(as_json):
+        chosen = load_recipe(recipe, None, target=target, seed=seed)
+        allowed = as_names(allow_code or ())
+        refuse([name for name in names(chosen.steps) if name not in allowed], f"The recipe {recipe}")
+        _known(chosen.target)
+        source = ModelSource(model, weights, _shape(input_shape), allow_pickle)
+        if data is None:
+            loaded, samples = load_model(source), None
+        else:
+            loaded, samples, _ = load_pair(source, DataSource(data, chosen.seed))
+        wish = recipe if recipe == "auto" else chosen
+        found = preview(loaded, wish, samples, target=target, seed=seed, allow_code=allowed)
+    _print(found, as_json)
+
+
+@app.command()
+def export(
+    model: ModelName,
+    output: Annotated[Path, typer.Option("--output", "-o", help="A folder, or a file with the target's suffix.")],
+    target: Annotated[str, typer.Option("--target", "-t", help="One of slimline targets.")],
+    data: Example = None,
     weights: Weights = None,
     input_shape: Shape = None,
     allow_pickle: Pickle = False,
     verbose: Verbose = False,
 ) -> None:
-    """Layers, parameters, MACs and units of MODEL: what can be done to each, what not, and why."""
-    from slimline.run.inspection import tables
-    from slimline.run.sources import DataSource, ModelSource, load_data, load_model
+    """Write the artifact of MODEL that a runtime loads, if it answers as MODEL does."""
+    from slimline.run.export import export as work
 
-    source = ModelSource(model, weights, _shape(input_shape), allow_pickle)
-    give = None if data is None else lambda layout: load_data(DataSource(data), layout)
-    for table in tables(load_model(source, give)):
-        out.print(table)
+    _known(target)
+    written = work(_model(model, data, weights, input_shape, allow_pickle), target, output)
+    out.say(f"Artifact: {written}")
 
 
 @app.command()
 def measure(
-    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An .onnx or .tflite file.")],
+    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A file or folder that a target loads.")],
     data: DataName,
     against: Annotated[Path | None, typer.Option(help="The artifact to compare with.")] = None,
+    target: Annotated[
+        str | None, typer.Option("--target", "-t", help="Which runtime, where several load such files.")
+    ] = None,
     max_drop: Annotated[float | None, typer.Option(min=0, max=1, help="Drop to certify.")] = None,
     batch: Batches = None,
     threads: Threads = None,
     seed: Seed = None,
+    as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
     """Accuracy, size, latency and memory of an artifact on its runtime, alone or against another."""
-    from slimline.report.tables import figures_table
-    from slimline.run.inspection import measure_files
+    from slimline.run.measurement import measure as work
     from slimline.run.sources import DataSource
-    from slimline.runtimes.base import runtime_for
 
-    files = ({} if against is None else {"baseline": against}) | {"artifact": artifact}
-    source = DataSource(data, seed or 0)
-    with Display(err) as display:
-        found = measure_files(files, source, tuple(batch or (1, 32)), threads or 1, max_drop, display)
-    out.print(figures_table(found.figures, found.metric, f"On {runtime_for(artifact).name}"))
-    if found.certificate is not None:
-        out.say(found.certificate.sentence())
+    with _aside(as_json), Display(err) as display:
+        found = work(
+            artifact,
+            DataSource(data, seed or 0),
+            against,
+            target=target,
+            batch_sizes=tuple(batch or (1, 32)),
+            threads=threads or 1,
+            max_drop=max_drop,
+            progress=display,
+        )
+    _print(found, as_json)
 
 
 @app.command()
-def targets() -> None:
+def targets(as_json: Json = False) -> None:
     """List the runtimes that slimline compresses for."""
     from slimline.frameworks.base import frameworks
+    from slimline.report.printed import listing
     from slimline.report.tables import Grid
     from slimline.runtimes.base import names, runtime
 
-    rows = []
-    for each in map(runtime, names()):
-        reached_by = [name for name, known in frameworks().items() if set(known.forms) & set(each.forms)]
-        rows.append((each.name, ", ".join(reached_by), each.description, each.available() or "yes"))
+    with _aside(as_json):
+        found: list[dict[str, Any]] = [
+            {
+                "name": each.name,
+                "frameworks": [name for name, known in frameworks().items() if set(known.forms) & set(each.forms)],
+                "suffix": each.suffix,
+                "description": each.description,
+                "missing": each.available(),
+            }
+            for each in map(runtime, names())
+        ]
+    if as_json:
+        _print_json(listing("targets", found))
+        return
+    rows = [(f["name"], ", ".join(f["frameworks"]), f["description"], f["missing"] or "yes") for f in found]
     out.print(Grid("Runtimes that slimline compresses for", ("target", "for", "what", "installed"), rows))
 
 
+@app.command()
+def steps(as_json: Json = False) -> None:
+    """List the steps that recipes are made of."""
+    from slimline.recipe.registry import handlers
+    from slimline.report.printed import listing
+    from slimline.report.tables import Grid
+
+    with _aside(as_json):
+        known = handlers()
+    if as_json:
+        entries = [
+            {
+                "name": name,
+                "kind": each.config.kind,
+                "summary": each.summary,
+                "reads": [{"samples": role, "when": when} for role, when in each.reads],
+            }
+            for name, each in known.items()
+        ]
+        _print_json(listing("steps", entries))
+        return
+    rows = [(name, each.config.kind, each.summary, each.reading) for name, each in known.items()]
+    out.print(Grid("Steps that recipes are made of", ("step", "kind", "what it does", "samples it reads"), rows))
+
+
 @recipes_app.callback()
-def recipes(context: typer.Context) -> None:
+def recipes(context: typer.Context, as_json: Json = False) -> None:
     """List the recipes that come with slimline."""
     from slimline.recipe import presets
+    from slimline.report.printed import listing
     from slimline.report.tables import Grid
 
     if context.invoked_subcommand is not None:
+        return
+    if as_json:
+        entries = [{"name": name, **each.model_dump(mode="json", by_alias=True)} for name, each in presets().items()]
+        _print_json(listing("recipes", entries))
         return
     rows = [
         (name, " → ".join(step.step for step in recipe.steps), recipe.description) for name, recipe in presets().items()
@@ -290,6 +418,47 @@ def _shape(text: str | None) -> tuple[int, ...] | None:
     return tuple(int(size) for size in sizes)
 
 
+def _known(target: str | None) -> None:
+    """Refuse a target that there is not, before anything is loaded."""
+    from slimline.runtimes.base import runtime
+
+    if target is not None:
+        runtime(target)
+
+
+def _model(name: str, data: str | None, weights: str | None, input_shape: str | None, allow_pickle: bool) -> Model:
+    """MODEL, with example inputs from `data` where it needs them."""
+    from slimline.run.sources import DataSource, ModelSource, load_data, load_model
+
+    source = ModelSource(name, weights, _shape(input_shape), allow_pickle)
+    return load_model(source, None if data is None else lambda layout: load_data(DataSource(data), layout))
+
+
+@contextmanager
+def _aside(as_json: bool) -> Iterator[None]:
+    """Keep what others print, such as the user's own factory, off the standard output while JSON is made for it."""
+    if as_json:
+        with redirect_stdout(sys.stderr):
+            yield
+    else:
+        yield
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def _print(found: Printed, as_json: bool) -> None:
+    """A result as its tables and sentences, or as JSON."""
+    if as_json:
+        _print_json(found.summary())
+        return
+    for table in found.tables():
+        out.print(table)
+    for line in found.lines():
+        out.say(line)
+
+
 def _show(run: Run) -> None:
     """The table, the report's path and what the certificate says."""
     from slimline.report.tables import summary_table
@@ -309,6 +478,11 @@ def _show(run: Run) -> None:
             out.say(limit.sentence(), "within budget" if sure else "unclear", "green" if sure else "yellow")
     out.say(f"Artifact: {run.artifact}")
     out.say(f"Report: {run.path / 'report.html'}")
+    _met(found)
+
+
+def _met(found: Report) -> None:
+    """Refuse a result that is over its budget."""
     missed = list(found.unmet)
     if found.certificate.verdict == "refuted":
         missed.append(f"the drop in {found.certificate.metric} is more than the budget")

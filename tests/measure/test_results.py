@@ -70,7 +70,8 @@ def test_environment_names_the_settings(monkeypatch):
 
 def test_names_are_lazy():
     code = (
-        "import sys, slimline.measure as m; assert not {'numpy', 'scipy', 'pydantic'} & set(sys.modules), sys.modules\n"
+        "import sys, importlib; m = importlib.import_module('slimline.measure')\n"
+        "assert not {'numpy', 'scipy', 'pydantic'} & set(sys.modules), sys.modules\n"
     )
     code += "for name in m.__all__: getattr(m, name)\n"
     code += "assert not {'torch', 'tensorflow', 'keras', 'onnxruntime', 'sklearn', 'matplotlib'} & set(sys.modules)\n"

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from slimline.basics.errors import SlimlineError
-from slimline.measure import Worker, file_bytes, measure_memory, outputs
+from slimline.measure import Worker, accuracy, file_bytes, measure_memory, outputs
 from slimline.measure.process import save
 
 
@@ -21,7 +21,7 @@ def test_outputs_are_the_artifacts(artifact, monkeypatch):
     path, matrix = artifact(16)
     x = rng.normal(size=(103, 16)).astype(np.float32)
     assert np.allclose(outputs(path, (x,), batch=8), x @ matrix, atol=1e-5)
-    monkeypatch.setattr("slimline.measure.accuracy._CHUNK_BYTES", 40 * 16 * 4)
+    monkeypatch.setattr(accuracy, "_CHUNK_BYTES", 40 * 16 * 4)
     parts = []
     assert np.allclose(outputs(path, (x,), batch=8, progress=parts.append), x @ matrix, atol=1e-5)
     assert parts == [40 / 103, 80 / 103, 1.0]

@@ -1,177 +1,210 @@
-"""What can be known of a model or an artifact without changing it."""
+"""What can be known of a model without changing it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from typing import Any
 
-import numpy as np
-
-from slimline.basics.progress import Progress
-from slimline.data import Data
-from slimline.data.datasets import NAMES
-from slimline.data.splits import Inputs
+from slimline.basics import arguments
+from slimline.basics.arguments import takes
 from slimline.graph.blocks import blocks
 from slimline.graph.cost import macs, node_macs
+from slimline.graph.ir import Graph
 from slimline.graph.kinds import kind
 from slimline.graph.placement import place
 from slimline.graph.units import Units
-from slimline.measure import file_bytes, ledger, measure_latency, measure_memory, outputs, score
-from slimline.measure.figures import Figures
+from slimline.model.loading import load
+from slimline.model.lowering import road
+from slimline.model.model import Model
+from slimline.report.printed import Printed, Row
 from slimline.report.tables import Grid
-from slimline.run.sources import DataSource, load_data
-from slimline.runtimes.base import runtime, runtime_for
-
-if TYPE_CHECKING:
-    from slimline.measure.certificate import Certificate
-    from slimline.model import Model
+from slimline.runtimes.base import runtime
 
 
-def tables(model: Model) -> list[Grid]:
-    """Layers with their cost and whether they can be integer, units that can be pruned, axes that cannot, and why."""
+class InspectedLayer(Row):
+    """A layer that has weights.
+
+    Attributes
+    ----------
+    layer, operator : the user's name of it, and what the framework calls what it computes.
+    weight : shape of its first weight.
+    parameters : trained numbers in all its weights.
+    macs : multiply-accumulates per sample; 0 where it multiplies nothing.
+    integer : whether it can compute in INT8 on the target, or does so where the model is quantized; None where it
+        multiplies nothing.
+    reason : why not, or ''.
+    """
+
+    layer: str
+    operator: str
+    weight: tuple[int, ...]
+    parameters: int
+    macs: int
+    integer: bool | None
+    reason: str = ""
+
+
+class InspectedUnit(Row):
+    """Axes that are pruned together.
+
+    Attributes
+    ----------
+    name, kind : as steps name them; ``filters``, ``heads``, ``head_width``, ``mlp`` or ``embedding``.
+    size : positions that may go.
+    frozen : positions that can never go.
+    layers : whose outputs shrink with it.
+    """
+
+    name: str
+    kind: str
+    size: int
+    frozen: int
+    layers: tuple[str, ...]
+
+
+class InspectedAxis(Row):
+    """An axis that cannot be pruned, and why."""
+
+    name: str
+    size: int
+    reason: str
+
+
+class InspectedBlock(Row):
+    """A residual block that can be left out."""
+
+    name: str
+    parameters: int
+    layers: tuple[str, ...]
+
+
+class Inspection(Printed):
+    """What a model is, and what can be done to it.
+
+    Attributes
+    ----------
+    framework, target : of the model; the runtime whose integer kernels are meant.
+    quantized : whether the model is on integer grids already; `InspectedLayer.integer` then says what is.
+    parameters, macs : trained numbers, and multiply-accumulates per sample.
+    layers : that have weights, in their order.
+    units : what channel pruning can make smaller.
+    frozen : axes that it cannot.
+    blocks : what depth pruning can leave out.
+    """
+
+    framework: str
+    target: str
+    quantized: bool
+    parameters: int
+    macs: int
+    layers: tuple[InspectedLayer, ...]
+    units: tuple[InspectedUnit, ...]
+    frozen: tuple[InspectedAxis, ...]
+    blocks: tuple[InspectedBlock, ...]
+
+    def tables(self) -> list[Grid]:
+        """Layers, units, axes that cannot be pruned, blocks where there are any."""
+        integers = "INT8 as it is quantized" if self.quantized else f"INT8 on {self.target}"
+        layers = [
+            (
+                row.layer,
+                row.operator,
+                " × ".join(map(str, row.weight)),
+                f"{row.parameters:,}",
+                f"{row.macs:,}" if row.macs else "",
+                "yes" if row.integer else row.reason,
+            )
+            for row in self.layers
+        ]
+        units = [(u.name, u.kind, str(u.size), str(u.frozen or ""), ", ".join(u.layers)) for u in self.units]
+        frozen = [(axis.name, str(axis.size), axis.reason) for axis in self.frozen]
+        grids = [
+            Grid(
+                f"{self.parameters:,} parameters, {self.macs:,} MACs per sample; {integers}",
+                ("layer", "operator", "weight", "parameters", "MACs", "INT8"),
+                layers,
+                ("weight", "parameters", "MACs"),
+            ),
+            Grid(
+                "Can be pruned",
+                ("unit", "axis", "positions", "frozen", "layers that shrink together"),
+                units,
+                ("positions", "frozen"),
+            ),
+            Grid("Cannot be pruned", ("axis", "size", "reason"), frozen, ("size",)),
+        ]
+        if self.blocks:
+            rows = [(block.name, f"{block.parameters:,}", ", ".join(block.layers)) for block in self.blocks]
+            columns = ("block", "parameters", "layers")
+            grids.append(Grid("Can be left out by DepthPruning", columns, rows, ("parameters",)))
+        return grids
+
+
+@takes(target=arguments.optional(arguments.text))
+def inspect(model: Any, target: str | None = None) -> Inspection:
+    """What `model` is and what can be done to it: layers with their cost, and units, axes and blocks.
+
+    Parameters
+    ----------
+    model : a `Model`, or anything else that `slimline.load` takes without example inputs.
+    target : the runtime whose integer kernels count, one of ``slimline targets``; the framework's usual one by default.
+
+    Raises
+    ------
+    SlimlineError : what is no model, a target that there is not or that does not take such models.
+    """
+    loaded = load(model)
+    name = target or loaded.usual_target
+    road(loaded.adapter.forms, runtime(name))
+    graph = loaded.graph
+    solved = Units(graph)
+    return Inspection(
+        framework=loaded.framework,
+        target=name,
+        quantized=loaded.quantization is not None,
+        parameters=graph.size,
+        macs=macs(graph),
+        layers=_layers(loaded, name),
+        units=tuple(
+            InspectedUnit(name=u.name, kind=kind(solved, u), size=u.size, frozen=u.frozen, layers=u.layers)
+            for u in solved.units
+        ),
+        frozen=tuple(InspectedAxis(name=axis.name, size=axis.size, reason=axis.reason) for axis in solved.frozen),
+        blocks=tuple(
+            InspectedBlock(name=b.name, parameters=_numbers(graph, b.parameters & graph.trainable), layers=b.layers)
+            for b in blocks(graph)
+        ),
+    )
+
+
+def _layers(model: Model, target: str) -> tuple[InspectedLayer, ...]:
     graph = model.graph
-    target = model.usual_target
-    placed = place(graph, runtime(target).policy)
-    layers = []
+    if model.quantization is None:
+        placed = place(graph, runtime(target).policy)
+        integer, reasons = placed.layers, placed.refused
+    else:
+        integer, reasons = model.quantization.layers, model.quantization.float_layers
+    rows = []
     for node in graph.nodes:
         held = [name for name in node.inputs if name in graph.trainable]
         if not held:
             continue
-        shapes = [graph.values[name].shape for name in held if name is not None]
-        layer = node.layer or node.name
         cost = node_macs(node, lambda name: graph.values[name].shape) // graph.batch
-        integer = "yes" if node.layer in placed.layers else placed.refused.get(node.layer, "") if cost else ""
-        size = sum(int(np.prod(shape)) for shape in shapes)
-        row = (layer, node.target or node.kind, " × ".join(map(str, shapes[0])), f"{size:,}")
-        layers.append((*row, f"{cost:,}" if cost else "", integer))
-    solved = Units(graph)
-    units = [
-        (unit.name, kind(solved, unit), str(unit.size), str(unit.frozen or ""), ", ".join(unit.layers))
-        for unit in solved.units
-    ]
-    frozen = [(axis.name, str(axis.size), axis.reason) for axis in solved.frozen]
-    return [
-        Grid(
-            f"{graph.size:,} parameters, {macs(graph):,} MACs per sample; INT8 on {target}",
-            ("layer", "operator", "weight", "parameters", "MACs", "INT8"),
-            layers,
-            ("weight", "parameters", "MACs"),
-        ),
-        Grid(
-            "Can be pruned",
-            ("unit", "axis", "positions", "frozen", "layers that shrink together"),
-            units,
-            ("positions", "frozen"),
-        ),
-        Grid("Cannot be pruned", ("axis", "size", "reason"), frozen, ("size",)),
-        *_branches(model),
-    ]
-
-
-def _branches(model: Model) -> list[Grid]:
-    """The residual blocks that depth pruning can leave out, where there are any."""
-    graph = model.graph
-    rows = [
-        (
-            block.name,
-            f"{sum(math.prod(graph.values[name].shape) for name in block.parameters & graph.trainable):,}",
-            ", ".join(block.layers),
+        computes = node.layer in integer
+        rows.append(
+            InspectedLayer(
+                layer=node.layer or node.name,
+                operator=node.target or node.kind,
+                weight=graph.values[str(held[0])].shape,
+                parameters=_numbers(graph, held),
+                macs=cost,
+                integer=computes if cost or computes else None,
+                reason="" if computes or not cost else reasons.get(node.layer, ""),
+            )
         )
-        for block in blocks(graph)
-    ]
-    columns = ("block", "parameters", "layers")
-    return [Grid("Can be left out by DepthPruning", columns, rows, ("parameters",))] if rows else []
+    return tuple(rows)
 
 
-@dataclass(frozen=True)
-class Measured:
-    """Figures by name, the name of the score, and the certificate of the second file against the first."""
-
-    figures: dict[str, Figures]
-    metric: str
-    certificate: Certificate | None
-
-
-def measure_files(
-    files: Mapping[str, Path],
-    source: DataSource,
-    batches: tuple[int, ...] = (1, 32),
-    threads: int = 1,
-    max_drop: float | None = None,
-    progress: Callable[[Progress], None] | None = None,
-) -> Measured:
-    """Run artifacts on the certification samples, and time them side by side.
-
-    Parameters
-    ----------
-    files : one artifact, or a baseline and the artifact compared with it.
-    max_drop : what the certificate should bound; None only measures.
-    """
-    data = _matching(next(iter(files.values())), source)
-    split, metric = data.split("certification"), data.metric
-    if len(files) == 2:
-        data.refuse_overlap()
-
-    def told(what: str) -> Callable[[float], None]:
-        return lambda part: progress(Progress(what, round(100 * part), 100)) if progress else None
-
-    answers = {
-        name: outputs(path, split.inputs, max(batches), threads, told(f"Running {name}"))
-        for name, path in files.items()
-    }
-    reference = next(iter(answers.values()))
-    scores = {name: score(answer, split.labels, reference=reference, metric=metric) for name, answer in answers.items()}
-    rows = tuple(x[: max(batches)] for x in split.inputs)
-    times = measure_latency(files, rows, batches, threads, progress=told("Timing"))
-    figures = {}
-    for name, path in files.items():
-        memory = measure_memory(path, rows, max(batches), threads)
-        figures[name] = Figures(
-            accuracy=float(scores[name][1].mean()),
-            file_bytes=file_bytes(path),
-            peak_memory_bytes=memory.peak_bytes,
-            baseline_memory_bytes=memory.baseline_bytes,
-            latency=times[name],
-        )
-    kind = next(iter(scores.values()))[0]
-    paired = [values for _, values in scores.values()]
-    certificate = None
-    if len(paired) == 2:
-        proof = data.proof()
-        first, second = files.values()
-        used = ledger.use(proof.keys, first, second, kind)
-        certificate = proof.certify(
-            paired[0],
-            paired[1],
-            max_drop,
-            metric=kind,
-            score_range=data.metric_range if metric is not None else "known",
-            use=used.number,
-            note=used.note,
-        )
-    return Measured(figures, kind, certificate)
-
-
-def _matching(artifact: Path, source: DataSource) -> Data:
-    """The data in the layout that the artifact takes."""
-    specs = runtime_for(artifact).input_specs(artifact)
-    data = load_data(source)
-    if len(specs) == 1 and source.name in NAMES and _example(specs, data)[0].shape != data.example()[0].shape:
-        data = load_data(source, "channels_last")
-    return data.check(_example(specs, data))
-
-
-def _example(specs: Sequence[tuple[str, tuple[int | None, ...], str]], data: Data) -> Inputs:
-    """Zeros of the shapes an artifact takes; sizes it leaves open are the data's. Integer artifacts take floats too."""
-    given = data.example()
-    if len(given) != len(specs):
-        return tuple(np.zeros([size or 1 for size in shape], np.float32) for _, shape, _ in specs)
-    found = []
-    for (_, shape, dtype), array in zip(specs, given, strict=True):
-        open_sizes = array.shape if len(array.shape) == len(shape) else (1,) * len(shape)
-        sizes = [len(array), *(size or open_sizes[i] for i, size in enumerate(shape[1:], 1))]
-        found.append(np.zeros(sizes, dtype if dtype in ("int32", "int64", "bool") else np.float32))
-    return tuple(found)
+def _numbers(graph: Graph, names: Iterable[str | None]) -> int:
+    return sum(math.prod(graph.values[str(name)].shape) for name in names)

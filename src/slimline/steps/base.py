@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
 
@@ -80,6 +80,29 @@ class Done:
     record: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Forecast:
+    """What a step would do, found out without training.
+
+    Attributes
+    ----------
+    model : the network as it would be, as far as that is known; the one it was where shapes and values stay.
+    does : what it would do, in a sentence without its full stop.
+    skipped : whether what it is about was left out, as training is.
+    lines : particulars, for people.
+    details : the same and more, ready for JSON.
+    stored_bytes : by name, of the tensors that would be stored in another format than they have in `model` once its
+        norms are folded.
+    """
+
+    model: Model
+    does: str
+    skipped: bool = False
+    lines: tuple[str, ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
+    stored_bytes: Mapping[str, int] = field(default_factory=dict)
+
+
 class Handler(ABC, Generic[S]):
     """Everything that slimline does with one kind of step. A module of `slimline.steps` makes one called ``handler``.
 
@@ -88,11 +111,18 @@ class Handler(ABC, Generic[S]):
     config : the step.
     summary : what the step does, in a line.
     plans : whether `plan` has an answer.
+    reads : roles of the samples that the step may read, each with the case in which it does; '' where it always does.
     """
 
     config: type[S]
     summary: ClassVar[str]
     plans: ClassVar[bool] = False
+    reads: ClassVar[tuple[tuple[str, str], ...]] = ()
+
+    @property
+    def reading(self) -> str:
+        """`reads` in words."""
+        return ", ".join(f"{role} ({when})" if when else role for role, when in self.reads)
 
     def check(self, step: S, model: Model, earlier: Sequence[Step]) -> None:
         """Refuse what the step could not do to `model`, without data and before any work.
@@ -158,6 +188,26 @@ class Handler(ABC, Generic[S]):
         """The quickest step that leaves the same shapes and formats, to measure what it would buy; None where the step
         changes neither."""
         return step
+
+    def forecast_needs(self, step: S) -> tuple[str, ...]:
+        """Roles of the samples without which `forecast` has no answer."""
+        quick = self.rehearsal(step)
+        return () if quick is None else quick.needs
+
+    def forecast(self, step: S, model: Model, context: Context) -> Forecast:
+        """What the step would do to `model`: its plan applied, its quick form done, or no more than a sentence where it
+        trains."""
+        quick = self.rehearsal(step)
+        if quick is None:
+            return Forecast(model, f"{self.summary}; training is skipped here, shapes and formats stay", skipped=True)
+        if self.plans:
+            plan = self.plan(quick, model, context.data, context.seed, context.target)
+            lines = tuple(line.strip() for line in str(plan).splitlines() if line != plan.headline)
+            return Forecast(plan.apply(model), self.summary, lines=lines, details={"plan": plan.summary()})
+        done = perform(quick, model, context)
+        refused = [f"{entry['what']}: {entry['reason']}" for entry in done.record.get("refused", ())]
+        notes = [f"note: {note}" for note in done.record.get("notes", ())]
+        return Forecast(done.model, self.summary, lines=(*refused, *notes), details=done.record)
 
 
 def handler_of(step: S) -> Handler[S]:

@@ -21,6 +21,7 @@ class _Handler(Handler[ActivationPruning]):
     config = ActivationPruning
     summary = "raises the threshold of every ReLU"
     plans = True
+    reads = (("calibration", ""),)
 
     def check(self, step: ActivationPruning, model: Model, earlier: Sequence[Step]) -> None:
         from slimline.steps.activations.plan import chosen

@@ -21,6 +21,7 @@ class _Handler(Handler[ChannelPruning]):
     config = ChannelPruning
     summary = "removes channels, heads and widths wherever they are carried"
     plans = True
+    reads = (("calibration", "criteria of inputs or gradients, compensation"),)
 
     def check(self, step: ChannelPruning, model: Model, earlier: Sequence[Step]) -> None:
         plain: dict[str, Any] = {"criterion": "l2", "compensate": False, "schedule": "oneshot", "rounds": 1}

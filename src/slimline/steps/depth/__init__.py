@@ -21,6 +21,7 @@ class _Handler(Handler[DepthPruning]):
     config = DepthPruning
     summary = "removes whole residual blocks"
     plans = True
+    reads = (("calibration", "criteria similarity and error"),)
 
     def check(self, step: DepthPruning, model: Model, earlier: Sequence[Step]) -> None:
         self.plan(step.model_copy(update={"criterion": "l2"}), model)

@@ -16,6 +16,7 @@ __all__ = ["Distillation", "handler"]
 class _Handler(Handler[Distillation]):
     config = Distillation
     summary = "trains the network towards the original's outputs"
+    reads = (("train", ""), ("selection", ""))
 
     def perform(self, step: Distillation, model: Model, context: Context) -> Done:
         from slimline.steps.distillation.train import train

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from slimline.basics.errors import SlimlineError
-from slimline.steps.base import Context, Done, Handler
+from slimline.steps.base import Context, Done, Forecast, Handler
 from slimline.steps.quantization.step import StaticQuantization
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ __all__ = ["StaticQuantization", "handler"]
 class _Handler(Handler[StaticQuantization]):
     config = StaticQuantization
     summary = "puts weights and activations on integer grids, calibrated on data"
+    reads = (("calibration", ""),)
 
     def perform(self, step: StaticQuantization, model: Model, context: Context) -> Done:
         from slimline.steps.quantization.undo import quantize_what_pays
@@ -39,6 +40,15 @@ class _Handler(Handler[StaticQuantization]):
                     "this processor, which has no VNNI; compress on one that has for the last bit"
                 ]
         return Done(undone.model, record)
+
+    def forecast_needs(self, step: StaticQuantization) -> tuple[str, ...]:
+        """None: where grids go is a matter of the network and the target, and only how wide they are one of samples."""
+        return ()
+
+    def forecast(self, step: StaticQuantization, model: Model, context: Context) -> Forecast:
+        from slimline.steps.quantization.forecast import forecast
+
+        return forecast(step, model, context.target)
 
     def rehearsal(self, step: StaticQuantization) -> StaticQuantization:
         return step.model_copy(update={"samples": min(step.samples, 64), "batch_size": min(step.batch_size, 32)})

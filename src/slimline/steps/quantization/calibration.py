@@ -50,18 +50,7 @@ def calibrate(
     SlimlineError : for a model that is quantized already, no layer to quantize, no batches, or NaN.
     """
     exclude = dict(exclude or {})
-    if model.quantization is not None:
-        raise SlimlineError("This model is quantized already: apply StaticQuantization to the float model instead.")
-    folded = Model(model.adapter, model.edit(FoldNorms()), model.example)
-    keep = (*step.keep, *map(_literal, exclude))
-    placement = place(folded.graph, runtime(policy).policy, step.layers, keep)
-    if not placement.layers:
-        if exclude:
-            raise SlimlineError(f"No layer is left to quantize: all were put back to float ({_reasons(exclude)}).")
-        raise SlimlineError(
-            f"StaticQuantization finds no layer to quantize: layers={list(step.layers)} and keep={list(step.keep)} "
-            "leave no convolution or linear layer with a stored weight."
-        )
+    folded, placement = placed(model, step, policy, exclude)
     ranges = observe_ranges(folded, placement, step, batches, {} if known is None else known)
     signed = (step.activations or runtime(policy).policy.activations) == "int8"
     activations = {
@@ -78,6 +67,31 @@ def calibrate(
     native = folded.edit(Round(quantization))
     record = {**step.model_dump(mode="json"), "target": policy, "float_layers": quantization.float_layers}
     return model.then(native, record, quantization)
+
+
+def placed(
+    model: Model, step: StaticQuantization, policy: str, exclude: Mapping[str, str] | None = None
+) -> tuple[Model, Placement]:
+    """`model` with its norms folded, and where the grids go in it; the parameters are those of `calibrate`.
+
+    Raises
+    ------
+    SlimlineError : a model that is quantized already, or no layer to quantize.
+    """
+    exclude = exclude or {}
+    if model.quantization is not None:
+        raise SlimlineError("This model is quantized already: apply StaticQuantization to the float model instead.")
+    folded = Model(model.adapter, model.edit(FoldNorms()), model.example)
+    keep = (*step.keep, *map(_literal, exclude))
+    placement = place(folded.graph, runtime(policy).policy, step.layers, keep)
+    if not placement.layers:
+        if exclude:
+            raise SlimlineError(f"No layer is left to quantize: all were put back to float ({_reasons(exclude)}).")
+        raise SlimlineError(
+            f"StaticQuantization finds no layer to quantize: layers={list(step.layers)} and keep={list(step.keep)} "
+            "leave no convolution or linear layer with a stored weight."
+        )
+    return folded, placement
 
 
 def observe_ranges(

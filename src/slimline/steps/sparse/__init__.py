@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from slimline.recipe.step import Step
-from slimline.steps.base import Context, Done, Handler, perform
+from slimline.steps.base import Context, Done, Forecast, Handler, perform
 from slimline.steps.sparse.step import SparsePruning
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ __all__ = ["SparsePruning", "handler"]
 class _Handler(Handler[SparsePruning]):
     config = SparsePruning
     summary = "sets single weights, blocks or N of M neighbours to zero"
+    reads = (("calibration", "criteria of inputs or gradients, unless it prunes while a later step trains"),)
 
     def check(self, step: SparsePruning, model: Model, earlier: Sequence[Step]) -> None:
         from slimline.steps.sparse.prune import chosen
@@ -49,6 +50,28 @@ class _Handler(Handler[SparsePruning]):
                 model = perform(context.recovery, model, context.inner(f"round-{number}")).model
         record |= {"refused": sparsified.refused, "sparsity": sparsified.layers}
         return Done(replace(model, history=history), record)
+
+    def forecast(self, step: SparsePruning, model: Model, context: Context) -> Forecast:
+        from slimline.steps.sparse.prune import chosen
+        from slimline.steps.sparse.zeros import note
+
+        if not step.trains:
+            found = super().forecast(step, model, context)
+            zeros = [f"{layer}: {at['sparsity']:.1%} zero" for layer, at in found.details["sparsity"].items()]
+            return replace(found, lines=(*zeros, *found.lines, f"note: {found.details['zeros']}"))
+        layers, refused = chosen(model, step)
+        names = [matrix.layer for matrix in layers.values()]
+        return Forecast(
+            model,
+            f"{self.summary} while the step behind it trains, which is skipped here",
+            skipped=True,
+            lines=(
+                f"in {', '.join(names)}",
+                *(f"{entry['what']}: {entry['reason']}" for entry in refused),
+                f"note: {note(step, context.target)}",
+            ),
+            details={"layers": names, "refused": refused},
+        )
 
     def company(self, step: SparsePruning, student: Model, context: Context) -> Company | None:
         from slimline.steps.sparse.gradual import gradual

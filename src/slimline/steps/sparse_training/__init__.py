@@ -19,6 +19,7 @@ __all__ = ["SparseTraining", "handler"]
 class _Handler(Handler[SparseTraining]):
     config = SparseTraining
     summary = "trains with a penalty that makes weights, units or activations prunable"
+    reads = (("train", ""), ("selection", ""))
 
     def perform(self, step: SparseTraining, model: Model, context: Context) -> Done:
         from slimline.steps.activations.plan import zeros_among_activations
