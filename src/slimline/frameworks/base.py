@@ -204,6 +204,16 @@ class Adapter(Protocol):
     def predict(self, native: Any, inputs: tuple[Array, ...]) -> Array:
         """The first of `outputs`."""
 
+    def device(self, wished: str | None) -> str:
+        """Where `gradients`, `observe` and `trainer` compute for a wish (None: the best there is): ``cuda:0``, ``cpu``.
+
+        They ask `slimline.frameworks.device.wish` when they are called.
+
+        Raises
+        ------
+        SlimlineError : it is not there.
+        """
+
     def seed(self, seed: int) -> None:
         """Seed the framework's global random generator."""
 
