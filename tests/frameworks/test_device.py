@@ -41,7 +41,9 @@ def test_what_is_not_there_is_refused_in_a_sentence(wished, counts, said):
     assert str(error.value) == said
 
 
-@pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:-1", "cuda:01", "CUDA", "cpu:0", "mps:0", "", "cuda\n", 0, True])
+@pytest.mark.parametrize(
+    "name", ["gpu", "cuda:", "cuda:-1", "cuda:01", "CUDA", "cpu:0", "mps:0", "", "cuda\n", 0, True]
+)
 def test_what_is_no_device_is_refused_in_a_sentence(name):
     with pytest.raises(SlimlineError) as error:
         device_name("device", name)

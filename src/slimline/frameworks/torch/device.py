@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.export.passes import move_to_device_pass
 
 from slimline.basics.errors import SlimlineError
 from slimline.frameworks.base import Array
@@ -203,10 +202,17 @@ def set_generator_states(states: Mapping[str, Tensor]) -> None:
 
 
 def to_cpu(source: nn.Module | torch.export.ExportedProgram) -> nn.Module | torch.export.ExportedProgram:
-    """A user's model in the computer's own memory: itself, or a copy where it lies on a GPU."""
+    """A user's model in the computer's own memory: itself, or a copy of a module that lies on a GPU.
+
+    Raises
+    ------
+    SlimlineError : a program that was exported on a GPU, as its operators name it.
+    """
     if isinstance(source, torch.export.ExportedProgram):
         held = [x for x in (*source.state_dict.values(), *source.constants.values()) if isinstance(x, Tensor)]
-        return source if _near(held) else move_to_device_pass(copy.deepcopy(source), CPU)
+        if not _near(held):
+            raise SlimlineError("The program was exported on a GPU: export it on the cpu, or give the module itself.")
+        return source
     return source if _near([*source.parameters(), *source.buffers()]) else copy.deepcopy(source).to(CPU)
 
 
