@@ -204,10 +204,16 @@ class Adapter(Protocol):
     def predict(self, native: Any, inputs: tuple[Array, ...]) -> Array:
         """The first of `outputs`."""
 
-    def device(self, wished: str | None) -> str:
-        """Where `gradients`, `observe` and `trainer` compute for a wish (None: the best there is): ``cuda:0``, ``cpu``.
+    def answers(self, native: Any, batches: Iterable[tuple[Array, ...]]) -> list[Array]:
+        """What `predict` gives for every batch, computed where gradients are.
 
-        They ask `slimline.frameworks.device.wish` when they are called.
+        To compare models with each other; with artifacts `outputs` are compared, which are computed on the CPU.
+        """
+
+    def device(self, wished: str | None) -> str:
+        """Where `gradients`, `observe`, `answers` and `trainer` compute for a wish: ``cuda:0``, ``mps``, ``cpu``.
+
+        A wish of None is for the best there is. They ask `slimline.frameworks.device.wish` when they are called.
 
         Raises
         ------

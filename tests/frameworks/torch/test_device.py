@@ -141,6 +141,15 @@ def test_gradients_there_are_the_cpus(device, native):
             assert found[name] == pytest.approx(array, rel=1e-3, abs=1e-5 * max(1.0, float(np.abs(array).max())))
 
 
+def test_answers_there_are_the_cpus(device, native):
+    with using(device):
+        (found,) = adapter("torch").answers(native, [(X,)])
+    wanted = adapter("torch").predict(native, (X,))
+    assert found == pytest.approx(wanted, rel=1e-3, abs=1e-4)
+    (laid_out,) = train.answers(native, [(X,)], "cpu")
+    assert laid_out == pytest.approx(wanted, rel=1e-3, abs=1e-4)
+
+
 def test_gram_matrices_there_are_the_cpus(device):
     torch.manual_seed(0)
     model = sl.load(Net().eval(), X[:2])
@@ -208,7 +217,7 @@ def test_a_trainer_leaves_nothing_behind_on_the_cpu(pretended, native):
         trainer.set_weights(trainer.weights())
         trainer.gradients(((X,), Y))
         trainer.slopes()
-        assert trainer.predict((X,)).shape == (16, 5)
+        assert trainer.predict((X,)).shape == train.answers(native, [(X,)], pretended)[0].shape == (16, 5)
         state = trainer.state()
         trainer.restore(state)
         trainer.step(((X,), Y), 1e-2)

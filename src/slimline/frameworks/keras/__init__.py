@@ -121,6 +121,13 @@ class KerasAdapter:
             chunks.append([keras.ops.convert_to_numpy(x) for x in single])
         return tuple(x[0] if len(x) == 1 else np.concatenate(x) for x in zip(*chunks, strict=True))
 
+    def answers(self, native: Any, batches: Iterable[tuple[Array, ...]]) -> list[Array]:
+        """What `predict` gives."""
+        from slimline.frameworks.keras.device import computing
+
+        with computing(wish()):
+            return [self.predict(native, batch) for batch in batches]
+
     def device(self, wished: str | None) -> str:
         """See `device.device`."""
         from slimline.frameworks.keras import device

@@ -117,6 +117,15 @@ class TorchAdapter:
         leaves = [x.detach().cpu() for x in pytree.tree_leaves(outputs) if isinstance(x, torch.Tensor)]
         return tuple((x.float() if x.dtype == torch.bfloat16 else x).numpy() for x in leaves)
 
+    def answers(self, native: Native, batches: Iterable[tuple[Array, ...]]) -> list[Array]:
+        """On the CPU just `predict`."""
+        where = self.device(wish())
+        if where == device.CPU:
+            return [self.predict(native, batch) for batch in batches]
+        from slimline.frameworks.torch.train import answers
+
+        return answers(native, batches, where)
+
     def device(self, wished: str | None) -> str:
         """See `slimline.frameworks.torch.device`."""
         return device.device(wished)

@@ -179,7 +179,7 @@ def random_of(state: Mapping[str, Array], device: str) -> Tensor:
 def generators(seed: int) -> None:
     """Seed every random generator of the process, as far as it is in use."""
     torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.manual_seed_all(seed)
     if torch.backends.mps.is_available():
         torch.mps.manual_seed(seed)
@@ -188,7 +188,7 @@ def generators(seed: int) -> None:
 def generator_states() -> dict[str, Tensor]:
     """Of all those, by device."""
     used = [CPU]
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         used += [f"cuda:{number}" for number in range(torch.cuda.device_count())]
     if torch.backends.mps.is_available():
         used.append("mps")

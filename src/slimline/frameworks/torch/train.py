@@ -265,6 +265,17 @@ def gradients(
     return {name: _array(total / count) for name, total in sums.items()}
 
 
+def answers(native: fx.GraphModule, batches: Iterable[tuple[Array, ...]], device: str) -> list[Array]:
+    """The first output in inference mode for every batch, as stored; of bfloat16 float32."""
+    found = []
+    with torch.inference_mode(), computing(device):
+        model = _Fast(native, device)
+        for batch in batches:
+            output = model.outputs(batch)
+            found.append((output.float() if output.dtype == torch.bfloat16 else output).cpu().numpy())
+    return found
+
+
 def _overflows(module: fx.GraphModule) -> bool:
     """Whether gradients of a convolution would be written past their end, were it channels last.
 
