@@ -268,8 +268,9 @@ def gradients(
 def answers(native: fx.GraphModule, batches: Iterable[tuple[Array, ...]], device: str) -> list[Array]:
     """The first output in inference mode for every batch, as stored; of bfloat16 float32."""
     found = []
-    with torch.inference_mode(), computing(device):
+    with computing(device):
         model = _Fast(native, device)
+    with torch.inference_mode(), computing(device):
         for batch in batches:
             output = model.outputs(batch)
             found.append((output.float() if output.dtype == torch.bfloat16 else output).cpu().numpy())
