@@ -15,6 +15,10 @@ from hypothesis import HealthCheck, settings
 # threads that wait for a core by spinning slow each other down tenfold.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Where training and calibration are tested, here and in the processes that tests start: on the CPU, or on a GPU that
+# whoever has one names.
+os.environ["SLIMLINE_DEVICE"] = os.environ.get("SLIMLINE_TEST_DEVICE", "cpu")
+
 # What slimline remembers of its user is not this user's while tests run, nor in the processes that they start.
 os.environ["SLIMLINE_STATE"] = tempfile.mkdtemp(prefix="slimline-state-")
 atexit.register(shutil.rmtree, os.environ["SLIMLINE_STATE"], ignore_errors=True)
@@ -25,6 +29,12 @@ logging.getLogger("torch.__trace").propagate = False
 # The same examples in every run, and no clock: what fails on a busy machine says nothing of the code.
 settings.register_profile("slimline", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("slimline")
+
+
+@pytest.fixture
+def device() -> str:
+    """Where training, calibration and Gram matrices are tested."""
+    return os.environ["SLIMLINE_DEVICE"]
 
 
 @pytest.fixture(autouse=True)

@@ -65,6 +65,10 @@ Target = Annotated[str | None, typer.Option("--target", "-t", help="One of sliml
 Example = Annotated[str | None, typer.Option("--data", "-d", help="Gives example inputs.")]
 RecipeName = Annotated[str, typer.Option("--recipe", "-r", help="auto, one of slimline recipes, or a YAML.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else, numbers not rounded.")]
+Device = Annotated[
+    str | None,
+    typer.Option(help="Where training and calibration are computed: cuda, cuda:1, mps or cpu; else the best there is."),
+]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", callback=_loud, help="Say more about what is done.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="The run directory, new or empty.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
@@ -74,13 +78,15 @@ RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")
 def demo(
     framework: Annotated[str, typer.Option(help="torch or keras.")] = "torch",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The run directory.")] = None,
+    device: Device = None,
     verbose: Verbose = False,
 ) -> None:
     """The whole job on real handwritten digits, without a download."""
     from slimline.demo import run_demo
 
+    _check_device(device)
     with Display(err) as display:
-        run = run_demo(framework, output, display)
+        run = run_demo(framework, output, display, device)
     _show(run)
 
 
@@ -109,6 +115,7 @@ def compress(
     weights: Weights = None,
     teacher: Annotated[str | None, typer.Option(help="What training learns from, as MODEL; else MODEL itself.")] = None,
     input_shape: Shape = None,
+    device: Device = None,
     allow_pickle: Pickle = False,
     allow_code: Code = None,
     verbose: Verbose = False,
@@ -132,6 +139,7 @@ def compress(
         return load_recipe(recipe, None, trainable, target=target, seed=seed, batch_sizes=batch, threads=threads)
 
     # What is wrong with the wishes is said before anything is loaded.
+    _check_device(device)
     chosen = wished()
     allowed = as_names(allow_code or ())
     refuse([name for name in names(chosen.steps) if name not in allowed], f"The recipe {recipe}")
@@ -168,6 +176,7 @@ def compress(
                 sources=sources,
                 teacher=tutor,
                 allow_code=allowed,
+                device=device,
             )
     except KeyboardInterrupt:
         if output.is_dir():
@@ -177,12 +186,20 @@ def compress(
 
 
 @app.command()
-def resume(run: RunPath, allow_code: Code = None, allow_pickle: Pickle = False, verbose: Verbose = False) -> None:
+def resume(
+    run: RunPath,
+    device: Device = None,
+    allow_code: Code = None,
+    allow_pickle: Pickle = False,
+    verbose: Verbose = False,
+) -> None:
     """Go on with a run that was stopped or killed; code that a run of somebody else names needs your word."""
     from slimline.run.compress import resume as work
 
+    _check_device(device)
+    allowed = tuple(allow_code or ())
     with Display(err) as display:
-        done = work(run, progress=display, allow_code=tuple(allow_code or ()), allow_pickle=allow_pickle)
+        done = work(run, progress=display, allow_code=allowed, allow_pickle=allow_pickle, device=device)
     _show(done)
 
 
@@ -407,6 +424,13 @@ def show(name: Annotated[str, typer.Argument(metavar="NAME", help="A recipe's na
     from slimline.recipe import load_recipe
 
     sys.stdout.write(load_recipe(name).dump())
+
+
+def _check_device(name: str | None) -> None:
+    from slimline.frameworks.device import device_name
+
+    if name is not None:
+        device_name("--device", name)
 
 
 def _shape(text: str | None) -> tuple[int, ...] | None:

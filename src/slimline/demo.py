@@ -44,17 +44,26 @@ RATE = 3e-3
 Tell = Callable[[Progress], None]
 
 
-def run_demo(framework: str = "torch", output: Path | None = None, progress: Tell | None = None) -> Run:
-    """Train a small residual CNN and compress it; `output` defaults to the first free of ``runs/demo-FRAMEWORK…``."""
+def run_demo(
+    framework: str = "torch", output: Path | None = None, progress: Tell | None = None, device: str | None = None
+) -> Run:
+    """Train a small residual CNN and compress it; `output` defaults to the first free of ``runs/demo-FRAMEWORK…``.
+
+    `device` is as of `slimline.compress`; what is not there is refused before the training, which is on the CPU.
+    """
     makers = {"torch": (torch_model, torch_data), "keras": (keras_model, keras_data)}
     if framework not in makers:
         raise unknown("framework", framework, makers)
     make_model, make_data = makers[framework]
     output = output or _free(Path("runs") / f"demo-{framework}")
 
+    from slimline.frameworks.base import adapter
+    from slimline.frameworks.device import on
     from slimline.model.loading import load
     from slimline.run.compress import compress
 
+    with on(adapter(framework), device):
+        pass
     data = make_data()
     trained = make_model(progress)
     return compress(
@@ -68,6 +77,7 @@ def run_demo(framework: str = "torch", output: Path | None = None, progress: Tel
             "model": ModelSource(f"slimline.demo:{framework}_model").record(),
             "data": DataSource(f"slimline.demo:{framework}_data").record(),
         },
+        device=device,
     )
 
 

@@ -204,6 +204,22 @@ class Adapter(Protocol):
     def predict(self, native: Any, inputs: tuple[Array, ...]) -> Array:
         """The first of `outputs`."""
 
+    def answers(self, native: Any, batches: Iterable[tuple[Array, ...]]) -> list[Array]:
+        """What `predict` gives for every batch, computed where gradients are.
+
+        To compare models with each other; with artifacts `outputs` are compared, which are computed on the CPU.
+        """
+
+    def device(self, wished: str | None) -> str:
+        """Where `gradients`, `observe`, `answers` and `trainer` compute for a wish: ``cuda:0``, ``mps``, ``cpu``.
+
+        A wish of None is for the best there is. They ask `slimline.frameworks.device.wish` when they are called.
+
+        Raises
+        ------
+        SlimlineError : it is not there.
+        """
+
     def seed(self, seed: int) -> None:
         """Seed the framework's global random generator."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -226,12 +227,13 @@ _SETTINGS = (
 # fmt: on
 
 
-def environment(threads: int = 1) -> dict[str, Any]:
+def environment(threads: int = 1, devices: Sequence[str] = ()) -> dict[str, Any]:
     """The machine and the software, as far as they decide what was measured.
 
     Keys: ``cpu``, ``cpu_flags`` (those that decide which kernels run), ``cores`` (that this process may use),
     ``memory_bytes``, ``system``, ``python``, ``packages`` (versions of those installed), ``threads`` (of the runtimes),
-    ``settings`` (environment variables that change kernels or threads), ``slimline``.
+    ``settings`` (environment variables that change kernels or threads), ``devices`` (on which a run trained and
+    calibrated, where there was one), ``slimline``.
     """
     import psutil
 
@@ -252,6 +254,7 @@ def environment(threads: int = 1) -> dict[str, Any]:
         "packages": packages,
         "threads": threads,
         "settings": {name: os.environ[name] for name in _SETTINGS if name in os.environ},
+        **({"devices": list(devices)} if devices else {}),
         "slimline": packages.get("slimline"),
     }
 

@@ -9,6 +9,7 @@ from slimline.basics import arguments
 from slimline.basics.arguments import takes
 from slimline.basics.errors import SlimlineError
 from slimline.data.data import is_data
+from slimline.frameworks.device import device_name, on
 from slimline.model.model import Model
 from slimline.model.parts import PartedModel, is_any_model
 from slimline.recipe import Step
@@ -36,6 +37,7 @@ M = TypeVar("M", Model, PartedModel)
     target=arguments.optional(arguments.text),
     seed=arguments.seed,
     progress=arguments.progress,
+    device=arguments.optional(device_name),
 )
 def apply(
     model: M,
@@ -46,6 +48,7 @@ def apply(
     seed: int = 0,
     progress: Tell | bool | None = None,
     teacher: Any = None,
+    device: str | None = None,
 ) -> M:
     """A new model to which the steps were done, one after the other; `model` stays as it is.
 
@@ -56,6 +59,8 @@ def apply(
     progress : as of `compress`.
     teacher : what training learns from, anything `load` takes; by default the uncompressed model that `model` was made
         of, also by earlier calls. A model that was saved and loaded does not know it any more.
+    device : where training, calibration and gradients are computed: ``cuda``, ``cuda:1``, ``mps`` or ``cpu``; by
+        default what the environment variable ``SLIMLINE_DEVICE`` says, else the best there is.
     """
     wanted = (steps,) if isinstance(steps, Step) else tuple(steps)
     if isinstance(model, PartedModel):
@@ -70,7 +75,7 @@ def apply(
     if len(wanted) > 1:
         check(wanted, model)
     tutor = teacher_for(model, teacher, wanted)
-    with telling(progress) as tell:
+    with on(model.adapter, device), telling(progress) as tell:
         for position, step in enumerate(wanted):
             context = Context(tutor, data, target or model.usual_target, seed, *neighbours(wanted, position), tell=tell)
             model = perform(step, model, context).model
@@ -84,16 +89,23 @@ def check(steps: Sequence[Step], model: Model) -> None:
 
 
 @overload
-def plan(model: Model, step: Step, data: Data | None = None, seed: int = 0) -> AnyPlan: ...
+def plan(
+    model: Model, step: Step, data: Data | None = None, seed: int = 0, *, device: str | None = None
+) -> AnyPlan: ...
 @overload
-def plan(model: PartedModel, step: Step, data: Data | None = None, seed: int = 0) -> PartedPlan: ...
+def plan(
+    model: PartedModel, step: Step, data: Data | None = None, seed: int = 0, *, device: str | None = None
+) -> PartedPlan: ...
 @takes(
     model=is_any_model,
     step=are_steps,
     data=arguments.optional(is_data),
     seed=arguments.seed,
+    device=arguments.optional(device_name),
 )
-def plan(model: Model | PartedModel, step: Step, data: Data | None = None, seed: int = 0) -> AnyPlan | PartedPlan:
+def plan(
+    model: Model | PartedModel, step: Step, data: Data | None = None, seed: int = 0, *, device: str | None = None
+) -> AnyPlan | PartedPlan:
     """What `step` removes from `model`, without removing it: a plan that can `mask` and `apply`.
 
     Parameters
@@ -101,6 +113,7 @@ def plan(model: Model | PartedModel, step: Step, data: Data | None = None, seed:
     step : a structural step.
     data : for criteria that measure.
     seed : of random choices.
+    device : as of `apply`.
 
     Raises
     ------
@@ -110,7 +123,8 @@ def plan(model: Model | PartedModel, step: Step, data: Data | None = None, seed:
         part.check_float()
     if isinstance(model, PartedModel):
         return parted.plan_parts(model, step, seed)
-    return handler_of(step).plan(step, model, data, seed)
+    with on(model.adapter, device):
+        return handler_of(step).plan(step, model, data, seed)
 
 
 def check_order_after(steps: Sequence[Step], model: Model, teacher: Any) -> None:

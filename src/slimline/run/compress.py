@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from slimline.basics.arguments import takes
 from slimline.basics.errors import SlimlineError
 from slimline.data import Data
 from slimline.data.data import is_data
+from slimline.frameworks.base import Adapter
+from slimline.frameworks.device import device_name, on, using, wish
 from slimline.model import Model
 from slimline.model.loading import load
 from slimline.recipe import Budget, Recipe, Step, load_recipe
@@ -36,6 +39,7 @@ from slimline.training.trial import try_augment, try_score
     seed=arguments.optional(arguments.seed),
     batch_sizes=arguments.optional(arguments.sizes),
     progress=arguments.progress,
+    device=arguments.optional(device_name),
 )
 def compress(
     model: Any,
@@ -54,6 +58,7 @@ def compress(
     sources: Mapping[str, Any] | None = None,
     teacher: Any = None,
     allow_code: str | Sequence[str] = (),
+    device: str | None = None,
 ) -> Run:
     """Compress `model` for the runtime `target`, measure the artifact and certify the accuracy lost.
 
@@ -72,6 +77,9 @@ def compress(
     teacher : what training learns from, anything `load` takes; by default the uncompressed model that `model` was made
         of, `model` itself where nothing has been done to it.
     allow_code : names ``package.module:function`` in the recipe that may be imported and called.
+    device : where training, calibration and gradients are computed: ``cuda``, ``cuda:1``, ``mps`` or ``cpu``; by
+        default what the environment variable ``SLIMLINE_DEVICE`` says, else the best there is. The artifact is measured
+        where its target runs it.
 
     Raises
     ------
@@ -91,7 +99,7 @@ def compress(
     )
     assert chosen.target is not None
     runtime_of(chosen.target, original)
-    with granted(chosen.steps, allow_code):
+    with granted(chosen.steps, allow_code), on(original.adapter, device) as computing:
         check_order_after(chosen.steps, original, teacher)
         tutor = teacher_for(original, teacher, chosen.steps)
         samples = _fitting(original, data, chosen)
@@ -107,10 +115,16 @@ def compress(
             title=_title(model, sources),
         )
         with telling(progress) as tell, run:
+            run.compute_on(computing)
             return work(run, original, samples, tell, lambda: tutor)
 
 
-@takes(path=arguments.path, data=arguments.optional(is_data), progress=arguments.progress)
+@takes(
+    path=arguments.path,
+    data=arguments.optional(is_data),
+    progress=arguments.progress,
+    device=arguments.optional(device_name),
+)
 def resume(
     path: str | Path,
     model: Any = None,
@@ -120,6 +134,7 @@ def resume(
     teacher: Any = None,
     allow_code: str | Sequence[str] = (),
     allow_pickle: bool = False,
+    device: str | None = None,
 ) -> Run:
     """Go on with a run that was stopped or killed; one that is finished and sound is returned as it is.
 
@@ -134,6 +149,8 @@ def resume(
     progress : as of `compress`.
     allow_code, allow_pickle : names ``package.module:function`` in the run that may be imported and called, and whether
         a pickle that it names may be opened; not needed for a run that this user started on this machine.
+    device : as of `compress`; by default that on which the run was computed so far, if it is there. Training goes on
+        from a checkpoint on any device.
 
     Raises
     ------
@@ -163,8 +180,22 @@ def resume(
             named = _again(run, "teacher", data) if teacher is None and original.origin is None else teacher
             return teacher_for(original, named, run.wish.steps)
 
-        with granted([*run.recipe.steps, *run.wish.steps], code_of(run), home_of(run)):
+        code = granted([*run.recipe.steps, *run.wish.steps], code_of(run), home_of(run))
+        with code, _going_on(run, original.adapter, device):
             return work(run, original, samples, tell, tutor)
+
+
+@contextmanager
+def _going_on(run: Run, adapter: Adapter, device: str | None) -> Iterator[None]:
+    """Compute on the device that is wished, else on the one that the run was computed on so far, if it is there."""
+    before = run.devices[-1] if run.devices else None
+    with on(adapter, device) as found:
+        if before not in (None, found) and wish() is None:
+            with suppress(SlimlineError):
+                found = device = adapter.device(before)
+        with using(device):
+            run.compute_on(found)
+            yield
 
 
 def _title(model: Any, sources: Mapping[str, Any] | None) -> str | None:

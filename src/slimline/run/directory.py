@@ -31,6 +31,7 @@ from slimline.recipe.recipe import LONGEST, Recipe, parse
 from slimline.run.durations import Durations
 from slimline.run.journal import (
     JOURNAL,
+    Computed,
     Created,
     Decision,
     Event,
@@ -89,6 +90,8 @@ class Run:
     finished : whether all is done.
     created : the journal's first record: ``version``, ``versions``, ``recipe``, ``command``, ``sources``, ``data``,
         ``model`` and ``teacher`` (fingerprints), ``title``.
+    devices : on which training, calibration and gradients were computed, in their order; more than one where it went on
+        elsewhere.
     durations : when the run was started and how long its stages took, until it is finished.
     """
 
@@ -101,6 +104,7 @@ class Run:
         self._stages: dict[str, Stage] = {}
         self._decisions: dict[tuple[str, str], Record] = {}
         self._used: list[str] = []
+        self.devices: list[str] = []
         self.finished = False
         for event in journal.events[1:]:
             self._take(event)
@@ -386,6 +390,20 @@ class Run:
                 ", ".join(changed),
             )
 
+    def compute_on(self, device: str) -> None:
+        """Note where training, calibration and gradients are computed from here on, and say so where it is elsewhere
+        than before: numbers may differ in their last digits."""
+        before = self.devices[-1] if self.devices else device
+        if before != device:
+            log.warning(
+                "%s was computed on %s: stages that are done stay, and the rest is computed on %s.",
+                self.path,
+                before,
+                device,
+            )
+        if self.devices[-1:] != [device]:
+            self._append(Computed(event="device", device=device))
+
     def finish(self, files: Iterable[str] = ()) -> None:
         """Note that the run is whole, with the hashes of the `files` it leaves for use; clear away what only served to
         go on."""
@@ -546,6 +564,8 @@ class Run:
                 self._decisions[event.name, event.key] = event.record
             case Resolved():
                 self._recipes.append((event.recipe, event.edited))
+            case Computed():
+                self.devices.append(event.device)
         if not isinstance(event, Note):
             self.finished = isinstance(event, Finished)
 

@@ -167,7 +167,7 @@ def examine(
         ),
         command=tuple(run.created["command"]) if run.created.get("command") else None,
         recipe=recipe.dump(),
-        environment=environment(recipe.threads),
+        environment=environment(recipe.threads, run.devices),
     )
 
 

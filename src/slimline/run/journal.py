@@ -105,6 +105,13 @@ class Resolved(_Event):
     edited: bool
 
 
+class Computed(_Event):
+    """Where training, calibration and gradients are computed from here on, such as ``cpu`` or ``cuda:0``."""
+
+    event: Literal["device"]
+    device: str
+
+
 class Finished(_Event):
     """The end.
 
@@ -127,8 +134,15 @@ class Note(_Event):
     event: str
 
 
-Event = Created | Stage | Decision | Resolved | Finished | Note
-_KINDS = {"created": Created, "stage": Stage, "decision": Decision, "recipe": Resolved, "finished": Finished}
+Event = Created | Stage | Decision | Resolved | Computed | Finished | Note
+_KINDS = {
+    "created": Created,
+    "stage": Stage,
+    "decision": Decision,
+    "recipe": Resolved,
+    "device": Computed,
+    "finished": Finished,
+}
 
 
 class Journal:

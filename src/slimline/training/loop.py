@@ -268,7 +268,10 @@ def _scorer(
     def outputs(predict: Callable[[tuple[Array, ...]], Array]) -> Array:
         return np.concatenate([predict(part) for part, _ in split.batches(step.batch_size)])
 
-    original = outputs(lambda part: judge.predict(*part)) if labels is None and data.metric is None else None
+    original = None
+    if labels is None and data.metric is None:
+        parts = (part for part, _ in split.batches(step.batch_size))
+        original = np.concatenate(judge.adapter.answers(judge.native, parts))
 
     def score(predict: Callable[[tuple[Array, ...]], Array]) -> float:
         found = outputs(predict)

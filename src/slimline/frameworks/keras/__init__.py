@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from slimline.basics.errors import require
+from slimline.frameworks.device import wish
 from slimline.runtimes.forms import TENSORFLOW_FUNCTION
 
 # Both must be set before the first import of keras: the backend, and TensorFlow's C++ log level.
@@ -120,6 +121,19 @@ class KerasAdapter:
             chunks.append([keras.ops.convert_to_numpy(x) for x in single])
         return tuple(x[0] if len(x) == 1 else np.concatenate(x) for x in zip(*chunks, strict=True))
 
+    def answers(self, native: Any, batches: Iterable[tuple[Array, ...]]) -> list[Array]:
+        """What `predict` gives."""
+        from slimline.frameworks.keras.device import computing
+
+        with computing(wish()):
+            return [self.predict(native, batch) for batch in batches]
+
+    def device(self, wished: str | None) -> str:
+        """See `device.device`."""
+        from slimline.frameworks.keras import device
+
+        return device.device(wished)
+
     def seed(self, seed: int) -> None:
         """Nothing: Keras' own generators are seeded where they are made."""
 
@@ -138,8 +152,10 @@ class KerasAdapter:
     ) -> dict[str, Array]:
         """See `train.gradients`."""
         from slimline.frameworks.keras import train
+        from slimline.frameworks.keras.device import computing
 
-        return train.gradients(native, batches, loss, see)
+        with computing(wish()):
+            return train.gradients(native, batches, loss, see)
 
     def observe(
         self,
@@ -151,14 +167,16 @@ class KerasAdapter:
     ) -> None:
         """See `observe.observe`."""
         from slimline.frameworks.keras import observe
+        from slimline.frameworks.keras.device import computing
 
-        observe.observe(native, batches, values, see, given)
+        with computing(wish()):
+            observe.observe(native, batches, values, see, given)
 
     def trainer(self, native: Any, teacher: Any | None, step: Training, seed: int, total_steps: int) -> Trainer:
         """See `train.KerasTrainer`."""
         from slimline.frameworks.keras import train
 
-        return train.KerasTrainer(native, teacher, step, seed, total_steps)
+        return train.KerasTrainer(native, teacher, step, seed, total_steps, wish())
 
     def save(self, native: Any, path: Path, example: tuple[Array, ...], metadata: Mapping[str, Any]) -> None:
         """See `save.save`."""

@@ -14,6 +14,7 @@ import tensorflow as tf
 from slimline.basics.errors import SlimlineError
 from slimline.frameworks.base import Array, Batch
 from slimline.frameworks.keras.canonical import canonical
+from slimline.frameworks.keras.device import computing, placed
 from slimline.frameworks.keras.functional import SEED_STATE, calls, freeze_like, variables
 from slimline.frameworks.keras.functional import weights as weights_of
 from slimline.frameworks.keras.fusednorm import fused
@@ -29,12 +30,24 @@ class KerasTrainer:
     The step is one compiled TensorFlow graph. With ``precision="bfloat16"`` TensorFlow's own graph rewriter
     runs convolutions and matrix products in bfloat16, the weights stay float32; on CPUs with AMX that halves
     the time (XLA and bfloat16 layer policies were slower). Biases, norms and other vectors are not decayed. A
-    model that ends in a softmax is trained on its log-probabilities.
+    model that ends in a softmax is trained on its log-probabilities. It computes where `wished` says, see
+    `slimline.frameworks.keras.device`.
     """
 
     def __init__(
-        self, native: keras.Model, teacher: keras.Model | None, step: Training, seed: int, total_steps: int
+        self,
+        native: keras.Model,
+        teacher: keras.Model | None,
+        step: Training,
+        seed: int,
+        total_steps: int,
+        wished: str | None = None,
     ) -> None:
+        self._wished = wished
+        with computing(wished):
+            self._start(native, teacher, step, seed)
+
+    def _start(self, native: keras.Model, teacher: keras.Model | None, step: Training, seed: int) -> None:
         if keras.backend.backend() != "tensorflow":
             raise SlimlineError(
                 f"Keras models are trained on the TensorFlow backend, not {keras.backend.backend()}: "
@@ -58,6 +71,7 @@ class KerasTrainer:
         self._masks: dict[str, tf.Variable] = {}
         self._infer = tf.function(_outputs(self._student, training=False), input_signature=[_signature(self._student)])
 
+    @placed
     def refresh(self, batches: Iterable[Batch]) -> None:
         """Set every batch norm's statistics to the mean of those of `batches`, dropout being on as in training."""
         norms = [x for x in self._student.layers if isinstance(x, keras.layers.BatchNormalization) and x.trainable]
@@ -72,6 +86,7 @@ class KerasTrainer:
         for layer, momentum in zip(norms, momenta, strict=True):
             layer.momentum = momentum
 
+    @placed
     def step(self, batch: Batch, rate: float) -> float:
         """One step of the optimiser at learning rate `rate`; the loss before it."""
         operands = self._operands(batch)
@@ -82,6 +97,7 @@ class KerasTrainer:
             loss, self._last = self._train(*operands)
         return float(loss)
 
+    @placed
     def hold(self, masks: Mapping[str, Array]) -> None:
         """Keep weights at zero, and their moments where the mask is or was False."""
         weights = self._named
@@ -98,24 +114,29 @@ class KerasTrainer:
             for moment in places[name]:
                 moment.assign(moment * stays)
 
+    @placed
     def penalise(self, values: Sequence[str], term: Callable[[Any, Any], Any], strength: float) -> None:
         """Add ``strength`` times the mean of ``term(xp, activation)`` to the loss."""
         self._term, self._train, self._slopes = (tuple(values), term, strength), None, None
 
+    @placed
     def weights(self) -> dict[str, Array]:
         """Copies of the trainable weights."""
         return {name: np.array(variable) for name, variable in self._named.items()}
 
+    @placed
     def set_weights(self, weights: Mapping[str, Array]) -> None:
         """Replace some of the trainable weights."""
         named = self._named
         for name, array in weights.items():
             named[name].assign(array)
 
+    @placed
     def slopes(self) -> dict[str, Array]:
         """The gradients of the last step."""
         return {name: np.array(g) for name, g in zip(self._named, self._last, strict=True)}
 
+    @placed
     def gradients(self, batch: Batch) -> dict[str, Array]:
         """Of the training loss in inference mode; nothing is changed."""
         operands = self._operands(batch)
@@ -138,14 +159,17 @@ class KerasTrainer:
             return (_tensors(inputs),)
         return _tensors(inputs), labels
 
+    @placed
     def predict(self, inputs: tuple[Array, ...]) -> Array:
         """The student's first output in inference mode, float32."""
         return np.asarray(tf.cast(self._infer(_tensors(inputs)), tf.float32))
 
+    @placed
     def state(self) -> dict[str, Array]:
         """Weights, statistics and dropout's random state (``model/``) and the optimiser, all copies."""
         return {name: np.array(variable) for name, variable in self._variables().items()}
 
+    @placed
     def restore(self, state: Mapping[str, Array]) -> None:
         """Continue exactly from `state`, as `state()` gave it."""
         for name, variable in self._variables().items():

@@ -11,8 +11,9 @@ from torch.utils import _pytree as pytree
 
 from slimline.basics.errors import SlimlineError
 from slimline.frameworks.base import Array, Batch, Parts, Trainer
+from slimline.frameworks.device import wish
+from slimline.frameworks.torch import device, read, save
 from slimline.frameworks.torch import native as natives
-from slimline.frameworks.torch import read, save
 from slimline.frameworks.torch.native import Native
 from slimline.graph.ir import Graph
 from slimline.runtimes.forms import ONNX
@@ -116,17 +117,30 @@ class TorchAdapter:
         leaves = [x.detach().cpu() for x in pytree.tree_leaves(outputs) if isinstance(x, torch.Tensor)]
         return tuple((x.float() if x.dtype == torch.bfloat16 else x).numpy() for x in leaves)
 
+    def answers(self, native: Native, batches: Iterable[tuple[Array, ...]]) -> list[Array]:
+        """On the CPU just `predict`."""
+        where = self.device(wish())
+        if where == device.CPU:
+            return [self.predict(native, batch) for batch in batches]
+        from slimline.frameworks.torch.train import answers
+
+        return answers(native, batches, where)
+
+    def device(self, wished: str | None) -> str:
+        """See `slimline.frameworks.torch.device`."""
+        return device.device(wished)
+
     def seed(self, seed: int) -> None:
-        """Of the CPU's generator."""
-        torch.default_generator.manual_seed(seed)
+        """Of the CPU, and of GPUs that this process computes on."""
+        device.generators(seed)
 
     def random_state(self) -> Any:
-        """Of the CPU's generator."""
-        return torch.get_rng_state()
+        """Of the same."""
+        return device.generator_states()
 
     def set_random_state(self, state: Any) -> None:
-        """Of the CPU's generator."""
-        torch.set_rng_state(state)
+        """Of the same."""
+        device.set_generator_states(state)
 
     def gradients(
         self,
@@ -138,7 +152,7 @@ class TorchAdapter:
         """See `slimline.frameworks.torch.train.gradients`."""
         from slimline.frameworks.torch.train import gradients
 
-        return gradients(native, batches, loss, see)
+        return gradients(native, batches, loss, see, self.device(wish()))
 
     def observe(
         self,
@@ -151,13 +165,13 @@ class TorchAdapter:
         """See `slimline.frameworks.torch.observe.observe`."""
         from slimline.frameworks.torch.observe import observe
 
-        observe(native, batches, values, see, given)
+        observe(native, batches, values, see, given, self.device(wish()))
 
     def trainer(self, native: Native, teacher: Any | None, step: Training, seed: int, total_steps: int) -> Trainer:
         """See `slimline.frameworks.torch.train.TorchTrainer`."""
         from slimline.frameworks.torch.train import TorchTrainer
 
-        return TorchTrainer(native, teacher, step, seed, total_steps)
+        return TorchTrainer(native, teacher, step, seed, total_steps, self.device(wish()))
 
     def save(self, native: Native, path: Path, example: tuple[Array, ...], metadata: Mapping[str, Any]) -> None:
         """See `slimline.frameworks.torch.save.save`."""

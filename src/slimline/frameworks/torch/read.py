@@ -17,6 +17,7 @@ from slimline.frameworks.base import Array
 from slimline.frameworks.torch import native as natives
 from slimline.frameworks.torch import rules, rules_recurrent, rules_shape, rules_spatial  # noqa: F401  # they fill the registry
 from slimline.frameworks.torch.call import Call
+from slimline.frameworks.torch.device import to_cpu
 from slimline.frameworks.torch.fold import fold
 from slimline.frameworks.torch.native import Free, Native, set_training, to_tensors
 from slimline.frameworks.torch.program import path
@@ -36,7 +37,7 @@ def load(
 
     Parameters
     ----------
-    source : the user's module, which is left as it was, or a program of `torch.export`.
+    source : the user's module, which is left as it was, or a program of `torch.export`; on any device.
     example : inputs of `forward`, each ``(batch, …)``. A program brings its own.
 
     Returns
@@ -50,6 +51,7 @@ def load(
     """
     if isinstance(source, Native):
         return copy.deepcopy(source).eval(), _need(example)
+    source = to_cpu(source)
     if isinstance(source, nn.Module):
         source = plain(source)
     finite(source.state_dict if isinstance(source, torch.export.ExportedProgram) else source.state_dict())

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import array_api_compat.torch as xp
@@ -15,6 +14,17 @@ from torch.utils import _pytree as pytree
 
 from slimline.basics.errors import SlimlineError
 from slimline.frameworks.base import Array, Batch
+from slimline.frameworks.torch.device import (
+    CPU,
+    computing,
+    drawing,
+    kind,
+    move,
+    place,
+    random_name,
+    random_of,
+    seeded,
+)
 from slimline.frameworks.torch.native import check_batch, free_views, set_training
 from slimline.frameworks.torch.operators import argument
 from slimline.methods import distillation
@@ -25,23 +35,35 @@ _SOFTMAX = (torch.ops.aten.softmax.int, torch.ops.aten._softmax.default)
 
 
 class TorchTrainer:
-    """A copy of `native` under training, on the CPU (see `slimline.frameworks.base.Trainer`).
+    """A copy of `native` under training, on `device` (see `slimline.frameworks.base.Trainer`).
 
     Weights stay float32; with ``precision="bfloat16"`` forward and backward passes run under autocast.
     Images are laid out channels last, which halves the time of convolutions on CPUs. Biases, norms and
     other vectors are not decayed. A model that ends in a softmax is trained on its log-probabilities.
+    What comes in and goes out is in the computer's own memory, checkpoints and the trained model too.
     """
 
     def __init__(
-        self, native: fx.GraphModule, teacher: fx.GraphModule | None, step: Training, seed: int, total_steps: int
+        self,
+        native: fx.GraphModule,
+        teacher: fx.GraphModule | None,
+        step: Training,
+        seed: int,
+        total_steps: int,
+        device: str = CPU,
     ) -> None:
+        low = step.precision == "bfloat16"
+        if low and kind(device) == "cuda" and not torch.cuda.is_bf16_supported():
+            raise SlimlineError(f"{device} does not compute in bfloat16: choose precision float32, or device cpu.")
         self._source = native
         self._config = step
-        self._student = _Fast(native)
-        self._teacher = None if teacher is None else _Fast(teacher)
+        self._device = device
+        with computing(device):
+            self._student = _Fast(native, device)
+            self._teacher = None if teacher is None else _Fast(teacher, device)
         self._weights = {n: p for n, p in self._student.module.named_parameters() if p.requires_grad}
         self._optimizer = _optimizer(self._weights, step)
-        self._random = torch.Generator().manual_seed(seed).get_state()
+        self._random = seeded(device, seed)
         self._masks: dict[str, Tensor] = {}
         self._term: Callable[[], Tensor] | None = None
 
@@ -49,9 +71,9 @@ class TorchTrainer:
         """Set every batch norm's statistics to the mean of those of `batches`, dropout being on as in training."""
         self._student.mode(training=True)
         statistics = _Statistics(self._student.module)
-        with torch.no_grad():
+        with torch.no_grad(), computing(self._device):
             for inputs, _ in batches:
-                with self._own_random():
+                with drawing(self._device, self._random):
                     statistics.run(*self._student.tensors(inputs))
             statistics.store()
 
@@ -59,14 +81,15 @@ class TorchTrainer:
         """One step of the optimiser at learning rate `rate`; the loss before it."""
         self._optimizer.zero_grad(set_to_none=True)
         self._student.mode(training=True)
-        loss = self._backward(batch)
-        for name, mask in self._masks.items():
-            gradient = self._weights[name].grad
-            if gradient is not None:
-                gradient.mul_(mask)
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
-        self._optimizer.step()
+        with computing(self._device):
+            loss = self._backward(batch)
+            for name, mask in self._masks.items():
+                gradient = self._weights[name].grad
+                if gradient is not None:
+                    gradient.mul_(mask)
+            for group in self._optimizer.param_groups:
+                group["lr"] = rate
+            self._optimizer.step()
         self._zero()
         return loss
 
@@ -112,7 +135,8 @@ class TorchTrainer:
         """Of the training loss in inference mode; nothing is changed."""
         self._optimizer.zero_grad(set_to_none=True)
         self._student.mode(training=False)
-        self._backward(batch)
+        with computing(self._device):
+            self._backward(batch)
         return self._gradients()
 
     def _gradients(self) -> dict[str, Array]:
@@ -121,12 +145,12 @@ class TorchTrainer:
     def _backward(self, batch: Batch) -> float:
         """Gradients of the loss on a batch, and the loss."""
         inputs, labels = batch
-        low = torch.autocast("cpu", torch.bfloat16, enabled=self._config.precision == "bfloat16")
+        low = torch.autocast(kind(self._device), torch.bfloat16, enabled=self._config.precision == "bfloat16")
         wanted = None
         if self._teacher is not None:
             with torch.no_grad(), low:
                 wanted = self._teacher(inputs)
-        with self._own_random(), low:
+        with drawing(self._device, self._random), low:
             given = self._student(inputs)
         loss = self._loss(given, wanted, labels)
         if self._term is not None:
@@ -142,21 +166,22 @@ class TorchTrainer:
     def predict(self, inputs: tuple[Array, ...]) -> Array:
         """The student's first output in inference mode, float32."""
         self._student.mode(training=False)
-        with torch.inference_mode():
-            return np.asarray(self._student.outputs(inputs).float().numpy())
+        with torch.inference_mode(), computing(self._device):
+            return np.asarray(self._student.outputs(inputs).float().cpu().numpy())
 
     def state(self) -> dict[str, Array]:
-        """Weights and buffers (``model/``), optimiser (``optimizer/NAME/…``) and ``random``, all copies."""
+        """Weights and buffers (``model/``), optimiser (``optimizer/NAME/…``) and ``random`` (of a GPU
+        ``random/KIND``), all copies."""
         state = {f"model/{n}": _array(t) for n, t in self._student.module.state_dict().items()}
         for name, weight in self._weights.items():
             for key, value in self._optimizer.state[weight].items():
                 state[f"optimizer/{name}/{key}"] = _array(value)
-        return state | {"random": _array(self._random)}
+        return state | {random_name(self._device): _array(self._random)}
 
     def restore(self, state: Mapping[str, Array]) -> None:
-        """Continue exactly from `state`, as `state()` gave it."""
+        """Continue exactly from `state`, as `state()` gave it; on another kind of device with other random numbers."""
         tensors = {name: torch.from_numpy(np.array(array)) for name, array in state.items()}
-        self._random = tensors["random"]
+        self._random = random_of(state, self._device)
         with torch.no_grad():
             for name, tensor in self._student.module.state_dict().items():
                 tensor.copy_(tensors[f"model/{name}"])
@@ -167,7 +192,8 @@ class TorchTrainer:
                 place, _, key = path.rpartition("/")
                 if place == f"optimizer/{name}":
                     # A moment must lie in memory as its weight does: the fused optimiser pairs them by storage.
-                    kept[key] = torch.empty_like(weight).copy_(tensor) if tensor.shape == weight.shape else tensor
+                    alike = tensor.shape == weight.shape
+                    kept[key] = torch.empty_like(weight).copy_(tensor) if alike else tensor.to(weight.device)
             if kept:
                 self._optimizer.state[weight] = kept
 
@@ -184,7 +210,7 @@ class TorchTrainer:
         config, target, axis, regression = self._config, None, -1, False
         if labels is not None and (config.alpha < 1 or wanted is None):
             regression = labels.dtype.kind == "f"
-            target = torch.from_numpy(np.ascontiguousarray(labels))
+            target = move(torch.from_numpy(np.ascontiguousarray(labels)), self._device)
             target = target.reshape(given.shape) if regression else target.long()
         if not regression:
             shape = None if target is None else tuple(target.shape)
@@ -195,23 +221,13 @@ class TorchTrainer:
         )  # fmt: skip
         return found
 
-    @contextmanager
-    def _own_random(self) -> Iterator[None]:
-        """Draw dropout from the trainer's own random state, and leave the process's as it was."""
-        outside = torch.get_rng_state()
-        torch.set_rng_state(self._random)
-        try:
-            yield
-        finally:
-            self._random = torch.get_rng_state()
-            torch.set_rng_state(outside)
-
 
 def gradients(
     native: fx.GraphModule,
     batches: Iterable[Batch],
     loss: str,
     see: Callable[[Mapping[str, Array]], None] | None = None,
+    device: str = CPU,
 ) -> dict[str, Array]:
     """Mean gradient over `batches` of each weight, frozen ones too, by name, in inference mode, float32.
 
@@ -220,21 +236,24 @@ def gradients(
     loss : ``cross_entropy`` with the labels, or ``norm``: the mean over samples of half the squared norm of
         the first output, for data without labels.
     see : told the gradient of every batch.
+    device : on which they are computed; they come back from it.
     """
-    model = _Fast(native)
+    model = _Fast(native, device)
     weights = {n: p.requires_grad_() for n, p in model.module.named_parameters() if p.is_floating_point()}
     sums = {name: torch.zeros_like(w) for name, w in weights.items()}
     count = 0
     for inputs, labels in batches:
-        outputs = model.outputs(inputs) if loss == "norm" else model(inputs)
-        if loss == "norm":
-            value = 0.5 * outputs.square().sum() / len(outputs)
-        elif labels is None:
-            raise SlimlineError("The cross_entropy gradient needs labels: give labelled data or use the norm.")
-        else:
-            axis = distillation.class_axis(tuple(outputs.shape), labels.shape, channels_first=True)
-            value = distillation.cross_entropy(xp, outputs, torch.from_numpy(labels).long(), axis)
-        found = torch.autograd.grad(value, list(weights.values()), allow_unused=True)
+        with computing(device):
+            outputs = model.outputs(inputs) if loss == "norm" else model(inputs)
+            if loss == "norm":
+                value = 0.5 * outputs.square().sum() / len(outputs)
+            elif labels is None:
+                raise SlimlineError("The cross_entropy gradient needs labels: give labelled data or use the norm.")
+            else:
+                axis = distillation.class_axis(tuple(outputs.shape), labels.shape, channels_first=True)
+                classes = move(torch.from_numpy(labels), device).long()
+                value = distillation.cross_entropy(xp, outputs, classes, axis)
+            found = torch.autograd.grad(value, list(weights.values()), allow_unused=True)
         now = {n: torch.zeros_like(w) if g is None else g for (n, w), g in zip(weights.items(), found, strict=True)}
         for name, gradient in now.items():
             sums[name] += gradient
@@ -244,6 +263,18 @@ def gradients(
     if count == 0:
         raise SlimlineError("Gradients need at least one batch of data: give calibration or training data.")
     return {name: _array(total / count) for name, total in sums.items()}
+
+
+def answers(native: fx.GraphModule, batches: Iterable[tuple[Array, ...]], device: str) -> list[Array]:
+    """The first output in inference mode for every batch, as stored; of bfloat16 float32."""
+    found = []
+    with computing(device):
+        model = _Fast(native, device)
+    with torch.inference_mode(), computing(device):
+        for batch in batches:
+            output = model.outputs(batch)
+            found.append((output.float() if output.dtype == torch.bfloat16 else output).cpu().numpy())
+    return found
 
 
 def _keep_from_overflow(module: fx.GraphModule) -> None:
@@ -268,24 +299,27 @@ def _keep_from_overflow(module: fx.GraphModule) -> None:
 
 
 class _Fast:
-    """A copy of a graph module laid out for speed: channels last where it has 2-D convolutions.
+    """A copy of a graph module on a device, laid out for speed: channels last where it has 2-D convolutions.
 
     ``model(inputs)`` gives the first output as float32 logits.
     """
 
-    def __init__(self, native: fx.GraphModule) -> None:
+    def __init__(self, native: fx.GraphModule, device: str = CPU) -> None:
         self.module = copy.deepcopy(native)
+        self._device = device
         self._training = False
         set_training(self.module, False)
         targets = {node.target for node in self.module.graph.nodes}
-        self._images = torch.ops.aten.conv2d.default in targets
-        _keep_from_overflow(self.module)
+        self._images = torch.ops.aten.conv2d.default in targets and kind(device) != "mps"
+        if device == CPU:
+            _keep_from_overflow(self.module)
         free_views(self.module)
         self._probabilities = _final(self.module).target in _SOFTMAX
         if self._images:
             for tensor in (*self.module.parameters(), *self.module.buffers()):
                 if tensor.dim() == 4:
                     tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+        place(self.module, device)
 
     def watch(self, values: Sequence[str]) -> list[Tensor]:
         """A list that holds these values, by the names of fx nodes, of the last forward pass."""
@@ -310,7 +344,7 @@ class _Fast:
     def tensors(self, inputs: tuple[Array, ...]) -> list[Tensor]:
         """The inputs as tensors, images channels last."""
         check_batch(self.module, inputs)
-        found = [torch.from_numpy(np.ascontiguousarray(x)) for x in inputs]
+        found = [move(torch.from_numpy(np.ascontiguousarray(x)), self._device) for x in inputs]
         return [x.contiguous(memory_format=torch.channels_last) if self._images and x.dim() == 4 else x for x in found]
 
     def outputs(self, inputs: tuple[Array, ...]) -> Tensor:
@@ -366,4 +400,4 @@ def _optimizer(weights: Mapping[str, torch.nn.Parameter], step: Training) -> tor
 
 
 def _array(tensor: Tensor) -> Array:
-    return np.array(tensor.detach().contiguous().numpy())
+    return np.array(tensor.detach().cpu().contiguous().numpy())

@@ -194,11 +194,11 @@ def _influence(model: Model, among: Sequence[Block], batches: Sequence[tuple[np.
 
 def _by_error(model: Model, among: Sequence[Block], count: int, batches: Sequence[tuple[np.ndarray, ...]]) -> DepthPlan:
     """Greedily the blocks whose silence changes the model's outputs least."""
-    wanted = [model.predict(*batch) for batch in batches]
+    wanted = model.adapter.answers(model.native, batches)
 
     def error(names: Sequence[str]) -> float:
         native = model.edit(Silence([b.branch for b in among if b.name in names]))
-        found = [model.adapter.predict(native, batch) for batch in batches]
+        found = model.adapter.answers(native, batches)
         return relative_error(np.concatenate(wanted), np.concatenate(found))
 
     removed: list[str] = []
