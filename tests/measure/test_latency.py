@@ -42,7 +42,7 @@ def test_rounds_are_interleaved_and_shuffled(fake, monkeypatch):
     class Spy(latency.Worker):
         def time(self, inputs, repeats=1, samples=1, warm=0):
             nonlocal asked
-            asked += self.artifact.stem
+            asked += self.artifact.path.stem
             return super().time(inputs, repeats, samples, warm)
 
     monkeypatch.setattr(latency, "Worker", Spy)

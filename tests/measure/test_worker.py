@@ -91,9 +91,10 @@ def test_nothing_is_left_behind(artifact):
 
 
 def test_it_leaves_when_its_parent_is_killed(fake):
-    path = fake("a", "sleeps")
+    artifact = fake("a", "sleeps")
     code = (
-        f"from slimline.measure import Worker; from pathlib import Path; import time; w = Worker(Path({str(path)!r}))\n"
+        "from slimline.measure.process import Artifact, Worker; from pathlib import Path; import time\n"
+        f"w = Worker(Artifact(Path({str(artifact.path)!r}), {artifact.target!r}))\n"
     )
     code += "print(w.pid, flush=True); time.sleep(60)"
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
