@@ -41,6 +41,9 @@ def _valid(patterns: tuple[str, ...]) -> tuple[str, ...]:
 Globs = Annotated[tuple[str, ...], AfterValidator(_valid)]
 """Patterns of layers, as a field of a step."""
 
+LayerPattern = Annotated[str, AfterValidator(lambda pattern: _valid((pattern,))[0])]
+"""One of them."""
+
 
 def matches(names: Iterable[str], patterns: Iterable[str], types: Types = _UNTYPED) -> bool:
     """Whether any of the layers called `names` fits any of the patterns."""
@@ -52,6 +55,12 @@ def selected(names: Iterable[str], layers: Iterable[str], keep: Iterable[str], t
     """Whether any of `names` is among `layers` and none among those to `keep`."""
     names = tuple(names)
     return matches(names, layers, types) and not matches(names, keep, types)
+
+
+def first_match(names: Iterable[str], patterns: Iterable[str], types: Types = _UNTYPED) -> str | None:
+    """The first pattern that any of the layers called `names` fits; None where none does."""
+    names = tuple(names)
+    return next((pattern for pattern in patterns if matches(names, (pattern,), types)), None)
 
 
 def refuse_unmatched(what: str, patterns: Iterable[str], names: Iterable[str], types: Types = _UNTYPED) -> None:

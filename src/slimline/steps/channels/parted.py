@@ -69,11 +69,12 @@ def plan_parts(model: PartedModel, step: Step, seed: int = 0) -> PartedPlan:
     globs = {field: tuple(getattr(step, field)) for field in ("layers", "keep")}
     every = [layer for part in model.parts.values() for layer in part.graph.types]
     types = {layer: called for part in model.parts.values() for layer, called in part.graph.types.items()}
-    for field, patterns in globs.items():
+    for field, patterns in {**globs, "overrides": tuple(step.overrides)}.items():
         refuse_unmatched(f"layer for {field}", patterns, every, types)
     plans, idle = {}, []
     for name, part in model.parts.items():
-        own = {f: tuple(p for p in patterns if _matches(part, p)) for f, patterns in globs.items()}
+        own: dict[str, Any] = {f: tuple(p for p in patterns if _matches(part, p)) for f, patterns in globs.items()}
+        own["overrides"] = {p: override for p, override in step.overrides.items() if _matches(part, p)}
         if own["layers"]:
             try:
                 plans[name] = plan(part, step.model_copy(update=own), None, seed)

@@ -13,7 +13,7 @@ from slimline.model import Model
 from slimline.steps.base import Context, Done, Handler, perform
 from slimline.steps.channels.compensation import compensate
 from slimline.steps.channels.rounding import settled
-from slimline.steps.channels.step import ChannelPruning
+from slimline.steps.channels.step import ChannelOverride, ChannelPruning
 
 if TYPE_CHECKING:
     from slimline.plans import CutPlan, Plan
@@ -66,10 +66,18 @@ def _rounds(step: ChannelPruning) -> Iterator[ChannelPruning]:
     """The one-shot steps of a gradual schedule, each relative to what the round before has left."""
     field = next(n for n in ("ratio", "target_macs", "target_parameters") if getattr(step, n) is not None)
     goal = getattr(step, field)
-    left = 1.0
-    for gone in ratios(step.schedule, step.rounds, goal if field == "ratio" else 1 - goal):
-        part = (1 - gone) / left
+    remaining = _remaining(step, goal if field == "ratio" else 1 - goal)
+    own = {pattern: _remaining(step, override.ratio) for pattern, override in step.overrides.items()}
+    for number, part in enumerate(remaining):
+        overrides = {pattern: ChannelOverride(ratio=1 - parts[number]) for pattern, parts in own.items()}
+        value = 1 - part if field == "ratio" else part
+        yield step.model_copy(update={field: value, "overrides": overrides, "schedule": "oneshot", "rounds": 1})
+
+
+def _remaining(step: ChannelPruning, ratio: float) -> list[float]:
+    """What stays in each round of what the one before has left, until the part `ratio` is gone."""
+    found, left = [], 1.0
+    for gone in ratios(step.schedule, step.rounds, ratio):
+        found.append((1 - gone) / left)
         left = 1 - gone
-        yield step.model_copy(
-            update={field: 1 - part if field == "ratio" else part, "schedule": "oneshot", "rounds": 1}
-        )
+    return found

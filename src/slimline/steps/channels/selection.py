@@ -14,7 +14,7 @@ from slimline.graph.kinds import kind
 from slimline.graph.units import Unit, Units
 from slimline.methods.structured import Scores, select_global, select_local
 from slimline.plans import Plan, StructuralPlan
-from slimline.recipe.layers import matches, refuse_unmatched, selected
+from slimline.recipe.layers import first_match, matches, refuse_unmatched, selected
 from slimline.steps.channels.criteria import scores
 from slimline.steps.channels.rounding import settled
 
@@ -78,6 +78,17 @@ def check_layers(graph: Graph, step: Choice) -> None:
     named = dict.fromkeys(n.layer for n in graph.nodes if n.layer)
     for field, patterns in (("layers", step.layers), ("keep", step.keep)):
         refuse_unmatched(f"layer for {field}", patterns, named, graph.types)
+
+
+def _parts(units: Units, chosen: Sequence[Unit], step: ChannelPruning, ratio: float) -> list[tuple[float, list[int]]]:
+    """Of the units, by index, those that are chosen among each other, with what they lose: each override's, and the
+    rest."""
+    types = units.graph.types
+    refuse_unmatched("layer for overrides", step.overrides, dict.fromkeys(n.layer for n in units.graph.nodes), types)
+    members: dict[str | None, list[int]] = {}
+    for index, unit in enumerate(chosen):
+        members.setdefault(first_match(unit.layers or (unit.name,), step.overrides, types), []).append(index)
+    return [(ratio if name is None else step.overrides[name].ratio, part) for name, part in members.items()]
 
 
 def eligible(units: Units, step: Choice) -> list[Unit]:
@@ -159,11 +170,16 @@ def _topology(units: Units, unit: Unit) -> tuple[tuple[str, int, int], ...]:
 def _select(units: Units, chosen: Sequence[Unit], scores: Sequence[Scores], step: ChannelPruning, ratio: float) -> Plan:
     fixed, multiple = [u.frozen for u in chosen], step.round_to
     assert multiple != "auto"  # it is settled
-    if step.scope == "local":
-        gone = select_local(scores, fixed, ratio, multiple)
-    else:
-        groups = [_topology(units, u) for u in chosen] if step.scope == "isomorphic" else None
-        gone = select_global(scores, fixed, ratio, multiple, groups, relative=step.criterion != "obs")
+    gone: list[tuple[int, ...]] = [()] * len(chosen)
+    for share, part in _parts(units, chosen, step, ratio):
+        worth, stuck = [scores[i] for i in part], [fixed[i] for i in part]
+        if step.scope == "local":
+            lost = select_local(worth, stuck, share, multiple)
+        else:
+            groups = [_topology(units, chosen[i]) for i in part] if step.scope == "isomorphic" else None
+            lost = select_global(worth, stuck, share, multiple, groups, relative=step.criterion != "obs")
+        for i, positions in zip(part, lost, strict=True):
+            gone[i] = positions
     removed = {u.name: g for u, g in zip(chosen, gone, strict=True)}
     by_atom = {a: s for u, us in zip(chosen, scores, strict=True) for a, s in zip(u.atoms, us, strict=True)}
     notes = tuple(

@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from slimline.basics.errors import SlimlineError, shown
+from slimline.recipe.config import Config
 from slimline.recipe.criterion import Named, name_of, one_of
-from slimline.recipe.layers import Globs
+from slimline.recipe.layers import Globs, LayerPattern
 from slimline.recipe.step import Ratio, Step
 
 WITHOUT_DATA = ("l1", "l2", "batch_norm", "geometric_median", "random")
@@ -29,6 +30,17 @@ Multiple = Annotated[int | Literal["auto"], BeforeValidator(_multiple)]
 
 
 Axis = Literal[AxisKind, "inputs", "kernel"]
+
+
+class ChannelOverride(Config):
+    """What is another for some layers.
+
+    Attributes
+    ----------
+    ratio : part of the units they carry that goes, in [0, 1).
+    """
+
+    ratio: Ratio
 
 
 class ChannelPruning(Step):
@@ -56,6 +68,8 @@ class ChannelPruning(Step):
     round_to : keep a multiple of this many positions of each unit that has at least as many; ``auto`` times layers
         like the model's heaviest on the target and takes the smallest multiple that runs well (`rounding`).
     layers, keep : globs of the layers to prune (default all) and of those to leave alone.
+    overrides : by pattern of layers, their own ``{"ratio": …}``; a unit takes that of the first pattern that one of its
+        layers fits. What all other units lose is decided without them, but a target counts what is left of everything.
     axes : kinds of axes to prune, all by default: ``filters`` (or ``channels``), ``heads``, ``head_width``, ``mlp``,
         ``embedding``; see `slimline.graph.kinds`. Or one of two that a layer loses by itself (`cutting`):
         ``inputs``, the input channels that it alone reads no more, where other layers or the model's inputs keep them;
@@ -82,6 +96,7 @@ class ChannelPruning(Step):
     round_to: Multiple = 1
     layers: Globs = ("*",)
     keep: Globs = ()
+    overrides: dict[LayerPattern, ChannelOverride] = Field(default_factory=dict)
     axes: tuple[Axis, ...] | None = None
     factors: Literal["largest", "all"] = "largest"
     schedule: Literal["oneshot", "uniform", "iterative"] = "oneshot"
@@ -135,6 +150,8 @@ def _unfit(step: ChannelPruning, cut: str) -> str:
         return f"takes no criterion {name_of(step.criterion)}: choose one of {', '.join(CUT)}"
     if step.scope == "isomorphic":
         return "takes no scope isomorphic: choose local or global"
+    if step.overrides:
+        return "takes no overrides: let a step of its own prune these layers"
     if step.round_to == "auto" or (cut == "kernel" and step.round_to != 1):
         return f"takes no round_to: {step.round_to}: " + ("leave it out" if cut == "kernel" else "give a number")
     return ""

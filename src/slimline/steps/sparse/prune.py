@@ -20,7 +20,7 @@ from slimline.methods.gram import Gram
 from slimline.methods.sparsity import Amount, Array, Layout, Pattern
 from slimline.model import Model
 from slimline.model.masks import held
-from slimline.recipe.layers import Types, matches, refuse_unmatched
+from slimline.recipe.layers import Types, first_match, matches, refuse_unmatched
 from slimline.recipe.named_code import function_of
 from slimline.steps.distillation.step import Distillation
 from slimline.steps.sparse.step import SparsePruning
@@ -250,8 +250,9 @@ class _Work:
 
     def _most(self, inputs: int) -> int:
         """Weights that may go from one row: more than the part that goes of all, or rows could not differ."""
-        amount = self.step.amount
-        part = amount if isinstance(amount, float) and self.pattern.group is None else 1.0
+        amounts = [self.step.amount, *(override.amount for override in self.step.overrides.values())]
+        parts = [amount if isinstance(amount, float) else 1.0 for amount in amounts]
+        part = max(parts) if self.pattern.group is None else 1.0
         return int(np.ceil((1 - (1 - part) ** 2) * inputs))
 
     def _keep(self) -> dict[str, Array]:
@@ -263,11 +264,25 @@ class _Work:
             return {n: pattern.spread(pattern.cells(s) >= limit, s.shape) for n, s in scores.items()}
         if pattern.group is not None:
             return {name: sparsity.keep_mask(s, 0, pattern) for name, s in scores.items()}
+        masks: dict[str, Array] = {}
+        for amount, part in self._parts(scores):
+            if step.scope == "row":
+                masks |= {name: sparsity.keep_rows(s, amount, pattern) for name, s in part.items()}
+            else:
+                counts = self._counts(part, amount)
+                masks |= {n: sparsity.keep_mask(s, c, pattern) for (n, s), c in zip(part.items(), counts, strict=True)}
+        return {name: masks[name] for name in scores}
+
+    def _parts(self, scores: Mapping[str, Array]) -> list[tuple[Amount, dict[str, Array]]]:
+        """The layers that are pruned among each other, with what they lose: each override's, and the rest."""
+        step, types = self.step, self.model.graph.types
         assert step.amount is not None
-        if step.scope == "row":
-            return {name: sparsity.keep_rows(s, step.amount, pattern) for name, s in scores.items()}
-        counts = self._counts(scores, step.amount)
-        return {n: sparsity.keep_mask(s, c, pattern) for (n, s), c in zip(scores.items(), counts, strict=True)}
+        layers = {name: self.layers[name].layer for name in scores}
+        refuse_unmatched("layer with a weight matrix for overrides", step.overrides, layers.values(), types)
+        parts: dict[str | None, dict[str, Array]] = {}
+        for name, score in scores.items():
+            parts.setdefault(first_match((layers[name],), step.overrides, types), {})[name] = score
+        return [(step.amount if n is None else step.overrides[n].amount, part) for n, part in parts.items()]
 
     def _counts(self, scores: Mapping[str, Array], amount: Amount) -> list[int]:
         if self.step.scope == "local":

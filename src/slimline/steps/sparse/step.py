@@ -10,8 +10,9 @@ from pydantic import BeforeValidator, Field, model_validator
 from slimline.basics.errors import SlimlineError
 from slimline.methods.schedules import ratios
 from slimline.methods.sparsity import NEEDS_GRADIENT, NEEDS_GRAM, Pattern
+from slimline.recipe.config import Config
 from slimline.recipe.criterion import Named, one_of
-from slimline.recipe.layers import Globs
+from slimline.recipe.layers import Globs, LayerPattern
 from slimline.recipe.packed import PackedMask
 from slimline.recipe.step import Step
 
@@ -26,6 +27,17 @@ def _packed(given: Any) -> Any:
 
 Masks = Annotated[dict[str, PackedMask] | str, BeforeValidator(_packed)]
 When = Annotated[float, Field(ge=0, le=1)] | Annotated[int, Field(ge=0)]
+
+
+class SparseOverride(Config):
+    """What is another for some layers.
+
+    Attributes
+    ----------
+    amount : what goes, as of `SparsePruning`.
+    """
+
+    amount: Annotated[float, Field(ge=0, le=1)] | Annotated[int, Field(ge=0)]
 
 
 class SparsePruning(Step):
@@ -46,6 +58,8 @@ class SparsePruning(Step):
         layers (for ``obs`` relative to the energy of the layer's output); ``erk``, Erdős-Rényi kernel densities;
         ``sensitivity``, so that the sum of the layers' measured relative output errors is least.
     layers, keep : globs of the layers to prune (default all) and of those to leave alone.
+    overrides : by pattern of layers, their own ``{"amount": …}``; a layer takes that of the first pattern that it fits,
+        and `scope` is about the layers of one amount.
     masks : instead of a criterion, your own: arrays by weight name (zero goes), or the path of a ``.safetensors``.
     update : let the weights that stay make up for those that go (least squares on calibration data); only ``obs``.
     sequential : with `update`, fit each layer to the inputs it gets once the layers before it are pruned.
@@ -74,6 +88,7 @@ class SparsePruning(Step):
     scope: Literal["local", "row", "global", "erk", "sensitivity"] = "local"
     layers: Globs = ("*",)
     keep: Globs = ()
+    overrides: dict[LayerPattern, SparseOverride] = Field(default_factory=dict)
     masks: Masks | None = None
     update: bool = False
     sequential: bool = True
@@ -158,6 +173,8 @@ def _goal(step: SparsePruning, pattern: Pattern) -> str:
 
 def _unfit(step: SparsePruning, pattern: Pattern) -> str:
     """Which settings do not go together."""
+    if step.overrides and (step.amount is None or step.schedule != "oneshot" or pattern.group is not None):
+        return "takes overrides only of an amount that goes at once: let steps of their own prune these layers"
     if step.update and step.criterion != "obs":
         return "updates weights only with criterion='obs': set it or drop update"
     if pattern.group is not None and step.scope != "local":

@@ -1,0 +1,122 @@
+"""Layers with settings of their own inside a step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import slimline as sl
+from slimline.basics.errors import SlimlineError
+
+torch = pytest.importorskip("torch")
+nn = torch.nn
+
+X = np.random.default_rng(0).normal(size=(64, 6)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def model() -> sl.Model:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU())
+    net.append(nn.Linear(16, 3))
+    return sl.load(net.eval(), X[:2])
+
+
+def widths(plan: Any) -> dict[str, int]:
+    """What is left of the unit that each layer makes."""
+    return {u.layers[0]: u.size - len(plan.removed.get(u.name, ())) for u in plan.units.units}
+
+
+@pytest.mark.parametrize("scope", ["local", "global", "isomorphic"])
+def test_units_of_overridden_layers_lose_their_own_ratio(model: sl.Model, scope: str) -> None:
+    step = sl.ChannelPruning(
+        ratio=0.5, scope=scope, layers=("0", "2", "4"), keep=(), overrides={"re:0": {"ratio": 0.25}}
+    )
+    found = sl.plan(model, step)
+    assert widths(found)["0"] == 12
+    assert sum(widths(found).values()) == 12 + 16
+    np.testing.assert_allclose(found.apply(model).predict(X), found.mask(model).predict(X), atol=1e-5)
+
+
+def test_the_first_pattern_that_fits_counts(model: sl.Model) -> None:
+    step = sl.ChannelPruning(ratio=0.5, overrides={"4": {"ratio": 0}, "*": {"ratio": 0.75}})
+    assert widths(sl.plan(model, step)) == {"0": 4, "2": 4, "4": 16}
+
+
+def test_a_target_counts_what_overrides_leave(model: sl.Model) -> None:
+    step = sl.ChannelPruning(target_parameters=0.6, overrides={"0": {"ratio": 0}})
+    found = sl.plan(model, step)
+    assert widths(found)["0"] == 16
+    assert 0.5 * model.graph.size < found.parameters <= 0.6 * model.graph.size
+    with pytest.raises(SlimlineError, match="Pruning cannot reach"):
+        sl.plan(model, sl.ChannelPruning(target_parameters=0.3, overrides={"*": {"ratio": 0}}))
+
+
+def test_rounds_reach_every_ratio(model: sl.Model) -> None:
+    step = sl.ChannelPruning(ratio=0.5, schedule="uniform", rounds=2, overrides={"2": {"ratio": 0.75}})
+    small = sl.apply(model, step)
+    shapes = {name: array.shape for name, array in small.parameters().items()}
+    assert (shapes["0.weight"], shapes["2.weight"], shapes["4.weight"]) == ((8, 6), (4, 8), (8, 4))
+
+
+@pytest.mark.parametrize("scope", ["local", "row", "global", "erk"])
+def test_single_weights_of_overridden_layers(model: sl.Model, scope: str) -> None:
+    step = sl.SparsePruning(amount=0.5, scope=scope, overrides={"2": {"amount": 0.25}, "6": {"amount": 0}})
+    zeros = {name: int((~mask).sum()) for name, mask in sl.apply(model, step).masks.items()}
+    assert zeros["2.weight"] == 64 and zeros["6.weight"] == 0
+    assert zeros["0.weight"] + zeros["4.weight"] == (96 + 256) // 2
+
+
+def test_optimal_brain_surgery_sees_as_many_weights_as_the_largest_amount_needs(model: sl.Model) -> None:
+    data = sl.Data(calibration=X)
+    step = sl.SparsePruning(amount=0.1, criterion="obs", update=True, overrides={"2": {"amount": 0.9}})
+    zeros = {name: float((~mask).mean()) for name, mask in sl.apply(model, step, data).masks.items()}
+    assert zeros["2.weight"] == pytest.approx(0.9, abs=0.01) and zeros["4.weight"] == pytest.approx(0.1, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [
+        (lambda: sl.ChannelPruning(ratio=0.5, overrides={"0": {"ratio": 1.5}}), "ratio of ChannelOverride"),
+        (
+            lambda: sl.ChannelPruning(ratio=0.5, overrides={"0": {"ratio": 0.1, "criterion": "l1"}}),
+            "no field in ChannelOverride",
+        ),
+        (lambda: sl.ChannelPruning(ratio=0.5, overrides={"re:(": {"ratio": 0.1}}), "is no regular expression"),
+        (
+            lambda: sl.ChannelPruning(ratio=0.5, axes=("inputs",), overrides={"0": {"ratio": 0.1}}),
+            "takes no overrides",
+        ),
+        (
+            lambda: sl.SparsePruning(pattern="2:4", overrides={"0": {"amount": 0.1}}),
+            "takes overrides only of an amount",
+        ),
+    ],
+)
+def test_overrides_that_mean_nothing_are_refused(step: Any, said: str) -> None:
+    with pytest.raises(SlimlineError, match=said):
+        step()
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        sl.ChannelPruning(ratio=0.5, overrides={"conv9": {"ratio": 0.1}}),
+        sl.SparsePruning(amount=0.5, overrides={"conv9": {"amount": 0.1}}),
+    ],
+    ids=["channels", "sparse"],
+)
+def test_a_pattern_that_fits_no_layer_is_refused(model: sl.Model, step: Any) -> None:
+    with pytest.raises(SlimlineError, match=r"no layer .*for overrides 'conv9'"):
+        sl.apply(model, step)
+
+
+def test_recipes_write_them_down() -> None:
+    from slimline.recipe import parse
+
+    recipe = sl.Recipe(steps=(sl.ChannelPruning(ratio=0.5, overrides={"stages.2.*": {"ratio": 0.3}}),))
+    assert parse(recipe.dump()) == recipe
+    text = "steps:\n  - {step: ChannelPruning, ratio: 0.5, overrides: {'stages.2.*': {ratio: 0.3}}}\n"
+    assert parse(text) == recipe
