@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from importlib import import_module, metadata
 from pkgutil import iter_modules
 from typing import Any
@@ -37,6 +38,15 @@ def plugins(what: str, group: str, name: Callable[[Any], str], taken: Collection
         if called in taken or called in found:
             raise SlimlineError(f"Two packages register a {what} {called}: uninstall one of them.")
         found[called] = each
+    return found
+
+
+def installed(packages: Iterable[str]) -> dict[str, str]:
+    """The versions of those of `packages` that are installed."""
+    found = {}
+    for name in packages:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
     return found
 
 

@@ -278,9 +278,10 @@ class Framework:
     ----------
     name : of it, and of the package whose classes its models have.
     module : that has its ``adapter``.
-    suffixes : of the files that its adapter opens.
+    suffixes : of the files that its adapter opens, those that it writes first.
     forms : that its adapter gives, see `slimline.runtimes.forms`.
     target : for which its models are compressed where the user names none.
+    packages : whose versions decide what it computes.
     """
 
     name: str
@@ -288,12 +289,14 @@ class Framework:
     suffixes: tuple[str, ...]
     forms: tuple[str, ...]
     target: str
+    packages: tuple[str, ...] = ()
 
 
+KERAS = ("keras", "tensorflow", "tensorflow-cpu")
 # Keras first: with its torch backend a keras.Model is a torch.nn.Module too.
 _OWN = (
-    Framework("keras", "slimline.frameworks.keras", (".keras",), (TENSORFLOW_FUNCTION,), "litert"),
-    Framework("torch", "slimline.frameworks.torch", (".pt2", ".pt", ".pth"), (ONNX,), "onnxruntime"),
+    Framework("keras", "slimline.frameworks.keras", (".keras",), (TENSORFLOW_FUNCTION,), "litert", KERAS),
+    Framework("torch", "slimline.frameworks.torch", (".pt2", ".pt", ".pth"), (ONNX,), "onnxruntime", ("torch",)),
 )
 
 
@@ -309,6 +312,11 @@ def framework(name: str) -> Framework:
     if name not in frameworks():
         raise unknown("framework", name, frameworks())
     return frameworks()[name]
+
+
+def written() -> tuple[str, ...]:
+    """Suffixes of the files in which models are saved."""
+    return tuple(each.suffixes[0] for each in frameworks().values() if each.suffixes)
 
 
 def adapter(name: str) -> Adapter:

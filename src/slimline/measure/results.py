@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,14 +12,17 @@ from markupsafe import Markup
 from pydantic import BaseModel, ConfigDict, Field
 
 from slimline.basics.errors import SlimlineError
+from slimline.basics.plugins import installed
 from slimline.basics.text import ascii_only, visible
 from slimline.files import json_models
+from slimline.frameworks.base import frameworks
 from slimline.measure.certificate import Certificate
 from slimline.measure.figures import Count, Figures, Latency
 from slimline.measure.integers import Integers
 from slimline.measure.limits import Limit, Trial
 from slimline.measure.parity import Parity
 from slimline.measure.rows import lines, rows
+from slimline.runtimes.base import names, runtime
 
 __all__ = [
     "Duration",
@@ -211,10 +213,7 @@ def check_schema(loaded: Any, where: str) -> None:
 
 
 # fmt: off
-_PACKAGES = (
-    "slimline", "numpy", "scipy", "torch", "tensorflow", "tensorflow-cpu", "keras", "onnx", "onnxscript",
-    "onnxruntime", "openvino", "ai-edge-litert", "ai-edge-quantizer", "safetensors", "pydantic", "scikit-learn",
-)
+_PEERS = ("openvino", "ai-edge-quantizer", "pydantic", "scikit-learn")
 _FLAGS = (
     "avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16", "amx_int8",
     "amx_bf16", "asimddp", "i8mm", "sve",
@@ -238,12 +237,7 @@ def environment(threads: int = 1, devices: Sequence[str] = ()) -> dict[str, Any]
     import psutil
 
     model, flags = _cpu()
-    packages = {}
-    for name in _PACKAGES:
-        try:
-            packages[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
+    packages = installed((*deciding(), *_PEERS))
     return {
         "cpu": model,
         "cpu_flags": [f for f in _FLAGS if f in flags],
@@ -257,6 +251,13 @@ def environment(threads: int = 1, devices: Sequence[str] = ()) -> dict[str, Any]
         **({"devices": list(devices)} if devices else {}),
         "slimline": packages.get("slimline"),
     }
+
+
+def deciding() -> tuple[str, ...]:
+    """The packages whose versions decide what is computed: slimline's own, every framework's and every target's."""
+    own = ("slimline", "numpy", "scipy", "safetensors")
+    theirs = [*(f.packages for f in frameworks().values()), *(runtime(name).packages for name in names())]
+    return tuple(dict.fromkeys((*own, *(package for packages in theirs for package in packages))))
 
 
 def _cpu() -> tuple[str, frozenset[str]]:

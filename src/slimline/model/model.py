@@ -53,7 +53,7 @@ class Model:
 
     @property
     def framework(self) -> str:
-        """``"torch"`` or ``"keras"``."""
+        """Its adapter's name."""
         return self.adapter.name
 
     @property

@@ -17,7 +17,6 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import metadata
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
@@ -26,7 +25,10 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from slimline.basics import arguments
 from slimline.basics.arguments import takes
 from slimline.basics.errors import SlimlineError
+from slimline.basics.plugins import installed
 from slimline.files.atomic import atomic_write, below, install, is_plain, read_plain, sha256, writing
+from slimline.frameworks.base import written
+from slimline.measure.results import deciding
 from slimline.recipe.recipe import LONGEST, Recipe, parse
 from slimline.run.durations import Durations
 from slimline.run.journal import (
@@ -60,13 +62,6 @@ DURATIONS = f"{WORK}/durations.jsonl"
 STAGES = "stages"
 Record = dict[str, Any]
 T = TypeVar("T")
-
-# fmt: off
-_DECIDE = (
-    "slimline", "numpy", "scipy", "torch", "tensorflow", "tensorflow-cpu", "keras", "onnx", "onnx-ir", "onnxscript",
-    "onnxruntime", "ai-edge-litert", "safetensors",
-)
-# fmt: on
 
 
 @dataclass(frozen=True)
@@ -382,7 +377,8 @@ class Run:
     def read_versions(self) -> None:
         """Say where packages are not those that the run was begun with: what is done stays, the rest is done anew."""
         begun, now = self.created["versions"], versions()
-        changed = [f"{n} {begun.get(n, 'none')} → {now.get(n, 'none')}" for n in _DECIDE if begun.get(n) != now.get(n)]
+        differing = [name for name in deciding() if begun.get(name) != now.get(name)]
+        changed = [f"{name} {begun.get(name, 'none')} → {now.get(name, 'none')}" for name in differing]
         if changed:
             log.warning(
                 "%s was begun with other versions (%s): stages that are done stay, and the rest is done with these.",
@@ -601,11 +597,7 @@ class Run:
 
 def versions() -> dict[str, str]:
     """Versions of the packages that decide what a run computes, of those that are installed."""
-    found = {}
-    for name in _DECIDE:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
+    return installed(deciding())
 
 
 def _scratch(name: str, key: str) -> str:
@@ -614,7 +606,7 @@ def _scratch(name: str, key: str) -> str:
 
 
 def _is_model(file: Path) -> bool:
-    return file.parent == Path() and file.suffix in (".pt2", ".keras")
+    return file.parent == Path() and file.suffix in written()
 
 
 def _claim(path: Path) -> tuple[list[Path], int]:

@@ -17,14 +17,13 @@ from slimline.files import array_files
 from slimline.files.archive import Damaged
 from slimline.files.code import call, entered
 from slimline.files.strictjson import Malformed
-from slimline.frameworks.base import adapter_for
+from slimline.frameworks.base import adapter_for, written
 
 if TYPE_CHECKING:
     from slimline.data import Data
     from slimline.model import Model
 
 PICKLES = (".pt", ".pth", ".bin", ".pkl", ".ckpt")
-MODELS = (".pt2", ".keras")
 ARRAYS = ("x_train", "y_train", "x_test", "y_test", "groups_train", "groups_test")
 
 
@@ -105,8 +104,8 @@ def _model_file(source: ModelSource) -> Path:
             f"{path} is a pickle, which can run any code when it is opened: pass --allow-pickle if you trust it, or "
             "export it to .pt2."
         )
-    if path.suffix not in (*MODELS, *PICKLES):
-        raise unknown("model format", path.suffix or source.name, [*MODELS, "package.module:factory"])
+    if path.suffix not in (*written(), *PICKLES):
+        raise unknown("model format", path.suffix or source.name, [*written(), "package.module:factory"])
     if not path.is_file():
         raise SlimlineError(f"There is no model file {path}: check the path.")
     if source.weights is not None:

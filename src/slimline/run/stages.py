@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from slimline.basics.errors import SlimlineError
 from slimline.basics.progress import Progress
+from slimline.frameworks.base import written
 from slimline.model import Model
 from slimline.model.lowering import lower
 from slimline.recipe import Recipe
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from slimline.measure.limits import Cost
     from slimline.measure.results import Report
 
-MODELS = (".pt2", ".keras")
 Teacher = Callable[[], Model | None]
 
 
@@ -109,7 +109,7 @@ def _report_key(run: Run, stages: Sequence[str]) -> str:
 
 def saved(run: Run, stage: str) -> Path:
     """The model that a stage has left, which has just been compared with its hash."""
-    files = [f for f in run.files_of(stage) if Path(f).stem == "model" and Path(f).suffix in MODELS]
+    files = [f for f in run.files_of(stage) if Path(f).stem == "model" and Path(f).suffix in written()]
     if len(files) != 1:
         raise SlimlineError(f"Stage {stage} of {run.path} holds no model: start a new run in another directory.")
     return run.path / files[0]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from slimline.basics.errors import SlimlineError, unknown
-from slimline.basics.plugins import registered
+from slimline.basics.plugins import installed, registered
 
 if TYPE_CHECKING:
     from slimline.graph.placement import Policy
@@ -70,12 +70,15 @@ class Runtime(Protocol):
     policy: Policy
     """What it runs in integers."""
     description: str
+    packages: tuple[str, ...]
+    """Whose versions decide what its artifacts do."""
 
     def available(self) -> str | None:
         """None if its packages are installed, else the sentence with the pip command."""
 
     def versions(self) -> dict[str, str]:
-        """Package versions that decide what the artifact does."""
+        """Versions of those of `packages` that are installed."""
+        return installed(self.packages)
 
     @property
     def weight_bits(self) -> int:

@@ -7,11 +7,9 @@ what rounding in numpy costs, so an integer interface would gain nothing and bin
 
 from __future__ import annotations
 
-import contextlib
 import os
 import tempfile
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +18,7 @@ import numpy as np
 from slimline.basics.errors import SlimlineError, require
 from slimline.basics.quiet import quiet
 from slimline.graph.placement import Policy
+from slimline.runtimes.base import Runtime
 from slimline.runtimes.forms import TENSORFLOW_FUNCTION, Form
 
 if TYPE_CHECKING:
@@ -121,7 +120,7 @@ class Session:
         return self._interpreters[shapes]
 
 
-class LiteRT:
+class LiteRT(Runtime):
     """The target ``litert``, see `slimline.runtimes.base.Runtime`."""
 
     name = "litert"
@@ -129,6 +128,7 @@ class LiteRT:
     suffix = ".tflite"
     forms = (TENSORFLOW_FUNCTION,)
     policy = POLICY
+    packages = ("ai-edge-litert", "tensorflow", "tensorflow-cpu", "keras")
     description = "LiteRT (TensorFlow Lite) on the CPU with XNNPACK; float or full integer"
 
     def available(self) -> str | None:
@@ -138,14 +138,6 @@ class LiteRT:
         except SlimlineError as error:
             return str(error)
         return None
-
-    def versions(self) -> dict[str, str]:
-        """Of the interpreter and, where they are installed, of the converter and Keras."""
-        found = {}
-        for package in ("ai-edge-litert", "tensorflow", "tensorflow-cpu", "keras"):
-            with contextlib.suppress(PackageNotFoundError):
-                found[package] = version(package)
-        return found
 
     @property
     def weight_bits(self) -> int:

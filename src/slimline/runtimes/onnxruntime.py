@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from onnx import helper, numpy_helper
 
 from slimline.basics.errors import SlimlineError
 from slimline.graph.placement import Policy
+from slimline.runtimes.base import Runtime
 from slimline.runtimes.forms import ONNX, Form
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class OrtSession:
         return tuple(self.session.run(None, dict(zip(self.names, inputs, strict=True))))
 
 
-class OnnxRuntime:
+class OnnxRuntime(Runtime):
     """The target ``onnxruntime``."""
 
     name = "onnxruntime"
@@ -78,6 +78,7 @@ class OnnxRuntime:
     suffix = ".onnx"
     forms = (ONNX,)
     policy = POLICY
+    packages = ("onnxruntime", "onnx", "onnx-ir", "onnxscript")
     description = "ONNX Runtime, CPU: uint8 activations, int8 weights per channel"
 
     def available(self) -> str | None:
@@ -85,10 +86,6 @@ class OnnxRuntime:
         if find_spec("torch") is None:
             return "torch is not installed: run pip install 'slimline[torch]'."
         return None
-
-    def versions(self) -> dict[str, str]:
-        """Versions of the packages that write and run the artifact."""
-        return {name: version(name) for name in ("onnxruntime", "onnx", "onnxscript")}
 
     @property
     def weight_bits(self) -> int:
