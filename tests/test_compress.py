@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import slimline as sl
-from slimline.measure import outputs
+from slimline.measure import file_bytes, outputs
 from tests import compress_job
 
 FRAMEWORKS = ("torch", "keras")
@@ -171,7 +171,7 @@ def test_an_absolute_size_decides_how_much_is_pruned(tmp_path):
     """The artifact fits, and the strength before it on the ladder, which was measured too, does not."""
     model, data = compress_job.model("torch"), compress_job.data("torch")
     whole = sl.export(sl.load(model, data.example()), "onnxruntime", tmp_path / "whole")
-    most = round(0.4 * sl.measure.file_bytes(whole))
+    most = round(0.4 * file_bytes(whole))
     recipe = sl.Recipe(
         steps=(sl.ChannelPruning(ratio=0.9),),
         budget=sl.Budget(max_drop=None, max_size=f"{most} B", max_latency="10 s", max_memory="100 GB"),

@@ -41,7 +41,7 @@ class _Handler(Handler[SparsePruning]):
         history = (*model.history, dict(record))
         record["zeros"] = note(step, context.target)
         if step.trains:  # the recovery that follows does it
-            return Done(replace(model, history=history), record)
+            return Done(model.then(model.native, history[-1]), record)
         for number, amount in enumerate(step.amounts, 1):
             current = step.model_copy(update={"amount": amount, "schedule": "oneshot", "rounds": 1})
             sparsified = sparsify(model, current, context.data, context.seed)
