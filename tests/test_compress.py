@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import slimline as sl
-from slimline.measure import file_bytes, outputs
+from slimline.measure import Report, file_bytes, outputs
 from tests import compress_job
 
 FRAMEWORKS = ("torch", "keras")
@@ -196,6 +196,6 @@ def test_an_absolute_size_decides_how_much_is_pruned(tmp_path):
     said = [limit.sentence() for limit in report.limits]
     page = (run.path / "report.html").read_text()
     assert all(f"Within budget: {sentence}." in str(report) and sentence in page for sentence in said)
-    assert sl.measure.Report.from_json(report.to_json()) == report
+    assert Report.from_json(report.to_json()) == report
     assert f"max_size: {sl.Budget(max_size=f'{most} B').max_size}\n" in (run.path / "recipe.yaml").read_text()
     assert sl.resume(run.path, progress=False).report == report
