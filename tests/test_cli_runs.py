@@ -40,7 +40,9 @@ batch_sizes: [1, 8]
 
 
 def slimline(*words: str, folder: Path) -> subprocess.Popen[str]:
-    code = "from slimline.cli import main; main()"
+    # A shell starts what runs in the background with interrupts ignored, and whatever that starts inherits it.
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"{heed}; from slimline.cli import main; main()"
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen([sys.executable, "-c", code, *words], cwd=folder, text=True, **streams)  # type: ignore[call-overload, no-any-return]
 
