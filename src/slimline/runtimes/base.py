@@ -70,7 +70,7 @@ class Runtime(Protocol):
     policy: Policy
     """What it runs in integers."""
     description: str
-    packages: tuple[str, ...]
+    packages: tuple[str, ...] = ()
     """Whose versions decide what its artifacts do."""
 
     def available(self) -> str | None:
