@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,3 +45,27 @@ def test_each_family_of_steps_has_one_handler() -> None:
     folders = {path.parent.name for path in (SOURCE / "steps").glob("*/__init__.py")}
     homes = [type(handler).__module__.removeprefix("slimline.steps.") for handler in handlers().values()]
     assert sorted(homes) == sorted(folders)
+
+
+BARE = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"torch", "keras", "tensorflow", "ai_edge_litert", "flatbuffers"}:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+from slimline.measure.results import environment
+from slimline.recipe.registry import handlers
+from slimline.runtimes.base import names, runtime
+assert {"litert", "onnxruntime"} <= set(names())
+assert all(runtime(name).policy for name in names())
+assert "ChannelPruning" in handlers()
+environment()
+"""
+
+
+def test_targets_and_steps_are_told_where_no_extra_is_installed() -> None:
+    done = subprocess.run([sys.executable, "-c", BARE], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

@@ -153,7 +153,7 @@ class LiteRT(Runtime):
         """
         require("ai_edge_litert", self.extra)
         require("flatbuffers", "keras")
-        from slimline.runtimes.flatbuffer import compact
+        from slimline.runtimes.forms.flatbuffer import compact
 
         function = form.content
         _write(path, compact(_convert(function, form.integer), function.inputs, function.layers))
