@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
 import slimline as sl
 from slimline.basics.errors import SlimlineError
-from slimline.graph.edits import Replace
+from slimline.graph.edits import Edit, Replace
 from slimline.graph.matrix import LayerMatrix, matrices
 from slimline.graph.operators import Convolution, Linear, Operator
 
@@ -149,3 +151,31 @@ def test_a_quantized_model_is_not_edited(case: tuple[sl.Model, np.ndarray]) -> N
     quantized = sl.apply(model, sl.StaticQuantization(undo=False), data)
     with pytest.raises(SlimlineError, match="prune first, then quantize"):
         quantized.edited((change,), {"step": "factorise"})
+
+
+@pytest.mark.parametrize("layer", ["wide", "head"])
+def test_another_shape_than_the_layer_gave_is_refused(case: tuple[sl.Model, np.ndarray], layer: str) -> None:
+    model, _ = case
+    change, _ = factors(model, layer)
+    narrow = change.operators[-1]
+    # One output broadcasts over whatever reads it, so only its shape tells.
+    bias = None if narrow.bias is None else narrow.bias[:1]
+    operators = (change.operators[0], replace(narrow, weight=narrow.weight[:1], bias=bias))
+    with pytest.raises(SlimlineError, match=f"What is to replace {layer} gives"):
+        model.edited((replace(change, operators=operators),), {"step": "factorise"})
+
+
+@pytest.mark.parametrize("layer", ["wide", "head"])
+def test_operators_that_do_not_fit_are_refused(case: tuple[sl.Model, np.ndarray], layer: str) -> None:
+    model, _ = case
+    change, _ = factors(model, layer)
+    first = replace(change.operators[0], weight=change.operators[0].weight[:-1])
+    with pytest.raises(SlimlineError, match=f"What is to replace {layer} does not fit"):
+        model.edited((replace(change, operators=(first, change.operators[1])),), {"step": "factorise"})
+
+
+@pytest.mark.parametrize("framework", ["torch", "keras"])
+def test_every_edit_is_carried_out(framework: str) -> None:
+    pytest.importorskip(framework)
+    table = import_module(f"slimline.frameworks.{framework}.edit").EDITS
+    assert set(table) == set(get_args(Edit))

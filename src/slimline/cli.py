@@ -156,12 +156,11 @@ def compress(
     chosen = wished(samples.has("train"))
 
     from slimline.run.compress import compress as work
-    from slimline.steps.sparse.step import SparsePruning
-    from slimline.steps.sparse.zeros import note
+    from slimline.steps.base import handler_of
 
     for step in chosen.steps:
-        if isinstance(step, SparsePruning):
-            err.say(note(step, chosen.target or loaded.usual_target))
+        for remark in handler_of(step).remarks(step, chosen.target or loaded.usual_target):
+            err.say(remark)
     try:
         with Display(err) as display:
             run = work(

@@ -8,6 +8,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from slimline.basics.errors import SlimlineError
 from slimline.graph.cuts import Cut
 from slimline.graph.operators import Operator
 from slimline.graph.quantization import Quantization
@@ -81,6 +82,22 @@ class Replace:
     input: str
     output: str
     operators: Sequence[Operator]
+
+    def misfit(self) -> SlimlineError:
+        """The error of operators that do not take what the one before gives."""
+        shapes = " and ".join(str(operator.weight.shape) for operator in self.operators)
+        return SlimlineError(
+            f"What is to replace {self.layer} does not fit together or what it reads, with weights {shapes}: make each "
+            "operator take what the one before gives."
+        )
+
+    def check_shape(self, before: tuple[int | None, ...], after: tuple[int | None, ...]) -> None:
+        """Refuse operators that give another shape than the layer did: what reads it might broadcast in silence."""
+        if before != after:
+            raise SlimlineError(
+                f"What is to replace {self.layer} gives {after} where the layer gave {before}: make its last operator "
+                "give the same."
+            )
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from functools import cache
 from re import _constants as opcodes  # type: ignore[attr-defined]
 from re import _parser as parser  # type: ignore[attr-defined]
 from types import MappingProxyType
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 from pydantic import AfterValidator
 
@@ -43,6 +43,22 @@ Globs = Annotated[tuple[str, ...], AfterValidator(_valid)]
 
 LayerPattern = Annotated[str, AfterValidator(lambda pattern: _valid((pattern,))[0])]
 """One of them."""
+
+
+class Choice(Protocol):
+    """What chooses layers, as a step does by these fields."""
+
+    @property
+    def step(self) -> str:
+        """Its name."""
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Patterns of those that it is about."""
+
+    @property
+    def keep(self) -> tuple[str, ...]:
+        """Patterns of those that it leaves alone."""
 
 
 def matches(names: Iterable[str], patterns: Iterable[str], types: Types = _UNTYPED) -> bool:

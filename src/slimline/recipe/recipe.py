@@ -143,7 +143,9 @@ class Recipe(Config):
         )
 
 
-def check_order(steps: Sequence[Step], done: Sequence[str] = (), follows: bool = False) -> None:
+def check_order(
+    steps: Sequence[Step], done: Sequence[str] = (), follows: bool = False, quantized: bool = False
+) -> None:
     """Refuse an order that has no meaning.
 
     Parameters
@@ -152,9 +154,12 @@ def check_order(steps: Sequence[Step], done: Sequence[str] = (), follows: bool =
     done : names of the steps that the model already went through.
     follows : whether there is something to recover before the first step: the model was compressed before, learns from
         a teacher that is not itself, or is not known yet.
+    quantized : whether the model is on integer grids, whatever brought it there.
     """
     known = configs()
-    earlier = [(name, known[name].kind) for name in done if name in known]
+    earlier: list[tuple[str, str]] = [(name, known[name].kind) for name in done if name in known]
+    if quantized and not any(kind == "quantization" for _, kind in earlier):
+        earlier.append(("quantization", "quantization"))
     for position, step in enumerate(steps):
         name = type(step).__name__
         for before, kind in earlier:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,12 +23,12 @@ class Row(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Printed(Row):
+class Printed(Row, ABC):
     """A result that is printed: `tables` and then `lines`, which is what ``print`` shows too, or JSON."""
 
+    @abstractmethod
     def tables(self) -> list[Grid]:
         """What the command line prints."""
-        raise NotImplementedError
 
     def lines(self) -> list[str]:
         """Sentences below the tables."""

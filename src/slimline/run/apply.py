@@ -18,7 +18,6 @@ from slimline.recipe.step import are_steps
 from slimline.report.console import telling
 from slimline.steps.base import Context, Tell, handler_of, neighbours, perform
 from slimline.steps.channels import parted
-from slimline.steps.quantization.step import StaticQuantization
 from slimline.training.teacher import teacher_for
 from slimline.training.trial import try_augment
 
@@ -130,6 +129,5 @@ def plan(
 def check_order_after(steps: Sequence[Step], model: Model, teacher: Any) -> None:
     """Refuse an order that has no meaning after what was done to `model`."""
     done = [str(entry.get("step")) for entry in model.history]
-    if model.quantization is not None and StaticQuantization.__name__ not in done:
-        done.append(StaticQuantization.__name__)
-    check_order(steps, done, follows=bool(done) or teacher is not None)
+    quantized = model.quantization is not None
+    check_order(steps, done, follows=bool(done) or quantized or teacher is not None, quantized=quantized)

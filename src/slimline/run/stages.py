@@ -22,8 +22,7 @@ from slimline.runtimes.base import runtime
 from slimline.search.attempts import Attempt, Found, Selection, search
 from slimline.search.fit import decided, stage_name
 from slimline.search.ladder import ladder
-from slimline.steps.base import Context, Tell, neighbours, perform
-from slimline.steps.channels.step import ChannelPruning
+from slimline.steps.base import Context, Tell, handler_of, neighbours, perform
 from slimline.training.teacher import fingerprint as of_weights
 
 if TYPE_CHECKING:
@@ -309,10 +308,9 @@ class _Pipeline:
         """The same text for recipes that lead to networks of the same shapes; nothing is trained."""
         model = self.original
         for step in recipe.steps:
-            if isinstance(step, ChannelPruning):
-                step = step.model_copy(update={"schedule": "oneshot", "rounds": 1})
-            if step.kind == "structural":
-                model = perform(step, model, Context(self.original, self.data, self.target, recipe.seed)).model
+            rehearsed = handler_of(step).rehearsal(step) if step.kind == "structural" else None
+            if rehearsed is not None:
+                model = perform(rehearsed, model, Context(self.original, self.data, self.target, recipe.seed)).model
         graph = model.graph
         quantized = sum(step.kind == "quantization" for step in recipe.steps)
         sizes = [(name, graph.values[name].shape) for name in sorted(graph.trainable)]

@@ -153,6 +153,10 @@ class Handler(ABC, Generic[S]):
     def perform(self, step: S, model: Model, context: Context) -> Done:
         """Do it: a new model, and its record."""
 
+    def remarks(self, step: S, target: str) -> tuple[str, ...]:
+        """What the user should know before the work of what the step can do on the runtime `target`, in sentences."""
+        return ()
+
     def company(self, step: S, student: Model, context: Context) -> Company | None:
         """What the step does while the training behind it runs, if it works like that."""
         return None

@@ -84,10 +84,11 @@ class KerasAdapter:
         return rewrite.parameters(native)
 
     def edit(self, native: Any, edits: Sequence[Edit], example: tuple[Array, ...]) -> Any:
-        """See `slimline.frameworks.keras.edit.edit`."""
-        from slimline.frameworks.keras.edit import edit
+        """See `slimline.frameworks.keras.edit`."""
+        from slimline.frameworks.edit import carry_out
+        from slimline.frameworks.keras.edit import EDITS
 
-        return _like(edit(native, edits, example), native)
+        return _like(carry_out(native, edits, example, EDITS), native)
 
     def form(self, native: Any, kind: str, example: tuple[Array, ...], integer: bool) -> Any:
         """See `slimline.frameworks.keras.function`."""

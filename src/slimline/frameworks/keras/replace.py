@@ -30,8 +30,12 @@ def replace(native: keras.Model, change: Replace) -> keras.Model:
         if call.name != same[0].name:
             return copy(call, args, kwargs)
         (x,) = (a for a in keras.tree.flatten((args, kwargs)) if isinstance(a, keras.KerasTensor))
-        for position, operator in enumerate(change.operators):
-            x = _call(x, operator, f"{change.layer}.{position}", call.operation)
+        try:
+            for position, operator in enumerate(change.operators):
+                x = _call(x, operator, f"{change.layer}.{position}", call.operation)
+        except ValueError as reason:
+            raise change.misfit() from reason
+        change.check_shape(tuple(call.outputs[0].shape), tuple(x.shape))
         return x
 
     return rebuild(native, visit)

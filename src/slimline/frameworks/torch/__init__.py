@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from slimline.basics.errors import SlimlineError
 from slimline.frameworks.base import Array, Batch, Parts, Trainer
 from slimline.frameworks.device import wish
+from slimline.frameworks.edit import carry_out
 from slimline.frameworks.torch import device, read, save
 from slimline.frameworks.torch import native as natives
 from slimline.frameworks.torch.native import Native
@@ -69,10 +70,11 @@ class TorchAdapter:
         return found
 
     def edit(self, native: Native, edits: Sequence[Edit], example: tuple[Array, ...]) -> Native:
-        """See `slimline.frameworks.torch.edit.edit`."""
-        from slimline.frameworks.torch.edit import edit
+        """See `slimline.frameworks.torch.edit`."""
+        from slimline.frameworks.torch.edit import EDITS
 
-        return edit(native, edits, example)
+        edited: Native = carry_out(native, edits, example, EDITS)
+        return edited
 
     def form(self, native: Native, kind: str, example: tuple[Array, ...], integer: bool) -> Any:
         """See `slimline.frameworks.torch.onnx`."""

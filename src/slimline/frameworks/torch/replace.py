@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from contextlib import suppress
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -19,7 +21,7 @@ _CONVOLUTIONS = {1: aten.conv1d.default, 2: aten.conv2d.default, 3: aten.conv3d.
 
 
 def replace(native: Native, change: Replace, example: tuple[Array, ...]) -> Native:
-    """A copy in which operators compute what a layer did; it is run once on `example` to prove that it runs.
+    """A copy in which operators compute what a layer did, of the same shape on `example`.
 
     They are trained where the layer was. Tensors that only the layer read are gone.
     """
@@ -38,14 +40,40 @@ def replace(native: Native, change: Replace, example: tuple[Array, ...]) -> Nati
             value = _call(result.graph, value, part, operator)
             value.meta = {"nn_module_stack": _stack(old, part)}
     old.replace_all_uses_with(value)
-    name = old.name
     drop_dead(result, {old})
-    value._rename(name)
     result.graph.lint()
     result.recompile()
-    with torch.no_grad():
-        result(*to_tensors(example))
+    before = _shape(native, change.output, example)
+    try:
+        after = _shape(result, value.name, example)
+    except RuntimeError as reason:
+        raise change.misfit() from reason
+    change.check_shape(before, after)
     return result
+
+
+class _Reached(Exception):
+    """The value whose shape is asked for was computed."""
+
+
+def _shape(native: Native, name: str, example: tuple[Array, ...]) -> tuple[int, ...]:
+    """Of a value, in a run on `example` that ends there."""
+    shape: tuple[int, ...] = ()
+
+    class Run(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            nonlocal shape
+            value = super().run_node(n)
+            if n.name == name:
+                shape = tuple(value.shape)
+                raise _Reached
+            return value
+
+    run = Run(native)
+    run.extra_traceback = False  # it would print what is no error
+    with torch.no_grad(), suppress(_Reached):
+        run.run(*to_tensors(example))
+    return shape
 
 
 def _hold(native: Native, name: str, operator: Operator, like: nn.Parameter) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from slimline.graph.ir import Graph, Node
 from slimline.methods.activations import sparsity, threshold_for_error, threshold_for_sparsity
 from slimline.model.model import is_model
 from slimline.plans import StructuralPlan
-from slimline.recipe.layers import refuse_unmatched, selected
+from slimline.recipe.layers import Choice, refuse_unmatched, selected
 from slimline.steps.activations.step import ActivationPruning
 
 if TYPE_CHECKING:
@@ -31,22 +31,6 @@ GAIN = (
     "save energy or time only on hardware that skips them."
 )
 PRICE = f"{GAIN} Here each threshold is one more operator."
-
-
-class Choice(Protocol):
-    """Of ReLUs, by a step that is about their outputs."""
-
-    @property
-    def step(self) -> str:
-        """Its name."""
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """Patterns of their layers or values."""
-
-    @property
-    def keep(self) -> tuple[str, ...]:
-        """Patterns of those that stay as they are."""
 
 
 @dataclass(frozen=True)

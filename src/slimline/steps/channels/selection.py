@@ -14,7 +14,7 @@ from slimline.graph.kinds import kind
 from slimline.graph.units import Unit, Units
 from slimline.methods.structured import Scores, select_global, select_local
 from slimline.plans import Plan, StructuralPlan
-from slimline.recipe.layers import first_match, matches, refuse_unmatched, selected
+from slimline.recipe.layers import Choice, first_match, matches, refuse_unmatched, selected
 from slimline.steps.channels.criteria import scores
 from slimline.steps.channels.rounding import settled
 
@@ -24,16 +24,8 @@ if TYPE_CHECKING:
     from slimline.steps.channels.step import ChannelPruning
 
 
-class Choice(Protocol):
-    """Of units, by a step that prunes or prepares them."""
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """Patterns of layers that carry them."""
-
-    @property
-    def keep(self) -> tuple[str, ...]:
-        """Patterns of layers that must carry none."""
+class UnitChoice(Choice, Protocol):
+    """What chooses units, by the layers that carry them and by their axes."""
 
     @property
     def axes(self) -> tuple[str, ...] | None:
@@ -91,7 +83,7 @@ def _parts(units: Units, chosen: Sequence[Unit], step: ChannelPruning, ratio: fl
     return [(ratio if name is None else step.overrides[name].ratio, part) for name, part in members.items()]
 
 
-def eligible(units: Units, step: Choice) -> list[Unit]:
+def eligible(units: Units, step: UnitChoice) -> list[Unit]:
     """The units that the step's `layers`, `keep`, `axes` and `factors` choose.
 
     Raises

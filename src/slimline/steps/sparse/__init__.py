@@ -73,6 +73,11 @@ class _Handler(Handler[SparsePruning]):
             details={"layers": names, "refused": refused},
         )
 
+    def remarks(self, step: SparsePruning, target: str) -> tuple[str, ...]:
+        from slimline.steps.sparse.zeros import note
+
+        return (note(step, target),)
+
     def company(self, step: SparsePruning, student: Model, context: Context) -> Company | None:
         from slimline.steps.sparse.gradual import gradual
 
