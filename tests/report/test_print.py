@@ -47,6 +47,8 @@ def test_limits_are_said_in_their_units():
     trial = {"stage": "estimate", "settings": {"strength": "half"}, "cost": {"latency": {"32": latency}, "size": size}}
     page = html(report() | {"limits": limits, "trials": [trial]})
     assert said in page and "4.31 ms (4.2 to 4.4)" in page
+    heads = [head in page for head in ('">Latency<', '">Size<', '">Memory<', '">MACs<', '">Lost<')]
+    assert heads == [True, True, False, False, False]  # a column for what was measured
 
 
 def test_a_prompt_shows_one_line_of_each():

@@ -141,7 +141,7 @@ def _view(report: Shown, where: str) -> dict[str, Any]:
         "target": target,
         "unmet": report.unmet or (),
         "limits": report.limits or (),
-        "trials": [_trial(row, metric) for row in report.trials or ()],
+        "trials": _trials(report.trials or (), metric),
         "warnings": report.warnings or (),
         "tiles": [row for row in quantities if row.changed and row.name != "Parameters"],
         "rows": quantities,
@@ -185,8 +185,18 @@ def _durations(durations: Sequence[Duration]) -> list[dict[str, str]]:
     ]
 
 
+_MEASURED = ("Latency", "Size", "Memory", "MACs", "Lost")
+
+
+def _trials(trials: Sequence[Trial], metric: str) -> dict[str, Any]:
+    """The table of what was tried: of what was measured, only what any trial has."""
+    rows = [_trial(trial, metric) for trial in trials]
+    measured = [name for name in _MEASURED if any(row["costs"][name][0] for row in rows)]
+    return {"columns": measured, "rows": [{**row, "costs": [row["costs"][name] for name in measured]} for row in rows]}
+
+
 def _trial(row: Trial, metric: str) -> dict[str, Any]:
-    """A row of the table of what was tried."""
+    """A row of that table."""
     layers = row.settings.get("float_layers")
     if isinstance(layers, list):
         what = f"in float: {', '.join(map(str, layers))}" if layers else "all in integers"
@@ -197,8 +207,13 @@ def _trial(row: Trial, metric: str) -> dict[str, Any]:
     return {
         "what": what,
         "stage": f"{row.stage}{seconds}",
-        "costs": [_cost(part) for part in (latency, row.cost.size, row.cost.memory, row.cost.macs)],
-        "lost": "" if row.drop is None else text.drop(row.drop, metric),
+        "costs": {
+            "Latency": _cost(latency),
+            "Size": _cost(row.cost.size),
+            "Memory": _cost(row.cost.memory),
+            "MACs": _cost(row.cost.macs),
+            "Lost": ("" if row.drop is None else text.drop(row.drop, metric), []),
+        },
         "chosen": row.chosen,
         "reason": row.reason,
     }
