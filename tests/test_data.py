@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import sys
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -209,3 +211,22 @@ def test_digits_are_stratified_and_laid_out() -> None:
     from sklearn.datasets import load_digits
 
     assert sorted(map(tuple, np.concatenate(roles))) == sorted(map(tuple, load_digits().data))
+
+
+def test_a_framework_that_cannot_be_used_does_not_stop_the_data_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keras without TensorFlow may be imported in the process that compresses a torch model."""
+    from slimline.frameworks import base
+
+    usable = base.adapter
+
+    def adapter(name: str) -> object:
+        if name == "keras":
+            raise SlimlineError("tensorflow is not installed: run pip install 'slimline[keras]'.")
+        return usable(name)
+
+    monkeypatch.setitem(sys.modules, "keras", ModuleType("keras"))
+    monkeypatch.setattr(base, "adapter", adapter)
+    x, y = samples(20)
+    data = Data(train=[(x[:10], y[:10]), (x[10:], y[10:])])
+    assert sum(len(inputs[0]) for inputs, _ in data.split("train").batches(4)) == 20
+    assert "keras" not in [each.name for each in base.imported()]

@@ -57,10 +57,11 @@ class Toy:
     free: str = "batch"
     quantization: Quantization | None = None
     native: Any = None
+    forms: tuple[str, ...] = ("other", "toy")
 
     @property
     def adapter(self) -> Any:
-        return SimpleNamespace(free=lambda native: self.free, forms=("other", "toy"), form=lambda *form: None)
+        return SimpleNamespace(free=lambda native: self.free, form=lambda *form: None)
 
     def outputs(self, *inputs: np.ndarray) -> Outputs:
         return self.answer(*inputs)

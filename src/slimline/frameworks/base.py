@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -154,8 +155,6 @@ class Adapter(Protocol):
     name: str
     suffix: str
     """Of the files that `save` writes: ``.pt2``, ``.keras``."""
-    forms: tuple[str, ...]
-    """Exchange forms that it gives (`slimline.runtimes.forms`)."""
     layout: Literal["channels_first", "channels_last"]
     """Where images and outputs have their channels."""
 
@@ -184,7 +183,8 @@ class Adapter(Protocol):
         """A copy to which the edits were done, one after the other; `native` stays as it is."""
 
     def form(self, native: Any, kind: str, example: tuple[Array, ...], integer: bool) -> Any:
-        """The content of one of `forms`; `integer` where `native` simulates what is to be computed in integers.
+        """The content of one of the framework's forms; `integer` where `native` simulates what is to be computed in
+        integers.
 
         Raises
         ------
@@ -337,8 +337,13 @@ def adapter_for(source: Any) -> Adapter:
 
 
 def imported() -> list[Adapter]:
-    """The adapters of the frameworks that this process has imported already."""
-    return [adapter(name) for name in frameworks() if name in sys.modules]
+    """The adapters of the frameworks that this process has imported already, as far as they can be used here."""
+    found = []
+    for name in frameworks():
+        if name in sys.modules:
+            with suppress(SlimlineError):  # Keras on another backend, say, beside the torch model that is compressed
+                found.append(adapter(name))
+    return found
 
 
 def adapter_of(path: Path) -> Adapter:

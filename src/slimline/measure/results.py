@@ -213,7 +213,7 @@ def check_schema(loaded: Any, where: str) -> None:
 
 
 # fmt: off
-_PEERS = ("openvino", "ai-edge-quantizer", "pydantic", "scikit-learn")
+_BESIDE = ("openvino", "ai-edge-quantizer", "pydantic", "scikit-learn")
 _FLAGS = (
     "avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16", "amx_int8",
     "amx_bf16", "asimddp", "i8mm", "sve",
@@ -237,7 +237,7 @@ def environment(threads: int = 1, devices: Sequence[str] = ()) -> dict[str, Any]
     import psutil
 
     model, flags = _cpu()
-    packages = installed((*deciding(), *_PEERS))
+    packages = installed((*deciding(), *_BESIDE))
     return {
         "cpu": model,
         "cpu_flags": [f for f in _FLAGS if f in flags],

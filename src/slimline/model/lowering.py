@@ -61,7 +61,7 @@ def lower(runtime: Runtime, model: Model, path: Path, quick: bool = False) -> Pa
 
 def write(runtime: Runtime, model: Model, path: Path) -> None:
     """Write the artifact of `model` without comparing them: for artifacts that are compared later, or thrown away."""
-    kind = road(model.adapter.forms, runtime)
+    kind = road(model.forms, runtime)
     integer = model.quantization is not None
     runtime.lower(Form(kind, model.adapter.form(model.native, kind, model.example, integer), integer), path)
 

@@ -62,6 +62,11 @@ class Model:
         return framework(self.adapter.name).target
 
     @property
+    def forms(self) -> tuple[str, ...]:
+        """The exchange forms in which it can be handed to a runtime (`slimline.runtimes.forms`)."""
+        return framework(self.adapter.name).forms
+
+    @property
     def uncompressed(self) -> Model | None:
         """`origin`, or this model itself while nothing has been done to it; None where it is not known."""
         return self.origin or (None if self.history else self)

@@ -58,7 +58,7 @@ def _folders(folder: Path) -> Iterator[None]:
 def runtime_of(name: str, model: Model) -> Runtime:
     """The target called `name`, if it is installed and there is a road to it from the model's framework."""
     target = runtime(name)
-    road(model.adapter.forms, target)
+    road(model.forms, target)
     missing = target.available()
     if missing:
         raise SlimlineError(missing)

@@ -156,7 +156,7 @@ def inspect(model: Any, target: str | None = None) -> Inspection:
     """
     loaded = load(model)
     name = target or loaded.usual_target
-    road(loaded.adapter.forms, runtime(name))
+    road(loaded.forms, runtime(name))
     graph = loaded.graph
     solved = Units(graph)
     return Inspection(

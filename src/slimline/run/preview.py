@@ -148,7 +148,7 @@ def preview(
         **({"target": target} if target else {}),
     )
     name = str(chosen.target)
-    road(loaded.adapter.forms, runtime(name))
+    road(loaded.forms, runtime(name))
     with granted(chosen.steps, allow_code):
         check_order_after(chosen.steps, loaded, None)
         _refuse_without_samples(chosen.steps, data)

@@ -45,7 +45,6 @@ class KerasAdapter:
 
     name = "keras"
     suffix = ".keras"
-    forms = (TENSORFLOW_FUNCTION,)
     layout: Literal["channels_last"] = "channels_last"
 
     def accepts(self, source: Any) -> bool:

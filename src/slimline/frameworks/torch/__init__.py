@@ -29,7 +29,6 @@ class TorchAdapter:
 
     name = "torch"
     suffix = ".pt2"
-    forms = (ONNX,)
     layout: Literal["channels_first"] = "channels_first"
 
     def accepts(self, source: Any) -> bool:
