@@ -185,8 +185,9 @@ def test_export_writes_what_the_run_did(project: Path, whole: tuple[Path, str, s
 def test_json_of_a_run_and_of_its_files(project: Path, whole: tuple[Path, str, str]) -> None:
     run = whole[0]
     report = json.loads((run / "report.json").read_text())
-    code, out, err = done("report", "whole", "--json", folder=project)
-    assert (code, err) == (0, "") and json.loads(out) == report
+    for command in ("report", "resume"):
+        code, out, err = done(command, "whole", "--json", folder=project)
+        assert (code, err) == (0, "") and json.loads(out) == report
     code, out, err = done("verify", "whole", "--json", folder=project)
     sound = json.loads(out)
     assert (code, err) == (0, "")
@@ -220,3 +221,20 @@ def test_what_a_factory_prints_is_not_in_the_json(project: Path) -> None:
     code, out, err = done("inspect", "loud:net", "--input-shape", "1,8,8", "--json", folder=project)
     assert code == 0 and "hello" in err
     assert json.loads(out)["parameters"] == 2650
+    (project / "small.yaml").write_text("steps:\n  - {step: ChannelPruning, ratio: 0.5}\nbudget: {max_drop: 0.9}\n")
+    words = (
+        "compress",
+        "loud:net",
+        "--data",
+        "d.npz",
+        "--recipe",
+        "small.yaml",
+        "--batch",
+        "1",
+        "-o",
+        "loud",
+        "--json",
+    )
+    code, out, err = done(*words, folder=project)
+    assert code == 0 and "hello" in err
+    assert json.loads(out) == json.loads((project / "loud" / "report.json").read_text())

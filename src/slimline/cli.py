@@ -79,15 +79,16 @@ def demo(
     framework: Annotated[str, typer.Option(help="torch or keras.")] = "torch",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The run directory.")] = None,
     device: Device = None,
+    as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
     """The whole job on real handwritten digits, without a download."""
     from slimline.demo import run_demo
 
     _check_device(device)
-    with Display(err) as display:
+    with _aside(as_json), Display(err) as display:
         run = run_demo(framework, output, display, device)
-    _show(run)
+    _show(run, as_json)
 
 
 @app.command()
@@ -118,6 +119,7 @@ def compress(
     device: Device = None,
     allow_pickle: Pickle = False,
     allow_code: Code = None,
+    as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
     """Compress MODEL within a budget, measure it on its runtime and certify the accuracy lost."""
@@ -152,7 +154,8 @@ def compress(
     teacher_source = None if teacher is None else ModelSource(teacher, None, _shape(input_shape), allow_pickle)
     sources = {"model": model_source.record(), "data": data_source.record()}
     sources |= {} if teacher_source is None else {"teacher": teacher_source.record()}
-    loaded, samples, tutor = load_pair(model_source, data_source, teacher_source)
+    with _aside(as_json):
+        loaded, samples, tutor = load_pair(model_source, data_source, teacher_source)
     chosen = wished(samples.has("train"))
 
     from slimline.run.compress import compress as work
@@ -162,7 +165,7 @@ def compress(
         for remark in handler_of(step).remarks(step, chosen.target or loaded.usual_target):
             err.say(remark)
     try:
-        with Display(err) as display:
+        with _aside(as_json), Display(err) as display:
             run = work(
                 loaded,
                 samples,
@@ -181,7 +184,7 @@ def compress(
         if output.is_dir():
             err.say(f"Stopped; go on with: slimline resume {shlex.quote(str(output))}")
         raise
-    _show(run)
+    _show(run, as_json)
 
 
 @app.command()
@@ -190,6 +193,7 @@ def resume(
     device: Device = None,
     allow_code: Code = None,
     allow_pickle: Pickle = False,
+    as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
     """Go on with a run that was stopped or killed; code that a run of somebody else names needs your word."""
@@ -197,9 +201,9 @@ def resume(
 
     _check_device(device)
     allowed = tuple(allow_code or ())
-    with Display(err) as display:
+    with _aside(as_json), Display(err) as display:
         done = work(run, progress=display, allow_code=allowed, allow_pickle=allow_pickle, device=device)
-    _show(done)
+    _show(done, as_json)
 
 
 @app.command()
@@ -207,13 +211,7 @@ def report(run: RunPath, as_json: Json = False) -> None:
     """Show what a run found, and where its report is."""
     from slimline.run.directory import Run
 
-    opened = Run.open(run, lock=False)
-    if not as_json:
-        _show(opened)
-        return
-    found = opened.report
-    _print_json(json.loads(found.to_json()))
-    _met(found)
+    _show(Run.open(run, lock=False), as_json)
 
 
 @app.command()
@@ -482,11 +480,15 @@ def _print(found: Printed, as_json: bool) -> None:
         out.say(line)
 
 
-def _show(run: Run) -> None:
-    """The table, the report's path and what the certificate says."""
+def _show(run: Run, as_json: bool) -> None:
+    """The table, the report's path and what the certificate says; or the report as JSON."""
     from slimline.report.tables import summary_table
 
     found = run.report
+    if as_json:
+        _print_json(json.loads(found.to_json()))
+        _met(found)
+        return
     out.print(summary_table(found))
     for refused in found.refused:
         out.say(f"{refused.what}: {refused.reason}", "refused", "yellow")
