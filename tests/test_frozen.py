@@ -119,6 +119,6 @@ def test_a_quantized_model_is_not_pruned_by_any_road(model: sl.Model, data: sl.D
             sl.plan(quantized, step, data)
     unmarked = sl.Model(quantized.adapter, quantized.native, quantized.example, (), quantized.quantization)
     for step in (sl.ChannelPruning(ratio=0.5), sl.SparsePruning(amount=0.5)):
-        for given in (quantized, unmarked):
-            with pytest.raises(sl.SlimlineError, match="cannot follow StaticQuantization"):
-                sl.apply(given, step, data)
+        for before, frozen in (("StaticQuantization", quantized), ("quantization", unmarked)):
+            with pytest.raises(sl.SlimlineError, match=f"cannot follow {before}, because"):
+                sl.apply(frozen, step, data)
