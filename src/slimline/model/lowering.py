@@ -1,8 +1,8 @@
 """Roads from frameworks to runtimes, and the gate at their end: no artifact leaves that disagrees with its model.
 
-`road` is the exchange form that an adapter gives and a runtime takes. `lower` has the runtime write the artifact in a
-folder beside its destination, loads it again, compares all that it answers with all that the model answers, and only
-then puts it in its place. A new target is gated because it is a `Runtime`.
+`road` leads through the exchange forms from what an adapter gives to what a runtime takes. `lower` has the runtime
+write the artifact in a folder beside its destination, loads it again, compares all that it answers with all that the
+model answers, and only then puts it in its place. A new target is gated because it is a `Runtime`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from slimline.basics.errors import SlimlineError
 from slimline.measure.parity import Parity, compare
 from slimline.measure.probes import Arrays, probes
 from slimline.runtimes import base as runtimes
+from slimline.runtimes import forms
 from slimline.runtimes.forms import Form
 
 if TYPE_CHECKING:
@@ -61,9 +62,10 @@ def lower(runtime: Runtime, model: Model, path: Path, quick: bool = False) -> Pa
 
 def write(runtime: Runtime, model: Model, path: Path) -> None:
     """Write the artifact of `model` without comparing them: for artifacts that are compared later, or thrown away."""
-    kind = road(model.forms, runtime)
+    way = road(model.forms, runtime)
     integer = model.quantization is not None
-    runtime.lower(Form(kind, model.adapter.form(model.native, kind, model.example, integer), integer), path)
+    content = model.adapter.form(model.native, way[0], model.example, integer)
+    runtime.lower(Form(way[-1], forms.converted(content, way), integer), path)
 
 
 def _put(part: Path, final: Path) -> None:
@@ -72,17 +74,18 @@ def _put(part: Path, final: Path) -> None:
     part.replace(final)
 
 
-def road(forms: Sequence[str], runtime: Runtime) -> str:
-    """The exchange form in which a framework that gives `forms` reaches a runtime.
+def road(given: Sequence[str], runtime: Runtime) -> tuple[str, ...]:
+    """The exchange forms through which a framework that gives some reaches a runtime: the first is the framework's, the
+    last the runtime's.
 
     Raises
     ------
     SlimlineError : there is none.
     """
-    for kind in runtime.forms:
-        if kind in forms:
-            return kind
-    reached = [name for name in runtimes.names() if set(runtimes.runtime(name).forms) & set(forms)]
+    way = forms.road(given, runtime.forms)
+    if way is not None:
+        return way
+    reached = [name for name in runtimes.names() if forms.road(given, runtimes.runtime(name).forms)]
     raise SlimlineError(f"{runtime.name} does not take such models yet: choose the target {', '.join(reached)}.")
 
 

@@ -1,4 +1,4 @@
-"""The LiteRT target: Keras models as ``.tflite`` files, run by XNNPACK on the CPU.
+"""The LiteRT target: ``.tflite`` files, run by XNNPACK on the CPU.
 
 The artifact takes and gives float32 (or the model's own integer inputs). Where it is quantized, the first and
 last operator round and unround inside the delegate: at batch 32 of 28 × 28 images that costs 0.1 ms of 13,
@@ -152,7 +152,7 @@ class LiteRT(Runtime):
         SlimlineError : an operator that LiteRT has not.
         """
         require("ai_edge_litert", self.extra)
-        require("flatbuffers", "keras")
+        require("flatbuffers", self.extra)
         from slimline.runtimes.forms.flatbuffer import compact
 
         function = form.content
@@ -160,7 +160,7 @@ class LiteRT(Runtime):
 
     def sample(self, layer: Layer, path: Path) -> None:
         """Write a ``.tflite`` file of layers such as `layer`, see `slimline.runtimes.base.Runtime`."""
-        require("tensorflow", "keras")
+        require("tensorflow", self.extra)
         import tensorflow as tf
 
         rng = np.random.default_rng(0)

@@ -28,6 +28,8 @@ _MOVES = {
     "Slice", "Split", "Gather", "Expand", "Pad", "Identity",
 }  # fmt: skip
 _BIASED = {"Conv", "ConvTranspose", "Gemm"}
+WEIGHTED = frozenset({*_BIASED, "MatMul"})
+"""Operators that have the weight of a layer as their second operand."""
 _INT32 = np.iinfo(np.int32)
 
 
@@ -56,7 +58,7 @@ def schema() -> onnx.defs.OpSchema:
 def rewrite(model: ir.Model) -> None:
     """Run all passes on `model`, in place."""
     graph = model.graph
-    _name_nodes(graph)
+    name_nodes(graph)
     _pool_means(graph)
     _drop_clamps(graph)
     _carry_grids(graph)
@@ -65,12 +67,12 @@ def rewrite(model: ir.Model) -> None:
     _strip(model)
 
 
-def _name_nodes(graph: ir.Graph) -> None:
+def name_nodes(graph: ir.Graph) -> None:
     """Name every operator by the user's layer: plainly those with weights, the others with their operator."""
     taken: set[str] = set()
     for node in graph:
         layer, weighted = "", False
-        if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul") and node.inputs[1] is not None:
+        if node.op_type in WEIGHTED and node.inputs[1] is not None:
             weight: ir.Value | None = node.inputs[1]
             while weight is not None and (source := weight.producer()) is not None:
                 weight = source.inputs[0] if source.op_type in (FAKE_QUANTIZE, "Transpose") else None
@@ -104,7 +106,7 @@ def _pool_means(graph: ir.Graph) -> None:
         pool = ir.node("GlobalAveragePool", [x], name=node.name)
         made = [pool]
         if not _attribute(node, "keepdims", 1):
-            rounding = _sole_rounding(mean)
+            rounding = sole_rounding(mean)
             if rounding is not None:  # round before the reshape too, so that the pool itself is integer
                 made.append(_rounding_like(rounding, made[-1].outputs[0]))
             made.append(ir.node("Flatten", [made[-1].outputs[0]], {"axis": 1}, name=f"{node.name}/Flatten"))
@@ -116,10 +118,10 @@ def _drop_clamps(graph: ir.Graph) -> None:
     for node in list(graph):
         if node.op_type not in ("Relu", "Clip"):
             continue
-        rounding = _sole_rounding(node.outputs[0])
+        rounding = sole_rounding(node.outputs[0])
         if rounding is None or node.inputs[0] is None:
             continue
-        grid = _grid(rounding)
+        grid = grid_of(rounding)
         bottom = (grid.low - grid.zero_point[0]) * grid.scale[0]
         top = (grid.high - grid.zero_point[0]) * grid.scale[0]
         low, high = 0.0, np.inf
@@ -142,7 +144,7 @@ def _carry_grids(graph: ir.Graph) -> None:
             continue
         for moved in node.outputs:
             users = list(moved.uses())
-            if _sole_rounding(moved) is not None or moved.is_graph_output() or not users:
+            if sole_rounding(moved) is not None or moved.is_graph_output() or not users:
                 continue
             rounding = _rounding_like(source, moved)
             graph.insert_after(node, rounding)
@@ -176,7 +178,7 @@ class _Expander:
                     self._keep_float(node)
 
     def _activation(self, node: ir.Node) -> None:
-        grid = _grid(node)
+        grid = grid_of(node)
         dtype = np.uint8 if grid.low >= 0 else np.int8
         scale = np.asarray(grid.scale[0], np.float32)
         ends = [self._store(scale), self._store(np.asarray(grid.zero_point[0], dtype))]
@@ -186,7 +188,7 @@ class _Expander:
         self.scales[real.outputs[0]] = scale
 
     def _weight(self, node: ir.Node) -> None:
-        grid, value = _grid(node), node.inputs[0]
+        grid, value = grid_of(node), node.inputs[0]
         weight = _constant(value)
         assert value is not None and weight is not None
         integers = quantize(weight, grid)
@@ -265,7 +267,7 @@ class _Expander:
         return value
 
 
-def _grid(node: ir.Node) -> Grid:
+def grid_of(node: ir.Node) -> Grid:
     """The grid that a rounding operator carries."""
     axis = _attribute(node, "axis", None)
     if axis is None:
@@ -292,7 +294,7 @@ def _is_weight(node: ir.Node) -> bool:
     return _constant(node.inputs[0]) is not None
 
 
-def _sole_rounding(value: ir.Value) -> ir.Node | None:
+def sole_rounding(value: ir.Value) -> ir.Node | None:
     """The rounding operator that alone reads `value`, if that is so."""
     users = [user for user, _ in value.uses()]
     if len(users) == 1 and users[0].op_type == FAKE_QUANTIZE and not value.is_graph_output():
