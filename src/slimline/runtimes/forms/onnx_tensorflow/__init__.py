@@ -135,14 +135,21 @@ class _Translation:
         try:
             if stored and operands:  # of stored tensors alone: computed now
                 with tf.init_scope():
-                    results = rule(call)
-                    several = results if isinstance(results, list | tuple) else [results]
-                    return [x.plain.numpy() if isinstance(x, Placed) else x for x in several]
-            with tf.name_scope(_scope(str(node.name))):
-                results = rule(call)
+                    results = _listed(rule(call))
+                    results = [x.plain.numpy() if isinstance(x, Placed) else x for x in results]
+            else:
+                with tf.name_scope(_scope(str(node.name))):
+                    results = _listed(rule(call))
+            for output in node.outputs[len(results) :]:
+                if output.uses() or output.is_graph_output():
+                    raise Untranslatable(f"result {output.index()} of {node.op_type}")
         except Untranslatable as error:
             raise SlimlineError(f"LiteRT has no {error}, which {node.name} needs: express it otherwise.") from error
-        return list(results) if isinstance(results, list | tuple) else [results]
+        except (ValueError, TypeError, tf.errors.OpError) as error:
+            raise SlimlineError(
+                f"LiteRT has no such {node.op_type}, which {node.name} needs: express it otherwise ({first_line(error)})."
+            ) from error
+        return results
 
     def _rounded(self, node: ir.Node, x: Any) -> Any:
         """What rounding to a grid gives."""
@@ -168,6 +175,11 @@ class _Translation:
             if node.op_type == form.FAKE_QUANTIZE:
                 return form.grid_of(node)
         return None
+
+
+def _listed(results: Any) -> list[Any]:
+    """What a rule gives, as a list."""
+    return list(results) if isinstance(results, list | tuple) else [results]
 
 
 def _rounded_next(value: ir.Value) -> bool:

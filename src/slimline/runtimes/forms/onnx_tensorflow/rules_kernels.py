@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -189,6 +188,8 @@ def _gemm(call: Call) -> Value:
 @rule("MatMul")
 def _product(call: Call) -> Value:
     weight = call.inputs[1]
+    if min(call.operand(0).rank, call.operand(1).rank) == 1:
+        return placed(tf.tensordot(call.tensor(0), call.tensor(1), [[-1], [max(call.operand(1).rank - 2, 0)]]))
     if not isinstance(weight, np.ndarray | Rounded):
         return placed(tf.matmul(call.tensor(0), call.tensor(1)))
     stored = weight.array if isinstance(weight, Rounded) else weight
@@ -207,8 +208,6 @@ def _einsum(call: Call) -> Value:
 
 @rule("MaxPool")
 def _max_pool(call: Call) -> Value:
-    if len(call.node.outputs) > 1 and call.node.outputs[1].uses():
-        raise Untranslatable("MaxPool that tells positions")
     lowest = float(np.finfo(np.float32).min) if call.floor is None else call.floor
     return _pool(call, tf.nn.max_pool, lowest)
 
@@ -310,7 +309,9 @@ _REDUCTIONS: dict[str, Callable[..., Any]] = {
 def _reduction(call: Call) -> Value:
     x = call.operand(0)
     axes = call.numbers(1, "axes")
-    if axes is None:
+    if x.tensor.dtype == tf.bool:
+        raise Untranslatable(f"{call.node.op_type} of truth values")
+    if not axes:
         if call.attribute("noop_with_empty_axes", 0):
             return x
         axes = list(range(x.rank))
@@ -326,6 +327,8 @@ def _reduction(call: Call) -> Value:
 def _arg(call: Call) -> Value:
     x = call.operand(0)
     axis = call.attribute("axis", 0) % x.rank
+    if call.attribute("select_last_index", 0):
+        raise Untranslatable(f"{call.node.op_type} of the last of equals")
     pick = tf.argmax if call.node.op_type == "ArgMax" else tf.argmin
     y = pick(x.plain, axis)
     return placed(tf.expand_dims(y, axis) if call.attribute("keepdims", 1) else y)
@@ -434,7 +437,7 @@ def _unit_norm(call: Call) -> Value:
     x, axis = call.operand(0), call.attribute("axis", -1)
     if call.attribute("p", 2) != 2:
         raise Untranslatable("LpNormalization by another norm than the second")
-    return Placed(x.tensor / tf.norm(x.tensor, axis=x.axis(axis), keepdims=True), x.order)
+    return Placed(tf.math.divide_no_nan(x.tensor, tf.norm(x.tensor, axis=x.axis(axis), keepdims=True)), x.order)
 
 
 @rule("Resize")
@@ -449,7 +452,10 @@ def _resize(call: Call) -> Value:
         target = [int(n) for n in call.constant(3)]
     else:
         scales = call.constant(2 if call.opset > 10 else 1)
-        target = [math.floor((n or 1) * float(s)) for n, s in zip(x.shape, scales, strict=True)]
+        scaled = [(n or 1) * float(s) for n, s in zip(x.shape, scales, strict=True)]
+        if any(abs(n - round(n)) > 1e-4 for n in scaled[2:]):  # TensorFlow takes the scale from the sizes
+            raise Untranslatable("Resize to other than whole sizes")
+        target = [round(n) for n in scaled]
     resize = _resizing(call, target[2:], [int(n or 0) for n in places])
     return placed_last(resize(x.channels_last, target[2:]))
 
@@ -461,9 +467,10 @@ def _resizing(call: Call, target: list[int], places: list[int]) -> Callable[[Any
         way = "asymmetric"
     whole = all(after % before == 0 for after, before in zip(target, places, strict=True))
     if mode == "nearest":
-        floored = call.opset < 11 or call.attribute("nearest_mode", "round_prefer_floor") == "floor"
+        rounding = call.attribute("nearest_mode", "round_prefer_floor")
+        floored = way == "asymmetric" and (call.opset < 11 or rounding == "floor")
         # By a whole number half pixels round to the place that they lie in.
-        if (way == "asymmetric" and floored) or (whole and way in ("half_pixel", "pytorch_half_pixel")):
+        if floored or (whole and "half_pixel" in way and way != "half_pixel_symmetric" and "round" in rounding):
             return lambda x, size: tf.compat.v1.image.resize_nearest_neighbor(x, size)
         raise Untranslatable(f"Resize to the nearest by {way}")
     if mode != "linear" or call.attribute("antialias", 0):

@@ -140,7 +140,7 @@ def _transpose(call: Call) -> Value:
 @rule("Concat")
 def _concat(call: Call) -> Value:
     values = [value for value in call.inputs if value is not None]
-    if any(isinstance(value, Sizes) for value in values):
+    if any(isinstance(v, Sizes) for v in values) and all(isinstance(v, Sizes | np.ndarray) for v in values):
         sizes = [v.values if isinstance(v, Sizes) else [int(n) for n in v] for v in values]  # type: ignore[union-attr]
         return Sizes(tuple(n for vector in sizes for n in vector))
     rank = call.operand(0).rank
@@ -209,6 +209,11 @@ def _gather(call: Call) -> Value:
 def _gather_elements(call: Call) -> Value:
     x, indices = call.tensor(0), call.tensor(1)
     axis = call.attribute("axis", 0) % len(x.shape)
+    stored = call.inputs[1]
+    if isinstance(stored, np.ndarray) and (stored < 0).any():
+        if x.shape[axis] is None:
+            raise Untranslatable("GatherElements from the end of an open size")
+        indices = tf.constant(np.where(stored < 0, stored + x.shape[axis], stored))
     rank = len(x.shape)
     if axis != rank - 1:
         turn = [a for a in range(rank) if a != axis] + [axis]
