@@ -36,8 +36,8 @@ class Gram:
     @property
     def second(self) -> Array:
         """``(groups, inputs, inputs)``: mean of the products of two inputs, `H`."""
-        found: Array = self._second / max(self.count, 1)
-        return found
+        second: Array = self._second / max(self.count, 1)
+        return second
 
     @property
     def mean(self) -> Array:
@@ -48,8 +48,8 @@ class Gram:
     def covariance(self) -> Array:
         """``(groups, inputs, inputs)``: `H` of the inputs less their means, for which a bias makes up."""
         mean = self.mean
-        found: Array = self.second - mean[:, :, None] * mean[:, None, :]
-        return found
+        covariance: Array = self.second - mean[:, :, None] * mean[:, None, :]
+        return covariance
 
     @property
     def cross(self) -> Array:
@@ -61,8 +61,8 @@ class Gram:
     @property
     def norm(self) -> Array:
         """``(groups, inputs)``: root mean square of each input."""
-        found: Array = np.sqrt(np.diagonal(self.second, axis1=1, axis2=2))
-        return found
+        norm: Array = np.sqrt(np.diagonal(self.second, axis1=1, axis2=2))
+        return norm
 
     def with_constant(self) -> Array:
         """`H` with a last input that is always 1, ``(groups, inputs + 1, inputs + 1)``: a bias can make up for it."""

@@ -26,8 +26,8 @@ def damped(h: Array, damping: float) -> Array:
 
 def inverse(h: Array) -> Array:
     """Of a positive definite matrix, symmetric."""
-    found: Array = linalg.cho_solve(linalg.cho_factor(h), np.eye(len(h)))
-    return (found + found.T) / 2
+    result: Array = linalg.cho_solve(linalg.cho_factor(h), np.eye(len(h)))
+    return (result + result.T) / 2
 
 
 def error(change: Array, h: Array) -> float:
@@ -44,8 +44,8 @@ def saliency(weight: Array, h: Array, inputs: int = 1) -> Array:
     runs = np.arange(n).reshape(-1, inputs)
     blocks = inverse(h)[runs[:, :, None], runs[:, None, :]]
     w = weight.reshape(outputs, -1, inputs)
-    found: Array = 0.5 * np.einsum("orb,rbc,orc->or", w, np.linalg.inv(blocks), w, optimize=True)
-    return found
+    costs: Array = 0.5 * np.einsum("orb,rbc,orc->or", w, np.linalg.inv(blocks), w, optimize=True)
+    return costs
 
 
 def traces(weight: Array, h: Array, most: int | None = None, group: tuple[int, int] | None = None) -> Array:
@@ -69,28 +69,28 @@ def traces(weight: Array, h: Array, most: int | None = None, group: tuple[int, i
     if group is not None:
         limit = min(limit, n // group[1] * (group[1] - group[0]))
     start = inverse(h)
-    found = np.full((outputs, n), np.inf)
+    costs = np.full((outputs, n), np.inf)
     for row in range(outputs):
-        _trace(np.array(weight[row], np.float64), start, limit, group, found[row])
-    return found
+        _trace(np.array(weight[row], np.float64), start, limit, group, costs[row])
+    return costs
 
 
 def _trace(w: Array, inv: Array, limit: int, group: tuple[int, int] | None, costs: Array) -> None:
     """Empty one row and write the costs: the inverse is held as ``inv - Fᵀ F`` and shrunk to what is left."""
-    left = np.arange(len(w))
+    remaining = np.arange(len(w))
     room = None if group is None else np.full(len(w) // group[1], group[1] - group[0])
     worst, gone = 0.0, 0
     while gone < limit:
         steps = min(BLOCK, limit - gone)
-        factor = np.empty((steps, len(left)))
+        factor = np.empty((steps, len(remaining)))
         diagonal = np.diagonal(inv).copy()
-        free = np.ones(len(left), bool) if room is None or group is None else room[left // group[1]] > 0
-        alive = np.ones(len(left), bool)
+        free = np.ones(len(remaining), bool) if room is None or group is None else room[remaining // group[1]] > 0
+        alive = np.ones(len(remaining), bool)
         for k in range(steps):
             cost = np.where(free, w * w / diagonal, np.inf)
             p = int(cost.argmin())
             worst = max(worst * (1 + 1e-9), 0.5 * float(cost[p]))  # the order of the turns stays that of the costs
-            costs[left[p]] = worst
+            costs[remaining[p]] = worst
             column = inv[p] - factor[:k, p] @ factor[:k]
             pivot = column[p]
             factor[k] = column / np.sqrt(pivot)
@@ -99,14 +99,14 @@ def _trace(w: Array, inv: Array, limit: int, group: tuple[int, int] | None, cost
             diagonal[p], w[p] = 1.0, 0.0
             free[p] = alive[p] = False
             if room is not None and group is not None:
-                own = left[p] // group[1]
+                own = remaining[p] // group[1]
                 room[own] -= 1
                 if room[own] == 0:
-                    free &= left // group[1] != own
+                    free &= remaining // group[1] != own
         gone += steps
         stays = factor[:, alive]
         inv = inv[np.ix_(alive, alive)] - stays.T @ stays
-        left, w = left[alive], w[alive]
+        remaining, w = remaining[alive], w[alive]
 
 
 def refit(weight: Array, keep: Array, h: Array, cross: Array | None = None, damping: float = 0.0) -> Array:
@@ -121,12 +121,12 @@ def refit(weight: Array, keep: Array, h: Array, cross: Array | None = None, damp
     damping : what `damped` added to the diagonal of `h`, with `cross`: pulls towards the old weights.
     """
     target = weight @ (h if cross is None else cross + damping * np.eye(len(h)))
-    found = np.zeros(weight.shape)
+    solution = np.zeros(weight.shape)
     for row, stays in enumerate(keep):
         at = np.flatnonzero(stays)
         if len(at):
-            found[row, at] = linalg.solve(h[np.ix_(at, at)], target[row, at], assume_a="pos")
-    return found
+            solution[row, at] = linalg.solve(h[np.ix_(at, at)], target[row, at], assume_a="pos")
+    return solution
 
 
 def blockwise(

@@ -94,8 +94,8 @@ class _State:
         block = self.inverse[:, at[:, :, None], at[:, None, :]]
         block = np.where(empty[:, :, None] | empty[:, None, :], np.eye(at.shape[1]), block)
         weight = np.where(empty[None, :, None, :], 0, self.weight[:, :, at].swapaxes(1, 2))
-        found = (np.linalg.solve(block, weight.swapaxes(2, 3)) * weight.swapaxes(2, 3)).sum(axis=(0, 2, 3))
-        return np.asarray(self.scale * found)
+        errors = (np.linalg.solve(block, weight.swapaxes(2, 3)) * weight.swapaxes(2, 3)).sum(axis=(0, 2, 3))
+        return np.asarray(self.scale * errors)
 
     def remove(self, positions: NDArray[np.int64]) -> float:
         """Take the columns of some positions out; the error that this adds."""

@@ -72,11 +72,11 @@ def granted(steps: Sequence[Step], allow_code: str | Iterable[str] = (), folder:
     named = [name for name in names(steps) if name not in held]
     refuse([name for name in named if name not in allowed], "The recipe")
     with entered(folder if named else None):
-        found = {name: find(name, "criterion") for name in named}
-    for name, function in found.items():
+        functions = {name: find(name, "criterion") for name in named}
+    for name, function in functions.items():
         if not callable(function):
             raise SlimlineError(f"The criterion {name} is a {type(function).__name__}: name a function.")
-    token = _granted.set({**_granted.get(), **held, **found})
+    token = _granted.set({**_granted.get(), **held, **functions})
     try:
         yield
     finally:

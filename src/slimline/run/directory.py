@@ -302,7 +302,7 @@ class Run:
             folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def done(self, name: str) -> bool:
+    def has_stage(self, name: str) -> bool:
         """Whether the journal says that stage `name` is done."""
         return name in self._stages
 
@@ -329,7 +329,7 @@ class Run:
         """Write the file `name` of the run, whole or not at all."""
         return atomic_write(below(self.path, name), data, below(self.path, WORK, f"{name}.part"))
 
-    def settle(self, recipe: Recipe) -> None:
+    def adopt(self, recipe: Recipe) -> None:
         """Go on with `recipe`, which was fitted to the budget, in place of the one it was fitted from."""
         self._resolve(recipe, edited=False)
         self.write(RECIPE, recipe.dump().encode())
@@ -347,7 +347,7 @@ class Run:
         if read == self.recipe:
             return
         before = self._recipes[-2:-1]
-        if before and not self._recipes[-1][1] and read == self._parsed(before[0][0]):  # killed inside `settle`
+        if before and not self._recipes[-1][1] and read == self._parsed(before[0][0]):  # killed inside `adopt`
             self.write(RECIPE, self.recipe.dump().encode())
             return
         log.warning("%s was edited: the run goes on from the first stage that this touches.", path)

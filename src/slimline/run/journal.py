@@ -225,10 +225,10 @@ class Journal:
         return str(self._before[-1].hexdigest())
 
     def _hashes(self) -> list[Any]:
-        found = [hashlib.sha256()]
+        hashes = [hashlib.sha256()]
         for line in self._lines:
-            found.append(_extended(found[-1], line))
-        return found
+            hashes.append(_extended(hashes[-1], line))
+        return hashes
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[int]:
@@ -257,11 +257,11 @@ def _extended(before: Any, line: bytes) -> Any:
 
 def _event(line: bytes) -> Event | None:
     """What a line notes; None where it is damaged."""
-    found = _LINE.fullmatch(line)
-    if found is None or hashlib.sha256(found[1] + b"}").hexdigest()[:16] != found[2].decode():
+    match = _LINE.fullmatch(line)
+    if match is None or hashlib.sha256(match[1] + b"}").hexdigest()[:16] != match[2].decode():
         return None
     try:
-        record = json.loads(found[1] + b"}")
+        record = json.loads(match[1] + b"}")
         kind: type[Any] = _KINDS.get(record["event"], Note)
         event: Event = kind.model_validate(record)
         return event

@@ -43,8 +43,8 @@ def to_function(native: Any) -> Function:
 @contextlib.contextmanager
 def _unrolled(native: Any) -> Iterator[None]:
     """Recurrent layers step by step: the converter takes no loop whose batch is open."""
-    found = [layer for layer in native.layers if isinstance(layer, keras.layers.RNN) and not layer.unroll]
-    loops = [layer for layer in found if keras.tree.flatten(layer.input)[0].shape[1] is not None]
+    recurrent = [layer for layer in native.layers if isinstance(layer, keras.layers.RNN) and not layer.unroll]
+    loops = [layer for layer in recurrent if keras.tree.flatten(layer.input)[0].shape[1] is not None]
     for layer in loops:
         layer.unroll = True
     try:

@@ -184,12 +184,17 @@ def _notes(content: bytes) -> dict[str, Any]:
     return notes
 
 
-def _refusal(path: Path, said: str) -> str:
-    if "Lambda" in said or "safe_mode" in said or "unsafe" in said.lower():
+def _refusal(path: Path, problem: str) -> str:
+    if "Lambda" in problem or "safe_mode" in problem or "unsafe" in problem.lower():
         return (
             f"{path} carries Python code in a Lambda layer, which is not run: replace the layer by a registered one, "
             "or pass --allow-pickle if you trust the file."
         )
-    if "layer of your own" in said or "Could not locate" in said or "not registered" in said or "register" in said:
+    if (
+        "layer of your own" in problem
+        or "Could not locate" in problem
+        or "not registered" in problem
+        or "register" in problem
+    ):
         return f"{path} uses a layer of your own: import the module that registers it, then load the model in Python."
-    return f"{path} is damaged or no .keras file that slimline reads: it {said}; save the model again with Keras."
+    return f"{path} is damaged or no .keras file that slimline reads: it {problem}; save the model again with Keras."

@@ -71,16 +71,16 @@ def place_graph(graph: fx.Graph, device: str) -> None:
     """Let, in place, the operators of a graph make their tensors on a device; export wrote down the one it ran on."""
     if device == CPU:
         return
-    there = torch.device(device)
+    destination = torch.device(device)
 
     def moved(value: Any) -> Any:
-        return there if isinstance(value, torch.device) else value
+        return destination if isinstance(value, torch.device) else value
 
     for node in graph.nodes:
         node.args = fx.node.map_aggregate(node.args, moved)
         node.kwargs = fx.node.map_aggregate(node.kwargs, moved)
         if _makes(node) and node.kwargs.get("device") is None:
-            node.kwargs = {**node.kwargs, "device": there}
+            node.kwargs = {**node.kwargs, "device": destination}
         elif node.target is torch.ops.higher_order.wrap_with_autocast:
             node.args = (kind(device), *node.args[1:])
 

@@ -94,9 +94,9 @@ def capture(
     module: nn.Module, example: tuple[Array, ...], frees: tuple[Free, ...] = ("batch",)
 ) -> tuple[Native, tuple[Array, ...]]:
     """Export a module in inference mode, with the first of `frees` that it takes, or else for its example's sizes."""
-    native, kept = _captured(module, example, frees)
+    native, inputs = _captured(module, example, frees)
     fold(native)
-    return native, kept
+    return native, inputs
 
 
 def _captured(

@@ -199,8 +199,8 @@ def _checked(path: Path) -> tuple[Archive, str]:
     for name in held.sizes:
         if not _MEMBERS.fullmatch(name[len(root) :]):
             raise Malformed(f"holds {name[:80]!r}, which can be code or a pickle and is not opened")
-    for name, wanted in (("archive_format", b"pt2"), ("archive_version", b"0")):
-        if held.read(root + name, 16).strip() != wanted:
+    for name, expected in (("archive_format", b"pt2"), ("archive_version", b"0")):
+        if held.read(root + name, 16).strip() != expected:
             raise Malformed(f"is of another {name} than torch.export writes")
     if root + "byteorder" in held.sizes and held.read(root + "byteorder", 16) != b"little":
         raise Malformed("holds numbers in another order of bytes")

@@ -56,9 +56,9 @@ class _Handler(Handler[SparsePruning]):
         from slimline.steps.sparse.zeros import note
 
         if not step.trains:
-            found = super().forecast(step, model, context)
-            zeros = [f"{layer}: {at['sparsity']:.1%} zero" for layer, at in found.details["sparsity"].items()]
-            return replace(found, lines=(*zeros, *found.lines, f"note: {found.details['zeros']}"))
+            forecast = super().forecast(step, model, context)
+            zeros = [f"{layer}: {at['sparsity']:.1%} zero" for layer, at in forecast.details["sparsity"].items()]
+            return replace(forecast, lines=(*zeros, *forecast.lines, f"note: {forecast.details['zeros']}"))
         layers, refused = chosen(model, step)
         names = [matrix.layer for matrix in layers.values()]
         return Forecast(

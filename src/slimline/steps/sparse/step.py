@@ -19,10 +19,10 @@ from slimline.recipe.step import Step
 CRITERIA = ("random", "l1", "l2", "threshold", "taylor", "movement", "wanda", "obs")
 
 
-def _packed(given: Any) -> Any:
-    if not isinstance(given, Mapping):
-        return given
-    return {k: v if isinstance(v, PackedMask | Mapping) else PackedMask.of(v) for k, v in given.items()}
+def _packed(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    return {k: v if isinstance(v, PackedMask | Mapping) else PackedMask.of(v) for k, v in value.items()}
 
 
 Masks = Annotated[dict[str, PackedMask] | str, BeforeValidator(_packed)]
@@ -144,9 +144,9 @@ class SparsePruning(Step):
     @model_validator(mode="after")
     def _consistent(self) -> SparsePruning:
         pattern = Pattern.parse(self.pattern)
-        said = _goal(self, pattern) or _unfit(self, pattern)
-        if said:
-            raise SlimlineError(f"SparsePruning {said}.")
+        problem = _goal(self, pattern) or _unfit(self, pattern)
+        if problem:
+            raise SlimlineError(f"SparsePruning {problem}.")
         return self
 
 

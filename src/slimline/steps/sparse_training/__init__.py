@@ -25,10 +25,12 @@ class _Handler(Handler[SparseTraining]):
         from slimline.steps.activations.plan import zeros_among_activations
         from slimline.steps.distillation.train import train
 
-        done = train(step, model, context, self.company(step, model, context))
+        trained = train(step, model, context, self.company(step, model, context))
         if step.of != "activations" or context.data is None:
-            return done
-        return Done(done.model, {**done.record, "plan": zeros_among_activations(step, model, done.model, context.data)})
+            return trained
+        return Done(
+            trained.model, {**trained.record, "plan": zeros_among_activations(step, model, trained.model, context.data)}
+        )
 
     def company(self, step: SparseTraining, student: Model, context: Context) -> Company:
         from slimline.steps.sparse_training.penalties import penalised
