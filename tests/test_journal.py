@@ -15,7 +15,8 @@ import pytest
 from slimline.basics.errors import SlimlineError
 from slimline.recipe import Recipe
 from slimline.run.directory import Run
-from slimline.run.journal import JOURNAL, Created, Decision, Journal, Note, Stage, dump
+from slimline.run.journal import Created, Decision, Journal, Note, Stage, dump
+from slimline.run.layout import JOURNAL
 from slimline.steps.quantization.step import StaticQuantization
 
 RECIPE = Recipe(steps=(StaticQuantization(),))

@@ -18,7 +18,7 @@ from slimline.basics.errors import SlimlineError
 from slimline.files.atomic import atomic_write, install, sha256
 from slimline.recipe import Recipe
 from slimline.run.directory import Run
-from slimline.run.journal import JOURNAL
+from slimline.run.layout import JOURNAL
 from slimline.steps.quantization.step import StaticQuantization
 
 RECIPE = Recipe(steps=(StaticQuantization(),))

@@ -20,8 +20,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from slimline.basics.errors import SlimlineError
 from slimline.files.atomic import atomic_write, below, read_plain, write_all, writing
+from slimline.run.layout import JOURNAL, WORK
 
-JOURNAL = "journal.jsonl"
 LIMIT = 256_000_000  # bytes that a journal may have
 _LINE = re.compile(rb'(\{.*), "check": "([0-9a-f]{16})"\}', re.DOTALL)
 
@@ -188,7 +188,7 @@ class Journal:
     def mend(self) -> None:
         """Cut off a last line that a kill left in the middle, and take out the lines that are damaged."""
         if self.damaged:
-            atomic_write(self.path, b"".join(self._lines), below(self.root, ".work", f"{JOURNAL}.part"))
+            atomic_write(self.path, b"".join(self._lines), below(self.root, WORK, f"{JOURNAL}.part"))
         elif self._torn:
             with self._opened() as handle:
                 os.ftruncate(handle, os.fstat(handle).st_size - self._torn)

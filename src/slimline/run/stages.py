@@ -16,8 +16,9 @@ from slimline.frameworks.base import written
 from slimline.model import Model
 from slimline.model.lowering import lower
 from slimline.recipe import Recipe
-from slimline.run.directory import RECIPE, Run, versions
+from slimline.run.directory import Run, versions
 from slimline.run.journal import fingerprint
+from slimline.run.layout import RECIPE
 from slimline.runtimes.base import runtime
 from slimline.search.attempts import Attempt, Outcome, Selection, search
 from slimline.search.fit import decided, stage_name
