@@ -70,3 +70,20 @@ class Gram:
         top = np.concatenate([self.second, mean[:, :, None]], axis=2)
         bottom = np.concatenate([mean, np.ones((len(mean), 1))], axis=1)[:, None, :]
         return np.concatenate([top, bottom], axis=1)
+
+
+def output_energy(weight: Array, second: Array) -> Array:
+    """``(groups, outputs)``: the mean square of each output of a layer, ``diag(W H Wᵀ)``.
+
+    Parameters
+    ----------
+    weight : ``(groups, outputs, inputs)``, or the difference of two weights: then it is the error of the outputs.
+    second : ``(groups, inputs, inputs)``, `H`; a covariance gives the variance.
+    """
+    return np.asarray(np.einsum("goi,goi->go", weight @ second, weight))
+
+
+def diagonal_loading(second: Array, part: float, least: float = 1e-12) -> Array:
+    """``(…,)``: what is added to the diagonal of `H`, ``(…, inputs, inputs)``: a `part` of its mean, and at least so
+    much that it can be inverted."""
+    return np.asarray(np.maximum(part * np.diagonal(second, axis1=-2, axis2=-1).mean(axis=-1), least))

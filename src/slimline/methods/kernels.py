@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
 
+from slimline.methods.gram import diagonal_loading
+
 Array = np.ndarray[Any, np.dtype[Any]]
 Window = tuple[tuple[int, int, int], ...]
 """Per dimension of a kernel the first position that stays, how many do, and their distance."""
@@ -63,8 +65,7 @@ def lost(weight: Array, gram: Array, stay: NDArray[np.bool_], damping: float) ->
     damping : added to the diagonal of H, relative to its mean.
     """
     second = np.asarray(gram, np.float64)
-    mean = np.diagonal(second, axis1=1, axis2=2).mean(axis=1)
-    second = second + np.maximum(damping * mean, 1e-12)[:, None, None] * np.eye(second.shape[1])
+    second = second + diagonal_loading(second, damping)[:, None, None] * np.eye(second.shape[1])
     cross = np.asarray(weight, np.float64) @ second
     energy = float((cross * weight).sum())
     retained = cross[:, :, stay]

@@ -1,6 +1,6 @@
 """Second-order pruning without training: which weights to remove, and how those that stay make up for them.
 
-Removing weights of a row `w` of a layer costs the output error ``½ (w - ŵ)ᵀ H (w - ŵ)``. The optimal brain surgeon
+Removing weights of a row `w` of a layer costs the output error ``(w - ŵ)ᵀ H (w - ŵ)``. The optimal brain surgeon
 (Hassibi and Stork 1993) removes one weight at a time and updates the others in closed form; here `H` is the Gram
 matrix of the layer's inputs, so rows are independent (Frantar and Alistarh 2022, arXiv:2208.11580). All functions
 work on one group: `weight` ``(outputs, inputs)`` and `h` ``(inputs, inputs)``, positive definite (see `damped`).
@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from scipy import linalg
 
+from slimline.methods.gram import diagonal_loading
+
 Array = np.ndarray[Any, np.dtype[Any]]
 
 BLOCK = 64  # eliminations between two products of matrices
@@ -20,8 +22,7 @@ BLOCK = 64  # eliminations between two products of matrices
 
 def damped(h: Array, damping: float) -> Array:
     """`h` plus `damping` times the mean of its diagonal on the diagonal (1 where all inputs are zero)."""
-    scale = float(np.diagonal(h).mean())
-    return np.asarray(h + (damping * scale if scale > 0 else 1.0) * np.eye(len(h)))
+    return np.asarray(h + (float(diagonal_loading(h, damping, 0.0)) or 1.0) * np.eye(len(h)))
 
 
 def inverse(h: Array) -> Array:
@@ -30,21 +31,16 @@ def inverse(h: Array) -> Array:
     return (result + result.T) / 2
 
 
-def error(change: Array, h: Array) -> float:
-    """``½ tr(Δ H Δᵀ)``: what the change ``(outputs, inputs)`` of a weight does to the layer's output."""
-    return 0.5 * float(np.einsum("oi,oi->", change @ h, change))
-
-
 def saliency(weight: Array, h: Array, inputs: int = 1) -> Array:
     """What removing each run of `inputs` neighbouring inputs of a row costs, ``(outputs, runs)``.
 
-    ``½ w_Bᵀ ([H⁻¹]_BB)⁻¹ w_B``, the others updated; exact for the removal of one run.
+    ``w_Bᵀ ([H⁻¹]_BB)⁻¹ w_B``, the others updated; exact for the removal of one run.
     """
     outputs, n = weight.shape
     runs = np.arange(n).reshape(-1, inputs)
     blocks = inverse(h)[runs[:, :, None], runs[:, None, :]]
     w = weight.reshape(outputs, -1, inputs)
-    costs: Array = 0.5 * np.einsum("orb,rbc,orc->or", w, np.linalg.inv(blocks), w, optimize=True)
+    costs: Array = np.einsum("orb,rbc,orc->or", w, np.linalg.inv(blocks), w, optimize=True)
     return costs
 
 
@@ -89,7 +85,7 @@ def _trace(w: Array, inv: Array, limit: int, group: tuple[int, int] | None, cost
         for k in range(steps):
             cost = np.where(free, w * w / diagonal, np.inf)
             p = int(cost.argmin())
-            worst = max(worst * (1 + 1e-9), 0.5 * float(cost[p]))  # the order of the turns stays that of the costs
+            worst = max(worst * (1 + 1e-9), float(cost[p]))  # the order of the turns stays that of the costs
             costs[remaining[p]] = worst
             column = inv[p] - factor[:k, p] @ factor[:k]
             pivot = column[p]

@@ -17,7 +17,7 @@ from slimline.graph.ir import Node
 from slimline.graph.matrix import LayerMatrix, Terms, constant_slot, matrices
 from slimline.graph.units import Unit, Units
 from slimline.methods import structured
-from slimline.methods.gram import Gram
+from slimline.methods.gram import Gram, output_energy
 from slimline.methods.removal import Consumer, removal_order
 from slimline.methods.structured import Scores
 from slimline.recipe.criterion import name_of
@@ -290,7 +290,7 @@ def _obs(context: Evidence, chosen: Sequence[Unit]) -> list[Scores | None]:
 
 def _share(layer: LayerMatrix, rows: Array, arrays: Mapping[str, Array], gram: Gram) -> Scores:
     weight = layer.matrix(arrays[layer.weight]).astype(np.float64)
-    energy = np.append(np.einsum("goi,gij,goj->go", weight, gram.second, weight, optimize=True).reshape(-1), 0)
+    energy = np.append(output_energy(weight, gram.second).reshape(-1), 0)
     return np.asarray(energy[rows].sum(axis=1) / max(energy.sum(), 1e-300))
 
 

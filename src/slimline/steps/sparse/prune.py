@@ -16,7 +16,7 @@ from slimline.evidence.grams import ROWS, collect
 from slimline.graph.edits import PutTensors
 from slimline.graph.matrix import LayerMatrix, matrices
 from slimline.methods import obs, sparsity
-from slimline.methods.gram import Gram
+from slimline.methods.gram import Gram, diagonal_loading, output_energy
 from slimline.methods.sparsity import Amount, Array, Layout, Pattern
 from slimline.model import Model
 from slimline.model.masks import held
@@ -168,7 +168,11 @@ class _Work:
         else:
             keep = self._keep()
         keep = {name: mask & self.old[name] if name in self.old else mask for name, mask in keep.items()}
-        new = self._updated(keep) if self.step.update else {n: np.where(m, self.before[n], 0) for n, m in keep.items()}
+        new = (
+            self._updated(keep)
+            if self.step.compensate
+            else {n: np.where(m, self.before[n], 0) for n, m in keep.items()}
+        )
         for name in keep:
             if self.layers[name].node in self.grams:
                 self.errors[name] = self._error(name, new[name])
@@ -211,15 +215,15 @@ class _Work:
         return [obs.damped(h, self.step.damping) for h in second]
 
     def _energy(self, name: str) -> float:
-        """Of the layer's output, as `obs.error` counts it."""
-        return sum(obs.error(w, h) for w, h in zip(self.before[name], self._second(name), strict=True)) or 1.0
+        """Of the layer's output."""
+        return float(output_energy(self.before[name], self._second(name)).sum()) or 1.0
 
     def _second(self, name: str) -> Array:
         return self.grams[self.layers[name].node].second
 
     def _error(self, name: str, new: Array) -> float:
         change = np.asarray(self.before[name] - new, np.float64)
-        return sum(obs.error(d, h) for d, h in zip(change, self._second(name), strict=True)) / self._energy(name)
+        return float(output_energy(change, self._second(name)).sum()) / self._energy(name)
 
     def _score(self, name: str) -> Array:
         """Importance of every weight of one layer."""
@@ -243,7 +247,7 @@ class _Work:
         wide = w.shape[2] > self.step.exact
         costs = []
         for part, h in zip(np.asarray(w, np.float64), self._h(name), strict=True):
-            if self.step.update and pattern.block == (1, 1) and not wide:
+            if self.step.compensate and pattern.block == (1, 1) and not wide:
                 costs.append(obs.traces(part, h, self._most(w.shape[2]), pattern.group))
             else:
                 run = w.shape[2] if pattern.block is None else pattern.block[1]
@@ -291,7 +295,7 @@ class _Work:
             return sparsity.local_counts([s.size for s in scores.values()], amount)
         if self.step.scope == "erk":
             return sparsity.erk_counts([self.stored[name].shape for name in scores], amount)
-        if self.step.scope == "global" or (self.name == "obs" and self.step.update):
+        if self.step.scope == "global" or (self.name == "obs" and self.step.compensate):
             return sparsity.global_counts(list(scores.values()), amount, self.pattern)
         total = sparsity.count(amount, sum(s.size for s in scores.values()))
         return sparsity.allocate([self._curve(name, s) for name, s in scores.items()], total)
@@ -329,8 +333,8 @@ class _Work:
                 keep[name][i] = stays & self.old[name][i] if name in self.old else stays
                 parts.append(part)
             else:
-                scale = self.step.damping * float(np.diagonal(gram.second[i]).mean())
-                parts.append(obs.refit(w[i], keep[name][i], h, None if cross is None else cross[i], scale))
+                loading = float(diagonal_loading(gram.second[i], self.step.damping, 0.0))
+                parts.append(obs.refit(w[i], keep[name][i], h, None if cross is None else cross[i], loading))
         return np.stack(parts)
 
 
