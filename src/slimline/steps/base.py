@@ -73,7 +73,7 @@ class Context:
 
 
 @dataclass(frozen=True)
-class Done:
+class StepResult:
     """A step's result, and what the report should say of it (ready for JSON)."""
 
     model: Model
@@ -150,7 +150,7 @@ class Handler(ABC, Generic[S]):
         raise SlimlineError(f"A {step.step} has no plan: plan is for {names}; use slimline.apply.")
 
     @abstractmethod
-    def perform(self, step: S, model: Model, context: Context) -> Done:
+    def perform(self, step: S, model: Model, context: Context) -> StepResult:
         """Do it: a new model, and its record."""
 
     def remarks(self, step: S, target: str) -> tuple[str, ...]:
@@ -219,10 +219,10 @@ def handler_of(step: S) -> Handler[S]:
     return cast("Handler[S]", registry.handler(step.step))
 
 
-def perform(step: Step, model: Model, context: Context) -> Done:
+def perform(step: Step, model: Model, context: Context) -> StepResult:
     """Do one step; what the model's masks set to zero stays zero."""
     outcome = handler_of(step).perform(step, model, context)
-    return Done(held(outcome.model), outcome.record)
+    return StepResult(held(outcome.model), outcome.record)
 
 
 def plan_record(step: Step, plan: AnyPlan) -> Mapping[str, Any]:
@@ -230,11 +230,11 @@ def plan_record(step: Step, plan: AnyPlan) -> Mapping[str, Any]:
     return {**step.model_dump(mode="json"), "plan": plan.summary()}
 
 
-def perform_plan(handler: Handler[S], step: S, model: Model, context: Context) -> Done:
+def perform_plan(handler: Handler[S], step: S, model: Model, context: Context) -> StepResult:
     """Plan and apply at once; for handlers whose step is no more than its plan."""
     plan = handler.plan(step, model, context.data, context.seed, context.target)
     changed = replace(plan.apply(model), history=(*model.history, step.model_dump(mode="json")))
-    return Done(changed, dict(plan_record(step, plan)))
+    return StepResult(changed, dict(plan_record(step, plan)))
 
 
 def neighbours(steps: Sequence[Step], position: int) -> tuple[Step | None, Step | None]:

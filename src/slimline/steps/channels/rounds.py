@@ -10,7 +10,7 @@ from slimline.basics.errors import SlimlineError
 from slimline.data.splits import first
 from slimline.methods.schedules import ratios
 from slimline.model import Model
-from slimline.steps.base import Context, Done, Handler, perform
+from slimline.steps.base import Context, Handler, StepResult, perform
 from slimline.steps.channels.compensation import compensate
 from slimline.steps.channels.rounding import resolved
 from slimline.steps.channels.step import ChannelOverride, ChannelPruning
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from slimline.plans import CutPlan, Plan
 
 
-def prune(handler: Handler[ChannelPruning], step: ChannelPruning, model: Model, context: Context) -> Done:
+def prune(handler: Handler[ChannelPruning], step: ChannelPruning, model: Model, context: Context) -> StepResult:
     """Prune as the step's schedule says, each round planned on what the one before has left."""
     rounds: list[dict[str, Any]] = []
     history = model.history
@@ -40,7 +40,7 @@ def prune(handler: Handler[ChannelPruning], step: ChannelPruning, model: Model, 
     if rounding is not None:
         record["plan"]["rounding"] = rounding
     model = replace(model, history=(*history, step.model_dump(mode="json")))
-    return Done(model, record)
+    return StepResult(model, record)
 
 
 def _compensated(
