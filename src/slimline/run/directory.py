@@ -418,21 +418,21 @@ class Run:
     @property
     def artifact(self) -> Path:
         """The compressed file that the target runtime loads."""
-        return self._the("artifact", lambda f: f.parent == Path(str(self.recipe.target)) and f.suffix != ".data")
+        return self._file("artifact", lambda f: f.parent == Path(str(self.recipe.target)) and f.suffix != ".data")
 
     @property
     def model(self) -> Model:
         """The compressed network in its framework."""
-        self._the("model", _is_model)
+        self._file("model", _is_model)
         return self._model
 
     @cached_property
     def _model(self) -> Model:
         from slimline.model.loading import load
 
-        return load(self._the("model", _is_model))
+        return load(self._file("model", _is_model))
 
-    def _the(self, what: str, is_it: Callable[[Path], bool]) -> Path:
+    def _file(self, what: str, is_it: Callable[[Path], bool]) -> Path:
         end = self._integrity.end(what)
         named = [name for name in end.files if is_it(Path(name)) and Path(name).stem == "model"]
         if len(named) != 1:

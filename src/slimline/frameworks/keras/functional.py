@@ -16,7 +16,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from slimline.basics.errors import SlimlineError
+from slimline.basics.errors import SlimlineError, first_line
 from slimline.frameworks.keras.weight import Weight
 
 _STORED = ("float", "bfloat", "bool")
@@ -193,12 +193,8 @@ def clone(operation: Any, **changes: Any) -> Any:
         kind = type(operation).__name__
         raise SlimlineError(
             f"Layer {operation.name!r} ({kind}) cannot be copied from its config: give {kind} a get_config "
-            f"that returns its constructor's arguments ({_first_line(error)})."
+            f"that returns its constructor's arguments ({first_line(error)})."
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
 
 
 _COUNTED = re.compile(r"^variable_\d+$")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch.utils import _pytree as pytree
 
-from slimline.basics.errors import SlimlineError
+from slimline.basics.errors import SlimlineError, first_line
 from slimline.frameworks.base import Array, Batch, Parts, Trainer
 from slimline.frameworks.device import wish
 from slimline.frameworks.edit import carry_out
@@ -109,7 +109,7 @@ class TorchAdapter:
         except (RuntimeError, ValueError, IndexError, TypeError) as reason:
             shapes = ", ".join(f"{x.dtype}{x.shape}" for x in inputs)
             raise SlimlineError(
-                f"The model cannot take inputs {shapes} ({str(reason).splitlines()[0]}): "
+                f"The model cannot take inputs {shapes} ({first_line(reason)}): "
                 "give arrays of the shapes and dtypes of its example inputs."
             ) from reason
         finally:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from slimline.basics.errors import SlimlineError
+from slimline.basics.errors import SlimlineError, first_line
 from slimline.frameworks.base import Array
 from slimline.frameworks.device import choose
 
@@ -114,8 +114,9 @@ def computing(device: str) -> Iterator[None]:
             yield
     except RuntimeError as error:
         if isinstance(error, NotImplementedError):
-            first = str(error).splitlines()[0].rstrip(".:")
-            raise SlimlineError(f"{device} does not compute this model ({first}): choose device cpu.") from error
+            raise SlimlineError(
+                f"{device} does not compute this model ({first_line(error)}): choose device cpu."
+            ) from error
         if "out of memory" in str(error):
             raise SlimlineError(
                 f"The memory of {device} is full: use a smaller batch_size, or choose device cpu."

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from slimline.basics.errors import SlimlineError, unknown
+from slimline.basics.errors import SlimlineError, first_line, unknown
 from slimline.frameworks.base import Array
 from slimline.frameworks.torch.native import Native
 from slimline.frameworks.torch.program import structure
@@ -206,10 +206,9 @@ def _receive(
         with torch.no_grad():
             module(*args)
     except (RuntimeError, ValueError, TypeError, IndexError) as reason:
-        first = (str(reason).splitlines() or [type(reason).__name__])[0].rstrip(".")
-        raise SlimlineError(f"{type(module).__name__} does not run on the example inputs ({first}): check them.") from (
-            reason
-        )
+        raise SlimlineError(
+            f"{type(module).__name__} does not run on the example inputs ({first_line(reason)}): check them."
+        ) from reason
     finally:
         for handle in handles:
             handle.remove()
@@ -275,9 +274,9 @@ def load_outer_state(whole: nn.Module, state: Mapping[str, Array]) -> None:
     """Put the state of all that is not a part into a module of the same class."""
     own = outer_state(whole)
     if set(own) != set(state) or any(tuple(own[n].shape) != state[n].shape for n in own):
-        odd = sorted(set(own) ^ set(state)) or [n for n in own if tuple(own[n].shape) != state[n].shape]
+        differing = sorted(set(own) ^ set(state)) or [n for n in own if tuple(own[n].shape) != state[n].shape]
         raise SlimlineError(
-            f"The saved parts belong to another model (they differ in {odd[0]}): give one of its class."
+            f"The saved parts belong to another model (they differ in {differing[0]}): give one of its class."
         )
     with torch.no_grad():
         for name, tensor in own.items():

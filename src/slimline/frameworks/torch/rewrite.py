@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from slimline.basics.errors import SlimlineError
+from slimline.basics.errors import SlimlineError, first_line
 from slimline.frameworks.base import Array
 from slimline.frameworks.torch.native import Native, free_views, set_tensors, tensors, to_tensors
 from slimline.frameworks.torch.operators import add_constant, argument, aten, packet, set_argument
@@ -61,8 +61,9 @@ def apply(native: Native, plan: Removal, example: tuple[Array, ...]) -> Native:
         with torch.no_grad():
             result(*to_tensors(example))
     except (RuntimeError, IndexError) as reason:
-        first = str(reason).splitlines()[0]
-        raise SlimlineError(f"The model does not run once it is pruned ({first}): report it to slimline.") from reason
+        raise SlimlineError(
+            f"The model does not run once it is pruned ({first_line(reason)}): report it to slimline."
+        ) from reason
     return result
 
 

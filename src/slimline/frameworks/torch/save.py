@@ -21,7 +21,7 @@ import torch
 from torch import fx, nn
 from torch._export.serde.serialize import ExportedProgramDeserializer, serialize
 
-from slimline.basics.errors import SlimlineError
+from slimline.basics.errors import SlimlineError, first_line
 from slimline.files import archive, strictjson
 from slimline.files.archive import Archive, Damaged
 from slimline.files.strictjson import Malformed
@@ -287,7 +287,7 @@ def _open_pickle(
     try:
         module = torch.load(path, map_location="cpu", weights_only=False)
     except (pickle.UnpicklingError, EOFError, RuntimeError, AttributeError, ImportError) as reason:
-        raise SlimlineError(f"{path} cannot be unpickled ({str(reason).splitlines()[0]}): save it as .pt2.") from reason
+        raise SlimlineError(f"{path} cannot be unpickled ({first_line(reason)}): save it as .pt2.") from reason
     if not isinstance(module, (nn.Module, torch.export.ExportedProgram)):
         raise SlimlineError(
             f"{path} holds a {type(module).__name__}, not a module: give package.module:factory with --weights."

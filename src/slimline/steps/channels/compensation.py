@@ -54,10 +54,10 @@ def compensate(dense: Model, pruned: Model, plans: Removals, batches: Batches, r
 
     parts = list(in_parts(schedule, size, MEMORY))
     jobs = [[job for level in part for job in level] for part in parts]
-    before = _Walk(dense, batches, [list(_target_values(some)) for some in jobs])
+    before = _Walk(dense, batches, [list(_target_values(part_jobs)) for part_jobs in jobs])
     walk = _Walk(pruned, batches, [_reads(level) for level in schedule])
-    for part, some in zip(parts, jobs, strict=True):
-        targets = _Targets(some, dense.parameters(), lambda see: before.on(dense.native, see), limit)
+    for part, part_jobs in zip(parts, jobs, strict=True):
+        targets = _Targets(part_jobs, dense.parameters(), lambda see: before.on(dense.native, see), limit)
         for level in part:
             new = _solve(level, adapter.parameters(native), lambda see: walk.on(native, see), targets, limit, ridge)  # noqa: B023
             native = adapter.edit(native, (PutTensors(new),), pruned.example)
@@ -131,7 +131,7 @@ class _Job:
     Attributes
     ----------
     before, layer : it in the dense model and in the pruned one.
-    kept : of its groups and outputs in the dense model, those that are left.
+    retained : of its groups and outputs in the dense model, those that are left.
     carried : by axis at whose positions it is applied, those that are left, where some are gone.
     shift : the parameter that takes the constant: a bias, or (`negative`) the mean of a batch norm; None for neither.
     through, other : what is added to make a residual sum: an affine function of the layer's output, and the rest.
@@ -159,10 +159,10 @@ class _Job:
 def _schedule(pruned: Model, plans: Removals) -> list[list[_Job]]:
     """The layers whose inputs are not what they were, in levels that do not depend on themselves."""
     graph = pruned.graph
-    jobs, behind = _jobs(graph, plans)
-    jobs = _with_sums(graph, jobs, behind)
+    jobs, origins = _jobs(graph, plans)
+    jobs = _with_sums(graph, jobs, origins)
     names = [job.layer.node for job in jobs]
-    needs = [behind[job.layer.input] | behind.get(job.other or "", frozenset()) for job in jobs]
+    needs = [origins[job.layer.input] | origins.get(job.other or "", frozenset()) for job in jobs]
     level: dict[str, int] = {}
     while len(level) < len(jobs):
         for name, need in zip(names, needs, strict=True):
@@ -176,24 +176,24 @@ def _jobs(graph: Graph, plans: Removals) -> tuple[list[_Job], dict[str, frozense
     dense = {m.node: m for m in matrices(plans[0].graph)}
     layers = {m.node: m for m in matrices(graph)}
     readers = graph.consumers()
-    behind: dict[str, frozenset[str]] = {}
+    origins: dict[str, frozenset[str]] = {}
     jobs = []
     for node in graph.nodes:
-        changed = [behind[name] for name in node.inputs if name in behind]
+        changed = [origins[name] for name in node.inputs if name in origins]
         layer, before = layers.get(node.name), dense.get(node.name)
         touched = bool(changed) or any(plan.statistics(node.name) for plan in plans)
-        come: frozenset[str] = frozenset().union(*changed)
+        origin: frozenset[str] = frozenset().union(*changed)
         if layer is not None and before is not None:
             touched = touched or layer.shape[2] != before.shape[2]
             if touched and layer.weight in graph.learning and len(readers[layer.weight]) == 1:
                 shift, negative = constant_slot(graph, layer, readers)
                 retained = _retained(plans, node.name, before.groups), _retained(plans, node.name, before.outputs)
                 jobs.append(_Job(before, layer, retained, _carried(plans, before), shift, negative))
-                behind.setdefault(layer.input, frozenset())
-                come |= {node.name}
+                origins.setdefault(layer.input, frozenset())
+                origin |= {node.name}
         if touched:
-            behind.update(dict.fromkeys(node.outputs, come))
-    return jobs, behind
+            origins.update(dict.fromkeys(node.outputs, origin))
+    return jobs, origins
 
 
 def _retained(plans: Removals, node: str, terms: Terms) -> Array:
@@ -214,7 +214,7 @@ def _carried(plans: Removals, before: LayerMatrix) -> dict[str, Array]:
     return {name: stay[name] for name, size in before.carried if len(stay[name]) < size}
 
 
-def _with_sums(graph: Graph, jobs: Sequence[_Job], behind: Mapping[str, frozenset[str]]) -> list[_Job]:
+def _with_sums(graph: Graph, jobs: Sequence[_Job], origins: Mapping[str, frozenset[str]]) -> list[_Job]:
     """Every sum that changed gets one layer that makes up for the error of all of it: the one with most inputs."""
     readers = graph.consumers()
     best: dict[str, _Job] = {}
@@ -224,7 +224,7 @@ def _with_sums(graph: Graph, jobs: Sequence[_Job], behind: Mapping[str, frozense
             continue
         node, through = at
         other = next((name for name in node.inputs if name != through), None)
-        if other is None or other not in behind or job.layer.node in behind[other]:
+        if other is None or other not in origins or job.layer.node in origins[other]:
             continue
         if node.name not in best or best[node.name].layer.shape[2] < job.layer.shape[2]:
             best[node.name] = replace(job, through=through, other=other)

@@ -34,7 +34,7 @@ class Masker:
     Attributes
     ----------
     masks : by weight name, of the weight's shape; True stays.
-    done : optimiser steps so far.
+    steps_taken : optimiser steps so far.
     """
 
     def __init__(

@@ -49,7 +49,7 @@ class Penalty(Companion):
 
     Attributes
     ----------
-    done : optimiser steps so far.
+    steps_taken : optimiser steps so far.
     """
 
     refreshes = True  # it changes weights in front of batch norms, whose statistics lag behind
