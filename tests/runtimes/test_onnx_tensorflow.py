@@ -79,9 +79,12 @@ def outcome(case: Any) -> str:
 def check(names: list[str], least: float) -> None:
     outcomes = {name: outcome(cases()[name]) for name in names}
     wrong = {name: text for name, text in outcomes.items() if text.startswith("WRONG")}
-    assert not wrong
+    assert not wrong, "\n".join(f"{name}: {text}" for name, text in wrong.items())
     for name, text in outcomes.items():
-        assert text == "equal" or re.fullmatch(r"LiteRT has no .+, which .+ needs: express .+\.", text), (name, text)
+        assert text == "equal" or re.fullmatch(r"LiteRT has no .+, which .+ needs: express .+\.", text, re.S), (
+            name,
+            text,
+        )
     assert sum(text == "equal" for text in outcomes.values()) >= least * len(names)
 
 

@@ -20,6 +20,7 @@ from slimline.basics.quiet import quiet
 from slimline.graph.placement import Policy
 from slimline.runtimes.base import Runtime
 from slimline.runtimes.forms import TENSORFLOW_FUNCTION, Form
+from slimline.runtimes.forms.tensorflow import tensorflow
 
 if TYPE_CHECKING:
     from slimline.runtimes.base import Layer
@@ -160,9 +161,7 @@ class LiteRT(Runtime):
 
     def sample(self, layer: Layer, path: Path) -> None:
         """Write a ``.tflite`` file of layers such as `layer`, see `slimline.runtimes.base.Runtime`."""
-        require("tensorflow", self.extra)
-        import tensorflow as tf
-
+        tf = tensorflow()
         rng = np.random.default_rng(0)
         weights = [_kernel(layer, *ends, rng) for ends in layer.chain[:2]] * (len(layer.chain) // 2)
 
@@ -263,8 +262,7 @@ def _allocated(path: Path) -> Any:
 
 def _convert(function: Function, integer: bool) -> bytes:
     """The converter's file."""
-    import tensorflow as tf
-
+    tf = tensorflow()
     try:
         with quiet():
             converter = tf.lite.TFLiteConverter.from_concrete_functions([function.concrete])

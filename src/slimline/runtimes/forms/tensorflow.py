@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from slimline.basics.errors import require
+from slimline.basics.quiet import quiet
 
 
 @dataclass(frozen=True)
@@ -21,3 +25,15 @@ class Function:
     concrete: Any
     inputs: Mapping[str, str]
     layers: Mapping[str, bool]
+
+
+def tensorflow() -> Any:
+    """The package, imported without what it writes to standard error.
+
+    Raises
+    ------
+    SlimlineError : it is not installed; names the pip command.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    with quiet():
+        return require("tensorflow", "litert")

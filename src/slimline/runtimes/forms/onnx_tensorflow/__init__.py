@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from slimline.basics.errors import SlimlineError, require
+from slimline.basics.errors import SlimlineError, first_line
 from slimline.basics.quiet import quiet
 from slimline.runtimes.forms import onnx as form
-from slimline.runtimes.forms.tensorflow import Function
+from slimline.runtimes.forms.tensorflow import Function, tensorflow
 
 _MOVES = {"Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Expand", "MaxPool", "Identity"}
 """Operators whose results lie on the grid of their first operand."""
@@ -32,9 +32,8 @@ def to_function(model: ir.Model) -> Function:
     ------
     SlimlineError : an operator, or a use of one, that TensorFlow Lite has not; names the layer.
     """
-    require("tensorflow", "litert")
+    tf = tensorflow()
     with quiet():
-        import tensorflow as tf
         from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
     form.name_nodes(model.graph)
@@ -147,7 +146,8 @@ class _Translation:
             raise SlimlineError(f"LiteRT has no {error}, which {node.name} needs: express it otherwise.") from error
         except (ValueError, TypeError, tf.errors.OpError) as error:
             raise SlimlineError(
-                f"LiteRT has no such {node.op_type}, which {node.name} needs: express it otherwise ({first_line(error)})."
+                f"LiteRT has no such {node.op_type}, which {node.name} needs: express it otherwise "
+                f"({first_line(error)})."
             ) from error
         return results
 

@@ -57,7 +57,6 @@ _SEVERAL: dict[str, Callable[[Any, Any], Any]] = {
     "And": tf.logical_and,
     "Or": tf.logical_or,
     "Xor": tf.math.logical_xor,
-    "BitShift": tf.bitwise.left_shift,
 }
 
 _WHOLE: dict[str, Callable[[Any, Any], Any]] = {
