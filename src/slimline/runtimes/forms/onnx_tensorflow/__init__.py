@@ -135,7 +135,7 @@ class _Translation:
             if stored and operands:  # of stored tensors alone: computed now
                 with tf.init_scope():
                     results = _listed(rule(call))
-                    results = [x.plain.numpy() if isinstance(x, Placed) else x for x in results]
+                    results = [np.asarray(x.plain.numpy()) if isinstance(x, Placed) else x for x in results]
             else:
                 with tf.name_scope(_scope(str(node.name))):
                     results = _listed(rule(call))

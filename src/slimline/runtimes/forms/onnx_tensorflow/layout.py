@@ -179,7 +179,7 @@ def _broadcastable(value: Value, rank: int, order: Order, beside: bool) -> Any:
     full = np.transpose(array.reshape((1,) * (rank - array.ndim) + array.shape), order)
     while beside and full.ndim and full.shape[0] == 1:
         full = full[0]
-    return tf.constant(np.ascontiguousarray(full))
+    return tf.constant(np.array(full, order="C"))
 
 
 def sizes_of(tensor: Any) -> list[Any]:

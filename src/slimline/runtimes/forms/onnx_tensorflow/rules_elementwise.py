@@ -73,6 +73,8 @@ _WHOLE: dict[str, Callable[[Any, Any], Any]] = {
 
 @rule(*_ONE)
 def _one(call: Call) -> Value:
+    if call.node.op_type == "Dropout" and call.has(2) and call.constant(2).any():
+        raise Untranslatable("Dropout that drops")
     if call.node.op_type in ("Identity", "Dropout"):
         return call.inputs[0]
     x = call.operand(0)
@@ -92,7 +94,7 @@ def _several(call: Call) -> Value:
 
 def _divide(call: Call, operands: list[Any]) -> Any:
     a, b = operands
-    return a / b if a.dtype.is_floating else tf.math.floordiv(a, b)
+    return a / b if a.dtype.is_floating else tf.truncatediv(a, b)
 
 
 def _power(call: Call, operands: list[Any]) -> Any:

@@ -330,4 +330,6 @@ def _cumulated(call: Call) -> Value:
 def _one_hot(call: Call) -> Value:
     depth = int(call.constant(1).ravel()[0])
     off, on = call.constant(2)
-    return placed(tf.one_hot(call.tensor(0), depth, on, off, axis=call.attribute("axis", -1)))
+    indices = call.tensor(0)
+    indices = tf.where(indices < 0, indices + tf.cast(depth, indices.dtype), indices)
+    return placed(tf.one_hot(indices, depth, on, off, axis=call.attribute("axis", -1)))
