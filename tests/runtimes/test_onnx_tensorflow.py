@@ -35,6 +35,7 @@ from slimline.runtimes.forms.onnx_tensorflow.layout import Placed, aligned, arra
 from tests.zoo_torch import ZOO
 
 DTYPES = {"float32", "int64", "int32", "bool"}
+QUICK = ("resnet", "mobilenet_v3", "shufflenet", "unet", "vit", "bert", "lstm")
 COMMON = ("Conv", "ConvTranspose", "Gemm", "AveragePool", "MaxPool", "Resize", "Slice", "GRU", "LSTM", "Pad", "Softmax")
 
 
@@ -120,7 +121,7 @@ def test_operands_broadcast_as_numpy_says(order: Any, rank: int, ones: int) -> N
         np.testing.assert_array_equal(Placed(a + b, common).plain.numpy(), x + y)
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in ZOO])
 def test_torch_families_in_litert(name: str, tmp_path: Path) -> None:
     """Gated by `sl.export` at several batch sizes; here again with samples of their own."""
     factory, example = ZOO[name]
