@@ -32,13 +32,15 @@ from slimline.data.splits import (
     reading,
     specs_of,
 )
+from slimline.measure.accuracy import Metric, Scores
 from slimline.measure.certificate import Certificate, certify, check_range
+from slimline.measure.set_certificate import certify_set
+from slimline.measure.set_metrics import SetMetric, SetScores
 
 log = logging.getLogger(__name__)
 
 Role = Literal["train", "calibration", "selection", "certification"]
 ROLES = ("train", "calibration", "selection", "certification")
-Metric = Callable[[Array, Array | None], Array]
 Overlap = Literal["refuse", "drop", "allow"]
 OVERLAPS = ("refuse", "drop", "allow")
 
@@ -57,7 +59,10 @@ class Data:
         Test samples certify. Selection defaults to a tenth of train, at most 5,000, which are then not trained
         on; calibration to 512 of train. Without train (or for a streamed train, selection) they are cut from test.
     metric : score of each sample, ``metric(outputs, labels) -> (samples,)``, higher is better; needed where labels
-        are not classes. Default: whether the largest output is the label's. Booleans are right and wrong.
+        are not classes. Default: whether the largest output is the label's. Booleans are right and wrong. For a
+        metric of the whole set ``SetMetric(f)``, or a name: ``f1_macro``, ``miou``, ``auc``,
+        ``mean_average_precision``, ``perplexity`` (scored as its negative), ``pearson``, ``spearman``; its drop is
+        measured, not certified.
     metric_range : the lowest and the highest score that the metric can give a sample, ``(0, 1)`` say. Without it a
         metric that is not boolean is measured, and no drop of it is certified (`docs/certificates.md`).
     augment : ``augment(x, rng) -> x``, applied to training batches: an array in and out where there is one input, a
@@ -87,7 +92,7 @@ class Data:
         calibration: Any = None,
         selection: Any = None,
         *,
-        metric: Metric | None = None,
+        metric: Metric | str | None = None,
         metric_range: tuple[float, float] | None = None,
         augment: Augment | None = None,
         groups: Any = None,
@@ -95,14 +100,18 @@ class Data:
         seed: int = 0,
         classes: int | None = None,
     ) -> None:
-        for what, function in (("metric", metric), ("augment", augment)):
-            if function is not None and not callable(function):
-                raise SlimlineError(f"{what} is a {type(function).__name__}: give a function.")
+        self.metric = _metric(metric)
+        if augment is not None and not callable(augment):
+            raise SlimlineError(f"augment is a {type(augment).__name__}: give a function.")
+        if metric_range is not None and isinstance(self.metric, SetMetric):
+            raise SlimlineError(
+                "metric_range is of a sample's score, and a metric of the whole set has none: leave it out, or give a "
+                "metric of each sample."
+            )
         if metric_range is not None and metric is None:
             raise SlimlineError("metric_range is of a metric of your own: give metric too, or leave it out.")
         if overlap not in OVERLAPS:
             raise unknown("way to treat an overlap", str(overlap), OVERLAPS)
-        self.metric = metric
         self.metric_range = None if metric_range is None else check_range(metric_range)
         self.augment = augment
         self.overlap = overlap
@@ -378,8 +387,8 @@ class Proof:
 
     def certify(
         self,
-        original: Array,
-        compressed: Array,
+        original: Scores,
+        compressed: Scores,
         max_drop: float | None,
         confidence: float = 0.95,
         *,
@@ -388,8 +397,26 @@ class Proof:
         seed: int = 0,
         use: int | None = None,
         note: str = "",
+        progress: Callable[[float], None] | None = None,
     ) -> Certificate:
-        """`slimline.measure.certify` of scores ``(samples of the split,)``, bool if they can only be 0 or 1."""
+        """`slimline.measure.certify` of scores ``(samples of the split,)``, bool if they can only be 0 or 1; of a
+        metric of the whole set its bootstrap, which tells its `progress`."""
+        notes = (*self.notes, *([note] if note else []))
+        if isinstance(original, SetScores):
+            assert isinstance(compressed, SetScores)
+            return certify_set(
+                original[self.index],
+                compressed[self.index],
+                max_drop,
+                confidence,
+                seed=seed,
+                groups=self.groups,
+                copies=self.copies,
+                use=use,
+                notes=notes,
+                progress=progress,
+            )
+        assert not isinstance(compressed, SetScores)
         return certify(
             original[self.index],
             compressed[self.index],
@@ -402,8 +429,22 @@ class Proof:
             groups=self.groups,
             copies=self.copies,
             use=use,
-            notes=(*self.notes, *([note] if note else [])),
+            notes=notes,
         )
+
+
+def _metric(metric: Any) -> Metric | None:
+    """The metric as it is called, of a function, a `SetMetric` or the name of one."""
+    if isinstance(metric, str):
+        from slimline.measure.named_metrics import NAMED
+
+        if metric not in NAMED:
+            raise unknown("metric", metric, NAMED)
+        return NAMED[metric]
+    if metric is not None and not isinstance(metric, SetMetric) and not callable(metric):
+        raise SlimlineError(f"metric is a {type(metric).__name__}: give a function, a SetMetric or a name.")
+    checked: Metric | None = metric
+    return checked
 
 
 def _groupings(groups: Any) -> dict[str, Any]:

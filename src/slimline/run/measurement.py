@@ -180,6 +180,7 @@ def measure_files(
             score_range=samples.metric_range if metric is not None else "known",
             use=used.number,
             note=used.note,
+            progress=told("Resampling"),
         )
     return Measured(
         figures=figures,
