@@ -131,9 +131,8 @@ def _log_probabilities(scores: Array) -> Array:
     """Of logits, or of what already are probabilities of classes on the last axis."""
     scores = scores.astype(np.float64)
     if (scores >= 0).all() and np.allclose(scores.sum(-1), 1, atol=1e-3):
-        return np.log(np.maximum(scores, np.finfo(np.float32).tiny))
-    logs: Array = log_softmax(scores, axis=-1)
-    return logs
+        return np.asarray(np.log(np.maximum(scores, np.finfo(np.float32).tiny)))
+    return np.asarray(log_softmax(scores, axis=-1))
 
 
 def _integers(labels: Array | None) -> Array:

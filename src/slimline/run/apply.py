@@ -68,7 +68,7 @@ def apply(
         return parted.apply(model, wanted, seed)
     check_order_after(wanted, model, teacher)
     if data is not None:
-        data = data.check(model.example)
+        data = data.check(model.inputs)
         if any("train" in step.needs for step in wanted):
             try_augment(data)
     if len(wanted) > 1:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import TypeAdapter
 
+from slimline.basics.arrays import Example
 from slimline.basics.errors import NoExample, SlimlineError, unknown
 from slimline.data.datasets import NAMES, Layout, builtin
 from slimline.files import array_files
@@ -72,23 +73,24 @@ def _load_model(source: ModelSource, data: Callable[[Layout], Data] | None) -> M
     from slimline.model.loading import load
 
     if ":" not in source.name:
-        path, given = _model_file(source), None
+        path = _model_file(source)
+        given: Example | None = None
         if source.input_shape is not None:
             given = _noise(source.input_shape)
         elif path.suffix in PICKLES and data is not None:
-            given = data("channels_first").example()
+            given = data("channels_first").example_by_name()
         return load(path, given, allow_pickle=source.allow_pickle)
     made = call(source.name, "model")
     native, example = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if source.weights is not None:
         load_weights(native, Path(source.weights))
     if example is not None:
-        example = example if isinstance(example, tuple | list) else (example,)
+        example = example if isinstance(example, tuple | list | dict) else (example,)
     elif source.input_shape is not None:
         example = _noise(source.input_shape)
     elif data is not None:
-        example = data(adapter_for(native).layout).example()
-    return load(native, None if example is None else tuple(example))
+        example = data(adapter_for(native).layout).example_by_name()
+    return load(native, example)
 
 
 def _noise(shape: tuple[int, ...]) -> tuple[np.ndarray, ...]:

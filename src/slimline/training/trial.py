@@ -28,8 +28,9 @@ _SET = 256
 def try_augment(data: Data) -> None:
     """Augment a few training samples; the error of `augmented` if that fails. The first batch of a loader is read."""
     if data.augment is not None and data.has("train"):
-        inputs, _ = next(data.split("train").batches(_SAMPLES))
-        augmented(data.augment, inputs, np.random.default_rng(data.seed))
+        train = data.split("train")
+        inputs, _ = next(train.batches(_SAMPLES))
+        augmented(data.augment, inputs, np.random.default_rng(data.seed), train.names)
 
 
 def try_score(model: Model, data: Data, max_drop: float | None) -> None:

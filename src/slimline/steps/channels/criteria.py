@@ -91,7 +91,7 @@ class Evidence:
                 "samples."
             )
         found, seen = [], 0
-        for inputs, labels in self.data.check(self.model.example).split("calibration").batches(size):
+        for inputs, labels in self.data.check(self.model.inputs).split("calibration").batches(size):
             left = count - seen
             found.append((tuple(x[:left] for x in inputs), None if labels is None else labels[:left]))
             seen += len(inputs[0])
