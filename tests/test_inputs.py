@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.metrics import f1_score
 
 import slimline as sl
+from slimline.graph.ir import InputSpec
 from slimline.runtimes.base import runtime
 
 RNG = np.random.default_rng(0)
@@ -23,7 +25,7 @@ IMAGE, MASK = floats(60, 4), floats(60, 6)
 LABELS = np.arange(60) % 3
 
 
-def torch_two() -> tuple[Any, str, str]:
+def torch_two() -> tuple[Any, str]:
     torch = pytest.importorskip("torch")
 
     class Two(torch.nn.Module):  # type: ignore[misc, name-defined]
@@ -35,52 +37,84 @@ def torch_two() -> tuple[Any, str, str]:
             return self.head(torch.relu(self.a(image) + 2 * self.b(mask)))
 
     torch.manual_seed(0)
-    return Two(), "onnxruntime", "model.onnx"
+    return Two(), "onnxruntime"
 
 
-def keras_two() -> tuple[Any, str, str]:
+def keras_two() -> tuple[Any, str]:
     keras = pytest.importorskip("keras")
     image, mask = keras.Input((4,), name="image"), keras.Input((6,), name="mask")
     layers = keras.layers
     joined = layers.ReLU()(layers.Add()([layers.Dense(8)(image), layers.Dense(8)(mask)]))
-    return keras.Model({"image": image, "mask": mask}, layers.Dense(3)(joined)), "litert", "model.tflite"
+    return keras.Model({"image": image, "mask": mask}, layers.Dense(3)(joined)), "litert"
+
+
+DATA = {
+    name: ({"mask": MASK, "image": IMAGE + shift}, LABELS)
+    for shift, name in enumerate(("calibration", "selection", "test"))
+}
 
 
 @pytest.mark.parametrize("make", [torch_two, keras_two])
 def test_inputs_are_matched_by_name_in_any_order(make: Any, tmp_path: Path) -> None:
-    network, target, file = make()
+    network, target = make()
     order = sl.load(network, (IMAGE[:2], MASK[:2]))
     assert [spec.name for spec in order.inputs] == ["image", "mask"]
     by_name = sl.load(network, {"mask": MASK[:2], "image": IMAGE[:2]})
     np.testing.assert_array_equal(by_name.outputs(IMAGE, MASK)[0], order.outputs(IMAGE, MASK)[0])
     with pytest.raises(sl.SlimlineError, match="called ids, mask, and the model takes image, mask"):
         sl.load(network, {"ids": IMAGE[:2], "mask": MASK[:2]})
+    tuples = sl.Data(**{name: ((x["image"], x["mask"]), y) for name, (x, y) in DATA.items()})
+    step = sl.ChannelPruning(ratio=0.5, criterion="taylor")
+    pruned, expected = (sl.apply(order, step, data) for data in (sl.Data(**DATA), tuples))
+    np.testing.assert_array_equal(pruned.outputs(IMAGE, MASK)[0], expected.outputs(IMAGE, MASK)[0])
+    artifact = Path(sl.export(pruned, target, tmp_path / f"model{runtime(target).suffix}"))
+    taken = [InputSpec(*spec) for spec in runtime(target).input_specs(artifact)]
+    assert [spec.name for spec in taken] == ["image", "mask"]
+    inputs = sl.Data(**DATA).check(taken).split("certification").inputs
+    np.testing.assert_array_equal(inputs[0], IMAGE + 2)
 
-    data = sl.Data(
-        calibration=({"mask": MASK, "image": IMAGE}, LABELS),
-        selection=({"mask": MASK, "image": IMAGE}, LABELS),
-        test=({"image": IMAGE + 1, "mask": MASK}, LABELS),
-    )
+
+def test_arrays_of_several_inputs_in_files(tmp_path: Path) -> None:
+    from slimline.run.sources import DataSource, load_data
+
+    arrays = {"x_test.mask": MASK, "x_test.image": IMAGE, "y_test": LABELS, "x_train.other": MASK[:0]}
+    np.savez(tmp_path / "data.npz", **{k: v for k, v in arrays.items() if "train" not in k})
+    (tmp_path / "folder").mkdir()
+    for name in ("x_test.mask", "x_test.image", "y_test"):
+        np.save(tmp_path / "folder" / f"{name}.npy", arrays[name])
+    for path in (tmp_path / "data.npz", tmp_path / "folder"):
+        example = load_data(DataSource(str(path))).example_by_name()
+        assert isinstance(example, dict) and {name: x.shape for name, x in example.items()} == {
+            "image": (2, 4),
+            "mask": (2, 6),
+        }
+    np.save(tmp_path / "folder" / "x_test.npy", MASK)
+    with pytest.raises(sl.SlimlineError, match=r"has both x_test and x_test\.image: name every input, or none"):
+        load_data(DataSource(str(tmp_path / "folder")))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [torch_two, keras_two])
+def test_a_run_on_inputs_by_name_and_a_metric_of_the_set(make: Any, tmp_path: Path) -> None:
+    network, target = make()
+    groups = np.arange(60) // 2
+    data = sl.Data(**DATA, metric="f1_macro", groups=groups)
     run = sl.compress(
         network, data, target, recipe=[sl.ChannelPruning(ratio=0.5)], output=tmp_path / "run", batch_sizes=(1,)
     )
-    small = sl.apply(by_name, sl.ChannelPruning(ratio=0.5), data)
-    session = runtime(target).load(run.artifact)
-    assert [name for name, _, _ in runtime(target).input_specs(run.artifact)] == ["image", "mask"]
-    expected = small.outputs(IMAGE, MASK)[0]
-    np.testing.assert_allclose(session.outputs((IMAGE, MASK))[0], expected, atol=1e-5)
-    measured = sl.measure(run.artifact, data, batch_sizes=(1,))
-    assert measured.figures["artifact"].accuracy == pytest.approx(
-        (small.predict(IMAGE + 1, MASK).argmax(1) == LABELS).mean()
+    proof = run.certificate
+    assert (proof.verdict, proof.metric, proof.method, proof.groups) == ("measured", "f1_macro", "set bootstrap", 30)
+    assert "only the mean of a score per sample can be certified" in proof.sentence()
+    answer = runtime(target).load(run.artifact).outputs((IMAGE + 2, MASK))[0]
+    value = f1_score(LABELS, answer.argmax(1), average="macro")
+    assert run.report.compressed.accuracy == pytest.approx(value)
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "F1_macro" in page and "paired bootstrap of a metric over the whole set" in page
+    measured = sl.measure(
+        run.artifact, data, against=run.path / "stages" / "baseline" / run.artifact.name, batch_sizes=(1,)
     )
-    np.savez(
-        tmp_path / "data.npz",
-        **{"x_test.mask": MASK, "x_test.image": IMAGE + 1, "y_test": LABELS},  # type: ignore[arg-type]
-    )
-    from slimline.run.sources import DataSource
-
-    again = sl.measure(run.artifact, DataSource(str(tmp_path / "data.npz")), batch_sizes=(1,))
-    assert 0 <= (again.figures["artifact"].accuracy or -1) <= 1
+    assert measured.figures["artifact"].accuracy == pytest.approx(value)
+    assert measured.certificate is not None and measured.certificate.observed_drop == proof.observed_drop
 
 
 class TestFreeSizes:
@@ -126,8 +160,6 @@ class TestFreeSizes:
         # Data of another length than the example's.
         data = sl.Data(test=(RNG.integers(0, 20, (40, 9)), RNG.integers(0, 3, (40, 9))), metric="f1_macro")
         assert data.check(again.inputs).split("certification").inputs[0].shape[1] == 9
-        measured = sl.measure(tmp_path / "tagger.onnx", data, batch_sizes=(1,))
-        assert measured.metric == "f1_macro"
 
     def test_a_convolutional_network_keeps_its_image_free(
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -216,7 +216,7 @@ def trace(
     module: nn.Module, inputs: tuple[Tensor, ...], free: Free, known: Sequence[tuple[int | None, ...]] = ()
 ) -> torch.export.ExportedProgram:
     """`torch.export` of a module; every input as long as the first has a free ``batch``, or all ``sizes`` are free that
-    the module leaves so and that are not 1: of those that are None in the `known` shapes of the inputs, if there are."""
+    the module leaves so and that are not 1; where shapes of the inputs are `known`, of those that are None there."""
     batch = inputs[0].shape[0] if inputs and inputs[0].dim() else -1
     shapes: Any = None
     if free != "none":
