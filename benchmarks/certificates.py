@@ -107,7 +107,7 @@ def main() -> None:
         case = f"heavy losses in {100 * rate:g} %"
         row(case, "bootstrap", min(args.times, 300), functools.partial(bootstrap_below, rate))
     for case in SET_CASES:
-        row(case, "set bootstrap", min(args.times, 200), functools.partial(set_bootstrap_below, case))
+        row(case, "set bootstrap", min(args.times, 100), functools.partial(set_bootstrap_below, case))
     path.write_text(json.dumps({"environment": environment(1), "rows": rows}, indent=1) + "\n")
     head = ["# certificates", "", "False certificates where the true drop is exactly the budget, in percent; 5 % are"]
     head += ["allowed. A bootstrap gives no verdict: how often its bound is not above the true drop.", ""]

@@ -78,12 +78,12 @@ Example = tuple[Array, ...] | dict[str, Array]
 """Example inputs of a model, each ``(batch, …)``: in its order, or by name."""
 
 
-def examples(given: Any, source: Any = None) -> Example:
+def examples(inputs: Any, source: Any = None) -> Example:
     """Example inputs of a model as arrays; floats in the precision of a module's weights, if they are in another one.
 
     Parameters
     ----------
-    given : one array or tensor, or a tuple, list or dict of them.
+    inputs : one array or tensor, or a tuple, list or dict of them.
     source : the module the inputs are for; what has no ``parameters()`` takes floats as they are, halves as float32.
     """
     dtype = _precision(source)
@@ -92,9 +92,9 @@ def examples(given: Any, source: Any = None) -> Example:
         array = as_array(value, "The example input", exact=True)
         return _as_weights(array, dtype) if array.dtype.kind == "f" or array.dtype.name == "bfloat16" else array
 
-    if isinstance(given, dict):
-        return {str(name): example(value) for name, value in given.items()}
-    return tuple(example(value) for value in (given if isinstance(given, tuple | list) else (given,)))
+    if isinstance(inputs, dict):
+        return {str(name): example(value) for name, value in inputs.items()}
+    return tuple(example(value) for value in (inputs if isinstance(inputs, tuple | list) else (inputs,)))
 
 
 def in_order(inputs: tuple[T, ...] | dict[str, T], names: Sequence[str], what: str) -> tuple[T, ...]:

@@ -56,9 +56,9 @@ class Measured(Printed):
         return [] if self.certificate is None else [self.certificate.sentence()]
 
 
-def _is_data(name: str, given: Any) -> None:
-    if not isinstance(given, Data | DataSource):
-        raise SlimlineError(f"{name} is a {type(given).__name__}: give a slimline.Data.")
+def _is_data(name: str, value: Any) -> None:
+    if not isinstance(value, Data | DataSource):
+        raise SlimlineError(f"{name} is a {type(value).__name__}: give a slimline.Data.")
 
 
 @takes(
