@@ -160,7 +160,9 @@ def test_several_inputs_as_tuple_and_dict() -> None:
         assert [a.shape[1:] for a in next(split.batches(2))[0]] == [(3,), (4,)]
     with pytest.raises(SlimlineError, match="called ids, image, and the model takes image, tokens: name them so"):
         Data(test=({"image": x[0], "ids": x[1]}, y)).check(model)
-    with pytest.raises(SlimlineError, match=r"Input tokens of the test data .*\(4,\) but the model takes \(5,\)"):
+    with pytest.raises(
+        SlimlineError, match=r"Input tokens of the calibration data .*\(4,\) but the model takes \(5,\)"
+    ):
         Data(test=(x, y), overlap="allow").check(specs((x[0], np.ones((2, 5), np.int64)), "image", "tokens"))
     with pytest.raises(SlimlineError, match=r"different names \(train image, tokens; test none\)"):
         Data(train=({"image": x[0], "tokens": x[1]}, y), test=(x, y))

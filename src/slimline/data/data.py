@@ -126,8 +126,8 @@ class Data:
         if not self._given:
             raise SlimlineError("There is no data: give Data at least train=(x, y) or test=(x, y).")
         if len({s.names for s in self._given.values()}) > 1:
-            said = "; ".join(f"{name} {', '.join(split.names) or 'none'}" for name, split in self._given.items())
-            raise SlimlineError(f"The splits have inputs of different names ({said}): name them alike.")
+            names = "; ".join(f"{name} {', '.join(split.names) or 'none'}" for name, split in self._given.items())
+            raise SlimlineError(f"The splits have inputs of different names ({names}): name them alike.")
         if len({len(s.specs) for s in self._given.values()}) > 1:
             said = ", ".join(f"{name} {len(split.specs)}" for name, split in self._given.items())
             raise SlimlineError(f"The splits have different numbers of inputs ({said}): they must agree.")

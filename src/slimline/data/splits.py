@@ -180,7 +180,7 @@ class Stream:
     source: Iterable[Any]
     clean: Callable[[Array | None], Array | None]
     count: int
-    given: tuple[Spec, ...]
+    source_specs: tuple[Spec, ...]
     names: tuple[str, ...] = ()
     order: tuple[int, ...] = ()
     dtypes: tuple[str, ...] = ()
@@ -194,7 +194,7 @@ class Stream:
     @property
     def specs(self) -> tuple[Spec, ...]:
         """Sample shape and dtype of each input, before `dtypes` are applied."""
-        return ordered(self.given, self.order)
+        return ordered(self.source_specs, self.order)
 
     @property
     def inputs(self) -> Inputs:
@@ -228,10 +228,10 @@ class Stream:
         inputs, labels, names = as_batch(item, self.name)
         if names != tuple(sorted(self.names)):
             raise SlimlineError(f"Batches of the {self.name} data have inputs of different names: make them alike.")
-        if specs_of(inputs) != self.given:
+        if specs_of(inputs) != self.source_specs:
             raise SlimlineError(
                 f"A batch of the {self.name} data has samples of {said(specs_of(inputs))} and the first had "
-                f"{said(self.given)}: make them alike."
+                f"{said(self.source_specs)}: make them alike."
             )
         if (labels is not None) != self.labelled:
             raise SlimlineError(
@@ -283,8 +283,8 @@ def augmented(augment: Augment, inputs: Inputs, rng: np.random.Generator, names:
     name = str(getattr(augment, "__name__", type(augment).__name__))
     name = "augment" if name in ("<lambda>", "augment") else f"augment ({name})"
     one = len(inputs) == 1 and not names
-    kind = f"a dict of {', '.join(names)}" if names else f"a tuple of {len(inputs)} arrays"
-    given = "an array" if one else kind
+    several = f"a dict of {', '.join(names)}" if names else f"a tuple of {len(inputs)} arrays"
+    given = "an array" if one else several
     shapes = " and ".join(str(a.shape) for a in inputs)
     try:
         after = augment(named(tuple(a.copy() for a in inputs), names), rng)

@@ -122,8 +122,8 @@ def _losses(outputs: Array, labels: Array | None) -> Pair:
 def _values(outputs: Array, labels: Array | None) -> Pair:
     """Real numbers ``(n, columns)``."""
     if labels is None or labels.size != outputs.size:
-        given = "no labels" if labels is None else f"labels {labels.shape}"
-        raise SlimlineError(f"A correlation of outputs {outputs.shape} with {given}: give a label for each output.")
+        labelled = "no labels" if labels is None else f"labels {labels.shape}"
+        raise SlimlineError(f"A correlation of outputs {outputs.shape} with {labelled}: give a label for each output.")
     return outputs.reshape(len(outputs), -1).astype(float), labels.reshape(len(outputs), -1).astype(float)
 
 
@@ -137,8 +137,8 @@ def _log_probabilities(scores: Array) -> Array:
 
 def _integers(labels: Array | None) -> Array:
     if labels is None or labels.dtype.kind not in "iub":
-        given = "none" if labels is None else str(labels.dtype)
-        raise SlimlineError(f"This metric needs integer labels, and they are {given}: give class numbers.")
+        kind = "none" if labels is None else str(labels.dtype)
+        raise SlimlineError(f"This metric needs integer labels, and they are {kind}: give class numbers.")
     return labels.astype(np.int64)
 
 
