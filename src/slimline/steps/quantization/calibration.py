@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from slimline.basics.errors import SlimlineError
 from slimline.graph.edits import FoldNorms, Round
 from slimline.graph.placement import Placement, place
 from slimline.graph.quantization import Quantization
-from slimline.methods.grids import Grid
+from slimline.methods.formats import IntegerGrid
 from slimline.methods.ranges import Observer, affine_grid, observer, symmetric_grid
 from slimline.model import Model
 from slimline.runtimes.base import runtime
@@ -65,7 +66,7 @@ def calibrate(
     )
     _log.info("quantize %d layers, %d activations", len(placement.layers), len(activations))
     native = folded.edit(Round(quantization))
-    record = {**step.model_dump(mode="json"), "target": policy, "float_layers": quantization.float_layers}
+    record = {**step.model_dump(mode="json"), "target": policy, "float_layers": dict(quantization.float_layers)}
     return model.then(native, record, quantization)
 
 
@@ -131,8 +132,8 @@ def observe_ranges(
 
 
 def weight_grids(
-    parameters: Mapping[str, Array], placement: Placement, activations: Mapping[str, Grid], bits: int = 8
-) -> dict[str, Grid]:
+    parameters: Mapping[str, Array], placement: Placement, activations: Mapping[str, IntegerGrid], bits: int = 8
+) -> dict[str, IntegerGrid]:
     """Symmetric grids of the weights, wide enough that every bias fits int32 steps of input times weight scale.
 
     `bits` are those of `Runtime.weight_bits`. Folded batch norm can leave a channel with next to no weight and an
@@ -144,11 +145,10 @@ def weight_grids(
         if name in placement.biases:
             read, bias = placement.biases[name]
             size = np.abs(np.asarray(parameters[bias], np.float64)).ravel()
-            least = (size if axis is not None and size.size == len(grid.scale) else size.max(keepdims=True)) / (
-                activations[read].scale[0] * _BIAS_STEPS
-            )
-            scale = np.maximum(np.asarray(grid.scale), least).astype(np.float32)
-            grid = grid.model_copy(update={"scale": tuple(float(s) for s in scale)})
+            step = float(activations[read].scale) * _BIAS_STEPS
+            own = size if axis is not None and size.size == grid.scale.size else size.max(keepdims=True)
+            scale = np.maximum(grid.scale.ravel(), own / step).astype(np.float32)
+            grid = replace(grid, scale=scale.reshape(grid.scale.shape))
         grids[name] = grid
     return grids
 
