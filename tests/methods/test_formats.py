@@ -267,6 +267,12 @@ def test_levels_in_closed_form() -> None:
     np.testing.assert_array_equal(close.round(close.codebook), close.codebook)
 
 
+def test_a_block_may_be_longer_than_the_tensor() -> None:
+    x = np.linspace(-3, 3, 12, dtype=np.float32).reshape(3, 4)
+    wide = IntegerGrid(np.full((3, 1), 0.5, np.float32), (1, 1 << 40), 4, True)
+    np.testing.assert_array_equal(wide.round(x), IntegerGrid(one(0.5), (), 4, True).round(x))
+
+
 def test_masks_leave_zeros() -> None:
     keep = np.array([[True, False], [False, True]])
     x = np.array([[0.9, 5], [5, -7]], np.float32)
@@ -330,6 +336,7 @@ ROW = np.ones((1, 3), np.float32)
         (lambda: IntegerGrid(one(1), (), 8, False, True), "narrow"),
         (lambda: IntegerGrid(one(1), (), 8, True, False, np.asarray(128, np.int32)), "outside -128 … 127"),
         (lambda: IntegerGrid(one(1), (), 8, True, False, np.zeros(1, np.int32)), "as many as scales"),
+        (lambda: IntegerGrid.between(-5, 9, one(1)), "No integer grid has the codes -5 … 9"),
         (lambda: FloatFormat(one(1), (), "float9"), "no float format"),
         (lambda: Levels(one(1), (), np.array([1, 1], np.float32)), "ascending|above the last"),
         (lambda: Levels(one(1), (), np.array([1], np.float32)), "2 to 65536"),

@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from slimline.basics.errors import SlimlineError
+from slimline.basics.errors import SlimlineError, shown
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Blocks = tuple[int | None, ...]
@@ -43,7 +43,7 @@ def spread(array: Array, blocks: Blocks, shape: Sequence[int]) -> Array:
     """What is there per block, repeated so that it broadcasts against a tensor of `shape`."""
     for axis, block in enumerate(blocks):
         if block is not None and block > 1:
-            array = np.repeat(array, block, axis).take(range(shape[axis]), axis)
+            array = np.repeat(array, min(block, shape[axis]), axis).take(range(shape[axis]), axis)
     return array
 
 
@@ -252,7 +252,7 @@ class IntegerGrid(Scaled):
     def __post_init__(self) -> None:
         super().__post_init__()
         if type(self.bits) is not int or not 2 <= self.bits <= 16:
-            raise SlimlineError(f"An integer grid of {self.bits!r} bits is none: choose 2 to 16.")
+            raise SlimlineError(f"An integer grid of {shown(self.bits)} bits is none: choose 2 to 16.")
         if type(self.signed) is not bool or type(self.narrow) is not bool or (self.narrow and not self.signed):
             raise SlimlineError("Only a signed integer grid can be narrow: say True or False of both.")
         if self.zero_point is None:
@@ -268,8 +268,10 @@ class IntegerGrid(Scaled):
         cls, low: int, high: int, scale: Array, blocks: Blocks = (), zero_point: Array | None = None
     ) -> IntegerGrid:
         """The grid with the codes from `low` to `high`."""
-        bits = (high - low).bit_length()
-        return cls(scale, blocks, bits, low < 0, low == -high, zero_point)
+        grid = cls(scale, blocks, (high - low).bit_length(), low < 0, low == -high, zero_point)
+        if (grid.low, grid.high) != (low, high):
+            raise SlimlineError(f"No integer grid has the codes {low} … {high}: take all of a width, such as -8 … 7.")
+        return grid
 
     @property
     def low(self) -> int:
@@ -371,7 +373,7 @@ class FloatFormat(Scaled):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.dtype, str) or self.dtype not in _FLOATS:
-            raise SlimlineError(f"{self.dtype!r} is no float format: choose one of {', '.join(_FLOATS)}.")
+            raise SlimlineError(f"{shown(self.dtype)} is no float format: choose one of {', '.join(_FLOATS)}.")
 
     @property
     def is_plain(self) -> bool:

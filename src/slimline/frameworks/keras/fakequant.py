@@ -19,7 +19,7 @@ from slimline.frameworks.keras.gridded import (
 )
 from slimline.frameworks.keras.parts import transfer
 from slimline.graph.quantization import Quantization
-from slimline.methods.formats import Format
+from slimline.methods.formats import Format, IntegerGrid
 
 Array = np.ndarray
 L = keras.layers
@@ -164,7 +164,7 @@ class _Quantizer:
         if type(operation) is L.BatchNormalization and self.on_grid(call) and len(call.outputs[0].shape) == 4:
             return FakeQuantBatchNormalization.from_config(operation.get_config())
         function = _activation_of(operation)
-        if function in INTEGER_ACTIVATIONS and call.names[0] in self.formats:
+        if function in INTEGER_ACTIVATIONS and self.is_integer(call.names[0]):
             return IntegerActivation(function, name=operation.name)
         return clone(operation)
 
@@ -174,7 +174,11 @@ class _Quantizer:
             return False
         readers = [call for call in calls(self.native) if any(t is norm.outputs[0] for t in call.inputs)]
         ends = [norm.names[0], *(readers[0].names if len(readers) == 1 else ())]
-        return any(name in self.formats for name in ends)
+        return any(self.is_integer(name) for name in ends)
+
+    def is_integer(self, name: str) -> bool:
+        """Whether a value lies on an integer grid."""
+        return isinstance(self.formats.get(name), IntegerGrid)
 
     def rounded(self, layer: Any, each: Format) -> Any:
         """The layer with its kernel in a format."""

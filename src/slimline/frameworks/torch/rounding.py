@@ -87,8 +87,8 @@ class Rounder:
                 raise SlimlineError(
                     f"{self.source.name} cannot be rounded in blocks along a dimension of any size: divide another."
                 )
-            node = self._emit(_aten.repeat_interleave.self_int, node, block, axis)
-            if size % block:
+            node = self._emit(_aten.repeat_interleave.self_int, node, min(block, size), axis)
+            if size % block and size > block:
                 node = self._emit(_aten.slice.Tensor, node, axis, 0, size)
         return node
 

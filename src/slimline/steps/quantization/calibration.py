@@ -16,6 +16,7 @@ from slimline.graph.quantization import Quantization
 from slimline.methods.formats import IntegerGrid
 from slimline.methods.ranges import Observer, affine_grid, observer, symmetric_grid
 from slimline.model import Model
+from slimline.recipe.layers import first_match, refuse_unmatched
 from slimline.runtimes.base import runtime
 from slimline.steps.quantization.step import StaticQuantization
 
@@ -77,12 +78,14 @@ def placed(
 
     Raises
     ------
-    SlimlineError : a model that is quantized already, or no layer to quantize.
+    SlimlineError : a model that is quantized already, no layer to quantize, or a pattern of overrides that fits none.
     """
     exclude = exclude or {}
     if model.quantization is not None:
         raise SlimlineError("This model is quantized already: apply StaticQuantization to the float model instead.")
     folded = Model(model.adapter, model.edit(FoldNorms()), model.example)
+    named = dict.fromkeys(node.layer for node in folded.graph.nodes if node.layer)
+    refuse_unmatched("layer for overrides", step.overrides, named, folded.graph.types)
     keep = (*step.keep, *map(_literal, exclude))
     placement = place(folded.graph, runtime(policy).policy, step.layers, keep)
     if not placement.layers:
@@ -106,11 +109,13 @@ def observe_ranges(
     for name, group in placement.groups.items():
         members.setdefault(group, set()).add(name)
     keys = {group: frozenset(names) for group, names in members.items()}
-    observers: dict[str, Observer] = {
-        group: observer(step.observer, step.percentile, f"value {group!r} of layer {placement.owners[group]!r}")
-        for group, key in keys.items()
-        if key not in known
-    }
+
+    def observer_of(group: str) -> Observer:
+        makers = [layer for name in placement.groups if name in members[group] for layer in placement.makers[name]]
+        pattern = first_match(makers, step.overrides, model.graph.types)
+        return observer(*step.observation(pattern), f"value {group!r} of layer {placement.owners[group]!r}")
+
+    observers = {group: observer_of(group) for group, key in keys.items() if key not in known}
     seen = 0
 
     def counted() -> Iterator[tuple[Array, ...]]:
