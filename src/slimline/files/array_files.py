@@ -5,6 +5,7 @@ What a header says is held against the bytes that are there before any memory is
 
 from __future__ import annotations
 
+import io
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -80,16 +81,17 @@ def _header(stream: IO[bytes], name: str) -> tuple[tuple[int, ...], np.dtype[Any
     return shape, dtype, fortran
 
 
-def safetensors(path: Path) -> dict[str, np.ndarray]:
-    """All tensors of a safetensors file; bfloat16 as float32, which holds the same numbers.
+def safetensors(source: Path | bytes) -> dict[str, np.ndarray]:
+    """All tensors of a safetensors file, or of its bytes; bfloat16 as float32, which holds the same numbers.
 
     Raises
     ------
     Malformed : no such file; tensors that overlap, leave gaps or are longer than the file; a type that numpy lacks.
     OSError : the file cannot be read.
     """
-    with path.open("rb") as stream:
-        size = path.stat().st_size
+    with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as stream:
+        size = stream.seek(0, io.SEEK_END)
+        stream.seek(0)
         length = int.from_bytes(stream.read(8), "little")
         if size < 8 or length > size - 8:
             raise Malformed("is no safetensors file, or its end is missing")

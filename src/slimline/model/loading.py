@@ -90,17 +90,14 @@ def _checked(model: Model) -> Model:
         if name in model.graph.trainable or not (np.isfinite(array) | meant).all():
             raise SlimlineError(f"The weights {name} hold NaN or infinity: train or load the model anew.")
     if model.quantization is not None:
-        _check_grids(model, model.quantization)
+        _check_formats(model, model.quantization)
     return model
 
 
-def _check_grids(model: Model, quantization: Quantization) -> None:
-    for grids in (quantization.activations, quantization.weights):
-        for name, grid in grids.items():
+def _check_formats(model: Model, quantization: Quantization) -> None:
+    for formats in (quantization.activations, quantization.weights):
+        for name, each in formats.items():
             if name not in model.graph.values:
-                raise unknown("value with an integer grid called", name, model.graph.values)
-            shape, counts = model.graph.values[name].shape, {len(grid.scale), len(grid.zero_point)}
-            fits = counts == {1} if grid.axis is None else -len(shape) <= grid.axis < len(shape)
-            fits = fits and (grid.axis is None or counts == {shape[grid.axis]})
-            if not fits or grid.low >= grid.high or not all(np.isfinite(s) and s > 0 for s in grid.scale):
-                raise SlimlineError(f"The integer grid of {name} does not fit it: quantize the model again.")
+                raise unknown("value with a format called", name, model.graph.values)
+            if not each.fits(model.graph.values[name].shape):
+                raise SlimlineError(f"The format of {name} does not fit it: quantize the model again.")

@@ -20,7 +20,7 @@ from slimline.measure.figures import Figures
 from slimline.measure.process import Artifact
 from slimline.report.console import telling
 from slimline.report.printed import Printed
-from slimline.report.tables import Grid, figures_table
+from slimline.report.tables import Table, figures_table
 from slimline.run.sources import DataSource, load_data
 from slimline.runtimes.base import runtime, runtime_for
 
@@ -45,7 +45,7 @@ class Measured(Printed):
     metric: str
     certificate: Certificate | None = None
 
-    def tables(self) -> list[Grid]:
+    def tables(self) -> list[Table]:
         """The figures side by side."""
         names = list(dict.fromkeys(self.targets.values()))
         where = names[0] if len(names) == 1 else ", ".join(f"{target} ({n})" for n, target in self.targets.items())
