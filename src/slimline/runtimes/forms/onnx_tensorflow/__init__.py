@@ -127,7 +127,7 @@ class _Translation:
             operands,
             reads_grid=grid is not None,
             gives_grid=_rounded_next(node.outputs[0]),
-            floor=None if grid is None else (grid.low - grid.zero_point[0]) * grid.scale[0],
+            floor=None if grid is None else float(grid.ends[0]),
             opset=self.opset,
         )
         stored = node.op_type != "Constant" and all(isinstance(x, np.ndarray | None) for x in operands)
@@ -158,14 +158,11 @@ class _Translation:
         from slimline.runtimes.forms.onnx_tensorflow.layout import Placed, Rounded
 
         grid = form.grid_of(node)
-        scale, zero = np.asarray(grid.scale, np.float32), np.asarray(grid.zero_point, np.float32)
-        low, high = (grid.low - zero) * scale, (grid.high - zero) * scale
-        bits = (grid.high - grid.low).bit_length()
-        narrow = grid.high - grid.low == 2**bits - 2
         if isinstance(x, np.ndarray):
-            return Rounded(x, low, high, grid.axis, narrow, bits)
+            return Rounded(x, grid)
+        low, high = (float(end) for end in grid.ends)
         y = tf.quantization.fake_quant_with_min_max_args(
-            x.tensor, float(low[0]), float(high[0]), num_bits=bits, narrow_range=narrow
+            x.tensor, low, high, num_bits=grid.bits, narrow_range=grid.narrow
         )
         return Placed(y, x.order)
 

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from slimline.methods.formats import IntegerGrid
+
 Array = np.ndarray[Any, np.dtype[Any]]
 Order = tuple[int, ...]
 
@@ -88,34 +90,26 @@ class Rounded:
     Attributes
     ----------
     array : before it is rounded.
-    low, high : ends of the grid, one for each position of `axis`, or one.
-    axis : None for one grid in all.
-    narrow : whether the lowest of the integers is not used.
-    bits : of the integers.
+    grid : in all, or one for each position of an axis.
     """
 
     array: Array
-    low: Array
-    high: Array
-    axis: int | None
-    narrow: bool
-    bits: int = 8
+    grid: IntegerGrid
 
     def laid_out(self, order: Sequence[int]) -> Any:
         """Transposed, and rounded there: the converter follows a reshape between rounding and use, no transposition."""
         array = np.transpose(self.array, order)
-        if self.axis is None:
-            ends = float(self.low[0]), float(self.high[0])
+        low, high = (end.ravel() for end in self.grid.ends)
+        kind = {"num_bits": self.grid.bits, "narrow_range": self.grid.narrow}
+        if self.grid.axis is None:
             return tf.quantization.fake_quant_with_min_max_args(
-                tf.constant(array), *ends, num_bits=self.bits, narrow_range=self.narrow
+                tf.constant(array), float(low[0]), float(high[0]), **kind
             )
-        axis = list(order).index(self.axis)
+        axis = list(order).index(self.grid.axis)
         behind = int(np.prod(array.shape[axis + 1 :], dtype=int))
         flat = tf.constant(array.reshape(*array.shape[:axis], -1))
-        low, high = np.repeat(self.low, behind), np.repeat(self.high, behind)
-        rounded = tf.quantization.fake_quant_with_min_max_vars_per_channel(
-            flat, tf.constant(low), tf.constant(high), num_bits=self.bits, narrow_range=self.narrow
-        )
+        ends = [tf.constant(np.repeat(end, behind)) for end in (low, high)]
+        rounded = tf.quantization.fake_quant_with_min_max_vars_per_channel(flat, *ends, **kind)
         return rounded if rounded.shape == array.shape else tf.reshape(rounded, array.shape)
 
 
