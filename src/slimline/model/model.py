@@ -36,6 +36,7 @@ class Model:
     origin : the uncompressed model that steps made it of, from which training learns; None where this one is itself
         uncompressed, and where it is not known, as files do not hold it. It shares its tensors with the `Model` that
         the first step was given.
+    output_names : of all its outputs, in their order; empty takes the framework's.
     """
 
     adapter: Adapter
@@ -45,6 +46,11 @@ class Model:
     quantization: Quantization | None = None
     masks: Mapping[str, np.ndarray] = field(default_factory=dict)
     origin: Model | None = field(default=None, repr=False, compare=False)
+    output_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.output_names:
+            object.__setattr__(self, "output_names", self.adapter.output_names(self.native))
 
     @cached_property
     def graph(self) -> Graph:
@@ -72,11 +78,11 @@ class Model:
         return self.origin or (None if self.history else self)
 
     def predict(self, *inputs: np.ndarray) -> np.ndarray:
-        """The first output for inputs ``(batch, …)``, in inference mode."""
-        return self.adapter.predict(self.native, inputs)
+        """The output for inputs ``(batch, …)``, in inference mode; of a model with several the first, see `outputs`."""
+        return self.adapter.outputs(self.native, inputs)[0]
 
     def outputs(self, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
-        """All outputs, in the order of an artifact's, in inference mode."""
+        """All outputs, in the order of `output_names` and of an artifact's, in inference mode."""
         return self.adapter.outputs(self.native, inputs)
 
     def parameters(self) -> dict[str, np.ndarray]:
@@ -135,10 +141,13 @@ class Model:
         SlimlineError : `metadata` that `save` does not write.
         """
         history, masks = metadata.get("history", []), metadata.get("masks", {})
-        quantization = metadata.get("quantization")
+        quantization, names = metadata.get("quantization"), metadata.get("outputs", [])
         plain = isinstance(history, list) and all(isinstance(h, dict) for h in history)
         plain = plain and all(isinstance(h.get("step"), str) for h in history)
-        if not plain or not isinstance(masks, dict) or not metadata.keys() <= {"history", "masks", "quantization"}:
+        plain = plain and isinstance(names, list) and all(isinstance(name, str) for name in names)
+        plain = plain and len(set(names)) == len(names) and len(names) in (0, len(adapter.output_names(native)))
+        known = {"history", "masks", "quantization", "outputs"}
+        if not plain or not isinstance(masks, dict) or not metadata.keys() <= known:
             raise SlimlineError("The file's notes of what was done to the model are damaged: save the model again.")
         try:
             return cls(
@@ -148,6 +157,7 @@ class Model:
                 tuple(history),
                 None if quantization is None else Quantization.model_validate(quantization),
                 {name: PackedMask.model_validate(mask).array() for name, mask in masks.items()},
+                output_names=tuple(names),
             )
         except ValueError as reason:  # pydantic's are ValueErrors too
             raise SlimlineError(
@@ -167,6 +177,8 @@ class Model:
             metadata["quantization"] = self.quantization.model_dump(mode="json")
         if self.masks:
             metadata["masks"] = {name: PackedMask.of(mask).model_dump(mode="json") for name, mask in self.masks.items()}
+        if len(self.output_names) > 1 and self.output_names != self.adapter.output_names(self.native):
+            metadata["outputs"] = list(self.output_names)
         self.adapter.save(self.native, path, self.example, metadata)
         return path
 

@@ -26,6 +26,7 @@ from slimline.measure import (
     memory_part,
     outputs,
     score,
+    scored,
 )
 from slimline.measure.figures import Figures
 from slimline.measure.integers import MOST, Integers, integers, layer_name, stored_weights
@@ -34,6 +35,7 @@ from slimline.measure.load import watched
 from slimline.measure.parity import compare
 from slimline.measure.results import Duration, Epoch, Frozen, LayerRow, LayerState, Refusal, Report, environment
 from slimline.measure.rows import busy
+from slimline.methods.outputs import Output, bare
 from slimline.model import Model
 from slimline.runtimes.base import runtime
 
@@ -77,13 +79,25 @@ def examine(
 
     gate = _gate(after[0], paths["compressed"], data, str(recipe.target))
     split = data.split("certification")
+    names = before[0].output_names
+    needed = scored(names, split.labels, data.metric, data.declared)
     answers = {
-        name: outputs(path, split.inputs, max(recipe.batch_sizes), recipe.threads, told(f"Certifying the {name}"))
+        name: outputs(
+            path,
+            split.inputs,
+            max(recipe.batch_sizes),
+            recipe.threads,
+            told(f"Certifying the {name}"),
+            names=names,
+            needed=needed,
+        )
         for name, path in paths.items()
     }
     kind, scores = "", {}
     for name, answer in answers.items():
-        kind, scores[name] = score(answer, split.labels, reference=answers["original"], metric=data.metric)
+        kind, scores[name] = score(
+            answer, split.labels, reference=answers["original"], metric=data.metric, declared=data.declared
+        )
     proof = data.proof()
 
     def count() -> dict[str, Any]:
@@ -192,18 +206,29 @@ def _in_integers(
 def _gate(model: Model, artifact: Path, data: Data, target: str) -> Any:
     """Artifact and in-framework model on the same real inputs; a float artifact that disagrees is refused."""
     rows = next(data.split("selection" if data.has("selection") else "certification").batches(PARITY_ROWS))[0]
-    classes = data.metric is None
+    references = model.outputs(*rows)
     found = compare(
-        model.outputs(*rows),
+        references,
         runtime(target).load(artifact).outputs(rows),
         integer=model.quantization is not None,
-        classes=classes,
+        known=_meant(model, references, data),
     )
     if not found.passed and not found.integer:
         raise SlimlineError(
             f"The artifact disagrees with the model on {target}: {found.reason}; report this model to slimline."
         )
     return found
+
+
+def _meant(model: Model, answers: Sequence[np.ndarray], data: Data) -> tuple[Output, ...]:
+    """What each output means to the certificate; what neither labels nor the user call classes is none under a metric
+    of the user's own."""
+    outputs = bare(model.output_names, answers)
+    outputs = data.describe(outputs, model.adapter.layout == "channels_first", "certification")
+    own = data.metric is not None
+    return tuple(
+        dataclasses.replace(o, kind="features") if own and o.assumed and o.kind == "classes" else o for o in outputs
+    )
 
 
 def _cost(before: Figures, after: Figures, seed: int) -> Cost:

@@ -79,11 +79,17 @@ class Session:
         self._specs = input_specs(path)
 
     def run(self, inputs: tuple[np.ndarray, ...]) -> np.ndarray:
-        """The first output ``(batch, …)`` for inputs ``(batch, …)`` of any batch size."""
+        """The first of `outputs`."""
         return self.outputs(inputs)[0]
 
+    @property
+    def output_names(self) -> list[str]:
+        """Of `outputs`, where the file names them all."""
+        names = [str(detail["name"]) for detail in _interpreter(self._path).get_output_details()]
+        return names if all(names) and len(set(names)) == len(names) else []
+
     def outputs(self, inputs: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
-        """All outputs for `inputs`."""
+        """All outputs ``(batch, …)`` for inputs ``(batch, …)`` of any batch size."""
         arrays = self._checked(inputs)
         interpreter = self._interpreter(tuple(a.shape for a in arrays))
         for detail, array in zip(interpreter.get_input_details(), arrays, strict=True):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from slimline.data.splits import Split, augmented
-from slimline.measure.accuracy import metric_name, score
+from slimline.measure.accuracy import as_outputs, metric_name, score
 from slimline.measure.certificate import inside
 
 if TYPE_CHECKING:
@@ -37,8 +37,10 @@ def try_score(model: Model, data: Data, max_drop: float | None) -> None:
     split = data.split("certification")
     assert isinstance(split, Split)
     few = split.take(np.arange(min(len(split), _SAMPLES)))
-    answer = model.predict(*few.inputs)
-    name, values = score(answer, few.labels, reference=answer, metric=data.metric)
+    rows = len(few)
+    arrays = [array if array.ndim and len(array) == rows else None for array in model.outputs(*few.inputs)]
+    answer = as_outputs(arrays, model.output_names)
+    name, values = score(answer, few.labels, reference=answer, metric=data.metric, declared=data.declared)
     if data.metric_range is not None:
         inside(values, values, data.metric_range, name)
     warn(data, values, max_drop)
