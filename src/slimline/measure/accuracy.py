@@ -107,6 +107,8 @@ def correct(outputs: np.ndarray, labels: np.ndarray, class_axis: int | None = No
         raise SlimlineError(
             f"Accuracy needs integer labels, not {labels.dtype}: give class indices or your own metric."
         )
+    if len(labels) != len(outputs):
+        raise SlimlineError(f"Labels of {len(labels)} rows do not fit outputs of {len(outputs)}: give one for each.")
     if labels.ndim == outputs.ndim and labels.shape[-1] == 1:
         labels = labels[..., 0]
     axis = axis_of_classes(outputs.shape, labels.shape, class_axis, name)

@@ -107,7 +107,7 @@ def declared(said: object) -> Declared:
         output = Output(each) if isinstance(each, str) else each  # type: ignore[arg-type]
         if not isinstance(output, Output) or not isinstance(key, str | int):
             raise SlimlineError(
-                f"outputs holds a {type(each).__name__} for {key!r}: give a kind, like 'multilabel', or slimline.Output."
+                f"outputs holds a {type(each).__name__} for {key!r}: give a kind such as 'multilabel', or an Output."
             )
         found[key] = output
     return found
