@@ -36,7 +36,6 @@ class Model:
     origin : the uncompressed model that steps made it of, from which training learns; None where this one is itself
         uncompressed, and where it is not known, as files do not hold it. It shares its tensors with the `Model` that
         the first step was given.
-    output_names : of all its outputs, in their order; empty takes the framework's.
     """
 
     adapter: Adapter
@@ -46,11 +45,6 @@ class Model:
     quantization: Quantization | None = None
     masks: Mapping[str, np.ndarray] = field(default_factory=dict)
     origin: Model | None = field(default=None, repr=False, compare=False)
-    output_names: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if not self.output_names:
-            object.__setattr__(self, "output_names", self.adapter.output_names(self.native))
 
     @cached_property
     def graph(self) -> Graph:
@@ -71,6 +65,11 @@ class Model:
     def forms(self) -> tuple[str, ...]:
         """The exchange forms in which it can be handed to a runtime (`slimline.runtimes.forms`)."""
         return framework(self.adapter.name).forms
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of all its outputs, in their order."""
+        return self.adapter.output_names(self.native)
 
     @property
     def uncompressed(self) -> Model | None:
@@ -141,13 +140,10 @@ class Model:
         SlimlineError : `metadata` that `save` does not write.
         """
         history, masks = metadata.get("history", []), metadata.get("masks", {})
-        quantization, names = metadata.get("quantization"), metadata.get("outputs", [])
+        quantization = metadata.get("quantization")
         plain = isinstance(history, list) and all(isinstance(h, dict) for h in history)
         plain = plain and all(isinstance(h.get("step"), str) for h in history)
-        plain = plain and isinstance(names, list) and all(isinstance(name, str) for name in names)
-        plain = plain and len(set(names)) == len(names) and len(names) in (0, len(adapter.output_names(native)))
-        known = {"history", "masks", "quantization", "outputs"}
-        if not plain or not isinstance(masks, dict) or not metadata.keys() <= known:
+        if not plain or not isinstance(masks, dict) or not metadata.keys() <= {"history", "masks", "quantization"}:
             raise SlimlineError("The file's notes of what was done to the model are damaged: save the model again.")
         try:
             return cls(
@@ -157,7 +153,6 @@ class Model:
                 tuple(history),
                 None if quantization is None else Quantization.model_validate(quantization),
                 {name: PackedMask.model_validate(mask).array() for name, mask in masks.items()},
-                output_names=tuple(names),
             )
         except ValueError as reason:  # pydantic's are ValueErrors too
             raise SlimlineError(
@@ -177,8 +172,6 @@ class Model:
             metadata["quantization"] = self.quantization.model_dump(mode="json")
         if self.masks:
             metadata["masks"] = {name: PackedMask.of(mask).model_dump(mode="json") for name, mask in self.masks.items()}
-        if len(self.output_names) > 1 and self.output_names != self.adapter.output_names(self.native):
-            metadata["outputs"] = list(self.output_names)
         self.adapter.save(self.native, path, self.example, metadata)
         return path
 

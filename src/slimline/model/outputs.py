@@ -25,12 +25,19 @@ def bare_outputs(model: Model, data: Data | None = None) -> tuple[Output, ...]:
 
 
 def described_outputs(
-    model: Model, data: Data, role: Role, *, weights: Mapping[str, float] | None = None, lenient: bool | None = None
+    model: Model,
+    data: Data,
+    role: Role,
+    *,
+    judge: Model | None = None,
+    weights: Mapping[str, float] | None = None,
+    lenient: bool | None = None,
 ) -> tuple[Output, ...]:
     """What the outputs of a model mean for a loss of the samples of a role.
 
     Parameters
     ----------
+    judge : whose outputs tell how large they usually are, instead of the model's own.
     weights : of single outputs, by name.
     lenient : see `slimline.data.Data.describe`.
 
@@ -38,7 +45,7 @@ def described_outputs(
     ------
     SlimlineError : labels that do not fit; weights of no output.
     """
-    arrays = model.outputs(*_inputs(model, data, 2 if len(model.output_names) == 1 else _SAMPLES))
+    arrays = (judge or model).outputs(*_inputs(model, data, 2 if len(model.output_names) == 1 else _SAMPLES))
     outputs = bare(model.output_names, arrays)
     outputs = data.describe(outputs, model.adapter.layout == "channels_first", role, lenient)
     weighed = weights or {}

@@ -32,8 +32,18 @@ from slimline.measure.figures import Figures
 from slimline.measure.integers import MOST, Integers, integers, layer_name, stored_weights
 from slimline.measure.limits import Cost, Part, Trial, limits
 from slimline.measure.load import watched
-from slimline.measure.parity import compare
-from slimline.measure.results import Duration, Epoch, Frozen, LayerRow, LayerState, Refusal, Report, environment
+from slimline.measure.parity import Parity, compare
+from slimline.measure.results import (
+    Duration,
+    Epoch,
+    Frozen,
+    LayerRow,
+    LayerState,
+    Refusal,
+    Report,
+    ReportedOutput,
+    environment,
+)
 from slimline.measure.rows import busy
 from slimline.methods.outputs import Output, bare
 from slimline.model import Model
@@ -77,7 +87,7 @@ def examine(
     def told(what: str) -> Callable[[float], None]:
         return lambda part: tell(Progress(what, round(100 * part), 100)) if tell else None
 
-    gate = _gate(after[0], paths["compressed"], data, str(recipe.target))
+    gate, meanings = _gate(after[0], paths["compressed"], data, str(recipe.target))
     split = data.split("certification")
     names = before[0].output_names
     needed = scored(names, split.labels, data.metric, data.declared)
@@ -164,6 +174,7 @@ def examine(
         compressed=figures["compressed"],
         certificate=certificate,
         parity=gate,
+        outputs=tuple(ReportedOutput(name=o.name, kind=o.kind, axis=o.axis, labelled=o.labelled) for o in meanings),
         integers=done.get("compressed"),
         refused=tuple(refused),
         notices=tuple(notices),
@@ -203,21 +214,19 @@ def _in_integers(
     return found
 
 
-def _gate(model: Model, artifact: Path, data: Data, target: str) -> Any:
-    """Artifact and in-framework model on the same real inputs; a float artifact that disagrees is refused."""
+def _gate(model: Model, artifact: Path, data: Data, target: str) -> tuple[Parity, tuple[Output, ...]]:
+    """Artifact and in-framework model on the same real inputs, and what their outputs mean; a float artifact that
+    disagrees is refused."""
     rows = next(data.split("selection" if data.has("selection") else "certification").batches(PARITY_ROWS))[0]
     references = model.outputs(*rows)
-    found = compare(
-        references,
-        runtime(target).load(artifact).outputs(rows),
-        integer=model.quantization is not None,
-        known=_meant(model, references, data),
-    )
+    meanings = _meant(model, references, data)
+    answers = runtime(target).load(artifact).outputs(rows)
+    found = compare(references, answers, integer=model.quantization is not None, known=meanings)
     if not found.passed and not found.integer:
         raise SlimlineError(
             f"The artifact disagrees with the model on {target}: {found.reason}; report this model to slimline."
         )
-    return found
+    return found, meanings
 
 
 def _meant(model: Model, answers: Sequence[np.ndarray], data: Data) -> tuple[Output, ...]:

@@ -85,8 +85,10 @@ class Session:
     @property
     def output_names(self) -> list[str]:
         """Of `outputs`, where the file names them all."""
-        names = [str(detail["name"]) for detail in _interpreter(self._path).get_output_details()]
-        return names if all(names) and len(set(names)) == len(names) else []
+        interpreter = _interpreter(self._path)
+        signatures = list(interpreter._get_full_signature_list().values())
+        names = {index: name for name, index in signatures[0]["outputs"].items()} if len(signatures) == 1 else {}
+        return [names[d["index"]] for d in interpreter.get_output_details() if d["index"] in names]
 
     def outputs(self, inputs: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
         """All outputs ``(batch, …)`` for inputs ``(batch, …)`` of any batch size."""
@@ -162,7 +164,7 @@ class LiteRT(Runtime):
         from slimline.runtimes.forms.flatbuffer import compact
 
         function = form.content
-        _write(path, compact(_convert(function, form.integer), function.inputs, function.layers))
+        _write(path, compact(_convert(function, form.integer), function.inputs, function.layers, function.outputs))
 
     def sample(self, layer: Layer, path: Path) -> None:
         """Write a ``.tflite`` file of layers such as `layer`, see `slimline.runtimes.base.Runtime`."""

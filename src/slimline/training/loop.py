@@ -15,7 +15,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -256,8 +256,7 @@ def _outputs(student: Model, teacher: Model | None, step: Training, data: Data) 
             "recover a model from the original it was made of."
         )
     lenient = step.alpha == 1 and data.metric is not None
-    named = replace(judge, output_names=student.output_names)
-    return described_outputs(named, data, "train", weights=step.output_weights, lenient=lenient)
+    return described_outputs(student, data, "train", judge=judge, weights=step.output_weights, lenient=lenient)
 
 
 def _scorer(

@@ -35,10 +35,10 @@ CHUNK = 256
 
 
 def _like(model: Any, source: Any) -> Any:
-    """A changed copy in which what the user froze is frozen."""
-    from slimline.frameworks.keras.functional import freeze_like
+    """A changed copy in which what the user froze is frozen, and outputs are called as they were."""
+    from slimline.frameworks.keras.functional import like
 
-    return freeze_like(model, source)
+    return like(model, source)
 
 
 class KerasAdapter:
@@ -119,7 +119,7 @@ class KerasAdapter:
         return tuple(x[0] if len(x) == 1 else np.concatenate(x) for x in zip(*chunks, strict=True))
 
     def output_names(self, native: Any) -> tuple[str, ...]:
-        """As `load.output_names` noted them; of a copy those of its last layers."""
+        """As `load.output_names` noted them."""
         return tuple(native.output_names)
 
     def answers(self, native: Any, batches: Iterable[tuple[Array, ...]]) -> list[tuple[Array, ...]]:

@@ -51,7 +51,7 @@ def output_names(source: keras.Model) -> list[str]:
     graph = source._functional if isinstance(source, keras.Sequential) else source
     paths = [".".join(map(str, path)) for path, _ in keras.tree.flatten_with_path(graph._outputs_struct)]
     if all(part.isdigit() for path in paths for part in path.split(".") if part):
-        paths = [name.removesuffix(ACTIVATION) for name in graph.output_names]
+        paths = [tensor._keras_history.operation.name.removesuffix(ACTIVATION) for tensor in graph.outputs]
     return [f"{name}.{i}" if paths.count(name) > 1 else name for i, name in enumerate(paths)]
 
 

@@ -18,7 +18,7 @@ from slimline.files.archive import Archive, Damaged
 from slimline.files.strictjson import Malformed
 from slimline.frameworks.keras import config, stored
 from slimline.frameworks.keras.functional import freeze, frozen
-from slimline.frameworks.keras.load import example_inputs, load
+from slimline.frameworks.keras.load import example_inputs, load, output_names
 
 Array = np.ndarray
 NOTES = "slimline.json"
@@ -36,6 +36,8 @@ def save(native: keras.Model, path: Path, example: tuple[Array, ...], metadata: 
     notes: dict[str, Any] = {"example": [[list(a.shape), str(a.dtype)] for a in example], "metadata": dict(metadata)}
     if frozen(native):
         notes["frozen"] = sorted(frozen(native))
+    if list(native.output_names) != output_names(native):
+        notes["outputs"] = list(native.output_names)
     try:
         with tempfile.TemporaryDirectory(prefix="slimline-") as folder:
             raw = Path(folder) / "model.keras"
@@ -119,6 +121,10 @@ def _open(
             example = example_inputs(source, None if notes is None else notes["example"])
         native, example = load(source, example)
         freeze(native, [] if notes is None else notes.get("frozen", []))
+        names = [] if notes is None else notes.get("outputs", [])
+        if names and len(names) != len(native.outputs):
+            raise Malformed("names other outputs than it has")
+        native.output_names = names or native.output_names
     except (SlimlineError, Malformed, MemoryError):
         raise
     except Exception as reason:  # a model that contradicts itself fails in Keras in many ways
@@ -167,13 +173,15 @@ def _first(error: Exception) -> str:
 def _notes(content: bytes) -> dict[str, Any]:
     """What slimline wrote beside the model, held against its kinds."""
     notes = strictjson.parse(content)
-    if not isinstance(notes, dict) or notes.keys() - {"frozen"} != {"example", "metadata"}:
+    if not isinstance(notes, dict) or notes.keys() - {"frozen", "outputs"} != {"example", "metadata"}:
         raise Malformed("holds notes that are not slimline's")
     if not isinstance(notes["metadata"], dict) or not isinstance(notes["example"], list):
         raise Malformed("holds notes of other types than slimline's")
-    names = notes.get("frozen", [])
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise Malformed("names frozen weights that are no names")
+    for names in (notes.get("frozen", []), notes.get("outputs", [])):
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise Malformed("names frozen weights or outputs that are no names")
+        if len(set(names)) < len(names):
+            raise Malformed("names a frozen weight or an output twice")
     for entry in notes["example"]:
         match entry:
             case [list(shape), str(dtype)] if dtype in config.DTYPES and len(shape) <= 16:

@@ -16,7 +16,7 @@ from slimline.basics.named import Labels
 from slimline.frameworks.base import Array, Batch
 from slimline.frameworks.keras.canonical import canonical
 from slimline.frameworks.keras.device import computing, placed
-from slimline.frameworks.keras.functional import SEED_STATE, calls, freeze_like, variables
+from slimline.frameworks.keras.functional import SEED_STATE, calls, like, variables
 from slimline.frameworks.keras.functional import weights as weights_of
 from slimline.frameworks.keras.fusednorm import fused
 from slimline.methods import distillation
@@ -185,7 +185,7 @@ class KerasTrainer:
 
     def native(self) -> keras.Model:
         """A copy of the model that was given, with the student's weights and statistics."""
-        model = freeze_like(canonical(self._source), self._source)
+        model = like(canonical(self._source), self._source)
         for trained, variable in zip(self._student.variables, model.variables, strict=True):
             variable.assign(trained)
         return model
