@@ -58,8 +58,9 @@ def described_outputs(
 
 
 def _scale(output: Output, array: np.ndarray, number: int) -> float:
-    """The variance of an output, by which its squared errors are divided; 1 where no other is to be weighed against."""
-    if number == 1 or not output.floating or not array.size:
+    """The variance of an output of quantities or features, by which squared errors are divided; 1 where there is no
+    other to weigh it against."""
+    if number == 1 or output.kind not in ("regression", "features") or not array.size:
         return 1.0
     variance = float(np.var(array, dtype=np.float64))
     return variance if np.isfinite(variance) and variance > 0 else 1.0
