@@ -153,7 +153,7 @@ def parity(
     if reference_outputs.shape != artifact_outputs.shape or not reference_outputs.size:
         raise SlimlineError(
             f"The artifact gives outputs of shape {artifact_outputs.shape}, the model {reference_outputs.shape}: "
-            "an output must be of the same shape in both, for at least one row."
+            "its shape must be the same in both, for at least one row."
         )
     reference = np.atleast_1d(reference_outputs).astype(np.float64)
     artifact = np.atleast_1d(artifact_outputs).astype(np.float64)

@@ -226,7 +226,8 @@ class KerasTrainer:
                     keras.ops, config.loss, outputs, students, teachers, _by_output(outputs, labels),
                     temperature=config.temperature, alpha=config.alpha,
                 )  # fmt: skip
-            found = tape.gradient(loss, weights, unconnected_gradients="zero")
+            # Of a Keras variable TensorFlow cannot make the zeros where an output does not depend on it.
+            found = tape.gradient(loss, [w.value for w in weights], unconnected_gradients="zero")
             return loss, [tf.convert_to_tensor(g) for g in found]
 
         return run
