@@ -271,14 +271,14 @@ def test_several_labels_per_sample_are_learned(framework):
     data = data.check(model.example)
     found = described_outputs(model, data, "train")
     assert [o.kind for o in found] == ["multilabel"]
-    step = sl.Distillation(alpha=0.0, epochs=4, batch_size=8, learning_rate=5e-2)
+    step = sl.Distillation(alpha=0.0, epochs=8, batch_size=8, learning_rate=5e-2)
     trainer = model.adapter.trainer(model.native, None, step, 0, 1, found)
     p = model.predict(X[:16]).astype(np.float64)
     expected = -np.mean(y[:16] * np.log(p) + (1 - y[:16]) * np.log(1 - p))
     assert trainer.step(((X[:16],), y[:16]), 1e-3) == pytest.approx(expected, rel=1e-4)
     trained = recover(model, None, step, data, 0).model
     before, after = (((m.predict(X) > 0.5) == y).mean() for m in (model, trained))
-    assert after > max(before, 0.8)
+    assert after > before + 0.1
 
 
 def test_labels_that_do_not_fit_are_refused_before_work(tmp_path):

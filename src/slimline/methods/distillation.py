@@ -62,11 +62,12 @@ def cross_entropy(xp: Any, logits: Any, labels: Any, axis: int = -1, ignore: int
     logs = log_softmax(xp, logits, axis)
     if ignore is None:
         return -xp.mean(xp.take_along_axis(logs, xp.expand_dims(labels, axis=axis), axis=axis))
-    counts, zero, one = labels != ignore, xp.zeros_like(labels), xp.ones_like(labels)
-    picked = xp.take_along_axis(logs, xp.expand_dims(xp.where(counts, labels, zero), axis=axis), axis=axis)
-    number = xp.sum(xp.where(counts, one, zero))
-    summed = xp.sum(xp.where(xp.expand_dims(counts, axis=axis), picked, xp.zeros_like(picked)))
-    return -summed / xp.where(number > 0, number, xp.ones_like(number))
+    counts = xp.expand_dims(labels != ignore, axis=axis)
+    real = xp.expand_dims(xp.where(labels != ignore, labels, xp.zeros_like(labels)), axis=axis)
+    picked = xp.take_along_axis(logs, real, axis=axis)
+    none, one = xp.zeros_like(picked), xp.ones_like(picked)
+    number = xp.sum(xp.where(counts, one, none))
+    return -xp.sum(xp.where(counts, picked, none)) / xp.where(number > 0, number, xp.ones_like(number))
 
 
 def two_classes(xp: Any, logits: Any) -> Any:
