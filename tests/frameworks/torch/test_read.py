@@ -268,11 +268,11 @@ def test_a_forward_that_takes_any_number_of_inputs_keeps_a_free_batch():
     assert TORCH.outputs(native, (X[[0, 1, 0]], X[[1, 1, 0]]))[0].shape == (3, 2)
 
 
-def test_outputs_of_a_class_become_a_tuple():
+def test_outputs_of_a_class_become_a_dict():
     from collections import namedtuple
 
     pair = namedtuple("pair", "a b")
     native, example = TORCH.load(Function(lambda x: pair(x, x.sum())), (X,))
     outputs = native(torch.from_numpy(X))
-    assert type(outputs) is tuple and outputs[0].shape == (2, 8)
+    assert type(outputs) is dict and outputs["a"].shape == (2, 8)
     assert len(TORCH.read(native, example).outputs) == 2
