@@ -17,14 +17,17 @@ from slimline.basics.arrays import as_array
 from slimline.basics.errors import SlimlineError, raised
 from slimline.basics.named import Labels, Named, parts
 from slimline.measure.process import Artifact, Worker
+from slimline.measure.set_metrics import SetMetric, SetScores
 from slimline.methods.outputs import IGNORED, Declared, Output, aligned, described
 from slimline.methods.outputs import class_axis as axis_of_classes
 
 Outputs = np.ndarray | Named
 """What a network answers to all samples: an array ``(n, …)`` of its one output, or several; None for one that does not
 count."""
-Metric = Callable[[Any, Any], np.ndarray]
-"""The user's own: `Outputs` and `Labels` to scores ``(n,)``, the higher the better."""
+Scores = np.ndarray | SetScores
+"""A score per sample ``(n,)``, or what stands in its place where the metric is of the whole set."""
+Metric = SetMetric | Callable[[Any, Any], np.ndarray]
+"""The user's own: `Outputs` and `Labels` to scores ``(n,)``, the higher the better, or a `SetMetric`."""
 
 _CHUNK_BYTES = 2**26
 
@@ -153,8 +156,9 @@ def score(
     reference: Outputs | None = None,
     metric: Metric | None = None,
     declared: Declared | None = None,
-) -> tuple[str, np.ndarray]:
+) -> tuple[str, Scores]:
     """The name of the metric that fits, and the scores ``(n,)``: bool where they can only be 0 or 1, else float64.
+    `SetScores` of a metric over the whole set.
 
     The user's `metric` where there is one, else ``accuracy`` where there are labels, else ``agreement`` with
     the outputs of the original, `reference`. Of several outputs it is the mean over those that have labels, or else
@@ -221,17 +225,20 @@ def _mean(scores: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> np.nda
     return mean
 
 
-def evaluate(metric: Metric, outputs: Outputs, labels: Labels) -> np.ndarray:
+def evaluate(metric: Metric, outputs: Outputs, labels: Labels) -> Scores:
     """The user's scores ``(n,)``, bool if that is what came, else float64; it is given copies, which it may change.
+    `SetScores` of a metric over the whole set.
 
     Labels of several outputs come in the order of the outputs and by their names, where they have these.
 
     Raises
     ------
-    SlimlineError : whatever the function raises or returns that is not a finite number per sample.
+    SlimlineError : whatever the function raises or returns that is not a finite number per sample, or for the set.
     """
     name, n = f"The metric {metric_name(metric)}", next(len(a) for a in parts(outputs) if a is not None)
     own = _matched(outputs, labels)
+    if isinstance(metric, SetMetric):
+        return SetScores.of(metric, metric_name(metric), outputs, own)
     try:
         raw = metric(outputs.copy(), None if own is None else own.copy())
     except SlimlineError:
@@ -242,6 +249,11 @@ def evaluate(metric: Metric, outputs: Outputs, labels: Labels) -> np.ndarray:
     if raw is None:
         raise SlimlineError(f"{name} returned None for {n} samples: return a number for each.")
     values = as_array(raw, name, exact=True)
+    if values.ndim == 0:
+        raise SlimlineError(
+            f"{name} gave one number for {n} samples: give one each, or Data metric=slimline.SetMetric(f) if it is a "
+            "metric of the whole set."
+        )
     if values.shape != (n,):
         raise SlimlineError(f"{name} gave shape {values.shape} for {n} samples: give one each.")
     if values.dtype.kind == "b":
@@ -273,7 +285,7 @@ def metric_name(metric: Metric | None) -> str:
     """What the scores of `metric` are called: its own name, or its class's; ``metric`` where it has none."""
     if metric is None:
         return "accuracy"
-    named: object = metric
+    named: object = metric.function if isinstance(metric, SetMetric) else metric
     while isinstance(named, functools.partial):
         named = named.func
     name = getattr(named, "__name__", None) or type(named).__name__

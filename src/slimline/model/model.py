@@ -15,7 +15,7 @@ from slimline.basics.arguments import takes
 from slimline.basics.errors import SlimlineError
 from slimline.frameworks.base import Adapter, framework
 from slimline.graph.edits import Edit
-from slimline.graph.ir import Graph
+from slimline.graph.ir import Graph, InputSpec
 from slimline.graph.quantization import Quantization
 from slimline.recipe.packed import PackedMask
 
@@ -50,6 +50,13 @@ class Model:
     def graph(self) -> Graph:
         """The neutral graph of `native`."""
         return self.adapter.read(self.native, self.example)
+
+    @cached_property
+    def inputs(self) -> tuple[InputSpec, ...]:
+        """Name, shape and dtype of each input; None in a shape is a size that may change."""
+        shapes = self.adapter.input_shapes(self.native, self.example)
+        triples = zip(self.graph.inputs, shapes, self.example, strict=True)
+        return tuple(InputSpec(name, shape, x.dtype.name) for name, shape, x in triples)
 
     @property
     def framework(self) -> str:

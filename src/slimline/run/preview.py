@@ -139,7 +139,7 @@ def preview(
     SlimlineError : a step that could not be done, an order that has no meaning, or a step that reads samples and `data`
         has none.
     """
-    loaded = load(model, None if data is None else data.example())
+    loaded = load(model, None if data is None else data.example_by_name())
     chosen = load_recipe(
         recipe,
         loaded.usual_target,
@@ -152,7 +152,7 @@ def preview(
     with granted(chosen.steps, allow_code):
         check_order_after(chosen.steps, loaded, None)
         _refuse_without_samples(chosen.steps, data)
-        samples = None if data is None else data.check(loaded.example)
+        samples = None if data is None else data.check(loaded.inputs)
         check(chosen.steps, loaded)
         return _rehearsed(loaded, chosen, samples, name)
 

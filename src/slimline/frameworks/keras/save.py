@@ -12,6 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from slimline.basics.arrays import Example
 from slimline.basics.errors import SlimlineError, first_line
 from slimline.files import archive, strictjson
 from slimline.files.archive import Archive, Damaged
@@ -80,7 +81,7 @@ def _renumbered(config: Any, ids: dict[int, int]) -> Any:
 
 
 def open_(
-    path: Path, allow_pickle: bool = False, example: tuple[Array, ...] | None = None
+    path: Path, allow_pickle: bool = False, example: Example | None = None
 ) -> tuple[keras.Model, tuple[Array, ...], dict[str, Any]]:
     """The canonical model, example inputs and metadata of a ``.keras`` file, slimline's own or Keras'.
 
@@ -106,7 +107,7 @@ def open_(
 
 
 def _open(
-    path: Path, allow_pickle: bool, example: tuple[Array, ...] | None
+    path: Path, allow_pickle: bool, example: Example | None
 ) -> tuple[keras.Model, tuple[Array, ...], dict[str, Any]]:
     held = archive.read(path, packed=True)
     notes = _notes(held.read(NOTES, strictjson.BYTES)) if NOTES in held.sizes else None

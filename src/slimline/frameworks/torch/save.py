@@ -21,6 +21,7 @@ import torch
 from torch import fx, nn
 from torch._export.serde.serialize import ExportedProgramDeserializer, serialize
 
+from slimline.basics.arrays import Example
 from slimline.basics.errors import SlimlineError, first_line
 from slimline.files import archive, strictjson
 from slimline.files.archive import Archive, Damaged
@@ -113,7 +114,7 @@ def _names(native: Native, exported: torch.export.ExportedProgram) -> dict[str, 
 
 
 def open_(
-    path: Path, allow_pickle: bool, example: tuple[Array, ...] | None = None
+    path: Path, allow_pickle: bool, example: Example | None = None
 ) -> tuple[Native, tuple[Array, ...], dict[str, Any]]:
     """Read what `save` wrote, or any program of `torch.export.save`: native, example inputs, metadata.
 
@@ -139,7 +140,7 @@ def open_(
         raise SlimlineError(f"There is not enough memory to read {path}: close other programs.") from reason
 
 
-def _open(path: Path, example: tuple[Array, ...] | None) -> tuple[Native, tuple[Array, ...], dict[str, Any]]:
+def _open(path: Path, example: Example | None) -> tuple[Native, tuple[Array, ...], dict[str, Any]]:
     held, root = _checked(path)
 
     def content(name: str, limit: int = strictjson.BYTES) -> bytes:
@@ -156,9 +157,8 @@ def _open(path: Path, example: tuple[Array, ...] | None) -> tuple[Native, tuple[
         for folder, prefix in (_WEIGHTS, _CONSTANTS)
     )
     own = _own(content(_METADATA)) if root + _METADATA in held.sizes else None
-    if own is not None:
-        example = _example(held.read(root + _EXAMPLE))
-    elif example is None and held.sizes.get(root + _SAMPLES):
+    stored = None if own is None else _example(held.read(root + _EXAMPLE))
+    if own is None and example is None and held.sizes.get(root + _SAMPLES):
         try:
             example = samples.read(held.read(root + _SAMPLES))
         except samples.NotPlain as reason:
@@ -167,15 +167,15 @@ def _open(path: Path, example: tuple[Array, ...] | None) -> tuple[Native, tuple[
         exported = ExportedProgramDeserializer().deserialize(description, state, constants, None)
     if own is None:
         with _torch_says():
-            native, example = read.load(exported, example)
-        rehearse(native, example)
-        return native, example, {}
-    assert example is not None
+            native, stored = read.load(exported, example)
+        rehearse(native, stored)
+        return native, stored, {}
+    assert stored is not None
     with _torch_says():
         native = natives.from_program(exported, own["fixed_batch"], shared=True, free=own["free"])
         _restore(native, own)
-    rehearse(native, example)
-    return native, example, own["metadata"]
+    rehearse(native, stored)
+    return native, stored, own["metadata"]
 
 
 @contextlib.contextmanager
@@ -267,7 +267,7 @@ def _restore(native: Native, own: Mapping[str, Any]) -> None:
     native.recompile()
 
 
-def _open_trusted(path: Path, example: tuple[Array, ...] | None) -> tuple[Native, tuple[Array, ...], dict[str, Any]]:
+def _open_trusted(path: Path, example: Example | None) -> tuple[Native, tuple[Array, ...], dict[str, Any]]:
     """A program that holds a pickle, of an author whom the user trusts: read by torch, which runs it."""
     try:
         exported = torch.export.load(str(path))
@@ -277,7 +277,7 @@ def _open_trusted(path: Path, example: tuple[Array, ...] | None) -> tuple[Native
 
 
 def _open_pickle(
-    path: Path, allow_pickle: bool, example: tuple[Array, ...] | None
+    path: Path, allow_pickle: bool, example: Example | None
 ) -> tuple[Native, tuple[Array, ...], dict[str, Any]]:
     if not allow_pickle:
         raise SlimlineError(

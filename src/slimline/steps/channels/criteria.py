@@ -94,7 +94,7 @@ class Evidence:
                 f"The {self.step.criterion} criterion needs data: pass slimline.Data with training or calibration "
                 "samples."
             )
-        return self.data.check(self.model.example)
+        return self.data.check(self.model.inputs)
 
     def samples(self, size: int, count: int) -> list[Batch]:
         """The first `count` calibration samples with their labels, `size` at a time."""
