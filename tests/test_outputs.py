@@ -159,7 +159,7 @@ def test_dense_classes_and_tokens(framework, tmp_path):
         ("tokens", tagger(framework), TOKENS, TAGS, 2),
     ):
         data = split(x, y, overlap="allow")
-        found = described_outputs(net, data.check(net.example), "train")
+        found = described_outputs(net, data.check(net.inputs), "train")
         assert [(o.kind, o.axis, o.labelled) for o in found] == [("classes", where, True)]
         small = sl.apply(net, STEPS, data, progress=False)
         answer = outputs(sl.export(small, net.usual_target, tmp_path / name), (x[40:],))
@@ -174,7 +174,7 @@ def test_dense_classes_and_tokens(framework, tmp_path):
 
 def test_the_loss_of_two_heads_is_numpys(framework):
     model = heads(framework)
-    data = split(X, {"age": AGE, "kind": KIND}, metric=closeness).check(model.example)
+    data = split(X, {"age": AGE, "kind": KIND}, metric=closeness).check(model.inputs)
     found = described_outputs(model, data, "train", weights={"age": 2.0})
     scale = model.outputs(*data.example(64))[model.output_names.index("age")].var()
     by_name = {o.name: o for o in found}
@@ -193,7 +193,7 @@ def test_the_loss_of_two_heads_is_numpys(framework):
 
 def test_weights_leave_outputs_out(framework):
     model = heads(framework, "tuple")
-    data = sl.Data(train=X[:40], test=X[40:]).check(model.example)
+    data = sl.Data(train=X[:40], test=X[40:]).check(model.inputs)
     with pytest.raises(sl.SlimlineError, match="did you mean"):
         described_outputs(model, data, "train", weights={f"{model.output_names[1]}x": 0.0})
     found = described_outputs(model, data, "train", weights={model.output_names[0]: 0.0})
@@ -268,7 +268,7 @@ def test_several_labels_per_sample_are_learned(framework):
         model = sl.load(keras.Sequential([keras.Input((12,)), keras.layers.Dense(2, "sigmoid")]))
     y = (AGE > 300).astype(np.float32)
     data = split(X, y, metric=lambda outputs, labels: ((outputs > 0.5) == labels).mean(1), outputs="multilabel")
-    data = data.check(model.example)
+    data = data.check(model.inputs)
     found = described_outputs(model, data, "train")
     assert [o.kind for o in found] == ["multilabel"]
     step = sl.Distillation(alpha=0.0, epochs=8, batch_size=8, learning_rate=5e-2)
