@@ -15,6 +15,7 @@ import slimline as sl
 from slimline import cli
 from slimline.basics.errors import SlimlineError
 from slimline.data import Data, datasets
+from slimline.methods.outputs import bare
 from slimline.recipe import Budget, Recipe, load_recipe, parse
 from slimline.run.sources import ModelSource, load_model, load_weights
 from slimline.steps.channels.step import ChannelPruning
@@ -24,6 +25,11 @@ from tests.specs import specs
 X, Y = np.ones((20, 3, 8, 8), np.float32), np.arange(20) % 4
 NAN = np.where(np.arange(20)[:, None] == 7, np.nan, 1.0)
 IMAGES = specs((np.zeros((2, 3, 8, 8), np.float32),))
+
+
+def classes(number: int) -> tuple[sl.Output, ...]:
+    return bare((), [np.zeros((2, number), np.float32)])
+
 
 WISHES: list[tuple[Callable[[], Any], str]] = [
     # data
@@ -35,9 +41,9 @@ WISHES: list[tuple[Callable[[], Any], str]] = [
     (lambda: Data(train=(X, Y[:-1])), "arrays of 20 and 19 samples: inputs and labels must be equally many"),
     (lambda: Data(test=(X, np.zeros(20, int))), "All test labels are 0: accuracy needs at least two classes."),
     (lambda: Data(test=(X, Y), classes=3), "The test labels go from 0 to 3, but the model has 3 outputs"),
-    (lambda: Data(test=(X, Y)).check(IMAGES, 2), "but the model has 2 outputs: labels must be in 0 to 1."),
-    (lambda: Data(test=(X, Y - 1)).check(IMAGES, 4), "labels go from -1 to"),
-    (lambda: Data(test=(X, Y)).check(IMAGES, 1), "one output, no class scores: give Data a metric"),
+    (lambda: Data(test=(X, Y)).check_labels(classes(2)), "but the model has 2 outputs: labels must be in 0 to 1."),
+    (lambda: Data(test=(X, Y - 1)).check_labels(classes(4)), "labels go from -1 to"),
+    (lambda: Data(test=(X, Y)).check_labels(classes(1)), "single class, so accuracy means nothing: give a metric"),
     (lambda: Data(test=(X, Y / 3)), "labels are float32, not classes: cast class labels to integers, or give"),
     (lambda: Data(test=(X, X, Y)), "The test data is a tuple of 3: give (x, y) or (x,)"),
     (lambda: Data(train=iter([(X, Y)])), "can be read only once: give a list of batches, not a generator."),

@@ -315,7 +315,7 @@ def test_data_are_asked_for(model, criterion):
 
 def test_gradients_need_labels_or_a_loss(model, framework):
     unlabelled = small.data(framework, labels=False)
-    with pytest.raises(sl.SlimlineError, match="no class labels"):
+    with pytest.raises(sl.SlimlineError, match="no labels of the outputs"):
         sl.apply(model, sl.SparsePruning(amount=0.5, criterion="taylor"), unlabelled)
     found = sl.apply(model, sl.SparsePruning(amount=0.5, criterion="taylor", loss="norm"), unlabelled)
     assert part(found) == pytest.approx(0.5, abs=0.01)

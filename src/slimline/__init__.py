@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from slimline.frameworks.torch.loop import pruning as pruning
     from slimline.frameworks.torch.prune import to_torch_prune as to_torch_prune
     from slimline.measure.set_metrics import SetMetric as SetMetric
+    from slimline.methods.outputs import Output as Output
     from slimline.model import Model as Model
     from slimline.model.loading import load as load
     from slimline.model.masks import finalize as finalize
@@ -58,6 +59,7 @@ _HOMES = {
     "slimline.frameworks.torch.loop": ("pruning",),
     "slimline.frameworks.torch.prune": ("to_torch_prune",),
     "slimline.model.masks": ("finalize",),
+    "slimline.methods.outputs": ("Output",),
     "slimline.model": ("Model",),
     "slimline.model.parts": ("PartedModel",),
     "slimline.recipe": ("Budget", "Recipe"),
@@ -76,6 +78,7 @@ __all__ = [  # noqa: RUF022 - in the order in which they are used
     "Model",
     "PartedModel",
     "Data",
+    "Output",
     "SetMetric",
     "Budget",
     "Recipe",

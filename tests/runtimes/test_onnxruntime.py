@@ -192,7 +192,7 @@ def test_the_simulation_trains_and_survives_saving(lowered: dict, tmp_path: Path
     quantized, x = lowered["quantized"], lowered["x"]
     path = quantized.save(tmp_path / "q.pt2")
     native, _, _ = quantized.adapter.open(path, False)
-    assert np.array_equal(quantized.adapter.predict(native, (x,)), quantized.predict(x))
+    assert np.array_equal(quantized.adapter.outputs(native, (x,))[0], quantized.predict(x))
     native(torch.from_numpy(x)).square().mean().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in native.parameters())
     code = (
@@ -237,7 +237,7 @@ def test_fold_is_exact_for_every_kind_of_layer() -> None:
             nn.init.uniform_(norm.weight, -1, 1)
         model = _model(net, x)
         folded = model.edit(FoldNorms())
-        assert np.allclose(model.adapter.predict(folded, (x,)), model.predict(x), atol=1e-5), name
+        assert np.allclose(model.adapter.outputs(folded, (x,))[0], model.predict(x), atol=1e-5), name
         assert not any("running" in n for n in model.adapter.parameters(folded)), name
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from slimline.basics.arguments import whole
 from slimline.basics.arrays import Array, Example, in_order, is_array
 from slimline.basics.errors import SlimlineError, unknown
+from slimline.basics.named import Labels, Named, parts
 from slimline.data import repeats
 from slimline.data.splits import (
     Augment,
@@ -38,6 +39,7 @@ from slimline.measure.accuracy import Metric, Scores
 from slimline.measure.certificate import Certificate, certify, check_range
 from slimline.measure.set_certificate import certify_set
 from slimline.measure.set_metrics import SetMetric, SetScores
+from slimline.methods.outputs import IGNORED, Output, aligned, declared, described
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +50,7 @@ OVERLAPS = ("refuse", "drop", "allow")
 
 CALIBRATION = 512
 SELECTION = 5000
+_LOOK = 64  # labels that tell of which kind they are
 
 
 class Data:
@@ -56,14 +59,16 @@ class Data:
     Parameters
     ----------
     train, test, calibration, selection : each ``(x, y)``, ``(x,)`` or ``x``, where ``x`` is an array or tensor
-        ``(samples, …)``, or of several inputs a tuple of them, or a dict by the inputs' names in any order; or a
+        ``(samples, …)``, or of several inputs a tuple of them, or a dict by the inputs' names in any order, and ``y``
+        the labels of the first output, or a tuple or dict of those of several (`docs/outputs.md`); or a
         ``DataLoader``, a ``tf.data.Dataset`` or any collection of batches ``(x, y)`` or ``x`` that can be read more
         than once.
         Test samples certify. Selection defaults to a tenth of train, at most 5,000, which are then not trained
         on; calibration to 512 of train. Without train (or for a streamed train, selection) they are cut from test.
     metric : score of each sample, ``metric(outputs, labels) -> (samples,)``, higher is better; needed where labels
-        are not classes. Default: whether the largest output is the label's. Booleans are right and wrong. For a
-        metric of the whole set ``SetMetric(f)``, or a name: ``f1_macro``, ``miou``, ``auc``,
+        are not classes. Of a model with several outputs it gets all, by position or name (``outputs["age"]``). Default:
+        whether the largest output is the label's, the mean over positions and over outputs with labels. Booleans are
+        right and wrong. For a metric of the whole set ``SetMetric(f)``, or a name: ``f1_macro``, ``miou``, ``auc``,
         ``mean_average_precision``, ``perplexity`` (scored as its negative), ``pearson``, ``spearman``; its drop is
         measured, not certified.
     metric_range : the lowest and the highest score that the metric can give a sample, ``(0, 1)`` say. Without it a
@@ -76,6 +81,8 @@ class Data:
     overlap : what to do about test samples that are among the train, calibration or selection samples: ``refuse`` to
         certify, ``drop`` them from the certificate, or ``allow`` them, where equal samples are no copies; copies
         within the test samples are then counted too, else once.
+    outputs : what outputs mean where their labels leave a choice, such as ``{"mask": sl.Output(axis=1), "tags":
+        "multilabel"}``; a tuple goes by position, a single one is of the first output.
     seed : of the cuts.
     classes : number of classes, if labels should be checked before a model is known.
 
@@ -100,6 +107,7 @@ class Data:
         augment: Augment | None = None,
         groups: Any = None,
         overlap: Overlap = "refuse",
+        outputs: Any = None,
         seed: int = 0,
         classes: int | None = None,
     ) -> None:
@@ -120,6 +128,7 @@ class Data:
         self.overlap = overlap
         self.seed = whole(seed, "seed", 0, 2**32)
         self.classes = None if classes is None else whole(classes, "classes", 1, 2**31)
+        self.declared = declared(outputs)
         self._groups = _groupings(groups)
         given = {"train": train, "test": test, "calibration": calibration, "selection": selection}
         self._given: dict[str, Split | Stream] = {k: self._read(k, v) for k, v in given.items() if v is not None}
@@ -168,23 +177,18 @@ class Data:
     def check(
         self,
         inputs: Sequence[InputSpec],
-        outputs: int | None = None,
         batch: int | None = None,
     ) -> Data:
-        """This data as a model takes it: inputs in its order, shapes and labels checked, integers cast where it wants
-        floats.
+        """This data as a model takes it: inputs in its order, shapes checked, integers cast where it wants floats.
 
         Parameters
         ----------
         inputs : what the model or the artifact takes.
-        outputs : number of classes the model tells apart, if it is a classifier.
         batch : samples in a calibration batch; fewer calibration samples are refused.
         """
         taken = {name: _in_order(split, inputs) for name, split in self._splits.items()}
         for split in taken.values():
             dtypes = _match(split, inputs)
-            if outputs is not None and self.metric is None and isinstance(split, Split):
-                _in_range(split.labels, outputs, split.name)
         if batch is not None and self.has("calibration") and len(self._splits["calibration"]) < batch:
             raise SlimlineError(
                 f"Calibration has {len(self._splits['calibration'])} samples, fewer than a batch of {batch}: "
@@ -199,17 +203,66 @@ class Data:
         matched._splits = {name: replace(split, dtypes=dtypes) for name, split in taken.items()}
         return matched
 
+    def check_labels(self, outputs: Sequence[Output]) -> None:
+        """Refuse labels that do not fit the outputs of a model, called by name, with shapes and dtypes.
+
+        Raises
+        ------
+        SlimlineError : labels of other shapes, class numbers out of range, splits whose labels are of different kinds.
+        """
+        splits = [split for split in self._splits.values() if isinstance(split, Split)]
+        found = {split.name: self._kinds(split, outputs) for split in splits}
+        for index, output in enumerate(outputs):
+            kinds = {name: each[index].sentence() for name, each in found.items() if each[index].labelled}
+            if len(set(kinds.values())) > 1:
+                said = ", ".join(f"{name} {kind}" for name, kind in kinds.items())
+                raise SlimlineError(
+                    f"The labels of {output.name!r} are of different kinds ({said}): make them alike, or give Data "
+                    f"outputs={{{output.name!r}: KIND}}."
+                )
+
+    def describe(
+        self, outputs: Sequence[Output], channels_first: bool, role: Role = "train", lenient: bool | None = None
+    ) -> tuple[Output, ...]:
+        """What the outputs of a model mean by the labels of a role.
+
+        Parameters
+        ----------
+        outputs : with names, shapes and dtypes.
+        channels_first : where dense outputs without labels have their channels.
+        lenient : whether labels that fit no output are none; by default where the user's own metric reads them.
+        """
+        own = next(self.split(role).batches(_LOOK))[1]
+        lenient = self.metric is not None if lenient is None else lenient
+        return described(outputs, own, self.declared, channels_first=channels_first, lenient=lenient)
+
+    def _kinds(self, split: Split, outputs: Sequence[Output]) -> tuple[Output, ...]:
+        """What outputs mean by the labels of a split, whose class numbers have to be in range."""
+        if self.metric is not None:
+            return described(outputs, split.labels, self.declared, lenient=True)
+        kinds = described(outputs, split.labels, self.declared)
+        for output, own in zip(kinds, aligned(split.labels, outputs), strict=True):
+            if own is not None and output.labelled and output.kind == "classes" and output.axis is not None:
+                counted = own[own != IGNORED] if output.ignores else own
+                _in_range(counted, output.shape[output.axis], split.name)
+        return kinds
+
     def fingerprint(self) -> str:
         """SHA-256 over the arrays and the seed, in hex; of a stream, its length, shapes and dtypes only."""
         facts: tuple[Any, ...] = (self.seed, self.metric is None, self.augment is None)
         if self.metric_range is not None or self._groups or self.overlap != "refuse":
             facts += (self.metric_range, self.overlap)
+        if self.declared:
+            facts += (sorted((str(key), output.kind, output.axis) for key, output in self.declared.items()),)
         digest = hashlib.sha256(repr(facts).encode())
         for name, split in sorted(self._given.items()):
             digest.update(repr((name, len(split), split.specs)).encode())
             if isinstance(split, Split):
-                for array in (*split.source, *(() if split.targets is None else (split.targets,))):
+                for array in (*split.source, *(a for a in parts(split.targets) if a is not None)):
                     digest.update(np.ascontiguousarray(array).data.cast("B"))
+                if isinstance(split.targets, Named):
+                    there = [a is not None for a in split.targets]
+                    digest.update(repr((split.targets.names, there)).encode())
                 if split.grouping is not None:
                     digest.update("\0".join(split.grouping.tolist()).encode())
         return digest.hexdigest()
@@ -289,15 +342,15 @@ class Data:
             raise SlimlineError(f"The {name} data can be read only once: give a list of batches, not a generator.")
         if grouping is not None:
             raise SlimlineError(f"Groups need the {name} data as arrays, a label per sample: give {name}=(x, y).")
-        parts: list[Batch] = []
+        read: list[Batch] = []
         hashes: list[Array] = []
         count = 0
         for batch in reading(given, name):
-            x, y, batch_names = as_batch(batch, name)
-            names = names if parts else batch_names
+            x, y, batch_names = as_batch(batch, name, loaded=True)
+            names = names if read else batch_names
             if batch_names != names:
                 raise SlimlineError(f"The batches of the {name} data have inputs of different names: name them alike.")
-            specs = specs_of(x) if not parts else specs
+            specs = specs_of(x) if not read else specs
             if specs_of(x) != specs:
                 raise SlimlineError(
                     f"The batches of the {name} data differ in shape or dtype: make them alike, or, for whole "
@@ -306,33 +359,43 @@ class Data:
             count += len(x[0])
             if name == "train":
                 hashes.append(repeats.keys(x))
-            parts.append((() if name == "train" else x, y))
-        if not parts:
+            read.append((() if name == "train" else x, y))
+        if not read:
             raise SlimlineError(f"The {name} data is empty: give at least one sample.")
-        inputs, labels = concatenate(parts)
+        inputs, labels = concatenate(read)
         labels = self._labels(labels, name)
         if name == "train":
             seen = np.unique(np.concatenate(hashes))
             return Stream(name, given, self._class_numbers, count, specs, names, labelled=labels is not None, keys=seen)
         return Split(name, inputs, labels, names=names)
 
-    def _class_numbers(self, labels: Array | None) -> Array | None:
-        return labels if labels is None or self.metric is not None else class_numbers(labels)
+    def _class_numbers(self, labels: Labels) -> Labels:
+        if self.metric is not None:
+            return labels
+        if isinstance(labels, Named):
+            return Named([None if a is None else class_numbers(a) for a in labels], labels.names)
+        return None if labels is None else class_numbers(labels)
 
-    def _labels(self, labels: Array | None, where: str) -> Array | None:
+    def _labels(self, labels: Labels, where: str) -> Labels:
         """Labels in the form that scores and losses take, checked."""
         labels = self._class_numbers(labels)
-        if labels is None or self.metric is not None:
+        if self.metric is not None:
             return labels
-        if labels.dtype.kind == "f":
-            raise SlimlineError(
-                f"The {where} labels are {labels.dtype}, not classes: cast class labels to integers, or give Data a "
-                "metric(outputs, labels)."
-            )
-        if len(labels) > 1 and bool((labels == labels.flat[0]).all()):
-            raise SlimlineError(f"All {where} labels are {labels.flat[0]}: accuracy needs at least two classes.")
-        if self.classes is not None:
-            _in_range(labels, self.classes, where)
+        for index, own in enumerate(parts(labels)):
+            of = ""
+            if isinstance(labels, Named):
+                of = f" of {labels.names[index]!r}" if labels.names else f" of output {index}"
+            if own is None:
+                continue
+            if own.dtype.kind == "f":
+                raise SlimlineError(
+                    f"The {where} labels{of} are {own.dtype}, not classes: cast class labels to integers, or give Data "
+                    "a metric(outputs, labels)."
+                )
+            if len(own) > 1 and bool((own == own.flat[0]).all()):
+                raise SlimlineError(f"All {where} labels{of} are {own.flat[0]}: accuracy needs at least two classes.")
+            if self.classes is not None and index == 0:
+                _in_range(own, self.classes, where)
         return labels
 
     def _cut(self) -> dict[str, Split | Stream]:
@@ -484,10 +547,10 @@ def _from_test(test: Split, missing: Sequence[str], units: Array | None, rng: np
             f"The test data has too few groups to be cut for {' and '.join(missing)}: give train=(x, y)."
         )
     names = [*sizes, "certification"]
-    parts = {name: replace(test, name=name, index=index) for name, index in zip(names, indices, strict=True)}
-    said = ", ".join(f"{len(part)} for {name}" for name, part in parts.items())
+    pieces = {name: replace(test, name=name, index=index) for name, index in zip(names, indices, strict=True)}
+    said = ", ".join(f"{len(piece)} for {name}" for name, piece in pieces.items())
     log.info("The %d test samples are divided, as there is no other data for it: %s.", len(test), said)
-    return parts
+    return pieces
 
 
 def class_numbers(labels: Array) -> Array:
@@ -499,11 +562,9 @@ def class_numbers(labels: Array) -> Array:
     return labels.astype(np.int64) if labels.dtype.kind in "iub" else labels
 
 
-def _in_range(labels: Array | None, classes: int, where: str) -> None:
-    if labels is None or labels.dtype.kind == "f" or (labels.min() >= 0 and labels.max() < classes):
+def _in_range(labels: Array, classes: int, where: str) -> None:
+    if not labels.size or (labels.min() >= 0 and labels.max() < classes):
         return
-    if classes == 1:
-        raise SlimlineError("The model has one output, no class scores: give Data a metric(outputs, labels).")
     raise SlimlineError(
         f"The {where} labels go from {labels.min()} to {labels.max()}, but the model has {classes} outputs: "
         f"labels must be in 0 to {classes - 1}."

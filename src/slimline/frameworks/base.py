@@ -19,17 +19,19 @@ import numpy as np
 
 from slimline.basics.arrays import Example
 from slimline.basics.errors import SlimlineError, unknown
+from slimline.basics.named import Labels
 from slimline.basics.plugins import plugins
 from slimline.runtimes.forms import ONNX, TENSORFLOW_FUNCTION
 
 if TYPE_CHECKING:
     from slimline.graph.edits import Edit
     from slimline.graph.ir import Graph
+    from slimline.methods.outputs import Output
     from slimline.recipe.training import Training
 
 Array = np.ndarray
-Batch = tuple[tuple[Array, ...], Array | None]
-"""The model's inputs, each ``(batch, …)``, and the labels or None."""
+Batch = tuple[tuple[Array, ...], Labels]
+"""The model's inputs, each ``(batch, …)``, and the labels: an array of the first output's, several, or None."""
 
 
 class Masking(Protocol):
@@ -106,8 +108,8 @@ class Trainer(Protocol):
     def gradients(self, batch: Batch) -> dict[str, Array]:
         """Of the training loss in inference mode, by graph name, of held weights too; nothing is changed."""
 
-    def predict(self, inputs: tuple[Array, ...]) -> Array:
-        """The student's outputs in inference mode."""
+    def outputs(self, inputs: tuple[Array, ...]) -> tuple[Array, ...]:
+        """All outputs of the student in inference mode, floats as float32."""
 
     def state(self) -> dict[str, Array]:
         """All that the next step depends on (weights, statistics, optimiser, counters, random state)."""
@@ -208,11 +210,11 @@ class Adapter(Protocol):
     def outputs(self, native: Any, inputs: tuple[Array, ...]) -> tuple[Array, ...]:
         """All outputs in inference mode, in the order of an artifact's, as float32 (or as stored)."""
 
-    def predict(self, native: Any, inputs: tuple[Array, ...]) -> Array:
-        """The first of `outputs`."""
+    def output_names(self, native: Any) -> tuple[str, ...]:
+        """Names of `outputs`, as the user's structure has them: keys, fields, else positions (``0``, ``hidden.1``)."""
 
-    def answers(self, native: Any, batches: Iterable[tuple[Array, ...]]) -> list[Array]:
-        """What `predict` gives for every batch, computed where gradients are.
+    def answers(self, native: Any, batches: Iterable[tuple[Array, ...]]) -> list[tuple[Array, ...]]:
+        """What `outputs` gives for every batch, computed where gradients are.
 
         To compare models with each other; with artifacts `outputs` are compared, which are computed on the CPU.
         """
@@ -242,11 +244,12 @@ class Adapter(Protocol):
         batches: Iterable[Batch],
         loss: str,
         see: Callable[[Mapping[str, Array]], None] | None = None,
+        outputs: Sequence[Output] | None = None,
     ) -> dict[str, Array]:
-        """Mean gradient of ``cross_entropy`` or of the ``norm`` of the outputs (without labels) per weight,
-        frozen or not.
+        """Mean gradient per weight, frozen or not, of the loss of the labels (``cross_entropy``: of each output that
+        which is of its kind) or of the ``norm`` of all outputs (without labels).
 
-        `see` is told the gradient of every batch.
+        `see` is told the gradient of every batch. `outputs` as of `trainer`.
         """
 
     def observe(
@@ -262,8 +265,20 @@ class Adapter(Protocol):
         With `sources`, the batches hold these activations instead of the model's inputs, and only what follows is run.
         """
 
-    def trainer(self, native: Any, teacher: Any | None, step: Training, seed: int, total_steps: int) -> Trainer:
-        """Start to train a copy of `native` towards `teacher` and the labels."""
+    def trainer(
+        self,
+        native: Any,
+        teacher: Any | None,
+        step: Training,
+        seed: int,
+        total_steps: int,
+        outputs: Sequence[Output] | None = None,
+    ) -> Trainer:
+        """Start to train a copy of `native` towards `teacher` and the labels.
+
+        `outputs` says what each output means; None leaves that to the labels of the first batch. The loss is
+        `slimline.methods.distillation.joint`; a classifier that ends in a softmax is compared by its log-probabilities.
+        """
 
     def save(self, native: Any, path: Path, example: tuple[Array, ...], metadata: Mapping[str, Any]) -> None:
         """Write the model and `metadata` to `path` atomically, without pickle, deterministically where possible."""

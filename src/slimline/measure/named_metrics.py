@@ -11,8 +11,8 @@ from scipy.special import log_softmax
 from scipy.stats import rankdata
 
 from slimline.basics.errors import SlimlineError
-from slimline.measure.accuracy import class_axis_of
 from slimline.measure.set_metrics import SetMetric
+from slimline.methods.outputs import class_axis
 
 Array = np.ndarray
 Pair = tuple[Array, Array]
@@ -74,7 +74,7 @@ def spearman(outputs: Array, labels: Array) -> float:
 def _classes(outputs: Array, labels: Array | None) -> Pair:
     """Class numbers predicted and true, of one shape."""
     labels = _integers(labels)
-    axis = class_axis_of(outputs.shape, labels.shape, None)
+    axis = class_axis(outputs.shape, labels.shape, None)
     _within(labels, outputs.shape[axis])
     return outputs.argmax(axis), labels
 
@@ -101,7 +101,7 @@ def _columns(outputs: Array, labels: Array | None) -> Pair:
         if not np.isin(truth, (0, 1)).all():
             raise SlimlineError("Labels of an output of its own must be 0 or 1: give class numbers of shape (n,) else.")
         return scores, truth.astype(bool)
-    class_axis_of(outputs.shape, labels.shape, 1)
+    class_axis(outputs.shape, labels.shape, 1)
     _within(labels, scores.shape[1])
     if scores.shape[1] == 2:
         return scores[:, 1:] - scores[:, :1], labels[:, None] == 1
@@ -111,7 +111,7 @@ def _columns(outputs: Array, labels: Array | None) -> Pair:
 def _losses(outputs: Array, labels: Array | None) -> Pair:
     """The sum of the negative log-probabilities of each sample's labels, and how many they are."""
     labels = _integers(labels)
-    axis = class_axis_of(outputs.shape, labels.shape, None)
+    axis = class_axis(outputs.shape, labels.shape, None)
     _within(labels, outputs.shape[axis])
     logs = _log_probabilities(np.moveaxis(outputs, axis, -1))
     counted = labels >= 0

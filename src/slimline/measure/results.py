@@ -66,6 +66,17 @@ class LayerRow(BaseModel):
     note: str = ""
 
 
+class ReportedOutput(BaseModel):
+    """An output of the model, and what it means to scores and losses (`slimline.methods.outputs`)."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    name: str
+    kind: str | None = None
+    axis: int | None = None
+    labelled: bool = False
+
+
 class Refusal(BaseModel):
     """A step, layer or wish, and why it was refused or undone; or what there is to know of it."""
 
@@ -112,6 +123,7 @@ class Report(BaseModel):
     ----------
     run, model, created : name of the run directory, what was compressed, and when the run was started (ISO 8601, UTC);
         None in a report that an earlier version wrote.
+    outputs : of the model, in their order, and what they mean.
     refused : what was refused or undone.
     notices : what else there is to know of a step.
     warnings : reasons to doubt a figure, such as a machine that was busy.
@@ -134,6 +146,7 @@ class Report(BaseModel):
     compressed: Figures
     certificate: Certificate
     parity: Parity
+    outputs: tuple[ReportedOutput, ...] = ()
     integers: Integers | None = None
     refused: tuple[Refusal, ...] = ()
     notices: tuple[Refusal, ...] = ()

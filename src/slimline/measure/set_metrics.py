@@ -17,6 +17,7 @@ import numpy as np
 
 from slimline.basics.arrays import as_array
 from slimline.basics.errors import SlimlineError, raised
+from slimline.basics.named import Named
 
 Function = Callable[[Any, Any], Any]
 """Outputs and labels (or None) of any number of samples to one number, the higher the better."""
@@ -137,7 +138,10 @@ class SetScores:
 
 
 def _each(value: Any, do: Callable[[np.ndarray], Any]) -> Any:
-    """`do` on every array of a tuple, list or dict of them; None stays."""
+    """`do` on every array of a tuple, list, dict or `Named` of them; None stays."""
+    if isinstance(value, Named):
+        results = [_each(part, do) for part in value]
+        return tuple(results) if do is np.shape else Named(results, value.names)
     if isinstance(value, dict):
         return {key: _each(part, do) for key, part in value.items()}
     if isinstance(value, tuple | list):
@@ -147,7 +151,7 @@ def _each(value: Any, do: Callable[[np.ndarray], Any]) -> Any:
 
 def _rows(value: Any) -> int | None:
     """Rows of the first array; None where there is none."""
-    if isinstance(value, dict | tuple | list):
+    if isinstance(value, dict | tuple | list | Named):
         counts = map(_rows, value.values() if isinstance(value, dict) else value)
         return next((count for count in counts if count is not None), None)
     return None if value is None else len(value)

@@ -74,16 +74,21 @@ class Model:
         return framework(self.adapter.name).forms
 
     @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of all its outputs, in their order."""
+        return self.adapter.output_names(self.native)
+
+    @property
     def uncompressed(self) -> Model | None:
         """`origin`, or this model itself while nothing has been done to it; None where it is not known."""
         return self.origin or (None if self.history else self)
 
     def predict(self, *inputs: np.ndarray) -> np.ndarray:
-        """The first output for inputs ``(batch, …)``, in inference mode."""
-        return self.adapter.predict(self.native, inputs)
+        """The output for inputs ``(batch, …)``, in inference mode; of a model with several the first, see `outputs`."""
+        return self.adapter.outputs(self.native, inputs)[0]
 
     def outputs(self, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
-        """All outputs, in the order of an artifact's, in inference mode."""
+        """All outputs, in the order of `output_names` and of an artifact's, in inference mode."""
         return self.adapter.outputs(self.native, inputs)
 
     def parameters(self) -> dict[str, np.ndarray]:

@@ -19,6 +19,7 @@ from slimline.frameworks.base import Adapter
 from slimline.frameworks.device import device_name, on, using, wish
 from slimline.model import Model
 from slimline.model.loading import load
+from slimline.model.outputs import bare_outputs
 from slimline.recipe import Budget, Recipe, Step, load_recipe
 from slimline.recipe.named_code import granted
 from slimline.report.console import telling
@@ -252,10 +253,9 @@ def _fitting(model: Model, data: Data, recipe: Recipe) -> Data:
             )
     if not data.has("certification"):
         raise SlimlineError("The result cannot be certified without test samples: give Data test=(x, y).")
-    answer = model.predict(*model.example)
-    classes = answer.shape[-1] if answer.ndim == 2 and data.metric is None else None
     sizes = [step.reads_together for step in recipe.steps if step.reads_together is not None]
-    samples = data.check(model.inputs, classes, batch=min(sizes, default=None))
+    samples = data.check(model.inputs, batch=min(sizes, default=None))
+    samples.check_labels(bare_outputs(model, samples))
     samples.refuse_overlap()
     try_augment(samples)
     try_score(model, samples, recipe.budget.max_drop)

@@ -26,14 +26,26 @@ from slimline.measure import (
     memory_part,
     outputs,
     score,
+    scored,
 )
 from slimline.measure.figures import Figures
 from slimline.measure.integers import MOST, Integers, integers, layer_name, stored_weights
 from slimline.measure.limits import Cost, Part, Trial, limits
 from slimline.measure.load import watched
-from slimline.measure.parity import compare
-from slimline.measure.results import Duration, Epoch, Frozen, LayerRow, LayerState, Refusal, Report, environment
+from slimline.measure.parity import Parity, compare
+from slimline.measure.results import (
+    Duration,
+    Epoch,
+    Frozen,
+    LayerRow,
+    LayerState,
+    Refusal,
+    Report,
+    ReportedOutput,
+    environment,
+)
 from slimline.measure.rows import busy
+from slimline.methods.outputs import Output, bare
 from slimline.model import Model
 from slimline.runtimes.base import runtime
 
@@ -75,15 +87,27 @@ def examine(
     def told(what: str) -> Callable[[float], None]:
         return lambda part: tell(Progress(what, round(100 * part), 100)) if tell else None
 
-    gate = _gate(after[0], paths["compressed"], data, str(recipe.target))
+    gate, meanings = _gate(after[0], paths["compressed"], data, str(recipe.target))
     split = data.split("certification")
+    names = before[0].output_names
+    needed = scored(names, split.labels, data.metric, data.declared)
     answers = {
-        name: outputs(path, split.inputs, max(recipe.batch_sizes), recipe.threads, told(f"Certifying the {name}"))
+        name: outputs(
+            path,
+            split.inputs,
+            max(recipe.batch_sizes),
+            recipe.threads,
+            told(f"Certifying the {name}"),
+            names=names,
+            needed=needed,
+        )
         for name, path in paths.items()
     }
     kind, scores = "", {}
     for name, answer in answers.items():
-        kind, scores[name] = score(answer, split.labels, reference=answers["original"], metric=data.metric)
+        kind, scores[name] = score(
+            answer, split.labels, reference=answers["original"], metric=data.metric, declared=data.declared
+        )
     proof = data.proof()
 
     def count() -> dict[str, Any]:
@@ -151,6 +175,7 @@ def examine(
         compressed=figures["compressed"],
         certificate=certificate,
         parity=gate,
+        outputs=tuple(ReportedOutput(name=o.name, kind=o.kind, axis=o.axis, labelled=o.labelled) for o in meanings),
         integers=done.get("compressed"),
         refused=tuple(refused),
         notices=tuple(notices),
@@ -190,21 +215,30 @@ def _in_integers(
     return found
 
 
-def _gate(model: Model, artifact: Path, data: Data, target: str) -> Any:
-    """Artifact and in-framework model on the same real inputs; a float artifact that disagrees is refused."""
+def _gate(model: Model, artifact: Path, data: Data, target: str) -> tuple[Parity, tuple[Output, ...]]:
+    """Artifact and in-framework model on the same real inputs, and what their outputs mean; a float artifact that
+    disagrees is refused."""
     rows = next(data.split("selection" if data.has("selection") else "certification").batches(PARITY_ROWS))[0]
-    classes = data.metric is None
-    found = compare(
-        model.outputs(*rows),
-        runtime(target).load(artifact).outputs(rows),
-        integer=model.quantization is not None,
-        classes=classes,
-    )
+    references = model.outputs(*rows)
+    meanings = _meant(model, references, data)
+    answers = runtime(target).load(artifact).outputs(rows)
+    found = compare(references, answers, integer=model.quantization is not None, known=meanings)
     if not found.passed and not found.integer:
         raise SlimlineError(
             f"The artifact disagrees with the model on {target}: {found.reason}; report this model to slimline."
         )
-    return found
+    return found, meanings
+
+
+def _meant(model: Model, answers: Sequence[np.ndarray], data: Data) -> tuple[Output, ...]:
+    """What each output means to the certificate; what neither labels nor the user call classes is none under a metric
+    of the user's own."""
+    outputs = bare(model.output_names, answers)
+    outputs = data.describe(outputs, model.adapter.layout == "channels_first", "certification")
+    own = data.metric is not None
+    return tuple(
+        dataclasses.replace(o, kind="features") if own and o.assumed and o.kind == "classes" else o for o in outputs
+    )
 
 
 def _cost(before: Figures, after: Figures, seed: int) -> Cost:

@@ -151,7 +151,10 @@ def measure_files(
         for name, each in artifacts.items()
     }
     reference = next(iter(answers.values()))
-    scores = {name: score(answer, split.labels, reference=reference, metric=metric) for name, answer in answers.items()}
+    scores = {
+        name: score(answer, split.labels, reference=reference, metric=metric, declared=samples.declared)
+        for name, answer in answers.items()
+    }
     rows = tuple(x[: max(batches)] for x in split.inputs)
     times = measure_latency(artifacts, rows, batches, threads, progress=told("Timing"))
     figures = {}

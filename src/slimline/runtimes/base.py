@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -53,11 +53,15 @@ class Layer:
 class Session(Protocol):
     """An artifact loaded by its runtime."""
 
+    @property
+    def output_names(self) -> Sequence[str]:
+        """Of `outputs`, where the artifact holds them; need not be there."""
+
     def run(self, inputs: tuple[np.ndarray, ...]) -> np.ndarray:
-        """The first output for inputs of any batch size the artifact takes."""
+        """The first of `outputs`, for artifacts that have one."""
 
     def outputs(self, inputs: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
-        """All outputs, in the order of the model's."""
+        """All outputs for inputs of any batch size the artifact takes, in the order of the model's."""
 
 
 class Runtime(Protocol):

@@ -80,11 +80,19 @@ class Session:
         self._specs = input_specs(path)
 
     def run(self, inputs: tuple[np.ndarray, ...]) -> np.ndarray:
-        """The first output ``(batch, …)`` for inputs ``(batch, …)`` of any batch size."""
+        """The first of `outputs`."""
         return self.outputs(inputs)[0]
 
+    @property
+    def output_names(self) -> list[str]:
+        """Of `outputs`, where the file names them all."""
+        interpreter = _interpreter(self._path)
+        signatures = list(interpreter._get_full_signature_list().values())
+        names = {index: name for name, index in signatures[0]["outputs"].items()} if len(signatures) == 1 else {}
+        return [names[d["index"]] for d in interpreter.get_output_details() if d["index"] in names]
+
     def outputs(self, inputs: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
-        """All outputs for `inputs`."""
+        """All outputs ``(batch, …)`` for inputs ``(batch, …)`` of any batch size."""
         arrays = self._checked(inputs)
         interpreter = self._interpreter(tuple(a.shape for a in arrays))
         for detail, array in zip(interpreter.get_input_details(), arrays, strict=True):
@@ -157,7 +165,7 @@ class LiteRT(Runtime):
         from slimline.runtimes.forms.flatbuffer import compact
 
         function = form.content
-        _write(path, compact(_convert(function, form.integer), function.inputs, function.layers))
+        _write(path, compact(_convert(function, form.integer), function.inputs, function.layers, function.outputs))
 
     def sample(self, layer: Layer, path: Path) -> None:
         """Write a ``.tflite`` file of layers such as `layer`, see `slimline.runtimes.base.Runtime`."""

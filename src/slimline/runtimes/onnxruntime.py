@@ -58,15 +58,14 @@ class OrtSession:
     def __init__(self, session: ort.InferenceSession) -> None:
         self.session = session
         self.names = [i.name for i in session.get_inputs()]
-        self.output = session.get_outputs()[0].name
+        self.output_names = [o.name for o in session.get_outputs()]
 
     def run(self, inputs: tuple[Array, ...]) -> Array:
-        """The first output for `inputs`, arrays of the artifact's own dtypes, ``(batch, …)`` each."""
-        result: Array = self.session.run([self.output], dict(zip(self.names, inputs, strict=True)))[0]
-        return result
+        """The first of `outputs`."""
+        return self.outputs(inputs)[0]
 
     def outputs(self, inputs: tuple[Array, ...]) -> tuple[Array, ...]:
-        """All outputs for `inputs`."""
+        """All outputs for `inputs`, arrays of the artifact's own dtypes, ``(batch, …)`` each."""
         return tuple(self.session.run(None, dict(zip(self.names, inputs, strict=True))))
 
 

@@ -8,7 +8,7 @@ part.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -199,23 +199,28 @@ class _Attempts(Generic[R]):
 class Selection:
     """What artifacts lose against the original's on the selection samples, run by the runtime itself."""
 
-    def __init__(self, data: Callable[[], Data], recipe: Recipe, baseline: Path) -> None:
-        self.data, self.recipe, self.baseline = data, recipe, baseline
+    def __init__(self, data: Callable[[], Data], recipe: Recipe, baseline: Path, names: Sequence[str] = ()) -> None:
+        self.data, self.recipe, self.baseline, self.names = data, recipe, baseline, names
         self._reference: Any = None
 
     def drop(self, artifact: Path) -> float | None:
         """Mean score of the original less that of `artifact`; None where there are no such samples."""
-        from slimline.measure import outputs, score
+        from slimline.measure import outputs, score, scored
 
         data = self.data()
         if not data.has("selection"):
             return None
         split = data.split("selection")
         batch = max(self.recipe.batch_sizes)
-        if self._reference is None:
-            self._reference = outputs(self.baseline, split.inputs, batch, self.recipe.threads)
-        answers = (self._reference, outputs(artifact, split.inputs, batch, self.recipe.threads))
+        artifacts = (self.baseline, artifact) if self._reference is None else (artifact,)
+        needed = scored(self.names, split.labels, data.metric, data.declared) if self.names else None
+        answers = [
+            outputs(each, split.inputs, batch, self.recipe.threads, names=self.names, needed=needed)
+            for each in artifacts
+        ]
+        self._reference = self._reference if self._reference is not None else answers[0]
         before, after = (
-            score(answer, split.labels, reference=self._reference, metric=data.metric)[1] for answer in answers
+            score(answer, split.labels, reference=self._reference, metric=data.metric, declared=data.declared)[1]
+            for answer in (self._reference, answers[-1])
         )
         return float(before.mean() - after.mean())

@@ -9,7 +9,7 @@ import numpy as np
 
 from slimline.basics.errors import SlimlineError
 from slimline.data.splits import Split, augmented
-from slimline.measure.accuracy import Scores, metric_name, score
+from slimline.measure.accuracy import Scores, as_outputs, metric_name, score
 from slimline.measure.certificate import inside
 from slimline.measure.set_metrics import SetMetric, SetScores
 
@@ -62,9 +62,14 @@ def try_score(model: Model, data: Data, max_drop: float | None) -> None:
 
 
 def _scores(model: Model, samples: Split, data: Data) -> tuple[str, Scores]:
-    answers = [model.predict(*inputs) for inputs, _ in samples.batches(_BATCH)]
-    answer = np.concatenate(answers)
-    return score(answer, samples.labels, reference=answer, metric=data.metric)
+    held: list[list[np.ndarray]] = [[] for _ in model.output_names]
+    for inputs, _ in samples.batches(_BATCH):
+        for arrays, array in zip(held, model.outputs(*inputs), strict=True):
+            arrays.append(array)
+    whole = [np.concatenate(arrays) if all(array.ndim for array in arrays) else None for arrays in held]
+    rows = len(samples)
+    answer = as_outputs([None if a is None or len(a) != rows else a for a in whole], model.output_names)
+    return score(answer, samples.labels, reference=answer, metric=data.metric, declared=data.declared)
 
 
 def warn(data: Data, values: np.ndarray, max_drop: float | None) -> None:

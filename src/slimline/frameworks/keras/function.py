@@ -34,7 +34,8 @@ def to_function(native: Any) -> Function:
     try:
         with quiet(), _unrolled(native):
             # A frozen function leaves no variables in the file, and takes a third of the time of a SavedModel.
-            return Function(convert_variables_to_constants_v2(trace.get_concrete_function(*specs)), inputs, layers)
+            frozen = convert_variables_to_constants_v2(trace.get_concrete_function(*specs))
+            return Function(frozen, inputs, layers, tuple(native.output_names))
     except Exception as error:  # TensorFlow raises many types
         raise SlimlineError(f"TensorFlow cannot trace the model: {first_line(error)}.") from error
 

@@ -256,6 +256,12 @@ def freeze_like(model: keras.Model, source: keras.Model) -> keras.Model:
     return model
 
 
+def like(model: keras.Model, source: keras.Model) -> keras.Model:
+    """Freeze in a copy what is frozen in its source, and call its outputs as they are called there."""
+    model.output_names = list(source.output_names)
+    return freeze_like(model, source)
+
+
 def stored(model: keras.Model) -> dict[str, Any]:
     """The variables that are parameters: all but the random state of dropout."""
     return {name: v for name, v in variables(model).items() if not name.endswith(SEED_STATE)}

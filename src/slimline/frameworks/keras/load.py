@@ -10,7 +10,7 @@ import numpy as np
 
 from slimline.basics.arrays import Example, in_order
 from slimline.basics.errors import NoExample, SlimlineError
-from slimline.frameworks.keras.canonical import canonical
+from slimline.frameworks.keras.canonical import ACTIVATION, canonical
 from slimline.frameworks.keras.functional import freeze_like, input_name, is_functional, stored
 from slimline.frameworks.keras.unfold import functional
 
@@ -46,8 +46,18 @@ def load(source: Any, example: Example | None) -> tuple[keras.Model, tuple[Array
             raise SlimlineError(f"Weight {name!r} holds NaN or infinite values: load a checkpoint that is finite.")
     example = example_inputs(source) if example is None else checked(source, example)
     native = freeze_like(_canonical(source, example), source)
+    native.output_names = output_names(source)
     _prove(source, native, example)
     return native, example
+
+
+def output_names(source: keras.Model) -> list[str]:
+    """Names of the outputs of a functional or Sequential model: keys where it answers in a dict, else its layers'."""
+    graph = source._functional if isinstance(source, keras.Sequential) else source
+    paths = [".".join(map(str, path)) for path, _ in keras.tree.flatten_with_path(graph._outputs_struct)]
+    if all(part.isdigit() for path in paths for part in path.split(".") if part):
+        paths = [tensor._keras_history.operation.name.removesuffix(ACTIVATION) for tensor in graph.outputs]
+    return [f"{name}.{i}" if paths.count(name) > 1 else name for i, name in enumerate(paths)]
 
 
 def _canonical(source: keras.Model, example: tuple[Array, ...]) -> keras.Model:

@@ -19,7 +19,7 @@ from slimline.files.archive import Archive, Damaged
 from slimline.files.strictjson import Malformed
 from slimline.frameworks.keras import config, stored
 from slimline.frameworks.keras.functional import freeze, frozen
-from slimline.frameworks.keras.load import example_inputs, load
+from slimline.frameworks.keras.load import example_inputs, load, output_names
 
 Array = np.ndarray
 NOTES, FORMATS = "slimline.json", "formats.safetensors"
@@ -39,6 +39,8 @@ def save(native: keras.Model, path: Path, example: tuple[Array, ...], metadata: 
     own: dict[str, Any] = {"example": [[list(a.shape), str(a.dtype)] for a in example], "metadata": packed}
     if frozen(native):
         own["frozen"] = sorted(frozen(native))
+    if list(native.output_names) != output_names(native):
+        own["outputs"] = list(native.output_names)
     try:
         with tempfile.TemporaryDirectory(prefix="slimline-") as folder:
             raw = Path(folder) / "model.keras"
@@ -126,6 +128,10 @@ def _open(
             example = example_inputs(source, None if own is None else own["example"])
         native, example = load(source, example)
         freeze(native, [] if own is None else own.get("frozen", []))
+        names = [] if own is None else own.get("outputs", [])
+        if names and len(names) != len(native.outputs):
+            raise Malformed("names other outputs than it has")
+        native.output_names = names or native.output_names
     except (SlimlineError, Malformed, MemoryError):
         raise
     except Exception as reason:  # a model that contradicts itself fails in Keras in many ways
@@ -169,13 +175,15 @@ def _loaded(path: Path, safe: bool) -> keras.Model:
 def _own(content: bytes) -> dict[str, Any]:
     """What slimline wrote beside the model, held against its kinds."""
     own = strictjson.parse(content)
-    if not isinstance(own, dict) or own.keys() - {"frozen"} != {"example", "metadata"}:
+    if not isinstance(own, dict) or own.keys() - {"frozen", "outputs"} != {"example", "metadata"}:
         raise Malformed("holds notes that are not slimline's")
     if not isinstance(own["metadata"], dict) or not isinstance(own["example"], list):
         raise Malformed("holds notes of other types than slimline's")
-    names = own.get("frozen", [])
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise Malformed("names frozen weights that are no names")
+    for names in (own.get("frozen", []), own.get("outputs", [])):
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise Malformed("names frozen weights or outputs that are no names")
+        if len(set(names)) < len(names):
+            raise Malformed("names a frozen weight or an output twice")
     for entry in own["example"]:
         match entry:
             case [list(shape), str(dtype)] if dtype in config.DTYPES and len(shape) <= 16:

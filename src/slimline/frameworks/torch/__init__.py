@@ -22,6 +22,7 @@ from slimline.runtimes.forms import ONNX
 
 if TYPE_CHECKING:
     from slimline.graph.edits import Edit
+    from slimline.methods.outputs import Output
     from slimline.recipe.training import Training
 
 
@@ -98,10 +99,6 @@ class TorchAdapter:
         """See `slimline.frameworks.torch.native.input_shapes`."""
         return natives.input_shapes(native, example)
 
-    def predict(self, native: Native, inputs: tuple[Array, ...]) -> Array:
-        """The first output ``(batch, …)`` in inference mode, as stored."""
-        return self.outputs(native, inputs)[0]
-
     def outputs(self, native: Native, inputs: tuple[Array, ...]) -> tuple[Array, ...]:
         """All outputs in inference mode, as stored; of bfloat16, which numpy does not have, float32."""
         natives.check_batch(native, inputs)
@@ -123,11 +120,15 @@ class TorchAdapter:
         leaves = [x.detach().cpu() for x in pytree.tree_leaves(outputs) if isinstance(x, torch.Tensor)]
         return tuple((x.float() if x.dtype == torch.bfloat16 else x).numpy() for x in leaves)
 
-    def answers(self, native: Native, batches: Iterable[tuple[Array, ...]]) -> list[Array]:
-        """On the CPU just `predict`."""
+    def output_names(self, native: Native) -> tuple[str, ...]:
+        """From the structure of what it answers."""
+        return natives.output_names(native)
+
+    def answers(self, native: Native, batches: Iterable[tuple[Array, ...]]) -> list[tuple[Array, ...]]:
+        """On the CPU just `outputs`."""
         where = self.device(wish())
         if where == device.CPU:
-            return [self.predict(native, batch) for batch in batches]
+            return [self.outputs(native, batch) for batch in batches]
         from slimline.frameworks.torch.train import answers
 
         return answers(native, batches, where)
@@ -154,11 +155,12 @@ class TorchAdapter:
         batches: Iterable[Batch],
         loss: str,
         see: Callable[[Mapping[str, Array]], None] | None = None,
+        outputs: Sequence[Output] | None = None,
     ) -> dict[str, Array]:
         """See `slimline.frameworks.torch.train.gradients`."""
         from slimline.frameworks.torch.train import gradients
 
-        return gradients(native, batches, loss, see, self.device(wish()))
+        return gradients(native, batches, loss, see, self.device(wish()), outputs)
 
     def observe(
         self,
@@ -173,11 +175,19 @@ class TorchAdapter:
 
         observe(native, batches, values, see, sources, self.device(wish()))
 
-    def trainer(self, native: Native, teacher: Any | None, step: Training, seed: int, total_steps: int) -> Trainer:
+    def trainer(
+        self,
+        native: Native,
+        teacher: Any | None,
+        step: Training,
+        seed: int,
+        total_steps: int,
+        outputs: Sequence[Output] | None = None,
+    ) -> Trainer:
         """See `slimline.frameworks.torch.train.TorchTrainer`."""
         from slimline.frameworks.torch.train import TorchTrainer
 
-        return TorchTrainer(native, teacher, step, seed, total_steps, self.device(wish()))
+        return TorchTrainer(native, teacher, step, seed, total_steps, self.device(wish()), outputs)
 
     def save(self, native: Native, path: Path, example: tuple[Array, ...], metadata: Mapping[str, Any]) -> None:
         """See `slimline.frameworks.torch.save.save`."""

@@ -314,17 +314,55 @@ def _drop_unread(native: fx.GraphModule) -> None:
 
 
 def _plain_outputs(graph: fx.Graph) -> None:
-    """Answer in a tuple where the user's structure is a class that another process may not know."""
+    """Answer in dicts and tuples where the user's structure has classes that another process may not know."""
     codegen: Any = graph._codegen
     info = codegen.pytree_info
-    spec = info.out_spec
+    leaves = iter(range(info.out_spec.num_leaves))
 
-    def known(part: pytree.TreeSpec) -> bool:
-        return part.is_leaf() or (part.type in (tuple, list, dict) and all(map(known, part.children())))
+    def plain(part: pytree.TreeSpec) -> Any:
+        if part.is_leaf():
+            return next(leaves)
+        children = [plain(child) for child in part.children()]
+        if part.type in (tuple, list):
+            return part.type(children)
+        names = _fields(part)
+        return dict(zip(names, children, strict=True)) if names else tuple(children)
 
-    if not known(spec):
-        leaves = tuple(range(spec.num_leaves))
-        codegen.pytree_info = info._replace(out_spec=pytree.tree_structure(leaves))
+    codegen.pytree_info = info._replace(out_spec=pytree.tree_structure(plain(info.out_spec)))
+
+
+def _fields(part: pytree.TreeSpec) -> Sequence[Any]:
+    """Names of the children of a dict, a named tuple, a dataclass or an ordered class such as transformers'; none of
+    others."""
+    names = part.context
+    if isinstance(names, type):  # a named tuple's class
+        names = getattr(names, "_fields", ())
+    elif (
+        isinstance(names, list | tuple) and names and isinstance(names[0], list | tuple)
+    ):  # a dataclass's, and those None
+        names = names[0]
+    whole = isinstance(names, list | tuple) and len(names) == part.num_children
+    return tuple(names) if whole and len(set(map(str, names))) == len(names) else ()
+
+
+def output_names(native: fx.GraphModule) -> tuple[str, ...]:
+    """Names of the tensors that the model answers with: keys and positions of its structure, joined by dots."""
+    codegen: Any = native.graph._codegen
+    (output,) = native.graph.find_nodes(op="output")
+    nodes = iter(pytree.tree_leaves(output.args[0]))
+    names: list[str] = []
+
+    def visit(part: pytree.TreeSpec, path: str) -> None:
+        if part.is_leaf():
+            if isinstance(next(nodes), fx.Node):
+                names.append(path or "0")
+            return
+        keys = _fields(part) or range(part.num_children)
+        for key, child in zip(keys, part.children(), strict=True):
+            visit(child, f"{path}.{key}" if path else str(key))
+
+    visit(codegen.pytree_info.out_spec, "")
+    return tuple(names)
 
 
 def _share_tied(source: nn.Module, graph: fx.Graph) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +20,13 @@ class Function:
     concrete : the `tf.types.experimental.ConcreteFunction`.
     inputs : by the name that an input has in `concrete`, its name in the model.
     layers : by name, whether a layer has a kernel.
+    outputs : names of the outputs in the model, in their order.
     """
 
     concrete: Any
     inputs: Mapping[str, str]
     layers: Mapping[str, bool]
+    outputs: Sequence[str] = ()
 
 
 def tensorflow() -> Any:

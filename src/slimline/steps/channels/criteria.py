@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from slimline.basics.errors import SlimlineError
+from slimline.basics.named import rows
 from slimline.evidence.grams import collect
 from slimline.graph.groups import Groups
 from slimline.graph.ir import Node
@@ -20,11 +21,13 @@ from slimline.methods import structured
 from slimline.methods.gram import Gram, output_energy
 from slimline.methods.removal import Consumer, removal_order
 from slimline.methods.structured import Scores
+from slimline.model.outputs import described_outputs
 from slimline.recipe.criterion import name_of
 from slimline.recipe.named_code import function_of
 
 if TYPE_CHECKING:
     from slimline.data import Data
+    from slimline.frameworks.base import Batch
     from slimline.model import Model
     from slimline.steps.channels.step import ChannelPruning
 
@@ -83,17 +86,22 @@ class Evidence:
     def layers(self) -> tuple[LayerMatrix, ...]:
         return matrices(self.units.graph)
 
-    def samples(self, size: int, count: int) -> list[tuple[tuple[Array, ...], Array | None]]:
-        """The first `count` calibration samples with their labels, `size` at a time."""
+    @cached_property
+    def checked(self) -> Data:
+        """The data as the model takes it."""
         if self.data is None:
             raise SlimlineError(
                 f"The {self.step.criterion} criterion needs data: pass slimline.Data with training or calibration "
                 "samples."
             )
+        return self.data.check(self.model.inputs)
+
+    def samples(self, size: int, count: int) -> list[Batch]:
+        """The first `count` calibration samples with their labels, `size` at a time."""
         batches, seen = [], 0
-        for inputs, labels in self.data.check(self.model.inputs).split("calibration").batches(size):
+        for inputs, labels in self.checked.split("calibration").batches(size):
             remaining = count - seen
-            batches.append((tuple(x[:remaining] for x in inputs), None if labels is None else labels[:remaining]))
+            batches.append((tuple(x[:remaining] for x in inputs), rows(labels, slice(remaining))))
             seen += len(inputs[0])
             if seen >= count:
                 break
@@ -104,13 +112,14 @@ class Evidence:
     ) -> Mapping[str, Array]:
         """Mean gradient per parameter of the loss that fits the labels."""
         batches = self.samples(size, count)
-        labels = batches[0][1]
-        if self.step.loss is None and (labels is None or labels.dtype.kind not in "iu"):
+        loss = self.step.loss or "cross_entropy"
+        outputs = described_outputs(self.model, self.checked, "calibration", lenient=True if loss == "norm" else None)
+        if loss == "cross_entropy" and not any(output.labelled for output in outputs):
             raise SlimlineError(
-                f"The {self.step.criterion} criterion needs the gradient of a loss, and there are no class labels: "
-                "give labelled data, or loss='norm' for the norm of the outputs."
+                f"The {self.step.criterion} criterion needs the gradient of a loss, and there are no labels of the "
+                "outputs: give labelled data, or loss='norm' for the norm of the outputs."
             )
-        return self.model.adapter.gradients(self.model.native, batches, self.step.loss or "cross_entropy", see)
+        return self.model.adapter.gradients(self.model.native, batches, loss, see, outputs)
 
     def grams(self, layers: Sequence[LayerMatrix]) -> dict[str, Gram]:
         """Gram matrices of the layers' inputs."""

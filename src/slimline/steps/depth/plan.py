@@ -198,8 +198,10 @@ def _by_error(model: Model, among: Sequence[Block], count: int, batches: Sequenc
 
     def error(names: Sequence[str]) -> float:
         native = model.edit(Silence([b.branch for b in among if b.name in names]))
-        outputs = model.adapter.answers(native, batches)
-        return relative_error(np.concatenate(reference), np.concatenate(outputs))
+        answers = model.adapter.answers(native, batches)
+        pairs = zip(zip(*reference, strict=True), zip(*answers, strict=True), strict=True)  # by output
+        floats = [(a, b) for a, b in pairs if a[0].dtype.kind == "f"]
+        return float(np.mean([relative_error(np.concatenate(a), np.concatenate(b)) for a, b in floats]))
 
     removed: list[str] = []
     scores: dict[str, float] = {}

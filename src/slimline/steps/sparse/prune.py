@@ -20,6 +20,7 @@ from slimline.methods.gram import Gram, diagonal_loading, output_energy
 from slimline.methods.sparsity import Amount, Array, Layout, Pattern
 from slimline.model import Model
 from slimline.model.masks import held
+from slimline.model.outputs import described_outputs
 from slimline.recipe.layers import Types, first_match, matches, refuse_unmatched
 from slimline.recipe.named_code import function_of
 from slimline.steps.distillation.step import Distillation
@@ -28,6 +29,7 @@ from slimline.steps.sparse.user_masks import user_masks
 
 if TYPE_CHECKING:
     from slimline.data import Data
+    from slimline.frameworks.base import Batch
 
 log = logging.getLogger(__name__)
 
@@ -199,15 +201,17 @@ class _Work:
         optional = self.function is not None
         if not step.gradient and not (optional and data is not None):
             return {}
-        batches = [] if data is None else _labelled(step, data)
-        if step.loss == "cross_entropy" and not all(_classes(labels) for _, labels in batches):
+        assert data is not None
+        lenient = True if step.loss == "norm" or optional else None
+        outputs = described_outputs(self.model, data, "calibration", lenient=lenient)
+        if step.loss == "cross_entropy" and not any(output.labelled for output in outputs):
             if optional:
                 return {}
             raise SlimlineError(
-                f"The {self.name} criterion needs the gradient of a loss, and there are no class labels: give labelled "
-                "data, or set loss='norm'."
+                f"The {self.name} criterion needs the gradient of a loss, and there are no labels of the outputs: give "
+                "labelled data, or set loss='norm'."
             )
-        return self.model.adapter.gradients(self.model.native, batches, step.loss)
+        return self.model.adapter.gradients(self.model.native, _labelled(step, data), step.loss, outputs=outputs)
 
     def _h(self, name: str, gram: Gram | None = None) -> list[Array]:
         """`H` of each group of a layer, damped."""
@@ -347,7 +351,7 @@ def _batches(step: SparsePruning, data: Data | None) -> Batches:
     return []
 
 
-def _labelled(step: SparsePruning, data: Data) -> list[tuple[tuple[np.ndarray, ...], np.ndarray | None]]:
+def _labelled(step: SparsePruning, data: Data) -> list[Batch]:
     batches, seen = [], 0
     for inputs, labels in data.split("calibration").batches(step.batch_size):
         batches.append((inputs, labels))
@@ -355,10 +359,6 @@ def _labelled(step: SparsePruning, data: Data) -> list[tuple[tuple[np.ndarray, .
         if seen >= step.samples:
             break
     return batches
-
-
-def _classes(labels: np.ndarray | None) -> bool:
-    return labels is not None and labels.dtype.kind in "iu"
 
 
 def _pair(model: Model, current: Any, layer: LayerMatrix, batches: Batches) -> Gram:

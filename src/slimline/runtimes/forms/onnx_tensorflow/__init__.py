@@ -46,7 +46,8 @@ def to_function(model: ir.Model) -> Function:
     inputs = {f"input_{i}": str(value.name) for i, value in enumerate(model.graph.inputs)}
     with quiet():
         traced = tf.function(translation.run, autograph=False).get_concrete_function(*specs)
-        return Function(convert_variables_to_constants_v2(traced), inputs, translation.layers())
+        names = tuple(str(value.name) for value in model.graph.outputs)
+        return Function(convert_variables_to_constants_v2(traced), inputs, translation.layers(), names)
 
 
 class _Translation:
