@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,6 +17,10 @@ from slimline.basics.plugins import installed, registered
 if TYPE_CHECKING:
     from slimline.graph.placement import Policy
     from slimline.runtimes.forms import Form
+
+
+Specs = Sequence[tuple[str, tuple[int | None, ...], str]]
+"""Name, shape (None where any size goes) and numpy dtype of each input of an artifact."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,10 @@ class Runtime(Protocol):
         """Bits of an int8 weight that its integer kernels take exactly on this processor: 8, or 7."""
         return 8
 
+    def files(self, path: Path) -> tuple[Path, ...]:
+        """The files that make up the artifact at `path`, itself first; none where it is a folder."""
+        return (path,)
+
     def lower(self, form: Form, path: Path) -> None:
         """Write the artifact of a network in one of `forms` atomically and deterministically, integer where it says so.
 
@@ -114,6 +122,28 @@ class Runtime(Protocol):
 
     def input_specs(self, path: Path) -> list[tuple[str, tuple[int | None, ...], str]]:
         """Name, shape (None where any size goes) and dtype of each input."""
+
+
+def conform(artifact: str, specs: Specs, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """`inputs` as contiguous arrays of the dtypes of `specs`; for runtimes that do not check shapes themselves.
+
+    Raises
+    ------
+    SlimlineError : there are more or fewer, or one has another shape.
+    """
+    if len(inputs) != len(specs):
+        raise SlimlineError(f"{artifact} takes {len(specs)} inputs, not {len(inputs)}.")
+    arrays = []
+    for (name, shape, dtype), array in zip(specs, inputs, strict=True):
+        fits = len(shape) == array.ndim and all(a in (None, b) for a, b in zip(shape, array.shape, strict=True))
+        if not fits:
+            sizes = ", ".join("any" if size is None else str(size) for size in shape)
+            raise SlimlineError(
+                f"Input {name!r} of {artifact} has shape ({sizes}), not {array.shape}: "
+                "give arrays (batch, …) of these sizes."
+            )
+        arrays.append(np.ascontiguousarray(array, dtype))
+    return arrays
 
 
 @cache

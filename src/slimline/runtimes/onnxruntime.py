@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import re
 import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
 
 from slimline.basics.errors import SlimlineError
 from slimline.graph.placement import Policy
 from slimline.runtimes.base import Runtime
 from slimline.runtimes.forms import ONNX, Form
+from slimline.runtimes.processor import saturates
+from slimline.runtimes.chains import chain
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
     import onnxruntime as ort
 
     from slimline.runtimes.base import Layer
@@ -95,7 +92,9 @@ class OnnxRuntime(Runtime):
 
     def lower(self, form: Form, path: Path) -> None:
         """Write the ONNX file: rounding as QDQ in the layout that ONNX Runtime fuses into integer kernels."""
-        content = _serialised(form.content)
+        from slimline.runtimes.forms.onnx import rewrite, serialized
+
+        content = serialized(form.content, rewrite)
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
             temporary = Path(file.name)
             try:
@@ -110,27 +109,7 @@ class OnnxRuntime(Runtime):
 
     def sample(self, layer: Layer, path: Path) -> None:
         """Write an ONNX file of layers such as `layer`, see `slimline.runtimes.base.Runtime`."""
-        rng = np.random.default_rng(0)
-        nodes, weights = [], []
-        for i, (inputs, outputs) in enumerate(layer.chain):
-            if layer.kernel:
-                shape = (outputs, 1 if layer.depthwise else inputs, *layer.kernel)
-                reach = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel, strict=True)]
-                pads = [*(n // 2 for n in reach), *(n - n // 2 for n in reach)]
-                group = inputs if layer.depthwise else 1
-                names = [f"x{i}", f"w{i}"], [f"x{i + 1}"]
-                node = helper.make_node("Conv", *names, pads=pads, dilations=layer.dilation, group=group)
-            else:
-                shape = (outputs, inputs)
-                node = helper.make_node("Gemm", [f"x{i}", f"w{i}"], [f"x{i + 1}"], transB=1)
-            nodes.append(node)
-            weights.append(numpy_helper.from_array(rng.normal(size=shape).astype(np.float32), f"w{i}"))
-        size: list[str | int | None] = ["batch", layer.inputs, *(layer.places if layer.kernel else ())]
-        kind = onnx.TensorProto.FLOAT
-        ends = [helper.make_tensor_value_info(name, kind, size) for name in ("x0", f"x{len(layer.chain)}")]
-        graph = helper.make_graph(nodes, "sample", ends[:1], ends[1:], weights)
-        opset = [helper.make_opsetid("", 20)]
-        path.write_bytes(helper.make_model(graph, opset_imports=opset, ir_version=10).SerializeToString())
+        path.write_bytes(chain(layer))
 
     def load(self, path: Path, threads: int = 1) -> OrtSession:
         """Load an ONNX file for `threads` threads."""
@@ -193,17 +172,6 @@ class OnnxRuntime(Runtime):
         return {label: float(np.median(durations)) for label, durations in times.items()}
 
 
-@cache
-def saturates() -> bool:
-    """Whether this processor multiplies uint8 by int8 in pairs that overflow: x86 that does not say it has VNNI."""
-    if platform.machine().lower() not in ("x86_64", "amd64", "i686", "x86"):
-        return False
-    with suppress(OSError):
-        flags = set(Path("/proc/cpuinfo").read_text("ascii", "replace").split())
-        return not flags & {"avx512_vnni", "avx_vnni"}
-    return True
-
-
 def _blocked_names(path: Path) -> dict[str, str]:
     """The layers behind the names ``VALUE_nchwc`` that ONNX Runtime gives convolutions in its blocked layout.
 
@@ -218,26 +186,6 @@ def _blocked_names(path: Path) -> dict[str, str]:
             node = makers[node.input[0]]
         found[f"{value}_nchwc"] = node.name
     return found
-
-
-def _serialised(model: ir.Model) -> bytes:
-    """The bytes of the rewritten, checked model."""
-    import onnx_ir as ir
-
-    from slimline.runtimes.forms.onnx import rewrite
-
-    try:
-        rewrite(model)
-        proto = ir.to_proto(model)
-        del proto.graph.value_info[:]  # shapes of the weights, which say nothing that the weights do not
-        onnx.checker.check_model(proto, full_check=True)
-    except Exception as error:  # the checker raises many types
-        reason = " ".join((str(error).strip().splitlines() or [type(error).__name__])[0].split())[:200].rstrip(".: ")
-        raise SlimlineError(
-            f"The model cannot be written as ONNX ({reason}): express that part of it by common operators."
-        ) from error
-    content: bytes = proto.SerializeToString(deterministic=True)
-    return content
 
 
 def _options(threads: int) -> ort.SessionOptions:
