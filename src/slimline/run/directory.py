@@ -46,6 +46,7 @@ from slimline.run.journal import (
     fingerprint,
 )
 from slimline.run.seal import is_own, seal
+from slimline.runtimes.base import runtime
 
 if TYPE_CHECKING:
     from slimline.measure.certificate import Certificate
@@ -483,7 +484,8 @@ class Run:
     @property
     def artifact(self) -> Path:
         """The compressed file that the target runtime loads."""
-        return self._the("artifact", lambda f: f.parent == Path(str(self.recipe.target)) and f.suffix != ".data")
+        target = str(self.recipe.target)
+        return self._the("artifact", lambda f: f.parent == Path(target) and f.suffix == runtime(target).suffix)
 
     @property
     def model(self) -> Model:

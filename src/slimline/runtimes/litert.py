@@ -18,7 +18,7 @@ import numpy as np
 from slimline.basics.errors import SlimlineError, require
 from slimline.basics.quiet import quiet
 from slimline.graph.placement import Policy
-from slimline.runtimes.base import Runtime, conform
+from slimline.runtimes.base import ABILITIES, Runtime, conform
 from slimline.runtimes.forms import TENSORFLOW_FUNCTION, Form
 
 if TYPE_CHECKING:
@@ -114,6 +114,7 @@ class LiteRT(Runtime):
     forms = (TENSORFLOW_FUNCTION,)
     policy = POLICY
     packages = ("ai-edge-litert", "tensorflow", "tensorflow-cpu", "keras")
+    abilities = frozenset(ABILITIES) - {"profile"}
     description = "LiteRT (TensorFlow Lite) on the CPU with XNNPACK; float or full integer"
 
     def available(self) -> str | None:

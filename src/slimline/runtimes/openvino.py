@@ -1,7 +1,7 @@
 """OpenVINO on the CPU: ONNX in, intermediate representation (``.xml`` and ``.bin``) out, integer where quantized.
 
-Rounding of activations becomes OpenVINO's own FakeQuantize, weights are stored as int8. Its plugin then decides what runs
-in integers; `OpenVino.integer_layers` asks it. Arithmetic of the rest is float32, where OpenVINO itself would take
+Rounding of activations becomes OpenVINO's own FakeQuantize, weights are stored as int8. The CPU plugin then decides
+what runs in integers; `OpenVino.integer_layers` asks it. The rest is computed in float32: by itself OpenVINO takes
 bfloat16 on processors that have it.
 """
 
@@ -22,7 +22,7 @@ from slimline.basics.errors import SlimlineError, require
 from slimline.basics.quiet import quiet
 from slimline.files.atomic import atomic_write
 from slimline.graph.placement import Policy
-from slimline.runtimes.base import Runtime, conform
+from slimline.runtimes.base import ABILITIES, Runtime, conform
 from slimline.runtimes.chains import chain
 from slimline.runtimes.forms import ONNX, Form
 from slimline.runtimes.processor import saturates
@@ -37,12 +37,23 @@ Array = np.ndarray[Any, np.dtype[Any]]
 _BIASED = "/WithoutBiases"
 """What OpenVINO puts behind the name of a layer for the part of it that adds no bias yet."""
 _PRECISIONS = {"u8": "integer", "i8": "integer", "f32": "float", "f16": "float", "bf16": "float"}
+_PRODUCTS = {
+    "Convolution", "GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData", "MatMul",
+}  # fmt: skip
 _BOUNDARY = {"Input", "Output", "Const", "Reorder", "Convert", "FakeQuantize"}
 _MOVES = {"Reshape", "ShapeOf", "Broadcast", "Transpose", "Split", "StridedSlice", "Concatenation", "Gather"}
 
+# Computed in float within the integer kernel: rounding before them as well costs time and accuracy.
+_FUSED = frozenset(
+    {
+        "relu", "relu6", "clip", "hardtanh", "leaky_relu", "elu", "silu", "hardswish", "hard_silu", "gelu", "mish",
+        "sigmoid", "hardsigmoid", "hard_sigmoid", "tanh",
+    }
+)  # fmt: skip
+
 POLICY = Policy(
     activations="uint8",
-    fused=frozenset({"relu", "relu6", "clip", "hardtanh"}),
+    fused=_FUSED,
     glue=frozenset({"elementwise:add", "elementwise:mul", "concat", "pool:mean", "reduce:mean", "elementwise:sigmoid"}),
     transposed=False,
     float_results=frozenset({"linear", "einsum"}),
@@ -56,12 +67,21 @@ POLICY = Policy(
 
 
 class Session:
-    """An intermediate representation compiled for the CPU, for one caller at a time."""
+    """An intermediate representation that OpenVINO compiled, for one caller at a time.
 
-    def __init__(self, name: str, compiled: Any) -> None:
-        self.name, self.request = name, compiled.create_infer_request()
-        self.specs = _specs(compiled)
+    Parameters
+    ----------
+    name : of the file.
+    compiled : network.
+    streams : parts into which rows are split and that are computed side by side, where any number of rows goes.
+    """
+
+    def __init__(self, name: str, compiled: Any, streams: int = 1) -> None:
+        self.name, self.specs = name, _specs(compiled)
         self.count = len(compiled.outputs)
+        ends = [value.get_partial_shape() for value in (*compiled.inputs, *compiled.outputs)]
+        free = all(len(shape) and shape[0].is_dynamic for shape in ends)
+        self.requests = [compiled.create_infer_request() for _ in range(streams if free else 1)]
 
     def run(self, inputs: tuple[Array, ...]) -> Array:
         """The first output ``(batch, …)`` for inputs ``(batch, …)`` of any batch size."""
@@ -70,8 +90,21 @@ class Session:
     def outputs(self, inputs: tuple[Array, ...]) -> tuple[Array, ...]:
         """All outputs for `inputs`."""
         # OpenVINO itself takes arrays of wrong shapes without a word where any size of theirs is free.
-        answer = self.request.infer(conform(self.name, self.specs, inputs), share_inputs=True)
+        arrays = conform(self.name, self.specs, inputs)
+        if len(self.requests) > 1 and len({len(x) for x in arrays}) == 1 and len(arrays[0]) >= len(self.requests):
+            return self._side_by_side(arrays)
+        answer = self.requests[0].infer(arrays, share_inputs=True)
         return tuple(answer[i] for i in range(self.count))
+
+    def _side_by_side(self, arrays: list[Array]) -> tuple[Array, ...]:
+        parts = list(zip(*(np.array_split(x, len(self.requests)) for x in arrays), strict=True))
+        for request, part in zip(self.requests, parts, strict=True):
+            request.start_async(list(part), share_inputs=True)
+        for request in self.requests:
+            request.wait()
+        return tuple(
+            np.concatenate([request.get_output_tensor(i).data for request in self.requests]) for i in range(self.count)
+        )
 
 
 class OpenVino(Runtime):
@@ -82,8 +115,27 @@ class OpenVino(Runtime):
     suffix = ".xml"
     forms = (ONNX,)
     policy = POLICY
+    abilities = frozenset(ABILITIES)
     packages = ("openvino", "onnx", "onnx-ir", "onnxscript")
     description = "OpenVINO, CPU: uint8 activations, int8 weights per channel"
+
+    def __init__(self, name: str = name, device: str = "cpu", hint: str = "latency") -> None:
+        self.name, self._device, self._hint = name, device, hint
+
+    def settings(self) -> Mapping[str, Mapping[str, str]]:
+        """Devices beside the CPU, and what is to be fast."""
+        devices = _core().available_devices if self.available() is None else []
+        return {
+            "device": {each.lower(): f"computes on {each}" for each in devices if each != "CPU"},
+            "hint": {
+                "latency": "all threads work on one batch; the default",
+                "throughput": "a batch is split among threads that work side by side",
+            },
+        }
+
+    def configured(self, name: str, chosen: Mapping[str, str]) -> OpenVino:
+        """On another device, with another hint, or both."""
+        return OpenVino(name, chosen.get("device", "cpu"), chosen.get("hint", "latency"))
 
     def available(self) -> str | None:
         """None if OpenVINO is installed, else the sentence with the pip command."""
@@ -117,7 +169,7 @@ class OpenVino(Runtime):
 
     def load(self, path: Path, threads: int = 1) -> Session:
         """Load a ``.xml`` file and the ``.bin`` beside it, for `threads` threads."""
-        return Session(path.name, _compiled(path, threads))
+        return Session(path.name, self._compiled(path, threads), threads if self._hint == "throughput" else 1)
 
     def integer_layers(self, path: Path) -> Mapping[str, str]:
         """Every operator that the CPU plugin made of the file, by layer: ``integer`` or ``float``.
@@ -125,20 +177,20 @@ class OpenVino(Runtime):
         Conversions, operators that only move numbers and arithmetic on sizes are left out.
         """
         layers: dict[str, str] = {}
-        for operator in _executed(path, _compiled(path, 1)):
+        for operator in _executed(path, self._compiled(path, 1)):
             if operator.kind not in _BOUNDARY | _MOVES and operator.precision in _PRECISIONS:
                 layers[_unique(operator.label, layers)] = _PRECISIONS[operator.precision]
         return layers
 
     def profile(self, path: Path, inputs: tuple[Array, ...], threads: int = 1, runs: int = 30) -> dict[str, float]:
         """Median milliseconds of each operator that runs, by ``name (operator)``, over `runs` runs."""
-        compiled = _compiled(path, threads, PERF_COUNT=True)
+        compiled = self._compiled(path, threads, PERF_COUNT=True)
         session = Session(path.name, compiled)
         labels = {operator.name: operator.label for operator in _executed(path, compiled)}
         times: dict[str, list[float]] = {}
         for _ in range(runs):
             session.run(inputs)
-            for event in session.request.profiling_info:
+            for event in session.requests[0].profiling_info:
                 if event.status.name == "EXECUTED":
                     label = f"{labels.get(event.node_name, event.node_name)} ({event.node_type})"
                     times.setdefault(label, []).append(event.real_time.total_seconds() * 1000)
@@ -148,6 +200,21 @@ class OpenVino(Runtime):
         """Name, shape (None where any size goes) and dtype of each input."""
         return _specs(_read(path))
 
+    def _compiled(self, path: Path, threads: int, **settings: Any) -> Any:
+        """A file compiled for `threads` threads of the CPU, or for another device."""
+        network = _read(path)
+        settings |= {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": self._hint.upper()}
+        if self._device == "cpu":
+            settings |= {
+                "NUM_STREAMS": threads if self._hint == "throughput" else 1,
+                "INFERENCE_NUM_THREADS": threads,
+                "ENABLE_CPU_PINNING": False,  # processes measured side by side would be pinned to the same core
+            }
+        try:
+            return _core().compile_model(network, self._device.upper(), settings)
+        except RuntimeError as error:
+            raise SlimlineError(f"OpenVINO cannot run {path} on {self._device.upper()} ({_reason(error)}).") from error
+
 
 runtime = OpenVino()
 
@@ -155,18 +222,18 @@ runtime = OpenVino()
 @cache
 def _core() -> Any:
     """What reads and compiles networks; it knows slimline's rounding."""
-    require("openvino", "openvino")
     # OpenVINO tells its makers of every import of it; without this package it does not.
     reporter = "openvino_telemetry"
     silenced = "openvino" not in sys.modules and reporter not in sys.modules
     if silenced:
         sys.modules[reporter] = None  # type: ignore[assignment]
     try:
-        import openvino
-        from openvino.frontend.onnx import ConversionExtension
+        openvino = require("openvino", "openvino")
     finally:
         if silenced:
             del sys.modules[reporter]
+    from openvino.frontend.onnx import ConversionExtension
+
     from slimline.runtimes.forms.onnx import DOMAIN, FAKE_QUANTIZE
 
     core = openvino.Core()
@@ -200,7 +267,7 @@ def _converted(content: bytes) -> Any:
 
 
 def _names(model: ir.Model) -> dict[str, str]:
-    """The names of the operators, and those of the operators that give the outputs, by that of the output."""
+    """The names of operators, by themselves and by the outputs of the model that they give."""
     graph = model.graph
     own = {str(node.name): str(node.name) for node in graph}
     made = {str(v.name): str(node.name) for v in graph.outputs if (node := v.producer()) is not None}
@@ -208,25 +275,46 @@ def _names(model: ir.Model) -> dict[str, str]:
 
 
 def _write(network: Any, names: Mapping[str, str], path: Path) -> None:
-    """Put ``.xml`` and ``.bin`` in their places, the same bytes each time.
-
-    OpenVINO numbers by a counter of the process what has no name in the ONNX file, and calls what gives an output after
-    the output.
-    """
+    """Put ``.xml`` and ``.bin`` in their places, the same bytes each time."""
     from openvino import save_model
 
-    for number, operator in enumerate(network.get_ordered_ops()):
-        if operator.get_type_name() in ("Parameter", "Result"):
-            continue
-        name = operator.get_friendly_name()
-        layer, biased, _ = name.partition(_BIASED)
-        operator.set_friendly_name(names[layer] + biased if layer in names else f"n{number}")
+    _rename(network, names)
     network.set_friendly_name("g")
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         graph = Path(folder, "model.xml")
         save_model(network, graph, compress_to_fp16=False)
         atomic_write(path.with_suffix(".bin"), graph.with_suffix(".bin").read_bytes())
         atomic_write(path, re.sub(rb">\s+<", b"><", graph.read_bytes()))  # a quarter is indentation
+
+
+def _rename(network: Any, names: Mapping[str, str]) -> None:
+    """Call operators as `names` says, and a sum with a bias as the layer whose product it takes.
+
+    OpenVINO numbers by a counter of the process what has no name in the ONNX file, calls what gives an output after
+    that output, and forgets the name of a product once it has a bias.
+    """
+    called: dict[str, str] = {}
+    for number, operator in enumerate(network.get_ordered_ops()):
+        kind, name = operator.get_type_name(), operator.get_friendly_name()
+        if kind in ("Parameter", "Result"):
+            continue
+        known = names.get(name) or names.get(name.removesuffix(_BIASED))
+        if name in called:
+            known = called[name]
+        elif kind in _PRODUCTS and (bias := _bias(operator)) is not None:
+            known = known or names.get(bias.get_friendly_name())
+            if known:
+                called[bias.get_friendly_name()], known = known, known + _BIASED
+        operator.set_friendly_name(known or f"#{number}")
+
+
+def _bias(product: Any) -> Any | None:
+    """The sum with a stored tensor that alone reads a product."""
+    readers = [reader.get_node() for reader in product.output(0).get_target_inputs()]
+    if len(readers) != 1 or readers[0].get_type_name() != "Add":
+        return None
+    stored = any(value.get_node().get_type_name() == "Constant" for value in readers[0].input_values())
+    return readers[0] if stored else None
 
 
 def _read(path: Path) -> Any:
@@ -247,22 +335,6 @@ def _read(path: Path) -> Any:
         raise SlimlineError(f"{path} is a damaged OpenVINO model: export it again ({_reason(error)}).") from error
 
 
-def _compiled(path: Path, threads: int, **settings: Any) -> Any:
-    """A file compiled for `threads` threads."""
-    network = _read(path)
-    settings |= {
-        "INFERENCE_PRECISION_HINT": "f32",
-        "PERFORMANCE_HINT": "LATENCY",
-        "NUM_STREAMS": 1,
-        "INFERENCE_NUM_THREADS": threads,
-        "ENABLE_CPU_PINNING": False,  # processes measured side by side would be pinned to the same core
-    }
-    try:
-        return _core().compile_model(network, "CPU", settings)
-    except RuntimeError as error:
-        raise SlimlineError(f"OpenVINO cannot run {path} on this processor ({_reason(error)}).") from error
-
-
 class _Operator(NamedTuple):
     """What the CPU plugin executes: under which name, called after which layer, of which kind, on which type."""
 
@@ -273,8 +345,10 @@ class _Operator(NamedTuple):
 
 
 def _executed(path: Path, compiled: Any) -> Iterator[_Operator]:
-    """The operators of the plugin's own graph; one that several were fused into is called after the first of them."""
-    known = {operator.get_friendly_name().partition(_BIASED)[0] for operator in _read(path).get_ops()}
+    """The operators of the plugin's own graph; one that several were fused into is called after the first of them, one
+    without a layer after what it does."""
+    names = [operator.get_friendly_name() for operator in _read(path).get_ops()]
+    known = {name.partition(_BIASED)[0] for name in names if not name.startswith("#")}
     for operator in compiled.get_runtime_model().get_ops():
         facts = operator.get_rt_info()
         kind, precision, fused = (
@@ -283,7 +357,7 @@ def _executed(path: Path, compiled: Any) -> Iterator[_Operator]:
         )
         name = operator.get_friendly_name()
         layers = [each.partition(_BIASED)[0] for each in (*fused.split(","), name)]
-        yield _Operator(name, next((layer for layer in layers if layer in known), layers[-1]), kind, precision)
+        yield _Operator(name, next((layer for layer in layers if layer in known), kind), kind, precision)
 
 
 def _unique(name: str, taken: Collection[str]) -> str:
