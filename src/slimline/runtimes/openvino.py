@@ -382,6 +382,7 @@ def _specs(network: Any) -> list[tuple[str, tuple[int | None, ...], str]]:
 
 
 def _reason(error: BaseException) -> str:
-    """The last line of what OpenVINO says: those before it are places in its source."""
+    """What OpenVINO lacks, or the last line of what it says: those before it are places in its source."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.removeprefix("-- ") for line in lines if line.startswith("-- ")][:1] or lines
     return " ".join(lines[-1].split())[:200].rstrip(".:! ") if lines else type(error).__name__
