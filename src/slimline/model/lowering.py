@@ -79,9 +79,9 @@ def road(forms: Sequence[str], runtime: Runtime) -> str:
     ------
     SlimlineError : there is none.
     """
-    found = roads({"": forms}, runtime)
-    if found:
-        return found[""]
+    kinds = roads({"": forms}, runtime)
+    if kinds:
+        return kinds[""]
     reached = [name for name in runtimes.names() if set(runtimes.runtime(name).forms) & set(forms)]
     raise SlimlineError(f"{runtime.name} does not take such models yet: choose the target {', '.join(reached)}.")
 

@@ -97,7 +97,7 @@ class Runtime(Protocol):
 
     def configured(self, name: str, chosen: Mapping[str, str]) -> Runtime:
         """The same target under another name, with a word of some kinds of `settings`."""
-        raise NotImplementedError
+        raise SlimlineError(f"{self.name} has no settings: leave out what stands behind its name in {name}.")
 
     @property
     def weight_bits(self) -> int:
