@@ -19,10 +19,11 @@ from slimline.recipe import Budget, Recipe, load_recipe, parse
 from slimline.run.sources import ModelSource, load_model, load_weights
 from slimline.steps.channels.step import ChannelPruning
 from slimline.steps.quantization.step import StaticQuantization
+from tests.specs import specs
 
 X, Y = np.ones((20, 3, 8, 8), np.float32), np.arange(20) % 4
 NAN = np.where(np.arange(20)[:, None] == 7, np.nan, 1.0)
-IMAGES = (np.zeros((2, 3, 8, 8), np.float32),)
+IMAGES = specs((np.zeros((2, 3, 8, 8), np.float32),))
 
 WISHES: list[tuple[Callable[[], Any], str]] = [
     # data
@@ -55,16 +56,16 @@ WISHES: list[tuple[Callable[[], Any], str]] = [
         "samples of shape (8, 8, 3) but the model takes (3, 8, 8)",
     ),
     (lambda: Data(test=np.moveaxis(X, 1, -1)).check(IMAGES), "channels first with np.moveaxis(x, -1, 1)."),
-    (lambda: Data(test=X).check((np.zeros((2, 8, 8, 3)),)), "channels last with np.moveaxis(x, 1, -1)."),
-    (lambda: Data(test=X[:, 0]).check((X[:2, :1],)), "add the channel with x[:, None]."),
-    (lambda: Data(test=X[:, 0]).check((X[:2, 0, :, :, None],)), "add the channel with x[..., None]."),
-    (lambda: Data(test=X).check((np.zeros((2, 192)),)), "reshape it with x.reshape(-1, 192)."),
-    (lambda: Data(test=X).check((np.zeros((2, 3, 9, 9)),)), "takes (3, 9, 9): resize the data"),
+    (lambda: Data(test=X).check(specs((np.zeros((2, 8, 8, 3)),))), "channels last with np.moveaxis(x, 1, -1)."),
+    (lambda: Data(test=X[:, 0]).check(specs((X[:2, :1],))), "add the channel with x[:, None]."),
+    (lambda: Data(test=X[:, 0]).check(specs((X[:2, 0, :, :, None],))), "add the channel with x[..., None]."),
+    (lambda: Data(test=X).check(specs((np.zeros((2, 192)),))), "reshape it with x.reshape(-1, 192)."),
+    (lambda: Data(test=X).check(specs((np.zeros((2, 3, 9, 9)),))), "takes (3, 9, 9): resize the data"),
     (
-        lambda: Data(test=X).check((np.zeros((2, 3, 8, 8), np.int64),)),
+        lambda: Data(test=X).check(specs((np.zeros((2, 3, 8, 8), np.int64),))),
         "float32 but the model takes int64: give integers",
     ),
-    (lambda: Data(test=X).check(IMAGES * 2), "The model takes 2 inputs and the"),
+    (lambda: Data(test=X).check(IMAGES * 2), "The model takes 2 inputs (x0, x0) and the"),
     (lambda: Data(test=(X, Y)).check(IMAGES, batch=64), "Calibration has 4 samples, fewer than a batch of 64"),
     # recipes and budgets
     (lambda: ChannelPruning(ration=0.5), "no field in ChannelPruning called 'ration'; did you mean 'ratio'?"),

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from slimline.frameworks.keras.loop import PruningCallback as PruningCallback
     from slimline.frameworks.torch.loop import pruning as pruning
     from slimline.frameworks.torch.prune import to_torch_prune as to_torch_prune
+    from slimline.measure.set_metrics import SetMetric as SetMetric
     from slimline.model import Model as Model
     from slimline.model.loading import load as load
     from slimline.model.masks import finalize as finalize
@@ -50,6 +51,7 @@ _HOMES = {
     "slimline.run.preview": ("preview",),
     "slimline.model.loading": ("load",),
     "slimline.data": ("Data",),
+    "slimline.measure.set_metrics": ("SetMetric",),
     "slimline.basics.errors": ("SlimlineError",),
     "slimline.run.directory": ("Run",),
     "slimline.frameworks.keras.loop": ("PruningCallback",),
@@ -74,6 +76,7 @@ __all__ = [  # noqa: RUF022 - in the order in which they are used
     "Model",
     "PartedModel",
     "Data",
+    "SetMetric",
     "Budget",
     "Recipe",
     "ChannelPruning",

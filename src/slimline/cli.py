@@ -218,7 +218,7 @@ def report(run: RunPath, as_json: Json = False) -> None:
 def verify(run: RunPath, as_json: Json = False) -> None:
     """Compare every file of a finished run with the hash that the run noted of it."""
     from slimline.report.printed import listing
-    from slimline.report.tables import Grid
+    from slimline.report.tables import Table
     from slimline.run.directory import Run
 
     opened = Run.open(run, lock=False)
@@ -234,7 +234,7 @@ def verify(run: RunPath, as_json: Json = False) -> None:
         )
     if not as_json:
         rows = [(name, digest[:16]) for name, digest in opened.files.items()]
-        out.print(Grid("Files of the run", ("file", "SHA-256"), rows))
+        out.print(Table("Files of the run", ("file", "SHA-256"), rows))
         out.print(f"All {len(opened.files)} files of {run} are as the run left them.", soft_wrap=True)
 
 
@@ -353,7 +353,7 @@ def targets(as_json: Json = False) -> None:
     from slimline.frameworks.base import frameworks
     from slimline.model.lowering import roads
     from slimline.report.printed import listing
-    from slimline.report.tables import Grid
+    from slimline.report.tables import Table
     from slimline.runtimes.base import ABILITIES, names, runtime
 
     with _aside(as_json):
@@ -392,7 +392,7 @@ def targets(as_json: Json = False) -> None:
         for entry in listed
     ]
     columns = ("target", "from", "what", "installed", "can be asked here", "settings")
-    out.print(Grid("Runtimes that slimline compresses for", columns, rows))
+    out.print(Table("Runtimes that slimline compresses for", columns, rows))
     out.say("A setting stands behind the name: --target onnxruntime:basic.")
 
 
@@ -401,7 +401,7 @@ def steps(as_json: Json = False) -> None:
     """List the steps that recipes are made of."""
     from slimline.recipe.registry import handlers
     from slimline.report.printed import listing
-    from slimline.report.tables import Grid
+    from slimline.report.tables import Table
 
     with _aside(as_json):
         known = handlers()
@@ -418,7 +418,7 @@ def steps(as_json: Json = False) -> None:
         _print_json(listing("steps", entries))
         return
     rows = [(name, each.config.kind, each.summary, each.reading) for name, each in known.items()]
-    out.print(Grid("Steps that recipes are made of", ("step", "kind", "what it does", "samples it reads"), rows))
+    out.print(Table("Steps that recipes are made of", ("step", "kind", "what it does", "samples it reads"), rows))
 
 
 @recipes_app.callback()
@@ -426,7 +426,7 @@ def recipes(context: typer.Context, as_json: Json = False) -> None:
     """List the recipes that come with slimline."""
     from slimline.recipe import presets
     from slimline.report.printed import listing
-    from slimline.report.tables import Grid
+    from slimline.report.tables import Table
 
     if context.invoked_subcommand is not None:
         return
@@ -437,7 +437,7 @@ def recipes(context: typer.Context, as_json: Json = False) -> None:
     rows = [
         (name, " → ".join(step.step for step in recipe.steps), recipe.description) for name, recipe in presets().items()
     ]
-    out.print(Grid("Recipes that come with slimline", ("recipe", "steps", "what"), rows))
+    out.print(Table("Recipes that come with slimline", ("recipe", "steps", "what"), rows))
 
 
 @recipes_app.command()

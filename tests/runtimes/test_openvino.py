@@ -18,7 +18,6 @@ from slimline.basics.errors import SlimlineError  # noqa: E402
 from slimline.graph.edits import FoldNorms  # noqa: E402
 from slimline.measure import file_bytes  # noqa: E402
 from slimline.measure.ledger import digest  # noqa: E402
-from slimline.methods.ranges import quantize  # noqa: E402
 from slimline.model.lowering import write  # noqa: E402
 from slimline.runtimes.base import runtime_for  # noqa: E402
 from slimline.runtimes.openvino import runtime  # noqa: E402
@@ -85,9 +84,9 @@ def test_the_file_holds_the_grids_integers(lowered: dict) -> None:
     grids = lowered["quantized"].quantization.weights
     assert len(stored) == len(grids)
     for name, grid in grids.items():
-        assert any(np.array_equal(array, quantize(folded[name], grid)) for array in stored), name
+        assert any(np.array_equal(array, grid.encode(folded[name])) for array in stored), name
     floats = sum(op.data.size for op in constants if op.get_element_type().get_type_name() == "f32")
-    assert floats < 6 * sum(len(grid.scale) for grid in grids.values()) + 40  # no weight is left in float
+    assert floats < 6 * sum(grid.scale.size for grid in grids.values()) + 40  # no weight is left in float
 
 
 @pytest.mark.parametrize("lowered", ["perceptron"], indirect=True)

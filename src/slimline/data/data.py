@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -17,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from slimline.basics.arguments import whole
-from slimline.basics.arrays import Array, is_array
+from slimline.basics.arrays import Array, Example, in_order, is_array
 from slimline.basics.errors import SlimlineError, unknown
 from slimline.data import repeats
 from slimline.data.splits import (
@@ -32,13 +33,16 @@ from slimline.data.splits import (
     reading,
     specs_of,
 )
+from slimline.graph.ir import InputSpec
+from slimline.measure.accuracy import Metric, Scores
 from slimline.measure.certificate import Certificate, certify, check_range
+from slimline.measure.set_certificate import certify_set
+from slimline.measure.set_metrics import SetMetric, SetScores
 
 log = logging.getLogger(__name__)
 
 Role = Literal["train", "calibration", "selection", "certification"]
 ROLES = ("train", "calibration", "selection", "certification")
-Metric = Callable[[Array, Array | None], Array]
 Overlap = Literal["refuse", "drop", "allow"]
 OVERLAPS = ("refuse", "drop", "allow")
 
@@ -52,16 +56,20 @@ class Data:
     Parameters
     ----------
     train, test, calibration, selection : each ``(x, y)``, ``(x,)`` or ``x``, where ``x`` is an array or tensor
-        ``(samples, …)``, or a tuple or dict of them for several inputs; or a ``DataLoader``, a ``tf.data.Dataset``
-        or any other collection of batches ``(x, y)`` or ``x`` that can be read more than once.
+        ``(samples, …)``, or of several inputs a tuple of them, or a dict by the inputs' names in any order; or a
+        ``DataLoader``, a ``tf.data.Dataset`` or any collection of batches ``(x, y)`` or ``x`` that can be read more
+        than once.
         Test samples certify. Selection defaults to a tenth of train, at most 5,000, which are then not trained
         on; calibration to 512 of train. Without train (or for a streamed train, selection) they are cut from test.
     metric : score of each sample, ``metric(outputs, labels) -> (samples,)``, higher is better; needed where labels
-        are not classes. Default: whether the largest output is the label's. Booleans are right and wrong.
+        are not classes. Default: whether the largest output is the label's. Booleans are right and wrong. For a
+        metric of the whole set ``SetMetric(f)``, or a name: ``f1_macro``, ``miou``, ``auc``,
+        ``mean_average_precision``, ``perplexity`` (scored as its negative), ``pearson``, ``spearman``; its drop is
+        measured, not certified.
     metric_range : the lowest and the highest score that the metric can give a sample, ``(0, 1)`` say. Without it a
         metric that is not boolean is measured, and no drop of it is certified (`docs/certificates.md`).
     augment : ``augment(x, rng) -> x``, applied to training batches: an array in and out where there is one input, a
-        tuple of arrays where there are several.
+        tuple of arrays where there are several, a dict where they have names.
     groups : which samples depend on each other (one speaker, one patient, overlapping windows): a label per test
         sample, or a dict ``{"test": labels, "train": labels}``. A certificate counts each group once, and no group
         is divided between splits.
@@ -87,7 +95,7 @@ class Data:
         calibration: Any = None,
         selection: Any = None,
         *,
-        metric: Metric | None = None,
+        metric: Metric | str | None = None,
         metric_range: tuple[float, float] | None = None,
         augment: Augment | None = None,
         groups: Any = None,
@@ -95,14 +103,18 @@ class Data:
         seed: int = 0,
         classes: int | None = None,
     ) -> None:
-        for what, function in (("metric", metric), ("augment", augment)):
-            if function is not None and not callable(function):
-                raise SlimlineError(f"{what} is a {type(function).__name__}: give a function.")
+        self.metric = _metric(metric)
+        if augment is not None and not callable(augment):
+            raise SlimlineError(f"augment is a {type(augment).__name__}: give a function.")
+        if metric_range is not None and isinstance(self.metric, SetMetric):
+            raise SlimlineError(
+                "metric_range is of a sample's score, and a metric of the whole set has none: leave it out, or give a "
+                "metric of each sample."
+            )
         if metric_range is not None and metric is None:
             raise SlimlineError("metric_range is of a metric of your own: give metric too, or leave it out.")
         if overlap not in OVERLAPS:
             raise unknown("way to treat an overlap", str(overlap), OVERLAPS)
-        self.metric = metric
         self.metric_range = None if metric_range is None else check_range(metric_range)
         self.augment = augment
         self.overlap = overlap
@@ -113,6 +125,9 @@ class Data:
         self._given: dict[str, Split | Stream] = {k: self._read(k, v) for k, v in given.items() if v is not None}
         if not self._given:
             raise SlimlineError("There is no data: give Data at least train=(x, y) or test=(x, y).")
+        if len({s.names for s in self._given.values()}) > 1:
+            names = "; ".join(f"{name} {', '.join(split.names) or 'none'}" for name, split in self._given.items())
+            raise SlimlineError(f"The splits have inputs of different names ({names}): name them alike.")
         if len({len(s.specs) for s in self._given.values()}) > 1:
             said = ", ".join(f"{name} {len(split.specs)}" for name, split in self._given.items())
             raise SlimlineError(f"The splits have different numbers of inputs ({said}): they must agree.")
@@ -138,6 +153,12 @@ class Data:
         """The inputs of the first few samples."""
         return next(next(iter(self._splits.values())).batches(samples))[0]
 
+    def example_by_name(self, samples: int = 2) -> Example:
+        """The same, as a dict where inputs were given by name."""
+        names = next(iter(self._splits.values())).names
+        inputs = self.example(samples)
+        return dict(zip(names, inputs, strict=True)) if names else inputs
+
     @property
     def labelled(self) -> bool:
         """Whether the samples that certify (or, without any, the others) have labels."""
@@ -146,27 +167,22 @@ class Data:
 
     def check(
         self,
-        example: Inputs,
+        inputs: Sequence[InputSpec],
         outputs: int | None = None,
-        names: Sequence[str] = (),
         batch: int | None = None,
     ) -> Data:
-        """This data as a model takes it: shapes and labels checked, integers cast where the model wants floats.
+        """This data as a model takes it: inputs in its order, shapes and labels checked, integers cast where it wants
+        floats.
 
         Parameters
         ----------
-        example : example inputs of the model, each ``(batch, …)``.
+        inputs : what the model or the artifact takes.
         outputs : number of classes the model tells apart, if it is a classifier.
-        names : the model's input names, to check the order of inputs given as a dict.
         batch : samples in a calibration batch; fewer calibration samples are refused.
         """
-        for split in self._splits.values():
-            if split.names and set(split.names) == set(names) and split.names != tuple(names):
-                raise SlimlineError(
-                    f"The {split.name} inputs are in the order {', '.join(split.names)}: the model takes "
-                    f"{', '.join(names)}."
-                )
-            dtypes = _match(split, example)
+        taken = {name: _in_order(split, inputs) for name, split in self._splits.items()}
+        for split in taken.values():
+            dtypes = _match(split, inputs)
             if outputs is not None and self.metric is None and isinstance(split, Split):
                 _in_range(split.labels, outputs, split.name)
         if batch is not None and self.has("calibration") and len(self._splits["calibration"]) < batch:
@@ -174,11 +190,13 @@ class Data:
                 f"Calibration has {len(self._splits['calibration'])} samples, fewer than a batch of {batch}: "
                 "give more, or set a smaller batch_size."
             )
-        for index, (array, dtype) in enumerate(zip(split.specs, dtypes, strict=True)):
-            if np.dtype(array[1]).kind in "iub" and np.dtype(dtype).kind == "f":
-                log.warning("Input %d is %s and is cast to the %s the model takes, unscaled.", index, array[1], dtype)
+        for (_, dtype), spec in zip(split.specs, inputs, strict=True):
+            if np.dtype(dtype).kind in "iub" and np.dtype(spec.dtype).kind == "f":
+                log.warning(
+                    "Input %s is %s and is cast to the %s the model takes, unscaled.", spec.name, dtype, spec.dtype
+                )
         matched = copy.copy(self)
-        matched._splits = {name: replace(split, dtypes=dtypes) for name, split in self._splits.items()}
+        matched._splits = {name: replace(split, dtypes=dtypes) for name, split in taken.items()}
         return matched
 
     def fingerprint(self) -> str:
@@ -275,7 +293,10 @@ class Data:
         hashes: list[Array] = []
         count = 0
         for batch in reading(given, name):
-            x, y, names = as_batch(batch, name)
+            x, y, batch_names = as_batch(batch, name)
+            names = names if parts else batch_names
+            if batch_names != names:
+                raise SlimlineError(f"The batches of the {name} data have inputs of different names: name them alike.")
             specs = specs_of(x) if not parts else specs
             if specs_of(x) != specs:
                 raise SlimlineError(
@@ -345,7 +366,7 @@ class Data:
             splits["train"] = replace(train, augment=self.augment)
             if "calibration" in missing:
                 inputs, labels = next(train.batches(CALIBRATION))
-                splits["calibration"] = Split("calibration", inputs, labels)
+                splits["calibration"] = Split("calibration", inputs, labels, names=train.names)
         if isinstance(test, Split):
             absent = [name for name in missing if name not in splits]
             units = repeats.units(None, test.groups)
@@ -378,8 +399,8 @@ class Proof:
 
     def certify(
         self,
-        original: Array,
-        compressed: Array,
+        original: Scores,
+        compressed: Scores,
         max_drop: float | None,
         confidence: float = 0.95,
         *,
@@ -388,8 +409,26 @@ class Proof:
         seed: int = 0,
         use: int | None = None,
         note: str = "",
+        progress: Callable[[float], None] | None = None,
     ) -> Certificate:
-        """`slimline.measure.certify` of scores ``(samples of the split,)``, bool if they can only be 0 or 1."""
+        """`slimline.measure.certify` of scores ``(samples of the split,)``, bool if they can only be 0 or 1; of a
+        metric of the whole set its bootstrap, which tells its `progress`."""
+        notes = (*self.notes, *([note] if note else []))
+        if isinstance(original, SetScores):
+            assert isinstance(compressed, SetScores)
+            return certify_set(
+                original[self.index],
+                compressed[self.index],
+                max_drop,
+                confidence,
+                seed=seed,
+                groups=self.groups,
+                copies=self.copies,
+                use=use,
+                notes=notes,
+                progress=progress,
+            )
+        assert not isinstance(compressed, SetScores)
         return certify(
             original[self.index],
             compressed[self.index],
@@ -402,8 +441,22 @@ class Proof:
             groups=self.groups,
             copies=self.copies,
             use=use,
-            notes=(*self.notes, *([note] if note else [])),
+            notes=notes,
         )
+
+
+def _metric(metric: Any) -> Metric | None:
+    """The metric as it is called, of a function, a `SetMetric` or the name of one."""
+    if isinstance(metric, str):
+        from slimline.measure.named_metrics import NAMED
+
+        if metric not in NAMED:
+            raise unknown("metric", metric, NAMED)
+        return NAMED[metric]
+    if metric is not None and not isinstance(metric, SetMetric) and not callable(metric):
+        raise SlimlineError(f"metric is a {type(metric).__name__}: give a function, a SetMetric or a name.")
+    checked: Metric | None = metric
+    return checked
 
 
 def _groupings(groups: Any) -> dict[str, Any]:
@@ -457,38 +510,57 @@ def _in_range(labels: Array | None, classes: int, where: str) -> None:
     )
 
 
-def _match(split: Split | Stream, example: Inputs) -> tuple[str, ...]:
-    """The dtypes `example` has, if `split` fits its shapes; else the error that says both shapes."""
-    if len(split.specs) != len(example):
+def _in_order(split: Split | Stream, inputs: Sequence[InputSpec]) -> Split | Stream:
+    """The split with its inputs in the model's order, where several were given by name."""
+    names = tuple(spec.name for spec in inputs)
+    if len(split.names) <= 1 or len(split.names) != len(names):
+        return split
+    places = {name: place for place, name in enumerate(sorted(split.names))}
+    return replace(split, names=names, order=in_order(places, names, f"The {split.name} data"))
+
+
+def _match(split: Split | Stream, inputs: Sequence[InputSpec]) -> tuple[str, ...]:
+    """The dtypes the model takes, if `split` fits its shapes; else the error that says both shapes."""
+    if len(split.specs) != len(inputs):
         raise SlimlineError(
-            f"The model takes {len(example)} inputs and the {split.name} data has {len(split.specs)}: "
-            "give several inputs as a tuple x inside (x, y) or (x,)."
+            f"The model takes {len(inputs)} inputs ({', '.join(spec.name for spec in inputs)}) and the {split.name} "
+            f"data has {len(split.specs)}: give several inputs as a tuple or dict x inside (x, y) or (x,)."
         )
-    for (shape, dtype), wanted in zip(split.specs, example, strict=True):
-        if shape != wanted.shape[1:]:
+    for (shape, dtype), spec in zip(split.specs, inputs, strict=True):
+        what = f"The {split.name} data" if len(inputs) == 1 else f"Input {spec.name} of the {split.name} data"
+        sizes = spec.shape[1:]
+        if not _fits(shape, sizes):
             raise SlimlineError(
-                f"The {split.name} data has samples of shape {shape} but the model takes {wanted.shape[1:]}: "
-                f"{_mend(shape, wanted.shape[1:])}."
+                f"{what} has samples of shape {shape} but the model takes {sample_shape(spec)}: {_mend(shape, sizes)}."
             )
-        if np.dtype(dtype).kind == "f" and wanted.dtype.kind in "iub":
-            raise SlimlineError(
-                f"The {split.name} data is {dtype} but the model takes {wanted.dtype}: give integers (token ids)."
-            )
-    return tuple(a.dtype.name for a in example)
+        if np.dtype(dtype).kind == "f" and np.dtype(spec.dtype).kind in "iub":
+            raise SlimlineError(f"{what} is {dtype} but the model takes {spec.dtype}: give integers (token ids).")
+    return tuple(spec.dtype for spec in inputs)
 
 
-def _mend(shape: tuple[int, ...], wanted: tuple[int, ...]) -> str:
-    if len(shape) == len(wanted) >= 3 or (len(shape) == len(wanted) == 2 and shape[::-1] == wanted):
-        if (*shape[1:], shape[0]) == wanted:
+def sample_shape(spec: InputSpec) -> str:
+    """The shape of one sample, such as ``(3, any, any)``."""
+    sizes = ["any" if size is None else str(size) for size in spec.shape[1:]]
+    return f"({', '.join(sizes)}{',' if len(sizes) == 1 else ''})"
+
+
+def _fits(shape: tuple[int, ...], sizes: tuple[int | None, ...]) -> bool:
+    """Whether a sample has these sizes, of which None is any."""
+    return len(shape) == len(sizes) and all(size in (None, n) for n, size in zip(shape, sizes, strict=True))
+
+
+def _mend(shape: tuple[int, ...], sizes: tuple[int | None, ...]) -> str:
+    if len(shape) == len(sizes) >= 3 or (len(shape) == len(sizes) == 2 and _fits(shape[::-1], sizes)):
+        if _fits((*shape[1:], shape[0]), sizes):
             return "put the channels last with np.moveaxis(x, 1, -1)"
-        if (shape[-1], *shape[:-1]) == wanted:
+        if _fits((shape[-1], *shape[:-1]), sizes):
             return "put the channels first with np.moveaxis(x, -1, 1)"
-    if (1, *shape) == wanted:
+    if _fits((1, *shape), sizes):
         return "add the channel with x[:, None]"
-    if (*shape, 1) == wanted:
+    if _fits((*shape, 1), sizes):
         return "add the channel with x[..., None]"
-    if int(np.prod(shape)) == int(np.prod(wanted)):
-        return f"reshape it with x.reshape(-1, {', '.join(map(str, wanted))})"
+    if None not in sizes and int(np.prod(shape)) == math.prod(size or 0 for size in sizes):
+        return f"reshape it with x.reshape(-1, {', '.join(map(str, sizes))})"
     return "resize the data, or load the model with example inputs of this shape"
 
 

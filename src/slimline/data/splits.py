@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -22,9 +22,23 @@ from slimline.frameworks.base import Adapter, imported
 Inputs = tuple[Array, ...]
 Batch = tuple[Inputs, Array | None]
 Augment = Callable[[Any, np.random.Generator], Any]
-"""The user's own: a batch and a generator to the batch changed. One input is an array, several are a tuple of them."""
+"""The user's own: a batch and a generator to the batch changed. One input is an array, several are a tuple of them;
+what was given as a dict is one."""
+T = TypeVar("T")
 Spec = tuple[tuple[int, ...], str]
 """Shape without the batch dimension, and dtype."""
+
+
+def ordered(inputs: tuple[T, ...], order: tuple[int, ...]) -> tuple[T, ...]:
+    """What is of each input in the model's order, where that is another."""
+    return tuple(inputs[i] for i in order) if order else inputs
+
+
+def named(inputs: Inputs, names: tuple[str, ...]) -> Any:
+    """One array, a tuple of several, or a dict of those that have names: as a user gives them."""
+    if names:
+        return dict(zip(names, inputs, strict=True))
+    return inputs[0] if len(inputs) == 1 else inputs
 
 
 def specs_of(inputs: Inputs) -> tuple[Spec, ...]:
@@ -33,10 +47,13 @@ def specs_of(inputs: Inputs) -> tuple[Spec, ...]:
 
 
 def as_inputs(x: Any, where: str) -> tuple[Inputs, tuple[str, ...]]:
-    """The model's inputs from an array, a tuple or list of arrays or a dict of them; names where it is a dict."""
+    """The model's inputs from an array, a tuple or list of arrays, or a dict of them: then in the order of their names,
+    which come too."""
     what = f"The {where} data"
     if isinstance(x, dict):
-        return tuple(as_array(v, what) for v in x.values()), tuple(str(k) for k in x)
+        arrays = {str(key): value for key, value in x.items()}
+        names = tuple(sorted(arrays))
+        return tuple(as_array(arrays[name], what) for name in names), names
     if isinstance(x, tuple | list) and not (len(x) and all(isinstance(v, int | float) for v in x)):
         return tuple(as_array(v, what) for v in x), ()
     return (as_array(x, what),), ()
@@ -79,6 +96,7 @@ class Split:
     source, targets : arrays ``(samples, …)`` as given, and the labels or None.
     index : rows that belong to the split, None for all.
     names : of the inputs, if they were given as a dict.
+    order : which of `source` each input of the model is; empty where they are in its order.
     dtypes : what each input is cast to when it is read; empty leaves them.
     augment : applied to shuffled batches.
     grouping : ``(samples,)`` names of the groups the samples belong to, as `source`, or None.
@@ -89,6 +107,7 @@ class Split:
     targets: Array | None
     index: Array | None = None
     names: tuple[str, ...] = ()
+    order: tuple[int, ...] = ()
     dtypes: tuple[str, ...] = ()
     augment: Augment | None = None
     grouping: Array | None = None
@@ -98,8 +117,8 @@ class Split:
 
     @property
     def specs(self) -> tuple[Spec, ...]:
-        """Sample shape and dtype of each input as given, before `dtypes` are applied."""
-        return specs_of(self.source)
+        """Sample shape and dtype of each input, before `dtypes` are applied."""
+        return specs_of(ordered(self.source, self.order))
 
     @cached_property
     def inputs(self) -> Inputs:
@@ -135,7 +154,7 @@ class Split:
         rng = np.random.default_rng((seed, epoch))
         for rows in np.array_split(rng.permutation(len(self)), -(-len(self) // size)):
             inputs, labels = self._rows(rows)
-            yield (augmented(self.augment, inputs, rng) if self.augment else inputs), labels
+            yield (augmented(self.augment, inputs, rng, self.names) if self.augment else inputs), labels
 
     def take(self, index: Array, name: str | None = None) -> Split:
         """The samples at these positions of the split."""
@@ -144,7 +163,7 @@ class Split:
 
     def _rows(self, rows: slice | Array) -> Batch:
         pick = rows if self.index is None else self.index[rows]
-        inputs = cast(tuple(a[pick] for a in self.source), self.dtypes)
+        inputs = cast(tuple(a[pick] for a in ordered(self.source, self.order)), self.dtypes)
         return inputs, None if self.targets is None else self.targets[pick]
 
 
@@ -161,8 +180,9 @@ class Stream:
     source: Iterable[Any]
     clean: Callable[[Array | None], Array | None]
     count: int
-    specs: tuple[Spec, ...]
+    source_specs: tuple[Spec, ...]
     names: tuple[str, ...] = ()
+    order: tuple[int, ...] = ()
     dtypes: tuple[str, ...] = ()
     augment: Augment | None = None
     labelled: bool = True
@@ -170,6 +190,11 @@ class Stream:
 
     def __len__(self) -> int:
         return self.count
+
+    @property
+    def specs(self) -> tuple[Spec, ...]:
+        """Sample shape and dtype of each input, before `dtypes` are applied."""
+        return ordered(self.source_specs, self.order)
 
     @property
     def inputs(self) -> Inputs:
@@ -190,7 +215,9 @@ class Stream:
         for inputs, labels in rebatch((self._clean(item) for item in source), size):
             count += len(inputs[0])
             inputs = cast(inputs, self.dtypes)
-            yield (augmented(self.augment, inputs, rng) if self.augment and seed is not None else inputs), labels
+            if self.augment and seed is not None:
+                inputs = augmented(self.augment, inputs, rng, self.names)
+            yield inputs, labels
         if not count:
             raise SlimlineError(
                 f"The {self.name} data gave {self.count} samples at first and none now: give a list of batches or a "
@@ -198,17 +225,19 @@ class Stream:
             )
 
     def _clean(self, item: Any) -> Batch:
-        inputs, labels, _ = as_batch(item, self.name)
-        if specs_of(inputs) != self.specs:
+        inputs, labels, names = as_batch(item, self.name)
+        if names != tuple(sorted(self.names)):
+            raise SlimlineError(f"Batches of the {self.name} data have inputs of different names: make them alike.")
+        if specs_of(inputs) != self.source_specs:
             raise SlimlineError(
                 f"A batch of the {self.name} data has samples of {said(specs_of(inputs))} and the first had "
-                f"{said(self.specs)}: make them alike."
+                f"{said(self.source_specs)}: make them alike."
             )
         if (labels is not None) != self.labelled:
             raise SlimlineError(
                 f"Some batches of the {self.name} data have labels and some have none: make them alike."
             )
-        return inputs, self.clean(labels)
+        return ordered(inputs, self.order), self.clean(labels)
 
 
 def reading(source: Iterable[Any], where: str) -> Iterator[Any]:
@@ -243,8 +272,9 @@ def cast(inputs: Inputs, dtypes: tuple[str, ...]) -> Inputs:
     return tuple(a.astype(d, copy=False) for a, d in zip(inputs, dtypes, strict=True)) if dtypes else inputs
 
 
-def augmented(augment: Augment, inputs: Inputs, rng: np.random.Generator) -> Inputs:
-    """What the user's function makes of a batch, checked to be a batch alike; it is given copies, which it may change.
+def augmented(augment: Augment, inputs: Inputs, rng: np.random.Generator, names: tuple[str, ...] = ()) -> Inputs:
+    """What the user's function makes of a batch, checked to be a batch alike; it is given copies, which it may change:
+    a dict where the inputs have names.
 
     Raises
     ------
@@ -252,19 +282,24 @@ def augmented(augment: Augment, inputs: Inputs, rng: np.random.Generator) -> Inp
     """
     name = str(getattr(augment, "__name__", type(augment).__name__))
     name = "augment" if name in ("<lambda>", "augment") else f"augment ({name})"
-    one = len(inputs) == 1
-    given = "an array" if one else f"a tuple of {len(inputs)} arrays"
+    one = len(inputs) == 1 and not names
+    several = f"a dict of {', '.join(names)}" if names else f"a tuple of {len(inputs)} arrays"
+    given = "an array" if one else several
     shapes = " and ".join(str(a.shape) for a in inputs)
     try:
-        after = augment(inputs[0].copy() if one else tuple(a.copy() for a in inputs), rng)
+        after = augment(named(tuple(a.copy() for a in inputs), names), rng)
     except SlimlineError:
         raise
     except Exception as e:
         raise SlimlineError(f"{name} {raised(e)} on {given} {shapes}.") from e
     if one and not (isinstance(after, tuple | list) and len(after) == 1 and is_array(after[0])):
         after = (after,)
+    if names and isinstance(after, dict):
+        after = tuple(after.get(name) for name in names)
+    elif names:
+        after = (after,)  # which is no dict
     if not isinstance(after, tuple | list) or len(after) != len(inputs) or not all(is_array(a) for a in after):
-        kind = type(after[0] if one else after).__name__
+        kind = type(after[0] if one or names else after).__name__
         raise SlimlineError(f"{name} returned a {kind} for {given} {shapes}: return {given} of the same shape.")
     arrays = tuple(as_array(a, f"What {name} returned", exact=True) for a in after)
     if [a.shape for a in arrays] != [a.shape for a in inputs]:

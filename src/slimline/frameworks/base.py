@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
+from slimline.basics.arrays import Example
 from slimline.basics.errors import SlimlineError, unknown
 from slimline.basics.plugins import plugins
 from slimline.runtimes.forms import ONNX, TENSORFLOW_FUNCTION
@@ -161,8 +162,11 @@ class Adapter(Protocol):
     def accepts(self, source: Any) -> bool:
         """Whether `source` (an object, never a path) is this framework's model."""
 
-    def load(self, source: Any, example: tuple[Array, ...] | None) -> tuple[Any, tuple[Array, ...]]:
-        """The native model of the user's `source`, and example inputs (made from the input shapes where None)."""
+    def load(self, source: Any, example: Example | None, dynamic: bool = False) -> tuple[Any, tuple[Array, ...]]:
+        """The native model of the user's `source`, and example inputs (made from the input shapes where None).
+
+        With `dynamic`, for sources that do not say it themselves, every size that they leave free is so.
+        """
 
     def slots(self, source: Any) -> dict[str, tuple[tuple[int, ...], str]]:
         """Shape and dtype of every tensor that a file of weights fills in the user's `source`, by name."""
@@ -197,6 +201,9 @@ class Adapter(Protocol):
 
     def free(self, native: Any) -> Literal["none", "batch", "sizes"]:
         """Which sizes of its inputs may change: none, the batch, or others too."""
+
+    def input_shapes(self, native: Any, example: tuple[Array, ...]) -> list[tuple[int | None, ...]]:
+        """Of each input, with None for the sizes that may change: the batch, and what else the network leaves free."""
 
     def outputs(self, native: Any, inputs: tuple[Array, ...]) -> tuple[Array, ...]:
         """All outputs in inference mode, in the order of an artifact's, as float32 (or as stored)."""
@@ -262,7 +269,7 @@ class Adapter(Protocol):
         """Write the model and `metadata` to `path` atomically, without pickle, deterministically where possible."""
 
     def open(
-        self, path: Path, allow_pickle: bool, example: tuple[Array, ...] | None = None
+        self, path: Path, allow_pickle: bool, example: Example | None = None
     ) -> tuple[Any, tuple[Array, ...], dict[str, Any]]:
         """What `save` wrote (or a file of the framework's own): native, example inputs, metadata.
 

@@ -63,6 +63,7 @@ class Placement:
     weights : parameter to the dimension of its output channels, None for one scale per tensor.
     layers : names of the layers that compute in integers.
     owners : value to the layer that makes it (for a model input, the first layer that reads it).
+    makers : value to all layers that make it: of a fused chain each, else the owner.
     groups : value to the name under which it shares its grid (itself where it shares with none).
     biases : weight to the pair (value the layer reads, the layer's bias), where there is a bias.
     refused : wanted layers that must stay float, with the reason.
@@ -73,6 +74,7 @@ class Placement:
     weights: Mapping[str, int | None]
     layers: tuple[str, ...]
     owners: Mapping[str, str]
+    makers: Mapping[str, tuple[str, ...]]
     groups: Mapping[str, str]
     biases: Mapping[str, tuple[str, str]]
     refused: Mapping[str, str] = field(default_factory=dict)
@@ -125,6 +127,7 @@ class _Placer:
             weights={_weight(n): self._channels(n) for n in compute.values()},
             layers=tuple(dict.fromkeys(n.layer for n in compute.values())),
             owners={name: self._owner(name) for name in activations},
+            makers=self._makers(activations),
             groups=self._groups(activations, integer),
             biases={
                 _weight(n): (self._root(str(n.inputs[0])), str(n.inputs[2]))
@@ -282,6 +285,16 @@ class _Placer:
             return node.layer
         readers = self.readers[name]
         return readers[0].layer if readers else ""
+
+    def _makers(self, activations: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        """The layers of the chains that end in these values, whether they compute in integers or not."""
+        layers = {node.name: node.layer for node in self.graph.nodes}
+        chains = {}
+        for node in self.graph.nodes:
+            if node.kind in _COMPUTE:
+                end, members = self._chain(node)
+                chains[end] = (node.layer, *(layers[name] for name in members))
+        return {name: tuple(dict.fromkeys((*chains.get(name, ()), self._owner(name)))) for name in activations}
 
     def _groups(self, activations: Sequence[str], integer: Mapping[str, Node]) -> dict[str, str]:
         """Values that share a grid, by the first name of each group."""

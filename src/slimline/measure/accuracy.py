@@ -15,9 +15,13 @@ import numpy as np
 from slimline.basics.arrays import as_array
 from slimline.basics.errors import SlimlineError, raised
 from slimline.measure.process import Artifact, Worker
+from slimline.measure.set_metrics import SetMetric, SetScores
 
-Metric = Callable[[np.ndarray, np.ndarray | None], np.ndarray]
-"""The user's own: outputs ``(n, …)`` and labels or None to scores ``(n,)``, the higher the better."""
+Scores = np.ndarray | SetScores
+"""A score per sample ``(n,)``, or what stands in its place where the metric is of the whole set."""
+
+Metric = SetMetric | Callable[[np.ndarray, np.ndarray | None], np.ndarray]
+"""The user's own: outputs ``(n, …)`` and labels or None to scores ``(n,)``, the higher the better, or a `SetMetric`."""
 
 _CHUNK_BYTES = 2**26
 
@@ -77,7 +81,7 @@ def correct(outputs: np.ndarray, labels: np.ndarray, class_axis: int | None = No
         )
     if labels.ndim == outputs.ndim and labels.shape[-1] == 1:
         labels = labels[..., 0]
-    axis = _class_axis(outputs.shape, labels.shape, class_axis)
+    axis = class_axis_of(outputs.shape, labels.shape, class_axis)
     right = (outputs.argmax(axis) == labels) & np.isfinite(outputs).all(axis)
     return _row_means(right)
 
@@ -108,8 +112,9 @@ def score(
     reference: np.ndarray | None = None,
     metric: Metric | None = None,
     class_axis: int | None = None,
-) -> tuple[str, np.ndarray]:
+) -> tuple[str, Scores]:
     """The name of the metric that fits, and the scores ``(n,)``: bool where they can only be 0 or 1, else float64.
+    `SetScores` of a metric over the whole set.
 
     The user's `metric` where there is one, else ``accuracy`` where there are labels, else ``agreement`` with
     the outputs of the original, `reference`.
@@ -127,14 +132,17 @@ def score(
     return name, values.astype(bool) if outputs.ndim == 2 else values
 
 
-def evaluate(metric: Metric, outputs: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
+def evaluate(metric: Metric, outputs: np.ndarray, labels: np.ndarray | None) -> Scores:
     """The user's scores ``(n,)``, bool if that is what came, else float64; it is given copies, which it may change.
+    `SetScores` of a metric over the whole set.
 
     Raises
     ------
-    SlimlineError : whatever the function raises or returns that is not a finite number per sample.
+    SlimlineError : whatever the function raises or returns that is not a finite number per sample, or for the set.
     """
     name, n = f"The metric {metric_name(metric)}", len(outputs)
+    if isinstance(metric, SetMetric):
+        return SetScores.of(metric, metric_name(metric), outputs, labels)
     try:
         raw = metric(outputs.copy(), None if labels is None else labels.copy())
     except SlimlineError:
@@ -144,6 +152,11 @@ def evaluate(metric: Metric, outputs: np.ndarray, labels: np.ndarray | None) -> 
     if raw is None:
         raise SlimlineError(f"{name} returned None for {n} samples: return a number for each.")
     values = as_array(raw, name, exact=True)
+    if values.ndim == 0:
+        raise SlimlineError(
+            f"{name} gave one number for {n} samples: give one each, or Data metric=slimline.SetMetric(f) if it is a "
+            "metric of the whole set."
+        )
     if values.shape != (n,):
         raise SlimlineError(f"{name} gave shape {values.shape} for {n} samples: give one each.")
     if values.dtype.kind == "b":
@@ -162,14 +175,14 @@ def metric_name(metric: Metric | None) -> str:
     """What the scores of `metric` are called: its own name, or its class's; ``metric`` where it has none."""
     if metric is None:
         return "accuracy"
-    named: object = metric
+    named: object = metric.function if isinstance(metric, SetMetric) else metric
     while isinstance(named, functools.partial):
         named = named.func
     name = getattr(named, "__name__", None) or type(named).__name__
     return name if isinstance(name, str) and name.isidentifier() else "metric"
 
 
-def _class_axis(outputs: tuple[int, ...], labels: tuple[int, ...], given: int | None) -> int:
+def class_axis_of(outputs: tuple[int, ...], labels: tuple[int, ...], given: int | None) -> int:
     fitting = [a for a in range(1, len(outputs)) if (*outputs[:a], *outputs[a + 1 :]) == labels]
     if given is not None:
         fitting = [a for a in fitting if a == given % len(outputs)]

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from slimline.basics.errors import SlimlineError
+from slimline.measure.integers import layer_name, stored_weights
 from slimline.measure.parity import Parity, compare
 from slimline.measure.probes import Arrays, probes
 from slimline.runtimes import base as runtimes
@@ -60,10 +61,32 @@ def lower(runtime: Runtime, model: Model, path: Path, quick: bool = False) -> Pa
 
 
 def write(runtime: Runtime, model: Model, path: Path) -> None:
-    """Write the artifact of `model` without comparing them: for artifacts that are compared later, or thrown away."""
+    """Write the artifact of `model` without comparing them: for artifacts that are compared later, or thrown away.
+
+    Raises
+    ------
+    SlimlineError : there is no road, or a tensor is in a format that the runtime cannot write.
+    """
     kind = road(model.forms, runtime)
+    _check_formats(runtime, model)
     integer = model.quantization is not None
     runtime.lower(Form(kind, model.adapter.form(model.native, kind, model.example, integer), integer), path)
+
+
+def _check_formats(runtime: Runtime, model: Model) -> None:
+    if model.quantization is None:
+        return
+    sides = (("activation", model.quantization.activations), ("weight", model.quantization.weights))
+    for side, formats in sides:
+        for name, each in formats.items():
+            if not runtime.can_write(each, side == "weight"):
+                graph = model.graph
+                users = [n for n in graph.nodes if name in n.outputs or name in stored_weights(n, graph)]
+                owner = f" of layer {layer_name(users[0], graph)}" if users else ""
+                raise SlimlineError(
+                    f"{runtime.name} cannot write the {side} {name}{owner} as {each.describe()}: it takes "
+                    f"{runtime.writes}."
+                )
 
 
 def _put(part: Path, final: Path) -> None:

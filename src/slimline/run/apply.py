@@ -68,7 +68,7 @@ def apply(
         return parted.apply(model, sequence, seed)
     check_order_after(sequence, model, teacher)
     if data is not None:
-        data = data.check(model.example)
+        data = data.check(model.inputs)
         if any("train" in step.needs for step in sequence):
             try_augment(data)
     if len(sequence) > 1:

@@ -86,7 +86,7 @@ def compress(
     SlimlineError
         For bad input or an impossible budget, before long work starts and with nothing left behind.
     """
-    original = load(model, example_inputs if example_inputs is not None else data.example())
+    original = load(model, example_inputs if example_inputs is not None else data.example_by_name())
     chosen = load_recipe(
         recipe,
         original.usual_target,
@@ -215,7 +215,7 @@ def _original(run: Run, model: Any, data: Data | None) -> Model:
     """The model that a run compresses: as the user gives it, as the run keeps it, or loaded again."""
     if model is None and not run.due("original", original_key(run)):
         return load(saved(run, "original"))
-    example = None if data is None else data.example()
+    example = None if data is None else data.example_by_name()
     original = _again(run, "model", data) if model is None else load(model, example)
     run.check("model", _weights_of(original))
     return original
@@ -255,7 +255,7 @@ def _fitting(model: Model, data: Data, recipe: Recipe) -> Data:
     answer = model.predict(*model.example)
     classes = answer.shape[-1] if answer.ndim == 2 and data.metric is None else None
     sizes = [step.reads_together for step in recipe.steps if step.reads_together is not None]
-    samples = data.check(model.example, classes, batch=min(sizes, default=None))
+    samples = data.check(model.inputs, classes, batch=min(sizes, default=None))
     samples.refuse_overlap()
     try_augment(samples)
     try_score(model, samples, recipe.budget.max_drop)

@@ -100,6 +100,7 @@ def examine(
         score_range=data.metric_range if data.metric is not None else "known",
         use=used.number,
         note=used.note,
+        progress=told("Resampling"),
     )
     rows = tuple(x[: max(recipe.batch_sizes)] for x in split.inputs)
     times, others = watched(

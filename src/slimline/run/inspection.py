@@ -18,7 +18,7 @@ from slimline.model.loading import load
 from slimline.model.lowering import road
 from slimline.model.model import Model
 from slimline.report.printed import Printed, Row
-from slimline.report.tables import Grid
+from slimline.report.tables import Table
 from slimline.runtimes.base import runtime
 
 
@@ -103,7 +103,7 @@ class Inspection(Printed):
     frozen: tuple[InspectedAxis, ...]
     blocks: tuple[InspectedBlock, ...]
 
-    def tables(self) -> list[Grid]:
+    def tables(self) -> list[Table]:
         """Layers, units, axes that cannot be pruned, blocks where there are any."""
         integers = "INT8 as it is quantized" if self.quantized else f"INT8 on {self.target}"
         layers = [
@@ -119,26 +119,26 @@ class Inspection(Printed):
         ]
         units = [(u.name, u.kind, str(u.size), str(u.frozen or ""), ", ".join(u.layers)) for u in self.units]
         frozen = [(axis.name, str(axis.size), axis.reason) for axis in self.frozen]
-        grids = [
-            Grid(
+        tables = [
+            Table(
                 f"{self.parameters:,} parameters, {self.macs:,} MACs per sample; {integers}",
                 ("layer", "operator", "weight", "parameters", "MACs", "INT8"),
                 layers,
                 ("weight", "parameters", "MACs"),
             ),
-            Grid(
+            Table(
                 "Can be pruned",
                 ("unit", "axis", "positions", "frozen", "layers that shrink together"),
                 units,
                 ("positions", "frozen"),
             ),
-            Grid("Cannot be pruned", ("axis", "size", "reason"), frozen, ("size",)),
+            Table("Cannot be pruned", ("axis", "size", "reason"), frozen, ("size",)),
         ]
         if self.blocks:
             rows = [(block.name, f"{block.parameters:,}", ", ".join(block.layers)) for block in self.blocks]
             columns = ("block", "parameters", "layers")
-            grids.append(Grid("Can be left out by DepthPruning", columns, rows, ("parameters",)))
-        return grids
+            tables.append(Table("Can be left out by DepthPruning", columns, rows, ("parameters",)))
+        return tables
 
 
 @takes(target=arguments.optional(arguments.text))

@@ -13,6 +13,7 @@ import numpy as np
 
 from slimline.basics.errors import SlimlineError, unknown
 from slimline.basics.plugins import installed, registered
+from slimline.methods.formats import Format, IntegerGrid
 
 if TYPE_CHECKING:
     from slimline.graph.placement import Policy
@@ -83,6 +84,22 @@ class Runtime(Protocol):
     """What its artifacts may compute in."""
     abilities: frozenset[str] = frozenset({"run", "time"})
     """Those of `ABILITIES` that it has on this machine, once it is installed."""
+
+    writes: str = "integer grids of 8 bits, symmetric for weights, with one scale per tensor or per position of an axis"
+    """Formats of tensors that it can write, in words."""
+
+    def can_write(self, each: Format, stored: bool) -> bool:
+        """Whether its artifact can hold a tensor in a format.
+
+        Parameters
+        ----------
+        stored : whether it is a weight, whose codes are in the file; else an activation.
+        """
+        if not isinstance(each, IntegerGrid) or each.bits not in (7, 8):  # 7 where the kernels bear no more
+            return False
+        if not stored:
+            return each.per_tensor
+        return each.signed and each.zero_point is None and (each.per_tensor or each.axis is not None)
 
     def available(self) -> str | None:
         """None if its packages are installed, else the sentence with the pip command."""

@@ -276,7 +276,7 @@ def _scorer(
     def score(predict: Callable[[tuple[Array, ...]], Array]) -> float:
         found = outputs(predict)
         if data.metric is not None:
-            return float(np.mean(evaluate(data.metric, found, labels)))
+            return float(evaluate(data.metric, found, labels).mean())
         if original is None:
             return float(np.mean(found.argmax(axis) == labels))
         if step.loss == "mse":

@@ -23,6 +23,7 @@ keras: Any = require("keras", "keras")
 warnings.filterwarnings("ignore", r"Layer '\S+\.\S+' .* mask attached to it", UserWarning)
 
 if TYPE_CHECKING:
+    from slimline.basics.arrays import Example
     from slimline.frameworks.base import Batch, Trainer
     from slimline.graph.edits import Edit
     from slimline.graph.ir import Graph
@@ -51,8 +52,8 @@ class KerasAdapter:
         """Whether `source` is a `keras.Model`."""
         return isinstance(source, keras.Model)
 
-    def load(self, source: Any, example: tuple[Array, ...] | None) -> tuple[Any, tuple[Array, ...]]:
-        """See `load.load`."""
+    def load(self, source: Any, example: Example | None, dynamic: bool = False) -> tuple[Any, tuple[Array, ...]]:
+        """See `load.load`; the shapes of Keras inputs say which sizes are free."""
         from slimline.frameworks.keras import load
 
         return load.load(source, example)
@@ -105,6 +106,10 @@ class KerasAdapter:
         if any(size is None for tensor in native.inputs for size in tensor.shape[1:]):
             return "sizes"
         return "batch" if native.inputs[0].shape[0] is None else "none"
+
+    def input_shapes(self, native: Any, example: tuple[Array, ...]) -> list[tuple[int | None, ...]]:
+        """Those of its Keras inputs."""
+        return [tuple(tensor.shape) for tensor in native.inputs]
 
     def predict(self, native: Any, inputs: tuple[Array, ...]) -> Array:
         """The first output in inference mode, in chunks of `CHUNK` samples; 16-bit floats come as float32."""
@@ -185,7 +190,7 @@ class KerasAdapter:
         save.save(native, path, example, metadata)
 
     def open(
-        self, path: Path, allow_pickle: bool, example: tuple[Array, ...] | None = None
+        self, path: Path, allow_pickle: bool, example: Example | None = None
     ) -> tuple[Any, tuple[Array, ...], dict[str, Any]]:
         """See `save.open_`."""
         from slimline.frameworks.keras import save

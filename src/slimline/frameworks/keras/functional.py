@@ -17,6 +17,7 @@ import keras
 import numpy as np
 
 from slimline.basics.errors import SlimlineError, first_line
+from slimline.frameworks.keras.rounding import Formatted
 from slimline.frameworks.keras.weight import Weight
 
 _STORED = ("float", "bfloat", "bool")
@@ -188,7 +189,10 @@ def clone(operation: Any, **changes: Any) -> Any:
         config = {**operation.get_config(), **changes}
         if isinstance(operation, keras.layers.Lambda):  # its code is in this process already
             return type(operation).from_config(config, safe_mode=False)
-        return type(operation).from_config(config)
+        copy = type(operation).from_config(config)
+        if isinstance(operation, Formatted):
+            copy.adopt(operation)
+        return copy
     except (AttributeError, KeyError, NotImplementedError, TypeError, ValueError) as error:
         kind = type(operation).__name__
         raise SlimlineError(

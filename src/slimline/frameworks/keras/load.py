@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from slimline.basics.arrays import Example, in_order
 from slimline.basics.errors import NoExample, SlimlineError
 from slimline.frameworks.keras.canonical import canonical
 from slimline.frameworks.keras.functional import freeze_like, input_name, is_functional, stored
@@ -17,19 +18,23 @@ Array = np.ndarray
 TOLERANCE = 1e-3
 
 
-def load(source: Any, example: tuple[Array, ...] | None) -> tuple[keras.Model, tuple[Array, ...]]:
+def load(source: Any, example: Example | None) -> tuple[keras.Model, tuple[Array, ...]]:
     """The canonical copy of a functional or Sequential model, and example inputs.
 
     Parameters
     ----------
     source : never changed.
-    example : one array ``(batch, …)`` per input; None makes a batch of 2 from the input shapes.
+    example : one array ``(batch, …)`` per input, in their order or by their names; None makes a batch of 2
+        from the input shapes.
 
     Raises
     ------
     SlimlineError : a subclassed or unbuilt model, NaN in weights, inputs of the wrong shape, a layer that
         its config does not rebuild.
     """
+    if isinstance(example, dict):
+        names = [input_name(tensor) for tensor in source.inputs] if is_functional(source) else ()
+        example = in_order(example, names, "The example")
     if not is_functional(source):
         followed = functional(source, tuple(map(np.asarray, example))) if _subclassed(source) and example else None
         if followed is None:

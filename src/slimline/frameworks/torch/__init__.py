@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch.utils import _pytree as pytree
 
+from slimline.basics.arrays import Example
 from slimline.basics.errors import SlimlineError, first_line
 from slimline.frameworks.base import Array, Batch, Parts, Trainer
 from slimline.frameworks.device import wish
@@ -35,9 +36,9 @@ class TorchAdapter:
         """Whether `source` is an `nn.Module` or an exported program."""
         return isinstance(source, (torch.nn.Module, torch.export.ExportedProgram))
 
-    def load(self, source: Any, example: tuple[Array, ...] | None) -> tuple[Native, tuple[Array, ...]]:
+    def load(self, source: Any, example: Example | None, dynamic: bool = False) -> tuple[Native, tuple[Array, ...]]:
         """See `slimline.frameworks.torch.read.load`."""
-        return read.load(source, example)
+        return read.load(source, example, dynamic)
 
     def slots(self, source: Any) -> dict[str, tuple[tuple[int, ...], str]]:
         """Of the state dict."""
@@ -92,6 +93,10 @@ class TorchAdapter:
     def free(self, native: Native) -> natives.Free:
         """Which sizes of its inputs may change."""
         return native.free
+
+    def input_shapes(self, native: Native, example: tuple[Array, ...]) -> list[tuple[int | None, ...]]:
+        """See `slimline.frameworks.torch.native.input_shapes`."""
+        return natives.input_shapes(native, example)
 
     def predict(self, native: Native, inputs: tuple[Array, ...]) -> Array:
         """The first output ``(batch, …)`` in inference mode, as stored."""
@@ -179,7 +184,7 @@ class TorchAdapter:
         save.save(native, path, example, metadata)
 
     def open(
-        self, path: Path, allow_pickle: bool, example: tuple[Array, ...] | None = None
+        self, path: Path, allow_pickle: bool, example: Example | None = None
     ) -> tuple[Native, tuple[Array, ...], dict[str, Any]]:
         """See `slimline.frameworks.torch.save.open_`."""
         return save.open_(path, allow_pickle, example)

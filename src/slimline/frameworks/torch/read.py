@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from slimline.basics.arrays import Example, in_order
 from slimline.basics.errors import NoExample, SlimlineError, first_line
 from slimline.files.strictjson import Malformed
 from slimline.frameworks.base import Array
@@ -31,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 def load(
-    source: nn.Module | torch.export.ExportedProgram, example: tuple[Array, ...] | None
+    source: nn.Module | torch.export.ExportedProgram, example: Example | None, dynamic: bool = False
 ) -> tuple[Native, tuple[Array, ...]]:
     """Capture a module, or take an exported program, as a native model with its own copy of the weights.
 
@@ -39,6 +41,7 @@ def load(
     ----------
     source : the user's module, which is left as it was, or a program of `torch.export`; on any device.
     example : inputs of `forward`, each ``(batch, …)``. A program brings its own.
+    dynamic : whether a module's sizes beside the batch stay free where it allows that. A program says so itself.
 
     Returns
     -------
@@ -49,6 +52,8 @@ def load(
     ------
     SlimlineError : no example, not-a-number in the weights, or a module that `torch.export` cannot capture.
     """
+    if example is not None:
+        example = in_order(example, _input_names(source), "The example")
     if isinstance(source, Native):
         return copy.deepcopy(source).eval(), _need(example)
     source = to_cpu(source)
@@ -61,10 +66,26 @@ def load(
     modes = {module: module.training for module in source.modules()}
     source.eval()
     try:
-        return capture(source, example)
+        if not dynamic:
+            return capture(source, example)
+        native, example = capture(source, example, ("sizes", "batch"))
+        if native.free != "sizes" or all(None not in shape[1:] for shape in natives.input_shapes(native, example)):
+            raise SlimlineError(
+                f"{type(source).__name__} leaves no size of its inputs free but the batch: load it without dynamic, or "
+                "write its forward without sizes as numbers; sizes of 1 in the example are taken for fixed."
+            )
+        return native, example
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+def _input_names(source: nn.Module | torch.export.ExportedProgram) -> list[str]:
+    if isinstance(source, torch.export.ExportedProgram):
+        return [str(name) for name in source.graph_signature.user_inputs]
+    if isinstance(source, fx.GraphModule):
+        return [str(node.target) for node in source.graph.find_nodes(op="placeholder")]
+    return list(inspect.signature(source.forward).parameters)
 
 
 def _need(example: tuple[Array, ...] | None) -> tuple[Array, ...]:
@@ -138,17 +159,17 @@ def _check_names(module: nn.Module) -> None:
 def _from_program(
     program: torch.export.ExportedProgram, example: tuple[Array, ...] | None
 ) -> tuple[Native, tuple[Array, ...]]:
-    inputs = set(program.graph_signature.user_inputs)
-    values = [n.meta["val"] for n in program.graph.nodes if n.op == "placeholder" and n.name in inputs]
+    shapes = natives.program_shapes(program)
     if example is None:
         stored = program.example_inputs
         if stored is None or stored[1] or not all(isinstance(x, Tensor) for x in stored[0]):
             raise NoExample("The exported program holds no example inputs: pass example_inputs to load.")
         example = tuple(x.detach().cpu().numpy() for x in stored[0])
-    first = values[0].shape[0] if len(values[0].shape) else 0
-    fixed = first if isinstance(first, int) else None
+    fixed = shapes[0][0] if shapes[0] else 0
+    others = any(None in shape[1:] for shape in shapes)
     example = _need(example)
-    return natives.from_program(program, fixed), _two_rows(example) if fixed is None else example
+    native = natives.from_program(program, fixed, free="sizes" if others else "batch")
+    return native, _two_rows(example) if fixed is None else example
 
 
 def read(native: fx.GraphModule, example: tuple[Array, ...]) -> Graph:

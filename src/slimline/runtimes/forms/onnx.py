@@ -18,8 +18,7 @@ import onnx
 import onnx_ir as ir
 
 from slimline.basics.errors import SlimlineError
-from slimline.methods.grids import Grid
-from slimline.methods.ranges import quantize
+from slimline.methods.formats import IntegerGrid, along
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -153,8 +152,8 @@ def _drop_clamps(graph: ir.Graph) -> None:
         if rounding is None or node.inputs[0] is None:
             continue
         grid = _grid(rounding)
-        bottom = (grid.low - grid.zero_point[0]) * grid.scale[0]
-        top = (grid.high - grid.zero_point[0]) * grid.scale[0]
+        scale, zero = float(grid.scale), int(grid.zero)
+        bottom, top = (grid.low - zero) * scale, (grid.high - zero) * scale
         low, high = 0.0, np.inf
         if node.op_type == "Clip":
             limits = [None if v is None else _constant(v) for v in node.inputs[1:]]
@@ -163,7 +162,7 @@ def _drop_clamps(graph: ir.Graph) -> None:
             low = -np.inf if not limits or limits[0] is None else float(limits[0])
             high = np.inf if len(limits) < 2 or limits[1] is None else float(limits[1])
         # Less than half a step beyond the limit rounds onto the same level as the limit does.
-        if bottom > low - grid.scale[0] / 2 and top < high + grid.scale[0] / 2:
+        if bottom > low - scale / 2 and top < high + scale / 2:
             _replace(graph, node, [], node.inputs[0])
 
 
@@ -216,9 +215,8 @@ class _Expander:
 
     def _activation(self, node: ir.Node) -> None:
         grid = _grid(node)
-        dtype = np.uint8 if grid.low >= 0 else np.int8
-        scale = np.asarray(grid.scale[0], np.float32)
-        ends = [self._store(scale), self._store(np.asarray(grid.zero_point[0], dtype))]
+        scale = grid.scale
+        ends = [self._store(scale), self._store(grid.zero.astype(np.int8 if grid.signed else np.uint8))]
         rounded = ir.node("QuantizeLinear", [node.inputs[0], *ends], name="")
         real = ir.node("DequantizeLinear", [rounded.outputs[0], *ends], name="")
         _replace(self.graph, node, [rounded, real])
@@ -228,9 +226,9 @@ class _Expander:
         grid, value = _grid(node), node.inputs[0]
         weight = _constant(value)
         assert value is not None and weight is not None
-        integers = quantize(weight, grid)
-        scales = np.asarray(grid.scale if grid.axis is not None else grid.scale[0], np.float32)
+        integers = grid.encode(weight)
         axis = grid.axis
+        scales = grid.scale if axis is None else grid.scale.ravel()
         users = [user for user, _ in node.outputs[0].uses()]
         turned = None
         if len(users) == 1 and users[0].op_type == "Transpose":  # a linear layer written as a product
@@ -304,26 +302,16 @@ class _Expander:
         return value
 
 
-def _grid(node: ir.Node) -> Grid:
+def _grid(node: ir.Node) -> IntegerGrid:
     """The grid that a rounding operator carries."""
-    axis = _attribute(node, "axis", None)
+    low, high, axis = (_attribute(node, name, None) for name in ("low", "high", "axis"))
     if axis is None:
-        scale: Sequence[float] = (_attribute(node, "scale", None),)
-        zero: Sequence[int] = (_attribute(node, "zero_point", None),)
-    else:
-        stored = _constant(node.inputs[1])
-        assert stored is not None
-        scale = [float(s) for s in stored]
-        zero = [0] * len(scale)
-    low = _attribute(node, "low", None)
-    return Grid(
-        scale=tuple(scale),
-        zero_point=tuple(zero),
-        low=low,
-        high=_attribute(node, "high", None),
-        axis=axis,
-        dtype="uint8" if low >= 0 else "int8",
-    )
+        scale, zero = (np.asarray(_attribute(node, name, None)) for name in ("scale", "zero_point"))
+        return IntegerGrid.between(low, high, scale.astype(np.float32), (), zero.astype(np.int32))
+    scales, value = _constant(node.inputs[1]), node.inputs[0]
+    assert scales is not None and value is not None and value.shape is not None
+    blocks = along(axis, len(value.shape))
+    return IntegerGrid.between(low, high, scales.reshape([1 if b is None else -1 for b in blocks]), blocks)
 
 
 def _is_weight(node: ir.Node) -> bool:

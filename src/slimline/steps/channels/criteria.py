@@ -91,7 +91,7 @@ class Evidence:
                 "samples."
             )
         batches, seen = [], 0
-        for inputs, labels in self.data.check(self.model.example).split("calibration").batches(size):
+        for inputs, labels in self.data.check(self.model.inputs).split("calibration").batches(size):
             remaining = count - seen
             batches.append((tuple(x[:remaining] for x in inputs), None if labels is None else labels[:remaining]))
             seen += len(inputs[0])

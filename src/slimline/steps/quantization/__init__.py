@@ -34,6 +34,7 @@ class _Handler(Handler[StaticQuantization]):
             record["float_layers"] = dict(quantization.float_layers)
             record["integer_layers"] = list(quantization.layers)
             record["weight_bits"] = undone.bits
+            record["formats"] = quantization.summary()
             if undone.bits < 8:
                 record["notes"] = [
                     f"weights have {undone.bits} bits, since integer kernels of {context.target} overflow with 8 on "
