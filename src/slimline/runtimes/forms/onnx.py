@@ -1,14 +1,15 @@
-"""Rewrites of an exported ONNX graph into the form ONNX Runtime fuses into integer kernels.
+"""Rewrites of an exported ONNX graph into the forms that runtimes fuse into integer kernels.
 
 Frameworks carry their rounding into ONNX as one private operator, ``slimline::FakeQuantize`` (`schema`), so that no
 constant folding can touch it. The passes here turn them into standard QuantizeLinear/DequantizeLinear (QDQ) pairs:
 weights become int8 initializers, biases int32 ones on the product of the scales of input and weight, and activations
 pairs on uint8. Last, everything that is no part of the computation (names, traces, inferred shapes) is dropped.
+`rewrite` is what ONNX Runtime fuses; `store_weights` leaves activations to runtimes that have an operator of their own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from slimline.basics.errors import SlimlineError
 from slimline.methods.formats import IntegerGrid, along
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -54,6 +56,27 @@ def schema() -> onnx.defs.OpSchema:
     )
 
 
+def serialized(model: ir.Model, passes: Callable[[ir.Model], None]) -> bytes:
+    """The bytes of the model after `passes`, checked; the same each time.
+
+    Raises
+    ------
+    SlimlineError : it is no valid ONNX.
+    """
+    try:
+        passes(model)
+        proto = ir.to_proto(model)
+        del proto.graph.value_info[:]  # shapes of the weights, which say nothing that the weights do not
+        onnx.checker.check_model(proto, full_check=True)
+    except Exception as error:  # the checker raises many types
+        reason = " ".join((str(error).strip().splitlines() or [type(error).__name__])[0].split())[:200].rstrip(".: ")
+        raise SlimlineError(
+            f"The model cannot be written as ONNX ({reason}): express that part of it by common operators."
+        ) from error
+    content: bytes = proto.SerializeToString(deterministic=True)
+    return content
+
+
 def rewrite(model: ir.Model) -> None:
     """Run all passes on `model`, in place."""
     graph = model.graph
@@ -64,6 +87,16 @@ def rewrite(model: ir.Model) -> None:
     _Expander(graph).run()
     _drop_unused(graph)
     _strip(model)
+
+
+def store_weights(model: ir.Model) -> None:
+    """Name operators and make weights int8 initializers, in place; activations stay on ``slimline::FakeQuantize``."""
+    graph = model.graph
+    name_nodes(graph)
+    _Expander(graph).weights()
+    _drop_unused(graph)
+    _strip(model)
+    model.opset_imports[DOMAIN] = 1
 
 
 def name_nodes(graph: ir.Graph) -> None:
@@ -175,6 +208,12 @@ class _Expander:
                     self._bias(node)
                 else:
                     self._keep_float(node)
+
+    def weights(self) -> None:
+        """Expand those of weights alone."""
+        for node in [n for n in self.graph if n.op_type == FAKE_QUANTIZE and n.domain == DOMAIN]:
+            if _is_weight(node):
+                self._weight(node)
 
     def _activation(self, node: ir.Node) -> None:
         grid = grid_of(node)
