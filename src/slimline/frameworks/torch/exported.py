@@ -1,0 +1,153 @@
+"""The exchange form of exported programs, see `slimline.runtimes.forms.exported_program`."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import fx
+
+from slimline.basics.errors import SlimlineError
+from slimline.frameworks.base import Array
+from slimline.frameworks.torch.fakequant import fold
+from slimline.frameworks.torch.native import Native, sharing, to_tensors, trace
+from slimline.frameworks.torch.operators import packet
+from slimline.methods.grids import Grid
+from slimline.methods.ranges import quantize
+from slimline.runtimes.forms.exported_program import LARGEST_BATCH
+
+_aten = torch.ops.aten
+_TENSOR = _aten.fake_quantize_per_tensor_affine.default
+_CHANNEL = _aten.fake_quantize_per_channel_affine.default
+_MOVES = {
+    f"aten.{name}"
+    for name in (
+        "view", "reshape", "flatten", "unflatten", "permute", "transpose", "squeeze", "unsqueeze", "slice", "select",
+        "max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool2d", "contiguous", "dropout", "expand",
+    )
+}  # fmt: skip
+
+
+def to_program(native: Native, example: tuple[Array, ...], integer: bool) -> torch.export.ExportedProgram:
+    """The program; batch norms are folded unless it is `integer`. The same model gives the same program.
+
+    Raises
+    ------
+    SlimlineError : a model that torch cannot export with a free batch up to `LARGEST_BATCH`.
+    """
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        module = _pairs(native) if integer else sharing(fold(native, example))
+        try:
+            return trace(module.eval(), to_tensors(example), native.free, LARGEST_BATCH)
+        except (RuntimeError, ValueError, TypeError) as error:
+            reason = str(error).strip().splitlines()[0][:200].rstrip(".: ")
+            raise SlimlineError(
+                f"The model cannot be written as an exported program ({reason}): express that part of it by common "
+                "operators."
+            ) from error
+
+
+def _pairs(native: Native) -> Native:
+    """A copy that rounds by pairs on int8, and holds its weights as integers."""
+    import torch.ao.quantization.fx._decomposed  # registers the operators
+
+    module = sharing(native)
+    for node in list(module.graph.nodes):
+        if node.target not in (_TENSOR, _CHANNEL):
+            continue
+        with module.graph.inserting_after(node):
+            stored = node.args[0].op == "get_attr"
+            real = _weight(module, node) if stored else _activation(module.graph, node)
+        node.replace_all_uses_with(real)
+        module.graph.erase_node(node)
+    _pool_means(module.graph)
+    _carry(module.graph)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    return module
+
+
+def _activation(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    x, scale, zero, low, high = node.args
+    shift = 128 if high > 127 else 0  # type: ignore[operator]  # uint8: the same levels, counted from -128
+    return _pair(graph, node, (x, scale, zero - shift, low - shift, high - shift))  # type: ignore[operator]
+
+
+def _pair(graph: fx.Graph, like: fx.Node, args: tuple[object, ...]) -> fx.Node:
+    ops = torch.ops.quantized_decomposed
+    rounded = graph.call_function(ops.quantize_per_tensor.default, (*args, torch.int8))
+    with graph.inserting_after(rounded):
+        real = graph.call_function(ops.dequantize_per_tensor.default, (rounded, *args[1:], torch.int8))
+    rounded.meta = real.meta = dict(like.meta)
+    return real
+
+
+def _weight(module: Native, node: fx.Node) -> fx.Node:
+    """The integers of a stored weight, and what dequantizes them."""
+    ops, graph = torch.ops.quantized_decomposed, module.graph
+    name = str(node.args[0].target)
+    weight = _tensor(module, name)
+    if node.target is _TENSOR:
+        _, scale, zero, low, high = node.args
+        grid = Grid(scale=(scale,), zero_point=(zero,), low=low, high=high)
+        read = _store(module, node, f"{name}_integers", torch.from_numpy(quantize(weight.numpy(), grid)))
+        args = (read, scale, zero, low, high, torch.int8)
+        with graph.inserting_after(read):
+            real = graph.call_function(ops.dequantize_per_tensor.default, args)
+    else:
+        _, scales, zeros, axis, low, high = node.args
+        each = tuple(_tensor(module, str(scales.target)).tolist())
+        grid = Grid(scale=each, zero_point=(0,) * len(each), low=low, high=high, axis=axis)
+        read = _store(module, node, f"{name}_integers", torch.from_numpy(quantize(weight.numpy(), grid)))
+        args = (read, scales, zeros, axis, low, high, torch.int8)
+        with graph.inserting_after(read):
+            real = graph.call_function(ops.dequantize_per_channel.default, args)
+    real.meta = dict(node.meta)
+    return real
+
+
+def _store(module: Native, node: fx.Node, name: str, tensor: torch.Tensor) -> fx.Node:
+    parent, _, leaf = name.rpartition(".")
+    module.get_submodule(parent).register_buffer(leaf, tensor)
+    return module.graph.get_attr(name)
+
+
+def _tensor(module: Native, name: str) -> torch.Tensor:
+    parent, _, leaf = name.rpartition(".")
+    tensor: torch.Tensor = getattr(module.get_submodule(parent), leaf)
+    return tensor.detach().cpu()
+
+
+def _pool_means(graph: fx.Graph) -> None:
+    """Write a rounded mean over all spatial dimensions as one that keeps them, which has an integer kernel."""
+    quantizer = torch.ops.quantized_decomposed.quantize_per_tensor.default
+    for node in graph.find_nodes(op="call_function", target=_aten.mean.dim):
+        x, axes, *keep = node.args
+        rank, users = x.meta["val"].ndim, list(node.users)
+        rounded = len(users) == 1 and users[0].target is quantizer
+        if any(keep) or node.kwargs or not rounded or sorted(a % rank for a in axes) != list(range(2, rank)):
+            continue
+        with graph.inserting_before(node):
+            pool = graph.call_function(_aten.mean.dim, (x, axes, True))
+            real = _pair(graph, node, (pool, *users[0].args[1:5]))
+        with graph.inserting_after(real):
+            flat = graph.call_function(_aten.flatten.using_ints, (real, 1))
+        flat.meta = dict(node.meta)
+        node.replace_all_uses_with(flat)
+
+
+def _carry(graph: fx.Graph) -> None:
+    """Round again after operators that only move numbers, so that what reads them reads a grid."""
+    dequantize = torch.ops.quantized_decomposed.dequantize_per_tensor.default
+    quantizer = torch.ops.quantized_decomposed.quantize_per_tensor.default
+    for node in list(graph.nodes):
+        source = node.args[0] if packet(node) in _MOVES else None
+        if not isinstance(source, fx.Node) or source.target is not dequantize:
+            continue
+        readers = [user for user in node.users if user.op != "output" and user.target is not quantizer]
+        if source.args[0].op == "get_attr" or not readers:  # type: ignore[union-attr]
+            continue
+        with graph.inserting_after(node):
+            real = _pair(graph, node, (node, *source.args[1:5]))
+        node.replace_all_uses_with(real, delete_user_cb=readers.__contains__)
