@@ -496,7 +496,7 @@ def _show(run: Run, as_json: bool) -> None:
         out.say(f"{notice.what}: {notice.reason}", "notice", "cyan")
     for warning in found.warnings:
         out.say(warning, "warning", "bold yellow")
-    out.say(found.certificate.sentence())
+    out.say(found.verdict)
     for limit in found.limits:
         if limit.outcome != "missed":
             sure = limit.outcome == "met"
@@ -509,7 +509,7 @@ def _show(run: Run, as_json: bool) -> None:
 def _met(found: Report) -> None:
     """Refuse a result that is over its budget."""
     missed = list(found.unmet)
-    if found.certificate.verdict == "refuted":
+    if found.certificate is not None and found.certificate.verdict == "refuted":
         missed.append(f"the drop in {found.certificate.metric} is more than the budget")
     if missed:
         raise SlimlineError(f"The budget was not met: {'; '.join(missed)}; the artifact above is the best reached.")

@@ -296,7 +296,14 @@ KERAS = ("keras", "tensorflow", "tensorflow-cpu")
 # Keras first: with its torch backend a keras.Model is a torch.nn.Module too.
 _OWN = (
     Framework("keras", "slimline.frameworks.keras", (".keras",), (TENSORFLOW_FUNCTION,), "litert", KERAS),
-    Framework("torch", "slimline.frameworks.torch", (".pt2", ".pt", ".pth"), (ONNX, EXPORTED_PROGRAM), "onnxruntime", ("torch",)),
+    Framework(
+        "torch",
+        "slimline.frameworks.torch",
+        (".pt2", ".pt", ".pth"),
+        (ONNX, EXPORTED_PROGRAM),
+        "onnxruntime",
+        ("torch",),
+    ),
 )
 
 

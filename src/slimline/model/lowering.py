@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def lower(runtime: Runtime, model: Model, path: Path, quick: bool = False) -> Parity:
+def lower(runtime: Runtime, model: Model, path: Path, quick: bool = False) -> Parity | None:
     """Write the artifact of `model` to `path` if it computes what the model does; the worst parity that was met.
 
     A float artifact has to pass; an integer one is compared with its simulation, and what rounding may do to it is only
-    logged.
+    logged. What cannot be run here is checked by `Runtime.verify`; None where nothing answers in its place.
 
     Parameters
     ----------
@@ -52,18 +52,22 @@ def lower(runtime: Runtime, model: Model, path: Path, quick: bool = False) -> Pa
         ) from error
     with folder:
         written = Path(folder.name, path.name)
-        write(runtime, model, written)
-        found = check(runtime, model, written, quick)
+        form = write(runtime, model, written)
+        session = runtime.verify(form, written) if runtime.elsewhere else runtime.load(written)
+        found = None if session is None else compared(runtime, session, model, written, quick)
         for part in sorted(Path(folder.name).iterdir(), key=lambda part: part.name == path.name):  # the main file last
             _put(part, path.with_name(part.name))
     return found
 
 
-def write(runtime: Runtime, model: Model, path: Path) -> None:
-    """Write the artifact of `model` without comparing them: for artifacts that are compared later, or thrown away."""
+def write(runtime: Runtime, model: Model, path: Path) -> Form:
+    """Write the artifact of `model` without comparing them: for artifacts that are compared later, or thrown away. The
+    form that it was made of, as the runtime left it."""
     kind = road(model.forms, runtime)
     integer = model.quantization is not None
-    runtime.lower(Form(kind, model.adapter.form(model.native, kind, model.example, integer), integer), path)
+    form = Form(kind, model.adapter.form(model.native, kind, model.example, integer), integer)
+    runtime.lower(form, path)
+    return form
 
 
 def _put(part: Path, final: Path) -> None:
@@ -87,9 +91,13 @@ def road(forms: Sequence[str], runtime: Runtime) -> str:
 
 
 def check(runtime: Runtime, model: Model, path: Path, quick: bool = False) -> Parity:
-    """The worst parity of an artifact and its model, see `lower`; refuses a float artifact that disagrees, and an
+    """The worst parity of an artifact and its model, see `compared`."""
+    return compared(runtime, runtime.load(path), model, path, quick)
+
+
+def compared(runtime: Runtime, session: Session, model: Model, path: Path, quick: bool = False) -> Parity:
+    """The worst parity of a loaded artifact and its model, see `lower`; refuses a float artifact that disagrees, and an
     integer one that differs by more than rounding can make it."""
-    session = runtime.load(path)
     integer = model.quantization is not None
     worst: Parity | None = None
     for what, candidates in _inputs(runtime, model, path, quick):

@@ -1,7 +1,7 @@
 """The ExecuTorch target: PyTorch models as ``.pte`` files, run by XNNPACK on the CPU.
 
-A file has a second method, ``slimline``, which answers with what ExecuTorch does not keep: the names of inputs and which
-of their sizes are free, and the layers behind the operators of the delegate.
+A file has a second method, ``slimline``, which answers with what ExecuTorch does not keep: the names of inputs and
+which of their sizes are free, and the layers behind the operators of the delegate.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ def _lowered(program: torch.export.ExportedProgram) -> bytes:
             memory_planning_pass=MemoryPlanningPass(alloc_graph_input=False, alloc_graph_output=False)
         )
         # To choose between these backends of a convolution torch narrows the range of a free batch.
-        with torch.backends.mkldnn.flags(enabled=False), torch.backends.nnpack.flags(enabled=False):  # type: ignore[attr-defined]
+        with torch.backends.mkldnn.flags(enabled=False), torch.backends.nnpack.flags(enabled=False):
             try:
                 edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
                 record = {"inputs": _inputs(program), "layers": _layers(edge.exported_program())}
@@ -237,7 +237,9 @@ def _layers(program: torch.export.ExportedProgram) -> dict[int, str]:
             if node.op != "call_function" or not handle or "quantize" in str(node.target):
                 continue
             operator = str(node.target._op).split(".")[1]
-            owners = [stored[n.name] for n in (_source(a) for a in node.args[1:2]) if n is not None and n.name in stored]
+            owners = [
+                stored[n.name] for n in (_source(a) for a in node.args[1:2]) if n is not None and n.name in stored
+            ]
             stack = [str(path) for path, *_ in (node.meta.get("nn_module_stack") or {}).values()]
             if owners and operator in _PRODUCTS:
                 named[handle] = owners[0].rpartition(".")[0]
@@ -282,7 +284,9 @@ def _delegated(payload: bytes, layers: Mapping[int, str]) -> Iterator[tuple[str,
     for value in graph["xvalues"]:
         tensor = value["xvalue_union"]
         tensor = tensor.get("tensor_value", tensor)
-        kinds[tensor["id_out"]] = "float" if tensor["datatype"] in ("xnn_datatype_fp32", "xnn_datatype_fp16") else "integer"
+        kinds[tensor["id_out"]] = (
+            "float" if tensor["datatype"] in ("xnn_datatype_fp32", "xnn_datatype_fp16") else "integer"
+        )
     for node in graph["xnodes"]:
         kind = node["xnode_union_type"]
         if kind not in _MOVES:
@@ -336,7 +340,17 @@ def _specs(meta: Any, record: Mapping[str, Any]) -> Specs:
     return [(f"input{i}", tuple(t.sizes()), _DTYPES.get(t.dtype(), "float32")) for i, t in enumerate(tensors)]
 
 
-_DTYPES = {0: "uint8", 1: "int8", 2: "int16", 3: "int32", 4: "int64", 5: "float16", 6: "float32", 7: "float64", 11: "bool"}
+_DTYPES = {
+    0: "uint8",
+    1: "int8",
+    2: "int16",
+    3: "int32",
+    4: "int64",
+    5: "float16",
+    6: "float32",
+    7: "float64",
+    11: "bool",
+}
 
 
 @contextlib.contextmanager

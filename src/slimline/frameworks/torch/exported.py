@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 import warnings
+from importlib import import_module
+from typing import Any, cast
 
 import torch
 from torch import fx
@@ -11,7 +14,7 @@ from slimline.basics.errors import SlimlineError
 from slimline.frameworks.base import Array
 from slimline.frameworks.torch.fakequant import fold
 from slimline.frameworks.torch.native import Native, sharing, to_tensors, trace
-from slimline.frameworks.torch.operators import packet
+from slimline.frameworks.torch.operators import argument, packet
 from slimline.methods.grids import Grid
 from slimline.methods.ranges import quantize
 from slimline.runtimes.forms.exported_program import LARGEST_BATCH
@@ -23,9 +26,12 @@ _MOVES = {
     f"aten.{name}"
     for name in (
         "view", "reshape", "flatten", "unflatten", "permute", "transpose", "squeeze", "unsqueeze", "slice", "select",
-        "max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool2d", "contiguous", "dropout", "expand",
+        "max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool2d", "contiguous", "dropout", "expand", "narrow",
+        "index_select", "roll", "flip", "repeat", "swapaxes", "movedim", "pixel_shuffle", "pixel_unshuffle", "clone",
+        "channel_shuffle", "upsample_nearest2d", "identity", "alias", "detach", "feature_dropout", "numpy_T", "t",
     )
 }  # fmt: skip
+_SPLITS = {f"aten.{name}" for name in ("split", "split_with_sizes", "chunk", "unbind", "tensor_split")}
 
 
 def to_program(native: Native, example: tuple[Array, ...], integer: bool) -> torch.export.ExportedProgram:
@@ -50,14 +56,13 @@ def to_program(native: Native, example: tuple[Array, ...], integer: bool) -> tor
 
 def _pairs(native: Native) -> Native:
     """A copy that rounds by pairs on int8, and holds its weights as integers."""
-    import torch.ao.quantization.fx._decomposed  # registers the operators
-
+    import_module("torch.ao.quantization.fx._decomposed")  # registers the operators
     module = sharing(native)
     for node in list(module.graph.nodes):
         if node.target not in (_TENSOR, _CHANNEL):
             continue
         with module.graph.inserting_after(node):
-            stored = node.args[0].op == "get_attr"
+            stored = getattr(node.args[0], "op", "") == "get_attr"
             real = _weight(module, node) if stored else _activation(module.graph, node)
         node.replace_all_uses_with(real)
         module.graph.erase_node(node)
@@ -69,13 +74,14 @@ def _pairs(native: Native) -> Native:
 
 
 def _activation(graph: fx.Graph, node: fx.Node) -> fx.Node:
-    x, scale, zero, low, high = node.args
-    shift = 128 if high > 127 else 0  # type: ignore[operator]  # uint8: the same levels, counted from -128
-    return _pair(graph, node, (x, scale, zero - shift, low - shift, high - shift))  # type: ignore[operator]
+    args: Any = node.args
+    x, scale, zero, low, high = args
+    shift = 128 if high > 127 else 0  # uint8: the same levels, counted from -128
+    return _pair(graph, node, (x, scale, zero - shift, low - shift, high - shift))
 
 
-def _pair(graph: fx.Graph, like: fx.Node, args: tuple[object, ...]) -> fx.Node:
-    ops = torch.ops.quantized_decomposed
+def _pair(graph: fx.Graph, like: fx.Node, args: tuple[Any, ...]) -> fx.Node:
+    ops: Any = torch.ops.quantized_decomposed
     rounded = graph.call_function(ops.quantize_per_tensor.default, (*args, torch.int8))
     with graph.inserting_after(rounded):
         real = graph.call_function(ops.dequantize_per_tensor.default, (rounded, *args[1:], torch.int8))
@@ -85,18 +91,20 @@ def _pair(graph: fx.Graph, like: fx.Node, args: tuple[object, ...]) -> fx.Node:
 
 def _weight(module: Native, node: fx.Node) -> fx.Node:
     """The integers of a stored weight, and what dequantizes them."""
-    ops, graph = torch.ops.quantized_decomposed, module.graph
-    name = str(node.args[0].target)
+    ops: Any = torch.ops.quantized_decomposed
+    graph, given = module.graph, cast(tuple[Any, ...], node.args)
+    name = str(given[0].target)
     weight = _tensor(module, name)
+    args: tuple[Any, ...]
     if node.target is _TENSOR:
-        _, scale, zero, low, high = node.args
+        _, scale, zero, low, high = given
         grid = Grid(scale=(scale,), zero_point=(zero,), low=low, high=high)
         read = _store(module, node, f"{name}_integers", torch.from_numpy(quantize(weight.numpy(), grid)))
         args = (read, scale, zero, low, high, torch.int8)
         with graph.inserting_after(read):
             real = graph.call_function(ops.dequantize_per_tensor.default, args)
     else:
-        _, scales, zeros, axis, low, high = node.args
+        _, scales, zeros, axis, low, high = given
         each = tuple(_tensor(module, str(scales.target)).tolist())
         grid = Grid(scale=each, zero_point=(0,) * len(each), low=low, high=high, axis=axis)
         read = _store(module, node, f"{name}_integers", torch.from_numpy(quantize(weight.numpy(), grid)))
@@ -123,7 +131,8 @@ def _pool_means(graph: fx.Graph) -> None:
     """Write a rounded mean over all spatial dimensions as one that keeps them, which has an integer kernel."""
     quantizer = torch.ops.quantized_decomposed.quantize_per_tensor.default
     for node in graph.find_nodes(op="call_function", target=_aten.mean.dim):
-        x, axes, *keep = node.args
+        given: Any = node.args
+        x, axes, *keep = given
         rank, users = x.meta["val"].ndim, list(node.users)
         rounded = len(users) == 1 and users[0].target is quantizer
         if any(keep) or node.kwargs or not rounded or sorted(a % rank for a in axes) != list(range(2, rank)):
@@ -142,12 +151,21 @@ def _carry(graph: fx.Graph) -> None:
     dequantize = torch.ops.quantized_decomposed.dequantize_per_tensor.default
     quantizer = torch.ops.quantized_decomposed.quantize_per_tensor.default
     for node in list(graph.nodes):
-        source = node.args[0] if packet(node) in _MOVES else None
-        if not isinstance(source, fx.Node) or source.target is not dequantize:
-            continue
+        source = _moved(node)
         readers = [user for user in node.users if user.op != "output" and user.target is not quantizer]
-        if source.args[0].op == "get_attr" or not readers:  # type: ignore[union-attr]
+        if getattr(source, "target", None) is not dequantize or source.args[0].op == "get_attr" or not readers:
             continue
         with graph.inserting_after(node):
             real = _pair(graph, node, (node, *source.args[1:5]))
         node.replace_all_uses_with(real, delete_user_cb=readers.__contains__)
+
+
+def _moved(node: fx.Node) -> Any:
+    """What an operator only moves, padding with zeros included; None where it does something else."""
+    args: Any = node.args
+    if node.target is operator.getitem and packet(args[0]) in _SPLITS:
+        return args[0].args[0]
+    if packet(node) in ("aten.pad", "aten.constant_pad_nd"):
+        value = argument(node, "value")
+        return args[0] if value is None or value == 0 else None
+    return args[0] if packet(node) in _MOVES else None
