@@ -6,9 +6,7 @@ which of their sizes are free, and the layers behind the operators of the delega
 
 from __future__ import annotations
 
-import contextlib
 import json
-import logging
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -18,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from slimline.basics.errors import SlimlineError, require
-from slimline.basics.quiet import quiet
+from slimline.basics.quiet import silent
 from slimline.graph.placement import Policy
 from slimline.runtimes.base import Runtime
 from slimline.runtimes.forms import EXPORTED_PROGRAM, Form
@@ -58,7 +56,7 @@ class Session:
 
         self._name = path.name
         self._program, record = _load(path)
-        with _silent():
+        with silent():
             portable_lib._unsafe_reset_threadpool(threads)
             try:
                 self._method = self._program.load_method("forward")
@@ -168,7 +166,7 @@ def _lowered(program: torch.export.ExportedProgram) -> bytes:
     """The bytes of the file."""
     import torch
 
-    with _silent():
+    with silent():
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import EdgeProgramManager, ExecutorchBackendConfig, to_edge_transform_and_lower
         from executorch.exir.passes import MemoryPlanningPass
@@ -261,7 +259,7 @@ def _is_node(value: Any) -> bool:
 
 def _operators(path: Path, layers: Mapping[int, str]) -> Iterator[tuple[str, str]]:
     """Name and kind of every operator of ``forward``, in the order in which they run."""
-    with _silent():
+    with silent():
         from executorch.exir._serialize._program import deserialize_pte_binary
 
         program = deserialize_pte_binary(path.read_bytes()).program
@@ -298,7 +296,7 @@ def _xnnpack(payload: bytes) -> dict[str, Any]:
     """The graph that a delegate's payload holds, by the compiler of flatbuffers that ExecuTorch brings."""
     from importlib import resources
 
-    with _silent():
+    with silent():
         from executorch.backends.xnnpack import serialization
         from executorch.backends.xnnpack.serialization.xnnpack_graph_serialize import XNNHeader
         from executorch.exir._serialize._flatbuffer import _flatc_decompile
@@ -319,7 +317,7 @@ def _load(path: Path) -> tuple[Any, dict[str, Any]]:
     require("executorch", ExecuTorch.extra)
     if not path.is_file():
         raise SlimlineError(f"There is no file {path}: give the path of a .pte file.")
-    with _silent():
+    with silent():
         from executorch.runtime import Runtime as Reader
 
         try:
@@ -351,18 +349,6 @@ _DTYPES = {
     7: "float64",
     11: "bool",
 }
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """Hold back what ExecuTorch, torchao and torch say when they are imported, lower and load."""
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with quiet():
-            yield
-    finally:
-        logging.disable(before)
 
 
 def _first_line(error: BaseException) -> str:
