@@ -68,6 +68,7 @@ def _pairs(native: Native) -> Native:
         module.graph.erase_node(node)
     _pool_means(module.graph)
     _carry(module.graph)
+    _part(module.graph)
     module.graph.eliminate_dead_code()
     module.recompile()
     return module
@@ -158,6 +159,17 @@ def _carry(graph: fx.Graph) -> None:
         with graph.inserting_after(node):
             real = _pair(graph, node, (node, *source.args[1:5]))
         node.replace_all_uses_with(real, delete_user_cb=readers.__contains__)
+
+
+def _part(graph: fx.Graph) -> None:
+    """Give every reader of a rounded value its own dequantization, as torch's flow does: backends take it into the
+    reader, and would leave others without it."""
+    dequantize = torch.ops.quantized_decomposed.dequantize_per_tensor.default
+    for node in graph.find_nodes(op="call_function", target=dequantize):
+        for user in list(node.users)[1:]:
+            with graph.inserting_after(node):
+                own = graph.node_copy(node)
+            user.replace_input_with(node, own)
 
 
 def _moved(node: fx.Node) -> Any:
