@@ -7,7 +7,6 @@ which of their sizes are free, and the layers behind the operators of the delega
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 
 from slimline.basics.errors import SlimlineError, require
 from slimline.basics.quiet import silent
+from slimline.files.atomic import atomic_write
 from slimline.graph.placement import Policy
 from slimline.runtimes.base import Runtime
 from slimline.runtimes.forms import EXPORTED_PROGRAM, Form
@@ -124,18 +124,7 @@ class ExecuTorch(Runtime):
         """
         require("executorch", self.extra)
         _refuse_weight_only(form.content)
-        data = _lowered(form.content)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = Path(file.name)
-            try:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            except OSError:
-                temporary.unlink()
-                raise
-        temporary.chmod(0o644)
-        temporary.replace(path)
+        atomic_write(path, _lowered(form.content))
 
     def load(self, path: Path, threads: int = 1) -> Session:
         """Load a ``.pte`` file; `threads` are for every session of this process."""

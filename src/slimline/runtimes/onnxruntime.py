@@ -24,7 +24,6 @@ from slimline.runtimes.base import Runtime
 from slimline.runtimes.forms import ONNX, Form
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
     import onnxruntime as ort
 
     from slimline.runtimes.base import Layer
@@ -95,7 +94,9 @@ class OnnxRuntime(Runtime):
 
     def lower(self, form: Form, path: Path) -> None:
         """Write the ONNX file: rounding as QDQ in the layout that ONNX Runtime fuses into integer kernels."""
-        content = _serialised(form.content)
+        from slimline.runtimes.forms.onnx import rewrite, serialized
+
+        content = serialized(form.content, rewrite)
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
             temporary = Path(file.name)
             try:
@@ -218,26 +219,6 @@ def _blocked_names(path: Path) -> dict[str, str]:
             node = makers[node.input[0]]
         found[f"{value}_nchwc"] = node.name
     return found
-
-
-def _serialised(model: ir.Model) -> bytes:
-    """The bytes of the rewritten, checked model."""
-    import onnx_ir as ir
-
-    from slimline.runtimes.forms.onnx import rewrite
-
-    try:
-        rewrite(model)
-        proto = ir.to_proto(model)
-        del proto.graph.value_info[:]  # shapes of the weights, which say nothing that the weights do not
-        onnx.checker.check_model(proto, full_check=True)
-    except Exception as error:  # the checker raises many types
-        reason = " ".join((str(error).strip().splitlines() or [type(error).__name__])[0].split())[:200].rstrip(".: ")
-        raise SlimlineError(
-            f"The model cannot be written as ONNX ({reason}): express that part of it by common operators."
-        ) from error
-    content: bytes = proto.SerializeToString(deterministic=True)
-    return content
 
 
 def _options(threads: int) -> ort.SessionOptions:

@@ -8,7 +8,7 @@ pairs on uint8. Last, everything that is no part of the computation (names, trac
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from slimline.basics.errors import SlimlineError
 from slimline.methods.grids import Grid
 from slimline.methods.ranges import quantize
 
@@ -53,6 +54,27 @@ def schema() -> onnx.defs.OpSchema:
     )
 
 
+def serialized(model: ir.Model, passes: Callable[[ir.Model], None]) -> bytes:
+    """The bytes of the model after `passes`, checked; the same each time.
+
+    Raises
+    ------
+    SlimlineError : it is no valid ONNX.
+    """
+    try:
+        passes(model)
+        proto = ir.to_proto(model)
+        del proto.graph.value_info[:]  # shapes of the weights, which say nothing that the weights do not
+        onnx.checker.check_model(proto, full_check=True)
+    except Exception as error:  # the checker raises many types
+        reason = " ".join((str(error).strip().splitlines() or [type(error).__name__])[0].split())[:200].rstrip(".: ")
+        raise SlimlineError(
+            f"The model cannot be written as ONNX ({reason}): express that part of it by common operators."
+        ) from error
+    content: bytes = proto.SerializeToString(deterministic=True)
+    return content
+
+
 def rewrite(model: ir.Model) -> None:
     """Run all passes on `model`, in place."""
     graph = model.graph
@@ -61,6 +83,15 @@ def rewrite(model: ir.Model) -> None:
     _drop_clamps(graph)
     _carry_grids(graph)
     _Expander(graph).run()
+    _drop_unused(graph)
+    _strip(model)
+
+
+def explicit(model: ir.Model) -> None:
+    """Run the passes for TensorRT, in place: pairs where values are rounded, biases in float."""
+    graph = model.graph
+    _name_nodes(graph)
+    _Expander(graph).pairs()
     _drop_unused(graph)
     _strip(model)
 
@@ -163,17 +194,21 @@ class _Expander:
 
     def run(self) -> None:
         """Expand all of them, weights and activations first, biases last."""
-        for node in [n for n in self.graph if n.op_type == FAKE_QUANTIZE and n.domain == DOMAIN]:
-            if _is_weight(node):
-                self._weight(node)
-            else:
-                self._activation(node)
+        self.pairs()
         for node in list(self.graph):
             if node.op_type in _BIASED and node.inputs[0] in self.scales:
                 if node.inputs[1] in self.scales:
                     self._bias(node)
                 else:
                     self._keep_float(node)
+
+    def pairs(self) -> None:
+        """Expand weights and activations."""
+        for node in [n for n in self.graph if n.op_type == FAKE_QUANTIZE and n.domain == DOMAIN]:
+            if _is_weight(node):
+                self._weight(node)
+            else:
+                self._activation(node)
 
     def _activation(self, node: ir.Node) -> None:
         grid = _grid(node)
