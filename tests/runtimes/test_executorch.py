@@ -94,5 +94,5 @@ def test_integer_weights_beside_float_activations_are_refused(tmp_path: Path) ->
     _refuse_weight_only(program)
     conv = next(node for node in program.graph.nodes if str(node.target) == "aten.conv2d.default")
     conv.replace_input_with(conv.args[0], program.graph.find_nodes(op="placeholder")[-1])
-    with pytest.raises(SlimlineError, match="'stem'.*quantize its activations too"):
+    with pytest.raises(SlimlineError, match=r"'stem'.*quantize its activations too"):
         _refuse_weight_only(program)

@@ -44,6 +44,7 @@ def to_program(native: Native, example: tuple[Array, ...], integer: bool) -> tor
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         module = _pairs(native) if integer else sharing(fold(native, example))
+        _stride_pools(module.graph)
         try:
             return trace(module.eval(), to_tensors(example), native.free, LARGEST_BATCH)
         except (RuntimeError, ValueError, TypeError) as error:
@@ -52,6 +53,15 @@ def to_program(native: Native, example: tuple[Array, ...], integer: bool) -> tor
                 f"The model cannot be written as an exported program ({reason}): express that part of it by common "
                 "operators."
             ) from error
+
+
+def _stride_pools(graph: fx.Graph) -> None:
+    """Write out strides that are left to be the kernel's size: not every converter knows that they may be."""
+    for node in graph.nodes:
+        if packet(node).startswith(("aten.max_pool", "aten.avg_pool")) and not argument(node, "stride"):
+            kernel = argument(node, "kernel_size")
+            node.args = (node.args[0], kernel, kernel, *node.args[3:])
+            node.kwargs = {name: value for name, value in node.kwargs.items() if name != "stride"}
 
 
 def _pairs(native: Native) -> Native:
