@@ -71,7 +71,7 @@ def test_single_weights_of_overridden_layers(model: sl.Model, scope: str) -> Non
 
 def test_optimal_brain_surgery_sees_as_many_weights_as_the_largest_amount_needs(model: sl.Model) -> None:
     data = sl.Data(calibration=X)
-    step = sl.SparsePruning(amount=0.1, criterion="obs", update=True, overrides={"2": {"amount": 0.9}})
+    step = sl.SparsePruning(amount=0.1, criterion="obs", compensate=True, overrides={"2": {"amount": 0.9}})
     zeros = {name: float((~mask).mean()) for name, mask in sl.apply(model, step, data).masks.items()}
     assert zeros["2.weight"] == pytest.approx(0.9, abs=0.01) and zeros["4.weight"] == pytest.approx(0.1, abs=0.01)
 

@@ -145,8 +145,8 @@ def compress(
     chosen = wished()
     allowed = as_names(allow_code or ())
     refuse([name for name in names(chosen.steps) if name not in allowed], f"The recipe {recipe}")
-    given = {key: value for key, value in limits.items() if value is not None}
-    budget = Budget.model_validate({**chosen.budget.model_dump(), **given})
+    overrides = {key: value for key, value in limits.items() if value is not None}
+    budget = Budget.model_validate({**chosen.budget.model_dump(), **overrides})
     if chosen.target is not None:
         runtime(chosen.target)
     model_source = ModelSource(model, weights, _shape(input_shape), allow_pickle)
@@ -202,8 +202,8 @@ def resume(
     _check_device(device)
     allowed = tuple(allow_code or ())
     with _aside(as_json), Display(err) as display:
-        done = work(run, progress=display, allow_code=allowed, allow_pickle=allow_pickle, device=device)
-    _show(done, as_json)
+        resumed = work(run, progress=display, allow_code=allowed, allow_pickle=allow_pickle, device=device)
+    _show(resumed, as_json)
 
 
 @app.command()
@@ -225,11 +225,13 @@ def verify(run: RunPath, as_json: Json = False) -> None:
     differing = opened.verify()
     if as_json:
         files = [{"file": name, "sha256": digest} for name, digest in opened.files.items()]
-        found = [{"file": each.path, "what": each.what} for each in differing]
-        _print_json({**listing("files", files), "run": str(run), "sound": not found, "differences": found})
+        differences = [{"file": each.path, "what": each.what} for each in differing]
+        _print_json({**listing("files", files), "run": str(run), "sound": not differences, "differences": differences})
     if differing:
-        said = "; ".join(map(str, differing))
-        raise SlimlineError(f"{run} is not whole and sound: {said}; slimline resume {run} makes it again where it can.")
+        sentences = "; ".join(map(str, differing))
+        raise SlimlineError(
+            f"{run} is not whole and sound: {sentences}; slimline resume {run} makes it again where it can."
+        )
     if not as_json:
         rows = [(name, digest[:16]) for name, digest in opened.files.items()]
         out.print(Grid("Files of the run", ("file", "SHA-256"), rows))
@@ -252,8 +254,8 @@ def inspect(
 
     with _aside(as_json):
         _known(target)
-        found = work(_model(model, data, weights, input_shape, allow_pickle), target)
-    _print(found, as_json)
+        inspection = work(_model(model, data, weights, input_shape, allow_pickle), target)
+    _print(inspection, as_json)
 
 
 @app.command()
@@ -289,8 +291,8 @@ def plan(
         else:
             loaded, samples, _ = load_pair(source, DataSource(data, chosen.seed))
         wish = recipe if recipe == "auto" else chosen
-        found = preview(loaded, wish, samples, target=target, seed=seed, allow_code=allowed)
-    _print(found, as_json)
+        forecast = preview(loaded, wish, samples, target=target, seed=seed, allow_code=allowed)
+    _print(forecast, as_json)
 
 
 @app.command()
@@ -332,7 +334,7 @@ def measure(
     from slimline.run.sources import DataSource
 
     with _aside(as_json), Display(err) as display:
-        found = work(
+        measurement = work(
             artifact,
             DataSource(data, seed or 0),
             against,
@@ -342,7 +344,7 @@ def measure(
             max_drop=max_drop,
             progress=display,
         )
-    _print(found, as_json)
+    _print(measurement, as_json)
 
 
 @app.command()
@@ -354,7 +356,7 @@ def targets(as_json: Json = False) -> None:
     from slimline.runtimes.base import names, runtime
 
     with _aside(as_json):
-        found: list[dict[str, Any]] = [
+        listed: list[dict[str, Any]] = [
             {
                 "name": each.name,
                 "frameworks": [name for name, known in frameworks().items() if set(known.forms) & set(each.forms)],
@@ -365,9 +367,9 @@ def targets(as_json: Json = False) -> None:
             for each in map(runtime, names())
         ]
     if as_json:
-        _print_json(listing("targets", found))
+        _print_json(listing("targets", listed))
         return
-    rows = [(f["name"], ", ".join(f["frameworks"]), f["description"], f["missing"] or "yes") for f in found]
+    rows = [(f["name"], ", ".join(f["frameworks"]), f["description"], f["missing"] or "yes") for f in listed]
     out.print(Grid("Runtimes that slimline compresses for", ("target", "for", "what", "installed"), rows))
 
 
@@ -469,14 +471,14 @@ def _print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def _print(found: Printed, as_json: bool) -> None:
+def _print(result: Printed, as_json: bool) -> None:
     """A result as its tables and sentences, or as JSON."""
     if as_json:
-        _print_json(found.summary())
+        _print_json(result.summary())
         return
-    for table in found.tables():
+    for table in result.tables():
         out.print(table)
-    for line in found.lines():
+    for line in result.lines():
         out.say(line)
 
 
@@ -484,33 +486,33 @@ def _show(run: Run, as_json: bool) -> None:
     """The table, the report's path and what the certificate says; or the report as JSON."""
     from slimline.report.tables import summary_table
 
-    found = run.report
+    report = run.report
     if as_json:
-        _print_json(json.loads(found.to_json()))
-        _met(found)
+        _print_json(json.loads(report.to_json()))
+        _met(report)
         return
-    out.print(summary_table(found))
-    for refused in found.refused:
+    out.print(summary_table(report))
+    for refused in report.refused:
         out.say(f"{refused.what}: {refused.reason}", "refused", "yellow")
-    for notice in found.notices:
+    for notice in report.notices:
         out.say(f"{notice.what}: {notice.reason}", "notice", "cyan")
-    for warning in found.warnings:
+    for warning in report.warnings:
         out.say(warning, "warning", "bold yellow")
-    out.say(found.verdict)
-    for limit in found.limits:
+    out.say(report.verdict)
+    for limit in report.limits:
         if limit.outcome != "missed":
             sure = limit.outcome == "met"
             out.say(limit.sentence(), "within budget" if sure else "unclear", "green" if sure else "yellow")
     out.say(f"Artifact: {run.artifact}")
     out.say(f"Report: {run.path / 'report.html'}")
-    _met(found)
+    _met(report)
 
 
-def _met(found: Report) -> None:
+def _met(report: Report) -> None:
     """Refuse a result that is over its budget."""
-    missed = list(found.unmet)
-    if found.certificate is not None and found.certificate.verdict == "refuted":
-        missed.append(f"the drop in {found.certificate.metric} is more than the budget")
+    missed = list(report.unmet)
+    if report.certificate is not None and report.certificate.verdict == "refuted":
+        missed.append(f"the drop in {report.certificate.metric} is more than the budget")
     if missed:
         raise SlimlineError(f"The budget was not met: {'; '.join(missed)}; the artifact above is the best reached.")
 

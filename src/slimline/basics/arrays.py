@@ -72,15 +72,15 @@ def as_array(value: Any, what: str = "The data", *, exact: bool = False) -> Arra
     return array
 
 
-def examples(given: Any, source: Any = None) -> tuple[Array, ...]:
+def examples(inputs: Any, source: Any = None) -> tuple[Array, ...]:
     """Example inputs of a model as arrays; floats in the precision of a module's weights, if they are in another one.
 
     Parameters
     ----------
-    given : one array or tensor, or a tuple or list of them.
+    inputs : one array or tensor, or a tuple or list of them.
     source : the module the inputs are for; what has no ``parameters()`` takes floats as they are, halves as float32.
     """
-    many = given if isinstance(given, tuple | list) else (given,)
+    many = inputs if isinstance(inputs, tuple | list) else (inputs,)
     arrays = tuple(as_array(x, "The example input", exact=True) for x in many)
     dtype = _precision(source)
     return tuple(_as_weights(a, dtype) if a.dtype.kind == "f" or a.dtype.name == "bfloat16" else a for a in arrays)

@@ -30,7 +30,7 @@ def npz(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
     Malformed, Damaged : no such archive, or an array of objects, or of another size than it says.
     """
     held = archive.read(path, packed=True)
-    found = {}
+    arrays = {}
     for name in names:
         if f"{name}.npy" in held.sizes:
             with held.open(f"{name}.npy") as stream:
@@ -39,8 +39,8 @@ def npz(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
             if before + math.prod(shape) * dtype.itemsize != held.sizes[f"{name}.npy"]:
                 raise Malformed(f"holds {name} of another size than it says")
             numbers = np.frombuffer(bytearray(held.read(f"{name}.npy")), dtype, offset=before)
-            found[name] = numbers.reshape(shape, order="F" if fortran else "C")
-    return found
+            arrays[name] = numbers.reshape(shape, order="F" if fortran else "C")
+    return arrays
 
 
 def npy(path: Path) -> np.ndarray:
@@ -96,15 +96,15 @@ def safetensors(path: Path) -> dict[str, np.ndarray]:
             raise Malformed("is no safetensors file")
         entries.pop("__metadata__", None)
         spans = sorted(((*_span(name, entry), name) for name, entry in entries.items()), key=lambda s: s[:2])
-        at, found = 0, {}
+        at, tensors = 0, {}
         for start, end, name in spans:
             if start != at or end > size - 8 - length:
                 raise Malformed(f"keeps {name[:60]!r} in bytes that are not there, or are another's")
             at = end
-            found[name] = _tensor(stream.read(end - start), entries[name], name)
+            tensors[name] = _tensor(stream.read(end - start), entries[name], name)
         if at != size - 8 - length:
             raise Malformed("holds bytes that belong to no tensor")
-    return {name: found[name] for name in entries}
+    return {name: tensors[name] for name in entries}
 
 
 def _span(name: str, entry: Any) -> tuple[int, int]:

@@ -43,7 +43,7 @@ class Masking(Protocol):
         """The part of the weights that is masked now."""
 
     @property
-    def settled(self) -> bool:
+    def complete(self) -> bool:
         """Whether the masks have reached the amount and stay."""
 
     @property
@@ -142,10 +142,10 @@ class Parts(Protocol):
     def size(self, whole: Any) -> int:
         """How many numbers are trained, parts and rest together."""
 
-    def rest(self, whole: Any) -> dict[str, Array]:
+    def outer_state(self, whole: Any) -> dict[str, Array]:
         """Stored tensors that are no part's."""
 
-    def load_rest(self, whole: Any, state: Mapping[str, Array]) -> None:
+    def load_outer_state(self, whole: Any, state: Mapping[str, Array]) -> None:
         """Put them back."""
 
 
@@ -248,11 +248,11 @@ class Adapter(Protocol):
         batches: Iterable[tuple[Array, ...]],
         values: Sequence[str],
         see: Callable[[str, Array], None],
-        given: Sequence[str] | None = None,
+        sources: Sequence[str] | None = None,
     ) -> None:
         """Run the model and hand every named activation of every batch to `see`; one pass, nothing kept.
 
-        With `given`, the batches hold these activations instead of the model's inputs, and only what follows is run.
+        With `sources`, the batches hold these activations instead of the model's inputs, and only what follows is run.
         """
 
     def trainer(self, native: Any, teacher: Any | None, step: Training, seed: int, total_steps: int) -> Trainer:

@@ -29,9 +29,9 @@ def kl(xp: Any, student: Any, teacher: Any, temperature: float = 1.0, axis: int 
 
     ``T²`` keeps the size of the gradient when the temperature ``T`` changes.
     """
-    wanted = log_softmax(xp, teacher / temperature, axis)
-    given = log_softmax(xp, student / temperature, axis)
-    return temperature**2 * xp.mean(xp.sum(xp.exp(wanted) * (wanted - given), axis=axis))
+    log_teacher = log_softmax(xp, teacher / temperature, axis)
+    log_student = log_softmax(xp, student / temperature, axis)
+    return temperature**2 * xp.mean(xp.sum(xp.exp(log_teacher) * (log_teacher - log_student), axis=axis))
 
 
 def logit_standard(xp: Any, logits: Any, axis: int = -1) -> Any:

@@ -51,19 +51,19 @@ def load(
         return source
     if isinstance(source, PartedModel):
         raise SlimlineError("A model by parts is pruned by slimline.plan and slimline.apply: compress its parts else.")
-    given = None
+    inputs = None
     if example_inputs is not None:
-        given = examples(example_inputs, source)
+        inputs = examples(example_inputs, source)
     if isinstance(source, str | Path):
         path = Path(source)
         if not path.is_file():
             raise SlimlineError(f"There is no model file {path}: check the path.")
-        found = adapter_of(path)
-        native, example, metadata = found.open(path, allow_pickle, given)
-        return _checked(Model.restored(found, native, example, metadata))
-    found = adapter_for(source)
-    native, example = found.load(source, given)
-    return _checked(Model(found, native, example, masks=found.masks(source)))
+        adapter = adapter_of(path)
+        native, example, metadata = adapter.open(path, allow_pickle, inputs)
+        return _checked(Model.restored(adapter, native, example, metadata))
+    adapter = adapter_for(source)
+    native, example = adapter.load(source, inputs)
+    return _checked(Model(adapter, native, example, masks=adapter.masks(source)))
 
 
 def _checked(model: Model) -> Model:

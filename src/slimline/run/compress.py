@@ -190,12 +190,12 @@ def resume(
 def _going_on(run: Run, adapter: Adapter, device: str | None) -> Iterator[None]:
     """Compute on the device that is wished, else on the one that the run was computed on so far, if it is there."""
     before = run.devices[-1] if run.devices else None
-    with on(adapter, device) as found:
-        if before not in (None, found) and wish() is None:
+    with on(adapter, device) as actual:
+        if before not in (None, actual) and wish() is None:
             with suppress(SlimlineError):
-                found = device = adapter.device(before)
+                actual = device = adapter.device(before)
         with using(device):
-            run.compute_on(found)
+            run.compute_on(actual)
             yield
 
 
@@ -218,9 +218,9 @@ def _title(model: Any, sources: Mapping[str, Any] | None) -> str | None:
         text = str(source or model)
         return text if ":" in text else Path(text).name
     native = model.native if isinstance(model, Model) else model
-    given = getattr(native, "name", None)
-    if isinstance(given, str) and given:
-        return given
+    name = getattr(native, "name", None)
+    if isinstance(name, str) and name:
+        return name
     return None if isinstance(model, Model) else type(native).__name__
 
 
@@ -278,4 +278,4 @@ def _fitting(model: Model, data: Data, recipe: Recipe) -> Data:
 def _reason(run: Run) -> str:
     """Why the first stage that is to be done again is, where it was done before."""
     name, why = due(run)
-    return f" (stage {name}: {why})" if name and run.done(name) else ""
+    return f" (stage {name}: {why})" if name and run.has_stage(name) else ""

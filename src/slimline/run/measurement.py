@@ -57,9 +57,9 @@ class Measured(Printed):
         return [] if self.certificate is None else [self.certificate.sentence()]
 
 
-def _is_data(name: str, given: Any) -> None:
-    if not isinstance(given, Data | DataSource):
-        raise SlimlineError(f"{name} is a {type(given).__name__}: give a slimline.Data.")
+def _is_data(name: str, value: Any) -> None:
+    if not isinstance(value, Data | DataSource):
+        raise SlimlineError(f"{name} is a {type(value).__name__}: give a slimline.Data.")
 
 
 @takes(
@@ -224,12 +224,12 @@ def _shapes(specs: Specs) -> str:
 
 def _example(specs: Specs, data: Data) -> Inputs:
     """Zeros of the shapes an artifact takes; sizes it leaves open are the data's. Integer artifacts take floats too."""
-    given = data.example()
-    if len(given) != len(specs):
+    inputs = data.example()
+    if len(inputs) != len(specs):
         return tuple(np.zeros([size or 1 for size in shape], np.float32) for _, shape, _ in specs)
-    found = []
-    for (_, shape, dtype), array in zip(specs, given, strict=True):
+    zeros = []
+    for (_, shape, dtype), array in zip(specs, inputs, strict=True):
         open_sizes = array.shape if len(array.shape) == len(shape) else (1,) * len(shape)
         sizes = [len(array), *(size or open_sizes[i] for i, size in enumerate(shape[1:], 1))]
-        found.append(np.zeros(sizes, dtype if dtype in ("int32", "int64", "bool") else np.float32))
-    return tuple(found)
+        zeros.append(np.zeros(sizes, dtype if dtype in ("int32", "int64", "bool") else np.float32))
+    return tuple(zeros)

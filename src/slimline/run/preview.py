@@ -97,11 +97,11 @@ class Preview(Printed):
 
     def lines(self) -> list[str]:
         """What each step would do, and the notices."""
-        said = []
+        lines = []
         for number, row in enumerate(self.steps, 1):
-            said.append(f"{number}. {row.step} {row.does}.")
-            said += [f"   {line}" for line in row.lines]
-        return [*said, *self.notices]
+            lines.append(f"{number}. {row.step} {row.does}.")
+            lines += [f"   {line}" for line in row.lines]
+        return [*lines, *self.notices]
 
 
 @takes(
@@ -181,20 +181,20 @@ def _rehearsed(model: Model, recipe: Recipe, data: Data | None, target: str) -> 
             threads=recipe.threads,
             rehearsal=True,
         )
-        found = handler_of(step).forecast(step, model, context)
-        before, model = size, found.model
-        size = _size(model, found.stored_bytes)
+        forecast = handler_of(step).forecast(step, model, context)
+        before, model = size, forecast.model
+        size = _size(model, forecast.stored_bytes)
         rows.append(
             StepPreview(
                 step=step.step,
                 kind=step.kind,
                 settings=step.model_dump(mode="json"),
-                does=found.does,
-                skipped=found.skipped,
+                does=forecast.does,
+                skipped=forecast.skipped,
                 before=before,
                 after=size,
-                lines=found.lines,
-                details=dict(found.details),
+                lines=forecast.lines,
+                details=dict(forecast.details),
             )
         )
     return Preview(
@@ -208,15 +208,15 @@ def _rehearsed(model: Model, recipe: Recipe, data: Data | None, target: str) -> 
 
 
 def _notices(recipe: Recipe) -> tuple[str, ...]:
-    said = []
+    notices = []
     if recipe.fit:
-        said.append(
+        notices.append(
             "How strong the steps are is decided by the budget when it is done; here they are at full strength."
         )
     if needs := recipe.needs():
         reads = "".join(f"{role} ({step}), " for role, step in needs.items())
-        said.append(f"slimline compress would need samples for {reads}certification (the proof).")
-    return tuple(said)
+        notices.append(f"slimline compress would need samples for {reads}certification (the proof).")
+    return tuple(notices)
 
 
 def _size(model: Model, stored_bytes: Mapping[str, int] | None = None) -> Size:

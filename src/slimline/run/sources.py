@@ -72,14 +72,14 @@ def _load_model(source: ModelSource, data: Callable[[Layout], Data] | None) -> M
     from slimline.model.loading import load
 
     if ":" not in source.name:
-        path, given = _model_file(source), None
+        path, inputs = _model_file(source), None
         if source.input_shape is not None:
-            given = _noise(source.input_shape)
+            inputs = _noise(source.input_shape)
         elif path.suffix in PICKLES and data is not None:
-            given = data("channels_first").example()
-        return load(path, given, allow_pickle=source.allow_pickle)
-    made = call(source.name, "model")
-    native, example = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+            inputs = data("channels_first").example()
+        return load(path, inputs, allow_pickle=source.allow_pickle)
+    built = call(source.name, "model")
+    native, example = built if isinstance(built, tuple) and len(built) == 2 else (built, None)
     if source.weights is not None:
         load_weights(native, Path(source.weights))
     if example is not None:
@@ -118,29 +118,29 @@ def load_weights(native: Any, path: Path) -> None:
     adapter = adapter_for(native)
     slots = adapter.slots(native)
     try:
-        found = array_files.safetensors(path)
+        tensors = array_files.safetensors(path)
     except OSError as e:
         raise SlimlineError(f"The weights {path} cannot be read: {e.strerror or e}.") from e
     except Malformed as e:
         raise SlimlineError(f"{path} is no safetensors file that slimline reads: it {e}.") from e
     except MemoryError as e:
         raise SlimlineError(f"There is not enough memory to read the weights {path}: close other programs.") from e
-    missing, extra = [n for n in slots if n not in found], [n for n in found if n not in slots]
+    missing, extra = [n for n in slots if n not in tensors], [n for n in tensors if n not in slots]
     if missing or extra:
-        said = [f"lacks {_few(missing)}"] * bool(missing) + [f"has {_few(extra)} besides"] * bool(extra)
-        raise SlimlineError(f"The weights {path} do not fit the model: the file {' and '.join(said)}.")
+        problems = [f"lacks {_few(missing)}"] * bool(missing) + [f"has {_few(extra)} besides"] * bool(extra)
+        raise SlimlineError(f"The weights {path} do not fit the model: the file {' and '.join(problems)}.")
     for name, (shape, dtype) in slots.items():
-        if shape != found[name].shape:
+        if shape != tensors[name].shape:
             raise SlimlineError(
-                f"The weights {path} do not fit the model: {name} is {found[name].shape} in the file and {shape} in "
+                f"The weights {path} do not fit the model: {name} is {tensors[name].shape} in the file and {shape} in "
                 "the model."
             )
-        if found[name].dtype.kind != _kind(dtype):
+        if tensors[name].dtype.kind != _kind(dtype):
             raise SlimlineError(
-                f"The weights {path} do not fit the model: {name} is {found[name].dtype} in the file and {dtype} in "
+                f"The weights {path} do not fit the model: {name} is {tensors[name].dtype} in the file and {dtype} in "
                 "the model; save it as the model's type."
             )
-    adapter.fill(native, found)
+    adapter.fill(native, tensors)
 
 
 def _kind(dtype: str) -> str:
@@ -172,10 +172,10 @@ def load_data(source: DataSource, layout: Layout = "channels_first") -> Data:
     if source.name in NAMES:
         return builtin(source.name, layout, source.seed)
     if ":" in source.name:
-        made = call(source.name, "data")
-        if not isinstance(made, Data):
-            raise SlimlineError(f"{source.name} returned a {type(made).__name__}: return a slimline.Data.")
-        return made
+        built = call(source.name, "data")
+        if not isinstance(built, Data):
+            raise SlimlineError(f"{source.name} returned a {type(built).__name__}: return a slimline.Data.")
+        return built
     held = _arrays(Path(source.name))
     train, test = (
         None if f"x_{part}" not in held else (held[f"x_{part}"], held.get(f"y_{part}")) for part in ("train", "test")
@@ -192,18 +192,18 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         if path.is_dir():
             files = {name: path / f"{name}.npy" for name in ARRAYS}
-            found = {name: array_files.npy(f) for name, f in files.items() if f.exists()}
+            arrays = {name: array_files.npy(f) for name, f in files.items() if f.exists()}
         else:
-            found = array_files.npz(path, ARRAYS)
+            arrays = array_files.npz(path, ARRAYS)
     except OSError as e:
         raise SlimlineError(f"{path} cannot be read ({e.strerror or e}): check the file.") from e
     except (Malformed, Damaged) as e:
         raise SlimlineError(f"{path} cannot be read as numpy arrays: it {e}; save it with np.savez or np.save.") from e
     except MemoryError as e:
         raise SlimlineError(f"There is not enough memory to read {path}: give a folder of .npy files.") from e
-    if not {"x_train", "x_test"} & set(found):
+    if not {"x_train", "x_test"} & set(arrays):
         raise SlimlineError(f"{path} has neither x_train nor x_test: name its arrays {', '.join(ARRAYS)}.")
-    return found
+    return arrays
 
 
 def load_pair(

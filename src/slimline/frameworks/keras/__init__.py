@@ -163,14 +163,14 @@ class KerasAdapter:
         batches: Iterable[tuple[Array, ...]],
         values: Sequence[str],
         see: Callable[[str, Array], None],
-        given: Sequence[str] | None = None,
+        sources: Sequence[str] | None = None,
     ) -> None:
         """See `observe.observe`."""
         from slimline.frameworks.keras import observe
         from slimline.frameworks.keras.device import computing
 
         with computing(wish()):
-            observe.observe(native, batches, values, see, given)
+            observe.observe(native, batches, values, see, sources)
 
     def trainer(self, native: Any, teacher: Any | None, step: Training, seed: int, total_steps: int) -> Trainer:
         """See `train.KerasTrainer`."""

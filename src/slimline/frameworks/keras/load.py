@@ -87,7 +87,7 @@ def example_inputs(model: keras.Model, shapes: Sequence[tuple[Sequence[int], str
     random = np.random.default_rng(0)
     if shapes is None:
         shapes = [((t.shape[0] or 2, *t.shape[1:]), t.dtype) for t in model.inputs]
-    made = []
+    arrays = []
     for tensor, (shape, dtype) in zip(model.inputs, shapes, strict=True):
         if None in shape:
             raise NoExample(
@@ -95,8 +95,8 @@ def example_inputs(model: keras.Model, shapes: Sequence[tuple[Sequence[int], str
             )
         floating = "float" in dtype
         numbers = random.standard_normal(tuple(shape)) if floating else np.ones(tuple(shape))
-        made.append(numbers.astype("float32" if dtype == "bfloat16" else dtype))
-    return tuple(made)
+        arrays.append(numbers.astype("float32" if dtype == "bfloat16" else dtype))
+    return tuple(arrays)
 
 
 def checked(model: keras.Model, example: tuple[Array, ...]) -> tuple[Array, ...]:
@@ -104,13 +104,13 @@ def checked(model: keras.Model, example: tuple[Array, ...]) -> tuple[Array, ...]
     if len(example) != len(model.inputs):
         raise SlimlineError(f"The model takes {len(model.inputs)} inputs, the example has {len(example)}.")
     fitted = []
-    for tensor, given in zip(model.inputs, example, strict=True):
-        array = np.asarray(given)
-        wanted = tuple(tensor.shape)
-        fits = len(wanted) == array.ndim and all(w in (None, n) for w, n in zip(wanted, array.shape, strict=True))
+    for tensor, value in zip(model.inputs, example, strict=True):
+        array = np.asarray(value)
+        expected = tuple(tensor.shape)
+        fits = len(expected) == array.ndim and all(w in (None, n) for w, n in zip(expected, array.shape, strict=True))
         if not fits:
             raise SlimlineError(
-                f"Input {input_name(tensor)!r} has shape {wanted}, the example {array.shape}: "
+                f"Input {input_name(tensor)!r} has shape {expected}, the example {array.shape}: "
                 "give arrays (batch, …) of the model's sizes."
             )
         if array.dtype != tensor.dtype and (array.dtype.kind not in "biuf" or np.dtype(tensor.dtype).kind != "f"):

@@ -12,7 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from slimline.basics.errors import SlimlineError
+from slimline.basics.errors import SlimlineError, first_line
 from slimline.files import archive, strictjson
 from slimline.files.archive import Archive, Damaged
 from slimline.files.strictjson import Malformed
@@ -122,7 +122,7 @@ def _open(
     except (SlimlineError, Malformed, MemoryError):
         raise
     except Exception as reason:  # a model that contradicts itself fails in Keras in many ways
-        raise Malformed(f"does not run on its example inputs ({_first(reason)})") from reason
+        raise Malformed(f"does not run on its example inputs ({first_line(reason)[:200]})") from reason
     return native, example, {} if notes is None else notes["metadata"]
 
 
@@ -153,15 +153,10 @@ def _loaded(path: Path, safe: bool) -> keras.Model:
     except MemoryError:
         raise
     except Exception as reason:  # a config that contradicts itself fails in Keras in many ways
-        raise Malformed(f"cannot be loaded by Keras ({_first(reason)})") from reason
+        raise Malformed(f"cannot be loaded by Keras ({first_line(reason)[:200]})") from reason
     if not isinstance(model, keras.Model):
         raise Malformed("holds no model")
     return model
-
-
-def _first(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__).rstrip(".:")[:200]
 
 
 def _notes(content: bytes) -> dict[str, Any]:
@@ -184,12 +179,17 @@ def _notes(content: bytes) -> dict[str, Any]:
     return notes
 
 
-def _refusal(path: Path, said: str) -> str:
-    if "Lambda" in said or "safe_mode" in said or "unsafe" in said.lower():
+def _refusal(path: Path, problem: str) -> str:
+    if "Lambda" in problem or "safe_mode" in problem or "unsafe" in problem.lower():
         return (
             f"{path} carries Python code in a Lambda layer, which is not run: replace the layer by a registered one, "
             "or pass --allow-pickle if you trust the file."
         )
-    if "layer of your own" in said or "Could not locate" in said or "not registered" in said or "register" in said:
+    if (
+        "layer of your own" in problem
+        or "Could not locate" in problem
+        or "not registered" in problem
+        or "register" in problem
+    ):
         return f"{path} uses a layer of your own: import the module that registers it, then load the model in Python."
-    return f"{path} is damaged or no .keras file that slimline reads: it {said}; save the model again with Keras."
+    return f"{path} is damaged or no .keras file that slimline reads: it {problem}; save the model again with Keras."

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch.utils import _pytree as pytree
 
-from slimline.basics.errors import SlimlineError
+from slimline.basics.errors import SlimlineError, first_line
 from slimline.frameworks.base import Array, Batch, Parts, Trainer
 from slimline.frameworks.device import wish
 from slimline.frameworks.edit import carry_out
@@ -63,10 +63,10 @@ class TorchAdapter:
         """Read-only views of every stored tensor; tied ones once, under the first name. Of bfloat16, which numpy does
         not have, copies in float32."""
         stored = {name: t.detach().cpu() for name, t in natives.tensors(native).items()}
-        found = {n: (t.float() if t.dtype == torch.bfloat16 else t).numpy().view() for n, t in stored.items()}
-        for array in found.values():
+        arrays = {n: (t.float() if t.dtype == torch.bfloat16 else t).numpy().view() for n, t in stored.items()}
+        for array in arrays.values():
             array.flags.writeable = False
-        return found
+        return arrays
 
     def edit(self, native: Native, edits: Sequence[Edit], example: tuple[Array, ...]) -> Native:
         """See `slimline.frameworks.torch.edit`."""
@@ -113,7 +113,7 @@ class TorchAdapter:
         except (RuntimeError, ValueError, IndexError, TypeError) as reason:
             shapes = ", ".join(f"{x.dtype}{x.shape}" for x in inputs)
             raise SlimlineError(
-                f"The model cannot take inputs {shapes} ({str(reason).splitlines()[0]}): "
+                f"The model cannot take inputs {shapes} ({first_line(reason)}): "
                 "give arrays of the shapes and dtypes of its example inputs."
             ) from reason
         finally:
@@ -165,12 +165,12 @@ class TorchAdapter:
         batches: Iterable[tuple[Array, ...]],
         values: Sequence[str],
         see: Callable[[str, Array], None],
-        given: Sequence[str] | None = None,
+        sources: Sequence[str] | None = None,
     ) -> None:
         """See `slimline.frameworks.torch.observe.observe`."""
         from slimline.frameworks.torch.observe import observe
 
-        observe(native, batches, values, see, given, self.device(wish()))
+        observe(native, batches, values, see, sources, self.device(wish()))
 
     def trainer(self, native: Native, teacher: Any | None, step: Training, seed: int, total_steps: int) -> Trainer:
         """See `slimline.frameworks.torch.train.TorchTrainer`."""

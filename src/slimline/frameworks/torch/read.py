@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from slimline.basics.errors import NoExample, SlimlineError
+from slimline.basics.errors import NoExample, SlimlineError, first_line
 from slimline.files.strictjson import Malformed
 from slimline.frameworks.base import Array
 from slimline.frameworks.torch import native as natives
@@ -94,9 +94,9 @@ def capture(
     module: nn.Module, example: tuple[Array, ...], frees: tuple[Free, ...] = ("batch",)
 ) -> tuple[Native, tuple[Array, ...]]:
     """Export a module in inference mode, with the first of `frees` that it takes, or else for its example's sizes."""
-    native, kept = _captured(module, example, frees)
+    native, inputs = _captured(module, example, frees)
     fold(native)
-    return native, kept
+    return native, inputs
 
 
 def _captured(
@@ -108,14 +108,14 @@ def _captured(
         try:
             program = natives.trace(module, to_tensors(two), free)
         except Exception as reason:  # torch.export raises many types; fixed sizes are tried before it is an error
-            log.info("no free %s: %s", free, _first_line(reason))
+            log.info("no free %s: %s", free, first_line(reason))
         else:
             return natives.from_program(program, None, free=free), two
     try:
         program = natives.trace(module, to_tensors(example), "none")
     except Exception as reason:
         raise SlimlineError(
-            f"torch.export cannot capture {type(module).__name__} ({_first_line(reason)}): check the example inputs, "
+            f"torch.export cannot capture {type(module).__name__} ({first_line(reason)}): check the example inputs, "
             "or give the part of the model without control flow on data."
         ) from reason
     log.warning("%s only takes batches of %d, as its example.", type(module).__name__, len(example[0]))
@@ -133,11 +133,6 @@ def _check_names(module: nn.Module) -> None:
                 f"The weight {name[:80]!r} has a name that torch cannot write into a graph: rename its module "
                 "without quotes, backslashes, control characters and Python's own words."
             ) from reason
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__).rstrip(".:")
 
 
 def _from_program(
@@ -172,7 +167,7 @@ def read(native: fx.GraphModule, example: tuple[Array, ...]) -> Graph:
             recorder.run(*to_tensors(example))
     except (RuntimeError, ValueError, TypeError, IndexError, MemoryError, NotImplementedError) as reason:
         raise SlimlineError(
-            f"The model does not run on its example inputs ({_first_line(reason)}): give inputs that fit it."
+            f"The model does not run on its example inputs ({first_line(reason)}): give inputs that fit it."
         ) from reason
     stored = natives.tensors(native)
     reader = _Reader(recorder, stored)

@@ -21,7 +21,7 @@ import torch
 from torch import fx, nn
 from torch._export.serde.serialize import ExportedProgramDeserializer, serialize
 
-from slimline.basics.errors import SlimlineError
+from slimline.basics.errors import SlimlineError, first_line
 from slimline.files import archive, strictjson
 from slimline.files.archive import Archive, Damaged
 from slimline.files.strictjson import Malformed
@@ -199,8 +199,8 @@ def _checked(path: Path) -> tuple[Archive, str]:
     for name in held.sizes:
         if not _MEMBERS.fullmatch(name[len(root) :]):
             raise Malformed(f"holds {name[:80]!r}, which can be code or a pickle and is not opened")
-    for name, wanted in (("archive_format", b"pt2"), ("archive_version", b"0")):
-        if held.read(root + name, 16).strip() != wanted:
+    for name, expected in (("archive_format", b"pt2"), ("archive_version", b"0")):
+        if held.read(root + name, 16).strip() != expected:
             raise Malformed(f"is of another {name} than torch.export writes")
     if root + "byteorder" in held.sizes and held.read(root + "byteorder", 16) != b"little":
         raise Malformed("holds numbers in another order of bytes")
@@ -287,7 +287,7 @@ def _open_pickle(
     try:
         module = torch.load(path, map_location="cpu", weights_only=False)
     except (pickle.UnpicklingError, EOFError, RuntimeError, AttributeError, ImportError) as reason:
-        raise SlimlineError(f"{path} cannot be unpickled ({str(reason).splitlines()[0]}): save it as .pt2.") from reason
+        raise SlimlineError(f"{path} cannot be unpickled ({first_line(reason)}): save it as .pt2.") from reason
     if not isinstance(module, (nn.Module, torch.export.ExportedProgram)):
         raise SlimlineError(
             f"{path} holds a {type(module).__name__}, not a module: give package.module:factory with --weights."
