@@ -1,4 +1,4 @@
-"""The ExecuTorch target, against torch, the simulation of integers, and the graph that XNNPACK is given."""
+"""The ExecuTorch target, against torch, the simulation of integers, and the graph that XNNPACK gets."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def integer(tmp_path_factory: pytest.TempPathFactory) -> tuple[sl.Model, Path]:
 def test_float_answers_as_torch_at_any_batch(float_path: Path) -> None:
     model, session = mobile.model(), TARGET.load(float_path)
     for count in (1, 4, 33):
-        found = session.run((mobile.images(count),))
-        np.testing.assert_allclose(found, model.outputs(mobile.images(count))[0], rtol=1e-4, atol=1e-5)
+        answers = session.run((mobile.images(count),))
+        np.testing.assert_allclose(answers, model.outputs(mobile.images(count))[0], rtol=1e-4, atol=1e-5)
     assert TARGET.input_specs(float_path) == [("x", (None, 3, 8, 8), "float32")]
     assert set(TARGET.integer_layers(float_path).values()) == {"float"}
 

@@ -31,8 +31,8 @@ def test_float_answers_as_the_model(tmp_path: Path) -> None:
         "--minShapes=x:1x3x8x8 --optShapes=x:32x3x8x8 --maxShapes=x:1024x3x8x8\n"
     )
     expected = model.outputs(mobile.images(3))[0]
-    found = runtime("onnxruntime").load(path).run((mobile.images(3),))
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    answers = runtime("onnxruntime").load(path).run((mobile.images(3),))
+    np.testing.assert_allclose(answers, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_integers_follow_every_rule(integer: Path) -> None:
@@ -115,7 +115,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("how", BROKEN)
 def test_a_broken_rule_is_seen(integer: Path, how: str) -> None:
-    assert [said for said in violations(_changed(integer, how)) if re.search(BROKEN[how], said)]
+    assert any(re.search(BROKEN[how], broken) for broken in violations(_changed(integer, how)))
 
 
 def test_the_parser_of_tensorrt_takes_it(integer: Path) -> None:

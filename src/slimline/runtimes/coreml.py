@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from slimline.basics.errors import SlimlineError, require
+from slimline.basics.errors import SlimlineError, first_line, require
 from slimline.basics.quiet import silent
 from slimline.graph.placement import Policy
 from slimline.runtimes.base import Runtime
@@ -150,9 +150,8 @@ def _convert(program: torch.export.ExportedProgram, package: Path, precision: st
                 skip_model_load=True,
             ).save(str(package))
         except Exception as error:  # the converter raises many types
-            lines = [line.strip().rstrip(".: ") for line in str(error).splitlines() if line.strip()]
             raise SlimlineError(
-                f"The model cannot be written for Core ML ({lines[0][:200] if lines else type(error).__name__}): "
+                f"The model cannot be written for Core ML ({first_line(error)[:200]}): "
                 "express that part of it by common operators."
             ) from error
         _settle(package)
@@ -297,15 +296,15 @@ class _Package:
         if self._blobs is None:
             raise SlimlineError("The Core ML package has no file of weights: export the model again.")
         name = {"float32": "float", "float16": "fp16"}.get(dtype, dtype)
-        found = np.asarray(getattr(self._blobs, f"read_{name}_data")(offset))
-        return found.view(dtype) if dtype == "float16" and found.dtype != np.float16 else found.astype(dtype)
+        flat = np.asarray(getattr(self._blobs, f"read_{name}_data")(offset))
+        return flat.view(dtype) if dtype == "float16" and flat.dtype != np.float16 else flat.astype(dtype)
 
 
 def _same_interface(program: torch.export.ExportedProgram, package: _Package) -> None:
     nodes = {node.name: node for node in program.graph.nodes}
-    given = [nodes[name].meta["val"] for name in program.graph_signature.user_inputs if isinstance(name, str)]
+    inputs = [nodes[name].meta["val"] for name in program.graph_signature.user_inputs if isinstance(name, str)]
     answers = [node.meta["val"] for node in program.graph.output_node().args[0]]
-    for what, values, specs in (("inputs", given, package.inputs()), ("outputs", answers, package.outputs())):
+    for what, values, specs in (("inputs", inputs, package.inputs()), ("outputs", answers, package.outputs())):
         expected = [(_sizes(x.shape), _dtype(x)) for x in values]
         written = [(shape, dtype) for _, shape, dtype in specs]
         if len(expected) != len(written) or not all(map(_alike, expected, written)):
@@ -343,15 +342,15 @@ def _same_weights(program: torch.export.ExportedProgram, package: _Package, prec
             rounded = weight.astype(precision if weight.dtype.kind == "f" else weight.dtype)
             if not np.isfinite(rounded).all():
                 raise SlimlineError(f"{name} has numbers that {precision} does not: scale it, or export in float32.")
-            found = any(_equal(rounded, array) for array in plain.get(weight.size, ()))
+            present = any(_equal(rounded, array) for array in plain.get(weight.size, ()))
         else:
             scale, axis = grid
             scale = scale.astype(precision)
-            found = any(
+            present = any(
                 np.array_equal(weight, integers) and np.array_equal(np.ravel(scale), np.ravel(scales)) and axis == other
                 for integers, scales, other in packed
             )
-        if not found:
+        if not present:
             raise SlimlineError(
                 f"The Core ML package does not hold {name} as the model has it, so it was not written: report this "
                 "model to slimline."

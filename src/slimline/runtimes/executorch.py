@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from slimline.basics.errors import SlimlineError, require
+from slimline.basics.errors import SlimlineError, first_line, require
 from slimline.basics.quiet import silent
 from slimline.files.atomic import atomic_write
 from slimline.graph.placement import Policy
@@ -62,7 +62,7 @@ class Session:
                 self._method = self._program.load_method("forward")
             except RuntimeError as error:
                 raise SlimlineError(
-                    f"ExecuTorch cannot run {path} ({_first_line(error)}): export the model again."
+                    f"ExecuTorch cannot run {path} ({first_line(error)[:200]}): export the model again."
                 ) from error
         self._specs = _specs(self._method.metadata, record)
         meta = self._method.metadata
@@ -175,7 +175,7 @@ def _lowered(program: torch.export.ExportedProgram) -> bytes:
                 return bytes(named.to_executorch(config).buffer)
             except Exception as error:  # passes raise many types
                 raise SlimlineError(
-                    f"The model cannot be written for ExecuTorch ({_first_line(error)}): "
+                    f"The model cannot be written for ExecuTorch ({first_line(error)[:200]}): "
                     "express that part of it by common operators."
                 ) from error
 
@@ -297,8 +297,8 @@ def _xnnpack(payload: bytes) -> dict[str, Any]:
         graph.write_bytes(payload[header.flatbuffer_offset :][: header.flatbuffer_size])
         _flatc_decompile(folder, str(schema), str(graph))
         text = Path(folder, "graph.json").read_text("utf-8")
-    found: dict[str, Any] = json.loads(text.replace(": inf", ": Infinity").replace(": -inf", ": -Infinity"))
-    return found
+    parsed: dict[str, Any] = json.loads(text.replace(": inf", ": Infinity").replace(": -inf", ": -Infinity"))
+    return parsed
 
 
 def _load(path: Path) -> tuple[Any, dict[str, Any]]:
@@ -316,7 +316,9 @@ def _load(path: Path) -> tuple[Any, dict[str, Any]]:
             noted = program.load_method(_RECORD).execute([])[0] if _RECORD in program.method_names else "{}"
             return program, json.loads(noted)
         except (RuntimeError, ValueError) as error:
-            raise SlimlineError(f"ExecuTorch cannot load {path} ({_first_line(error)}): give a .pte file.") from error
+            raise SlimlineError(
+                f"ExecuTorch cannot load {path} ({first_line(error)[:200]}): give a .pte file."
+            ) from error
 
 
 def _specs(meta: Any, record: Mapping[str, Any]) -> Specs:
@@ -338,8 +340,3 @@ _DTYPES = {
     7: "float64",
     11: "bool",
 }
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip().rstrip(".: ") for line in str(error).splitlines() if line.strip()]
-    return lines[0][:200] if lines else type(error).__name__

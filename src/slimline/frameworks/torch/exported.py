@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import fx
 
-from slimline.basics.errors import SlimlineError
+from slimline.basics.errors import SlimlineError, first_line
 from slimline.frameworks.base import Array
 from slimline.frameworks.torch.fakequant import fold
 from slimline.frameworks.torch.native import Native, sharing, to_tensors, trace
@@ -48,10 +48,9 @@ def to_program(native: Native, example: tuple[Array, ...], integer: bool) -> tor
         try:
             return trace(module.eval(), to_tensors(example), native.free, LARGEST_BATCH)
         except (RuntimeError, ValueError, TypeError) as error:
-            reason = str(error).strip().splitlines()[0][:200].rstrip(".: ")
             raise SlimlineError(
-                f"The model cannot be written as an exported program ({reason}): express that part of it by common "
-                "operators."
+                f"The model cannot be written as an exported program ({first_line(error)[:200]}): "
+                "express that part of it by common operators."
             ) from error
 
 
@@ -103,19 +102,19 @@ def _pair(graph: fx.Graph, like: fx.Node, args: tuple[Any, ...]) -> fx.Node:
 def _weight(module: Native, node: fx.Node) -> fx.Node:
     """The integers of a stored weight, and what dequantizes them."""
     ops: Any = torch.ops.quantized_decomposed
-    graph, given = module.graph, cast(tuple[Any, ...], node.args)
-    name = str(given[0].target)
+    graph, operands = module.graph, cast(tuple[Any, ...], node.args)
+    name = str(operands[0].target)
     weight = _tensor(module, name)
     args: tuple[Any, ...]
     if node.target is _TENSOR:
-        _, scale, zero, low, high = given
+        _, scale, zero, low, high = operands
         grid = Grid(scale=(scale,), zero_point=(zero,), low=low, high=high)
         read = _store(module, node, f"{name}_integers", torch.from_numpy(quantize(weight.numpy(), grid)))
         args = (read, scale, zero, low, high, torch.int8)
         with graph.inserting_after(read):
             real = graph.call_function(ops.dequantize_per_tensor.default, args)
     else:
-        _, scales, zeros, axis, low, high = given
+        _, scales, zeros, axis, low, high = operands
         each = tuple(_tensor(module, str(scales.target)).tolist())
         grid = Grid(scale=each, zero_point=(0,) * len(each), low=low, high=high, axis=axis)
         read = _store(module, node, f"{name}_integers", torch.from_numpy(quantize(weight.numpy(), grid)))
@@ -142,8 +141,8 @@ def _pool_means(graph: fx.Graph) -> None:
     """Write a rounded mean over all spatial dimensions as one that keeps them, which has an integer kernel."""
     quantizer = torch.ops.quantized_decomposed.quantize_per_tensor.default
     for node in graph.find_nodes(op="call_function", target=_aten.mean.dim):
-        given: Any = node.args
-        x, axes, *keep = given
+        operands: Any = node.args
+        x, axes, *keep = operands
         rank, users = x.meta["val"].ndim, list(node.users)
         rounded = len(users) == 1 and users[0].target is quantizer
         if any(keep) or node.kwargs or not rounded or sorted(a % rank for a in axes) != list(range(2, rank)):
