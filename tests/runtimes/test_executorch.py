@@ -53,6 +53,7 @@ def test_integers_are_smaller(integer: tuple[sl.Model, Path], float_path: Path) 
     assert integer[1].stat().st_size < float_path.stat().st_size
 
 
+@pytest.mark.slow
 def test_the_same_bytes_each_time_and_no_paths_in_them(integer: tuple[sl.Model, Path], tmp_path: Path) -> None:
     write(TARGET, mobile.quantized("executorch"), tmp_path / "again.pte")
     content = (tmp_path / "again.pte").read_bytes()
