@@ -64,9 +64,11 @@ def test_each_family_of_steps_has_one_handler() -> None:
 BARE = """
 import sys
 
+EXTRAS = {"torch", "keras", "tensorflow", "ai_edge_litert", "flatbuffers", "executorch", "coremltools"}
+
 class Absent:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"torch", "keras", "tensorflow", "ai_edge_litert", "flatbuffers", "executorch", "coremltools"}:
+        if name.partition(".")[0] in EXTRAS:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Absent())
