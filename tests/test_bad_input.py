@@ -212,6 +212,7 @@ COMMANDS = [
     ("measure bad.onnx --data digits", "bad.onnx"),
     ("measure m.bin --data digits", "There is no runtime for files ending in '.bin'"),
     ("measure bad.onnx --data digits --target nope", "There is no target 'nope'"),
+    ("measure bad.onnx --data digits --target openvino", "give an artifact that ends in .xml"),
     ("measure bad.onnx --data digits --target litert", "give an artifact that ends in .tflite"),
     ("measure none.onnx --data digits --json", "There is no artifact at none.onnx"),
     ("measure bad.onnx --data digits --against none.onnx --json", "There is no artifact at none.onnx"),

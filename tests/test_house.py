@@ -23,6 +23,7 @@ NAMES = {
     "executorch",
     "coreml",
     "tensorrt",
+    "openvino",
     ".pt2",
     ".keras",
     ".tflite",
@@ -64,7 +65,7 @@ def test_each_family_of_steps_has_one_handler() -> None:
 BARE = """
 import sys
 
-EXTRAS = {"torch", "keras", "tensorflow", "ai_edge_litert", "flatbuffers", "executorch", "coremltools"}
+EXTRAS = {"torch", "keras", "tensorflow", "ai_edge_litert", "flatbuffers", "executorch", "coremltools", "openvino"}
 
 class Absent:
     def find_spec(self, name, path=None, target=None):
@@ -75,7 +76,7 @@ sys.meta_path.insert(0, Absent())
 from slimline.measure.results import environment
 from slimline.recipe.registry import handlers
 from slimline.runtimes.base import names, runtime
-assert {"coreml", "executorch", "litert", "onnxruntime", "tensorrt"} <= set(names())
+assert {"coreml", "executorch", "litert", "onnxruntime", "openvino", "tensorrt"} <= set(names())
 assert all(runtime(name).policy for name in names())
 assert "ChannelPruning" in handlers()
 environment()

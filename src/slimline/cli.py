@@ -349,28 +349,51 @@ def measure(
 
 @app.command()
 def targets(as_json: Json = False) -> None:
-    """List the runtimes that slimline compresses for."""
+    """List the runtimes that slimline compresses for, and what can be asked of each here."""
     from slimline.frameworks.base import frameworks
+    from slimline.model.lowering import roads
     from slimline.report.printed import listing
     from slimline.report.tables import Grid
-    from slimline.runtimes.base import names, runtime
+    from slimline.runtimes.base import ABILITIES, names, runtime
 
     with _aside(as_json):
-        listed: list[dict[str, Any]] = [
-            {
-                "name": each.name,
-                "frameworks": [name for name, known in frameworks().items() if set(known.forms) & set(each.forms)],
-                "suffix": each.suffix,
-                "description": each.description,
-                "missing": each.available(),
-            }
-            for each in map(runtime, names())
-        ]
+        listed: list[dict[str, Any]] = []
+        for each in map(runtime, names()):
+            missing = each.available()
+            can = [] if missing else [ability for ability in ABILITIES if ability in each.abilities]
+            by = roads({name: known.forms for name, known in frameworks().items()}, each)
+            listed.append(
+                {
+                    "name": each.name,
+                    "frameworks": list(by),
+                    "suffix": each.suffix,
+                    "description": each.description,
+                    "missing": missing,
+                    "forms": list(each.forms),
+                    "roads": by,
+                    "precisions": list(each.precisions),
+                    "can": can,
+                    "cannot": [ability for ability in ABILITIES if ability not in can],
+                    "settings": each.settings(),
+                }
+            )
     if as_json:
         _print_json(listing("targets", listed))
         return
-    rows = [(f["name"], ", ".join(f["frameworks"]), f["description"], f["missing"] or "yes") for f in listed]
-    out.print(Grid("Runtimes that slimline compresses for", ("target", "for", "what", "installed"), rows))
+    rows = [
+        (
+            entry["name"],
+            "; ".join(f"{framework} by {form}" for framework, form in entry["roads"].items()) or "none",
+            f"{entry['description']} ({', '.join(entry['precisions'])})",
+            entry["missing"] or "yes",
+            _asked(entry["can"], entry["cannot"]) if not entry["missing"] else "nothing",
+            ", ".join(word for words in entry["settings"].values() for word in words) or "none",
+        )
+        for entry in listed
+    ]
+    columns = ("target", "from", "what", "installed", "can be asked here", "settings")
+    out.print(Grid("Runtimes that slimline compresses for", columns, rows))
+    out.say("A setting stands behind the name: --target onnxruntime:basic.")
 
 
 @app.command()
@@ -439,6 +462,11 @@ def _shape(text: str | None) -> tuple[int, ...] | None:
     if not all(size.strip().isdigit() for size in sizes):
         raise SlimlineError(f"--input-shape {text} is no shape: write numbers with commas, such as 3,224,224.")
     return tuple(int(size) for size in sizes)
+
+
+def _asked(can: list[str], cannot: list[str]) -> str:
+    """What a target does when asked, and what not, in words."""
+    return ", ".join(can) + (f"; not: {', '.join(cannot)}" if cannot else "")
 
 
 def _known(target: str | None) -> None:

@@ -224,7 +224,7 @@ def check_schema(loaded: Any, where: str) -> None:
 
 
 # fmt: off
-_BESIDE = ("openvino", "ai-edge-quantizer", "pydantic", "scikit-learn")
+_BESIDE = ("ai-edge-quantizer", "pydantic", "scikit-learn")
 _FLAGS = (
     "avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16", "amx_int8",
     "amx_bf16", "asimddp", "i8mm", "sve",

@@ -36,6 +36,7 @@ from slimline.run.journal import Computed, Created, Decision, Finished, Note, St
 from slimline.run.layout import DURATIONS, JOURNAL, RECIPE, REPORT, STAGES, WORK
 from slimline.run.seal import is_own, seal
 from slimline.run.workspace import Workspace
+from slimline.runtimes.base import runtime
 
 if TYPE_CHECKING:
     from slimline.measure.certificate import Certificate
@@ -418,7 +419,8 @@ class Run:
     @property
     def artifact(self) -> Path:
         """The compressed file, or folder, that the target runtime loads."""
-        return self._file("artifact", lambda f: f.parent == Path(str(self.recipe.target)) and f.suffix != ".data")
+        target = str(self.recipe.target)
+        return self._file("artifact", lambda f: f.parent == Path(target) and f.suffix == runtime(target).suffix)
 
     @property
     def model(self) -> Model:

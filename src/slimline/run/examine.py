@@ -12,7 +12,6 @@ import numpy as np
 
 from slimline.basics.errors import SlimlineError
 from slimline.basics.progress import Progress
-from slimline.files.atomic import sha256
 from slimline.graph import cost
 from slimline.graph.units import Units
 from slimline.measure import (
@@ -181,7 +180,7 @@ def _prove(
         return dataclasses.asdict(ledger.use(samples.keys, paths["original"], paths["compressed"], kind))
 
     # What other runs did to the samples is asked once, so that this one ends the same whenever it goes on.
-    used = ledger.Use(**run.decide(f"use of the samples by {sha256(paths['compressed'])[:12]}", count))
+    used = ledger.Use(**run.decide(f"use of the samples by {ledger.digest(paths['compressed'])[:12]}", count))
     certificate = samples.certify(
         scores["original"],
         scores["compressed"],

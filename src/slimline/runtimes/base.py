@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,6 +17,13 @@ from slimline.basics.plugins import installed, registered
 if TYPE_CHECKING:
     from slimline.graph.placement import Policy
     from slimline.runtimes.forms import Form
+
+
+ABILITIES = ("run", "time", "profile", "count integer kernels", "time single layers")
+"""What a target may be asked."""
+
+Specs = Sequence[tuple[str, tuple[int | None, ...], str]]
+"""Name, shape (None where any size goes) and numpy dtype of each input of an artifact."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,10 @@ class Runtime(Protocol):
     elsewhere: str = ""
     """Where its artifacts run, such as ``on Apple devices``, if that is not here: they are then checked by `verify`,
     and nothing is measured. Empty where they run here."""
+    precisions: tuple[str, ...] = ("float32", "int8")
+    """What its artifacts may compute in."""
+    abilities: frozenset[str] = frozenset({"run", "time"})
+    """Those of `ABILITIES` that it has on this machine, once it is installed."""
 
     def available(self) -> str | None:
         """None if its packages are installed, else the sentence with the pip command."""
@@ -83,10 +94,22 @@ class Runtime(Protocol):
         """Versions of those of `packages` that are installed."""
         return installed(self.packages)
 
+    def settings(self) -> Mapping[str, Mapping[str, str]]:
+        """By kind, the words that may stand behind its name and a colon on this machine, and what each does."""
+        return {}
+
+    def configured(self, name: str, chosen: Mapping[str, str]) -> Runtime:
+        """The same target under another name, with a word of some kinds of `settings`."""
+        raise SlimlineError(f"{self.name} has no settings: leave out what stands behind its name in {name}.")
+
     @property
     def weight_bits(self) -> int:
         """Bits of an int8 weight that its integer kernels take exactly on this processor: 8, or 7."""
         return 8
+
+    def files(self, path: Path) -> tuple[Path, ...]:
+        """Where the files of the artifact at `path` may lie, itself first."""
+        return (path,)
 
     def lower(self, form: Form, path: Path) -> None:
         """Write the artifact of a network in one of `forms` atomically and deterministically, integer where it says so.
@@ -134,6 +157,28 @@ class Runtime(Protocol):
         """Name, shape (None where any size goes) and dtype of each input."""
 
 
+def conform(artifact: str, specs: Specs, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """`inputs` as contiguous arrays of the dtypes of `specs`; for runtimes that do not check shapes themselves.
+
+    Raises
+    ------
+    SlimlineError : there are more or fewer, or one has another shape.
+    """
+    if len(inputs) != len(specs):
+        raise SlimlineError(f"{artifact} takes {len(specs)} inputs, not {len(inputs)}.")
+    arrays = []
+    for (name, shape, dtype), array in zip(specs, inputs, strict=True):
+        fits = len(shape) == array.ndim and all(a in (None, b) for a, b in zip(shape, array.shape, strict=True))
+        if not fits:
+            sizes = ", ".join("any" if size is None else str(size) for size in shape)
+            raise SlimlineError(
+                f"Input {name!r} of {artifact} has shape ({sizes}), not {array.shape}: "
+                "give arrays (batch, …) of these sizes."
+            )
+        arrays.append(np.ascontiguousarray(array, dtype))
+    return arrays
+
+
 @cache
 def _runtimes() -> Mapping[str, Runtime]:
     return registered("target", "slimline.runtimes", "runtime", "slimline.targets", lambda found: found.name)
@@ -146,10 +191,35 @@ def names() -> list[str]:
 
 
 def runtime(name: str) -> Runtime:
-    """The target called `name`."""
-    if name not in _runtimes():
-        raise unknown("target", name, _runtimes())
-    return _runtimes()[name]
+    """The target called `name`, such as ``onnxruntime``, or with settings, such as ``onnxruntime:cuda,basic``.
+
+    Raises
+    ------
+    SlimlineError : there is no such target, or it has no such setting on this machine.
+    """
+    plain, colon, words = name.partition(":")
+    if plain not in _runtimes():
+        raise unknown("target", plain, _runtimes())
+    target: Runtime = _runtimes()[plain]
+    if not colon:
+        return target
+    kinds = {word: kind for kind, known in target.settings().items() for word in known}
+    chosen: dict[str, str] = {}
+    for word in words.split(","):
+        if word not in kinds:
+            raise unknown(f"setting of {plain} on this machine", word, kinds)
+        if kinds[word] in chosen:
+            raise SlimlineError(f"{name} names two settings of {kinds[word]}: leave {word} out.")
+        chosen[kinds[word]] = word
+    return target.configured(name, chosen)
+
+
+def files_of(artifact: Path) -> list[Path]:
+    """The files that make up an artifact, the one by which it is called first: of a folder all that are in it."""
+    if artifact.is_dir():
+        return sorted(file for file in artifact.rglob("*") if file.is_file())
+    loads = next((each for each in _runtimes().values() if each.suffix == artifact.suffix), None)
+    return [file for file in (loads.files(artifact) if loads else (artifact,)) if file.is_file()]
 
 
 def runtime_for(path: Path) -> Runtime:

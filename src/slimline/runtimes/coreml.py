@@ -73,8 +73,10 @@ class CoreML(Runtime):
     forms = (EXPORTED_PROGRAM,)
     policy = POLICY
     packages = ("coremltools", "torch")
+    precisions = ("float16", "int8")
+    abilities: frozenset[str] = frozenset()
     elsewhere = "on Apple devices"
-    description = "Core ML for iOS 17 and macOS 14: float16, or int8 activations and int8 weights per channel"
+    description = "Core ML for iOS 17 and macOS 14, not run here: int8 activations and int8 weights per channel"
 
     def __init__(self, precision: Literal["float16", "float32"] = "float16") -> None:
         self.precision = precision

@@ -103,8 +103,9 @@ class ExecuTorch(Runtime):
     suffix = ".pte"
     forms = (EXPORTED_PROGRAM,)
     policy = POLICY
+    abilities = frozenset({"run", "time", "count integer kernels"})
     packages = ("executorch", "torch", "torchao")
-    description = "ExecuTorch on the CPU with XNNPACK: float, or int8 activations and int8 weights per channel"
+    description = "ExecuTorch on the CPU with XNNPACK: int8 activations and int8 weights per channel"
 
     def available(self) -> str | None:
         """None, or the sentence with the pip command."""

@@ -18,7 +18,7 @@ import numpy as np
 from slimline.basics.errors import SlimlineError, require
 from slimline.basics.quiet import quiet
 from slimline.graph.placement import Policy
-from slimline.runtimes.base import Runtime
+from slimline.runtimes.base import ABILITIES, Runtime, conform
 from slimline.runtimes.forms import TENSORFLOW_FUNCTION, Form
 
 if TYPE_CHECKING:
@@ -84,27 +84,12 @@ class Session:
 
     def outputs(self, inputs: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
         """All outputs for `inputs`."""
-        arrays = self._checked(inputs)
+        arrays = conform(self._path.name, self._specs, inputs)
         interpreter = self._interpreter(tuple(a.shape for a in arrays))
         for detail, array in zip(interpreter.get_input_details(), arrays, strict=True):
             interpreter.set_tensor(detail["index"], array)
         interpreter.invoke()
         return tuple(interpreter.get_tensor(detail["index"]) for detail in interpreter.get_output_details())
-
-    def _checked(self, inputs: tuple[np.ndarray, ...]) -> list[np.ndarray]:
-        if len(inputs) != len(self._specs):
-            raise SlimlineError(f"{self._path.name} takes {len(self._specs)} inputs, not {len(inputs)}.")
-        arrays = []
-        for (name, shape, dtype), given in zip(self._specs, inputs, strict=True):
-            fits = len(shape) == given.ndim and all(a in (None, b) for a, b in zip(shape, given.shape, strict=True))
-            if not fits:
-                sizes = ", ".join("any" if size is None else str(size) for size in shape)
-                raise SlimlineError(
-                    f"Input {name!r} of {self._path.name} has shape ({sizes}), not {given.shape}: "
-                    "give arrays (batch, …) of these sizes."
-                )
-            arrays.append(np.ascontiguousarray(given, dtype))
-        return arrays
 
     def _interpreter(self, shapes: tuple[tuple[int, ...], ...]) -> Any:
         """An interpreter for these shapes; the oldest goes when there are too many."""
@@ -129,6 +114,7 @@ class LiteRT(Runtime):
     forms = (TENSORFLOW_FUNCTION,)
     policy = POLICY
     packages = ("ai-edge-litert", "tensorflow", "tensorflow-cpu", "keras")
+    abilities = frozenset(ABILITIES) - {"profile"}
     description = "LiteRT (TensorFlow Lite) on the CPU with XNNPACK; float or full integer"
 
     def available(self) -> str | None:

@@ -76,8 +76,9 @@ class TensorRT(Runtime):
     forms = (ONNX,)
     policy = POLICY
     packages = ("onnx", "onnx-ir", "onnxscript", "tensorrt-rtx")
+    abilities: frozenset[str] = frozenset()
     elsewhere = "with TensorRT on NVIDIA GPUs"
-    description = "TensorRT 10: ONNX in explicit quantization, int8 without zero points, and the trtexec command"
+    description = "TensorRT 10, not run here: ONNX in explicit quantization, int8 without zero points"
 
     def available(self) -> str | None:
         """None if torch is installed (what checks ONNX always is), else the sentence with the pip command."""

@@ -1,9 +1,10 @@
-"""Rewrites of an exported ONNX graph into the form ONNX Runtime fuses into integer kernels.
+"""Rewrites of an exported ONNX graph into the forms that runtimes fuse into integer kernels.
 
 Frameworks carry their rounding into ONNX as one private operator, ``slimline::FakeQuantize`` (`schema`), so that no
 constant folding can touch it. The passes here turn them into standard QuantizeLinear/DequantizeLinear (QDQ) pairs:
 weights become int8 initializers, biases int32 ones on the product of the scales of input and weight, and activations
 pairs on uint8. Last, everything that is no part of the computation (names, traces, inferred shapes) is dropped.
+`rewrite` is what ONNX Runtime fuses; `store_weights` leaves activations to runtimes that have an operator of their own.
 """
 
 from __future__ import annotations
@@ -94,6 +95,16 @@ def explicit(model: ir.Model) -> None:
     _Expander(graph).pairs()
     _drop_unused(graph)
     _strip(model)
+
+
+def store_weights(model: ir.Model) -> None:
+    """Name operators and make weights int8 initializers, in place; activations stay on ``slimline::FakeQuantize``."""
+    graph = model.graph
+    _name_nodes(graph)
+    _Expander(graph).weights()
+    _drop_unused(graph)
+    _strip(model)
+    model.opset_imports[DOMAIN] = 1
 
 
 def _name_nodes(graph: ir.Graph) -> None:
@@ -209,6 +220,12 @@ class _Expander:
                 self._weight(node)
             else:
                 self._activation(node)
+
+    def weights(self) -> None:
+        """Expand those of weights alone."""
+        for node in [n for n in self.graph if n.op_type == FAKE_QUANTIZE and n.domain == DOMAIN]:
+            if _is_weight(node):
+                self._weight(node)
 
     def _activation(self, node: ir.Node) -> None:
         grid = _grid(node)
