@@ -222,7 +222,7 @@ def _layers(program: torch.export.ExportedProgram) -> dict[int, str]:
         stored = {**part.graph_signature.inputs_to_parameters, **part.graph_signature.inputs_to_buffers}
         for node in part.graph.nodes:
             handle = node.meta.get("debug_handle")
-            if node.op != "call_function" or not handle or "quantize" in str(node.target):
+            if not hasattr(node.target, "_op") or not handle or "quantize" in str(node.target):
                 continue
             operator = str(node.target._op).split(".")[1]
             owners = [
