@@ -527,7 +527,7 @@ def _show(run: Run, as_json: bool) -> None:
         out.say(f"{notice.what}: {notice.reason}", "notice", "cyan")
     for warning in report.warnings:
         out.say(warning, "warning", "bold yellow")
-    out.say(report.certificate.sentence())
+    out.say(report.verdict)
     for limit in report.limits:
         if limit.outcome != "missed":
             sure = limit.outcome == "met"
@@ -540,7 +540,7 @@ def _show(run: Run, as_json: bool) -> None:
 def _met(report: Report) -> None:
     """Refuse a result that is over its budget."""
     missed = list(report.unmet)
-    if report.certificate.verdict == "refuted":
+    if report.certificate is not None and report.certificate.verdict == "refuted":
         missed.append(f"the drop in {report.certificate.metric} is more than the budget")
     if missed:
         raise SlimlineError(f"The budget was not met: {'; '.join(missed)}; the artifact above is the best reached.")

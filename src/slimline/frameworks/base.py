@@ -21,7 +21,7 @@ from slimline.basics.arrays import Example
 from slimline.basics.errors import SlimlineError, unknown
 from slimline.basics.named import Labels
 from slimline.basics.plugins import plugins
-from slimline.runtimes.forms import ONNX, TENSORFLOW_FUNCTION
+from slimline.runtimes.forms import EXPORTED_PROGRAM, ONNX, TENSORFLOW_FUNCTION
 
 if TYPE_CHECKING:
     from slimline.graph.edits import Edit
@@ -318,7 +318,14 @@ KERAS = ("keras", "tensorflow", "tensorflow-cpu")
 # Keras first: with its torch backend a keras.Model is a torch.nn.Module too.
 _OWN = (
     Framework("keras", "slimline.frameworks.keras", (".keras",), (TENSORFLOW_FUNCTION,), "litert", KERAS),
-    Framework("torch", "slimline.frameworks.torch", (".pt2", ".pt", ".pth"), (ONNX,), "onnxruntime", ("torch",)),
+    Framework(
+        "torch",
+        "slimline.frameworks.torch",
+        (".pt2", ".pt", ".pth"),
+        (ONNX, EXPORTED_PROGRAM),
+        "onnxruntime",
+        ("torch",),
+    ),
 )
 
 

@@ -34,6 +34,8 @@ class Policy:
     whole : whether everything that can be is integer, from the model's inputs to its outputs; otherwise only
         what lies between integer layers.
     one_grid : glue whose inputs and output must all be on one grid.
+    symmetric : whether grids of activations must have their zero at 0.
+    narrowest : channels that an integer convolution or linear layer must have on both sides.
     """
 
     activations: Literal["uint8", "int8"]
@@ -47,6 +49,8 @@ class Policy:
     transposed_channels: bool
     whole: bool
     one_grid: frozenset[str]
+    symmetric: bool = False
+    narrowest: int = 0
 
 
 _COMPUTE = ("conv", "linear", "einsum")
@@ -163,9 +167,17 @@ class _Placer:
             reason = "its weight is shared with an operator that needs it in float"
         elif node.attributes.get("transposed") and not self.policy.transposed:
             reason = "the runtime has no integer transposed convolution"
+        elif self._narrow(node):
+            reason = f"it has fewer than {self.policy.narrowest} channels, for which integers do not pay"
         if reason is not None:
             self.refused[node.layer] = reason
         return reason is None
+
+    def _narrow(self, node: Node) -> bool:
+        """Whether a layer has too few channels, on one side, of a convolution that is not transposed in dimension 1."""
+        axis = -1 if node.kind == "linear" else 1
+        sides = [self.graph.values[str(name)].shape[axis] for name in (node.inputs[0], node.outputs[0])]
+        return self.policy.narrowest > 0 and min(sides) < self.policy.narrowest
 
     def _same_use(self, other: Node, node: Node) -> bool:
         """Whether both operators read their shared weight in the same way, both wanted in integers."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def lower(runtime: Runtime, model: Model, path: Path, quick: bool = False) -> Parity:
+def lower(runtime: Runtime, model: Model, path: Path, quick: bool = False) -> Parity | None:
     """Write the artifact of `model` to `path` if it computes what the model does; the worst parity that was met.
 
     A float artifact has to pass; an integer one is compared with its simulation, and what rounding may do to it is only
-    logged.
+    logged. What cannot be run here is checked by `Runtime.verify`; None where nothing answers in its place.
 
     Parameters
     ----------
@@ -55,15 +55,17 @@ def lower(runtime: Runtime, model: Model, path: Path, quick: bool = False) -> Pa
         ) from error
     with folder:
         written = Path(folder.name, path.name)
-        write(runtime, model, written)
-        found = check(runtime, model, written, quick)
+        form = write(runtime, model, written)
+        session = runtime.verify(form, written) if runtime.elsewhere else runtime.load(written)
+        found = None if session is None else compared(runtime, session, model, written, quick)
         for part in sorted(Path(folder.name).iterdir(), key=lambda part: part.name == path.name):  # the main file last
             _put(part, path.with_name(part.name))
     return found
 
 
-def write(runtime: Runtime, model: Model, path: Path) -> None:
-    """Write the artifact of `model` without comparing them: for artifacts that are compared later, or thrown away.
+def write(runtime: Runtime, model: Model, path: Path) -> Form:
+    """Write the artifact of `model` without comparing them: for artifacts that are compared later, or thrown away. The
+    form that it was made of, as the runtime left it.
 
     Raises
     ------
@@ -73,7 +75,9 @@ def write(runtime: Runtime, model: Model, path: Path) -> None:
     _check_formats(runtime, model)
     integer = model.quantization is not None
     content = model.adapter.form(model.native, way[0], model.example, integer)
-    runtime.lower(Form(way[-1], forms.converted(content, way), integer), path)
+    form = Form(way[-1], forms.converted(content, way), integer)
+    runtime.lower(form, path)
+    return form
 
 
 def _check_formats(runtime: Runtime, model: Model) -> None:
@@ -113,10 +117,25 @@ def road(given: Sequence[str], runtime: Runtime) -> tuple[str, ...]:
     raise SlimlineError(f"{runtime.name} does not take such models yet: choose the target {', '.join(reached)}.")
 
 
+def roads(forms: Mapping[str, Sequence[str]], runtime: Runtime) -> dict[str, str]:
+    """By framework, the exchange form in which it reaches a runtime, of those that give one which the runtime takes.
+
+    Parameters
+    ----------
+    forms : that each framework gives.
+    """
+    common = {name: [kind for kind in runtime.forms if kind in theirs] for name, theirs in forms.items()}
+    return {name: kinds[0] for name, kinds in common.items() if kinds}
+
+
 def check(runtime: Runtime, model: Model, path: Path, quick: bool = False) -> Parity:
-    """The worst parity of an artifact and its model, see `lower`; refuses a float artifact that disagrees, and an
+    """The worst parity of an artifact and its model, see `compared`."""
+    return compared(runtime, runtime.load(path), model, path, quick)
+
+
+def compared(runtime: Runtime, session: Session, model: Model, path: Path, quick: bool = False) -> Parity:
+    """The worst parity of a loaded artifact and its model, see `lower`; refuses a float artifact that disagrees, and an
     integer one that differs by more than rounding can make it."""
-    session = runtime.load(path)
     integer = model.quantization is not None
     worst: Parity | None = None
     for what, candidates in _inputs(runtime, model, path, quick):

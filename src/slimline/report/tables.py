@@ -84,7 +84,7 @@ class Table:
 def summary_table(report: Report) -> Table:
     """Original against compressed, both on the target runtime."""
     columns = {"original": report.original, "compressed": report.compressed}
-    return figures_table(columns, report.certificate.metric, f"Original against compressed, both on {report.target}")
+    return figures_table(columns, report.metric, f"Original against compressed, both on {report.target}")
 
 
 def figures_table(columns: Mapping[str, Figures], metric: str, title: str) -> Table:

@@ -27,7 +27,8 @@ from slimline.run.apply import check, check_order_after
 from slimline.run.directory import Run
 from slimline.run.export import runtime_of
 from slimline.run.permits import code_of, home_of, permit
-from slimline.run.stages import due, original_key, saved, work
+from slimline.run.stages import due, original_key, saved, searches, work
+from slimline.runtimes.base import Runtime
 from slimline.steps.base import Tell
 from slimline.training.teacher import fingerprint, teacher_for
 from slimline.training.trial import try_augment, try_score
@@ -99,7 +100,7 @@ def compress(
         **({} if target is None else {"target": target}),
     )
     assert chosen.target is not None
-    runtime_of(chosen.target, original)
+    _refuse_unmeasured(runtime_of(chosen.target, original), chosen)
     with granted(chosen.steps, allow_code), on(original.adapter, device) as computing:
         check_order_after(chosen.steps, original, teacher)
         tutor = teacher_for(original, teacher, chosen.steps)
@@ -197,6 +198,18 @@ def _going_on(run: Run, adapter: Adapter, device: str | None) -> Iterator[None]:
         with using(device):
             run.compute_on(actual)
             yield
+
+
+def _refuse_unmeasured(target: Runtime, recipe: Recipe) -> None:
+    """Refuse what only measuring could decide, for a target whose artifacts are not run here."""
+    if not target.elsewhere:
+        return
+    where = f"{target.name} artifacts run {target.elsewhere}, not here"
+    for limit in ("max_latency", "max_memory"):
+        if getattr(recipe.budget, limit) is not None:
+            raise SlimlineError(f"{where}, so {limit} cannot be judged: leave it out of the budget.")
+    if searches(recipe):
+        raise SlimlineError(f"{where}, so no strength can be chosen by what it loses: name the steps of the recipe.")
 
 
 def _title(model: Any, sources: Mapping[str, Any] | None) -> str | None:

@@ -412,13 +412,13 @@ class Run:
         return Report.from_json(below(self.path, REPORT).read_bytes(), str(self.path / REPORT))
 
     @property
-    def certificate(self) -> Certificate:
-        """What is proved about the accuracy lost."""
+    def certificate(self) -> Certificate | None:
+        """What is proved about the accuracy lost; None where the artifact cannot be run here."""
         return self.report.certificate
 
     @property
     def artifact(self) -> Path:
-        """The compressed file that the target runtime loads."""
+        """The compressed file, or folder, that the target runtime loads."""
         target = str(self.recipe.target)
         return self._file("artifact", lambda f: f.parent == Path(target) and f.suffix == runtime(target).suffix)
 
@@ -436,7 +436,8 @@ class Run:
 
     def _file(self, what: str, is_it: Callable[[Path], bool]) -> Path:
         end = self._integrity.end(what)
-        named = [name for name in end.files if is_it(Path(name)) and Path(name).stem == "model"]
+        tops = {Path(*Path(name).parts[:2]) for name in end.files}  # what lies deeper belongs to a folder
+        named = [top for top in tops if is_it(top) and top.stem == "model"]
         if len(named) != 1:
             raise SlimlineError(f"{self.path} names no {what}: start a new run in another directory.")
         return below(self.path, named[0])

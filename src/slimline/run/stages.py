@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -319,8 +320,7 @@ class _Pipeline:
 
 
 def _copied(source: Path, folder: Path) -> None:
-    for file in sorted(source.iterdir()):
-        (folder / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(source, folder, dirs_exist_ok=True)
 
 
 class _StepRecord(BaseModel):

@@ -84,6 +84,9 @@ class Runtime(Protocol):
     description: str
     packages: tuple[str, ...] = ()
     """Whose versions decide what its artifacts do."""
+    elsewhere: str = ""
+    """Where its artifacts run, such as ``on Apple devices``, if that is not here: they are then checked by `verify`,
+    and nothing is measured. Empty where they run here."""
     precisions: tuple[str, ...] = ("float32", "int8")
     """What its artifacts may compute in."""
     abilities: frozenset[str] = frozenset({"run", "time"})
@@ -136,6 +139,20 @@ class Runtime(Protocol):
         `slimline.model.lowering` calls it: what it wrote has to be compared with the model.
         """
 
+    def verify(self, form: Form, path: Path) -> Session | None:
+        """Check an artifact of a target whose artifacts run `elsewhere` against the form that it was made of, as
+        `lower` left it: types, sizes, shapes, weights, the target's own rules.
+
+        Returns
+        -------
+        What answers as the artifact has to, where another runtime can; it is then compared with the model.
+
+        Raises
+        ------
+        SlimlineError : the artifact is not what the form says.
+        """
+        raise SlimlineError(f"{self.name} does not say how its artifacts are checked: choose another target.")
+
     def sample(self, layer: Layer, path: Path) -> None:
         """Write an artifact of float layers such as `layer`, one behind the other as `Layer.chain` says: a runtime may
         lay data out anew before and after such a run. Its input is ``(batch, *places)`` with channels where the runtime
@@ -144,6 +161,7 @@ class Runtime(Protocol):
 
     def load(self, path: Path, threads: int = 1) -> Session:
         """Load an artifact; refuses a file that is none in one sentence."""
+        raise SlimlineError(f"{path} runs {self.elsewhere}, not here: {self.name} artifacts cannot be measured here.")
 
     def integer_layers(self, path: Path) -> Mapping[str, str]:
         """Operators that the runtime really executes, after its own optimisation: name to

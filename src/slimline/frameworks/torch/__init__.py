@@ -18,7 +18,7 @@ from slimline.frameworks.torch import device, read, save
 from slimline.frameworks.torch import native as natives
 from slimline.frameworks.torch.native import Native
 from slimline.graph.ir import Graph
-from slimline.runtimes.forms import ONNX
+from slimline.runtimes.forms import EXPORTED_PROGRAM, ONNX
 
 if TYPE_CHECKING:
     from slimline.graph.edits import Edit
@@ -78,7 +78,11 @@ class TorchAdapter:
         return edited
 
     def form(self, native: Native, kind: str, example: tuple[Array, ...], integer: bool) -> Any:
-        """See `slimline.frameworks.torch.onnx`."""
+        """See `slimline.frameworks.torch.onnx` and `slimline.frameworks.torch.exported`."""
+        if kind == EXPORTED_PROGRAM:
+            from slimline.frameworks.torch.exported import to_program
+
+            return to_program(native, example, integer)
         from slimline.frameworks.torch.onnx import to_onnx
 
         assert kind == ONNX

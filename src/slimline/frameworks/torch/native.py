@@ -213,20 +213,26 @@ def _warn_of_fixed(native: Native, program: torch.export.ExportedProgram) -> Non
 
 
 def trace(
-    module: nn.Module, inputs: tuple[Tensor, ...], free: Free, known: Sequence[tuple[int | None, ...]] = ()
+    module: nn.Module,
+    inputs: tuple[Tensor, ...],
+    free: Free,
+    known: Sequence[tuple[int | None, ...]] = (),
+    largest_batch: int | None = None,
 ) -> torch.export.ExportedProgram:
     """`torch.export` of a module; every input as long as the first has a free ``batch``, or all ``sizes`` are free that
-    the module leaves so and that are not 1; where shapes of the inputs are `known`, of those that are None there."""
+    the module leaves so and that are not 1; where shapes of the inputs are `known`, of those that are None there. With
+    `largest_batch` the batch alone is free, up to that."""
     batch = inputs[0].shape[0] if inputs and inputs[0].dim() else -1
     shapes: Any = None
     if free != "none":
         shapes = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]  # by tensor, for any signature
         for i, x in enumerate(inputs):
-            if free == "sizes":
+            if free == "sizes" and largest_batch is None:
                 axes = [axis for axis in range(x.dim()) if not known or known[i][axis] is None]
                 shapes[x] = dict.fromkeys(axes, torch.export.Dim.AUTO)
             elif x.dim() and x.shape[0] == batch:
-                shapes[x] = {0: torch.export.Dim.DYNAMIC}
+                size: Any = torch.export.Dim.AUTO if free == "sizes" else torch.export.Dim.DYNAMIC
+                shapes[x] = {0: size if largest_batch is None else size(max=max(largest_batch, len(x)))}
     # Without grad nn.Transformer takes a fused path with no axes; with a mask it asks the data whether that is causal,
     # which export cannot answer, and which only ever was a hint.
     hint = mock.patch.object(

@@ -5,6 +5,7 @@ both have. So a framework or a runtime that is added needs to know no other.
 
 ====================== ====================================================================================
 `ONNX`                 an `onnx_ir.Model`, with ``slimline::FakeQuantize`` where values are rounded, see `onnx`
+`EXPORTED_PROGRAM`     a `torch.export.ExportedProgram`, integers in pairs on int8, see `exported_program`
 `TENSORFLOW_FUNCTION`  a `slimline.runtimes.forms.tensorflow.Function`
 ====================== ====================================================================================
 """
@@ -17,6 +18,7 @@ from importlib import import_module
 from itertools import pairwise
 from typing import Any
 
+EXPORTED_PROGRAM = "exported_program"
 ONNX = "onnx"
 TENSORFLOW_FUNCTION = "tensorflow_function"
 

@@ -89,6 +89,15 @@ def rewrite(model: ir.Model) -> None:
     _strip(model)
 
 
+def explicit(model: ir.Model) -> None:
+    """Run the passes for TensorRT, in place: pairs where values are rounded, biases in float."""
+    graph = model.graph
+    name_nodes(graph)
+    _Expander(graph).pairs()
+    _drop_unused(graph)
+    _strip(model)
+
+
 def store_weights(model: ir.Model) -> None:
     """Name operators and make weights int8 initializers, in place; activations stay on ``slimline::FakeQuantize``."""
     graph = model.graph
@@ -197,17 +206,21 @@ class _Expander:
 
     def run(self) -> None:
         """Expand all of them, weights and activations first, biases last."""
-        for node in [n for n in self.graph if n.op_type == FAKE_QUANTIZE and n.domain == DOMAIN]:
-            if _is_weight(node):
-                self._weight(node)
-            else:
-                self._activation(node)
+        self.pairs()
         for node in list(self.graph):
             if node.op_type in _BIASED and node.inputs[0] in self.scales:
                 if node.inputs[1] in self.scales:
                     self._bias(node)
                 else:
                     self._keep_float(node)
+
+    def pairs(self) -> None:
+        """Expand weights and activations."""
+        for node in [n for n in self.graph if n.op_type == FAKE_QUANTIZE and n.domain == DOMAIN]:
+            if _is_weight(node):
+                self._weight(node)
+            else:
+                self._activation(node)
 
     def weights(self) -> None:
         """Expand those of weights alone."""

@@ -54,9 +54,12 @@ def calibrate(
     exclude = dict(exclude or {})
     folded, placement = placed(model, step, policy, exclude)
     ranges = observe_ranges(folded, placement, step, batches, {} if known is None else known)
-    signed = (step.activations or runtime(policy).policy.activations) == "int8"
+    rules = runtime(policy).policy
+    signed = (step.activations or rules.activations) == "int8"
+    if rules.symmetric and not signed:
+        raise SlimlineError(f"{policy} takes int8 activations without a zero point: leave activations out.")
     activations = {
-        name: affine_grid(*placement.ranges.get(name, ranges[group]), signed=signed)
+        name: _grid(placement.ranges.get(name, ranges[group]), signed, rules.symmetric)
         for name, group in placement.groups.items()
     }
     quantization = Quantization(
@@ -69,6 +72,13 @@ def calibrate(
     native = folded.edit(Round(quantization))
     record = {**step.model_dump(mode="json"), "target": policy, "float_layers": dict(quantization.float_layers)}
     return model.then(native, record, quantization)
+
+
+def _grid(limits: tuple[float, float], signed: bool, symmetric: bool) -> IntegerGrid:
+    """Of an activation with these limits."""
+    if not symmetric:
+        return affine_grid(*limits, signed=signed)
+    return replace(symmetric_grid(np.asarray(limits, np.float64), None), narrow=False)
 
 
 def placed(
