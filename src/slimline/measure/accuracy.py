@@ -53,8 +53,8 @@ def outputs(
     """
     lengths = {len(x) for x in inputs}
     if len(lengths) != 1 or lengths == {0}:
-        said = " and ".join(str(n) for n in sorted(lengths)) or "no"
-        raise SlimlineError(f"The inputs have {said} rows: give each input the same number of rows, at least one.")
+        counts = " and ".join(str(n) for n in sorted(lengths)) or "no"
+        raise SlimlineError(f"The inputs have {counts} rows: give each input the same number of rows, at least one.")
     rows = lengths.pop()
     # Through files of bounded size, whatever the data set's.
     row_bytes = max(1, sum(x.nbytes for x in inputs) // rows)

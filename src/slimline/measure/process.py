@@ -78,13 +78,13 @@ class Worker:
         self._folder = tempfile.TemporaryDirectory(prefix="slimline-worker-")
         self.folder = Path(self._folder.name)
         self._said = self.folder / "stderr.txt"
-        with self._said.open("wb") as said:
+        with self._said.open("wb") as stderr:
             self._process = subprocess.Popen(
                 # -P: a file in the current folder must not stand in for a package.
                 [sys.executable, "-P", "-m", "slimline.measure.worker", *words],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=said,
+                stderr=stderr,
                 text=True,
             )
         assert self._process.stdin is not None and self._process.stdout is not None
@@ -167,9 +167,9 @@ class Worker:
         return SlimlineError(f"The process that runs {self.artifact.path} died ({how}): {_gist(self._said)}")
 
 
-def _gist(said: Path) -> str:
+def _gist(stderr: Path) -> str:
     """The line of a process's last words that tells most: of an exception its first, else the last of all."""
-    _, traceback, after = said.read_text(errors="replace").rpartition("Traceback (most recent call last):\n")
+    _, traceback, after = stderr.read_text(errors="replace").rpartition("Traceback (most recent call last):\n")
     lines = [line for line in after.splitlines() if line.strip()]
     if traceback:
         lines = [line for line in lines if not line.startswith(" ")][:1] or lines
