@@ -131,14 +131,14 @@ class Data:
         self.declared = declared(outputs)
         self._groups = _groupings(groups)
         sources = {"train": train, "test": test, "calibration": calibration, "selection": selection}
-        self._given: dict[str, Split | Stream] = {k: self._read(k, v) for k, v in sources.items() if v is not None}
-        if not self._given:
+        self._sources: dict[str, Split | Stream] = {k: self._read(k, v) for k, v in sources.items() if v is not None}
+        if not self._sources:
             raise SlimlineError("There is no data: give Data at least train=(x, y) or test=(x, y).")
-        if len({s.names for s in self._given.values()}) > 1:
-            names = "; ".join(f"{name} {', '.join(split.names) or 'none'}" for name, split in self._given.items())
+        if len({s.names for s in self._sources.values()}) > 1:
+            names = "; ".join(f"{name} {', '.join(split.names) or 'none'}" for name, split in self._sources.items())
             raise SlimlineError(f"The splits have inputs of different names ({names}): name them alike.")
-        if len({len(s.specs) for s in self._given.values()}) > 1:
-            counts = ", ".join(f"{name} {len(split.specs)}" for name, split in self._given.items())
+        if len({len(s.specs) for s in self._sources.values()}) > 1:
+            counts = ", ".join(f"{name} {len(split.specs)}" for name, split in self._sources.items())
             raise SlimlineError(f"The splits have different numbers of inputs ({counts}): they must agree.")
         self._splits = self._cut()
         self.dropped = 0
@@ -211,13 +211,13 @@ class Data:
         SlimlineError : labels of other shapes, class numbers out of range, splits whose labels are of different kinds.
         """
         splits = [split for split in self._splits.values() if isinstance(split, Split)]
-        found = {split.name: self._kinds(split, outputs) for split in splits}
+        kinds_by_split = {split.name: self._kinds(split, outputs) for split in splits}
         for index, output in enumerate(outputs):
-            kinds = {name: each[index].sentence() for name, each in found.items() if each[index].labelled}
+            kinds = {name: each[index].sentence() for name, each in kinds_by_split.items() if each[index].labelled}
             if len(set(kinds.values())) > 1:
-                said = ", ".join(f"{name} {kind}" for name, kind in kinds.items())
+                listed = ", ".join(f"{name} {kind}" for name, kind in kinds.items())
                 raise SlimlineError(
-                    f"The labels of {output.name!r} are of different kinds ({said}): make them alike, or give Data "
+                    f"The labels of {output.name!r} are of different kinds ({listed}): make them alike, or give Data "
                     f"outputs={{{output.name!r}: KIND}}."
                 )
 
@@ -255,14 +255,14 @@ class Data:
         if self.declared:
             facts += (sorted((str(key), output.kind, output.axis) for key, output in self.declared.items()),)
         digest = hashlib.sha256(repr(facts).encode())
-        for name, split in sorted(self._given.items()):
+        for name, split in sorted(self._sources.items()):
             digest.update(repr((name, len(split), split.specs)).encode())
             if isinstance(split, Split):
                 for array in (*split.source, *(a for a in parts(split.targets) if a is not None)):
                     digest.update(np.ascontiguousarray(array).data.cast("B"))
                 if isinstance(split.targets, Named):
-                    there = [a is not None for a in split.targets]
-                    digest.update(repr((split.targets.names, there)).encode())
+                    labelled = [a is not None for a in split.targets]
+                    digest.update(repr((split.targets.names, labelled)).encode())
                 if split.grouping is not None:
                     digest.update("\0".join(split.grouping.tolist()).encode())
         return digest.hexdigest()
@@ -306,9 +306,9 @@ class Data:
         test = self._splits.get("certification")
         if not isinstance(test, Split):
             return {}
-        sources = {k: s for k, s in self._given.items() if k != "test"}
+        sources = {k: s for k, s in self._sources.items() if k != "test"}
         shared = {name: np.isin(test.keys, split.keys) for name, split in sources.items()}
-        train = self._given.get("train")
+        train = self._sources.get("train")
         if test.groups is not None and isinstance(train, Split) and train.groups is not None:
             shared["train"] |= np.isin(test.groups, train.groups)
         return shared
@@ -406,11 +406,11 @@ class Data:
         """The given splits as roles; what was not given is cut from train or from test."""
         rng = np.random.default_rng(self.seed)
         splits: dict[str, Split | Stream] = {}
-        train, test = self._given.get("train"), self._given.get("test")
-        missing = [name for name in ("calibration", "selection") if name not in self._given]
+        train, test = self._sources.get("train"), self._sources.get("test")
+        missing = [name for name in ("calibration", "selection") if name not in self._sources]
         for name in ("calibration", "selection"):
-            if name in self._given:
-                splits[name] = self._given[name]
+            if name in self._sources:
+                splits[name] = self._sources[name]
         if isinstance(train, Split):
             held = min(SELECTION, max(1, len(train) // 10)) if "selection" in missing else 0
             if train.groups is None:

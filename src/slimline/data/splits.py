@@ -251,8 +251,8 @@ class Stream:
             raise SlimlineError(f"Batches of the {self.name} data have inputs of different names: make them alike.")
         if specs_of(inputs) != self.source_specs:
             raise SlimlineError(
-                f"A batch of the {self.name} data has samples of {said(specs_of(inputs))} and the first had "
-                f"{said(self.source_specs)}: make them alike."
+                f"A batch of the {self.name} data has samples of {specs_text(specs_of(inputs))} and the first had "
+                f"{specs_text(self.source_specs)}: make them alike."
             )
         if (labels is not None) != self.labelled:
             raise SlimlineError(
@@ -271,7 +271,7 @@ def reading(source: Iterable[Any], where: str) -> Iterator[Any]:
         raise SlimlineError(f"The loader of the {where} data {raised(e)} while it was read.") from e
 
 
-def said(specs: tuple[Spec, ...]) -> str:
+def specs_text(specs: tuple[Spec, ...]) -> str:
     """Shapes and dtypes for people."""
     return " and ".join(f"{shape} {dtype}" for shape, dtype in specs)
 

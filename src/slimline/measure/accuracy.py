@@ -89,8 +89,8 @@ def scored(names: Sequence[str], labels: Labels, metric: Metric | None, declared
     named = [Output(name=name) for name in names]
     if labels is not None:
         return {index for index, own in enumerate(aligned(labels, named)) if own is not None}
-    said = {index for index, name in enumerate(names) if name in (declared or {}) or index in (declared or {})}
-    return said or every
+    chosen = {index for index, name in enumerate(names) if name in (declared or {}) or index in (declared or {})}
+    return chosen or every
 
 
 def correct(outputs: np.ndarray, labels: np.ndarray, class_axis: int | None = None, name: str = "") -> np.ndarray:

@@ -102,7 +102,7 @@ def _put(part: Path, final: Path) -> None:
     part.replace(final)
 
 
-def road(given: Sequence[str], runtime: Runtime) -> tuple[str, ...]:
+def road(offered: Sequence[str], runtime: Runtime) -> tuple[str, ...]:
     """The exchange forms through which a framework that gives some reaches a runtime: the first is the framework's, the
     last the runtime's.
 
@@ -110,10 +110,10 @@ def road(given: Sequence[str], runtime: Runtime) -> tuple[str, ...]:
     ------
     SlimlineError : there is none.
     """
-    way = forms.road(given, runtime.forms)
+    way = forms.road(offered, runtime.forms)
     if way is not None:
         return way
-    reached = [name for name in runtimes.names() if forms.road(given, runtimes.runtime(name).forms)]
+    reached = [name for name in runtimes.names() if forms.road(offered, runtimes.runtime(name).forms)]
     raise SlimlineError(f"{runtime.name} does not take such models yet: choose the target {', '.join(reached)}.")
 
 
@@ -143,16 +143,16 @@ def compared(runtime: Runtime, session: Session, model: Model, path: Path, quick
         if not references:
             continue
         known = bare(model.output_names, references)
-        found = compare(references, _run(runtime, session, inputs, what), integer, known)
-        if found.gross:
+        parity = compare(references, _run(runtime, session, inputs, what), integer, known)
+        if parity.gross:
             raise SlimlineError(
-                f"The {runtime.name} artifact disagrees with the model on {what} ({found.reason}), so it was not "
+                f"The {runtime.name} artifact disagrees with the model on {what} ({parity.reason}), so it was not "
                 "written: report this model to slimline."
             )
-        if not found.passed:
-            log.info("in integers the artifact differs from its simulation on %s: %s", what, found.reason)
-        if worst is None or (found.mean_error or 0.0) > (worst.mean_error or 0.0):
-            worst = found
+        if not parity.passed:
+            log.info("in integers the artifact differs from its simulation on %s: %s", what, parity.reason)
+        if worst is None or (parity.mean_error or 0.0) > (worst.mean_error or 0.0):
+            worst = parity
     if worst is None:
         raise SlimlineError(
             "The model gives nothing finite for its example inputs, so that no artifact can be compared with it: "

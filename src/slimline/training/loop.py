@@ -248,11 +248,11 @@ def _outputs(student: Model, teacher: Model | None, step: Training, data: Data) 
             "load both in one framework."
         )
     judge = teacher or student
-    given, wanted = (bare_outputs(model, data) for model in (student, judge))
-    if [o.shape for o in given] != [o.shape for o in wanted]:
-        said = [", ".join(str(o.shape) for o in each) for each in (given, wanted)]
+    own, expected = (bare_outputs(model, data) for model in (student, judge))
+    if [o.shape for o in own] != [o.shape for o in expected]:
+        shapes = [", ".join(str(o.shape) for o in each) for each in (own, expected)]
         raise SlimlineError(
-            f"The student's outputs {said[0]} and the teacher's {said[1]} differ in shape: "
+            f"The student's outputs {shapes[0]} and the teacher's {shapes[1]} differ in shape: "
             "recover a model from the original it was made of."
         )
     lenient = step.alpha == 1 and data.metric is not None

@@ -169,8 +169,8 @@ class KerasTrainer:
     @placed
     def outputs(self, inputs: tuple[Array, ...]) -> tuple[Array, ...]:
         """All outputs of the student in inference mode, floats as float32."""
-        found = self._infer(_tensors(inputs))
-        return tuple(np.asarray(tf.cast(x, tf.float32) if x.dtype.is_floating else x) for x in found)
+        answers = self._infer(_tensors(inputs))
+        return tuple(np.asarray(tf.cast(x, tf.float32) if x.dtype.is_floating else x) for x in answers)
 
     @placed
     def state(self) -> dict[str, Array]:
@@ -246,9 +246,9 @@ class KerasTrainer:
         number = len(self._outputs)
 
         def forward(inputs: list[tf.Tensor]) -> tuple[list[tf.Tensor], Any]:
-            found = run(inputs)
-            seen = [tf.cast(a, tf.float32) for a in found[number:]]
-            return logits(found[:number]), strength / len(seen) * sum(term(keras.ops, a) for a in seen)
+            tensors = run(inputs)
+            seen = [tf.cast(a, tf.float32) for a in tensors[number:]]
+            return logits(tensors[:number]), strength / len(seen) * sum(term(keras.ops, a) for a in seen)
 
         return forward
 
@@ -382,25 +382,25 @@ def _as_logits(model: keras.Model, outputs: Sequence[Output]) -> Callable[[Seque
 
 
 def _as_logit(raw: tf.Tensor, output: Output, final: str) -> tf.Tensor:
-    found = tf.cast(raw, tf.float32) if raw.dtype.is_floating else raw
+    real = tf.cast(raw, tf.float32) if raw.dtype.is_floating else raw
     tiny, least = np.finfo(np.float32).tiny, np.finfo(np.float32).eps
     if output.kind == "classes" and final == "softmax":
-        return tf.math.log(tf.maximum(found, tiny))
+        return tf.math.log(tf.maximum(real, tiny))
     if output.kind == "multilabel" and final == "sigmoid":
-        return tf.math.log(tf.maximum(found, tiny)) - tf.math.log(tf.maximum(1 - found, least))
-    return found
+        return tf.math.log(tf.maximum(real, tiny)) - tf.math.log(tf.maximum(1 - real, least))
+    return real
 
 
 def _finals(model: keras.Model) -> list[str]:
     """What each output ends in: ``softmax``, ``sigmoid`` or anything else."""
-    made = {id(out): call.operation for call in calls(model) for out in call.outputs}
-    found = []
+    producers = {id(out): call.operation for call in calls(model) for out in call.outputs}
+    activations = []
     for out in model.outputs:
-        last = made[id(out)]
+        last = producers[id(out)]
         activation = getattr(last, "activation", None)
         softmax = isinstance(last, keras.layers.Softmax) or activation is keras.activations.softmax
-        found.append("softmax" if softmax else getattr(activation, "__name__", ""))
-    return found
+        activations.append("softmax" if softmax else getattr(activation, "__name__", ""))
+    return activations
 
 
 @contextmanager

@@ -179,8 +179,8 @@ class TorchTrainer:
         """All outputs of the student in inference mode, floats as float32."""
         self._student.mode(training=False)
         with torch.inference_mode(), computing(self._device):
-            found = [x.float() if x.is_floating_point() else x for x in self._student(inputs)]
-            return tuple(np.asarray(x.cpu().numpy()) for x in found)
+            answers = [x.float() if x.is_floating_point() else x for x in self._student(inputs)]
+            return tuple(np.asarray(x.cpu().numpy()) for x in answers)
 
     def state(self) -> dict[str, Array]:
         """Weights and buffers (``model/``), optimiser (``optimizer/NAME/…``) and ``random`` (of a GPU
@@ -376,13 +376,13 @@ class _Fast:
 
 
 def _logits(raw: Tensor, output: Output, final: Any) -> Tensor:
-    found = raw.float() if raw.is_floating_point() else raw
+    real = raw.float() if raw.is_floating_point() else raw
     tiny = torch.finfo(torch.float32).tiny
     if output.kind == "classes" and final in _SOFTMAX:
-        return found.clamp_min(tiny).log()
+        return real.clamp_min(tiny).log()
     if output.kind == "multilabel" and final == torch.ops.aten.sigmoid.default:
-        return found.clamp_min(tiny).log() - (1 - found).clamp_min(torch.finfo(torch.float32).eps).log()
-    return found
+        return real.clamp_min(tiny).log() - (1 - real).clamp_min(torch.finfo(torch.float32).eps).log()
+    return real
 
 
 def _finals(module: fx.GraphModule) -> list[Any]:
