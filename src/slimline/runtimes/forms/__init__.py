@@ -1,7 +1,7 @@
 """Exchange forms: in what frameworks hand networks over to runtimes.
 
-An adapter names the forms it gives, a runtime those it takes, best first; `slimline.model.lowering.road` finds one that
-both have. So a framework or a runtime that is added needs to know no other.
+An adapter names the forms it gives, a runtime those it takes, best first; `road` finds one that both have, or one that
+can be made of another. So a framework or a runtime that is added needs to know no other.
 
 ====================== ====================================================================================
 `ONNX`                 an `onnx_ir.Model`, with ``slimline::FakeQuantize`` where values are rounded, see `onnx`
