@@ -297,6 +297,7 @@ KERAS = ("keras", "tensorflow", "tensorflow-cpu")
 _OWN = (
     Framework("keras", "slimline.frameworks.keras", (".keras",), (TENSORFLOW_FUNCTION,), "litert", KERAS),
     Framework("torch", "slimline.frameworks.torch", (".pt2", ".pt", ".pth"), (ONNX,), "onnxruntime", ("torch",)),
+    Framework("onnx", "slimline.frameworks.onnx", (".onnx",), (ONNX,), "onnxruntime", ("onnx", "onnx-ir", "onnxruntime")),
 )
 
 
@@ -332,7 +333,8 @@ def adapter_for(source: Any) -> Adapter:
         if name in roots:
             return adapter(name)
     raise SlimlineError(
-        f"A {type(source).__name__} is no model slimline can read: give a torch.nn.Module, a keras.Model or a path."
+        f"A {type(source).__name__} is no model slimline can read: give a torch.nn.Module, a keras.Model, an "
+        "onnx.ModelProto or a path."
     )
 
 

@@ -97,8 +97,6 @@ def _noise(shape: tuple[int, ...]) -> tuple[np.ndarray, ...]:
 
 def _model_file(source: ModelSource) -> Path:
     path = Path(source.name)
-    if path.suffix == ".onnx":
-        raise SlimlineError(f"{path} is ONNX, which slimline cannot compress yet: give the PyTorch or Keras model.")
     if path.suffix in PICKLES and not source.allow_pickle:
         raise SlimlineError(
             f"{path} is a pickle, which can run any code when it is opened: pass --allow-pickle if you trust it, or "

@@ -1,0 +1,157 @@
+"""ONNX: networks from any exporter enter as a message or a file, and are computed by ONNX Runtime. They do not train."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
+
+import onnx
+
+from slimline.basics.errors import SlimlineError
+from slimline.frameworks.base import Array, Batch
+from slimline.frameworks.edit import carry_out
+from slimline.frameworks.onnx import load, read, save
+from slimline.frameworks.onnx.native import Native
+from slimline.graph.ir import Graph
+from slimline.runtimes.forms import ONNX
+
+if TYPE_CHECKING:
+    from slimline.graph.edits import Edit
+    from slimline.recipe.training import Training
+
+
+def _no_training() -> NoReturn:
+    raise SlimlineError(
+        "ONNX files have no gradients here, so nothing is trained and no criterion reads gradients: use criteria of "
+        "weights or activations, compensation, sparsity and quantization, or load the network in the framework that "
+        "trained it."
+    )
+
+
+class OnnxAdapter:
+    """`slimline.frameworks.base.Adapter` for ONNX; ``native`` is a `Native`."""
+
+    name = "onnx"
+    suffix = ".onnx"
+    layout: Literal["channels_first"] = "channels_first"
+
+    def accepts(self, source: Any) -> bool:
+        """Whether `source` is an `onnx.ModelProto`."""
+        return isinstance(source, onnx.ModelProto)
+
+    def load(self, source: Any, example: tuple[Array, ...] | None) -> tuple[Native, tuple[Array, ...]]:
+        """See `load.load`."""
+        return load.load(source, example)
+
+    def slots(self, source: Any) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Of the initializers."""
+        kind = onnx.helper.tensor_dtype_to_np_dtype
+        return {t.name: (tuple(t.dims), kind(t.data_type).name) for t in source.graph.initializer}
+
+    def fill(self, source: Any, tensors: Mapping[str, Array]) -> None:
+        """Put into the initializers."""
+        for tensor in source.graph.initializer:
+            kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(tensors[tensor.name].astype(kind), tensor.name))
+
+    def masks(self, source: Any) -> dict[str, Array]:
+        """None: a message carries no masks."""
+        return {}
+
+    def read(self, native: Native, example: tuple[Array, ...]) -> Graph:
+        """See `read.read`."""
+        return read.read(native, example)
+
+    def parameters(self, native: Native) -> dict[str, Array]:
+        """Read-only arrays of all that is stored and no mere number of an operator."""
+        return dict(native.tensors)
+
+    def edit(self, native: Native, edits: Sequence[Edit], example: tuple[Array, ...]) -> Native:
+        """See `slimline.frameworks.onnx.edit`."""
+        from slimline.frameworks.onnx.edit import EDITS
+
+        edited: Native = carry_out(native, edits, example, EDITS)
+        return edited
+
+    def form(self, native: Native, kind: str, example: tuple[Array, ...], integer: bool) -> Any:
+        """See `fakequant.to_onnx`."""
+        from slimline.frameworks.onnx.fakequant import to_onnx
+
+        assert kind == ONNX
+        return to_onnx(native, integer)
+
+    @property
+    def parts(self) -> None:
+        """None: an ONNX model is read whole."""
+
+    def free(self, native: Native) -> Literal["none", "batch"]:
+        """Which sizes of its inputs may change."""
+        return native.free
+
+    def predict(self, native: Native, inputs: tuple[Array, ...]) -> Array:
+        """The first output ``(batch, …)``, as stored."""
+        return self.outputs(native, inputs)[0]
+
+    def outputs(self, native: Native, inputs: tuple[Array, ...]) -> tuple[Array, ...]:
+        """All outputs, as stored."""
+        return tuple(native.session(inputs))
+
+    def answers(self, native: Native, batches: Iterable[tuple[Array, ...]]) -> list[Array]:
+        """What `predict` gives."""
+        return [self.predict(native, batch) for batch in batches]
+
+    def device(self, wished: str | None) -> str:
+        """The CPU."""
+        if wished not in (None, "cpu"):
+            raise SlimlineError(f"ONNX models are computed on the CPU, not on {wished}: leave the device out.")
+        return "cpu"
+
+    def seed(self, seed: int) -> None:
+        """Nothing: nothing here is random."""
+
+    def random_state(self) -> None:
+        """None, as there is none."""
+
+    def set_random_state(self, state: None) -> None:
+        """Nothing, as nothing was read."""
+
+    def gradients(
+        self,
+        native: Native,
+        batches: Iterable[Batch],
+        loss: str,
+        see: Callable[[Mapping[str, Array]], None] | None = None,
+    ) -> dict[str, Array]:
+        """Refused: there are none."""
+        _no_training()
+
+    def observe(
+        self,
+        native: Native,
+        batches: Iterable[tuple[Array, ...]],
+        values: Sequence[str],
+        see: Callable[[str, Array], None],
+        given: Sequence[str] | None = None,
+    ) -> None:
+        """See `observe.observe`."""
+        from slimline.frameworks.onnx.observe import observe
+
+        observe(native, batches, values, see, given)
+
+    def trainer(self, native: Native, teacher: Any | None, step: Training, seed: int, total_steps: int) -> NoReturn:
+        """Refused: there are no gradients."""
+        _no_training()
+
+    def save(self, native: Native, path: Path, example: tuple[Array, ...], metadata: Mapping[str, Any]) -> None:
+        """See `save.save`."""
+        save.save(native, path, example, metadata)
+
+    def open(
+        self, path: Path, allow_pickle: bool, example: tuple[Array, ...] | None = None
+    ) -> tuple[Native, tuple[Array, ...], dict[str, Any]]:
+        """See `save.open_`."""
+        return save.open_(path, example)
+
+
+adapter = OnnxAdapter()
