@@ -117,11 +117,11 @@ def _group_norm(call: Call) -> None:
     names = call.tensors(0, 1, 2)
     single = call.node.op_type == "InstanceNormalization"
     groups = call.input[1] if single else int(call.attribute("num_groups"))
-    attributes = ops.group_norm(call.rank, groups)
-    if not single and call.opset < 21:  # one scale for each group
-        x = " ".join(["a0", "(g c)", *(f"a{d}" for d in range(2, call.rank))])
-        attributes = {"equation": parse(f"{x}, g, g -> {x}", {"g": groups}, statistics=("c",))}
-    return call.emit("group_norm", names, attributes)
+    places = [f"a{d}" for d in range(2, call.rank)]
+    x = " ".join(["a0", "(g c)", *places])
+    vector = "g" if not single and call.opset < 21 else "(g c)"  # until then, one scale for each group
+    equation = parse(f"{x}, {vector}, {vector} -> {x}", {"g": groups}, statistics=("c", *places))
+    return call.emit("group_norm", names, {"equation": equation})
 
 
 # -- products --------------------------------------------------------------------------
