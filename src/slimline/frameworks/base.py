@@ -157,6 +157,8 @@ class Adapter(Protocol):
     """Of the files that `save` writes: ``.pt2``, ``.keras``."""
     layout: Literal["channels_first", "channels_last"]
     """Where images and outputs have their channels."""
+    trains: bool
+    """Whether it has gradients; without them `gradients` refuses, and so does a `trainer` once it is to take a step."""
 
     def accepts(self, source: Any) -> bool:
         """Whether `source` (an object, never a path) is this framework's model."""

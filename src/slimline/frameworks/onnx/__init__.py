@@ -35,6 +35,7 @@ class OnnxAdapter:
     name = "onnx"
     suffix = ".onnx"
     layout: Literal["channels_first"] = "channels_first"
+    trains = False
 
     def accepts(self, source: Any) -> bool:
         """Whether `source` is an `onnx.ModelProto`."""

@@ -64,6 +64,10 @@ class Call:
             return None if held is None else [int(n) for n in np.ravel(held)]
         return [int(n) for n in (found if isinstance(found, list) else [found])]
 
+    def knows(self, value: str | None) -> bool:
+        """Whether a name is a value of the neutral graph; arithmetic on sizes is none."""
+        return value in self._values
+
     def shape(self, value: str | None) -> Shape:
         """Shape of a value."""
         return self._values[value].shape if value is not None else ()

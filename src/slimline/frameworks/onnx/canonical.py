@@ -25,7 +25,7 @@ from onnx_ir.passes import common as passes
 from slimline.basics.errors import NoExample, SlimlineError
 from slimline.frameworks.base import Array
 from slimline.frameworks.onnx.native import Editor, Native, is_standard
-from slimline.frameworks.onnx.operators import BATCH, QUANTIZED, SIZES, affine, attribute, is_number, nested, standard, stored
+from slimline.frameworks.onnx.operators import BATCH, QUANTIZED, SIZES, affine, attribute, counts, is_number, nested, standard, stored
 from slimline.frameworks.onnx.run import Session, evaluate, outline, said, typed
 
 log = logging.getLogger(__name__)
@@ -216,12 +216,17 @@ def _name(graph: ir.Graph) -> None:
         taken.add(name)
         node.doc_string = None
         for output in node.outputs:
-            if output.name and id(output) not in ends:
+            own = output.name in (SIZES, BATCH) and any(counts(v) for v in (output, *_read_by(output)))
+            if output.name and id(output) not in ends and not own:
                 plain = re.sub(r"/+", ".", str(output.name)).strip(".") or f"value_{number}"
-                while plain in values:
+                while plain in values or plain in (SIZES, BATCH):
                     plain = f"{plain}_{number}"
                 values.add(plain)
                 output.name = plain
+
+
+def _read_by(value: ir.Value) -> list[ir.Value]:
+    return [output for user, _ in value.uses() for output in user.outputs]
 
 
 class _Folder:
@@ -230,7 +235,8 @@ class _Folder:
     def __init__(self, editor: Editor, probes: Sequence[tuple[Array, ...]], free: Sequence[bool]) -> None:
         self.editor, self.graph, self.probes, self.free = editor, editor.graph, probes, free
         self.rows = [len_of(inputs, free) for inputs in probes]
-        self.sizes: ir.Value | None = None
+        held = editor.values.get(BATCH)
+        self.sizes: ir.Value | None = held if counts(held) else None
 
     def run(self) -> None:
         """See the class."""
@@ -260,7 +266,8 @@ class _Folder:
 
     def _put(self, node: ir.Node, value: ir.Value, results: Sequence[Array]) -> None:
         first = results[0]
-        if not isinstance(first, np.ndarray):
+        told = affine(value)
+        if not isinstance(first, np.ndarray) or (told is not None and told[0].any()):
             return
         if all(r.shape == first.shape and np.array_equal(r, first, equal_nan=first.dtype.kind == "f") for r in results):
             sources = [stored(v) for v in node.inputs]

@@ -172,9 +172,24 @@ def affine(value: ir.Value | None) -> tuple[Array, Array] | None:
     if node.op_type == "Add":
         start, product = stored(node.inputs[1]), node.inputs[0]
         node = None if product is None else product.producer()
-    if node is None or node.op_type != "Mul" or node.inputs[0] is None or node.inputs[0].name != BATCH:
+    if node is None or node.op_type != "Mul" or not counts(node.inputs[0]):
         return None
     slope = stored(node.inputs[1])
     if slope is None:
         return None
     return slope, np.zeros_like(slope) if start is None else start
+
+
+def counts(value: ir.Value | None) -> bool:
+    """Whether a value is the batch size, as the canonical form takes it: the first of the sizes of an input."""
+    node = None if value is None else value.producer()
+    if value is None or value.name != BATCH or node is None or node.op_type != "Gather" or not standard(node):
+        return False
+    sizes, first = node.inputs[0], stored(node.inputs[1])
+    source = None if sizes is None else sizes.producer()
+    if sizes is None or sizes.name != SIZES or source is None or source.op_type != "Shape" or len(source.attributes):
+        return False
+    x = source.inputs[0]
+    free = x is not None and x.is_graph_input() and x.shape is not None and len(x.shape) > 0
+    same = free and x is not None and x.shape is not None and not isinstance(x.shape[0], int)
+    return same and first is not None and first.shape == (1,) and not first.any()

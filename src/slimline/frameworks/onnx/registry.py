@@ -24,7 +24,8 @@ def rule_for(node: ir.Node) -> Rule:
 def unknown(call: Call, reason: str = "slimline has no rule for it") -> None:
     """Freeze every axis it touches, in the graphs inside of it too."""
     inside = [str(value.name) for value in captured(call.node)]
-    call.emit("unknown", list(dict.fromkeys([*call.tensors(), *inside])), ops.unknown(reason))
+    read = dict.fromkeys(name for name in (*call.tensors(), *inside) if call.knows(name))
+    call.emit("unknown", list(read), ops.unknown(reason))
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from slimline.basics.errors import SlimlineError
 from slimline.frameworks.base import Array
 from slimline.frameworks.onnx.native import Editor, Native
-from slimline.frameworks.onnx.operators import BATCH, affine, is_number, standard, stored
+from slimline.frameworks.onnx.operators import affine, counts, is_number, standard, stored
 from slimline.graph.ir import Node
 from slimline.graph.removal import Removal, take
 
@@ -131,8 +131,9 @@ def _sizes(index: int) -> Edit:
             return
         editor = surgery.editor
         name = str(node.outputs[0].name)
+        batch = next(held for held in editor.values.values() if counts(held))
         value = editor.insert(
-            node, "Mul", [editor.values[BATCH], editor.constant(slope, f"{name}_slope")], name=f"{name}_scaled"
+            node, "Mul", [batch, editor.constant(slope, f"{name}_slope")], name=f"{name}_scaled"
         )
         if start.any():
             value = editor.insert(
