@@ -299,7 +299,7 @@ KERAS = ("keras", "tensorflow", "tensorflow-cpu")
 _OWN = (
     Framework("keras", "slimline.frameworks.keras", (".keras",), (TENSORFLOW_FUNCTION,), "litert", KERAS),
     Framework("torch", "slimline.frameworks.torch", (".pt2", ".pt", ".pth"), (ONNX,), "onnxruntime", ("torch",)),
-    Framework("onnx", "slimline.frameworks.onnx", (".onnx",), (ONNX,), "onnxruntime", ("onnx", "onnx-ir", "onnxruntime")),
+    Framework("onnx", "slimline.frameworks.onnx", (".onnx",), (ONNX,), "onnxruntime", ("onnx", "onnxruntime")),
 )
 
 

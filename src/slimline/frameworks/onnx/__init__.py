@@ -1,15 +1,15 @@
-"""ONNX: networks from any exporter enter as a message or a file, and are computed by ONNX Runtime. They do not train."""
+"""ONNX: networks of any exporter, as messages or files, computed by ONNX Runtime. They do not train."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal
 
 import onnx
 
 from slimline.basics.errors import SlimlineError
-from slimline.frameworks.base import Array, Batch
+from slimline.frameworks.base import Array, Batch, Trainer
 from slimline.frameworks.edit import carry_out
 from slimline.frameworks.onnx import load, read, save
 from slimline.frameworks.onnx.native import Native
@@ -19,14 +19,6 @@ from slimline.runtimes.forms import ONNX
 if TYPE_CHECKING:
     from slimline.graph.edits import Edit
     from slimline.recipe.training import Training
-
-
-def _no_training() -> NoReturn:
-    raise SlimlineError(
-        "ONNX files have no gradients here, so nothing is trained and no criterion reads gradients: use criteria of "
-        "weights or activations, compensation, sparsity and quantization, or load the network in the framework that "
-        "trained it."
-    )
 
 
 class OnnxAdapter:
@@ -80,7 +72,7 @@ class OnnxAdapter:
         from slimline.frameworks.onnx.fakequant import to_onnx
 
         assert kind == ONNX
-        return to_onnx(native, integer)
+        return to_onnx(native, example, integer)
 
     @property
     def parts(self) -> None:
@@ -125,7 +117,9 @@ class OnnxAdapter:
         see: Callable[[Mapping[str, Array]], None] | None = None,
     ) -> dict[str, Array]:
         """Refused: there are none."""
-        _no_training()
+        from slimline.frameworks.onnx.train import no_training
+
+        no_training()
 
     def observe(
         self,
@@ -140,9 +134,11 @@ class OnnxAdapter:
 
         observe(native, batches, values, see, given)
 
-    def trainer(self, native: Native, teacher: Any | None, step: Training, seed: int, total_steps: int) -> NoReturn:
-        """Refused: there are no gradients."""
-        _no_training()
+    def trainer(self, native: Native, teacher: Any | None, step: Training, seed: int, total_steps: int) -> Trainer:
+        """See `train.OnnxTrainer`, which takes no step."""
+        from slimline.frameworks.onnx.train import OnnxTrainer
+
+        return OnnxTrainer(native)
 
     def save(self, native: Native, path: Path, example: tuple[Array, ...], metadata: Mapping[str, Any]) -> None:
         """See `save.save`."""

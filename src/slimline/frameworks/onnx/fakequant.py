@@ -1,4 +1,4 @@
-"""Batch norms folded into the layers before them, rounding as QuantizeLinear and DequantizeLinear, and the exchange form.
+"""Batch norms folded into layers, rounding as QuantizeLinear and DequantizeLinear, and the exchange form.
 
 The pairs round a float tensor to its integer grid and back, so that the float model computes what the integer artifact
 will (Jacob et al. 2018, arXiv:1712.05877).
@@ -9,8 +9,10 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from slimline.frameworks.base import Array
 from slimline.frameworks.onnx.native import Editor, Native, is_standard
 from slimline.frameworks.onnx.operators import WEIGHTED, attribute, layer, root, stored
+from slimline.frameworks.onnx.run import outline
 from slimline.graph.quantization import Quantization
 from slimline.methods.grids import Grid
 from slimline.runtimes.forms.onnx import DOMAIN, FAKE_QUANTIZE
@@ -41,7 +43,7 @@ def _foldable(norm: ir.Node, source: ir.Node) -> bool:
         return False
     held = [v for v in (*source.inputs[1:], *norm.inputs[1:]) if v is not None]
     bias = stored(source.inputs[2]) if len(source.inputs) > 2 else None
-    fits = bias is None or bias.shape == np.shape(stored(norm.inputs[1]))
+    fits = bias is None or bias.shape == np.asarray(stored(norm.inputs[1])).shape
     own = all(stored(v) is not None and len(v.uses()) == 1 and not v.is_graph_output() for v in held)
     return own and fits and not any(o.uses() for o in norm.outputs[1:])
 
@@ -105,9 +107,12 @@ def _numbers(editor: Editor, name: str, grid: Grid) -> list[ir.Value]:
     return [editor.constant(scale, f"{name}_scale"), editor.constant(zero, f"{name}_zero_point")]
 
 
-def to_onnx(native: Native, integer: bool) -> ir.Model:
+def to_onnx(native: Native, example: tuple[Array, ...], integer: bool) -> ir.Model:
     """The ONNX model as `slimline.runtimes.forms.onnx` takes it; batch norms are folded unless it is `integer`."""
     editor = Editor(native if integer else fold(native))
+    for name, value in outline(editor.model, example).items():
+        if not editor.values[name].is_graph_output():
+            editor.values[name].shape = ir.Shape([None] * len(value.shape))
     for node in list(editor.graph):
         weight = root(node.inputs[1]) if node.op_type in WEIGHTED and len(node.inputs) > 1 else None
         if weight is not None and str(weight.name).rpartition(".")[0] != layer(node):
@@ -129,7 +134,7 @@ def _rename(editor: Editor, value: ir.Value, name: str) -> None:
 
 def _fuse(editor: Editor, node: ir.Node) -> None:
     """The pair that rounds as the one operator that stands for it."""
-    (real, _), = node.outputs[0].uses()
+    ((real, _),) = node.outputs[0].uses()
     low, high = map(int, node.metadata_props[_OWN].split())
     scale, zero = (stored(v) for v in node.inputs[1:3])
     assert scale is not None and zero is not None
@@ -145,5 +150,3 @@ def _fuse(editor: Editor, node: ir.Node) -> None:
     editor.graph.insert_before(node, made)
     editor.values[str(made.outputs[0].name)] = made.outputs[0]
     editor.redirect(real.outputs[0], made.outputs[0])
-
-

@@ -29,7 +29,9 @@ def load(source: onnx.ModelProto, example: tuple[Array, ...] | None) -> tuple[Na
         raise SlimlineError(f"The ONNX model cannot be read: it {reason}; export it anew.") from reason
     native, example = canonical(checked, example)
     if quantized(native.model):
-        raise SlimlineError("The ONNX model is quantized already: save it to a file and load that, or give the float one.")
+        raise SlimlineError(
+            "The ONNX model is quantized already: save it to a file and load that, or give the float one."
+        )
     return native, example
 
 

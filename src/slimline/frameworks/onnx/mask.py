@@ -188,5 +188,3 @@ class _Masker:
         if len(content) != channels:  # one for each group
             content = np.repeat(content, channels // groups)
         return self._constant(content.reshape(-1, *[1] * (rank - 2)))
-
-

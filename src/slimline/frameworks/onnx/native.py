@@ -1,4 +1,4 @@
-"""The native model: an ONNX graph in canonical form, which is never changed once it is made; and copies under change."""
+"""The native model, an ONNX graph in canonical form that is never changed once it is made; and copies under change."""
 
 from __future__ import annotations
 

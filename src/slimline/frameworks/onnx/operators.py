@@ -11,7 +11,8 @@ import onnx_ir as ir
 from slimline.frameworks.base import Array
 
 NUMBERS: dict[str, frozenset[int]] = {
-    **{name: frozenset({1}) for name in ("Reshape", "Expand", "Split", "Tile", "Squeeze", "Unsqueeze", "TopK", "Trilu")},
+    **{name: frozenset({1}) for name in (
+        "Reshape", "Expand", "Split", "Tile", "Squeeze", "Unsqueeze", "TopK", "Trilu", "CumSum")},
     **{f"Reduce{name}": frozenset({1}) for name in (
         "Mean", "Sum", "Max", "Min", "Prod", "L1", "L2", "LogSum", "LogSumExp", "SumSquare")},
     "Slice": frozenset({1, 2, 3, 4}),
@@ -20,7 +21,6 @@ NUMBERS: dict[str, frozenset[int]] = {
     "Resize": frozenset({1, 2, 3}),
     "ConstantOfShape": frozenset({0}),
     "Dropout": frozenset({1, 2}),
-    "CumSum": frozenset({1}),
     "QuantizeLinear": frozenset({1, 2}),
     "DequantizeLinear": frozenset({1, 2}),
 }  # fmt: skip

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from slimline.basics.errors import SlimlineError
 from slimline.files.atomic import below, is_plain
@@ -25,12 +25,12 @@ OLDEST = 7
 """The version of ONNX' operators from which models are read."""
 
 _T = onnx.TensorProto
-_BITS = {
+_BITS: dict[int, int] = {
     _T.FLOAT: 32, _T.DOUBLE: 64, _T.FLOAT16: 16, _T.BFLOAT16: 16, _T.INT8: 8, _T.UINT8: 8, _T.INT16: 16, _T.UINT16: 16,
     _T.INT32: 32, _T.UINT32: 32, _T.INT64: 64, _T.UINT64: 64, _T.BOOL: 8, _T.INT4: 4, _T.UINT4: 4,
     _T.FLOAT8E4M3FN: 8, _T.FLOAT8E4M3FNUZ: 8, _T.FLOAT8E5M2: 8, _T.FLOAT8E5M2FNUZ: 8,
 }  # fmt: skip
-_FIELDS = {
+_FIELDS: dict[int, str] = {
     _T.FLOAT: "float_data", _T.DOUBLE: "double_data", _T.INT64: "int64_data", _T.UINT32: "uint64_data",
     _T.UINT64: "uint64_data",
 }  # fmt: skip
@@ -46,13 +46,17 @@ def read(path: Path) -> onnx.ModelProto:
     if not path.is_file():
         raise SlimlineError(f"There is no file {path}: check the path.")
     if path.stat().st_size > LARGEST:
-        raise SlimlineError(f"{path} is larger than 2 GB, more than ONNX Runtime takes in one piece: give a smaller model.")
+        raise SlimlineError(
+            f"{path} is larger than 2 GB, more than ONNX Runtime takes in one piece: give a smaller model."
+        )
     try:
         return checked(onnx.ModelProto.FromString(path.read_bytes()), path.parent)
     except DecodeError as reason:
         raise SlimlineError(f"{path} is no ONNX file, or a damaged one: export it anew.") from reason
     except Malformed as reason:
-        raise SlimlineError(f"{path} is damaged or not an ONNX file that slimline reads: it {reason}; export it anew.") from reason
+        raise SlimlineError(
+            f"{path} is damaged or not an ONNX file that slimline reads: it {reason}; export it anew."
+        ) from reason
     except OSError as reason:
         raise SlimlineError(f"{path} cannot be read ({reason.strerror or reason}): check the file.") from reason
 
@@ -74,10 +78,8 @@ def checked(model: onnx.ModelProto, folder: Path | None = None) -> onnx.ModelPro
     if len(model.functions) > FUNCTIONS:
         raise Malformed(f"holds more than {FUNCTIONS} functions")
     _not_recursive(model)
-    count = 0
     total = 0
     for tensor in _tensors(model):
-        count += 1
         total += _size(tensor, folder, total)
     _runs(model)
     return model
@@ -152,7 +154,7 @@ def _size(tensor: onnx.TensorProto, folder: Path | None, total: int) -> int:
             raise Malformed(f"holds {len(field):,} numbers of {name!r}, which has {numbers:,}")
         if field and tensor.data_type not in _FIELDS:
             _in_range(field, tensor.data_type, name)
-    return size
+    return int(size)
 
 
 def _in_range(field: object, kind: int, name: str) -> None:

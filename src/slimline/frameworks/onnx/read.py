@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
 from slimline.frameworks.base import Array
@@ -12,8 +13,6 @@ from slimline.frameworks.onnx.operators import biased, captured, float_array, is
 from slimline.frameworks.onnx.registry import rule_for, unknown
 from slimline.frameworks.onnx.run import outline
 from slimline.graph.ir import Graph, Node, Value
-
-import numpy as np
 
 _STATISTICS = {("BatchNormalization", 3), ("BatchNormalization", 4)}
 

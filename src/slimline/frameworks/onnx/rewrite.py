@@ -132,13 +132,9 @@ def _sizes(index: int) -> Edit:
         editor = surgery.editor
         name = str(node.outputs[0].name)
         batch = next(held for held in editor.values.values() if counts(held))
-        value = editor.insert(
-            node, "Mul", [batch, editor.constant(slope, f"{name}_slope")], name=f"{name}_scaled"
-        )
+        value = editor.insert(node, "Mul", [batch, editor.constant(slope, f"{name}_slope")], name=f"{name}_scaled")
         if start.any():
-            value = editor.insert(
-                node, "Add", [value, editor.constant(start, f"{name}_start")], name=f"{name}_sizes"
-            )
+            value = editor.insert(node, "Add", [value, editor.constant(start, f"{name}_start")], name=f"{name}_sizes")
         node.replace_input_with(index, value)
 
     return edit
@@ -182,8 +178,8 @@ def _positions(surgery: Surgery, node: ir.Node, neutral: Node) -> None:
         for index, number in ((1, first), (2, first + len(rows)), (4, 1)):
             surgery.editor.numbers(node, index, np.array([number]))
     else:
-        index = surgery.editor.constant(rows.astype(np.int64), f"{node.outputs[0].name}_positions")
-        made = surgery.editor.insert(node, "Gather", [node.inputs[0], index], {"axis": a["axis"]})
+        places = surgery.editor.constant(rows.astype(np.int64), f"{node.outputs[0].name}_positions")
+        made = surgery.editor.insert(node, "Gather", [node.inputs[0], places], {"axis": a["axis"]})
         place_of(surgery.editor, node, made)
 
 
@@ -202,9 +198,8 @@ def place_of(editor: Editor, node: ir.Node, made: ir.Value) -> None:
 
 
 def _gather(surgery: Surgery, node: ir.Node, neutral: Node) -> None:
-    axis = neutral.attributes.get("axis")
     if neutral.kind == "select":
-        kept = surgery.plan.kept(neutral.inputs[0] or "")[axis]
+        kept = surgery.plan.kept(neutral.inputs[0] or "")[neutral.attributes["axis"]]
         if kept is not None:
             index = np.array(np.searchsorted(kept, neutral.attributes["index"]), np.int64)
             node.replace_input_with(1, surgery.editor.constant(index, f"{neutral.outputs[0]}_position"))

@@ -10,11 +10,11 @@ from slimline.frameworks.onnx.registry import RULES, Rule, elementwise, rule, un
 from slimline.graph import ops
 from slimline.graph.equation import Window, parse
 
+_PLAIN = """Abs Acos Acosh Asin Asinh Atan Atanh Ceil Cos Cosh Erf Exp Floor Log Neg Reciprocal Round Sign Sin Sinh Sqrt
+Tan Tanh Sigmoid Relu Elu Celu Selu Softplus Softsign Mish Gelu Shrink Sub Div Pow Mod And Or Xor Not Equal Greater Less
+Where Mul PRelu Swish BitwiseAnd BitwiseOr BitwiseXor BitwiseNot BitShift"""
 _FUNCTIONS = {
-    **{name: name.lower() for name in (
-        "Abs Acos Acosh Asin Asinh Atan Atanh Ceil Cos Cosh Erf Exp Floor Log Neg Reciprocal Round Sign Sin Sinh Sqrt "
-        "Tan Tanh Sigmoid Relu Elu Celu Selu Softplus Softsign Mish Gelu Shrink Sub Div Pow Mod And Or Xor Not Equal "
-        "Greater Less Where Mul PRelu Swish BitwiseAnd BitwiseOr BitwiseXor BitwiseNot BitShift").split()},
+    **{name: name.lower() for name in _PLAIN.split()},
     "Add": "add", "Sum": "add", "Mean": "average", "Max": "maximum", "Min": "minimum", "HardSigmoid": "hardsigmoid",
     "HardSwish": "hardswish", "LeakyRelu": "leaky_relu", "ThresholdedRelu": "threshold", "IsInf": "isinf",
     "IsNaN": "isnan", "GreaterOrEqual": "ge", "LessOrEqual": "le",
@@ -192,9 +192,7 @@ def _moved(call: Call) -> Sequence[int]:
     strides, pads = call.attribute("strides", ones), call.attribute("pads", [0] * 2 * count)
     plain = call.attribute("auto_pad", "NOTSET") in ("NOTSET", "VALID")
     return [
-        2 + d
-        for d in range(count)
-        if not plain or (kernel[d], strides[d], pads[d], pads[count + d]) != (1, 1, 0, 0)
+        2 + d for d in range(count) if not plain or (kernel[d], strides[d], pads[d], pads[count + d]) != (1, 1, 0, 0)
     ]
 
 

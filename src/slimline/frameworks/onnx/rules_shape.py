@@ -112,7 +112,9 @@ def _split(call: Call) -> None:
 def _slice(call: Call) -> None:
     numbers = [call.constant(index) for index in (1, 2, 3, 4)]
     if any(n is None or n.size != 1 for n in numbers):
-        return whole("other", lambda c: [d for d in range(c.rank) if numbers[2] is None or d in numbers[2] % c.rank])(call)
+        return whole("other", lambda c: [d for d in range(c.rank) if numbers[2] is None or d in numbers[2] % c.rank])(
+            call
+        )
     start, stop, axis, step = (int(n.ravel()[0]) for n in numbers if n is not None)
     axis %= call.rank
     span = range(call.input[axis])[slice(start, stop, step)]

@@ -127,7 +127,9 @@ def outline(model: ir.Model, example: Sequence[Array]) -> dict[str, Value]:
         str(output.name)
         for node in model.graph
         for output in node.outputs
-        if output.name and node.op_type not in _SEQUENCES and not isinstance(output.type, (ir.SequenceType, ir.OptionalType))
+        if output.name
+        and node.op_type not in _SEQUENCES
+        and not isinstance(output.type, (ir.SequenceType, ir.OptionalType))
     ]
     proto = ir.to_proto(model)
     del proto.graph.output[:], proto.graph.value_info[:]

@@ -44,9 +44,7 @@ def save(native: Native, path: Path, example: tuple[Array, ...], metadata: Mappi
     atomic_write(path, content)
 
 
-def open_(
-    path: Path, example: tuple[Array, ...] | None = None
-) -> tuple[Native, tuple[Array, ...], dict[str, Any]]:
+def open_(path: Path, example: tuple[Array, ...] | None = None) -> tuple[Native, tuple[Array, ...], dict[str, Any]]:
     """Read what `save` wrote, or anybody's ONNX file: native, example inputs, metadata.
 
     A file of another's that is quantized comes with grids of nothing in its metadata, so that no step changes it.
@@ -62,7 +60,9 @@ def open_(
         try:
             own = _own(notes[0])
         except Malformed as reason:
-            raise SlimlineError(f"{path} has notes that are not slimline's: it {reason}; save the model again.") from reason
+            raise SlimlineError(
+                f"{path} has notes that are not slimline's: it {reason}; save the model again."
+            ) from reason
         kept = [entry for entry in proto.metadata_props if entry.key != _NOTES]
         del proto.metadata_props[:]
         proto.metadata_props.extend(kept)
