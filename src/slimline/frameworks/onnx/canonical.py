@@ -262,6 +262,7 @@ class _Folder:
         for node in decided:
             for output in node.outputs:
                 read = any(user not in decided or is_number(user, index) for user, index in output.uses())
+                read = read or node.op_type in ("Shape", "Size")  # what is made of them shall know the batch alone
                 if output.name and (read or output.is_graph_output()):
                     self._put(node, output, [result[str(output.name)] for result in results])
         for node in list(self.graph):

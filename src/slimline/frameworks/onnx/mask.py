@@ -66,7 +66,7 @@ class _Masker:
             "layer_norm": self._norm,
             "group_norm": self._norm,
             "reduce": self._reduce,
-            "softmax": lambda: self._fill(-math.inf),
+            "softmax": self._softmax,
             "matmul": lambda: self._fill(0.0),
             "einsum": lambda: self._fill(0.0),
         }
@@ -133,6 +133,19 @@ class _Masker:
                 self.editor.redirect(output, made, keep=[scale])
             self.editor.values.setdefault(name, output)
 
+    def _softmax(self) -> None:
+        self._fill(-math.inf)
+        if self.node.op_type == "LogSoftmax":  # no number of what goes may be infinite behind it
+            gone = [self._gone(index, dim, keep) for index, dim, keep in self.statistics]
+            zero = self._constant(np.array(0, self._kind()))
+            output = self.node.outputs[0]
+            for where in gone:
+                last = output.producer()
+                assert last is not None
+                made = self.editor.append(last, "Where", [where, zero, output])
+                self.editor.redirect(output, made, keep=[made.producer()])
+                output = made
+
     def _norm(self) -> None:
         """The same norm with its mean and variance over what stays."""
         editor, node = self.editor, self.node
@@ -176,15 +189,13 @@ class _Masker:
             value = editor.insert(node, "Reshape", [value, sizes])
         for operator, vector in zip(("Mul", "Add"), node.inputs[1:3], strict=False):
             if vector is not None:
-                value = editor.insert(node, operator, [value, self._spread(vector, len(shape), groups, shape[1])])
+                value = editor.insert(node, operator, [value, self._spread(vector, len(shape), groups)])
         place_of(editor, node, value)
 
-    def _spread(self, vector: ir.Value, rank: int, groups: int, channels: int) -> ir.Value:
+    def _spread(self, vector: ir.Value, rank: int, groups: int) -> ir.Value:
         """A scale or shift, shaped to broadcast against what is normalised."""
         if not groups:
             return vector
         content = stored(vector)
         assert content is not None
-        if len(content) != channels:  # one for each group
-            content = np.repeat(content, channels // groups)
         return self._constant(content.reshape(-1, *[1] * (rank - 2)))

@@ -8,8 +8,8 @@ import onnx_ir as ir
 from slimline.frameworks.base import Array
 from slimline.frameworks.onnx import rules, rules_shape  # noqa: F401  # they fill the registry
 from slimline.frameworks.onnx.call import Call
-from slimline.frameworks.onnx.native import Native
-from slimline.frameworks.onnx.operators import biased, captured, float_array, is_number
+from slimline.frameworks.onnx.native import Native, is_standard
+from slimline.frameworks.onnx.operators import biased, captured, counts, float_array, is_number
 from slimline.frameworks.onnx.registry import rule_for, unknown
 from slimline.frameworks.onnx.run import outline
 from slimline.graph.ir import Graph, Node, Value
@@ -35,7 +35,7 @@ def read(native: Native, example: tuple[Array, ...]) -> Graph:
     fused = {product for node in model.graph if (product := biased(node)) is not None}
     nodes: list[Node] = []
     for node in model.graph:
-        if node in sizes or node in fused:
+        if node in fused or (node in sizes and not _measures(node)):
             for output in node.outputs:
                 values.pop(str(output.name), None)
             continue
@@ -68,6 +68,13 @@ def _arithmetic(graph: ir.Graph) -> set[ir.Node]:
         if used and all(used) and not any(ends):
             found.add(node)
     return found
+
+
+def _measures(node: ir.Node) -> bool:
+    """Whether it takes sizes of what may be pruned; the canonical form asks for the batch alone."""
+    return is_standard(node, "Shape", "Size") and not any(
+        counts(o) for u, _ in node.outputs[0].uses() for o in u.outputs
+    )
 
 
 def _trained(value: ir.Value, array: Array) -> bool:

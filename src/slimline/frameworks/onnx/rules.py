@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from slimline.frameworks.base import Array
 from slimline.frameworks.onnx.call import Call
 from slimline.frameworks.onnx.operators import biased, scalar
 from slimline.frameworks.onnx.registry import RULES, Rule, elementwise, rule, unknown, whole
@@ -119,8 +120,7 @@ def _group_norm(call: Call) -> None:
     groups = call.input[1] if single else int(call.attribute("num_groups"))
     places = [f"a{d}" for d in range(2, call.rank)]
     x = " ".join(["a0", "(g c)", *places])
-    vector = "g" if not single and call.opset < 21 else "(g c)"  # until then, one scale for each group
-    equation = parse(f"{x}, {vector}, {vector} -> {x}", {"g": groups}, statistics=("c", *places))
+    equation = parse(f"{x}, (g c), (g c) -> {x}", {"g": groups}, statistics=("c", *places))
     return call.emit("group_norm", names, {"equation": equation})
 
 
@@ -196,11 +196,16 @@ def _moved(call: Call) -> Sequence[int]:
     ]
 
 
+def _along(call: Call, axes: Array | None) -> Sequence[int]:
+    """These dimensions; all where they are computed."""
+    return range(call.rank) if axes is None else [int(a) % call.rank for a in axes.ravel()]
+
+
 _POOLS: dict[str, tuple[str, Callable[[Call], Sequence[int]]]] = {
     "MaxPool": ("max", _moved), "AveragePool": ("mean", _moved), "LpPool": ("other", _moved),
     "GlobalMaxPool": ("max", _spatial), "GlobalAveragePool": ("mean", _spatial), "GlobalLpPool": ("other", _spatial),
     "LRN": ("other", lambda call: [1]), "Hardmax": ("other", lambda call: [call.axis(-1)]),
-    "CumSum": ("other", lambda call: range(call.rank)), "TopK": ("other", lambda call: [call.axis(-1)]),
+    "CumSum": ("other", lambda call: _along(call, call.constant(1))), "TopK": ("other", lambda call: [call.axis(-1)]),
     "Trilu": ("other", lambda call: [call.rank - 2, call.rank - 1]),
     "LpNormalization": ("other", lambda call: [call.axis(-1)]),
 }  # fmt: skip

@@ -181,6 +181,11 @@ def _make(call: Call) -> None:
     return call.emit("make", (), ops.make(len(call.output)))
 
 
-@rule("Range", "EyeLike", "Shape", "Size")
+@rule("Range", "EyeLike")
 def _positions(call: Call) -> None:
     call.emit("unknown", (), ops.unknown("its numbers depend on their position"))
+
+
+@rule("Shape", "Size")
+def _measured(call: Call) -> None:
+    unknown(call, "its sizes are computed with")
