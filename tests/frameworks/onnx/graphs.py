@@ -61,7 +61,8 @@ def ints(**numbers: object) -> dict[str, Array]:
 
 
 def exported(name: str, opset: int | None = None) -> tuple[onnx.ModelProto, torch.nn.Module, tuple[Array, ...]]:
-    """A module of the zoo by torch's exporter, or by its older one in version `opset`; the module; its example."""
+    """A module of the zoo by torch's exporter, or by its older one in version `opset`, which keeps norms; the module; its
+    example."""
     factory, example = ZOO[name]
     module, arrays = factory(), tuple(np.asarray(x) for x in example())
     tensors = tuple(torch.from_numpy(x) for x in arrays)
@@ -77,6 +78,7 @@ def exported(name: str, opset: int | None = None) -> tuple[onnx.ModelProto, torc
         buffer = io.BytesIO()
         torch.onnx.export(
             module, tensors, buffer, dynamo=False, opset_version=opset, input_names=names,
+            training=torch.onnx.TrainingMode.PRESERVE,
             dynamic_axes={name: {0: "batch"} for name in names},
         )  # fmt: skip
     return onnx.load_from_string(buffer.getvalue()), module, arrays
