@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import safetensors.numpy
 import torch
@@ -36,6 +37,15 @@ def originals(folder: Path) -> dict[str, bytes]:
     from tests import zoo_keras
 
     zoo_keras.shared().save(folder / "plain.keras")
+    graph = onnx.parser.parse_graph(
+        "g (float[N,6,4] x) => (float[N,K] y) { m = MatMul(x, w) n = Shape(m) k = Gather <axis = 0> (n, zero) "
+        "s = Concat <axis = 0> (k, rest) r = Reshape(m, s) f = Slice(r, zero, ten) y = Relu(f) }"
+    )
+    arrays = {"w": rng.random((4, 5), np.float32), "zero": np.array([0]), "rest": np.array([30]), "ten": np.array([10])}
+    graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in arrays.items())
+    foreign = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)
+    onnx.save(foreign, folder / "foreign.onnx")
+    sl.load(folder / "foreign.onnx").save(folder / "own.onnx")
     return {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
 
 
@@ -51,7 +61,8 @@ def _open(path: Path) -> None:
 
 def _fuzz(name: str, content: bytes, folder: Path, seed: int, count: int) -> Counter[str]:
     """How many damaged copies were read and how many refused; anything else raises, with the number of the copy."""
-    structured = mutate.damaged_safetensors if name.endswith(".safetensors") else mutate.damaged_zip
+    by_suffix = {".safetensors": mutate.damaged_safetensors, ".onnx": mutate.damaged_onnx}
+    structured = by_suffix.get(Path(name).suffix, mutate.damaged_zip)
     path = folder / f"damaged{Path(name).suffix}"
     path.write_bytes(content)
     _open(path)  # imports frameworks
@@ -70,6 +81,8 @@ COUNTS = {
     "own.pt2": 120,
     "foreign.pt2": 80,
     "plain.keras": 60,
+    "own.onnx": 150,
+    "foreign.onnx": 150,
     "plain.npz": 150,
     "packed.npz": 100,
     "linear.safetensors": 200,

@@ -31,6 +31,8 @@ def model(
     """A model of these operators, in ONNX' own text."""
     graph = parser.parse_graph(f"g ({inputs}) => ({output}) {{ {body} }}")
     graph.initializer.extend(numpy_helper.from_array(np.asarray(w), name) for name, w in weights.items())
+    for node in graph.node:  # the text knows no dots
+        node.input[:] = [name.replace("__", ".") for name in node.input]
     imports = [onnx.helper.make_opsetid("", opset), *(onnx.helper.make_opsetid(d, 1) for d in domains)]
     return onnx.helper.make_model(graph, opset_imports=imports, ir_version=8 if opset < 21 else 10)
 
@@ -61,8 +63,8 @@ def ints(**numbers: object) -> dict[str, Array]:
 
 
 def exported(name: str, opset: int | None = None) -> tuple[onnx.ModelProto, torch.nn.Module, tuple[Array, ...]]:
-    """A module of the zoo by torch's exporter, or by its older one in version `opset`, which keeps norms; the module; its
-    example."""
+    """A module of the zoo by torch's exporter, or in version `opset` by its older one, which keeps norms; the module;
+    its example."""
     factory, example = ZOO[name]
     module, arrays = factory(), tuple(np.asarray(x) for x in example())
     tensors = tuple(torch.from_numpy(x) for x in arrays)
@@ -89,10 +91,7 @@ def exact(loaded: Model, ratio: float = 0.4, tolerance: float = 2e-5) -> Plan:
     plan = sl.plan(loaded, sl.ChannelPruning(ratio=ratio, criterion="l2"))
     rows = len(loaded.example[0])
     more = loaded.adapter.free(loaded.native) == "batch"
-    grown = [x.ndim > 0 and len(x) == rows for x in loaded.example]
-    inputs = tuple(
-        np.resize(x, (rows + more, *x.shape[1:])) if g else x for g, x in zip(grown, loaded.example, strict=True)
-    )
+    inputs = tuple(np.resize(x, (rows + more, *x.shape[1:])) if len(x) == rows else x for x in loaded.example)
     before, small, masked = (m.outputs(*inputs) for m in (loaded, plan.apply(loaded), plan.mask(loaded)))
     for a, b in zip(small, masked, strict=True):
         assert np.abs(a - b).max() <= tolerance * np.abs(b).max()

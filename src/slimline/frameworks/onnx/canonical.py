@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -63,19 +64,33 @@ def canonical(proto: onnx.ModelProto, example: tuple[Array, ...] | None) -> tupl
     NoExample : a size that only an example can tell.
     SlimlineError : a model that does not run, or that another opset would change.
     """
-    model = ir.from_proto(_modern(proto))
-    passes.RemoveInitializersFromInputsPass()(model)
-    if model.functions:
-        passes.InlinePass()(model)
-    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    passes.RemoveUnusedNodesPass()(model)
-    if not list(model.graph):
-        raise SlimlineError("The ONNX model computes nothing of its inputs: export it anew.")
-    example = _example(model.graph, example)
-    _bounded(model, example)
-    native, example = _settled(model, example)
-    _compare(proto, native, example)
+    original = Session(proto, optimized=False)
+    with _consistent():
+        model = ir.from_proto(_modern(proto))
+        passes.RemoveInitializersFromInputsPass()(model)
+        if model.functions:
+            passes.InlinePass()(model)
+        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+        passes.RemoveUnusedNodesPass()(model)
+        if not list(model.graph):
+            raise SlimlineError("The ONNX model computes nothing of its inputs: export it anew.")
+        example = _example(model.graph, example)
+        _bounded(model, example)
+        native, example = _settled(model, example)
+    _compare(original, native, example)
     return native, example
+
+
+@contextmanager
+def _consistent() -> Iterator[None]:
+    """What onnx-ir raises of a model that contradicts itself, in a sentence: it raises all kinds."""
+    try:
+        yield
+    except (SlimlineError, MemoryError):
+        raise
+    except Exception as reason:
+        told = f"{type(reason).__name__}: {said(reason)}" if str(reason) else type(reason).__name__
+        raise SlimlineError(f"The ONNX model cannot be put together ({told}): export it anew.") from reason
 
 
 def _modern(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -262,7 +277,8 @@ class _Folder:
         for node in decided:
             for output in node.outputs:
                 read = any(user not in decided or is_number(user, index) for user, index in output.uses())
-                read = read or node.op_type in ("Shape", "Size")  # what is made of them shall know the batch alone
+                # What is made of sizes shall know the batch alone; that itself is asked of an input once.
+                read = read or (node.op_type in ("Shape", "Size") and not any(map(counts, _read_by(output))))
                 if output.name and (read or output.is_graph_output()):
                     self._put(node, output, [result[str(output.name)] for result in results])
         for node in list(self.graph):
@@ -302,11 +318,9 @@ class _Folder:
         owned = source is not None and source.is_initializer() and len(source.uses()) == 1 and len(node.outputs) == 1
         if turned and owned and source is not None and not value.is_graph_output():
             name = str(source.name)
-            source.name = f"{name}_before"
-            self.editor.values[f"{name}_before"] = self.editor.values.pop(name)
+            self.editor.rename(name, f"{name}_before")
         elif not value.is_graph_output():
-            value.name = f"{name}_computed"
-            self.editor.values[str(value.name)] = self.editor.values.pop(name)
+            self.editor.rename(name, f"{name}_computed")
         self.editor.redirect(value, self.editor.constant(content, name))
 
     def _line(self, results: Sequence[Array]) -> tuple[Array, Array] | None:
@@ -414,9 +428,8 @@ def _training(node: ir.Node) -> bool:
     return node.inputs[2] is not None and (mode is None or bool(mode))
 
 
-def _compare(proto: onnx.ModelProto, native: Native, example: Sequence[Array]) -> None:
+def _compare(original: Session, native: Native, example: Sequence[Array]) -> None:
     """Refuse a canonical form that computes something else."""
-    original = Session(proto, optimized=False)
     batches = [tuple(example)]
     if native.free == "batch":
         free = [not isinstance(v.shape[0], int) if v.shape else False for v in native.model.graph.inputs]

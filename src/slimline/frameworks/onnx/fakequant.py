@@ -6,6 +6,8 @@ will (Jacob et al. 2018, arXiv:1712.05877).
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import onnx_ir as ir
 
@@ -110,34 +112,35 @@ def _numbers(editor: Editor, name: str, grid: Grid) -> list[ir.Value]:
 def to_onnx(native: Native, example: tuple[Array, ...], integer: bool) -> ir.Model:
     """The ONNX model as `slimline.runtimes.forms.onnx` takes it; batch norms are folded unless it is `integer`."""
     editor = Editor(native if integer else fold(native))
-    for name, value in outline(editor.model, example).items():
+    for name, told in outline(editor.model, example).items():
         if not editor.values[name].is_graph_output():
-            editor.values[name].shape = ir.Shape([None] * len(value.shape))
+            editor.values[name].shape = ir.Shape([None] * len(told.shape))
+            editor.values[name].type = ir.TensorType(ir.DataType.from_numpy(np.dtype(told.dtype)))
     for node in list(editor.graph):
         weight = root(node.inputs[1]) if node.op_type in WEIGHTED and len(node.inputs) > 1 else None
         if weight is not None and str(weight.name).rpartition(".")[0] != layer(node):
-            _rename(editor, weight, f"{layer(node)}.weight")  # operators are called after their weights
+            editor.rename(str(weight.name), f"{layer(node)}.weight")  # operators are called after their weights
     for node in list(editor.graph):
         if node.op_type == "QuantizeLinear" and _OWN in node.metadata_props:
             _fuse(editor, node)
     model = editor.done().model
+    for value in model.graph.initializers.values():  # the runtime may call them as it likes
+        if value.const_value is not None:
+            tensor = value.const_value
+            value.const_value = ir.tensor(tensor.numpy(), name=value.name, dtype=tensor.dtype)
     if integer:
         model.opset_imports[DOMAIN] = 1
     return model
 
 
-def _rename(editor: Editor, value: ir.Value, name: str) -> None:
-    del editor.values[str(value.name)]
-    value.name = editor.unique(name)
-    editor.values[str(value.name)] = value
-
-
 def _fuse(editor: Editor, node: ir.Node) -> None:
     """The pair that rounds as the one operator that stands for it."""
-    ((real, _),) = node.outputs[0].uses()
-    low, high = map(int, node.metadata_props[_OWN].split())
+    readers = [user for user, _ in node.outputs[0].uses()]
+    limits = re.fullmatch(r"(-?\d{1,9}) (-?\d{1,9})", node.metadata_props[_OWN])
     scale, zero = (stored(v) for v in node.inputs[1:3])
-    assert scale is not None and zero is not None
+    if len(readers) != 1 or readers[0].op_type != "DequantizeLinear" or not limits or scale is None or zero is None:
+        return  # somebody else's
+    real, (low, high) = readers[0], map(int, limits.groups())
     attributes: dict[str, int | float] = {"low": low, "high": high}
     inputs = [node.inputs[0]]
     if scale.ndim:

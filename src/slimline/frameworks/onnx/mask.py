@@ -143,7 +143,9 @@ class _Masker:
                 last = output.producer()
                 assert last is not None
                 made = self.editor.append(last, "Where", [where, zero, output])
-                self.editor.redirect(output, made, keep=[made.producer()])
+                own = made.producer()
+                assert own is not None
+                self.editor.redirect(output, made, keep=[own])
                 output = made
 
     def _norm(self) -> None:

@@ -183,6 +183,15 @@ class Editor:
         RemoveUnusedNodesPass()(self.model)
         return Native(self.model)
 
+    def rename(self, name: str, new: str) -> None:
+        """Call an initializer `new`, or much like it; its tensor, which other copies share, is left as it is called."""
+        value = self.values.pop(name)
+        new = self.unique(new)
+        if value.const_value is not None:
+            value.const_value = ir.tensor(value.const_value.numpy(), name=new, dtype=value.const_value.dtype)
+        value.name = new
+        self.values[new] = value
+
     def unique(self, name: str) -> str:
         """The name, or one like it that no value has."""
         return _unique(name, self.values)

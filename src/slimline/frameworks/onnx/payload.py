@@ -51,7 +51,7 @@ def read(path: Path) -> onnx.ModelProto:
         )
     try:
         return checked(onnx.ModelProto.FromString(path.read_bytes()), path.parent)
-    except DecodeError as reason:
+    except (DecodeError, UnicodeDecodeError) as reason:
         raise SlimlineError(f"{path} is no ONNX file, or a damaged one: export it anew.") from reason
     except Malformed as reason:
         raise SlimlineError(
