@@ -68,7 +68,7 @@ def check(case: Case) -> dict[str, Any]:
 
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    row: dict[str, Any] = {"covered": False, "failure": "", "trained": True}  # nobody asks a file to train
+    row: dict[str, Any] = {"covered": False, "failure": "", "trained": True}  # not asked: a file does not train
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.onnx")
         try:
@@ -97,7 +97,7 @@ def check(case: Case) -> dict[str, Any]:
             np.array_equal(a, b) for a, b in zip(again.outputs(*inputs), small.outputs(*inputs), strict=True)
         )
     row["peak_megabytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    return verdict(row | exported(small))
+    return verdict(row | exported(small)) | {"trained": None}
 
 
 def cases() -> dict[str, Case]:

@@ -1,7 +1,7 @@
 """What a framework must be able to do. Everything above the adapters uses only this.
 
 An adapter is a class with the methods of `Adapter`, found by name through `adapter`; ``native`` is the
-framework's own model (a torch `GraphModule`, a `keras.Model`). No method changes the native model it is given.
+framework's own model (a torch `GraphModule`, a `keras.Model`, …). No method changes the native model it is given.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ class Adapter(Protocol):
 
     name: str
     suffix: str
-    """Of the files that `save` writes: ``.pt2``, ``.keras``."""
+    """Of the files that `save` writes: ``.pt2``, ``.keras``, ``.onnx``."""
     layout: Literal["channels_first", "channels_last"]
     """Where images and outputs have their channels."""
     trains: bool

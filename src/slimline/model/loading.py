@@ -32,8 +32,9 @@ def load(
 
     Parameters
     ----------
-    source : a `torch.nn.Module` or ExportedProgram, a `keras.Model`, the path of a ``.pt2`` or ``.keras`` file, or
-        a `Model`, which is returned as it is. The user's object is never changed.
+    source : a `torch.nn.Module` or ExportedProgram, a `keras.Model`, an `onnx.ModelProto`, the path of a
+        ``.pt2``, ``.keras`` or ``.onnx`` file, or a `Model`, which is returned as it is. The user's object is never
+        changed.
     example_inputs : arrays or tensors ``(batch, …)``, one per input; needed for a torch module or a pickle of one.
     allow_pickle : whether a ``.pt`` or ``.pth`` file, which can run any code, may be opened.
     parts : for a torch module whose control flow depends on data: names of the submodules to compress, captured on

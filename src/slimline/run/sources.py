@@ -33,8 +33,8 @@ class ModelSource:
 
     Attributes
     ----------
-    name : a ``.pt2`` or ``.keras`` file, or ``package.module:factory``. A factory returns a torch module or a Keras
-        model, or a pair of it and example inputs.
+    name : a ``.pt2``, ``.keras`` or ``.onnx`` file, or ``package.module:factory``. A factory returns a torch
+        module or a Keras model, or a pair of it and example inputs.
     weights : a safetensors file for what the factory returns.
     input_shape : of one sample, to make an example from, where the data cannot give one.
     allow_pickle : whether a ``.pt`` or ``.pth`` file, which can run any code, may be opened.
