@@ -27,8 +27,8 @@ from slimline.recipe import Step
 
 def recipes(amount: float) -> list[tuple[str, str, list[Step]]]:
     """Tool, recipe and steps, none of which trains."""
-    block = sl.SparsePruning(amount=amount, criterion="obs", update=True, exact=0)
-    exact = sl.SparsePruning(amount=amount, criterion="obs", update=True, scope="global")
+    block = sl.SparsePruning(amount=amount, criterion="obs", compensate=True, exact=0)
+    exact = sl.SparsePruning(amount=amount, criterion="obs", compensate=True, scope="global")
     said = f"{100 * amount:.0f} %"
     return [
         ("magnitude", f"{said}, global", [sl.SparsePruning(amount=amount, scope="global")]),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import slimline as sl
+from slimline.basics.errors import first_line, raised
 from slimline.measure import Report
 
 torch = pytest.importorskip("torch")
@@ -84,3 +85,10 @@ def test_a_wrong_argument_is_one_sentence(
         call(model, data, tmp_path)
     assert said in str(error.value) and "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_first_line_of_an_error_is_quoted_without_its_full_stop() -> None:
+    assert first_line(ValueError("\n  the size is wrong.\nTraceback: long")) == "the size is wrong"
+    assert first_line(EOFError()) == "EOFError"
+    assert raised(EOFError()) == "raised EOFError"
+    assert raised(KeyError("a:")) == "raised KeyError ('a:')"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import struct
 import zipfile
 from pathlib import Path
@@ -64,7 +65,7 @@ def test_a_header_that_is_not_of_plain_numbers_is_refused(header: str, tmp_path:
 def test_plain_arrays_of_both_orders_are_read(tmp_path: Path) -> None:
     for save in (np.savez, np.savez_compressed):
         save(tmp_path / "data.npz", x_train=X, y_train=np.asfortranarray(X), other=[None])
-        found = array_files.npz(tmp_path / "data.npz", ("x_train", "y_train", "x_test"))
+        found = array_files.npz(tmp_path / "data.npz", re.compile("x_train|y_train|x_test"))
         assert set(found) == {"x_train", "y_train"}
         np.testing.assert_array_equal(found["x_train"], X)
         np.testing.assert_array_equal(found["y_train"], X)

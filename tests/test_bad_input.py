@@ -15,14 +15,21 @@ import slimline as sl
 from slimline import cli
 from slimline.basics.errors import SlimlineError
 from slimline.data import Data, datasets
+from slimline.methods.outputs import bare
 from slimline.recipe import Budget, Recipe, load_recipe, parse
 from slimline.run.sources import ModelSource, load_model, load_weights
 from slimline.steps.channels.step import ChannelPruning
 from slimline.steps.quantization.step import StaticQuantization
+from tests.specs import specs
 
 X, Y = np.ones((20, 3, 8, 8), np.float32), np.arange(20) % 4
 NAN = np.where(np.arange(20)[:, None] == 7, np.nan, 1.0)
-IMAGES = (np.zeros((2, 3, 8, 8), np.float32),)
+IMAGES = specs((np.zeros((2, 3, 8, 8), np.float32),))
+
+
+def classes(number: int) -> tuple[sl.Output, ...]:
+    return bare((), [np.zeros((2, number), np.float32)])
+
 
 WISHES: list[tuple[Callable[[], Any], str]] = [
     # data
@@ -34,9 +41,9 @@ WISHES: list[tuple[Callable[[], Any], str]] = [
     (lambda: Data(train=(X, Y[:-1])), "arrays of 20 and 19 samples: inputs and labels must be equally many"),
     (lambda: Data(test=(X, np.zeros(20, int))), "All test labels are 0: accuracy needs at least two classes."),
     (lambda: Data(test=(X, Y), classes=3), "The test labels go from 0 to 3, but the model has 3 outputs"),
-    (lambda: Data(test=(X, Y)).check(IMAGES, 2), "but the model has 2 outputs: labels must be in 0 to 1."),
-    (lambda: Data(test=(X, Y - 1)).check(IMAGES, 4), "labels go from -1 to"),
-    (lambda: Data(test=(X, Y)).check(IMAGES, 1), "one output, no class scores: give Data a metric"),
+    (lambda: Data(test=(X, Y)).check_labels(classes(2)), "but the model has 2 outputs: labels must be in 0 to 1."),
+    (lambda: Data(test=(X, Y - 1)).check_labels(classes(4)), "labels go from -1 to"),
+    (lambda: Data(test=(X, Y)).check_labels(classes(1)), "single class, so accuracy means nothing: give a metric"),
     (lambda: Data(test=(X, Y / 3)), "labels are float32, not classes: cast class labels to integers, or give"),
     (lambda: Data(test=(X, X, Y)), "The test data is a tuple of 3: give (x, y) or (x,)"),
     (lambda: Data(train=iter([(X, Y)])), "can be read only once: give a list of batches, not a generator."),
@@ -55,16 +62,16 @@ WISHES: list[tuple[Callable[[], Any], str]] = [
         "samples of shape (8, 8, 3) but the model takes (3, 8, 8)",
     ),
     (lambda: Data(test=np.moveaxis(X, 1, -1)).check(IMAGES), "channels first with np.moveaxis(x, -1, 1)."),
-    (lambda: Data(test=X).check((np.zeros((2, 8, 8, 3)),)), "channels last with np.moveaxis(x, 1, -1)."),
-    (lambda: Data(test=X[:, 0]).check((X[:2, :1],)), "add the channel with x[:, None]."),
-    (lambda: Data(test=X[:, 0]).check((X[:2, 0, :, :, None],)), "add the channel with x[..., None]."),
-    (lambda: Data(test=X).check((np.zeros((2, 192)),)), "reshape it with x.reshape(-1, 192)."),
-    (lambda: Data(test=X).check((np.zeros((2, 3, 9, 9)),)), "takes (3, 9, 9): resize the data"),
+    (lambda: Data(test=X).check(specs((np.zeros((2, 8, 8, 3)),))), "channels last with np.moveaxis(x, 1, -1)."),
+    (lambda: Data(test=X[:, 0]).check(specs((X[:2, :1],))), "add the channel with x[:, None]."),
+    (lambda: Data(test=X[:, 0]).check(specs((X[:2, 0, :, :, None],))), "add the channel with x[..., None]."),
+    (lambda: Data(test=X).check(specs((np.zeros((2, 192)),))), "reshape it with x.reshape(-1, 192)."),
+    (lambda: Data(test=X).check(specs((np.zeros((2, 3, 9, 9)),))), "takes (3, 9, 9): resize the data"),
     (
-        lambda: Data(test=X).check((np.zeros((2, 3, 8, 8), np.int64),)),
+        lambda: Data(test=X).check(specs((np.zeros((2, 3, 8, 8), np.int64),))),
         "float32 but the model takes int64: give integers",
     ),
-    (lambda: Data(test=X).check(IMAGES * 2), "The model takes 2 inputs and the"),
+    (lambda: Data(test=X).check(IMAGES * 2), "The model takes 2 inputs (x0, x0) and the"),
     (lambda: Data(test=(X, Y)).check(IMAGES, batch=64), "Calibration has 4 samples, fewer than a batch of 64"),
     # recipes and budgets
     (lambda: ChannelPruning(ration=0.5), "no field in ChannelPruning called 'ration'; did you mean 'ratio'?"),
@@ -212,6 +219,7 @@ COMMANDS = [
     ("measure bad.onnx --data digits", "bad.onnx"),
     ("measure m.bin --data digits", "There is no runtime for files ending in '.bin'"),
     ("measure bad.onnx --data digits --target nope", "There is no target 'nope'"),
+    ("measure bad.onnx --data digits --target openvino", "give an artifact that ends in .xml"),
     ("measure bad.onnx --data digits --target litert", "give an artifact that ends in .tflite"),
     ("measure none.onnx --data digits --json", "There is no artifact at none.onnx"),
     ("measure bad.onnx --data digits --against none.onnx --json", "There is no artifact at none.onnx"),

@@ -65,8 +65,19 @@ def test_recipes_lists_and_shows(capsys: pytest.CaptureFixture[str], monkeypatch
 def test_targets(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     code, out, _ = run(capsys, monkeypatch, "targets")
     assert code == 0
-    assert "onnxruntime" in out
-    assert "litert" in out
+    for part in ("onnxruntime", "litert", "openvino", "torch by onnx", "run, time", "basic"):
+        assert part in out
+
+
+def test_a_target_that_is_missing_can_be_asked_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("slimline.runtimes.openvino.find_spec", lambda name: None)
+    code, out, _ = run(capsys, monkeypatch, "targets", "--json")
+    found = {entry["name"]: entry for entry in json.loads(out)["targets"]}
+    assert code == 0 and found["openvino"]["can"] == []
+    assert found["openvino"]["missing"] == "openvino is not installed: run pip install 'slimline[openvino]'."
+    assert found["openvino"]["roads"]["torch"] == ["onnx"] and "run" in found["onnxruntime"]["can"]
 
 
 def test_lists_are_json_too(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,8 +88,11 @@ def test_lists_are_json_too(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
         read = json.loads(out)
         assert read["schema"] == 1 and read.keys() == {"schema", name}
         found[name] = {entry["name"]: entry for entry in read[name]}
-    assert found["targets"].keys() >= {"litert", "onnxruntime"}
-    assert found["targets"]["onnxruntime"].keys() == {"name", "frameworks", "suffix", "description", "missing"}
+    assert found["targets"].keys() >= {"litert", "onnxruntime", "openvino"}
+    assert found["targets"]["onnxruntime"].keys() == {
+        "name", "frameworks", "suffix", "description", "missing",
+        "forms", "roads", "precisions", "can", "cannot", "settings",
+    }  # fmt: skip
     assert {name: Recipe.model_validate({k: v for k, v in entry.items() if k != "name"})
             for name, entry in found["recipes"].items()} == presets()  # fmt: skip
     assert found["steps"].keys() == configs().keys()

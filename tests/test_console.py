@@ -19,7 +19,7 @@ from slimline.basics.progress import Progress
 from slimline.basics.text import ascii_only, seconds, visible
 from slimline.measure import Figures, Latency
 from slimline.report.console import LIKENESS, Display, Log, PlainConsole, telling
-from slimline.report.tables import Grid, figures_table
+from slimline.report.tables import Table, figures_table
 
 HOSTILE = "nomod:m: [bold]x[/] [/] \x1b[2J\x07 \u202e :warning: {{ 7 }} http://a"
 ROOT = Path(__file__).parent.parent
@@ -33,7 +33,7 @@ def printed(what: object, width: int = 80, encoding: str = "utf-8") -> str:
     return raw.getvalue().decode(encoding)
 
 
-def many_digits() -> Grid:
+def many_digits() -> Table:
     before = Figures(
         accuracy=0.98765, file_bytes=2_812_345_678, parameters=697_123_456, macs=70_123_456_789,
         latency={1: Latency.of([1234.5] * 3), 4096: Latency.of([98765.4] * 3)}, peak_memory_bytes=9 * 10**10,
@@ -62,7 +62,7 @@ def test_words_are_folded_and_figures_kept_in_other_tables(width: int) -> None:
     names = [f"encoder.layers.{i}.attention.query_projection_of_the_first_head" for i in range(3)]
     rows = [(name, "aten.linear", "4096 × 11008", "45,088,768", "1,234,567,890,123", HOSTILE) for name in names]
     columns = ("layer", "operator", "weight", "parameters", "MACs", "INT8")
-    said = printed(Grid("t", columns, rows, ("weight", "parameters", "MACs")), width)
+    said = printed(Table("t", columns, rows, ("weight", "parameters", "MACs")), width)
     for figure in ("4096 × 11008", "45,088,768", "1,234,567,890,123"):
         assert said.count(figure) == 3
     assert "…" not in said
@@ -71,7 +71,7 @@ def test_words_are_folded_and_figures_kept_in_other_tables(width: int) -> None:
 
 
 def test_text_of_others_shows_and_does_nothing() -> None:
-    for said in (printed(HOSTILE), printed(Grid(HOSTILE, (HOSTILE,), [(HOSTILE,)]), 200)):
+    for said in (printed(HOSTILE), printed(Table(HOSTILE, (HOSTILE,), [(HOSTILE,)]), 200)):
         assert "nomod:m: [bold]x[/] [/] \\x1b[2J\\x07 \\u202e :warning:" in said
     stream = io.StringIO()
     console = PlainConsole(file=stream, width=200, force_terminal=True, color_system="truecolor")

@@ -169,7 +169,7 @@ def test_a_function_is_named_in_the_recipe_and_found_again(model, data):
     [
         ({"criterion": short}, True, r"short gave scores of shape \(3,\) for 0: it must give \(1, 6\)"),
         ({"criterion": undefined}, True, "undefined gave NaN or infinity for 0"),
-        ({"criterion": "taylor"}, False, "needs the gradient of a loss, and there are no class labels"),
+        ({"criterion": "taylor"}, False, "needs the gradient of a loss, and there are no labels of the outputs"),
         ({"criterion": "fisher"}, False, "needs the gradient of a loss"),
         ({"criterion": "no.module:here"}, True, "name of code, which is not imported here"),
     ],

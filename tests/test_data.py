@@ -15,6 +15,8 @@ from slimline.basics.errors import SlimlineError
 from slimline.data import Data
 from slimline.data.datasets import builtin
 from slimline.data.splits import rebatch
+from slimline.graph.ir import InputSpec
+from tests.specs import specs
 
 
 def samples(n: int, start: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -150,13 +152,59 @@ def test_a_shuffling_dataloader_repeats_per_seed_and_epoch() -> None:
 
 
 def test_several_inputs_as_tuple_and_dict() -> None:
-    x = np.zeros((20, 3), np.float32), np.ones((20, 4), np.int64)
-    for given_x in (x, {"image": x[0], "tokens": x[1]}):
-        split = Data(test=(given_x, np.arange(20) % 4)).split("certification")
+    x, y = (np.zeros((20, 3), np.float32), np.ones((20, 4), np.int64)), np.arange(20) % 4
+    model = specs(x, "image", "tokens")
+    for given_x in (x, {"image": x[0], "tokens": x[1]}, {"tokens": x[1], "image": x[0]}):
+        split = Data(test=(given_x, y)).check(model).split("certification")
         assert [a.shape[1:] for a in split.inputs] == [(3,), (4,)]
-    named = Data(test=({"image": x[0], "tokens": x[1]}, np.arange(20) % 4))
-    with pytest.raises(SlimlineError, match="the model takes tokens, image"):
-        named.check((x[0][:1], x[1][:1]), names=("tokens", "image"))
+        assert [a.shape[1:] for a in next(split.batches(2))[0]] == [(3,), (4,)]
+    with pytest.raises(SlimlineError, match="called ids, image, and the model takes image, tokens: name them so"):
+        Data(test=({"image": x[0], "ids": x[1]}, y)).check(model)
+    with pytest.raises(
+        SlimlineError, match=r"Input tokens of the calibration data .*\(4,\) but the model takes \(5,\)"
+    ):
+        Data(test=(x, y), overlap="allow").check(specs((x[0], np.ones((2, 5), np.int64)), "image", "tokens"))
+    with pytest.raises(SlimlineError, match=r"different names \(train image, tokens; test none\)"):
+        Data(train=({"image": x[0], "tokens": x[1]}, y), test=(x, y))
+    assert Data(test={"only": x[0]}).check(specs(x[:1], "other")).split("certification").inputs[0].shape[1] == 3
+
+
+def test_inputs_by_name_are_the_same_samples_in_any_order() -> None:
+    """In another order of the dict, of one batch to the next and of the model, nothing changes: copies, fingerprint."""
+    rng = np.random.default_rng(0)
+    a, b, y = rng.random((30, 2), np.float32), rng.random((30, 3), np.float32), np.arange(30) % 3
+    batches = [({"b": b[:15], "a": a[:15]}, y[:15]), ({"a": a[15:], "b": b[15:]}, y[15:])]
+    whole = {"a": a, "b": b}, y
+    assert Data(train=whole).fingerprint() == Data(train=({"b": b, "a": a}, y)).fingerprint()
+    model = specs((b, a), "b", "a")
+    data = Data(train=batches, test=whole).check(model)
+    assert data.overlaps()["train"] == len(data.split("certification"))
+    for split in ("train", "certification", "calibration"):
+        inputs = next(data.split(split).batches(4))[0]  # type: ignore[arg-type]
+        assert [x.shape[1] for x in inputs] == [3, 2]
+    assert set(data.example_by_name()) == {"a", "b"}
+    assert data.example_by_name()["a"].shape == (2, 2)  # type: ignore[call-overload]
+
+    def augment(x: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        return {"a": x["a"] + 1, "b": x["b"]}
+
+    for train in (whole, batches):
+        changed = Data(train=train, augment=augment).check(model).split("train")
+        rows = next(changed.batches(5, seed=0))[0]
+        assert rows[1].min() >= 1 and rows[0].max() < 1
+    wrong = Data(train=whole, augment=lambda x, rng: x["a"]).check(model).split("train")
+    with pytest.raises(SlimlineError, match="returned a ndarray for a dict of b, a"):
+        next(wrong.batches(5, seed=0))
+    with pytest.raises(SlimlineError, match="inputs of different names"):
+        Data(test=[({"a": a}, y), ({"c": a}, y)])
+
+
+def test_sizes_that_are_free_may_be_any() -> None:
+    model = [InputSpec("image", (None, 3, None, None), "float32")]
+    x = np.zeros((20, 3, 5, 7), np.float32)
+    assert Data(test=x).check(model).split("certification").inputs[0].shape[1:] == (3, 5, 7)
+    with pytest.raises(SlimlineError, match=r"\(5, 7, 3\) but the model takes \(3, any, any\): put the channels first"):
+        Data(test=np.zeros((20, 5, 7, 3), np.float32)).check(model)
 
 
 def test_unlabelled_data() -> None:
@@ -179,7 +227,7 @@ def test_labels_take_the_form_of_class_numbers() -> None:
 def test_dtypes_follow_the_model() -> None:
     data = Data(calibration=np.ones((4, 3), np.float64))
     assert data.split("calibration").inputs[0].dtype == np.float32
-    images = Data(calibration=np.full((4, 3), 7, np.uint8)).check((np.zeros((1, 3), np.float32),))
+    images = Data(calibration=np.full((4, 3), 7, np.uint8)).check(specs((np.zeros((1, 3), np.float32),)))
     assert images.split("calibration").inputs[0].dtype == np.float32
     assert next(images.split("calibration").batches(2))[0][0].max() == 7
 

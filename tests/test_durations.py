@@ -8,7 +8,7 @@ from pathlib import Path
 from slimline.recipe import Recipe
 from slimline.run.directory import Run
 from slimline.run.durations import Durations
-from slimline.run.journal import JOURNAL
+from slimline.run.layout import JOURNAL
 from slimline.steps.quantization.step import StaticQuantization
 
 RECIPE = Recipe(steps=(StaticQuantization(),))

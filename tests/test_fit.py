@@ -163,7 +163,7 @@ def test_ladders_of_other_recipes():
 def tiny():
     data = compress_job.data("torch")
     model = sl.load(compress_job.model("torch"), data.example())
-    return model, data.check(model.example)
+    return model, data.check(model.inputs)
 
 
 def test_estimates_use_the_recipe_s_own_batches_and_threads_and_hand_on_what_the_clock_decided(tiny, monkeypatch):

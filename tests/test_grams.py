@@ -49,7 +49,9 @@ def _check(model: sl.Model, x: np.ndarray) -> None:
     found = layer.rows(x) @ w.swapaxes(1, 2)
     expected = model.predict(x)
     if layer.bias is not None:
-        expected = model.adapter.predict(model.edit(PutTensors({layer.bias: np.zeros_like(stored[layer.bias])})), (x,))
+        expected = model.adapter.outputs(model.edit(PutTensors({layer.bias: np.zeros_like(stored[layer.bias])})), (x,))[
+            0
+        ]
     # The same numbers: (groups, rows, outputs) against (batch, outputs, places) or (batch, places, outputs).
     channel = 1 if model.framework == "torch" and x.ndim > 2 and layer.kernel else -1
     width = w.shape[0] * w.shape[1]

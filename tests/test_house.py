@@ -12,7 +12,22 @@ import pytest
 SOURCE = Path(__file__).parent.parent / "src" / "slimline"
 ABOVE = ("run", "search", "steps", "training", "evidence", "plans", "model", "report", "data", "measure")
 BELOW = ("graph", "recipe", "files", "methods", "basics")
-NAMES = {"torch", "keras", "tensorflow", "jax", "onnx", "onnxruntime", "litert", ".pt2", ".keras", ".tflite"}
+NAMES = {
+    "torch",
+    "keras",
+    "tensorflow",
+    "jax",
+    "onnx",
+    "onnxruntime",
+    "litert",
+    "executorch",
+    "coreml",
+    "tensorrt",
+    "openvino",
+    ".pt2",
+    ".keras",
+    ".tflite",
+}
 
 
 def _strings(tree: ast.AST) -> list[tuple[int, str]]:
@@ -50,16 +65,18 @@ def test_each_family_of_steps_has_one_handler() -> None:
 BARE = """
 import sys
 
+EXTRAS = {"torch", "keras", "tensorflow", "ai_edge_litert", "flatbuffers", "executorch", "coremltools", "openvino"}
+
 class Absent:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"torch", "keras", "tensorflow", "ai_edge_litert", "flatbuffers"}:
+        if name.partition(".")[0] in EXTRAS:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Absent())
 from slimline.measure.results import environment
 from slimline.recipe.registry import handlers
 from slimline.runtimes.base import names, runtime
-assert {"litert", "onnxruntime"} <= set(names())
+assert {"coreml", "executorch", "litert", "onnxruntime", "openvino", "tensorrt"} <= set(names())
 assert all(runtime(name).policy for name in names())
 assert "ChannelPruning" in handlers()
 environment()

@@ -20,8 +20,8 @@ torch = pytest.importorskip("torch")
 nn = torch.nn
 
 KEYS = {
-    "inspect": {"schema", "framework", "target", "quantized", "parameters", "macs", "layers", "units", "frozen",
-                "blocks"},
+    "inspect": {"schema", "framework", "target", "quantized", "parameters", "macs", "outputs", "layers", "units",
+                "frozen", "blocks"},
     "preview": {"schema", "framework", "target", "original", "expected", "steps", "notices"},
     "measure": {"schema", "figures", "paths", "targets", "metric", "certificate"},
 }  # fmt: skip

@@ -15,7 +15,8 @@ import pytest
 from slimline.basics.errors import SlimlineError
 from slimline.recipe import Recipe
 from slimline.run.directory import Run
-from slimline.run.journal import JOURNAL, Created, Decision, Journal, Note, Stage, dump
+from slimline.run.journal import Created, Decision, Journal, Note, Stage, dump
+from slimline.run.layout import JOURNAL
 from slimline.steps.quantization.step import StaticQuantization
 
 RECIPE = Recipe(steps=(StaticQuantization(),))
@@ -123,9 +124,9 @@ def test_damaged_lines_are_taken_out_and_what_they_noted_is_done_again(
     path.write_bytes(b"".join(lines))
     with Run.open(root) as run:
         assert "Lines 4 of" in caplog.text
-        assert run.done("a")
-        assert not run.done("b")
-        assert not run.done("d")
+        assert run.has_stage("a")
+        assert not run.has_stage("b")
+        assert not run.has_stage("d")
         run.stage("b", lambda f: (f / "x").write_text("x") and None)
     assert Journal(root).damaged == []
     assert len(path.read_bytes().splitlines()) == len(lines)

@@ -30,6 +30,7 @@ class Echo:
     seen: list[tuple[np.ndarray, ...]] = field(default_factory=list)
 
     forms = ("toy",)
+    elsewhere = ""
 
     def lower(self, form: Form, path: Path) -> None:
         assert form.kind == "toy"

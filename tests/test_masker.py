@@ -28,7 +28,7 @@ def run(total=40, weights=None, gradients=None, old=None, **fields):
     for _ in range(total):
         changed = masker.advance(partial(dict, held), partial(dict, slopes))
         held = {n: np.where(masker.masks[n], w + 0.01 * rng.normal(size=w.shape), 0) for n, w in held.items()}
-        said.append((changed, masker.sparsity, masker.settled, dict(masker.masks)))
+        said.append((changed, masker.sparsity, masker.complete, dict(masker.masks)))
     return masker, said
 
 

@@ -71,14 +71,48 @@ def test_single_weights_of_overridden_layers(model: sl.Model, scope: str) -> Non
 
 def test_optimal_brain_surgery_sees_as_many_weights_as_the_largest_amount_needs(model: sl.Model) -> None:
     data = sl.Data(calibration=X)
-    step = sl.SparsePruning(amount=0.1, criterion="obs", update=True, overrides={"2": {"amount": 0.9}})
+    step = sl.SparsePruning(amount=0.1, criterion="obs", compensate=True, overrides={"2": {"amount": 0.9}})
     zeros = {name: float((~mask).mean()) for name, mask in sl.apply(model, step, data).masks.items()}
     assert zeros["2.weight"] == pytest.approx(0.9, abs=0.01) and zeros["4.weight"] == pytest.approx(0.1, abs=0.01)
+
+
+def _scales(model: sl.Model, **fields: Any) -> list[float]:
+    """Of the input and of the three values behind it, in the order of the model."""
+    data = sl.Data(calibration=X)
+    quantized = sl.apply(model, sl.StaticQuantization(undo=False, **fields), data, target="onnxruntime", progress=False)
+    assert quantized.quantization is not None
+    return [float(each.scale) for each in quantized.quantization.activations.values()]
+
+
+@pytest.mark.parametrize("pattern", ["2", "3", "re:[23]"], ids=["linear", "relu", "both"])
+def test_values_of_overridden_layers_are_observed_in_their_own_way(model: sl.Model, pattern: str) -> None:
+    own = {"observer": "percentile", "percentile": 90}
+    mse, cut = _scales(model), _scales(model, **own)
+    assert len(mse) == 4 and all(a > b for a, b in zip(mse, cut, strict=True))
+    assert _scales(model, overrides={pattern: own}) == [mse[0], mse[1], cut[2], mse[3]]
+
+
+def test_an_input_is_observed_as_the_layer_that_reads_it_and_the_first_pattern_counts(model: sl.Model) -> None:
+    mse, widest, cut = (
+        _scales(model),
+        _scales(model, observer="minmax"),
+        _scales(model, observer="percentile", percentile=90),
+    )
+    overrides = {"0": {"observer": "percentile", "percentile": 90}, "*": {"observer": "minmax"}}
+    assert _scales(model, overrides=overrides) == [cut[0], cut[1], *widest[2:]]
+    only = _scales(model, observer="percentile", percentile=90, overrides={"4": {"percentile": 100}})
+    assert only[:3] == cut[:3] and only[3] > cut[3]
+    assert mse[0] != cut[0]
 
 
 @pytest.mark.parametrize(
     ("step", "said"),
     [
+        (lambda: sl.StaticQuantization(overrides={"0": {}}), "says nothing"),
+        (lambda: sl.StaticQuantization(overrides={"0": {"percentile": 99}}), "give it observer: percentile too"),
+        (lambda: sl.StaticQuantization(overrides={"0": {"samples": 3}}), "no field in QuantizationOverride"),
+        (lambda: sl.StaticQuantization(overrides={"0": {"activations": "int8"}}), "no field in QuantizationOverride"),
+        (lambda: sl.StaticQuantization(overrides={"0": {"observer": "max"}}), "did you mean 'minmax'"),
         (lambda: sl.ChannelPruning(ratio=0.5, overrides={"0": {"ratio": 1.5}}), "ratio of ChannelOverride"),
         (
             lambda: sl.ChannelPruning(ratio=0.5, overrides={"0": {"ratio": 0.1, "criterion": "l1"}}),
@@ -105,17 +139,21 @@ def test_overrides_that_mean_nothing_are_refused(step: Any, said: str) -> None:
     [
         sl.ChannelPruning(ratio=0.5, overrides={"conv9": {"ratio": 0.1}}),
         sl.SparsePruning(amount=0.5, overrides={"conv9": {"amount": 0.1}}),
+        sl.StaticQuantization(overrides={"conv9": {"observer": "minmax"}}),
     ],
-    ids=["channels", "sparse"],
+    ids=["channels", "sparse", "quantization"],
 )
 def test_a_pattern_that_fits_no_layer_is_refused(model: sl.Model, step: Any) -> None:
     with pytest.raises(SlimlineError, match=r"no layer .*for overrides 'conv9'"):
-        sl.apply(model, step)
+        sl.apply(model, step, sl.Data(calibration=X))
 
 
 def test_recipes_write_them_down() -> None:
     from slimline.recipe import parse
 
+    quantization = sl.StaticQuantization(overrides={"head": {"observer": "percentile", "percentile": 99.9}})
+    whole = sl.Recipe(steps=(sl.ChannelPruning(ratio=0.5, overrides={"*": {"ratio": 0.3}}), quantization))
+    assert parse(whole.dump()) == whole
     recipe = sl.Recipe(steps=(sl.ChannelPruning(ratio=0.5, overrides={"stages.2.*": {"ratio": 0.3}}),))
     assert parse(recipe.dump()) == recipe
     text = "steps:\n  - {step: ChannelPruning, ratio: 0.5, overrides: {'stages.2.*': {ratio: 0.3}}}\n"

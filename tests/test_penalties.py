@@ -110,7 +110,7 @@ def test_a_worthless_position_is_gated_away_and_a_needed_one_is_not(seed):
         found.before(trainer)
         trainer.step(0.02)
         found.after(trainer, 1e-3, BATCH)
-    assert found.settled
+    assert found.complete
     assert found.sparsity == pytest.approx(1 / 3)
     assert not trainer.arrays["a"][2].any()
     assert not trainer.arrays["b"][:, 2].any()
@@ -165,7 +165,7 @@ def test_growing_shrinks_what_the_next_step_removes_and_nothing_else(model):
     factor = float(np.prod([1 / (1 + 1e-3 * s) for s in strengths]))
     for name, array in before.items():
         stays = np.ones(array.shape, bool)
-        for dim, kept in enumerate(removed.kept(name)):
+        for dim, kept in enumerate(removed.retained(name)):
             if kept is not None:
                 stays &= np.isin(np.arange(array.shape[dim]), kept).reshape(
                     [-1 if d == dim else 1 for d in range(array.ndim)]

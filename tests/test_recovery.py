@@ -39,13 +39,19 @@ class Script:
     def parameters(self, native):
         return {"w": np.array([native], np.float32)}
 
-    def predict(self, native, inputs):
-        return np.eye(10, dtype=np.float32)[inputs[0][:, 0].astype(int)]
+    def free(self, native):
+        return "batch"
+
+    def output_names(self, native):
+        return ("logits",)
+
+    def outputs(self, native, inputs):
+        return (np.eye(10, dtype=np.float32)[inputs[0][:, 0].astype(int)],)
 
     def answers(self, native, batches):
-        return [self.predict(native, batch) for batch in batches]
+        return [self.outputs(native, batch) for batch in batches]
 
-    def trainer(self, native, teacher, step, seed, total_steps):
+    def trainer(self, native, teacher, step, seed, total_steps, outputs):
         self.made.append(ScriptedTrainer(self))
         return self.made[-1]
 
@@ -66,10 +72,10 @@ class ScriptedTrainer:
         self.steps += 1
         return self.script.loss
 
-    def predict(self, inputs):
+    def outputs(self, inputs):
         right = inputs[0][:, 0].astype(int)
         wrong = inputs[0][:, 0] >= self.script.scores[self.epoch]
-        return np.eye(10, dtype=np.float32)[(right + wrong) % 10]
+        return (np.eye(10, dtype=np.float32)[(right + wrong) % 10],)
 
     def state(self):
         return {"steps": np.array(self.steps)}
@@ -225,17 +231,16 @@ def test_the_users_metric_scores():
     assert [r["score"] for r in found.records] == [20, 50, 90, 80, 70, 30]
 
 
-def test_real_valued_labels_need_mse():
+def test_real_valued_labels_are_learned_by_their_squared_error():
     x = np.tile(np.arange(10, dtype=np.float32), 3)[:, None]
     y = np.tile(np.eye(10, dtype=np.float32) + 0.5, (3, 1))
     data = Data(train=(x, y), selection=(x, y), metric=lambda outputs, labels: -((outputs - labels) ** 2).mean(-1))
-    with pytest.raises(SlimlineError, match="use loss='mse'"):
-        scripted([1] * 6, data=data)
     with pytest.raises(SlimlineError, match="must agree"):
         wide = Data(train=(x, y[:, :3]), selection=(x, y[:, :3]), metric=data.metric)
-        scripted([1] * 6, data=wide, loss="mse")
-    found, _ = scripted([2, 5, 9, 8, 7, 3], data=data, loss="mse")
-    assert found.best_epoch == 2
+        scripted([1] * 6, data=wide)
+    for loss in ("kl", "mse"):
+        found, _ = scripted([2, 5, 9, 8, 7, 3], data=data, loss=loss)
+        assert found.best_epoch == 2
 
 
 # Real networks on the handwritten digits.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -102,16 +103,30 @@ def test_two_layers_in_the_place_of_one(case: tuple[sl.Model, np.ndarray], layer
     assert thin.parameters < again.graph.size
 
 
-def test_the_parts_are_trained(case: tuple[sl.Model, np.ndarray]) -> None:
+@pytest.mark.parametrize("layer", ["wide", "head"])
+def test_the_parts_are_trained(case: tuple[sl.Model, np.ndarray], layer: str) -> None:
     model, x = case
-    change, _ = factors(model, "head")
+    change, _ = factors(model, layer)
     parted = model.edited((change,), {"step": "factorise"})
     data = sl.Data(train=(np.repeat(x, 8, 0),), seed=1)
     trained = sl.apply(parted, sl.Distillation(epochs=1, learning_rate=1e-2, batch_size=8), data)
-    names = [name for name in trained.graph.trainable if name.startswith("head.")]
+    names = [name for name in trained.graph.trainable if name.startswith(f"{layer}.")]
     assert len(names) == 3
     old, new = parted.parameters(), trained.parameters()
     assert all((old[name] != new[name]).any() for name in names)
+
+
+@pytest.mark.parametrize("layer", ["wide", "head"])
+def test_what_is_said_of_a_model_names_the_parts(case: tuple[sl.Model, np.ndarray], layer: str) -> None:
+    model, x = case
+    change, _ = factors(model, layer)
+    parted = model.edited((change,), {"step": "factorise"})
+    parts = {f"{layer}.0", f"{layer}.1"}
+    listed = {row["layer"] for row in json.loads(sl.inspect(parted).to_json())["layers"]}
+    assert parts <= listed and layer not in listed
+    quantized = sl.apply(parted, sl.StaticQuantization(undo=False), sl.Data(calibration=(x,)))
+    assert quantized.quantization is not None
+    assert parts <= {*quantized.quantization.layers, *quantized.quantization.float_layers}
 
 
 def test_frozen_layers_give_frozen_parts() -> None:

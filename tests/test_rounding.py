@@ -164,7 +164,7 @@ LAYERS = (
 )
 
 
-@pytest.mark.parametrize("target", ["onnxruntime", "litert"])
+@pytest.mark.parametrize("target", ["onnxruntime", "litert", "openvino"])
 def test_samples_run_on_the_targets(target, tmp_path):
     found = runtime(target)
     if found.available():

@@ -18,7 +18,7 @@ from slimline.basics.errors import SlimlineError
 from slimline.files.atomic import atomic_write, install, sha256
 from slimline.recipe import Recipe
 from slimline.run.directory import Run
-from slimline.run.journal import JOURNAL
+from slimline.run.layout import JOURNAL
 from slimline.steps.quantization.step import StaticQuantization
 
 RECIPE = Recipe(steps=(StaticQuantization(),))
@@ -124,7 +124,7 @@ def test_a_stage_that_fails_leaves_nothing_but_its_checkpoints(tmp_path: Path) -
             ".work/durations.jsonl",
             next(f for f in left if f.startswith(".work/bad@")),
         }
-        assert not run.done("bad")
+        assert not run.has_stage("bad")
 
 
 def test_a_mistake_before_the_first_stage_leaves_no_directory(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_a_torn_last_line_is_dropped_and_mended(tmp_path: Path) -> None:
     journal = tmp_path / "r" / JOURNAL
     whole = journal.read_bytes()
     journal.write_bytes(whole + b'{"event": "stage", "name": "tw')
-    assert Run.open(tmp_path / "r", lock=False).done("one")
+    assert Run.open(tmp_path / "r", lock=False).has_stage("one")
     with Run.open(tmp_path / "r") as run:
         run.note("more")
     assert [json.loads(line)["event"] for line in journal.read_text().splitlines()] == ["created", "stage", "more"]
@@ -353,7 +353,7 @@ def test_of_many_threads_that_create_one_run_one_does_and_failures_hurt_no_one(t
             assert not [s for s in said if not s.startswith(known)]
             if "won" in said:
                 assert (path / "data").read_text() == "mine"
-                assert Run.open(path, lock=False).done("one")
+                assert Run.open(path, lock=False).has_stage("one")
             else:
                 assert not path.exists() or {f.name for f in path.iterdir()} <= {".lock"}  # made by who did not get it
 
@@ -519,7 +519,7 @@ def test_a_kill_between_the_fitted_recipe_and_its_file_is_no_edit(
     fitted = ONNX.model_copy(update={"seed": 5})
     with Run.create(tmp_path / "r", ONNX) as run:
         old = (run.path / "recipe.yaml").read_bytes()
-        run.settle(fitted)
+        run.adopt(fitted)
         new = (run.path / "recipe.yaml").read_bytes()
         (run.path / "recipe.yaml").write_bytes(old)
     with Run.open(tmp_path / "r") as run:

@@ -45,7 +45,7 @@ def part(model):
         {"schedule": "constant", "regrow": 0.3},
         {"schedule": "acdc", "frequency": 2, "scope": "global"},
         {"schedule": "exponential", "criterion": "taylor", "frequency": 3},
-        {"schedule": "iterative", "rounds": 2, "criterion": "obs", "update": True},
+        {"schedule": "iterative", "rounds": 2, "criterion": "obs", "compensate": True},
     ],
     ids=["cubic", "rigl", "acdc", "taylor", "iterative"],
 )

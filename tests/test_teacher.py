@@ -55,11 +55,11 @@ def test_steps_one_by_one_learn_from_what_steps_at_once_learn_from(model: sl.Mod
     pruned = sl.apply(model, PRUNE)
     apart = weights(sl.apply(pruned, LEARN, data))
     np.testing.assert_array_equal(apart, weights(sl.apply(model, [PRUNE, LEARN], data)))
-    np.testing.assert_array_equal(apart, weights(recover(pruned, model, LEARN, data.check(model.example), 0).model))
-    itself = weights(recover(pruned, pruned, LEARN, data.check(model.example), 0).model)
+    np.testing.assert_array_equal(apart, weights(recover(pruned, model, LEARN, data.check(model.inputs), 0).model))
+    itself = weights(recover(pruned, pruned, LEARN, data.check(model.inputs), 0).model)
     assert np.abs(apart - itself).max() > 1e-4
     # To learn from itself is to learn nothing: the loss has no gradient then, and has one towards the original.
-    batch = next(data.check(model.example).split("train").batches(32))
+    batch = next(data.check(model.inputs).split("train").batches(32))
     for teacher, learns in ((pruned, False), (model, True)):
         trainer = model.adapter.trainer(pruned.native, teacher.native, LEARN, 0, 1)
         steepest = max(np.abs(g).max() for g in trainer.gradients(batch).values())
@@ -96,7 +96,7 @@ def test_a_training_loop_of_ones_own_does_not_reach_the_teacher(model: sl.Model)
 
 def test_a_named_teacher_is_learned_from(model: sl.Model, data: sl.Data, tmp_path: Path) -> None:
     pruned, louder = sl.apply(model, PRUNE), other(model, 1.5)
-    expected = weights(recover(pruned, louder, LEARN, data.check(model.example), 0).model)
+    expected = weights(recover(pruned, louder, LEARN, data.check(model.inputs), 0).model)
     assert np.abs(expected - weights(sl.apply(pruned, LEARN, data))).max() > 1e-4
     path = louder.save(tmp_path / f"louder{model.adapter.suffix}")
     for named in (louder, louder.native, path, str(path)):
@@ -125,7 +125,7 @@ def test_without_one_a_saved_model_is_not_distilled(model: sl.Model, data: sl.Da
 
 
 def test_labels_alone_need_no_teacher(model: sl.Model, data: sl.Data, tmp_path: Path) -> None:
-    x = data.check(model.example).split("train").inputs[0]
+    x = data.check(model.inputs).split("train").inputs[0]
     labels = np.arange(len(x)) % 10
     labelled = sl.Data(train=(x, labels), test=(x[:60], labels[:60]), metric=contented)
     again = sl.load(sl.apply(model, PRUNE).save(tmp_path / f"small{model.adapter.suffix}"))

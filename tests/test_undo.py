@@ -200,7 +200,7 @@ def test_no_choice_that_agrees_is_none():
 def context():
     data = compress_job.data("torch")
     model = sl.load(compress_job.model("torch"), data.example())
-    return Context(model, data.check(model.example), "onnxruntime", batch_sizes=(1, 16), threads=2)
+    return Context(model, data.check(model.inputs), "onnxruntime", batch_sizes=(1, 16), threads=2)
 
 
 STEP = sl.StaticQuantization(samples=64, batch_size=32)

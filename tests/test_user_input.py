@@ -205,7 +205,7 @@ def test_augment_gets_arrays_and_may_change_them() -> None:
 METRICS: list[tuple[Any, str]] = [
     (broken, r"The metric broken raised ZeroDivisionError \(division by\) on outputs \(4, 2\) and labels \(4,\)"),
     (lambda o, y: None, "returned None for 4 samples"),
-    (lambda o, y: 0.5, r"gave shape \(\) for 4 samples"),
+    (lambda o, y: 0.5, r"gave one number for 4 samples"),
     (lambda o, y: o, r"gave shape \(4, 2\) for 4 samples"),
     (lambda o, y: o[:, 0] * np.nan, "NaN or infinite"),
     (lambda o, y: o[:, 0].astype(complex), "complex"),

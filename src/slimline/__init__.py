@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from slimline.frameworks.keras.loop import PruningCallback as PruningCallback
     from slimline.frameworks.torch.loop import pruning as pruning
     from slimline.frameworks.torch.prune import to_torch_prune as to_torch_prune
+    from slimline.measure.set_metrics import SetMetric as SetMetric
+    from slimline.methods.outputs import Output as Output
     from slimline.model import Model as Model
     from slimline.model.loading import load as load
     from slimline.model.masks import finalize as finalize
@@ -50,12 +52,14 @@ _HOMES = {
     "slimline.run.preview": ("preview",),
     "slimline.model.loading": ("load",),
     "slimline.data": ("Data",),
+    "slimline.measure.set_metrics": ("SetMetric",),
     "slimline.basics.errors": ("SlimlineError",),
     "slimline.run.directory": ("Run",),
     "slimline.frameworks.keras.loop": ("PruningCallback",),
     "slimline.frameworks.torch.loop": ("pruning",),
     "slimline.frameworks.torch.prune": ("to_torch_prune",),
     "slimline.model.masks": ("finalize",),
+    "slimline.methods.outputs": ("Output",),
     "slimline.model": ("Model",),
     "slimline.model.parts": ("PartedModel",),
     "slimline.recipe": ("Budget", "Recipe"),
@@ -74,6 +78,8 @@ __all__ = [  # noqa: RUF022 - in the order in which they are used
     "Model",
     "PartedModel",
     "Data",
+    "Output",
+    "SetMetric",
     "Budget",
     "Recipe",
     "ChannelPruning",

@@ -147,8 +147,8 @@ def compress(
     chosen = wished()
     allowed = as_names(allow_code or ())
     refuse([name for name in names(chosen.steps) if name not in allowed], f"The recipe {recipe}")
-    given = {key: value for key, value in limits.items() if value is not None}
-    budget = Budget.model_validate({**chosen.budget.model_dump(), **given})
+    overrides = {key: value for key, value in limits.items() if value is not None}
+    budget = Budget.model_validate({**chosen.budget.model_dump(), **overrides})
     if chosen.target is not None:
         runtime(chosen.target)
     model_source = ModelSource(model, weights, _shape(input_shape), allow_pickle)
@@ -204,8 +204,8 @@ def resume(
     _check_device(device)
     allowed = tuple(allow_code or ())
     with _aside(as_json), Display(err) as display:
-        done = work(run, progress=display, allow_code=allowed, allow_pickle=allow_pickle, device=device)
-    _show(done, as_json)
+        resumed = work(run, progress=display, allow_code=allowed, allow_pickle=allow_pickle, device=device)
+    _show(resumed, as_json)
 
 
 @app.command()
@@ -220,21 +220,23 @@ def report(run: RunPath, as_json: Json = False) -> None:
 def verify(run: RunPath, as_json: Json = False) -> None:
     """Compare every file of a finished run with the hash that the run noted of it."""
     from slimline.report.printed import listing
-    from slimline.report.tables import Grid
+    from slimline.report.tables import Table
     from slimline.run.directory import Run
 
     opened = Run.open(run, lock=False)
     differing = opened.verify()
     if as_json:
         files = [{"file": name, "sha256": digest} for name, digest in opened.files.items()]
-        found = [{"file": each.path, "what": each.what} for each in differing]
-        _print_json({**listing("files", files), "run": str(run), "sound": not found, "differences": found})
+        differences = [{"file": each.path, "what": each.what} for each in differing]
+        _print_json({**listing("files", files), "run": str(run), "sound": not differences, "differences": differences})
     if differing:
-        said = "; ".join(map(str, differing))
-        raise SlimlineError(f"{run} is not whole and sound: {said}; slimline resume {run} makes it again where it can.")
+        sentences = "; ".join(map(str, differing))
+        raise SlimlineError(
+            f"{run} is not whole and sound: {sentences}; slimline resume {run} makes it again where it can."
+        )
     if not as_json:
         rows = [(name, digest[:16]) for name, digest in opened.files.items()]
-        out.print(Grid("Files of the run", ("file", "SHA-256"), rows))
+        out.print(Table("Files of the run", ("file", "SHA-256"), rows))
         out.print(f"All {len(opened.files)} files of {run} are as the run left them.", soft_wrap=True)
 
 
@@ -254,8 +256,8 @@ def inspect(
 
     with _aside(as_json):
         _known(target)
-        found = work(_model(model, data, weights, input_shape, allow_pickle), target)
-    _print(found, as_json)
+        inspection = work(_model(model, data, weights, input_shape, allow_pickle), target)
+    _print(inspection, as_json)
 
 
 @app.command()
@@ -291,8 +293,8 @@ def plan(
         else:
             loaded, samples, _ = load_pair(source, DataSource(data, chosen.seed))
         wish = recipe if recipe == "auto" else chosen
-        found = preview(loaded, wish, samples, target=target, seed=seed, allow_code=allowed)
-    _print(found, as_json)
+        forecast = preview(loaded, wish, samples, target=target, seed=seed, allow_code=allowed)
+    _print(forecast, as_json)
 
 
 @app.command()
@@ -334,7 +336,7 @@ def measure(
     from slimline.run.sources import DataSource
 
     with _aside(as_json), Display(err) as display:
-        found = work(
+        measurement = work(
             artifact,
             DataSource(data, seed or 0),
             against,
@@ -344,33 +346,57 @@ def measure(
             max_drop=max_drop,
             progress=display,
         )
-    _print(found, as_json)
+    _print(measurement, as_json)
 
 
 @app.command()
 def targets(as_json: Json = False) -> None:
-    """List the runtimes that slimline compresses for."""
+    """List the runtimes that slimline compresses for, and what can be asked of each here."""
     from slimline.frameworks.base import frameworks
     from slimline.report.printed import listing
-    from slimline.report.tables import Grid
-    from slimline.runtimes.base import names, runtime
+    from slimline.report.tables import Table
+    from slimline.runtimes.base import ABILITIES, names, runtime
+    from slimline.runtimes.forms import road
 
     with _aside(as_json):
-        found: list[dict[str, Any]] = [
-            {
-                "name": each.name,
-                "frameworks": [name for name, known in frameworks().items() if set(known.forms) & set(each.forms)],
-                "suffix": each.suffix,
-                "description": each.description,
-                "missing": each.available(),
-            }
-            for each in map(runtime, names())
-        ]
+        listed: list[dict[str, Any]] = []
+        for each in map(runtime, names()):
+            missing = each.available()
+            can = [] if missing else [ability for ability in ABILITIES if ability in each.abilities]
+            ways = {name: road(known.forms, each.forms) for name, known in frameworks().items()}
+            by = {name: list(way) for name, way in ways.items() if way is not None}
+            listed.append(
+                {
+                    "name": each.name,
+                    "frameworks": list(by),
+                    "suffix": each.suffix,
+                    "description": each.description,
+                    "missing": missing,
+                    "forms": list(each.forms),
+                    "roads": by,
+                    "precisions": list(each.precisions),
+                    "can": can,
+                    "cannot": [ability for ability in ABILITIES if ability not in can],
+                    "settings": each.settings(),
+                }
+            )
     if as_json:
-        _print_json(listing("targets", found))
+        _print_json(listing("targets", listed))
         return
-    rows = [(f["name"], ", ".join(f["frameworks"]), f["description"], f["missing"] or "yes") for f in found]
-    out.print(Grid("Runtimes that slimline compresses for", ("target", "for", "what", "installed"), rows))
+    rows = [
+        (
+            entry["name"],
+            "; ".join(f"{framework} by {', '.join(way)}" for framework, way in entry["roads"].items()) or "none",
+            f"{entry['description']} ({', '.join(entry['precisions'])})",
+            entry["missing"] or "yes",
+            _asked(entry["can"], entry["cannot"]) if not entry["missing"] else "nothing",
+            ", ".join(word for words in entry["settings"].values() for word in words) or "none",
+        )
+        for entry in listed
+    ]
+    columns = ("target", "from", "what", "installed", "can be asked here", "settings")
+    out.print(Table("Runtimes that slimline compresses for", columns, rows))
+    out.say("A setting stands behind the name: --target onnxruntime:basic.")
 
 
 @app.command()
@@ -378,7 +404,7 @@ def steps(as_json: Json = False) -> None:
     """List the steps that recipes are made of."""
     from slimline.recipe.registry import handlers
     from slimline.report.printed import listing
-    from slimline.report.tables import Grid
+    from slimline.report.tables import Table
 
     with _aside(as_json):
         known = handlers()
@@ -395,7 +421,7 @@ def steps(as_json: Json = False) -> None:
         _print_json(listing("steps", entries))
         return
     rows = [(name, each.config.kind, each.summary, each.reading) for name, each in known.items()]
-    out.print(Grid("Steps that recipes are made of", ("step", "kind", "what it does", "samples it reads"), rows))
+    out.print(Table("Steps that recipes are made of", ("step", "kind", "what it does", "samples it reads"), rows))
 
 
 @recipes_app.callback()
@@ -403,7 +429,7 @@ def recipes(context: typer.Context, as_json: Json = False) -> None:
     """List the recipes that come with slimline."""
     from slimline.recipe import presets
     from slimline.report.printed import listing
-    from slimline.report.tables import Grid
+    from slimline.report.tables import Table
 
     if context.invoked_subcommand is not None:
         return
@@ -414,7 +440,7 @@ def recipes(context: typer.Context, as_json: Json = False) -> None:
     rows = [
         (name, " → ".join(step.step for step in recipe.steps), recipe.description) for name, recipe in presets().items()
     ]
-    out.print(Grid("Recipes that come with slimline", ("recipe", "steps", "what"), rows))
+    out.print(Table("Recipes that come with slimline", ("recipe", "steps", "what"), rows))
 
 
 @recipes_app.command()
@@ -439,6 +465,11 @@ def _shape(text: str | None) -> tuple[int, ...] | None:
     if not all(size.strip().isdigit() for size in sizes):
         raise SlimlineError(f"--input-shape {text} is no shape: write numbers with commas, such as 3,224,224.")
     return tuple(int(size) for size in sizes)
+
+
+def _asked(can: list[str], cannot: list[str]) -> str:
+    """What a target does when asked, and what not, in words."""
+    return ", ".join(can) + (f"; not: {', '.join(cannot)}" if cannot else "")
 
 
 def _known(target: str | None) -> None:
@@ -471,14 +502,14 @@ def _print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def _print(found: Printed, as_json: bool) -> None:
+def _print(result: Printed, as_json: bool) -> None:
     """A result as its tables and sentences, or as JSON."""
     if as_json:
-        _print_json(found.summary())
+        _print_json(result.summary())
         return
-    for table in found.tables():
+    for table in result.tables():
         out.print(table)
-    for line in found.lines():
+    for line in result.lines():
         out.say(line)
 
 
@@ -486,33 +517,33 @@ def _show(run: Run, as_json: bool) -> None:
     """The table, the report's path and what the certificate says; or the report as JSON."""
     from slimline.report.tables import summary_table
 
-    found = run.report
+    report = run.report
     if as_json:
-        _print_json(json.loads(found.to_json()))
-        _met(found)
+        _print_json(json.loads(report.to_json()))
+        _met(report)
         return
-    out.print(summary_table(found))
-    for refused in found.refused:
+    out.print(summary_table(report))
+    for refused in report.refused:
         out.say(f"{refused.what}: {refused.reason}", "refused", "yellow")
-    for notice in found.notices:
+    for notice in report.notices:
         out.say(f"{notice.what}: {notice.reason}", "notice", "cyan")
-    for warning in found.warnings:
+    for warning in report.warnings:
         out.say(warning, "warning", "bold yellow")
-    out.say(found.certificate.sentence())
-    for limit in found.limits:
+    out.say(report.verdict)
+    for limit in report.limits:
         if limit.outcome != "missed":
             sure = limit.outcome == "met"
             out.say(limit.sentence(), "within budget" if sure else "unclear", "green" if sure else "yellow")
     out.say(f"Artifact: {run.artifact}")
     out.say(f"Report: {run.path / 'report.html'}")
-    _met(found)
+    _met(report)
 
 
-def _met(found: Report) -> None:
+def _met(report: Report) -> None:
     """Refuse a result that is over its budget."""
-    missed = list(found.unmet)
-    if found.certificate.verdict == "refuted":
-        missed.append(f"the drop in {found.certificate.metric} is more than the budget")
+    missed = list(report.unmet)
+    if report.certificate is not None and report.certificate.verdict == "refuted":
+        missed.append(f"the drop in {report.certificate.metric} is more than the budget")
     if missed:
         raise SlimlineError(f"The budget was not met: {'; '.join(missed)}; the artifact above is the best reached.")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,6 +16,10 @@ from torch import nn
 
 import slimline as sl
 from slimline.basics.errors import SlimlineError
+from slimline.files import notes
+from slimline.files.strictjson import Malformed
+from slimline.graph.quantization import Quantization
+from slimline.methods.formats import FloatFormat, Format, IntegerGrid, Levels, Masked
 from slimline.run.sources import DataSource, load_data, load_weights
 from tests.fuzz import mutate
 from tests.security import hostile_torch
@@ -93,6 +98,40 @@ COUNTS = {
 def test_a_damaged_file_is_read_or_refused_in_a_sentence(name: str, originals: dict[str, bytes], folder: Path) -> None:
     results = _fuzz(name, originals[name], folder, 7, COUNTS[name])
     assert results["refused"] > COUNTS[name] / 3
+
+
+def _quantized_notes() -> dict[str, Any]:
+    """Of a model with a format of every kind."""
+    scale = np.full((3, 1), 0.5, np.float32)
+    zero = np.array([[1], [2], [3]], np.int32)
+    formats: dict[str, Format] = {
+        "grid": IntegerGrid(scale, (1, None), 4, False, zero_point=zero),
+        "blocks": IntegerGrid(np.ones((3, 2), np.float32), (1, 32), 8, True, True),
+        "float": FloatFormat(scale, (1, None), "float8_e4m3fn"),
+        "levels": Levels.powers_of_two(3, scale, (1, None)),
+        "masked": Masked(np.eye(3, 4, dtype=bool), Levels.ternary(scale, (1, None))),
+    }
+    return {"quantization": Quantization({"x": FloatFormat.plain("float16")}, formats, ("fc",), {"a": "b"}).notes()}
+
+
+def test_damaged_formats_are_read_or_refused_in_a_sentence() -> None:
+    packed, content = notes.pack(_quantized_notes())
+    assert Quantization.from_notes(notes.unpack(packed, content)["quantization"]).weights["masked"].code_bits == 2
+    results: Counter[str] = Counter()
+    x = np.linspace(-2, 2, 12, dtype=np.float32).reshape(3, 4)
+
+    def read(structure: Any, arrays: bytes) -> None:
+        held = Quantization.from_notes(notes.unpack(structure, arrays).get("quantization"))
+        for each in held.weights.values():
+            if each.fits(x.shape):
+                assert np.isfinite(each.round(x)).all()
+
+    for index, arrays in enumerate(mutate.mutations(content, 7, 300, mutate.damaged_safetensors)):
+        results[mutate.outcome(lambda arrays=arrays: read(packed, arrays), (SlimlineError, Malformed))] += 1
+        structure = mutate.damaged_json(packed, random.Random(index))
+        if isinstance(structure, dict):
+            results[mutate.outcome(lambda s=structure: read(s, content), (SlimlineError, Malformed))] += 1
+    assert results["refused"] > 300 and results["read"] > 0
 
 
 @pytest.mark.slow

@@ -135,8 +135,8 @@ def test_concatenation_keeps_units_apart():
     units = b.units("y")
     assert [(u.name, u.size) for u in units.units] == [("conv1", 4), ("conv2", 6)]
     plan = Plan(units, {"conv2": (1, 5)})
-    np.testing.assert_array_equal(plan.kept("conv3.weight")[1], [0, 1, 2, 3, 4, 6, 7, 8])
-    np.testing.assert_array_equal(plan.kept("scale")[0], [0, 1, 2, 3, 4, 6, 7, 8])
+    np.testing.assert_array_equal(plan.retained("conv3.weight")[1], [0, 1, 2, 3, 4, 6, 7, 8])
+    np.testing.assert_array_equal(plan.retained("scale")[0], [0, 1, 2, 3, 4, 6, 7, 8])
     assert plan.shape("s") == (2, 8, 8, 8)
 
 
@@ -150,9 +150,9 @@ def test_grouped_convolution_prunes_groups_or_places_within_them():
     assert sizes == [2, 3, 4]  # in-width, out-width, groups
     groups = next(u for u in units.units if u.size == 4)
     plan = Plan(units, {groups.name: (2,)})
-    np.testing.assert_array_equal(plan.kept("conv1.weight")[0], [0, 1, 2, 3, 6, 7])
-    np.testing.assert_array_equal(plan.kept("conv2.weight")[0], [0, 1, 2, 3, 4, 5, 9, 10, 11])
-    assert plan.kept("conv2.weight")[1] is None
+    np.testing.assert_array_equal(plan.retained("conv1.weight")[0], [0, 1, 2, 3, 6, 7])
+    np.testing.assert_array_equal(plan.retained("conv2.weight")[0], [0, 1, 2, 3, 4, 5, 9, 10, 11])
+    assert plan.retained("conv2.weight")[1] is None
     assert plan.axis_size("n1", "g") == 3
 
 
@@ -167,8 +167,8 @@ def test_channel_shuffle_ties_both_halves():
     big = max(units.units, key=lambda u: u.size)
     assert big.size == 6
     plan = Plan(units, {big.name: (1,)})
-    np.testing.assert_array_equal(plan.kept("conv1.weight")[0], [0, 2, 3, 4, 5, 6, 8, 9, 10, 11])
-    np.testing.assert_array_equal(plan.kept("conv2.weight")[1], [0, 1, 4, 5, 6, 7, 8, 9, 10, 11])
+    np.testing.assert_array_equal(plan.retained("conv1.weight")[0], [0, 2, 3, 4, 5, 6, 8, 9, 10, 11])
+    np.testing.assert_array_equal(plan.retained("conv2.weight")[1], [0, 1, 4, 5, 6, 7, 8, 9, 10, 11])
 
 
 def test_unknown_operator_freezes_with_its_name():

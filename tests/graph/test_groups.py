@@ -40,7 +40,7 @@ def removed(units: Units, unit: str, position: int, arrays: dict[str, np.ndarray
     found = {}
     for name in units.graph.trainable:
         stays = np.ones(arrays[name].shape, bool)
-        for dim, kept in enumerate(plan.kept(name)):
+        for dim, kept in enumerate(plan.retained(name)):
             if kept is not None:
                 stays &= np.isin(np.arange(stays.shape[dim]), kept).reshape(
                     [-1 if d == dim else 1 for d in range(stays.ndim)]

@@ -49,7 +49,7 @@ class Session:
         self.seconds = float(rest[0]) if rest else 0.0
         print("noise from python"); os.write(1, b"noise from a library\\n")
 
-    def run(self, inputs):
+    def outputs(self, inputs):
         with (self.path.parent / "log").open("a") as log:
             log.write(self.path.stem)
         os.write(1, b"more noise")
@@ -58,7 +58,7 @@ class Session:
         if self.kind == "raises":
             raise ValueError("what the runtime says\\nand advises")
         time.sleep(self.seconds)
-        return inputs[0] * 2
+        return (inputs[0] * 2,)
 
 class Runtime:
     def load(self, path, threads):

@@ -38,7 +38,7 @@ def test_dense_outputs_in_both_layouts():
 def test_ambiguous_class_axis_is_asked_for():
     rng = np.random.default_rng(0)
     outputs, labels = rng.normal(size=(3, 4, 4)), rng.integers(0, 4, (3, 4))
-    with pytest.raises(SlimlineError, match="give class_axis"):
+    with pytest.raises(SlimlineError, match="give Data outputs"):
         correct(outputs, labels)
     assert correct(outputs, labels, 1).tolist() == correct(np.moveaxis(outputs, 1, 2), labels, -1).tolist()
 

@@ -7,6 +7,7 @@ import pytest
 
 from slimline.basics.errors import SlimlineError
 from slimline.measure.parity import compare, parity
+from slimline.methods.outputs import bare
 
 rng = np.random.default_rng(0)
 logits = rng.normal(0, 3, (500, 10)).astype(np.float32)
@@ -143,11 +144,14 @@ def test_all_outputs_count_and_the_worst_is_told():
     found = compare((logits, maps), (logits, maps))
     assert found.passed and found.outputs == 2
     found = compare((logits, maps), (logits, maps + 1))
-    assert not found.passed and found.reason.startswith("output 2: ")
+    assert not found.passed and found.reason.startswith("output '1': ")
+    assert found.output == "1" and [each.passed for each in found.each] == [True, False]
+    named = bare(("label", "map"), (logits, maps))
+    assert compare((logits, maps), (logits, maps + 1), known=named).reason.startswith("output 'map': ")
     for wrong, said in (
         ((logits,), "1 outputs, the model 2"),
-        ((logits, maps.astype(np.float64)), "output 2: the artifact gives float64"),
-        ((logits, maps[:5]), "output 2: the artifact gives float32(5, 6, 5, 4)"),
+        ((logits, maps.astype(np.float64)), "output '1': the artifact gives float64"),
+        ((logits, maps[:5]), "output '1': the artifact gives float32(5, 6, 5, 4)"),
     ):
         found = compare((logits, maps), wrong)
         assert not found.passed and found.gross and said in found.reason

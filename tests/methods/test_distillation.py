@@ -10,7 +10,9 @@ from hypothesis.extra.numpy import arrays
 
 from slimline.basics.errors import SlimlineError
 from slimline.methods import distillation as d
+from slimline.methods.outputs import Output
 
+CLASSES = Output("classes", axis=1)
 LOGITS = arrays(np.float64, (3, 5), elements=st.floats(-20, 20))
 
 
@@ -77,13 +79,13 @@ def test_every_namespace_gives_the_same_value_and_gradient():
     tf = pytest.importorskip("tensorflow")
     s, t, y = random(4, 6).astype("f"), random(4, 6, seed=1).astype("f"), np.array([0, 5, 2, 2])
     for kind in ("kl", "logit-standard", "mse"):
-        expected = d.loss(np, kind, s, t, y)
+        expected = d.loss(np, kind, s, t, y, CLASSES)
         student = torch.tensor(s, requires_grad=True)
-        loss = d.loss(torch_xp, kind, student, torch.tensor(t), torch.tensor(y))
+        loss = d.loss(torch_xp, kind, student, torch.tensor(t), torch.tensor(y), CLASSES)
         loss.backward()
         variable = tf.Variable(s)
         with tf.GradientTape() as tape:
-            value = d.loss(keras.ops, kind, variable, tf.constant(t), tf.constant(y))
+            value = d.loss(keras.ops, kind, variable, tf.constant(t), tf.constant(y), CLASSES)
         assert loss.item() == pytest.approx(expected, rel=1e-5)
         assert float(value) == pytest.approx(expected, rel=1e-5)
         assert tape.gradient(value, variable).numpy() == pytest.approx(student.grad.numpy(), abs=1e-6)
@@ -92,32 +94,58 @@ def test_every_namespace_gives_the_same_value_and_gradient():
 def test_alpha_weighs_the_two_parts_and_a_missing_part_leaves_its_weight_to_the_other():
     s, t, y = random(4, 6), random(4, 6, seed=1), np.array([0, 5, 2, 2])
     soft, hard = d.kl(np, s, t, 2.0), d.cross_entropy(np, s, y)
-    assert d.loss(np, "kl", s, t, y, temperature=2.0, alpha=0.3) == pytest.approx(0.3 * soft + 0.7 * hard)
-    assert d.loss(np, "kl", s, t, None, temperature=2.0, alpha=0.3) == pytest.approx(soft)
-    assert d.loss(np, "kl", s, None, y, temperature=2.0, alpha=0.3) == pytest.approx(hard)
-    real = d.loss(np, "mse", s, t, t + 1, alpha=0.5, regression=True)
-    assert real == pytest.approx(0.5 * ((s - t) ** 2).mean() + 0.5 * ((s - t - 1) ** 2).mean())
+    assert d.loss(np, "kl", s, t, y, CLASSES, temperature=2.0, alpha=0.3) == pytest.approx(0.3 * soft + 0.7 * hard)
+    assert d.loss(np, "kl", s, t, None, CLASSES, temperature=2.0, alpha=0.3) == pytest.approx(soft)
+    assert d.loss(np, "kl", s, None, y, CLASSES, temperature=2.0, alpha=0.3) == pytest.approx(hard)
+    assert d.loss(np, "kl", s, None, None, CLASSES) is None
+    for kind in ("kl", "mse"):
+        real = d.loss(np, kind, s, t, t + 1, Output("regression", scale=4.0), alpha=0.5)
+        assert real == pytest.approx((0.5 * ((s - t) ** 2).mean() + 0.5 * ((s - t - 1) ** 2).mean()) / 4)
     with pytest.raises(SlimlineError, match="give a teacher or labels"):
-        d.loss(np, "kl", s, None, None)
+        d.joint(np, "kl", [CLASSES], [s], None, [None])
 
 
-@pytest.mark.parametrize(
-    ("outputs", "labels", "first", "axis"),
-    [
-        ((8, 10), (8,), True, -1),
-        ((8, 10, 4, 5), (8, 4, 5), False, 1),
-        ((8, 4, 5, 10), (8, 4, 5), True, -1),
-        ((8, 6, 10), (8, 6), True, -1),
-        ((8, 10, 4, 5), None, True, 1),
-        ((8, 4, 5, 10), None, False, -1),
-        ((8, 6, 10), None, True, -1),
-        ((8, 4, 4, 4), (8, 4, 4), True, 1),
-    ],
-)
-def test_the_axis_of_classes(outputs, labels, first, axis):
-    assert d.class_axis(outputs, labels, first) == axis
+@given(arrays(np.float64, (3, 4), elements=st.floats(-9, 9)), arrays(np.float64, (3, 4), elements=st.floats(-9, 9)))
+def test_independent_labels_cost_what_torch_says(s, t):
+    y = (t > 0).astype(np.float64)
+    oracle = torch.nn.functional.binary_cross_entropy_with_logits(torch.tensor(s), torch.tensor(y))
+    assert d.binary_cross_entropy(np, s, y) == pytest.approx(oracle.item(), abs=1e-9)
+    p, q = (np.stack([1 - x, x], -1) for x in (scipy.special.expit(t / 2), scipy.special.expit(s / 2)))
+    found = d.loss(np, "kl", s, t, None, Output("multilabel"), temperature=2.0)
+    assert found == pytest.approx(4 * scipy.stats.entropy(p, q, axis=-1).mean(), abs=1e-9)
 
 
-def test_labels_that_fit_no_axis_are_refused():
-    with pytest.raises(SlimlineError, match=r"\(8, 3\) do not fit outputs of shape \(8, 10\)"):
-        d.class_axis((8, 10), (8, 3), True)
+@pytest.mark.parametrize(("shape", "axis"), [((2, 5, 7), -1), ((2, 7, 3, 4), 1)])
+def test_ignored_positions_do_not_count(shape, axis):
+    z = random(*shape)
+    y = np.random.default_rng(2).integers(0, 7, np.delete(shape, axis))
+    y.reshape(-1)[::3] = -100
+    oracle = torch.nn.functional.cross_entropy(torch.tensor(np.moveaxis(z, axis, 1).copy()), torch.tensor(y))
+    student = torch.tensor(z, requires_grad=True)
+    found = d.cross_entropy(torch_xp, student, torch.tensor(y), axis, -100)
+    assert found.item() == pytest.approx(oracle.item())
+    found.backward()
+    assert (student.grad.sum(axis).abs() < 1e-12).all()
+    assert not np.moveaxis(student.grad.numpy(), axis, -1)[y == -100].any()
+    assert d.cross_entropy(np, z, np.full_like(y, -100), axis, -100) == 0
+
+
+def test_every_output_counts_by_its_weight_in_every_namespace():
+    keras = pytest.importorskip("slimline.frameworks.keras") and pytest.importorskip("keras")
+    s, t = ([random(4, n, seed=seed) for n in (6, 2, 3)] for seed in (0, 1))
+    y = [np.array([0, 5, 2, 2]), None, (random(4, 3, seed=2) > 0).astype(float)]
+    outputs = [
+        Output("classes", axis=1, labelled=True),
+        Output("features", scale=2.5, weight=3.0),
+        Output("multilabel", labelled=True, weight=0.5),
+    ]
+    parts = [
+        0.9 * d.kl(np, s[0], t[0], 4.0) + 0.1 * d.cross_entropy(np, s[0], y[0]),
+        3.0 * ((s[1] - t[1]) ** 2).mean() / 2.5,
+        0.5 * (0.9 * d.loss(np, "kl", s[2], t[2], None, outputs[2]) + 0.1 * d.binary_cross_entropy(np, s[2], y[2])),
+    ]
+    assert d.joint(np, "kl", outputs, s, t, y) == pytest.approx(sum(parts))
+    tensors = [[None if x is None else torch.tensor(x) for x in each] for each in (s, t, y)]
+    assert d.joint(torch_xp, "kl", outputs, *tensors).item() == pytest.approx(sum(parts))
+    tensors = [[None if x is None else keras.ops.convert_to_tensor(x) for x in each] for each in (s, t, y)]
+    assert float(d.joint(keras.ops, "kl", outputs, *tensors)) == pytest.approx(sum(parts), rel=1e-5)

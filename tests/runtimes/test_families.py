@@ -29,6 +29,14 @@ def test_torch_families_in_onnx_runtime(name: str, tmp_path: Path) -> None:
     _equal(sl.load(factory(), example()), "onnxruntime", tmp_path)
 
 
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in ("mobilenet_v3", "vit") else pytest.mark.slow) for name in ZOO]
+)
+def test_torch_families_in_openvino(name: str, tmp_path: Path) -> None:
+    factory, example = ZOO[name]
+    _equal(sl.load(factory(), example()), "openvino", tmp_path)
+
+
 @pytest.mark.parametrize("name", [*SMALL, *LARGE])
 def test_keras_families_in_litert(name: str, tmp_path: Path) -> None:
     build = {**SMALL, **APPLICATIONS}[name]

@@ -133,7 +133,7 @@ def test_integer_artifact_is_the_simulation(case: Case, reference: bool) -> None
     wanted = case.quantized.predict(HELD)
     got = Session(case.integer_path, reference=reference).run((HELD,))
     *_, output = case.quantized.quantization.activations.values()  # in topological order
-    assert np.abs(got - wanted).mean() <= output.scale[0]
+    assert np.abs(got - wanted).mean() <= float(output.scale)
     assert (got.argmax(1) == wanted.argmax(1)).mean() >= 0.99
 
 
@@ -148,11 +148,9 @@ def test_weights_in_the_file_are_the_grids_integers(case: Case) -> None:
     """The converter rounds nothing anew: its integers are those of `methods.ranges.quantize`."""
     from ai_edge_litert.interpreter import Interpreter
 
-    from slimline.methods.ranges import quantize
-
     folded = case.model.edit(FoldNorms())
     kernel = KERAS.parameters(folded)["stem/kernel"]
-    wanted = quantize(kernel, case.quantized.quantization.weights["stem/kernel"]).transpose(3, 0, 1, 2)
+    wanted = case.quantized.quantization.weights["stem/kernel"].encode(kernel).transpose(3, 0, 1, 2)
     interpreter = Interpreter(str(case.integer_path))
     stored = [
         interpreter.get_tensor(t["index"])
@@ -180,7 +178,7 @@ from slimline.model.lowering import write
 from slimline.runtimes.litert import runtime
 keras = adapter("keras")
 native, example, notes = keras.open(Path(sys.argv[1]), False)
-model = Model(keras, native, example, (), Quantization.model_validate(notes["quantization"]))
+model = Model(keras, native, example, (), Quantization.from_notes(notes["quantization"]))
 write(runtime, model, Path(sys.argv[2]))
 """
     paths = [str(tmp_path / "model.keras"), str(tmp_path / "other.tflite")]

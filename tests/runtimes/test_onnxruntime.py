@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from sklearn.datasets import load_digits
 
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
@@ -24,63 +23,15 @@ from slimline.runtimes.onnxruntime import runtime  # noqa: E402
 from slimline.steps.quantization.calibration import calibrate  # noqa: E402
 from slimline.steps.quantization.step import StaticQuantization  # noqa: E402
 from slimline.zoo.torch import ResidualCNN  # noqa: E402
-
-
-class Inverted(nn.Module):
-    """MobileNet's block: expand, depthwise with relu6, squeeze-excite gate, project, add."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.Hardswish())
-        self.expand = nn.Sequential(nn.Conv2d(16, 32, 1), nn.BatchNorm2d(32), nn.ReLU6(inplace=True))
-        self.depth = nn.Sequential(nn.Conv2d(32, 32, 3, padding=1, groups=32), nn.BatchNorm2d(32), nn.ReLU6())
-        self.squeeze, self.gate = nn.Conv2d(32, 8, 1), nn.Conv2d(8, 32, 1)
-        self.project = nn.Sequential(nn.Conv2d(32, 16, 1, bias=False), nn.BatchNorm2d(16))
-        self.pool = nn.MaxPool2d(2)
-        self.head = nn.Linear(16 * 16, 10)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.stem(x)
-        y = self.depth(self.expand(x))
-        y = y * torch.sigmoid(self.gate(torch.relu(self.squeeze(y.mean((2, 3), keepdim=True)))))
-        y = self.pool(torch.relu(x + self.project(y)))
-        return self.head(y.flatten(1))
-
-
-class Perceptron(nn.Sequential):
-    """Three linear layers on flattened images."""
-
-    def __init__(self) -> None:
-        super().__init__(nn.Flatten(), nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 64), nn.GELU(), nn.Linear(64, 10))
-
-
-def _digits() -> np.ndarray:
-    return (load_digits().images[:, None] / 16.0).astype(np.float32)
-
-
-def _fit(module: nn.Module) -> nn.Module:
-    """Two dozen steps on digits, so that statistics and logits are those of a network that works."""
-    torch.manual_seed(0)
-    x, y = torch.from_numpy(_digits()[:1024]), torch.from_numpy(load_digits().target[:1024]).long()
-    optimizer = torch.optim.AdamW(module.parameters(), 5e-3)
-    for step in range(24):
-        rows = slice(step % 4 * 256, step % 4 * 256 + 256)
-        loss = nn.functional.cross_entropy(module(x[rows]), y[rows])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return module.eval()
-
-
-NETS = {"residual": lambda: ResidualCNN((16, 32), 1), "inverted": Inverted, "perceptron": Perceptron}
+from tests.digit_models import NETS, Recurrent, digits, fitted  # noqa: E402
 
 
 @pytest.fixture(scope="module", params=NETS)
 def lowered(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict]:
     """A network, its quantized model, and both artifacts."""
     torch.manual_seed(0)
-    module = _fit(NETS[request.param]())
-    x = _digits()
+    module = fitted(NETS[request.param]())
+    x = digits()
     torch_adapter = adapter("torch")
     native, example = torch_adapter.load(module, (x[:2],))
     model = Model(torch_adapter, native, example)
@@ -100,17 +51,6 @@ def lowered(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         "integer": folder / "integer.onnx",
         "x": x[1024:1424],
     }
-
-
-class Recurrent(nn.Module):
-    """Two layers both ways, over six steps."""
-
-    def __init__(self, kind: type[nn.RNNBase]) -> None:
-        super().__init__()
-        self.cells, self.head = kind(5, 8, num_layers=2, bidirectional=True, batch_first=True), nn.Linear(16, 3)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.cells(x)[0][:, -1])
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
@@ -192,7 +132,7 @@ def test_the_simulation_trains_and_survives_saving(lowered: dict, tmp_path: Path
     quantized, x = lowered["quantized"], lowered["x"]
     path = quantized.save(tmp_path / "q.pt2")
     native, _, _ = quantized.adapter.open(path, False)
-    assert np.array_equal(quantized.adapter.predict(native, (x,)), quantized.predict(x))
+    assert np.array_equal(quantized.adapter.outputs(native, (x,))[0], quantized.predict(x))
     native(torch.from_numpy(x)).square().mean().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in native.parameters())
     code = (
@@ -237,7 +177,7 @@ def test_fold_is_exact_for_every_kind_of_layer() -> None:
             nn.init.uniform_(norm.weight, -1, 1)
         model = _model(net, x)
         folded = model.edit(FoldNorms())
-        assert np.allclose(model.adapter.predict(folded, (x,)), model.predict(x), atol=1e-5), name
+        assert np.allclose(model.adapter.outputs(folded, (x,))[0], model.predict(x), atol=1e-5), name
         assert not any("running" in n for n in model.adapter.parameters(folded)), name
 
 
@@ -258,7 +198,7 @@ def test_bias_of_a_channel_without_weight_does_not_overflow(tmp_path: Path) -> N
 
 def test_known_ranges_are_not_observed_again() -> None:
     torch.manual_seed(0)
-    x = _digits()[:64]
+    x = digits()[:64]
     model = _model(ResidualCNN((8, 16), 1), x)
     known: dict = {}
     step, exclude = StaticQuantization(observer="minmax"), {"stem": "slow"}
@@ -270,7 +210,7 @@ def test_known_ranges_are_not_observed_again() -> None:
 
 
 def test_excluded_layers_stay_float_with_their_reason(tmp_path: Path) -> None:
-    x = _digits()[:64]
+    x = digits()[:64]
     model = _model(ResidualCNN((8, 8), 1), x)
     exclude = {"stages.0.0.conv1": "slower in integers"}
     quantized = calibrate(model, StaticQuantization(keep=("head",)), [(x,)], "onnxruntime", exclude)
@@ -283,7 +223,7 @@ def test_excluded_layers_stay_float_with_their_reason(tmp_path: Path) -> None:
 
 
 def test_calibration_refuses_what_cannot_work() -> None:
-    x = _digits()[:8]
+    x = digits()[:8]
     model = _model(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)), x)
     step = StaticQuantization()
     with pytest.raises(SlimlineError, match="no calibration batch"):

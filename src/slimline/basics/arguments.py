@@ -24,10 +24,10 @@ def takes(**checks: Check) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
         @functools.wraps(function)
         def checked(*args: P.args, **kwargs: P.kwargs) -> R:
-            given = signature.bind(*args, **kwargs).arguments
+            bound = signature.bind(*args, **kwargs).arguments
             for name, check in checks.items():
-                if name in given:
-                    check(name, given[name])
+                if name in bound:
+                    check(name, bound[name])
             return function(*args, **kwargs)
 
         return checked
@@ -35,42 +35,42 @@ def takes(**checks: Check) -> Callable[[Callable[P, R]], Callable[P, R]]:
     return decorate
 
 
-def seed(name: str, given: Any) -> None:
+def seed(name: str, value: Any) -> None:
     """What a random generator starts from."""
-    whole(given, name, 0, 2**32)
+    whole(value, name, 0, 2**32)
 
 
-def whole(given: object, name: str, least: int, end: int) -> int:
+def whole(value: object, name: str, least: int, end: int) -> int:
     """An integer in ``[least, end)``, or the error that says what is wrong."""
-    if isinstance(given, bool) or not isinstance(given, numbers.Integral) or not least <= int(given) < end:
-        raise SlimlineError(f"{name} is {shown(given)}: give a whole number from {least} to {end - 1}.")
-    return int(given)
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not least <= int(value) < end:
+        raise SlimlineError(f"{name} is {shown(value)}: give a whole number from {least} to {end - 1}.")
+    return int(value)
 
 
-def path(name: str, given: Any) -> None:
+def path(name: str, value: Any) -> None:
     """A place in the file system."""
-    if not isinstance(given, str | os.PathLike) or "\0" in os.fspath(given):
-        raise SlimlineError(f"{name} is {str(given)[:40]!r}: give a path.")
+    if not isinstance(value, str | os.PathLike) or "\0" in os.fspath(value):
+        raise SlimlineError(f"{name} is {str(value)[:40]!r}: give a path.")
 
 
-def text(name: str, given: Any) -> None:
+def text(name: str, value: Any) -> None:
     """A name."""
-    if not isinstance(given, str):
-        raise SlimlineError(f"{name} is a {type(given).__name__}: give a name.")
+    if not isinstance(value, str):
+        raise SlimlineError(f"{name} is a {type(value).__name__}: give a name.")
 
 
-def sizes(name: str, given: Any) -> None:
+def sizes(name: str, value: Any) -> None:
     """Several whole numbers."""
-    if not isinstance(given, Sequence) or isinstance(given, str):
-        raise SlimlineError(f"{name} is {str(given)[:40]!r}: give a list of whole numbers, such as (1, 32).")
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise SlimlineError(f"{name} is {str(value)[:40]!r}: give a list of whole numbers, such as (1, 32).")
 
 
-def progress(name: str, given: Any) -> None:
+def progress(name: str, value: Any) -> None:
     """A callback, or whether there are to be bars."""
-    if given is not None and not isinstance(given, bool) and not callable(given):
-        raise SlimlineError(f"{name} is {shown(given)}: give a function, True for bars, False for silence, or nothing.")
+    if value is not None and not isinstance(value, bool) and not callable(value):
+        raise SlimlineError(f"{name} is {shown(value)}: give a function, True for bars, False for silence, or nothing.")
 
 
 def optional(check: Check) -> Check:
     """The same, or None."""
-    return lambda name, given: None if given is None else check(name, given)
+    return lambda name, value: None if value is None else check(name, value)

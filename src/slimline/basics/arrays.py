@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from slimline.basics.errors import SlimlineError, raised
 log = logging.getLogger(__name__)
 
 Array = np.ndarray
+T = TypeVar("T")
 
 
 def is_array(value: Any) -> bool:
@@ -72,18 +74,52 @@ def as_array(value: Any, what: str = "The data", *, exact: bool = False) -> Arra
     return array
 
 
-def examples(given: Any, source: Any = None) -> tuple[Array, ...]:
+Example = tuple[Array, ...] | dict[str, Array]
+"""Example inputs of a model, each ``(batch, …)``: in its order, or by name."""
+
+
+def examples(inputs: Any, source: Any = None) -> Example:
     """Example inputs of a model as arrays; floats in the precision of a module's weights, if they are in another one.
 
     Parameters
     ----------
-    given : one array or tensor, or a tuple or list of them.
+    inputs : one array or tensor, or a tuple, list or dict of them.
     source : the module the inputs are for; what has no ``parameters()`` takes floats as they are, halves as float32.
     """
-    many = given if isinstance(given, tuple | list) else (given,)
-    arrays = tuple(as_array(x, "The example input", exact=True) for x in many)
     dtype = _precision(source)
-    return tuple(_as_weights(a, dtype) if a.dtype.kind == "f" or a.dtype.name == "bfloat16" else a for a in arrays)
+
+    def example(value: Any) -> Array:
+        array = as_array(value, "The example input", exact=True)
+        return _as_weights(array, dtype) if array.dtype.kind == "f" or array.dtype.name == "bfloat16" else array
+
+    if isinstance(inputs, dict):
+        return {str(name): example(value) for name, value in inputs.items()}
+    return tuple(example(value) for value in (inputs if isinstance(inputs, tuple | list) else (inputs,)))
+
+
+def in_order(inputs: tuple[T, ...] | dict[str, T], names: Sequence[str], what: str) -> tuple[T, ...]:
+    """What is of each input, by name, in the order of the model's; what has an order, and a single one, as it is.
+
+    Parameters
+    ----------
+    names : the model's inputs; where they are more, the last may be left out.
+    what : what holds the inputs, for the error.
+
+    Raises
+    ------
+    SlimlineError : other names.
+    """
+    if not isinstance(inputs, dict):
+        return inputs
+    if len(inputs) == 1:
+        return tuple(inputs.values())
+    taken = list(names)[: len(inputs)]
+    if set(taken) != set(inputs):
+        raise SlimlineError(
+            f"{what} has inputs called {', '.join(inputs)}, and the model takes {', '.join(taken)}: name them so, or "
+            "give a tuple in the model's order."
+        )
+    return tuple(inputs[name] for name in taken)
 
 
 def _as_weights(array: Array, dtype: str | None) -> Array:

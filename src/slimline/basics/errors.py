@@ -40,8 +40,14 @@ def shown(value: Any) -> str:
 
 def raised(error: BaseException) -> str:
     """What a function of the user's did wrong, in words that follow its name: the kind of error and its first line."""
-    lines = str(error).strip().splitlines()
-    return f"raised {type(error).__name__}" + (f" ({lines[0].rstrip('.:')[:200]})" if lines else "")
+    kind = type(error).__name__
+    return f"raised {kind} ({first_line(error)[:200]})" if str(error).strip() else f"raised {kind}"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message without the full stop, to be quoted; the error's type where it has none."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line.rstrip(".:") for line in lines if line), type(error).__name__)
 
 
 def unknown(what: str, name: str, choices: Iterable[str]) -> SlimlineError:

@@ -33,21 +33,21 @@ def registered(what: str, package: str, attribute: str, group: str, name: Callab
 
 def plugins(what: str, group: str, name: Callable[[Any], str], taken: Collection[str]) -> dict[str, Any]:
     """By name, the entry points in `group`; see `registered`."""
-    found: dict[str, Any] = {}
+    by_name: dict[str, Any] = {}
     for called, each in _plugins(what, group, name):
-        if called in taken or called in found:
+        if called in taken or called in by_name:
             raise SlimlineError(f"Two packages register a {what} {called}: uninstall one of them.")
-        found[called] = each
-    return found
+        by_name[called] = each
+    return by_name
 
 
 def installed(packages: Iterable[str]) -> dict[str, str]:
     """The versions of those of `packages` that are installed."""
-    found = {}
+    versions = {}
     for name in packages:
         with suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
+            versions[name] = metadata.version(name)
+    return versions
 
 
 def _own(package: str, attribute: str) -> Iterator[Any]:

@@ -34,10 +34,10 @@ class Kind:
 
     def read(self, text: str) -> float | None:
         """What `text` says, in `unit`; None if it says no quantity of this kind, or one that nothing has."""
-        found = _WRITTEN.fullmatch(text) if len(text) <= _LONGEST else None
-        if found is None or found[2] not in self.scales:
+        match = _WRITTEN.fullmatch(text) if len(text) <= _LONGEST else None
+        if match is None or match[2] not in self.scales:
             return None
-        value = Decimal(found[1]) * self.scales[found[2]]
+        value = Decimal(match[1]) * self.scales[match[2]]
         value = value.to_integral_value(ROUND_FLOOR) if self.whole else value
         return float(value) if _SMALLEST <= value <= _LARGEST else None
 

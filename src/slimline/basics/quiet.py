@@ -1,8 +1,9 @@
-"""What C++ libraries write to standard error, held back."""
+"""What libraries print, held back."""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import sys
@@ -32,3 +33,15 @@ def quiet() -> Iterator[None]:
             os.close(saved)
             os.close(sink)
             absl.setLevel(level)
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """`quiet`, and nothing that Python code logs below the level of critical, prints or shows as a progress bar."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with quiet(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -17,8 +18,9 @@ from typing import Any, Literal
 import numpy as np
 
 from slimline.basics.arguments import whole
-from slimline.basics.arrays import Array, is_array
+from slimline.basics.arrays import Array, Example, in_order, is_array
 from slimline.basics.errors import SlimlineError, unknown
+from slimline.basics.named import Labels, Named, parts
 from slimline.data import repeats
 from slimline.data.splits import (
     Augment,
@@ -32,18 +34,23 @@ from slimline.data.splits import (
     reading,
     specs_of,
 )
+from slimline.graph.ir import InputSpec
+from slimline.measure.accuracy import Metric, Scores
 from slimline.measure.certificate import Certificate, certify, check_range
+from slimline.measure.set_certificate import certify_set
+from slimline.measure.set_metrics import SetMetric, SetScores
+from slimline.methods.outputs import IGNORED, Output, aligned, declared, described
 
 log = logging.getLogger(__name__)
 
 Role = Literal["train", "calibration", "selection", "certification"]
 ROLES = ("train", "calibration", "selection", "certification")
-Metric = Callable[[Array, Array | None], Array]
 Overlap = Literal["refuse", "drop", "allow"]
 OVERLAPS = ("refuse", "drop", "allow")
 
 CALIBRATION = 512
 SELECTION = 5000
+_LOOK = 64  # labels that tell of which kind they are
 
 
 class Data:
@@ -52,22 +59,30 @@ class Data:
     Parameters
     ----------
     train, test, calibration, selection : each ``(x, y)``, ``(x,)`` or ``x``, where ``x`` is an array or tensor
-        ``(samples, …)``, or a tuple or dict of them for several inputs; or a ``DataLoader``, a ``tf.data.Dataset``
-        or any other collection of batches ``(x, y)`` or ``x`` that can be read more than once.
+        ``(samples, …)``, or of several inputs a tuple of them, or a dict by the inputs' names in any order, and ``y``
+        the labels of the first output, or a tuple or dict of those of several (`docs/outputs.md`); or a
+        ``DataLoader``, a ``tf.data.Dataset`` or any collection of batches ``(x, y)`` or ``x`` that can be read more
+        than once.
         Test samples certify. Selection defaults to a tenth of train, at most 5,000, which are then not trained
         on; calibration to 512 of train. Without train (or for a streamed train, selection) they are cut from test.
     metric : score of each sample, ``metric(outputs, labels) -> (samples,)``, higher is better; needed where labels
-        are not classes. Default: whether the largest output is the label's. Booleans are right and wrong.
+        are not classes. Of a model with several outputs it gets all, by position or name (``outputs["age"]``). Default:
+        whether the largest output is the label's, the mean over positions and over outputs with labels. Booleans are
+        right and wrong. For a metric of the whole set ``SetMetric(f)``, or a name: ``f1_macro``, ``miou``, ``auc``,
+        ``mean_average_precision``, ``perplexity`` (scored as its negative), ``pearson``, ``spearman``; its drop is
+        measured, not certified.
     metric_range : the lowest and the highest score that the metric can give a sample, ``(0, 1)`` say. Without it a
         metric that is not boolean is measured, and no drop of it is certified (`docs/certificates.md`).
     augment : ``augment(x, rng) -> x``, applied to training batches: an array in and out where there is one input, a
-        tuple of arrays where there are several.
+        tuple of arrays where there are several, a dict where they have names.
     groups : which samples depend on each other (one speaker, one patient, overlapping windows): a label per test
         sample, or a dict ``{"test": labels, "train": labels}``. A certificate counts each group once, and no group
         is divided between splits.
     overlap : what to do about test samples that are among the train, calibration or selection samples: ``refuse`` to
         certify, ``drop`` them from the certificate, or ``allow`` them, where equal samples are no copies; copies
         within the test samples are then counted too, else once.
+    outputs : what outputs mean where their labels leave a choice, such as ``{"mask": sl.Output(axis=1), "tags":
+        "multilabel"}``; a tuple goes by position, a single one is of the first output.
     seed : of the cuts.
     classes : number of classes, if labels should be checked before a model is known.
 
@@ -87,32 +102,41 @@ class Data:
         calibration: Any = None,
         selection: Any = None,
         *,
-        metric: Metric | None = None,
+        metric: Metric | str | None = None,
         metric_range: tuple[float, float] | None = None,
         augment: Augment | None = None,
         groups: Any = None,
         overlap: Overlap = "refuse",
+        outputs: Any = None,
         seed: int = 0,
         classes: int | None = None,
     ) -> None:
-        for what, function in (("metric", metric), ("augment", augment)):
-            if function is not None and not callable(function):
-                raise SlimlineError(f"{what} is a {type(function).__name__}: give a function.")
+        self.metric = _metric(metric)
+        if augment is not None and not callable(augment):
+            raise SlimlineError(f"augment is a {type(augment).__name__}: give a function.")
+        if metric_range is not None and isinstance(self.metric, SetMetric):
+            raise SlimlineError(
+                "metric_range is of a sample's score, and a metric of the whole set has none: leave it out, or give a "
+                "metric of each sample."
+            )
         if metric_range is not None and metric is None:
             raise SlimlineError("metric_range is of a metric of your own: give metric too, or leave it out.")
         if overlap not in OVERLAPS:
             raise unknown("way to treat an overlap", str(overlap), OVERLAPS)
-        self.metric = metric
         self.metric_range = None if metric_range is None else check_range(metric_range)
         self.augment = augment
         self.overlap = overlap
         self.seed = whole(seed, "seed", 0, 2**32)
         self.classes = None if classes is None else whole(classes, "classes", 1, 2**31)
+        self.declared = declared(outputs)
         self._groups = _groupings(groups)
         given = {"train": train, "test": test, "calibration": calibration, "selection": selection}
         self._given: dict[str, Split | Stream] = {k: self._read(k, v) for k, v in given.items() if v is not None}
         if not self._given:
             raise SlimlineError("There is no data: give Data at least train=(x, y) or test=(x, y).")
+        if len({s.names for s in self._given.values()}) > 1:
+            names = "; ".join(f"{name} {', '.join(split.names) or 'none'}" for name, split in self._given.items())
+            raise SlimlineError(f"The splits have inputs of different names ({names}): name them alike.")
         if len({len(s.specs) for s in self._given.values()}) > 1:
             said = ", ".join(f"{name} {len(split.specs)}" for name, split in self._given.items())
             raise SlimlineError(f"The splits have different numbers of inputs ({said}): they must agree.")
@@ -138,6 +162,12 @@ class Data:
         """The inputs of the first few samples."""
         return next(next(iter(self._splits.values())).batches(samples))[0]
 
+    def example_by_name(self, samples: int = 2) -> Example:
+        """The same, as a dict where inputs were given by name."""
+        names = next(iter(self._splits.values())).names
+        inputs = self.example(samples)
+        return dict(zip(names, inputs, strict=True)) if names else inputs
+
     @property
     def labelled(self) -> bool:
         """Whether the samples that certify (or, without any, the others) have labels."""
@@ -146,52 +176,93 @@ class Data:
 
     def check(
         self,
-        example: Inputs,
-        outputs: int | None = None,
-        names: Sequence[str] = (),
+        inputs: Sequence[InputSpec],
         batch: int | None = None,
     ) -> Data:
-        """This data as a model takes it: shapes and labels checked, integers cast where the model wants floats.
+        """This data as a model takes it: inputs in its order, shapes checked, integers cast where it wants floats.
 
         Parameters
         ----------
-        example : example inputs of the model, each ``(batch, …)``.
-        outputs : number of classes the model tells apart, if it is a classifier.
-        names : the model's input names, to check the order of inputs given as a dict.
+        inputs : what the model or the artifact takes.
         batch : samples in a calibration batch; fewer calibration samples are refused.
         """
-        for split in self._splits.values():
-            if split.names and set(split.names) == set(names) and split.names != tuple(names):
-                raise SlimlineError(
-                    f"The {split.name} inputs are in the order {', '.join(split.names)}: the model takes "
-                    f"{', '.join(names)}."
-                )
-            dtypes = _match(split, example)
-            if outputs is not None and self.metric is None and isinstance(split, Split):
-                _in_range(split.labels, outputs, split.name)
+        taken = {name: _in_order(split, inputs) for name, split in self._splits.items()}
+        for split in taken.values():
+            dtypes = _match(split, inputs)
         if batch is not None and self.has("calibration") and len(self._splits["calibration"]) < batch:
             raise SlimlineError(
                 f"Calibration has {len(self._splits['calibration'])} samples, fewer than a batch of {batch}: "
                 "give more, or set a smaller batch_size."
             )
-        for index, (array, dtype) in enumerate(zip(split.specs, dtypes, strict=True)):
-            if np.dtype(array[1]).kind in "iub" and np.dtype(dtype).kind == "f":
-                log.warning("Input %d is %s and is cast to the %s the model takes, unscaled.", index, array[1], dtype)
+        for (_, dtype), spec in zip(split.specs, inputs, strict=True):
+            if np.dtype(dtype).kind in "iub" and np.dtype(spec.dtype).kind == "f":
+                log.warning(
+                    "Input %s is %s and is cast to the %s the model takes, unscaled.", spec.name, dtype, spec.dtype
+                )
         matched = copy.copy(self)
-        matched._splits = {name: replace(split, dtypes=dtypes) for name, split in self._splits.items()}
+        matched._splits = {name: replace(split, dtypes=dtypes) for name, split in taken.items()}
         return matched
+
+    def check_labels(self, outputs: Sequence[Output]) -> None:
+        """Refuse labels that do not fit the outputs of a model, called by name, with shapes and dtypes.
+
+        Raises
+        ------
+        SlimlineError : labels of other shapes, class numbers out of range, splits whose labels are of different kinds.
+        """
+        splits = [split for split in self._splits.values() if isinstance(split, Split)]
+        found = {split.name: self._kinds(split, outputs) for split in splits}
+        for index, output in enumerate(outputs):
+            kinds = {name: each[index].sentence() for name, each in found.items() if each[index].labelled}
+            if len(set(kinds.values())) > 1:
+                said = ", ".join(f"{name} {kind}" for name, kind in kinds.items())
+                raise SlimlineError(
+                    f"The labels of {output.name!r} are of different kinds ({said}): make them alike, or give Data "
+                    f"outputs={{{output.name!r}: KIND}}."
+                )
+
+    def describe(
+        self, outputs: Sequence[Output], channels_first: bool, role: Role = "train", lenient: bool | None = None
+    ) -> tuple[Output, ...]:
+        """What the outputs of a model mean by the labels of a role.
+
+        Parameters
+        ----------
+        outputs : with names, shapes and dtypes.
+        channels_first : where dense outputs without labels have their channels.
+        lenient : whether labels that fit no output are none; by default where the user's own metric reads them.
+        """
+        own = next(self.split(role).batches(_LOOK))[1]
+        lenient = self.metric is not None if lenient is None else lenient
+        return described(outputs, own, self.declared, channels_first=channels_first, lenient=lenient)
+
+    def _kinds(self, split: Split, outputs: Sequence[Output]) -> tuple[Output, ...]:
+        """What outputs mean by the labels of a split, whose class numbers have to be in range."""
+        if self.metric is not None:
+            return described(outputs, split.labels, self.declared, lenient=True)
+        kinds = described(outputs, split.labels, self.declared)
+        for output, own in zip(kinds, aligned(split.labels, outputs), strict=True):
+            if own is not None and output.labelled and output.kind == "classes" and output.axis is not None:
+                counted = own[own != IGNORED] if output.ignores else own
+                _in_range(counted, output.shape[output.axis], split.name)
+        return kinds
 
     def fingerprint(self) -> str:
         """SHA-256 over the arrays and the seed, in hex; of a stream, its length, shapes and dtypes only."""
         facts: tuple[Any, ...] = (self.seed, self.metric is None, self.augment is None)
         if self.metric_range is not None or self._groups or self.overlap != "refuse":
             facts += (self.metric_range, self.overlap)
+        if self.declared:
+            facts += (sorted((str(key), output.kind, output.axis) for key, output in self.declared.items()),)
         digest = hashlib.sha256(repr(facts).encode())
         for name, split in sorted(self._given.items()):
             digest.update(repr((name, len(split), split.specs)).encode())
             if isinstance(split, Split):
-                for array in (*split.source, *(() if split.targets is None else (split.targets,))):
+                for array in (*split.source, *(a for a in parts(split.targets) if a is not None)):
                     digest.update(np.ascontiguousarray(array).data.cast("B"))
+                if isinstance(split.targets, Named):
+                    there = [a is not None for a in split.targets]
+                    digest.update(repr((split.targets.names, there)).encode())
                 if split.grouping is not None:
                     digest.update("\0".join(split.grouping.tolist()).encode())
         return digest.hexdigest()
@@ -271,12 +342,15 @@ class Data:
             raise SlimlineError(f"The {name} data can be read only once: give a list of batches, not a generator.")
         if grouping is not None:
             raise SlimlineError(f"Groups need the {name} data as arrays, a label per sample: give {name}=(x, y).")
-        parts: list[Batch] = []
+        read: list[Batch] = []
         hashes: list[Array] = []
         count = 0
         for batch in reading(given, name):
-            x, y, names = as_batch(batch, name)
-            specs = specs_of(x) if not parts else specs
+            x, y, batch_names = as_batch(batch, name, loaded=True)
+            names = names if read else batch_names
+            if batch_names != names:
+                raise SlimlineError(f"The batches of the {name} data have inputs of different names: name them alike.")
+            specs = specs_of(x) if not read else specs
             if specs_of(x) != specs:
                 raise SlimlineError(
                     f"The batches of the {name} data differ in shape or dtype: make them alike, or, for whole "
@@ -285,33 +359,43 @@ class Data:
             count += len(x[0])
             if name == "train":
                 hashes.append(repeats.keys(x))
-            parts.append((() if name == "train" else x, y))
-        if not parts:
+            read.append((() if name == "train" else x, y))
+        if not read:
             raise SlimlineError(f"The {name} data is empty: give at least one sample.")
-        inputs, labels = concatenate(parts)
+        inputs, labels = concatenate(read)
         labels = self._labels(labels, name)
         if name == "train":
             seen = np.unique(np.concatenate(hashes))
             return Stream(name, given, self._class_numbers, count, specs, names, labelled=labels is not None, keys=seen)
         return Split(name, inputs, labels, names=names)
 
-    def _class_numbers(self, labels: Array | None) -> Array | None:
-        return labels if labels is None or self.metric is not None else class_numbers(labels)
+    def _class_numbers(self, labels: Labels) -> Labels:
+        if self.metric is not None:
+            return labels
+        if isinstance(labels, Named):
+            return Named([None if a is None else class_numbers(a) for a in labels], labels.names)
+        return None if labels is None else class_numbers(labels)
 
-    def _labels(self, labels: Array | None, where: str) -> Array | None:
+    def _labels(self, labels: Labels, where: str) -> Labels:
         """Labels in the form that scores and losses take, checked."""
         labels = self._class_numbers(labels)
-        if labels is None or self.metric is not None:
+        if self.metric is not None:
             return labels
-        if labels.dtype.kind == "f":
-            raise SlimlineError(
-                f"The {where} labels are {labels.dtype}, not classes: cast class labels to integers, or give Data a "
-                "metric(outputs, labels)."
-            )
-        if len(labels) > 1 and bool((labels == labels.flat[0]).all()):
-            raise SlimlineError(f"All {where} labels are {labels.flat[0]}: accuracy needs at least two classes.")
-        if self.classes is not None:
-            _in_range(labels, self.classes, where)
+        for index, own in enumerate(parts(labels)):
+            of = ""
+            if isinstance(labels, Named):
+                of = f" of {labels.names[index]!r}" if labels.names else f" of output {index}"
+            if own is None:
+                continue
+            if own.dtype.kind == "f":
+                raise SlimlineError(
+                    f"The {where} labels{of} are {own.dtype}, not classes: cast class labels to integers, or give Data "
+                    "a metric(outputs, labels)."
+                )
+            if len(own) > 1 and bool((own == own.flat[0]).all()):
+                raise SlimlineError(f"All {where} labels{of} are {own.flat[0]}: accuracy needs at least two classes.")
+            if self.classes is not None and index == 0:
+                _in_range(own, self.classes, where)
         return labels
 
     def _cut(self) -> dict[str, Split | Stream]:
@@ -345,7 +429,7 @@ class Data:
             splits["train"] = replace(train, augment=self.augment)
             if "calibration" in missing:
                 inputs, labels = next(train.batches(CALIBRATION))
-                splits["calibration"] = Split("calibration", inputs, labels)
+                splits["calibration"] = Split("calibration", inputs, labels, names=train.names)
         if isinstance(test, Split):
             absent = [name for name in missing if name not in splits]
             units = repeats.units(None, test.groups)
@@ -378,8 +462,8 @@ class Proof:
 
     def certify(
         self,
-        original: Array,
-        compressed: Array,
+        original: Scores,
+        compressed: Scores,
         max_drop: float | None,
         confidence: float = 0.95,
         *,
@@ -388,8 +472,26 @@ class Proof:
         seed: int = 0,
         use: int | None = None,
         note: str = "",
+        progress: Callable[[float], None] | None = None,
     ) -> Certificate:
-        """`slimline.measure.certify` of scores ``(samples of the split,)``, bool if they can only be 0 or 1."""
+        """`slimline.measure.certify` of scores ``(samples of the split,)``, bool if they can only be 0 or 1; of a
+        metric of the whole set its bootstrap, which tells its `progress`."""
+        notes = (*self.notes, *([note] if note else []))
+        if isinstance(original, SetScores):
+            assert isinstance(compressed, SetScores)
+            return certify_set(
+                original[self.index],
+                compressed[self.index],
+                max_drop,
+                confidence,
+                seed=seed,
+                groups=self.groups,
+                copies=self.copies,
+                use=use,
+                notes=notes,
+                progress=progress,
+            )
+        assert not isinstance(compressed, SetScores)
         return certify(
             original[self.index],
             compressed[self.index],
@@ -402,8 +504,22 @@ class Proof:
             groups=self.groups,
             copies=self.copies,
             use=use,
-            notes=(*self.notes, *([note] if note else [])),
+            notes=notes,
         )
+
+
+def _metric(metric: Any) -> Metric | None:
+    """The metric as it is called, of a function, a `SetMetric` or the name of one."""
+    if isinstance(metric, str):
+        from slimline.measure.named_metrics import NAMED
+
+        if metric not in NAMED:
+            raise unknown("metric", metric, NAMED)
+        return NAMED[metric]
+    if metric is not None and not isinstance(metric, SetMetric) and not callable(metric):
+        raise SlimlineError(f"metric is a {type(metric).__name__}: give a function, a SetMetric or a name.")
+    checked: Metric | None = metric
+    return checked
 
 
 def _groupings(groups: Any) -> dict[str, Any]:
@@ -431,10 +547,10 @@ def _from_test(test: Split, missing: Sequence[str], units: Array | None, rng: np
             f"The test data has too few groups to be cut for {' and '.join(missing)}: give train=(x, y)."
         )
     names = [*sizes, "certification"]
-    parts = {name: replace(test, name=name, index=index) for name, index in zip(names, indices, strict=True)}
-    said = ", ".join(f"{len(part)} for {name}" for name, part in parts.items())
+    pieces = {name: replace(test, name=name, index=index) for name, index in zip(names, indices, strict=True)}
+    said = ", ".join(f"{len(piece)} for {name}" for name, piece in pieces.items())
     log.info("The %d test samples are divided, as there is no other data for it: %s.", len(test), said)
-    return parts
+    return pieces
 
 
 def class_numbers(labels: Array) -> Array:
@@ -446,49 +562,66 @@ def class_numbers(labels: Array) -> Array:
     return labels.astype(np.int64) if labels.dtype.kind in "iub" else labels
 
 
-def _in_range(labels: Array | None, classes: int, where: str) -> None:
-    if labels is None or labels.dtype.kind == "f" or (labels.min() >= 0 and labels.max() < classes):
+def _in_range(labels: Array, classes: int, where: str) -> None:
+    if not labels.size or (labels.min() >= 0 and labels.max() < classes):
         return
-    if classes == 1:
-        raise SlimlineError("The model has one output, no class scores: give Data a metric(outputs, labels).")
     raise SlimlineError(
         f"The {where} labels go from {labels.min()} to {labels.max()}, but the model has {classes} outputs: "
         f"labels must be in 0 to {classes - 1}."
     )
 
 
-def _match(split: Split | Stream, example: Inputs) -> tuple[str, ...]:
-    """The dtypes `example` has, if `split` fits its shapes; else the error that says both shapes."""
-    if len(split.specs) != len(example):
+def _in_order(split: Split | Stream, inputs: Sequence[InputSpec]) -> Split | Stream:
+    """The split with its inputs in the model's order, where several were given by name."""
+    names = tuple(spec.name for spec in inputs)
+    if len(split.names) <= 1 or len(split.names) != len(names):
+        return split
+    places = {name: place for place, name in enumerate(sorted(split.names))}
+    return replace(split, names=names, order=in_order(places, names, f"The {split.name} data"))
+
+
+def _match(split: Split | Stream, inputs: Sequence[InputSpec]) -> tuple[str, ...]:
+    """The dtypes the model takes, if `split` fits its shapes; else the error that says both shapes."""
+    if len(split.specs) != len(inputs):
         raise SlimlineError(
-            f"The model takes {len(example)} inputs and the {split.name} data has {len(split.specs)}: "
-            "give several inputs as a tuple x inside (x, y) or (x,)."
+            f"The model takes {len(inputs)} inputs ({', '.join(spec.name for spec in inputs)}) and the {split.name} "
+            f"data has {len(split.specs)}: give several inputs as a tuple or dict x inside (x, y) or (x,)."
         )
-    for (shape, dtype), wanted in zip(split.specs, example, strict=True):
-        if shape != wanted.shape[1:]:
+    for (shape, dtype), spec in zip(split.specs, inputs, strict=True):
+        what = f"The {split.name} data" if len(inputs) == 1 else f"Input {spec.name} of the {split.name} data"
+        sizes = spec.shape[1:]
+        if not _fits(shape, sizes):
             raise SlimlineError(
-                f"The {split.name} data has samples of shape {shape} but the model takes {wanted.shape[1:]}: "
-                f"{_mend(shape, wanted.shape[1:])}."
+                f"{what} has samples of shape {shape} but the model takes {sample_shape(spec)}: {_mend(shape, sizes)}."
             )
-        if np.dtype(dtype).kind == "f" and wanted.dtype.kind in "iub":
-            raise SlimlineError(
-                f"The {split.name} data is {dtype} but the model takes {wanted.dtype}: give integers (token ids)."
-            )
-    return tuple(a.dtype.name for a in example)
+        if np.dtype(dtype).kind == "f" and np.dtype(spec.dtype).kind in "iub":
+            raise SlimlineError(f"{what} is {dtype} but the model takes {spec.dtype}: give integers (token ids).")
+    return tuple(spec.dtype for spec in inputs)
 
 
-def _mend(shape: tuple[int, ...], wanted: tuple[int, ...]) -> str:
-    if len(shape) == len(wanted) >= 3 or (len(shape) == len(wanted) == 2 and shape[::-1] == wanted):
-        if (*shape[1:], shape[0]) == wanted:
+def sample_shape(spec: InputSpec) -> str:
+    """The shape of one sample, such as ``(3, any, any)``."""
+    sizes = ["any" if size is None else str(size) for size in spec.shape[1:]]
+    return f"({', '.join(sizes)}{',' if len(sizes) == 1 else ''})"
+
+
+def _fits(shape: tuple[int, ...], sizes: tuple[int | None, ...]) -> bool:
+    """Whether a sample has these sizes, of which None is any."""
+    return len(shape) == len(sizes) and all(size in (None, n) for n, size in zip(shape, sizes, strict=True))
+
+
+def _mend(shape: tuple[int, ...], sizes: tuple[int | None, ...]) -> str:
+    if len(shape) == len(sizes) >= 3 or (len(shape) == len(sizes) == 2 and _fits(shape[::-1], sizes)):
+        if _fits((*shape[1:], shape[0]), sizes):
             return "put the channels last with np.moveaxis(x, 1, -1)"
-        if (shape[-1], *shape[:-1]) == wanted:
+        if _fits((shape[-1], *shape[:-1]), sizes):
             return "put the channels first with np.moveaxis(x, -1, 1)"
-    if (1, *shape) == wanted:
+    if _fits((1, *shape), sizes):
         return "add the channel with x[:, None]"
-    if (*shape, 1) == wanted:
+    if _fits((*shape, 1), sizes):
         return "add the channel with x[..., None]"
-    if int(np.prod(shape)) == int(np.prod(wanted)):
-        return f"reshape it with x.reshape(-1, {', '.join(map(str, wanted))})"
+    if None not in sizes and int(np.prod(shape)) == math.prod(size or 0 for size in sizes):
+        return f"reshape it with x.reshape(-1, {', '.join(map(str, sizes))})"
     return "resize the data, or load the model with example inputs of this shape"
 
 

@@ -10,21 +10,36 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from slimline.basics.arrays import Array, as_array, finite, is_array
 from slimline.basics.errors import SlimlineError, raised
+from slimline.basics.named import Labels, Named, joined, parts, rows
 from slimline.data import repeats
 from slimline.frameworks.base import Adapter, imported
 
 Inputs = tuple[Array, ...]
-Batch = tuple[Inputs, Array | None]
+Batch = tuple[Inputs, Labels]
 Augment = Callable[[Any, np.random.Generator], Any]
-"""The user's own: a batch and a generator to the batch changed. One input is an array, several are a tuple of them."""
+"""The user's own: a batch and a generator to the batch changed. One input is an array, several are a tuple of them;
+what was given as a dict is one."""
+T = TypeVar("T")
 Spec = tuple[tuple[int, ...], str]
 """Shape without the batch dimension, and dtype."""
+
+
+def ordered(inputs: tuple[T, ...], order: tuple[int, ...]) -> tuple[T, ...]:
+    """What is of each input in the model's order, where that is another."""
+    return tuple(inputs[i] for i in order) if order else inputs
+
+
+def named(inputs: Inputs, names: tuple[str, ...]) -> Any:
+    """One array, a tuple of several, or a dict of those that have names: as a user gives them."""
+    if names:
+        return dict(zip(names, inputs, strict=True))
+    return inputs[0] if len(inputs) == 1 else inputs
 
 
 def specs_of(inputs: Inputs) -> tuple[Spec, ...]:
@@ -33,17 +48,39 @@ def specs_of(inputs: Inputs) -> tuple[Spec, ...]:
 
 
 def as_inputs(x: Any, where: str) -> tuple[Inputs, tuple[str, ...]]:
-    """The model's inputs from an array, a tuple or list of arrays or a dict of them; names where it is a dict."""
+    """The model's inputs from an array, a tuple or list of arrays, or a dict of them: then in the order of their names,
+    which come too."""
     what = f"The {where} data"
     if isinstance(x, dict):
-        return tuple(as_array(v, what) for v in x.values()), tuple(str(k) for k in x)
+        arrays = {str(key): value for key, value in x.items()}
+        names = tuple(sorted(arrays))
+        return tuple(as_array(arrays[name], what) for name in names), names
     if isinstance(x, tuple | list) and not (len(x) and all(isinstance(v, int | float) for v in x)):
         return tuple(as_array(v, what) for v in x), ()
     return (as_array(x, what),), ()
 
 
-def as_batch(given: Any, where: str) -> tuple[Inputs, Array | None, tuple[str, ...]]:
-    """Inputs, labels and input names of ``(x, y)``, ``(x,)`` or ``x``; checked for length and finiteness."""
+def as_labels(y: Any, where: str, samples: int, loaded: bool) -> Labels:
+    """Labels as they are given: of one output, or of several in a dict or a tuple, None for those without.
+
+    Parameters
+    ----------
+    loaded : whether a loader gave them, which makes lists of tuples.
+    """
+    what = f"The labels of the {where} data"
+    if isinstance(y, dict):
+        return Named([None if v is None else as_array(v, what) for v in y.values()], [str(k) for k in y])
+    listed = isinstance(y, list) and (loaded or len(y) != samples)
+    if isinstance(y, tuple) or listed:
+        several = all(v is None or (is_array(v) and len(v.shape)) for v in y) and any(v is not None for v in y)
+        if several and (isinstance(y, tuple) or all(v is None or len(v) == samples for v in y)):
+            return Named([None if v is None else as_array(v, what) for v in y])
+    return None if y is None else as_array(y, what)
+
+
+def as_batch(given: Any, where: str, loaded: bool = False) -> tuple[Inputs, Labels, tuple[str, ...]]:
+    """Inputs, labels and input names of ``(x, y)``, ``(x,)`` or ``x``, that a loader gave or the user; checked for
+    length and finiteness."""
     x, y = given, None
     if isinstance(given, tuple | list):
         if len(given) not in (1, 2):
@@ -52,18 +89,19 @@ def as_batch(given: Any, where: str) -> tuple[Inputs, Array | None, tuple[str, .
             )
         x, y = (given[0], given[1]) if len(given) == 2 else (given[0], None)
     inputs, names = as_inputs(x, where)
-    labels = None if y is None else as_array(y, f"The labels of the {where} data")
     if not inputs:
         raise SlimlineError(f"The {where} data has no inputs: give (x, y) or x.")
+    labels = as_labels(y, where, len(inputs[0]) if inputs[0].ndim else 0, loaded)
+    own = [a for a in parts(labels) if a is not None]
     if any(a.ndim == 0 for a in inputs):
         raise SlimlineError(f"The {where} data holds a single number: the first dimension of x counts the samples.")
-    sizes = [len(a) for a in inputs] + ([] if labels is None else [len(labels) if labels.ndim else 0])
+    sizes = [len(a) for a in inputs] + [len(a) if a.ndim else 0 for a in own]
     if len(set(sizes)) > 1:
         said = " and ".join(str(s) for s in sizes)
         raise SlimlineError(f"The {where} data has arrays of {said} samples: inputs and labels must be equally many.")
     if sizes[0] == 0:
         raise SlimlineError(f"The {where} data is empty: give at least one sample.")
-    for array in (*inputs, *([] if labels is None else [labels])):
+    for array in (*inputs, *own):
         if not finite(array):
             raise SlimlineError(f"The {where} data holds NaN or infinite numbers: remove or replace those samples.")
     return inputs, labels, names
@@ -76,9 +114,10 @@ class Split:
     Attributes
     ----------
     name : the role: ``train``, ``calibration``, ``selection`` or ``certification``.
-    source, targets : arrays ``(samples, …)`` as given, and the labels or None.
+    source, targets : arrays ``(samples, …)`` as given, and the labels: an array, several, or None.
     index : rows that belong to the split, None for all.
     names : of the inputs, if they were given as a dict.
+    order : which of `source` each input of the model is; empty where they are in its order.
     dtypes : what each input is cast to when it is read; empty leaves them.
     augment : applied to shuffled batches.
     grouping : ``(samples,)`` names of the groups the samples belong to, as `source`, or None.
@@ -86,9 +125,10 @@ class Split:
 
     name: str
     source: Inputs
-    targets: Array | None
+    targets: Labels
     index: Array | None = None
     names: tuple[str, ...] = ()
+    order: tuple[int, ...] = ()
     dtypes: tuple[str, ...] = ()
     augment: Augment | None = None
     grouping: Array | None = None
@@ -98,8 +138,8 @@ class Split:
 
     @property
     def specs(self) -> tuple[Spec, ...]:
-        """Sample shape and dtype of each input as given, before `dtypes` are applied."""
-        return specs_of(self.source)
+        """Sample shape and dtype of each input, before `dtypes` are applied."""
+        return specs_of(ordered(self.source, self.order))
 
     @cached_property
     def inputs(self) -> Inputs:
@@ -107,9 +147,9 @@ class Split:
         return self._rows(slice(None))[0]
 
     @cached_property
-    def labels(self) -> Array | None:
-        """``(samples, …)`` or None."""
-        return self.targets if self.targets is None or self.index is None else self.targets[self.index]
+    def labels(self) -> Labels:
+        """``(samples, …)``, several of them, or None."""
+        return self.targets if self.index is None else rows(self.targets, self.index)
 
     @cached_property
     def groups(self) -> Array | None:
@@ -133,19 +173,19 @@ class Split:
                 yield self._rows(slice(i, i + size))
             return
         rng = np.random.default_rng((seed, epoch))
-        for rows in np.array_split(rng.permutation(len(self)), -(-len(self) // size)):
-            inputs, labels = self._rows(rows)
-            yield (augmented(self.augment, inputs, rng) if self.augment else inputs), labels
+        for index in np.array_split(rng.permutation(len(self)), -(-len(self) // size)):
+            inputs, labels = self._rows(index)
+            yield (augmented(self.augment, inputs, rng, self.names) if self.augment else inputs), labels
 
     def take(self, index: Array, name: str | None = None) -> Split:
         """The samples at these positions of the split."""
-        rows = index if self.index is None else self.index[index]
-        return replace(self, index=rows, name=name or self.name)
+        picked = index if self.index is None else self.index[index]
+        return replace(self, index=picked, name=name or self.name)
 
-    def _rows(self, rows: slice | Array) -> Batch:
-        pick = rows if self.index is None else self.index[rows]
-        inputs = cast(tuple(a[pick] for a in self.source), self.dtypes)
-        return inputs, None if self.targets is None else self.targets[pick]
+    def _rows(self, index: slice | Array) -> Batch:
+        pick = index if self.index is None else self.index[index]
+        inputs = cast(tuple(a[pick] for a in ordered(self.source, self.order)), self.dtypes)
+        return inputs, rows(self.targets, pick)
 
 
 @dataclass(frozen=True)
@@ -159,10 +199,11 @@ class Stream:
 
     name: str
     source: Iterable[Any]
-    clean: Callable[[Array | None], Array | None]
+    clean: Callable[[Labels], Labels]
     count: int
-    specs: tuple[Spec, ...]
+    source_specs: tuple[Spec, ...]
     names: tuple[str, ...] = ()
+    order: tuple[int, ...] = ()
     dtypes: tuple[str, ...] = ()
     augment: Augment | None = None
     labelled: bool = True
@@ -172,14 +213,19 @@ class Stream:
         return self.count
 
     @property
+    def specs(self) -> tuple[Spec, ...]:
+        """Sample shape and dtype of each input, before `dtypes` are applied."""
+        return ordered(self.source_specs, self.order)
+
+    @property
     def inputs(self) -> Inputs:
         """Refused: that would hold the whole stream in memory."""
         raise SlimlineError("The train data is a stream: read it by batches, or give arrays to hold it in memory.")
 
     @property
-    def labels(self) -> Array | None:
+    def labels(self) -> Labels:
         """Refused as `inputs` is."""
-        return self.inputs[0]
+        raise SlimlineError("The labels of a stream are read by batches, or give arrays to hold them in memory.")
 
     def batches(self, size: int, seed: int | None = None, epoch: int = 0) -> Iterator[Batch]:
         """The stream cut into batches of `size`; with a `seed`, seeded and augmented by (seed, epoch)."""
@@ -190,7 +236,9 @@ class Stream:
         for inputs, labels in rebatch((self._clean(item) for item in source), size):
             count += len(inputs[0])
             inputs = cast(inputs, self.dtypes)
-            yield (augmented(self.augment, inputs, rng) if self.augment and seed is not None else inputs), labels
+            if self.augment and seed is not None:
+                inputs = augmented(self.augment, inputs, rng, self.names)
+            yield inputs, labels
         if not count:
             raise SlimlineError(
                 f"The {self.name} data gave {self.count} samples at first and none now: give a list of batches or a "
@@ -198,17 +246,19 @@ class Stream:
             )
 
     def _clean(self, item: Any) -> Batch:
-        inputs, labels, _ = as_batch(item, self.name)
-        if specs_of(inputs) != self.specs:
+        inputs, labels, names = as_batch(item, self.name, loaded=True)
+        if names != tuple(sorted(self.names)):
+            raise SlimlineError(f"Batches of the {self.name} data have inputs of different names: make them alike.")
+        if specs_of(inputs) != self.source_specs:
             raise SlimlineError(
                 f"A batch of the {self.name} data has samples of {said(specs_of(inputs))} and the first had "
-                f"{said(self.specs)}: make them alike."
+                f"{said(self.source_specs)}: make them alike."
             )
         if (labels is not None) != self.labelled:
             raise SlimlineError(
                 f"Some batches of the {self.name} data have labels and some have none: make them alike."
             )
-        return inputs, self.clean(labels)
+        return ordered(inputs, self.order), self.clean(labels)
 
 
 def reading(source: Iterable[Any], where: str) -> Iterator[Any]:
@@ -243,8 +293,9 @@ def cast(inputs: Inputs, dtypes: tuple[str, ...]) -> Inputs:
     return tuple(a.astype(d, copy=False) for a, d in zip(inputs, dtypes, strict=True)) if dtypes else inputs
 
 
-def augmented(augment: Augment, inputs: Inputs, rng: np.random.Generator) -> Inputs:
-    """What the user's function makes of a batch, checked to be a batch alike; it is given copies, which it may change.
+def augmented(augment: Augment, inputs: Inputs, rng: np.random.Generator, names: tuple[str, ...] = ()) -> Inputs:
+    """What the user's function makes of a batch, checked to be a batch alike; it is given copies, which it may change:
+    a dict where the inputs have names.
 
     Raises
     ------
@@ -252,19 +303,24 @@ def augmented(augment: Augment, inputs: Inputs, rng: np.random.Generator) -> Inp
     """
     name = str(getattr(augment, "__name__", type(augment).__name__))
     name = "augment" if name in ("<lambda>", "augment") else f"augment ({name})"
-    one = len(inputs) == 1
-    given = "an array" if one else f"a tuple of {len(inputs)} arrays"
+    one = len(inputs) == 1 and not names
+    several = f"a dict of {', '.join(names)}" if names else f"a tuple of {len(inputs)} arrays"
+    given = "an array" if one else several
     shapes = " and ".join(str(a.shape) for a in inputs)
     try:
-        after = augment(inputs[0].copy() if one else tuple(a.copy() for a in inputs), rng)
+        after = augment(named(tuple(a.copy() for a in inputs), names), rng)
     except SlimlineError:
         raise
     except Exception as e:
         raise SlimlineError(f"{name} {raised(e)} on {given} {shapes}.") from e
     if one and not (isinstance(after, tuple | list) and len(after) == 1 and is_array(after[0])):
         after = (after,)
+    if names and isinstance(after, dict):
+        after = tuple(after.get(name) for name in names)
+    elif names:
+        after = (after,)  # which is no dict
     if not isinstance(after, tuple | list) or len(after) != len(inputs) or not all(is_array(a) for a in after):
-        kind = type(after[0] if one else after).__name__
+        kind = type(after[0] if one or names else after).__name__
         raise SlimlineError(f"{name} returned a {kind} for {given} {shapes}: return {given} of the same shape.")
     arrays = tuple(as_array(a, f"What {name} returned", exact=True) for a in after)
     if [a.shape for a in arrays] != [a.shape for a in inputs]:
@@ -290,8 +346,8 @@ def rebatch(batches: Iterable[Batch], size: int) -> Iterator[Batch]:
         inputs, labels = concatenate(waiting)
         whole = held - held % size
         for i in range(0, whole, size):
-            yield tuple(a[i : i + size] for a in inputs), None if labels is None else labels[i : i + size]
-        waiting = [(tuple(a[whole:] for a in inputs), None if labels is None else labels[whole:])]
+            yield tuple(a[i : i + size] for a in inputs), rows(labels, slice(i, i + size))
+        waiting = [(tuple(a[whole:] for a in inputs), rows(labels, slice(whole, None)))]
         held -= whole
     if held:
         yield concatenate(waiting)
@@ -301,10 +357,9 @@ def concatenate(batches: list[Batch]) -> Batch:
     """One batch of several."""
     try:
         inputs = tuple(np.concatenate(parts) for parts in zip(*(b[0] for b in batches), strict=True))
-        there = [b[1] for b in batches if b[1] is not None]
-        if there and len(there) != len(batches):
+        if len({b[1] is None for b in batches}) > 1:
             raise SlimlineError("Some batches of the data have labels and some have none: make them alike.")
-        labels = np.concatenate(there) if there else None
+        labels = joined([b[1] for b in batches])
     except ValueError as e:
         raise SlimlineError("The batches of the data differ in shape: give samples of one shape.") from e
     return inputs, labels

@@ -38,22 +38,22 @@ def collect(
     """
     if not batches:
         raise SlimlineError("There is no calibration batch: give calibration samples.")
-    found: dict[str, Gram] = {}
+    grams: dict[str, Gram] = {}
     for part in in_parts(layers, _size, memory):
         readers: dict[str, list[LayerMatrix]] = {}
         for layer in part:
             groups, _, inputs = layer.shape
-            found[layer.node] = Gram(groups, inputs)
+            grams[layer.node] = Gram(groups, inputs)
             readers.setdefault(layer.input, []).append(layer)
 
         def see(name: str, array: np.ndarray, readers: dict[str, list[LayerMatrix]] = readers) -> None:
             if not np.isfinite(array).all():
                 raise SlimlineError(f"The input of {readers[name][0].layer} is not finite: check data and weights.")
             for layer in readers[name]:
-                found[layer.node].see(layer.rows(array, rows))
+                grams[layer.node].see(layer.rows(array, rows))
 
         model.adapter.observe(model.native, batches, list(readers), see)
-    return found
+    return grams
 
 
 def _size(layer: LayerMatrix) -> int:

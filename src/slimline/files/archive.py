@@ -162,9 +162,9 @@ def _check_layout(archive: zipfile.ZipFile, infos: Iterable[zipfile.ZipInfo], st
         elif 0xFFFFFFFF in (packed, size):
             size, packed = _wide(extra, size, packed)
         encoding = "utf-8" if flags & 0x800 else "cp437"
-        said = (name, flags & ~0x6, method, crc, packed, size)
-        told = info.filename.encode(encoding, "replace"), info.flag_bits & ~0x6, info.compress_type
-        if said != (*told, info.CRC, info.compress_size, info.file_size):
+        local_header = (name, flags & ~0x6, method, crc, packed, size)
+        directory_entry = info.filename.encode(encoding, "replace"), info.flag_bits & ~0x6, info.compress_type
+        if local_header != (*directory_entry, info.CRC, info.compress_size, info.file_size):
             raise Damaged(f"says two things of {info.filename[:80]!r}")
     if end != archive.start_dir:
         raise Damaged("has bytes that belong to no member before its directory")
@@ -177,9 +177,9 @@ def _descriptor(tail: bytes, info: zipfile.ZipInfo) -> tuple[int, int, int, int]
         for form in ("<III", "<IQQ"):
             length = len(mark) + struct.calcsize(form)
             if tail.startswith(mark) and len(tail) >= length:
-                said = struct.unpack(form, tail[len(mark) : length])
+                fields = struct.unpack(form, tail[len(mark) : length])
                 following = tail[length : length + 2]
-                if said == listed and following in (b"PK", b""):
+                if fields == listed and following in (b"PK", b""):
                     return (*listed, length)
     raise Damaged(f"says two things of {info.filename[:80]!r}")
 

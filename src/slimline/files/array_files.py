@@ -5,8 +5,10 @@ What a header says is held against the bytes that are there before any memory is
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,25 +24,26 @@ _TYPES = {
 }  # fmt: skip
 
 
-def npz(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
-    """Those of the named arrays that an ``.npz`` holds.
+def npz(path: Path, names: re.Pattern[str]) -> dict[str, np.ndarray]:
+    """The arrays that an ``.npz`` holds by names that match; no others are read.
 
     Raises
     ------
     Malformed, Damaged : no such archive, or an array of objects, or of another size than it says.
     """
     held = archive.read(path, packed=True)
-    found = {}
-    for name in names:
-        if f"{name}.npy" in held.sizes:
-            with held.open(f"{name}.npy") as stream:
+    arrays = {}
+    for member in held.sizes:
+        name = member.removesuffix(".npy")
+        if name != member and names.fullmatch(name):
+            with held.open(member) as stream:
                 shape, dtype, fortran = _header(stream, name)
                 before = stream.tell()
-            if before + math.prod(shape) * dtype.itemsize != held.sizes[f"{name}.npy"]:
+            if before + math.prod(shape) * dtype.itemsize != held.sizes[member]:
                 raise Malformed(f"holds {name} of another size than it says")
-            numbers = np.frombuffer(bytearray(held.read(f"{name}.npy")), dtype, offset=before)
-            found[name] = numbers.reshape(shape, order="F" if fortran else "C")
-    return found
+            numbers = np.frombuffer(bytearray(held.read(member)), dtype, offset=before)
+            arrays[name] = numbers.reshape(shape, order="F" if fortran else "C")
+    return arrays
 
 
 def npy(path: Path) -> np.ndarray:
@@ -78,16 +81,17 @@ def _header(stream: IO[bytes], name: str) -> tuple[tuple[int, ...], np.dtype[Any
     return shape, dtype, fortran
 
 
-def safetensors(path: Path) -> dict[str, np.ndarray]:
-    """All tensors of a safetensors file; bfloat16 as float32, which holds the same numbers.
+def safetensors(source: Path | bytes) -> dict[str, np.ndarray]:
+    """All tensors of a safetensors file, or of its bytes; bfloat16 as float32, which holds the same numbers.
 
     Raises
     ------
     Malformed : no such file; tensors that overlap, leave gaps or are longer than the file; a type that numpy lacks.
     OSError : the file cannot be read.
     """
-    with path.open("rb") as stream:
-        size = path.stat().st_size
+    with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as stream:
+        size = stream.seek(0, io.SEEK_END)
+        stream.seek(0)
         length = int.from_bytes(stream.read(8), "little")
         if size < 8 or length > size - 8:
             raise Malformed("is no safetensors file, or its end is missing")
@@ -96,15 +100,15 @@ def safetensors(path: Path) -> dict[str, np.ndarray]:
             raise Malformed("is no safetensors file")
         entries.pop("__metadata__", None)
         spans = sorted(((*_span(name, entry), name) for name, entry in entries.items()), key=lambda s: s[:2])
-        at, found = 0, {}
+        at, tensors = 0, {}
         for start, end, name in spans:
             if start != at or end > size - 8 - length:
                 raise Malformed(f"keeps {name[:60]!r} in bytes that are not there, or are another's")
             at = end
-            found[name] = _tensor(stream.read(end - start), entries[name], name)
+            tensors[name] = _tensor(stream.read(end - start), entries[name], name)
         if at != size - 8 - length:
             raise Malformed("holds bytes that belong to no tensor")
-    return {name: found[name] for name in entries}
+    return {name: tensors[name] for name in entries}
 
 
 def _span(name: str, entry: Any) -> tuple[int, int]:

@@ -112,9 +112,9 @@ def write_new(path: Path, data: bytes) -> None:
 
 def write_all(handle: int, data: bytes) -> None:
     """Write all of `data`, which one call of the system may cut short."""
-    left = memoryview(data)
-    while left:
-        left = left[os.write(handle, left) :]
+    remaining = memoryview(data)
+    while remaining:
+        remaining = remaining[os.write(handle, remaining) :]
 
 
 def atomic_write(path: str | Path, data: bytes, part: Path | None = None) -> Path:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from slimline.basics.errors import SlimlineError, unknown
+from slimline.basics.errors import SlimlineError, first_line, unknown
 
 
 def call(name: str, what: str) -> Any:
@@ -21,7 +21,7 @@ def call(name: str, what: str) -> Any:
     except SlimlineError:
         raise
     except Exception as e:
-        raise SlimlineError(f"{name} failed: {type(e).__name__}: {_first_line(e)}.") from e
+        raise SlimlineError(f"{name} failed: {type(e).__name__}: {first_line(e)}.") from e
 
 
 @contextmanager
@@ -51,15 +51,11 @@ def find(name: str, what: str) -> Any:
             raise SlimlineError(f"There is no module {module_name} for the {what} {name}: check the name.") from e
         raise SlimlineError(f"Importing {module_name} failed: {e}.") from e
     except Exception as e:
-        raise SlimlineError(f"Importing {module_name} failed: {type(e).__name__}: {_first_line(e)}.") from e
+        raise SlimlineError(f"Importing {module_name} failed: {type(e).__name__}: {first_line(e)}.") from e
     if not hasattr(module, attribute):
         names = [n for n in vars(module) if not n.startswith("_")]
         raise unknown(f"name in {module_name} called", attribute, names)
     return getattr(module, attribute)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or ["no reason given"])[0].rstrip(".")
 
 
 @contextmanager

@@ -45,9 +45,9 @@ def validate(model: type[M], text: str | bytes, where: str) -> M:
         place = ".".join(visible(str(part)) for part in first["loc"])
         if len(place) > 2 * _SHOWN:
             place = f"{place[: 2 * _SHOWN]}…"
-        said = first["msg"].removeprefix("Input ").replace("should be", "is not")
-        said = said.replace("Field required", "is missing")
-        raise damaged(where, f"{place} {said[:1].lower()}{said[1:]}" if place else said) from e
+        message = first["msg"].removeprefix("Input ").replace("should be", "is not")
+        message = message.replace("Field required", "is missing")
+        raise damaged(where, f"{place} {message[:1].lower()}{message[1:]}" if place else message) from e
 
 
 def damaged(where: str, why: str) -> SlimlineError:

@@ -17,18 +17,21 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
+from slimline.basics.arrays import Example
 from slimline.basics.errors import SlimlineError, unknown
+from slimline.basics.named import Labels
 from slimline.basics.plugins import plugins
-from slimline.runtimes.forms import ONNX, TENSORFLOW_FUNCTION
+from slimline.runtimes.forms import EXPORTED_PROGRAM, ONNX, TENSORFLOW_FUNCTION
 
 if TYPE_CHECKING:
     from slimline.graph.edits import Edit
     from slimline.graph.ir import Graph
+    from slimline.methods.outputs import Output
     from slimline.recipe.training import Training
 
 Array = np.ndarray
-Batch = tuple[tuple[Array, ...], Array | None]
-"""The model's inputs, each ``(batch, …)``, and the labels or None."""
+Batch = tuple[tuple[Array, ...], Labels]
+"""The model's inputs, each ``(batch, …)``, and the labels: an array of the first output's, several, or None."""
 
 
 class Masking(Protocol):
@@ -43,7 +46,7 @@ class Masking(Protocol):
         """The part of the weights that is masked now."""
 
     @property
-    def settled(self) -> bool:
+    def complete(self) -> bool:
         """Whether the masks have reached the amount and stay."""
 
     @property
@@ -105,8 +108,8 @@ class Trainer(Protocol):
     def gradients(self, batch: Batch) -> dict[str, Array]:
         """Of the training loss in inference mode, by graph name, of held weights too; nothing is changed."""
 
-    def predict(self, inputs: tuple[Array, ...]) -> Array:
-        """The student's outputs in inference mode."""
+    def outputs(self, inputs: tuple[Array, ...]) -> tuple[Array, ...]:
+        """All outputs of the student in inference mode, floats as float32."""
 
     def state(self) -> dict[str, Array]:
         """All that the next step depends on (weights, statistics, optimiser, counters, random state)."""
@@ -142,10 +145,10 @@ class Parts(Protocol):
     def size(self, whole: Any) -> int:
         """How many numbers are trained, parts and rest together."""
 
-    def rest(self, whole: Any) -> dict[str, Array]:
+    def outer_state(self, whole: Any) -> dict[str, Array]:
         """Stored tensors that are no part's."""
 
-    def load_rest(self, whole: Any, state: Mapping[str, Array]) -> None:
+    def load_outer_state(self, whole: Any, state: Mapping[str, Array]) -> None:
         """Put them back."""
 
 
@@ -163,8 +166,11 @@ class Adapter(Protocol):
     def accepts(self, source: Any) -> bool:
         """Whether `source` (an object, never a path) is this framework's model."""
 
-    def load(self, source: Any, example: tuple[Array, ...] | None) -> tuple[Any, tuple[Array, ...]]:
-        """The native model of the user's `source`, and example inputs (made from the input shapes where None)."""
+    def load(self, source: Any, example: Example | None, dynamic: bool = False) -> tuple[Any, tuple[Array, ...]]:
+        """The native model of the user's `source`, and example inputs (made from the input shapes where None).
+
+        With `dynamic`, for sources that do not say it themselves, every size that they leave free is so.
+        """
 
     def slots(self, source: Any) -> dict[str, tuple[tuple[int, ...], str]]:
         """Shape and dtype of every tensor that a file of weights fills in the user's `source`, by name."""
@@ -200,14 +206,17 @@ class Adapter(Protocol):
     def free(self, native: Any) -> Literal["none", "batch", "sizes"]:
         """Which sizes of its inputs may change: none, the batch, or others too."""
 
+    def input_shapes(self, native: Any, example: tuple[Array, ...]) -> list[tuple[int | None, ...]]:
+        """Of each input, with None for the sizes that may change: the batch, and what else the network leaves free."""
+
     def outputs(self, native: Any, inputs: tuple[Array, ...]) -> tuple[Array, ...]:
         """All outputs in inference mode, in the order of an artifact's, as float32 (or as stored)."""
 
-    def predict(self, native: Any, inputs: tuple[Array, ...]) -> Array:
-        """The first of `outputs`."""
+    def output_names(self, native: Any) -> tuple[str, ...]:
+        """Names of `outputs`, as the user's structure has them: keys, fields, else positions (``0``, ``hidden.1``)."""
 
-    def answers(self, native: Any, batches: Iterable[tuple[Array, ...]]) -> list[Array]:
-        """What `predict` gives for every batch, computed where gradients are.
+    def answers(self, native: Any, batches: Iterable[tuple[Array, ...]]) -> list[tuple[Array, ...]]:
+        """What `outputs` gives for every batch, computed where gradients are.
 
         To compare models with each other; with artifacts `outputs` are compared, which are computed on the CPU.
         """
@@ -237,11 +246,12 @@ class Adapter(Protocol):
         batches: Iterable[Batch],
         loss: str,
         see: Callable[[Mapping[str, Array]], None] | None = None,
+        outputs: Sequence[Output] | None = None,
     ) -> dict[str, Array]:
-        """Mean gradient of ``cross_entropy`` or of the ``norm`` of the outputs (without labels) per weight,
-        frozen or not.
+        """Mean gradient per weight, frozen or not, of the loss of the labels (``cross_entropy``: of each output that
+        which is of its kind) or of the ``norm`` of all outputs (without labels).
 
-        `see` is told the gradient of every batch.
+        `see` is told the gradient of every batch. `outputs` as of `trainer`.
         """
 
     def observe(
@@ -250,21 +260,33 @@ class Adapter(Protocol):
         batches: Iterable[tuple[Array, ...]],
         values: Sequence[str],
         see: Callable[[str, Array], None],
-        given: Sequence[str] | None = None,
+        sources: Sequence[str] | None = None,
     ) -> None:
         """Run the model and hand every named activation of every batch to `see`; one pass, nothing kept.
 
-        With `given`, the batches hold these activations instead of the model's inputs, and only what follows is run.
+        With `sources`, the batches hold these activations instead of the model's inputs, and only what follows is run.
         """
 
-    def trainer(self, native: Any, teacher: Any | None, step: Training, seed: int, total_steps: int) -> Trainer:
-        """Start to train a copy of `native` towards `teacher` and the labels."""
+    def trainer(
+        self,
+        native: Any,
+        teacher: Any | None,
+        step: Training,
+        seed: int,
+        total_steps: int,
+        outputs: Sequence[Output] | None = None,
+    ) -> Trainer:
+        """Start to train a copy of `native` towards `teacher` and the labels.
+
+        `outputs` says what each output means; None leaves that to the labels of the first batch. The loss is
+        `slimline.methods.distillation.joint`; a classifier that ends in a softmax is compared by its log-probabilities.
+        """
 
     def save(self, native: Any, path: Path, example: tuple[Array, ...], metadata: Mapping[str, Any]) -> None:
         """Write the model and `metadata` to `path` atomically, without pickle, deterministically where possible."""
 
     def open(
-        self, path: Path, allow_pickle: bool, example: tuple[Array, ...] | None = None
+        self, path: Path, allow_pickle: bool, example: Example | None = None
     ) -> tuple[Any, tuple[Array, ...], dict[str, Any]]:
         """What `save` wrote (or a file of the framework's own): native, example inputs, metadata.
 
@@ -298,7 +320,14 @@ KERAS = ("keras", "tensorflow", "tensorflow-cpu")
 # Keras first: with its torch backend a keras.Model is a torch.nn.Module too.
 _OWN = (
     Framework("keras", "slimline.frameworks.keras", (".keras",), (TENSORFLOW_FUNCTION,), "litert", KERAS),
-    Framework("torch", "slimline.frameworks.torch", (".pt2", ".pt", ".pth"), (ONNX,), "onnxruntime", ("torch",)),
+    Framework(
+        "torch",
+        "slimline.frameworks.torch",
+        (".pt2", ".pt", ".pth"),
+        (ONNX, EXPORTED_PROGRAM),
+        "onnxruntime",
+        ("torch",),
+    ),
     Framework("onnx", "slimline.frameworks.onnx", (".onnx",), (ONNX,), "onnxruntime", ("onnx", "onnxruntime")),
 )
 

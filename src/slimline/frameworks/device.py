@@ -34,19 +34,19 @@ _NAME = re.compile(r"cuda(:(0|[1-9][0-9]{0,2}))?|mps|cpu")
 _wish: ContextVar[str | None] = ContextVar("slimline_device", default=None)
 
 
-def device_name(name: str, given: Any) -> None:
+def device_name(name: str, value: Any) -> None:
     """A device, whether there is one or not; `name` is what the argument is called."""
-    if not isinstance(given, str) or not _NAME.fullmatch(given):
-        raise SlimlineError(f"{name} is {str(given)[:40]!r}: give cpu, mps, cuda or, by its number, cuda:1.")
+    if not isinstance(value, str) or not _NAME.fullmatch(value):
+        raise SlimlineError(f"{name} is {str(value)[:40]!r}: give cpu, mps, cuda or, by its number, cuda:1.")
 
 
 def wish() -> str | None:
     """What the public call that runs now was told, else what the environment says; None for the best there is."""
-    found = _wish.get()
-    if found is None and (stated := os.environ.get(VARIABLE)):
+    wished = _wish.get()
+    if wished is None and (stated := os.environ.get(VARIABLE)):
         device_name(VARIABLE, stated)
-        found = stated
-    return found
+        wished = stated
+    return wished
 
 
 @contextmanager

@@ -307,7 +307,7 @@ class Solver:
             return [dim]
         if dim.labels is None:
             return [Dim(n, None, dim.reason) for n in shape]
-        found: list[list[Labels]] = [[] for _ in group]
+        factor_labels: list[list[Labels]] = [[] for _ in group]
         labels = self.atoms.resolve(dim.labels)
         for j in range(labels.shape[1]):
             column = self.atoms.resolve(labels[:, j : j + 1])
@@ -318,19 +318,19 @@ class Solver:
             varying = [k for k in range(len(shape)) if (grid != np.take(grid, [0], axis=k)).any()]
             if len(varying) <= 1:
                 k = varying[0] if varying else 0
-                found[k].append(np.moveaxis(grid, k, 0).reshape(shape[k], -1)[:, 0])
+                factor_labels[k].append(np.moveaxis(grid, k, 0).reshape(shape[k], -1)[:, 0])
                 continue
             factors = {}
             for k in varying:
                 factors[k] = self.atoms.fresh(Axis(shape[k], node.name, node.layer, group[k]))[:, 0]
-                found[k].append(factors[k])
+                factor_labels[k].append(factors[k])
             index = np.indices(shape).reshape(len(shape), -1)
             parts = np.stack([factors[k][index[k]] for k in varying], axis=1)
             self._unite_repeats(grid.reshape(-1), parts)
             self.atoms.equate(column, parts, node.label)
         return [
             Dim(n, np.stack(columns, axis=1) if columns else None, dim.reason or node.label)
-            for n, columns in zip(shape, found, strict=True)
+            for n, columns in zip(shape, factor_labels, strict=True)
         ]
 
     def _unite_repeats(self, atoms: Labels, parts: Labels) -> None:

@@ -41,20 +41,20 @@ def blocks(graph: Graph) -> tuple[Block, ...]:
     short cut (at most one weighted layer) starts. Nothing outside may read what the branch computes on its way.
     """
     search = _Search(graph)
-    found = [block for node in graph.nodes if (block := search.block(node)) is not None]
+    result = [block for node in graph.nodes if (block := search.block(node)) is not None]
     taken: dict[str, int] = {}
-    for i, block in enumerate(found):
+    for i, block in enumerate(result):
         taken[block.name] = taken.get(block.name, 0) + 1
         if taken[block.name] > 1:
             name = f"{block.name}#{taken[block.name]}"
-            found[i] = Block(**{**vars(block), "name": name})
-    return tuple(found)
+            result[i] = Block(**{**vars(block), "name": name})
+    return tuple(result)
 
 
 class _Search:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self.made = graph.producers()
+        self.producers = graph.producers()
         self.readers = graph.consumers()
         self.stored = set(graph.parameters)
         self.order = {node.name: i for i, node in enumerate(graph.nodes)}
@@ -71,7 +71,7 @@ class _Search:
 
     def _behind(self, value: str) -> int:
         """The operators that a value needs."""
-        return self.before[self.made[value].name] if value in self.made else 0
+        return self.before[self.producers[value].name] if value in self.producers else 0
 
     def _members(self, bits: int) -> set[str]:
         return {self.graph.nodes[i].name for i, bit in enumerate(reversed(bin(bits)[2:])) if bit == "1"}
@@ -80,7 +80,7 @@ class _Search:
         """Activations that operators read and none of them makes."""
         inside = set(members)
         reads = {value for name in inside for value in self._reads(self.nodes[name])}
-        return {value for value in reads if value not in self.made or self.made[value].name not in inside}
+        return {value for value in reads if value not in self.producers or self.producers[value].name not in inside}
 
     def block(self, node: Node) -> Block | None:
         """The block that ends in this operator."""
@@ -108,7 +108,7 @@ class _Search:
 
     def _own(self, skip: str, branch: str, end: Node) -> set[str] | None:
         """Operators that only serve the branch; None where others read what they compute, or they hold no weight."""
-        if branch not in self.made:
+        if branch not in self.producers:
             return None
         own = self._members(self._behind(branch) & ~self._behind(skip))
         for name in own:
@@ -136,13 +136,13 @@ class _Search:
 
 def _common(names: Iterable[str]) -> str:
     """The leading parts, between dots or slashes, that all names share; one name gives its parent and itself."""
-    given = [name for name in dict.fromkeys(names) if name]
-    if len(given) < 2:
-        return given[0] if given else ""
-    first, *rest = (name.split(".") for name in given)
+    unique = [name for name in dict.fromkeys(names) if name]
+    if len(unique) < 2:
+        return unique[0] if unique else ""
+    first, *others = (name.split(".") for name in unique)
     shared = []
     for i, part in enumerate(first[:-1]):
-        if any(i >= len(other) - 1 or other[i] != part for other in rest):
+        if any(i >= len(other) - 1 or other[i] != part for other in others):
             break
         shared.append(part)
     return ".".join(shared)
@@ -151,10 +151,10 @@ def _common(names: Iterable[str]) -> str:
 def leave_out(removed: Iterable[Block]) -> dict[str, str]:
     """Per output of a removed block the value that its readers read instead, itself not of a removed block."""
     direct: Mapping[str, str] = {block.output: block.skip for block in removed}
-    found = {}
+    replacements = {}
     for output in direct:
         value = output
         while value in direct:
             value = direct[value]
-        found[output] = value
-    return found
+        replacements[output] = value
+    return replacements

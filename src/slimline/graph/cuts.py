@@ -64,12 +64,12 @@ def readers(graph: Graph) -> tuple[Reader, ...]:
     """Every layer whose input can be cut, in graph order."""
     read = graph.consumers()
     nodes = {node.name: node for node in graph.nodes}
-    found = []
+    result = []
     for layer in matrices(graph):
         alone = layer.weight in graph.trainable and len(read[layer.weight]) == 1 and layer.one_to_one
         if alone and "/" not in layer.node and layer.layer:
-            found.append(_reader(graph, nodes[layer.node], layer))
-    return tuple(found)
+            result.append(_reader(graph, nodes[layer.node], layer))
+    return tuple(result)
 
 
 def _reader(graph: Graph, node: Node, layer: LayerMatrix) -> Reader:
@@ -109,15 +109,15 @@ class Cut:
     error: float | None = None
 
     @property
-    def kept(self) -> tuple[Index | None, ...]:
+    def retained(self) -> tuple[Index | None, ...]:
         """Per dimension of the weight the positions that stay; None where all do."""
-        found: list[Index | None] = [None] * self.reader.rank
+        indices: list[Index | None] = [None] * self.reader.rank
         if self.window is not None:
             for dim, index in zip(self.reader.kernel, kernels.along(self.window), strict=True):
-                found[dim] = index
+                indices[dim] = index
         if self.channels is not None and self.reader.channel is not None:
-            found[self.reader.channel[1]] = np.array(self.channels)
-        return tuple(found)
+            indices[self.reader.channel[1]] = np.array(self.channels)
+        return tuple(indices)
 
     @property
     def selection(self) -> tuple[int, Index] | None:
@@ -147,20 +147,20 @@ class Cut:
         )
 
     @property
-    def left(self) -> float:
+    def remaining(self) -> float:
         """The part of the layer's weights that stays."""
         window = 1.0 if self.window is None else kernels.count(self.window) / math.prod(self.reader.layer.kernel)
         return window * (1.0 if self.channels is None else len(self.channels) / self.reader.channels)
 
     def summary(self) -> dict[str, Any]:
         """Ready for JSON."""
-        found: dict[str, Any] = {"layer": self.reader.layer.layer, "node": self.reader.node.name}
+        record: dict[str, Any] = {"layer": self.reader.layer.layer, "node": self.reader.node.name}
         if self.window is not None:
-            found |= {"kernel": list(self.reader.layer.kernel), "window": [list(side) for side in self.window]}
+            record |= {"kernel": list(self.reader.layer.kernel), "window": [list(side) for side in self.window]}
         if self.channels is not None:
             gone = sorted(set(range(self.reader.channels)) - set(self.channels))
-            found |= {"channels": self.reader.channels, "removed": gone}
-        return found | ({} if self.error is None else {"error": self.error})
+            record |= {"channels": self.reader.channels, "removed": gone}
+        return record | ({} if self.error is None else {"error": self.error})
 
     def __str__(self) -> str:
         parts = []

@@ -107,7 +107,7 @@ class FoldNorms:
 
 @dataclass(frozen=True)
 class Round:
-    """Weights and activations are rounded to their grids, as the integer artifact will."""
+    """Weights and activations are rounded to their formats, as the artifact will."""
 
     quantization: Quantization
 

@@ -89,9 +89,9 @@ class Window:
         """Zeros before and after each spatial dimension of an input of `sizes` under a `kernel`."""
         if not isinstance(self.padding, str):
             return list(self.padding)
-        found = []
+        widths = []
         for n, k, s, d in zip(sizes, kernel, self.stride, self.dilation, strict=True):
             last = -(-n // s) - 1 if self.padding == "ceil" else n - 1
             total = max(last * (s if self.padding == "ceil" else 1) + d * (k - 1) + 1 - n, 0)
-            found.append((total // 2, total - total // 2))
-        return found
+            widths.append((total // 2, total - total // 2))
+        return widths

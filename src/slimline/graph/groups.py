@@ -70,21 +70,21 @@ class Groups:
         """
         total = np.zeros(self.count + 1)  # the last for slices of no group
         for slot in self.slots:
-            found = value(slot.parameter, slot.dim)
-            if found is not None:
+            values = value(slot.parameter, slot.dim)
+            if values is not None:
                 for column in slot.groups.T:
-                    np.add.at(total, column, found)
+                    np.add.at(total, column, values)
         return total[:-1]
 
     def scaled(self, arrays: Mapping[str, Array], factors: Array) -> dict[str, Array]:
         """New arrays for all `parameters`: every slice times the factors ``(count,)`` of its groups; dtypes stay."""
         padded = np.append(factors, 1.0)
-        found = {name: arrays[name] for name in self.parameters}
+        scaled = {name: arrays[name] for name in self.parameters}
         for slot in self.slots:
-            array = found[slot.parameter]
+            array = scaled[slot.parameter]
             along = padded[slot.groups].prod(axis=1).astype(array.dtype)
-            found[slot.parameter] = array * along.reshape([-1 if d == slot.dim else 1 for d in range(array.ndim)])
-        return found
+            scaled[slot.parameter] = array * along.reshape([-1 if d == slot.dim else 1 for d in range(array.ndim)])
+        return scaled
 
     def sizes(self, shapes: Mapping[str, Sequence[int]]) -> Array:
         """``(count,)``: how many weights each group holds."""

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,21 @@ class Value:
     name: str
     shape: tuple[int, ...]
     dtype: str = "float32"
+
+
+class InputSpec(NamedTuple):
+    """What a model or an artifact takes as one of its inputs.
+
+    Attributes
+    ----------
+    name : by which data may give it.
+    shape : ``(batch, …)``; None where a size may be any.
+    dtype : numpy name.
+    """
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: str
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,9 @@ def kind(units: Units, unit: Unit) -> Kind:
     atoms = np.array(unit.atoms)
     touching = list(_touching(units, atoms))
     for node, letters in touching:
-        found = _in_product(node, letters)
-        if found is not None:
-            return found
+        product_kind = _in_product(node, letters)
+        if product_kind is not None:
+            return product_kind
     makers = {node.kind for node, letters in touching if node.kind in WEIGHTED and _makes(node, letters)}
     if makers <= {"conv"}:
         return "filters"
@@ -60,8 +60,8 @@ def _in_product(node: Node, letters: set[str]) -> Kind | None:
         return None
     equation = node.attributes["equation"]
     left, right = ({x for dim in dims for x in dim} for dims in equation.inputs[:2])
-    made = {x for dim in equation.outputs[0] for x in dim}
-    return "heads" if letters & left & right & made else "head_width"
+    output = {x for dim in equation.outputs[0] for x in dim}
+    return "heads" if letters & left & right & output else "head_width"
 
 
 def _makes(node: Node, letters: set[str]) -> bool:

@@ -53,7 +53,7 @@ class LayerMatrix:
     _stored: Terms
     _dims: tuple[tuple[str, ...], ...]
     _window: Window | None
-    _made: tuple[tuple[str, ...], ...]
+    _output_dims: tuple[tuple[str, ...], ...]
     _bias: tuple[str, ...]
 
     @property
@@ -73,7 +73,7 @@ class LayerMatrix:
 
     def places(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Of the output's `shape` the sizes of the dimensions over which a convolution moves."""
-        return tuple(n for n, dim in zip(shape, self._made, strict=True) if dim[0].startswith("@"))
+        return tuple(n for n, dim in zip(shape, self._output_dims, strict=True) if dim[0].startswith("@"))
 
     def matrix(self, weight: Array) -> Array:
         """A tensor of the weight's layout as ``(groups, outputs, inputs)``."""
@@ -102,28 +102,28 @@ class LayerMatrix:
         return np.ascontiguousarray(vector.reshape(sizes).transpose(np.argsort(order)).reshape(shape))
 
     def _vector_order(self) -> list[int] | None:
-        wanted = [name for name, _ in (*self.groups, *self.outputs)]
-        return [self._bias.index(name) for name in wanted] if sorted(wanted) == sorted(self._bias) else None
+        order = [name for name, _ in (*self.groups, *self.outputs)]
+        return [self._bias.index(name) for name in order] if sorted(order) == sorted(self._bias) else None
 
     def _order(self) -> list[int]:
         places = [name for name, _ in self._stored]
         return [places.index(name) for name, _ in (*self.groups, *self.outputs, *self.inputs)]
 
-    def rows(self, x: Array, limit: int | None = None, kept: Mapping[str, Array] = NOTHING) -> Array:
+    def rows(self, x: Array, limit: int | None = None, positions: Mapping[str, Array] = NOTHING) -> Array:
         """The input activation as ``(groups, rows, inputs)``; of more than `limit` rows, that many spread evenly.
 
-        `kept` names of `carried` axes the positions that are wanted, where that is not all.
+        `positions` names of `carried` axes the positions that are wanted, where that is not all.
         """
         unfolded = x if self._window is None else self._unfold(x)
         kernel = tuple((name,) for name, _ in self.inputs if name.startswith("."))
-        return self._flat(unfolded, (*self._dims, *kernel), self.inputs, limit, kept)
+        return self._flat(unfolded, (*self._dims, *kernel), self.inputs, limit, positions)
 
-    def results(self, y: Array, limit: int | None = None, kept: Mapping[str, Array] = NOTHING) -> Array:
+    def results(self, y: Array, limit: int | None = None, positions: Mapping[str, Array] = NOTHING) -> Array:
         """An activation of the output's shape as ``(groups, rows, outputs)``, the rows those of `rows`.
 
         Not of a transposed convolution with a kernel, whose outputs belong to several rows.
         """
-        return self._flat(y, self._made, self.outputs, limit, kept)
+        return self._flat(y, self._output_dims, self.outputs, limit, positions)
 
     @property
     def one_to_one(self) -> bool:
@@ -136,7 +136,7 @@ class LayerMatrix:
         dims: Sequence[tuple[str, ...]],
         inner: Terms,
         limit: int | None,
-        kept: Mapping[str, Array],
+        positions: Mapping[str, Array],
     ) -> Array:
         sizes = dict((*self.groups, *inner))
         names: list[str] = []
@@ -148,7 +148,7 @@ class LayerMatrix:
         last = [name for name, _ in (*self.groups, *inner)]
         moved = array.reshape(shape).transpose([names.index(n) for n in (*places, *last)])
         for i, name in enumerate(places):
-            moved = moved.take(kept[name], axis=i) if name in kept else moved
+            moved = moved.take(positions[name], axis=i) if name in positions else moved
         lead = moved.shape[: len(places)]
         count = math.prod(lead)
         if limit is not None and count > limit:
@@ -184,13 +184,13 @@ def matrices(graph: Graph) -> tuple[LayerMatrix, ...]:
     A weight that several operators read appears once for each of them.
     """
     stored = set(graph.parameters)
-    found = []
+    layers = []
     for node in graph.nodes:
         if node.kind in ("conv", "linear", "einsum") and len(node.inputs) > 1 and node.inputs[1] in stored:
-            made = _matrix(graph, node)
-            if made is not None:
-                found.append(made)
-    return tuple(found)
+            layer = _matrix(graph, node)
+            if layer is not None:
+                layers.append(layer)
+    return tuple(layers)
 
 
 def constant_slot(graph: Graph, layer: LayerMatrix, readers: Mapping[str, Sequence[Node]]) -> tuple[str | None, bool]:
@@ -221,19 +221,19 @@ def _matrix(graph: Graph, node: Node) -> LayerMatrix | None:
         [(dims, graph.values[x].shape), (weights, graph.values[weight].shape), (outs, _shape(graph, node))],
         equation.sizes,
     )
-    made = {name for dim in outs for name in dim}
-    read = {name for dim in dims for name in dim}
+    output_axes = {name for dim in outs for name in dim}
+    input_axes = {name for dim in dims for name in dim}
     kernel = iter(f".{i}" for i in range(len(weights)))
     stored: list[tuple[str, int]] = []
     for dim, n in zip(weights, graph.values[weight].shape, strict=True):
         stored += [(next(kernel), n)] if dim == (".",) else [(name, sizes[name]) for name in dim if name != "1"]
     dots = tuple(t for t in stored if t[0].startswith("."))
     plain = [t for t in stored if not t[0].startswith(".")]
-    if any(name not in made and name not in read for name, _ in plain):
+    if any(name not in output_axes and name not in input_axes for name, _ in plain):
         return None
-    groups = tuple(t for t in plain if t[0] in read and t[0] in made)
-    inputs = tuple(t for t in plain if t[0] in read and t[0] not in made)
-    outputs = tuple(t for t in plain if t[0] not in read)
+    groups = tuple(t for t in plain if t[0] in input_axes and t[0] in output_axes)
+    inputs = tuple(t for t in plain if t[0] in input_axes and t[0] not in output_axes)
+    outputs = tuple(t for t in plain if t[0] not in input_axes)
     transposed = node.attributes.get("transposed", False)
     window = node.attributes.get("window")
     if dots and not transposed and window is None:
@@ -250,11 +250,13 @@ def _matrix(graph: Graph, node: Node) -> LayerMatrix | None:
         groups=groups,
         outputs=(*outputs, *dots) if transposed else outputs,
         inputs=inputs if transposed else (*inputs, *dots),
-        carried=tuple((n, sizes[n]) for dim in dims for n in dim if n in made and n in sizes and n not in dict(plain)),
+        carried=tuple(
+            (n, sizes[n]) for dim in dims for n in dim if n in output_axes and n in sizes and n not in dict(plain)
+        ),
         _stored=tuple(stored),
         _dims=tuple((f"@{d}",) if dim == (".",) else dim for d, dim in enumerate(dims)),
         _window=window,
-        _made=tuple((next(spatial),) if dim == (".",) else dim for dim in outs),
+        _output_dims=tuple((next(spatial),) if dim == (".",) else dim for dim in outs),
         _bias=tuple(name for dim in equation.inputs[2] for name in dim if name != "1")
         if len(equation.inputs) > 2
         else (),

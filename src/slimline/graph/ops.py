@@ -133,8 +133,8 @@ def expand(before: Sequence[int], after: Sequence[int]) -> Attributes:
 def reduce(rank: int, axes: Sequence[int], keepdims: bool, function: str, outputs: int = 1) -> Attributes:
     """``mean``, ``sum``, ``max``, ``norm``, ``var`` … over `axes`, all `outputs` alike."""
     names = _axes(rank)
-    kept = [("1" if i in axes else n) for i, n in enumerate(names) if keepdims or i not in axes]
-    text = f"{' '.join(names)} -> {', '.join([' '.join(kept)] * outputs)}"
+    remaining = [("1" if i in axes else n) for i, n in enumerate(names) if keepdims or i not in axes]
+    text = f"{' '.join(names)} -> {', '.join([' '.join(remaining)] * outputs)}"
     return {"equation": parse(text, statistics=[names[a] for a in axes]), "function": function, "axes": tuple(axes)}
 
 

@@ -34,6 +34,8 @@ class Policy:
     whole : whether everything that can be is integer, from the model's inputs to its outputs; otherwise only
         what lies between integer layers.
     one_grid : glue whose inputs and output must all be on one grid.
+    symmetric : whether grids of activations must have their zero at 0.
+    narrowest : channels that an integer convolution or linear layer must have on both sides.
     """
 
     activations: Literal["uint8", "int8"]
@@ -47,6 +49,8 @@ class Policy:
     transposed_channels: bool
     whole: bool
     one_grid: frozenset[str]
+    symmetric: bool = False
+    narrowest: int = 0
 
 
 _COMPUTE = ("conv", "linear", "einsum")
@@ -63,6 +67,7 @@ class Placement:
     weights : parameter to the dimension of its output channels, None for one scale per tensor.
     layers : names of the layers that compute in integers.
     owners : value to the layer that makes it (for a model input, the first layer that reads it).
+    makers : value to all layers that make it: of a fused chain each, else the owner.
     groups : value to the name under which it shares its grid (itself where it shares with none).
     biases : weight to the pair (value the layer reads, the layer's bias), where there is a bias.
     refused : wanted layers that must stay float, with the reason.
@@ -73,6 +78,7 @@ class Placement:
     weights: Mapping[str, int | None]
     layers: tuple[str, ...]
     owners: Mapping[str, str]
+    makers: Mapping[str, tuple[str, ...]]
     groups: Mapping[str, str]
     biases: Mapping[str, tuple[str, str]]
     refused: Mapping[str, str] = field(default_factory=dict)
@@ -125,6 +131,7 @@ class _Placer:
             weights={_weight(n): self._channels(n) for n in compute.values()},
             layers=tuple(dict.fromkeys(n.layer for n in compute.values())),
             owners={name: self._owner(name) for name in activations},
+            makers=self._makers(activations),
             groups=self._groups(activations, integer),
             biases={
                 _weight(n): (self._root(str(n.inputs[0])), str(n.inputs[2]))
@@ -160,9 +167,17 @@ class _Placer:
             reason = "its weight is shared with an operator that needs it in float"
         elif node.attributes.get("transposed") and not self.policy.transposed:
             reason = "the runtime has no integer transposed convolution"
+        elif self._narrow(node):
+            reason = f"it has fewer than {self.policy.narrowest} channels, for which integers do not pay"
         if reason is not None:
             self.refused[node.layer] = reason
         return reason is None
+
+    def _narrow(self, node: Node) -> bool:
+        """Whether a layer has too few channels, on one side, of a convolution that is not transposed in dimension 1."""
+        axis = -1 if node.kind == "linear" else 1
+        sides = [self.graph.values[str(name)].shape[axis] for name in (node.inputs[0], node.outputs[0])]
+        return self.policy.narrowest > 0 and min(sides) < self.policy.narrowest
 
     def _same_use(self, other: Node, node: Node) -> bool:
         """Whether both operators read their shared weight in the same way, both wanted in integers."""
@@ -282,6 +297,16 @@ class _Placer:
             return node.layer
         readers = self.readers[name]
         return readers[0].layer if readers else ""
+
+    def _makers(self, activations: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        """The layers of the chains that end in these values, whether they compute in integers or not."""
+        layers = {node.name: node.layer for node in self.graph.nodes}
+        chains = {}
+        for node in self.graph.nodes:
+            if node.kind in _COMPUTE:
+                end, members = self._chain(node)
+                chains[end] = (node.layer, *(layers[name] for name in members))
+        return {name: tuple(dict.fromkeys((*chains.get(name, ()), self._owner(name)))) for name in activations}
 
     def _groups(self, activations: Sequence[str], integer: Mapping[str, Node]) -> dict[str, str]:
         """Values that share a grid, by the first name of each group."""

@@ -1,25 +1,68 @@
-"""Which tensors of a graph live on integer grids, and which grids: data, the same for every framework."""
+"""Which tensors of a graph are written in which formats: data, the same for every framework."""
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
-from slimline.methods.grids import Grid
+from slimline.basics.errors import SlimlineError
+from slimline.methods.formats import Format, from_notes
 
 
-class Quantization(BaseModel):
-    """Grids of activations (by value name) and of weights (by parameter name) of one graph.
+@dataclass(frozen=True)
+class Quantization:
+    """Formats of activations (by value name) and of weights (by parameter name) of one graph.
+
+    The simulation, the artifact's writer and the report all read this one truth.
 
     Attributes
     ----------
-    activations : grids of the values that are rounded where they are produced.
-    weights : grids of the parameters.
+    activations : formats of the values that are rounded where they are produced.
+    weights : formats of the parameters.
     layers : user's names of the layers that compute in integers.
     float_layers : layers that were put back to float, with the reason.
     """
 
-    model_config = ConfigDict(frozen=True)
-    activations: dict[str, Grid] = {}
-    weights: dict[str, Grid] = {}
+    activations: Mapping[str, Format] = field(default_factory=dict)
+    weights: Mapping[str, Format] = field(default_factory=dict)
     layers: tuple[str, ...] = ()
-    float_layers: dict[str, str] = {}
+    float_layers: Mapping[str, str] = field(default_factory=dict)
+
+    def notes(self) -> dict[str, Any]:
+        """All of it, with arrays as leaves; what `from_notes` reads and `slimline.files.notes` stores."""
+        return {
+            "activations": {name: each.notes() for name, each in self.activations.items()},
+            "weights": {name: each.notes() for name, each in self.weights.items()},
+            "layers": list(self.layers),
+            "float_layers": dict(self.float_layers),
+        }
+
+    @classmethod
+    def from_notes(cls, notes: Any) -> Quantization:
+        """What `notes` wrote.
+
+        Raises
+        ------
+        SlimlineError : anything else, since notes may come from anybody.
+        """
+        match notes:
+            case {
+                "activations": dict(activations),
+                "weights": dict(weights),
+                "layers": list(layers),
+                "float_layers": dict(reasons),
+            } if len(notes) == 4 and all(isinstance(text, str) for text in (*layers, *reasons.values())):
+                return cls(
+                    {name: from_notes(each) for name, each in activations.items()},
+                    {name: from_notes(each) for name, each in weights.items()},
+                    tuple(layers),
+                    reasons,
+                )
+        raise SlimlineError("The notes of a quantized model are damaged: quantize the float model again.")
+
+    def summary(self) -> dict[str, dict[str, int]]:
+        """How many activations and weights there are of each format, in words."""
+        sides = {"activations": self.activations, "weights": self.weights}
+        return {side: dict(Counter(each.describe() for each in held.values())) for side, held in sides.items()}

@@ -57,7 +57,7 @@ def chain(
     spatial: int = 0,
     sequences: bool = False,
     masked: bool = False,
-    given: bool = False,
+    initial_states: bool = False,
     stateful: bool = False,
 ) -> Attributes:
     """Cells that run over the second dimension of ``(batch, time, *spatial, width)``, each on what the last one gives.
@@ -66,19 +66,19 @@ def chain(
     kernel is ``(*k, in, gates * width)``. Every cell is its number of gates, the rank of its bias and its number of
     states. A position of the width is the same one in every gate and every state.
 
-    `sequences` says whether all steps are given or the last; `given`, whether the first states are among the inputs;
-    `stateful`, whether the last ones are among the outputs.
+    `sequences` says whether all steps are given or the last; `initial_states`, whether the first states are among the
+    inputs; `stateful`, whether the last ones are among the outputs.
     """
     dots = ". " * spatial
     operands, states, sizes = [f"b t {dots}h0"], [], {}
-    for k, (gates, rank, kept) in enumerate(cells):
-        made = f"h{k + 1}"
+    for k, (gates, rank, state_count) in enumerate(cells):
+        produced = f"h{k + 1}"
         if gates > 1:
             sizes[f"g{k}"] = gates
-            made = f"(g{k} h{k + 1})"
-        operands += [f"{dots}h{k} {made}", f"{dots}h{k + 1} {made}", ". " * (rank - 1) + made]
-        states += [f"b {dots}h{k + 1}"] * kept
-    operands += ["b t" if masked else "", *(states if given else ())]
+            produced = f"(g{k} h{k + 1})"
+        operands += [f"{dots}h{k} {produced}", f"{dots}h{k + 1} {produced}", ". " * (rank - 1) + produced]
+        states += [f"b {dots}h{k + 1}"] * state_count
+    operands += ["b t" if masked else "", *(states if initial_states else ())]
     last = f"h{len(cells)}"
     outputs = [f"b t {dots}{last}" if sequences else f"b {dots}{last}", *(states if stateful else ())]
     fixed = {"t": "its steps follow one another", **dict.fromkeys(sizes, "it has these gates")}

@@ -17,9 +17,9 @@ from slimline.graph.units import Unit, Units
 Index = NDArray[np.int64]
 
 
-def take(array: NDArray[Any], kept: tuple[Index | None, ...]) -> NDArray[Any]:
+def take(array: NDArray[Any], retained: tuple[Index | None, ...]) -> NDArray[Any]:
     """The positions that stay of every dimension."""
-    for axis, index in enumerate(kept):
+    for axis, index in enumerate(retained):
         if index is not None:
             array = array.take(index, axis)
     return array
@@ -50,31 +50,33 @@ class Removal:
         self._gone = units.removed(atoms)
 
     @cached_property
-    def _kept(self) -> dict[str, tuple[Index | None, ...]]:
+    def _retained(self) -> dict[str, tuple[Index | None, ...]]:
         return {
-            name: tuple(self.units.kept(labels, self._gone) for labels in rows)
+            name: tuple(self.units.retained(labels, self._gone) for labels in rows)
             for name, rows in self.units.rows.items()
         }
 
-    def kept(self, value: str) -> tuple[Index | None, ...]:
+    def retained(self, value: str) -> tuple[Index | None, ...]:
         """Per dimension of a value (or parameter) the positions that stay, ascending; None where all do."""
-        return self._kept[value]
+        return self._retained[value]
 
     def shape(self, value: str) -> tuple[int, ...]:
         """The shape a value will have, at the graph's batch size."""
         before = self.graph.values[value].shape
-        kept = self._kept.get(value) or (None,) * len(before)
-        return tuple(n if k is None else len(k) for n, k in zip(before, kept, strict=True))
+        retained = self._retained.get(value) or (None,) * len(before)
+        return tuple(n if k is None else len(k) for n, k in zip(before, retained, strict=True))
 
-    def axis_kept(self, node: str, letter: str) -> Index | None:
+    def axis_retained(self, node: str, letter: str) -> Index | None:
         """The positions that stay of an axis of a node's equation, ascending; None where all do."""
         dim = self.units.solver.letters[node][letter]
-        return self.units.kept(None if dim.labels is None else self.units.solver.atoms.resolve(dim.labels), self._gone)
+        return self.units.retained(
+            None if dim.labels is None else self.units.solver.atoms.resolve(dim.labels), self._gone
+        )
 
     def axis_size(self, node: str, letter: str) -> int:
         """The size that an axis of a node's equation will have."""
-        kept = self.axis_kept(node, letter)
-        return self.units.solver.letters[node][letter].size if kept is None else len(kept)
+        retained = self.axis_retained(node, letter)
+        return self.units.solver.letters[node][letter].size if retained is None else len(retained)
 
     def statistics(self, node: str) -> list[tuple[int, int, NDArray[np.bool_]]]:
         """Dimensions over which a node reduces or normalises and that lose positions, but not those of a norm's scale.
@@ -82,13 +84,13 @@ class Removal:
         Each as (input index, dimension, keep mask of the dimension's original size): a masked model must
         leave the positions that go out of means, maxima, norms and contractions.
         """
-        found = self._nodes[node]
-        equation = found.attributes.get("equation")
+        operator = self._nodes[node]
+        equation = operator.attributes.get("equation")
         if equation is None:
             return []
         masks = []
-        for i, (name, dims) in enumerate(zip(found.inputs, equation.inputs, strict=False)):
-            if name is None or (i and found.kind.endswith("_norm")):
+        for i, (name, dims) in enumerate(zip(operator.inputs, equation.inputs, strict=False)):
+            if name is None or (i and operator.kind.endswith("_norm")):
                 continue
             for d, group in enumerate(dims):
                 shrinks = any(
@@ -96,10 +98,10 @@ class Removal:
                     for x in group
                     if x in self.units.solver.letters[node]
                 )
-                kept = self._kept[name][d]
-                if shrinks and kept is not None:
+                retained = self._retained[name][d]
+                if shrinks and retained is not None:
                     mask = np.zeros(self.graph.values[name].shape[d], bool)
-                    mask[kept] = True
+                    mask[retained] = True
                     masks.append((i, d, mask))
         return masks
 

@@ -118,8 +118,8 @@ class Units:
         order = [int(c) for c in dict.fromkeys(part.tolist()) if int(c) in carriers]
         taken: dict[str, int] = {}
         for c in order:
-            made = layers.get(c) or tuple(dict.fromkeys(p.rpartition(".")[0] for p, _ in carriers[c]))
-            base = made[0] or next(iter(carriers[c]))[0]
+            makers = layers.get(c) or tuple(dict.fromkeys(p.rpartition(".")[0] for p, _ in carriers[c]))
+            base = makers[0] or next(iter(carriers[c]))[0]
             taken[base] = taken.get(base, 0) + 1
             names[c] = base if taken[base] == 1 else f"{base}#{taken[base]}"
         for c in order:
@@ -136,7 +136,7 @@ class Units:
         return tuple(units)
 
     @cached_property
-    def _made(self) -> list[tuple[int, Labels]]:
+    def _weight_axes(self) -> list[tuple[int, Labels]]:
         """Axes that a weight makes, each with its resolved atoms; rows that a layer only passes on are none."""
         weighted = {
             n.name: {letter for dims in n.attributes["equation"].inputs[1:] for group in dims for letter in group}
@@ -153,33 +153,33 @@ class Units:
 
     def _layers(self) -> dict[int, tuple[str, ...]]:
         """Per component the layers whose weights make it, directly or as a factor of their outputs."""
-        found: dict[int, dict[str, None]] = {}
+        by_component: dict[int, dict[str, None]] = {}
         atoms = self.solver.atoms
-        for k, roots in self._made:
+        for k, roots in self._weight_axes:
             layer = atoms.axes[k].layer
             for c in np.unique(self.component[atoms.axis[roots[roots > 0]]]).tolist():
                 if layer:
-                    found.setdefault(c, {})[layer] = None
-        return {c: tuple(layers) for c, layers in found.items()}
+                    by_component.setdefault(c, {})[layer] = None
+        return {c: tuple(layers) for c, layers in by_component.items()}
 
     @cached_property
     def frozen(self) -> tuple[Frozen, ...]:
         """Axes made by weights none of whose positions can go, in graph order; those that come frozen are last."""
         atoms = self.solver.atoms
-        found = {}
-        for k, roots in self._made:
+        frozen = {}
+        for k, roots in self._weight_axes:
             reasons = atoms.reason(roots[roots > 0])
             if reasons and all(reasons):
                 axis = atoms.axes[k]
-                found[k] = Frozen(f"{axis.layer or axis.node} ({axis.letter})", axis.size, reasons[0])
-        return (*found.values(), *self._inherited())
+                frozen[k] = Frozen(f"{axis.layer or axis.node} ({axis.letter})", axis.size, reasons[0])
+        return (*frozen.values(), *self._inherited())
 
     def _inherited(self) -> Iterator[Frozen]:
         """Axes of weights that an input has too, of which none can go, as the width of a state that is given."""
         for node in self.graph.nodes:
             if node.kind in WEIGHTED:
                 equation, letters = node.attributes["equation"], self.solver.letters[node.name]
-                made = {x for dims in equation.outputs for group in dims for x in group}
+                output_axes = {x for dims in equation.outputs for group in dims for x in group}
                 weights = [
                     dims
                     for name, dims in zip(node.inputs, equation.inputs, strict=False)
@@ -188,7 +188,7 @@ class Units:
                 own = dict.fromkeys(x for dims in weights for group in dims for x in group)
                 for letter in own:
                     dim = letters.get(letter)
-                    passed = letter in made and letter not in equation.fixed
+                    passed = letter in output_axes and letter not in equation.fixed
                     if passed and dim is not None and dim.labels is None and dim.size > 1:
                         yield Frozen(f"{node.layer or node.name} ({letter})", dim.size, dim.reason or "a fixed size")
 
@@ -210,7 +210,7 @@ class Units:
         gone[list(atoms)] = True
         return gone
 
-    def kept(self, labels: Labels | None, gone: NDArray[np.bool_]) -> NDArray[np.int64] | None:
+    def retained(self, labels: Labels | None, gone: NDArray[np.bool_]) -> NDArray[np.int64] | None:
         """Positions of a dimension that stay, or None where all do."""
         if labels is None:
             return None

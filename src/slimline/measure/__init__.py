@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from slimline.measure.accuracy import agreement, correct, outputs, score
+    from slimline.measure.accuracy import agreement, correct, outputs, score, scored
     from slimline.measure.certificate import Certificate, certify
     from slimline.measure.figures import Figures, Latency
     from slimline.measure.latency import Speedup, latency_part, measure_latency, median_amount, speedup
@@ -24,6 +24,7 @@ _HOMES = {
     "correct": "accuracy",
     "outputs": "accuracy",
     "score": "accuracy",
+    "scored": "accuracy",
     "Certificate": "certificate",
     "certify": "certificate",
     "Speedup": "latency",
@@ -78,6 +79,7 @@ __all__ = [
     "memory_part",
     "outputs",
     "score",
+    "scored",
     "speedup",
 ]
 

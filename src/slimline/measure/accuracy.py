@@ -7,17 +7,27 @@ predictions (the pixels of a segmentation), its score is their mean, because the
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from slimline.basics.arrays import as_array
 from slimline.basics.errors import SlimlineError, raised
+from slimline.basics.named import Labels, Named, parts
 from slimline.measure.process import Artifact, Worker
+from slimline.measure.set_metrics import SetMetric, SetScores
+from slimline.methods.outputs import IGNORED, Declared, Output, aligned, described
+from slimline.methods.outputs import class_axis as axis_of_classes
 
-Metric = Callable[[np.ndarray, np.ndarray | None], np.ndarray]
-"""The user's own: outputs ``(n, …)`` and labels or None to scores ``(n,)``, the higher the better."""
+Outputs = np.ndarray | Named
+"""What a network answers to all samples: an array ``(n, …)`` of its one output, or several; None for one that does not
+count."""
+Scores = np.ndarray | SetScores
+"""A score per sample ``(n,)``, or what stands in its place where the metric is of the whole set."""
+Metric = SetMetric | Callable[[Any, Any], np.ndarray]
+"""The user's own: `Outputs` and `Labels` to scores ``(n,)``, the higher the better, or a `SetMetric`."""
 
 _CHUNK_BYTES = 2**26
 
@@ -28,7 +38,9 @@ def outputs(
     batch: int = 32,
     threads: int = 1,
     progress: Callable[[float], None] | None = None,
-) -> np.ndarray:
+    names: Sequence[str] = (),
+    needed: Collection[int] | None = None,
+) -> Outputs:
     """The outputs ``(n, …)`` of an artifact, run by its runtime in a fresh process.
 
     Parameters
@@ -36,6 +48,8 @@ def outputs(
     inputs : one array ``(n, …)`` per input of the model.
     batch : rows a run; the last run may have fewer.
     progress : called with the part done, in (0, 1].
+    names : of the outputs; by default those that the artifact gives them.
+    needed : positions of the outputs that count; by default all that have a row per sample.
     """
     lengths = {len(x) for x in inputs}
     if len(lengths) != 1 or lengths == {0}:
@@ -45,29 +59,50 @@ def outputs(
     # Through files of bounded size, whatever the data set's.
     row_bytes = max(1, sum(x.nbytes for x in inputs) // rows)
     chunk = max(1, _CHUNK_BYTES // row_bytes // batch) * batch
-    parts = []
+    pieces = []
     with Worker(artifact, threads) as worker:
+        names = names or worker.output_names
         for start in range(0, rows, chunk):
-            parts.append(worker.predict(tuple(x[start : start + chunk] for x in inputs), batch))
+            pieces.append(worker.outputs(tuple(x[start : start + chunk] for x in inputs), batch, needed))
             if progress is not None:
                 progress(min(1.0, (start + chunk) / rows))
-    found = np.concatenate(parts)
-    if len(found) != rows:
+    whole = [None if each[0] is None else np.concatenate(each) for each in zip(*pieces, strict=True)]
+    if not any(array is not None for array in whole):
         raise SlimlineError(
-            f"{Artifact.of(artifact).path} answers {len(found)} rows for {rows}: its first output needs a row per "
-            "sample."
+            f"{Artifact.of(artifact).path} does not answer {rows} rows with as many: an output needs a row per sample."
         )
-    return found
+    return as_outputs(whole, names)
 
 
-def correct(outputs: np.ndarray, labels: np.ndarray, class_axis: int | None = None) -> np.ndarray:
+def as_outputs(arrays: Sequence[np.ndarray | None], names: Sequence[str] = ()) -> Outputs:
+    """One array, or several by name: what a metric gets."""
+    if len(arrays) == 1 and arrays[0] is not None:
+        return arrays[0]
+    return Named(arrays, names if len(names) == len(arrays) else [str(i) for i in range(len(arrays))])
+
+
+def scored(names: Sequence[str], labels: Labels, metric: Metric | None, declared: Declared | None = None) -> set[int]:
+    """Positions of the outputs that `score` reads; `names` are of all."""
+    every = set(range(len(names)))
+    if metric is not None:
+        return every
+    named = [Output(name=name) for name in names]
+    if labels is not None:
+        return {index for index, own in enumerate(aligned(labels, named)) if own is not None}
+    said = {index for index, name in enumerate(names) if name in (declared or {}) or index in (declared or {})}
+    return said or every
+
+
+def correct(outputs: np.ndarray, labels: np.ndarray, class_axis: int | None = None, name: str = "") -> np.ndarray:
     """Which samples are classified correctly, ``(n,)`` float64: 1 or 0, or the part of a sample's positions.
 
     Parameters
     ----------
     outputs : scores of the classes, ``(n, classes)``, ``(n, classes, …)`` or ``(n, …, classes)``.
-    labels : integers ``(n,)`` or ``(n, …)``; a last dimension of one is dropped where the outputs want that.
+    labels : integers ``(n,)`` or ``(n, …)``; a last dimension of one is dropped where the outputs want that. Positions
+        whose label is -100 do not count.
     class_axis : which axis of `outputs` counts classes; None finds the one whose removal gives the labels' shape.
+    name : of the output, for messages.
 
     Where the class scores at a position are not all finite, the position counts as wrong.
     """
@@ -75,11 +110,24 @@ def correct(outputs: np.ndarray, labels: np.ndarray, class_axis: int | None = No
         raise SlimlineError(
             f"Accuracy needs integer labels, not {labels.dtype}: give class indices or your own metric."
         )
+    if len(labels) != len(outputs):
+        raise SlimlineError(f"Labels of {len(labels)} rows do not fit outputs of {len(outputs)}: give one for each.")
     if labels.ndim == outputs.ndim and labels.shape[-1] == 1:
         labels = labels[..., 0]
-    axis = _class_axis(outputs.shape, labels.shape, class_axis)
+    axis = axis_of_classes(outputs.shape, labels.shape, class_axis, name)
     right = (outputs.argmax(axis) == labels) & np.isfinite(outputs).all(axis)
-    return _row_means(right)
+    if labels.ndim == 1:
+        return _row_means(right)
+    counts = labels.reshape(len(labels), -1) != IGNORED
+    number = counts.sum(1)
+    if not number.all():
+        sample = int(np.flatnonzero(number == 0)[0])
+        raise SlimlineError(
+            f"Sample {sample} has no label that counts, as all are {IGNORED}, so nothing can be scored of it: leave "
+            "such samples out."
+        )
+    means: np.ndarray = (right.reshape(counts.shape) & counts).sum(1) / number
+    return means
 
 
 def agreement(outputs: np.ndarray, reference: np.ndarray, class_axis: int | None = None) -> np.ndarray:
@@ -102,48 +150,110 @@ def agreement(outputs: np.ndarray, reference: np.ndarray, class_axis: int | None
 
 
 def score(
-    outputs: np.ndarray,
-    labels: np.ndarray | None = None,
+    outputs: Outputs,
+    labels: Labels = None,
     *,
-    reference: np.ndarray | None = None,
+    reference: Outputs | None = None,
     metric: Metric | None = None,
-    class_axis: int | None = None,
-) -> tuple[str, np.ndarray]:
+    declared: Declared | None = None,
+) -> tuple[str, Scores]:
     """The name of the metric that fits, and the scores ``(n,)``: bool where they can only be 0 or 1, else float64.
+    `SetScores` of a metric over the whole set.
 
     The user's `metric` where there is one, else ``accuracy`` where there are labels, else ``agreement`` with
-    the outputs of the original, `reference`.
+    the outputs of the original, `reference`. Of several outputs it is the mean over those that have labels, or else
+    that name classes.
+
+    Parameters
+    ----------
+    declared : what the user says of single outputs.
     """
     if metric is not None:
         return metric_name(metric), evaluate(metric, outputs, labels)
-    if labels is not None:
-        values, name = correct(outputs, labels, class_axis), "accuracy"
-    elif reference is not None:
-        values, name = agreement(outputs, reference, class_axis), "agreement"
-    else:
+    if labels is None and reference is None:
         raise SlimlineError(
             "There is nothing to score the outputs by: give labels, the original's outputs, or a metric."
         )
-    return name, values.astype(bool) if outputs.ndim == 2 else values
+    arrays, known = parts(outputs), _known(outputs)
+    own, kinds = aligned(labels, known), described(known, labels, declared)
+    for array, each, output in zip(arrays, own, kinds, strict=True):
+        if each is not None and array is None:
+            raise SlimlineError(f"{output.called} does not have a row per sample, so labels fit nothing: drop them.")
+        if output.labelled and output.kind != "classes":
+            raise SlimlineError(
+                f"{output.called} is {output.kind}, which has no default score: give Data a metric(outputs, labels), "
+                "a number per sample, the higher the better."
+            )
+    if labels is not None:
+        triples = [
+            (array, each, output)
+            for array, each, output in zip(arrays, own, kinds, strict=True)
+            if array is not None and each is not None and output.labelled
+        ]
+        values = [correct(array, each, output.axis, output.name) for array, each, output in triples]
+        return "accuracy", _mean(values, [array for array, _, _ in triples])
+    pairs = [
+        (array, other, output)
+        for array, other, output in zip(arrays, parts(reference), kinds, strict=True)
+        if array is not None and other is not None
+    ]
+    if len(pairs) > 1:
+        pairs = [(a, b, o) for a, b, o in pairs if o.kind == "classes" and not o.assumed]
+    if not pairs:
+        raise SlimlineError(
+            f"None of the outputs {', '.join(o.name for o in known)} is known to name classes: give labels, Data "
+            f"outputs={{{known[0].name!r}: 'classes'}} or whichever does, or a metric of your own."
+        )
+    values = [agreement(a, b, None if o.assumed else o.axis) for a, b, o in pairs]
+    return "agreement", _mean(values, [array for array, _, _ in pairs])
 
 
-def evaluate(metric: Metric, outputs: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
+def _known(outputs: Outputs) -> list[Output]:
+    """What is known of outputs by themselves; one that does not count is of no shape."""
+    names = outputs.names if isinstance(outputs, Named) else ("",)
+    return [
+        Output(name=name, shape=() if a is None else a.shape, dtype="int8" if a is None else a.dtype.name)
+        for name, a in zip(names, parts(outputs), strict=True)
+    ]
+
+
+def _mean(scores: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> np.ndarray:
+    """The mean over outputs; bool where it can only be 0 or 1."""
+    if len(scores) == 1:
+        return scores[0].astype(bool) if outputs[0].ndim == 2 else scores[0]
+    mean: np.ndarray = np.mean(scores, axis=0)
+    return mean
+
+
+def evaluate(metric: Metric, outputs: Outputs, labels: Labels) -> Scores:
     """The user's scores ``(n,)``, bool if that is what came, else float64; it is given copies, which it may change.
+    `SetScores` of a metric over the whole set.
+
+    Labels of several outputs come in the order of the outputs and by their names, where they have these.
 
     Raises
     ------
-    SlimlineError : whatever the function raises or returns that is not a finite number per sample.
+    SlimlineError : whatever the function raises or returns that is not a finite number per sample, or for the set.
     """
-    name, n = f"The metric {metric_name(metric)}", len(outputs)
+    name, n = f"The metric {metric_name(metric)}", next(len(a) for a in parts(outputs) if a is not None)
+    own = _matched(outputs, labels)
+    if isinstance(metric, SetMetric):
+        return SetScores.of(metric, metric_name(metric), outputs, own)
     try:
-        raw = metric(outputs.copy(), None if labels is None else labels.copy())
+        raw = metric(outputs.copy(), None if own is None else own.copy())
     except SlimlineError:
         raise
     except Exception as e:
-        raise SlimlineError(f"{name} {raised(e)} on outputs {outputs.shape} and {_of(labels)}.") from e
+        shapes = " and ".join(str(a.shape) for a in parts(outputs) if a is not None)
+        raise SlimlineError(f"{name} {raised(e)} on outputs {shapes} and {_of(own)}.") from e
     if raw is None:
         raise SlimlineError(f"{name} returned None for {n} samples: return a number for each.")
     values = as_array(raw, name, exact=True)
+    if values.ndim == 0:
+        raise SlimlineError(
+            f"{name} gave one number for {n} samples: give one each, or Data metric=slimline.SetMetric(f) if it is a "
+            "metric of the whole set."
+        )
     if values.shape != (n,):
         raise SlimlineError(f"{name} gave shape {values.shape} for {n} samples: give one each.")
     if values.dtype.kind == "b":
@@ -154,40 +264,32 @@ def evaluate(metric: Metric, outputs: np.ndarray, labels: np.ndarray | None) -> 
     return values
 
 
-def _of(labels: np.ndarray | None) -> str:
-    return "no labels" if labels is None else f"labels {labels.shape}"
+def _matched(outputs: Outputs, labels: Labels) -> Labels:
+    """Labels of several outputs in the outputs' order; as they are where they are not of outputs."""
+    if not isinstance(labels, Named):
+        return labels
+    known = _known(outputs)
+    try:
+        own = aligned(labels, known)
+    except SlimlineError:
+        return labels
+    return Named(own, [o.name for o in known]) if isinstance(outputs, Named) else own[0]
+
+
+def _of(labels: Labels) -> str:
+    shapes = " and ".join(str(a.shape) for a in parts(labels) if a is not None)
+    return f"labels {shapes}" if shapes else "no labels"
 
 
 def metric_name(metric: Metric | None) -> str:
     """What the scores of `metric` are called: its own name, or its class's; ``metric`` where it has none."""
     if metric is None:
         return "accuracy"
-    named: object = metric
+    named: object = metric.function if isinstance(metric, SetMetric) else metric
     while isinstance(named, functools.partial):
         named = named.func
     name = getattr(named, "__name__", None) or type(named).__name__
     return name if isinstance(name, str) and name.isidentifier() else "metric"
-
-
-def _class_axis(outputs: tuple[int, ...], labels: tuple[int, ...], given: int | None) -> int:
-    fitting = [a for a in range(1, len(outputs)) if (*outputs[:a], *outputs[a + 1 :]) == labels]
-    if given is not None:
-        fitting = [a for a in fitting if a == given % len(outputs)]
-    else:
-        fitting = [a for a in fitting if a in (1, len(outputs) - 1)]
-    if not fitting:
-        raise SlimlineError(
-            f"Labels of shape {labels} do not fit outputs of shape {outputs}: the labels must have the outputs' shape "
-            "without the class axis."
-        )
-    if len(fitting) > 1:
-        raise SlimlineError(f"In outputs of shape {outputs} axis 1 or the last may count classes: give class_axis.")
-    if outputs[fitting[0]] < 2:
-        raise SlimlineError(
-            f"Outputs of shape {outputs} name a single class, so accuracy means nothing: give a metric of your own, "
-            "such as lambda outputs, labels: (outputs[:, 0] > 0) == labels."
-        )
-    return fitting[0]
 
 
 def _row_means(right: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from slimline.basics.arguments import whole
 from slimline.basics.arrays import as_array
 from slimline.basics.errors import SlimlineError, unknown
 
-Method = Literal["exact", "betting", "tango", "clopper-pearson", "bootstrap"]
+Method = Literal["exact", "betting", "tango", "clopper-pearson", "bootstrap", "set bootstrap"]
 Verdict = Literal["certified", "refuted", "inconclusive", "measured"]
 Range = tuple[float, float]
 
@@ -27,12 +27,18 @@ _NAMES = {
     "tango": "Tango score interval, approximate",
     "clopper-pearson": "exact Clopper-Pearson",
     "bootstrap": "bootstrap, approximate",
+    "set bootstrap": "paired bootstrap of a metric over the whole set, approximate",
 }
-_APPROXIMATE = ("tango", "bootstrap")
+_MENDS = {
+    "bootstrap": "give Data metric_range=(lowest, highest)",
+    "set bootstrap": "only the mean of a score per sample can be certified",
+    "tango": "use method='exact'",
+}
+"""What would give a verdict, by approximate method."""
 
 
 class Certificate(BaseModel):
-    """A one-sided confidence statement on the drop of a per-sample score from the original to the compressed model.
+    """A one-sided confidence statement on the drop of a score from the original to the compressed model.
 
     Attributes
     ----------
@@ -40,14 +46,15 @@ class Certificate(BaseModel):
         confidence, ``inconclusive`` if the samples cannot tell, ``measured`` if there was no `max_drop` or no bound
         that is known to hold.
     metric : name of the score; for ``accuracy`` and ``agreement`` drops are parts of 1.
-    observed_drop : mean score of the original less that of the compressed model.
-    bound : one-sided upper confidence bound on the true drop; approximate for ``tango`` and ``bootstrap``.
+    observed_drop : score of the original less that of the compressed model: the mean of all samples', or the set's.
+    bound : one-sided upper confidence bound on the true drop; approximate for ``tango`` and the bootstraps.
     lower_bound : one-sided lower confidence bound at the same confidence.
     max_drop : the budget, or None.
     confidence : of each bound; of all certificates on the same samples together, where `use` counts them.
     n : independent samples, or groups of samples where there are `groups`.
     losses, gains : samples only the original, only the compressed model got right; None unless scores are 0 or 1.
-    method : ``exact`` for 0/1 scores, ``betting`` for a declared range, else ``bootstrap``.
+    method : ``exact`` for 0/1 scores, ``betting`` for a declared range, else ``bootstrap``; ``set bootstrap`` of a
+        metric over the whole set.
     more_samples : how many more would settle an inconclusive verdict if losses and gains stay as frequent; None if
         it is settled, or no number would do.
     score_range : the least and the greatest score that there can be, where that is known.
@@ -90,12 +97,13 @@ class Certificate(BaseModel):
         return " ".join([f"{self._statement()}.", *self.notes])
 
     def _statement(self) -> str:
-        sure = f"{100 * self.confidence:g} % confidence"
-        score = self.metric if self.groups is None else f"the mean {self.metric} of a group"
+        sure = f"{'a nominal ' if self.method in _MENDS else ''}{100 * self.confidence:g} % confidence"
+        of_set = self.groups is None or self.method == "set bootstrap"
+        score = self.metric if of_set else f"the mean {self.metric} of a group"
         fell = f"{score} did not change"
         if self.observed_drop:
             fell = f"{score} {'fell' if self.observed_drop > 0 else 'rose'} by {self._amount(self.observed_drop)}"
-        roughly = "roughly " if self.method in _APPROXIMATE else ""
+        roughly = "roughly " if self.method in _MENDS else ""
         at_most = f"the true drop is {roughly}at most {self._amount(self.bound)} with {sure}"
         if self.bound < 0:
             at_most = f"the true rise is {roughly}at least {self._amount(self.bound)} with {sure}"
@@ -104,8 +112,8 @@ class Certificate(BaseModel):
             return f"Measured: {fell}; {at_most} ({basis})"
         budget = self._amount(self.max_drop)
         if self.verdict == "measured":
-            mend = "give Data metric_range=(lowest, highest)" if self.method == "bootstrap" else "use method='exact'"
-            return f"Measured: {fell}; {at_most}, which does not certify the budget of {budget}: {mend} ({basis})"
+            unproven = f"which does not certify the budget of {budget}: {_MENDS[self.method]}"
+            return f"Measured: {fell}; {at_most}, {unproven} ({basis})"
         if self.verdict == "certified":
             return f"Certified: {fell}; {at_most}, within the budget of {budget} ({basis})"
         if self.verdict == "refuted":
@@ -123,7 +131,8 @@ class Certificate(BaseModel):
         """What it rests on: samples, method, range, earlier uses."""
         counted = f"{self.n:,} samples"
         if self.groups is not None:
-            counted = f"{self.n:,} groups of {self.samples or self.n:,} samples, each group counted once"
+            counted = f"{self.n:,} groups of {self.samples or self.n:,} samples, "
+            counted += "drawn as wholes" if self.method == "set bootstrap" else "each group counted once"
         elif self.copies:
             counted = f"{self.n:,} distinct samples, {self.copies:,} copies left out"
         facts = [counted, _NAMES[self.method]]
@@ -196,12 +205,7 @@ def certify(
         raise SlimlineError(
             f"A certificate needs a score per sample of both models, not {before.shape} and {after.shape}."
         )
-    if not len(before):
-        raise SlimlineError("There are no samples to certify on: give test data, or a larger split.")
-    if not (isinstance(confidence, int | float) and 0.5 < confidence < 1):
-        raise SlimlineError(f"confidence must be between 0.5 and 1, not {confidence}: 0.95 is usual.")
-    if max_drop is not None and not math.isfinite(max_drop):
-        raise SlimlineError(f"max_drop is {max_drop}: give a finite number, or None to measure only.")
+    check_terms(len(before), max_drop, confidence)
     zero_one = bool(np.isin(before, (0, 1)).all() and np.isin(after, (0, 1)).all())
     binary = (typed or (named and zero_one)) if binary is None else binary
     if binary and not zero_one:
@@ -229,7 +233,7 @@ def certify(
     else:
         losses, gains = int((before > after).sum()), int((before < after).sum())
         found = _of_counts(losses, gains, len(before), max_drop, 1 - risk, chosen)
-    verdict = "measured" if chosen in _APPROXIMATE else _verdict(found.upper, found.lower, max_drop)
+    verdict = "measured" if chosen in _MENDS else _verdict(found.upper, found.lower, max_drop)
     return Certificate(
         verdict=verdict,
         metric=metric,
@@ -251,6 +255,16 @@ def certify(
         risk=risk,
         notes=notes,
     )
+
+
+def check_terms(samples: int, max_drop: float | None, confidence: float) -> None:
+    """Raise the error that says which term of a certificate cannot be."""
+    if not samples:
+        raise SlimlineError("There are no samples to certify on: give test data, or a larger split.")
+    if not (isinstance(confidence, int | float) and 0.5 < confidence < 1):
+        raise SlimlineError(f"confidence must be between 0.5 and 1, not {confidence}: 0.95 is usual.")
+    if max_drop is not None and not math.isfinite(max_drop):
+        raise SlimlineError(f"max_drop is {max_drop}: give a finite number, or None to measure only.")
 
 
 def share(use: int) -> float:

@@ -25,7 +25,9 @@ from typing import Any, TypedDict
 
 import numpy as np
 
+from slimline.files.atomic import sha256
 from slimline.files.state import state_folder
+from slimline.runtimes.base import files_of
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +72,7 @@ def use(samples: np.ndarray, original: Path, compressed: Path, metric: str) -> U
     """
     hashes = np.unique(samples)
     entry = hashlib.sha256(hashes.tobytes()).hexdigest()
-    model = hashlib.sha256(f"{_sha256(original)} {_sha256(compressed)} {metric}".encode()).hexdigest()
+    model = hashlib.sha256(f"{digest(original)} {digest(compressed)} {metric}".encode()).hexdigest()
     folder = state_folder()
     if folder is not None:
         try:
@@ -213,6 +215,7 @@ def _locked(folder: Path) -> Iterator[Path]:
         os.close(handle)
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def digest(artifact: Path) -> str:
+    """SHA-256 of an artifact, in hex; of one of several files that of their hashes."""
+    hashes = [sha256(file) for file in files_of(artifact)]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256(" ".join(hashes).encode()).hexdigest()

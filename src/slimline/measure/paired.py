@@ -74,14 +74,31 @@ def bootstrap(drops: np.ndarray, confidence: float, seed: int, resamples: int = 
     means = np.concatenate(
         [drops[rng.integers(0, n, (min(chunk, resamples - i), n))].mean(axis=1) for i in range(0, resamples, chunk)]
     )
+    return bca(mean, means, centred, confidence)
+
+
+def bca(estimate: float, resampled: np.ndarray, influences: np.ndarray, confidence: float) -> tuple[float, float]:
+    """Lower and upper one-sided bounds: bias-corrected and accelerated percentiles of what was resampled.
+
+    Parameters
+    ----------
+    estimate : on the samples themselves.
+    resampled : the same on resamples, in any order.
+    influences : of each sample, or of each of many parts of them, on the estimate, in any unit; their skewness
+        accelerates.
+    """
+    if not len(resampled) or np.ptp(resampled) <= 1e-12 * max(1.0, abs(estimate)):
+        return estimate, estimate
     normal = NormalDist()
-    below = ((means < mean).sum() + 0.5 * (means == mean).sum() + 0.5) / (resamples + 1)
+    below = ((resampled < estimate).sum() + 0.5 * (resampled == estimate).sum() + 0.5) / (len(resampled) + 1)
     bias = normal.inv_cdf(float(below))
-    acceleration = float((centred**3).sum()) / (6 * spread**1.5)
+    spread = float((influences**2).sum())
+    acceleration = float((influences**3).sum()) / (6 * spread**1.5) if spread else 0.0
 
     def level(z: float) -> float:
-        return normal.cdf(bias + (bias + z) / (1 - acceleration * (bias + z)))
+        stretch = 1 - acceleration * (bias + z)
+        return normal.cdf(bias + (bias + z) / stretch) if stretch > 0 else float(z > 0)
 
     z = normal.inv_cdf(confidence)
-    low, high = np.quantile(means, [level(-z), level(z)])
+    low, high = np.quantile(resampled, [level(-z), level(z)])
     return float(low), float(high)

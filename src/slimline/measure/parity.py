@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from slimline.basics.errors import SlimlineError
 from slimline.measure.accuracy import agreement
+from slimline.methods.outputs import Output, bare
 
 FLOAT_TOLERANCE = 1e-3
 """Largest absolute difference of a float artifact, relative to the largest reference output."""
@@ -51,6 +52,8 @@ class Parity(BaseModel):
     worst_line : largest mean absolute difference of a line of outputs (the classes of one row at one position),
         relative to the standard deviation of all.
     outputs : how many outputs were compared; the figures are those of the worst.
+    output : its name; empty where there is only one.
+    each : where there are several, how each of them differs, in their order.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -65,6 +68,8 @@ class Parity(BaseModel):
     reason: str = ""
     worst_line: float | None = None
     outputs: int = 1
+    output: str = ""
+    each: tuple[Parity, ...] = ()
 
     @property
     def gross(self) -> bool:
@@ -87,31 +92,37 @@ def compare(
     references: Sequence[np.ndarray],
     artifacts: Sequence[np.ndarray],
     integer: bool = False,
-    classes: bool = True,
-    class_axis: int | None = None,
+    known: Sequence[Output] = (),
 ) -> Parity:
-    """The worst `parity` of all outputs of a model and of its artifact; their number, dtypes and shapes count too."""
+    """The worst `parity` of all outputs of a model and of its artifact; their number, dtypes and shapes count too.
+
+    Parameters
+    ----------
+    known : what each output is called and means; one whose kind is not known may name classes. By default they are
+        called by their positions.
+    """
     n = len(references[0]) if references and references[0].ndim else 1
     if len(references) != len(artifacts):
         return _different(f"the artifact gives {len(artifacts)} outputs, the model {len(references)}", integer, n)
-    worst: Parity | None = None
-    for number, (reference, artifact) in enumerate(zip(references, artifacts, strict=True), 1):
-        which = f"output {number}: " if len(references) > 1 else ""
+    if not references:
+        return _different("the model has no outputs", integer, n, 0)
+    each = []
+    for output, reference, artifact in zip(known or bare((), references), references, artifacts, strict=True):
         if reference.shape != artifact.shape or reference.dtype != artifact.dtype:
             kinds = [f"{x.dtype}{x.shape}" for x in (artifact, reference)]
-            return _different(
-                f"{which}the artifact gives {kinds[0]}, the model {kinds[1]}", integer, n, len(references)
-            )
-        if not reference.size:
-            return _different(f"{which}it is empty, {reference.shape}", integer, n, len(references))
-        found = parity(reference, artifact, integer, classes, class_axis)
-        if found.reason:
-            found = found.model_copy(update={"reason": which + found.reason})
-        if worst is None or _badness(found) > _badness(worst):
-            worst = found
-    if worst is None:
-        return _different("the model has no outputs", integer, n, 0)
-    return worst.model_copy(update={"outputs": len(references)})
+            found = _different(f"the artifact gives {kinds[0]}, the model {kinds[1]}", integer, n)
+        elif not reference.size:
+            found = _different(f"it is empty, {reference.shape}", integer, n)
+        else:
+            axis = None if output.assumed else output.axis
+            found = parity(reference, artifact, integer, output.kind in (None, "classes"), axis)
+        if len(references) > 1:
+            reason = f"output {output.name!r}: {found.reason}" if found.reason else ""
+            found = found.model_copy(update={"output": output.name, "reason": reason})
+        each.append(found)
+    worst = max(each, key=_badness)
+    several = tuple(each) if len(each) > 1 else ()
+    return worst.model_copy(update={"outputs": len(references), "each": several})
 
 
 def parity(
@@ -142,7 +153,7 @@ def parity(
     if reference_outputs.shape != artifact_outputs.shape or not reference_outputs.size:
         raise SlimlineError(
             f"The artifact gives outputs of shape {artifact_outputs.shape}, the model {reference_outputs.shape}: "
-            "the first output must be the same in both, for at least one row."
+            "its shape must be the same in both, for at least one row."
         )
     reference = np.atleast_1d(reference_outputs).astype(np.float64)
     artifact = np.atleast_1d(artifact_outputs).astype(np.float64)

@@ -6,9 +6,10 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -111,12 +112,20 @@ class Worker:
         reply = self._ask(do="time", inputs=files, repeats=repeats, samples=samples, warm=warm)
         return Timing(reply["seconds"], reply["waited"])
 
-    def predict(self, inputs: tuple[np.ndarray, ...], batch: int) -> np.ndarray:
-        """The outputs ``(n, …)`` for inputs ``(n, …)``, run `batch` rows at a time."""
-        output = self.folder / "output.npy"
-        self._ask(do="predict", inputs=[str(f) for f in save(self.folder, inputs)], batch=batch, output=str(output))
-        found: np.ndarray = np.load(output, allow_pickle=False)
-        return found
+    @cached_property
+    def output_names(self) -> tuple[str, ...]:
+        """Of the artifact's outputs, as it has them; empty where the runtime does not tell."""
+        return tuple(self._ask(do="names")["names"])
+
+    def outputs(
+        self, inputs: tuple[np.ndarray, ...], batch: int, needed: Collection[int] | None = None
+    ) -> tuple[np.ndarray | None, ...]:
+        """All outputs ``(n, …)`` for inputs ``(n, …)``, run `batch` rows at a time; None for one that is not among the
+        `needed` positions, or that has not a row per sample."""
+        files = [str(f) for f in save(self.folder, inputs)]
+        wanted = None if needed is None else sorted(needed)
+        reply = self._ask(do="outputs", inputs=files, batch=batch, needed=wanted, folder=str(self.folder))
+        return tuple(None if file is None else np.load(file, allow_pickle=False) for file in reply["outputs"])
 
     def memory(self) -> tuple[int | None, int | None]:
         """Peak resident bytes so far, and resident bytes before the artifact was loaded; None where unknown."""

@@ -38,6 +38,7 @@ __all__ = [
 ]
 
 SCHEMA = 1
+NOT_CERTIFIED = "no certificate: the artifact is not run here, so accuracy and latency were not measured"
 
 
 class LayerState(BaseModel):
@@ -64,6 +65,17 @@ class LayerRow(BaseModel):
     after: LayerState | None
     precision: Literal["float", "int8"] = "float"
     note: str = ""
+
+
+class ReportedOutput(BaseModel):
+    """An output of the model, and what it means to scores and losses (`slimline.methods.outputs`)."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    name: str
+    kind: str | None = None
+    axis: int | None = None
+    labelled: bool = False
 
 
 class Refusal(BaseModel):
@@ -112,6 +124,7 @@ class Report(BaseModel):
     ----------
     run, model, created : name of the run directory, what was compressed, and when the run was started (ISO 8601, UTC);
         None in a report that an earlier version wrote.
+    outputs : of the model, in their order, and what they mean.
     refused : what was refused or undone.
     notices : what else there is to know of a step.
     warnings : reasons to doubt a figure, such as a machine that was busy.
@@ -132,8 +145,9 @@ class Report(BaseModel):
     target: str
     original: Figures
     compressed: Figures
-    certificate: Certificate
-    parity: Parity
+    certificate: Certificate | None
+    parity: Parity | None
+    outputs: tuple[ReportedOutput, ...] = ()
     integers: Integers | None = None
     refused: tuple[Refusal, ...] = ()
     notices: tuple[Refusal, ...] = ()
@@ -166,12 +180,22 @@ class Report(BaseModel):
         check_schema(json_models.parse(text, where), where)
         return json_models.validate(cls, text, where)
 
+    @property
+    def metric(self) -> str:
+        """Name of the score that `Figures.accuracy` is the mean of."""
+        return "accuracy" if self.certificate is None else self.certificate.metric
+
+    @property
+    def verdict(self) -> str:
+        """What is proved of the accuracy lost, or that nothing is."""
+        return NOT_CERTIFIED if self.certificate is None else self.certificate.sentence()
+
     def __str__(self) -> str:
         """The table, what the certificate says, and what else one has to know, in ASCII as far as names are."""
         named = [name for name in (self.model, self.run and f"run {self.run}", self.target) if name]
         said = [visible(", ".join(named)), ""]
-        said += [line.rstrip() for line in lines(self.original, self.compressed, self.certificate.metric)]
-        said += ["", self.certificate.sentence()]
+        said += [line.rstrip() for line in lines(self.original, self.compressed, self.metric)]
+        said += ["", self.verdict]
         if self.integers is not None and self.integers.floating:
             said.append(f"Of the artifact, {self.integers.sentence}: see report.html.")
         said += [f"Over budget: {limit}." for limit in self.unmet]
@@ -184,18 +208,18 @@ class Report(BaseModel):
         return ascii_only(visible("\n".join(said)))
 
     def __repr__(self) -> str:
-        return f"<Report on {visible(self.target)}: {visible(self.certificate.sentence())}>"
+        return f"<Report on {visible(self.target)}: {visible(self.verdict)}>"
 
     def _repr_html_(self) -> str:
         """The same in a notebook."""
-        found = rows(self.original, self.compressed, self.certificate.metric)
+        found = rows(self.original, self.compressed, self.metric)
         cells = [(row.name, row.before, row.after, row.change) for row in found]
         body = Markup("").join(
             Markup("<tr><th>{}</th><td>{}</td><td>{}</td><td>{}</td></tr>").format(*map(visible, row)) for row in cells
         )
         head = Markup("<tr><th></th><th>original</th><th>compressed</th><th>change</th></tr>")
         judged = [limit.sentence() for limit in self.limits if limit.outcome != "missed"]
-        said = [self.certificate.sentence(), *self.unmet, *judged, *self.warnings]
+        said = [self.verdict, *self.unmet, *judged, *self.warnings]
         notes = Markup("").join(Markup("<p>{}</p>").format(visible(s)) for s in said)
         return f"<table>{head}{body}</table>{notes}"
 
@@ -213,7 +237,7 @@ def check_schema(loaded: Any, where: str) -> None:
 
 
 # fmt: off
-_BESIDE = ("openvino", "ai-edge-quantizer", "pydantic", "scikit-learn")
+_BESIDE = ("ai-edge-quantizer", "pydantic", "scikit-learn")
 _FLAGS = (
     "avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16", "amx_int8",
     "amx_bf16", "asimddp", "i8mm", "sve",

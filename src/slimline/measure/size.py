@@ -11,16 +11,14 @@ import numpy as np
 from slimline.basics.errors import SlimlineError
 from slimline.measure.limits import Part
 from slimline.measure.process import Artifact, Worker, save, tile
+from slimline.runtimes.base import files_of
 
 
 def file_bytes(artifact: Path) -> int:
-    """Bytes of an artifact: a file with the ``.data`` file of weights beside it, or all files of a folder."""
+    """Bytes of all files of an artifact."""
     if not artifact.exists():
         raise SlimlineError(f"There is no artifact at {artifact}: check the path.")
-    if artifact.is_dir():
-        return sum(f.stat().st_size for f in artifact.rglob("*") if f.is_file())
-    weights = artifact.with_name(artifact.name + ".data")
-    return artifact.stat().st_size + (weights.stat().st_size if weights.exists() else 0)
+    return sum(file.stat().st_size for file in files_of(artifact))
 
 
 @dataclass(frozen=True)

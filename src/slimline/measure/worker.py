@@ -12,7 +12,10 @@ of stdin the worker leaves, so none outlives the process that started it. The ot
 =========== ==================================================== =================================
 ``time``    ``inputs`` (files of one batch), ``repeats`` runs a  ``seconds``: of one run, and
             sample, ``samples``, ``warm`` untimed runs before    ``waited``: taken off; a sample each
-``predict`` ``inputs`` (files), ``batch`` rows a run, ``output`` ``shape`` of what ``output`` holds
+``names``                                                        ``names`` of the outputs
+``outputs`` ``inputs`` (files), ``batch`` rows a run,            ``outputs``: files ``(n, …)``, null
+            ``needed`` (positions, null for all), ``folder``     for one that is not needed, or that
+                                                                 has not a row per sample
 ``memory``                                                       ``peak_bytes``, ``baseline_bytes``
 =========== ==================================================== =================================
 """
@@ -109,7 +112,7 @@ class _Server:
 
     def time(self, inputs: list[str], repeats: int, samples: int, warm: int) -> dict[str, Any]:
         batch = self._load(inputs)
-        run = self.session.run
+        run = self.session.outputs
 
         def runs() -> None:
             for _ in range(repeats):
@@ -123,14 +126,28 @@ class _Server:
         waited = [w / repeats for _, w in timed] if self.clock.waits else None
         return {"seconds": [s / repeats for s, _ in timed], "waited": waited}
 
-    def predict(self, inputs: list[str], batch: int, output: str) -> dict[str, Any]:
+    def names(self) -> dict[str, Any]:
+        return {"names": list(getattr(self.session, "output_names", ()))}
+
+    def outputs(self, inputs: list[str], batch: int, needed: list[int] | None, folder: str) -> dict[str, Any]:
         import numpy as np
 
         rows = self._load(inputs)
-        parts = [self.session.run(tuple(x[i : i + batch] for x in rows)) for i in range(0, len(rows[0]), batch)]
-        whole = np.concatenate(parts)
-        np.save(output, whole, allow_pickle=False)
-        return {"shape": list(whole.shape)}
+        held: list[list[np.ndarray]] = []
+        for start in range(0, len(rows[0]), batch):
+            part = tuple(x[start : start + batch] for x in rows)
+            found = self.session.outputs(part)
+            held = held or [[] for _ in found]
+            for index, (output, pieces) in enumerate(zip(found, held, strict=True)):
+                if (needed is None or index in needed) and output.ndim and len(output) == len(part[0]):
+                    pieces.append(output)
+        runs = -(-len(rows[0]) // batch)
+        files: list[str | None] = []
+        for index, pieces in enumerate(held):
+            files.append(f"{folder}/output{index}.npy" if len(pieces) == runs else None)
+            if files[-1] is not None:
+                np.save(files[-1], np.concatenate(pieces), allow_pickle=False)
+        return {"outputs": files}
 
     def memory(self) -> dict[str, Any]:
         return {"peak_bytes": _resident_bytes("VmHWM"), "baseline_bytes": self.baseline}
@@ -138,7 +155,8 @@ class _Server:
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         verbs: dict[str, Callable[..., dict[str, Any]]] = {
             "time": self.time,
-            "predict": self.predict,
+            "names": self.names,
+            "outputs": self.outputs,
             "memory": self.memory,
         }
         return verbs[request.pop("do")](**request)

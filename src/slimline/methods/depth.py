@@ -26,9 +26,9 @@ def block_influence(before: Array, after: Array) -> Array:
     return np.asarray(1 - cosine)
 
 
-def relative_error(wanted: Array, found: Array) -> float:
-    """``‖found − wanted‖² / ‖wanted‖²`` over all samples; infinite where `found` is not finite."""
-    difference = np.square(np.asarray(found, np.float64) - wanted).sum()
+def relative_error(reference: Array, outputs: Array) -> float:
+    """``‖outputs − reference‖² / ‖reference‖²`` over all samples; infinite where `outputs` is not finite."""
+    difference = np.square(np.asarray(outputs, np.float64) - reference).sum()
     if not np.isfinite(difference):
         return float("inf")
-    return float(difference / max(np.square(np.asarray(wanted, np.float64)).sum(), 1e-300))
+    return float(difference / max(np.square(np.asarray(reference, np.float64)).sum(), 1e-300))

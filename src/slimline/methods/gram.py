@@ -36,8 +36,8 @@ class Gram:
     @property
     def second(self) -> Array:
         """``(groups, inputs, inputs)``: mean of the products of two inputs, `H`."""
-        found: Array = self._second / max(self.count, 1)
-        return found
+        second: Array = self._second / max(self.count, 1)
+        return second
 
     @property
     def mean(self) -> Array:
@@ -48,8 +48,8 @@ class Gram:
     def covariance(self) -> Array:
         """``(groups, inputs, inputs)``: `H` of the inputs less their means, for which a bias makes up."""
         mean = self.mean
-        found: Array = self.second - mean[:, :, None] * mean[:, None, :]
-        return found
+        covariance: Array = self.second - mean[:, :, None] * mean[:, None, :]
+        return covariance
 
     @property
     def cross(self) -> Array:
@@ -61,8 +61,8 @@ class Gram:
     @property
     def norm(self) -> Array:
         """``(groups, inputs)``: root mean square of each input."""
-        found: Array = np.sqrt(np.diagonal(self.second, axis1=1, axis2=2))
-        return found
+        norm: Array = np.sqrt(np.diagonal(self.second, axis1=1, axis2=2))
+        return norm
 
     def with_constant(self) -> Array:
         """`H` with a last input that is always 1, ``(groups, inputs + 1, inputs + 1)``: a bias can make up for it."""
@@ -70,3 +70,20 @@ class Gram:
         top = np.concatenate([self.second, mean[:, :, None]], axis=2)
         bottom = np.concatenate([mean, np.ones((len(mean), 1))], axis=1)[:, None, :]
         return np.concatenate([top, bottom], axis=1)
+
+
+def output_energy(weight: Array, second: Array) -> Array:
+    """``(groups, outputs)``: the mean square of each output of a layer, ``diag(W H Wᵀ)``.
+
+    Parameters
+    ----------
+    weight : ``(groups, outputs, inputs)``, or the difference of two weights: then it is the error of the outputs.
+    second : ``(groups, inputs, inputs)``, `H`; a covariance gives the variance.
+    """
+    return np.asarray(np.einsum("goi,goi->go", weight @ second, weight))
+
+
+def diagonal_loading(second: Array, part: float, least: float = 1e-12) -> Array:
+    """``(…,)``: what is added to the diagonal of `H`, ``(…, inputs, inputs)``: a `part` of its mean, and at least so
+    much that it can be inverted."""
+    return np.asarray(np.maximum(part * np.diagonal(second, axis1=-2, axis2=-1).mean(axis=-1), least))

@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
 
+from slimline.methods.gram import diagonal_loading
+
 Array = np.ndarray[Any, np.dtype[Any]]
 Window = tuple[tuple[int, int, int], ...]
 """Per dimension of a kernel the first position that stays, how many do, and their distance."""
@@ -47,9 +49,9 @@ def along(window: Window) -> tuple[NDArray[np.int64], ...]:
 
 def mask(window: Window, kernel: Sequence[int]) -> NDArray[np.bool_]:
     """``(positions,)``, the last dimension of the kernel varying fastest: what stays."""
-    found = np.zeros(tuple(kernel), bool)
-    found[np.ix_(*along(window))] = True
-    return found.reshape(-1)
+    retained = np.zeros(tuple(kernel), bool)
+    retained[np.ix_(*along(window))] = True
+    return retained.reshape(-1)
 
 
 def lost(weight: Array, gram: Array, stay: NDArray[np.bool_], damping: float) -> float:
@@ -63,13 +65,12 @@ def lost(weight: Array, gram: Array, stay: NDArray[np.bool_], damping: float) ->
     damping : added to the diagonal of H, relative to its mean.
     """
     second = np.asarray(gram, np.float64)
-    mean = np.diagonal(second, axis1=1, axis2=2).mean(axis=1)
-    second = second + np.maximum(damping * mean, 1e-12)[:, None, None] * np.eye(second.shape[1])
+    second = second + diagonal_loading(second, damping)[:, None, None] * np.eye(second.shape[1])
     cross = np.asarray(weight, np.float64) @ second
     energy = float((cross * weight).sum())
-    kept = cross[:, :, stay]
-    solved = np.linalg.solve(second[:, stay][:, :, stay], kept.swapaxes(1, 2))
-    return max(1 - float((solved.swapaxes(1, 2) * kept).sum()) / max(energy, 1e-300), 0.0)
+    retained = cross[:, :, stay]
+    solved = np.linalg.solve(second[:, stay][:, :, stay], retained.swapaxes(1, 2))
+    return max(1 - float((solved.swapaxes(1, 2) * retained).sum()) / max(energy, 1e-300), 0.0)
 
 
 def cheapest(errors: Sequence[Array], costs: Sequence[Array], limit: float) -> list[int] | None:
@@ -93,9 +94,9 @@ def cheapest(errors: Sequence[Array], costs: Sequence[Array], limit: float) -> l
     scale = max(float(cost.max()), 1.0)
     bounds = [LinearConstraint(one, 1, 1), LinearConstraint(cost[None] / scale, -np.inf, limit / scale)]
     whole = np.ones(len(error), np.int64)
-    found = milp(error, constraints=bounds, integrality=whole, bounds=Bounds(0, 1), options={"mip_rel_gap": GAP})
-    assert found.x is not None  # the cheapest options of all layers are within the limit
-    picked = np.asarray(found.x) > 0.5
+    solution = milp(error, constraints=bounds, integrality=whole, bounds=Bounds(0, 1), options={"mip_rel_gap": GAP})
+    assert solution.x is not None  # the cheapest options of all layers are within the limit
+    picked = np.asarray(solution.x) > 0.5
     return [int(index[np.argmax(picked[owner == layer])]) for layer, index in enumerate(useful)]
 
 

@@ -1,6 +1,6 @@
 """Second-order pruning without training: which weights to remove, and how those that stay make up for them.
 
-Removing weights of a row `w` of a layer costs the output error ``½ (w - ŵ)ᵀ H (w - ŵ)``. The optimal brain surgeon
+Removing weights of a row `w` of a layer costs the output error ``(w - ŵ)ᵀ H (w - ŵ)``. The optimal brain surgeon
 (Hassibi and Stork 1993) removes one weight at a time and updates the others in closed form; here `H` is the Gram
 matrix of the layer's inputs, so rows are independent (Frantar and Alistarh 2022, arXiv:2208.11580). All functions
 work on one group: `weight` ``(outputs, inputs)`` and `h` ``(inputs, inputs)``, positive definite (see `damped`).
@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from scipy import linalg
 
+from slimline.methods.gram import diagonal_loading
+
 Array = np.ndarray[Any, np.dtype[Any]]
 
 BLOCK = 64  # eliminations between two products of matrices
@@ -20,32 +22,26 @@ BLOCK = 64  # eliminations between two products of matrices
 
 def damped(h: Array, damping: float) -> Array:
     """`h` plus `damping` times the mean of its diagonal on the diagonal (1 where all inputs are zero)."""
-    scale = float(np.diagonal(h).mean())
-    return np.asarray(h + (damping * scale if scale > 0 else 1.0) * np.eye(len(h)))
+    return np.asarray(h + (float(diagonal_loading(h, damping, 0.0)) or 1.0) * np.eye(len(h)))
 
 
 def inverse(h: Array) -> Array:
     """Of a positive definite matrix, symmetric."""
-    found: Array = linalg.cho_solve(linalg.cho_factor(h), np.eye(len(h)))
-    return (found + found.T) / 2
-
-
-def error(change: Array, h: Array) -> float:
-    """``½ tr(Δ H Δᵀ)``: what the change ``(outputs, inputs)`` of a weight does to the layer's output."""
-    return 0.5 * float(np.einsum("oi,oi->", change @ h, change))
+    result: Array = linalg.cho_solve(linalg.cho_factor(h), np.eye(len(h)))
+    return (result + result.T) / 2
 
 
 def saliency(weight: Array, h: Array, inputs: int = 1) -> Array:
     """What removing each run of `inputs` neighbouring inputs of a row costs, ``(outputs, runs)``.
 
-    ``½ w_Bᵀ ([H⁻¹]_BB)⁻¹ w_B``, the others updated; exact for the removal of one run.
+    ``w_Bᵀ ([H⁻¹]_BB)⁻¹ w_B``, the others updated; exact for the removal of one run.
     """
     outputs, n = weight.shape
     runs = np.arange(n).reshape(-1, inputs)
     blocks = inverse(h)[runs[:, :, None], runs[:, None, :]]
     w = weight.reshape(outputs, -1, inputs)
-    found: Array = 0.5 * np.einsum("orb,rbc,orc->or", w, np.linalg.inv(blocks), w, optimize=True)
-    return found
+    costs: Array = np.einsum("orb,rbc,orc->or", w, np.linalg.inv(blocks), w, optimize=True)
+    return costs
 
 
 def traces(weight: Array, h: Array, most: int | None = None, group: tuple[int, int] | None = None) -> Array:
@@ -69,28 +65,28 @@ def traces(weight: Array, h: Array, most: int | None = None, group: tuple[int, i
     if group is not None:
         limit = min(limit, n // group[1] * (group[1] - group[0]))
     start = inverse(h)
-    found = np.full((outputs, n), np.inf)
+    costs = np.full((outputs, n), np.inf)
     for row in range(outputs):
-        _trace(np.array(weight[row], np.float64), start, limit, group, found[row])
-    return found
+        _trace(np.array(weight[row], np.float64), start, limit, group, costs[row])
+    return costs
 
 
 def _trace(w: Array, inv: Array, limit: int, group: tuple[int, int] | None, costs: Array) -> None:
     """Empty one row and write the costs: the inverse is held as ``inv - Fᵀ F`` and shrunk to what is left."""
-    left = np.arange(len(w))
+    remaining = np.arange(len(w))
     room = None if group is None else np.full(len(w) // group[1], group[1] - group[0])
     worst, gone = 0.0, 0
     while gone < limit:
         steps = min(BLOCK, limit - gone)
-        factor = np.empty((steps, len(left)))
+        factor = np.empty((steps, len(remaining)))
         diagonal = np.diagonal(inv).copy()
-        free = np.ones(len(left), bool) if room is None or group is None else room[left // group[1]] > 0
-        alive = np.ones(len(left), bool)
+        free = np.ones(len(remaining), bool) if room is None or group is None else room[remaining // group[1]] > 0
+        alive = np.ones(len(remaining), bool)
         for k in range(steps):
             cost = np.where(free, w * w / diagonal, np.inf)
             p = int(cost.argmin())
-            worst = max(worst * (1 + 1e-9), 0.5 * float(cost[p]))  # the order of the turns stays that of the costs
-            costs[left[p]] = worst
+            worst = max(worst * (1 + 1e-9), float(cost[p]))  # the order of the turns stays that of the costs
+            costs[remaining[p]] = worst
             column = inv[p] - factor[:k, p] @ factor[:k]
             pivot = column[p]
             factor[k] = column / np.sqrt(pivot)
@@ -99,14 +95,14 @@ def _trace(w: Array, inv: Array, limit: int, group: tuple[int, int] | None, cost
             diagonal[p], w[p] = 1.0, 0.0
             free[p] = alive[p] = False
             if room is not None and group is not None:
-                own = left[p] // group[1]
+                own = remaining[p] // group[1]
                 room[own] -= 1
                 if room[own] == 0:
-                    free &= left // group[1] != own
+                    free &= remaining // group[1] != own
         gone += steps
         stays = factor[:, alive]
         inv = inv[np.ix_(alive, alive)] - stays.T @ stays
-        left, w = left[alive], w[alive]
+        remaining, w = remaining[alive], w[alive]
 
 
 def refit(weight: Array, keep: Array, h: Array, cross: Array | None = None, damping: float = 0.0) -> Array:
@@ -121,12 +117,12 @@ def refit(weight: Array, keep: Array, h: Array, cross: Array | None = None, damp
     damping : what `damped` added to the diagonal of `h`, with `cross`: pulls towards the old weights.
     """
     target = weight @ (h if cross is None else cross + damping * np.eye(len(h)))
-    found = np.zeros(weight.shape)
+    solution = np.zeros(weight.shape)
     for row, stays in enumerate(keep):
         at = np.flatnonzero(stays)
         if len(at):
-            found[row, at] = linalg.solve(h[np.ix_(at, at)], target[row, at], assume_a="pos")
-    return found
+            solution[row, at] = linalg.solve(h[np.ix_(at, at)], target[row, at], assume_a="pos")
+    return solution
 
 
 def blockwise(

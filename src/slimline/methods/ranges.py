@@ -1,4 +1,4 @@
-"""Integer grids, and the ranges that calibration finds for them: streaming, in bounded memory.
+"""The ranges that calibration finds for integer grids: streaming, in bounded memory.
 
 An observer sees the batches of one tensor and answers the range its grid should cover. Histograms have
 bins whose width is a power of two and whose edges include zero, so that doubling the width merges pairs
@@ -8,12 +8,12 @@ of bins exactly: what an observer answers does not depend on the order of the ba
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from slimline.basics.errors import SlimlineError, unknown
-from slimline.methods.grids import Grid
+from slimline.methods.formats import IntegerGrid, along
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -167,9 +167,9 @@ class MSE(_Histogram):
         return found
 
 
-def squared_error(points: Array, counts: Array, grid: Grid) -> float:
-    """Sum of ``counts * (points - fake_quantize(points))**2`` on a per-tensor grid."""
-    difference = points - fake_quantize(points, grid)
+def squared_error(points: Array, counts: Array, grid: IntegerGrid) -> float:
+    """Sum of ``counts * (points - grid.round(points))**2`` on a per-tensor grid."""
+    difference = points - grid.round(points)
     return float(np.dot(counts, difference * difference))
 
 
@@ -184,7 +184,7 @@ def observer(name: str, percentile: float = 99.99, value: str = "the value") -> 
     raise unknown("observer", name, ("minmax", "percentile", "mse"))
 
 
-def affine_grid(low: float, high: float, bits: int = 8, signed: bool = False) -> Grid:
+def affine_grid(low: float, high: float, bits: int = 8, signed: bool = False) -> IntegerGrid:
     """The per-tensor grid of ``2**bits`` levels over ``[low, high]``, widened to hold zero exactly.
 
     The scale is a float32 number, as every runtime stores it. A range of width zero gives a grid that
@@ -195,11 +195,10 @@ def affine_grid(low: float, high: float, bits: int = 8, signed: bool = False) ->
     first = -(2 ** (bits - 1)) if signed else 0
     scale = 1.0 if high == low else max(float(np.float32((high - low) / levels)), _SMALLEST)
     zero = min(max(first + round(-low / scale), first), first + levels)
-    dtype: Literal["int8", "uint8"] = "int8" if signed else "uint8"
-    return Grid(scale=(scale,), zero_point=(zero,), low=first, high=first + levels, dtype=dtype)
+    return IntegerGrid(np.asarray(scale, np.float32), (), bits, signed, zero_point=np.asarray(zero, np.int32))
 
 
-def symmetric_grid(weight: Array, axis: int | None, bits: int = 8) -> Grid:
+def symmetric_grid(weight: Array, axis: int | None, bits: int = 8) -> IntegerGrid:
     """The symmetric grid ``-127 … 127`` (for 8 bits) of a weight, one scale per position of `axis`, or one in all.
 
     A slice of zeros takes the largest scale of the others, and 1 where all are zero.
@@ -212,33 +211,7 @@ def symmetric_grid(weight: Array, axis: int | None, bits: int = 8) -> Grid:
     scales = np.maximum((top / high).astype(np.float32), np.float32(_SMALLEST))
     spare = scales[top > 0].max() if (top > 0).any() else np.float32(1.0)
     scales = np.where(top > 0, scales, spare)
-    return Grid(
-        scale=tuple(float(s) for s in scales),
-        zero_point=(0,) * len(scales),
-        low=-high,
-        high=high,
-        axis=axis,
-        dtype="int8",
-    )
-
-
-def quantize(x: Array, grid: Grid) -> Array:
-    """The integers (of ``grid.dtype``) nearest to `x`, ties to even, clipped to the grid; shape of `x`."""
-    scale, zero = _spread(x, grid)
-    result: Array = np.clip(np.rint(x / scale) + zero, grid.low, grid.high).astype(grid.dtype)
-    return result
-
-
-def fake_quantize(x: Array, grid: Grid) -> Array:
-    """`x` rounded to the grid, in its own shape and float dtype (float64 arithmetic for float64)."""
-    scale, zero = _spread(x, grid)
-    result: Array = (np.clip(np.rint(x / scale) + zero, grid.low, grid.high) - zero) * scale
-    return result
-
-
-def _spread(x: Array, grid: Grid) -> tuple[Array, Array]:
-    """Scale and zero point of `x`'s dtype, shaped to broadcast against `x`."""
-    shape = [1] * x.ndim
-    if grid.axis is not None:
-        shape[grid.axis] = -1
-    return np.asarray(grid.scale, x.dtype).reshape(shape), np.asarray(grid.zero_point, x.dtype).reshape(shape)
+    if axis is None:
+        return IntegerGrid(scales.reshape(()), (), bits, True, narrow=True)
+    blocks = along(axis, weight.ndim)
+    return IntegerGrid(scales.reshape([1 if b is None else -1 for b in blocks]), blocks, bits, True, narrow=True)

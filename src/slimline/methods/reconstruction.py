@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from slimline.methods.gram import diagonal_loading
+
 Array = np.ndarray[Any, np.dtype[Any]]
 
 RIDGE = 1e-3
@@ -28,9 +30,8 @@ def reconstruct(weight: Array, second: Array, cross: Array, ridge: float = RIDGE
     """
     groups, _, inputs = weight.shape
     free = inputs - int(constant)
-    square = np.diagonal(second, axis1=1, axis2=2)[:, :free].mean(axis=1)
     pull = np.zeros((groups, inputs))
-    pull[:, :free] = np.maximum(ridge * square, 1e-12)[:, None]
+    pull[:, :free] = diagonal_loading(second[:, :free, :free], ridge)[:, None]
     left = second + pull[:, :, None] * np.eye(inputs)
     right = cross + weight * pull[:, None, :]
     return np.asarray(np.linalg.solve(left, right.swapaxes(1, 2)).swapaxes(1, 2))

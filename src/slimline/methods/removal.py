@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from slimline.methods.gram import diagonal_loading, output_energy
+
 Array = np.ndarray[Any, np.dtype[Any]]
 
 DAMPING = 1e-3
@@ -40,7 +42,7 @@ class Consumer:
     @property
     def energy(self) -> float:
         """Mean square of the outputs (their variance, where `gram` is a covariance)."""
-        return float(np.einsum("goi,gij,goj->", self.weight, self.gram, self.weight, optimize=True))
+        return float(output_energy(self.weight, self.gram).sum())
 
 
 def removal_order(
@@ -80,9 +82,8 @@ class _State:
 
     def __init__(self, consumer: Consumer, damping: float) -> None:
         gram = np.asarray(consumer.gram, np.float64)
-        inputs = gram.shape[1]
-        mean = np.diagonal(gram, axis1=1, axis2=2).mean(axis=1)
-        self.inverse = np.linalg.inv(gram + np.maximum(damping * mean, 1e-12)[:, None, None] * np.eye(inputs))
+        loading = diagonal_loading(gram, damping)
+        self.inverse = np.linalg.inv(gram + loading[:, None, None] * np.eye(gram.shape[1]))
         self.weight = np.array(consumer.weight, np.float64)
         self.columns = consumer.columns
         self.scale = 1 / max(consumer.energy, 1e-300)
@@ -94,8 +95,8 @@ class _State:
         block = self.inverse[:, at[:, :, None], at[:, None, :]]
         block = np.where(empty[:, :, None] | empty[:, None, :], np.eye(at.shape[1]), block)
         weight = np.where(empty[None, :, None, :], 0, self.weight[:, :, at].swapaxes(1, 2))
-        found = (np.linalg.solve(block, weight.swapaxes(2, 3)) * weight.swapaxes(2, 3)).sum(axis=(0, 2, 3))
-        return np.asarray(self.scale * found)
+        errors = (np.linalg.solve(block, weight.swapaxes(2, 3)) * weight.swapaxes(2, 3)).sum(axis=(0, 2, 3))
+        return np.asarray(self.scale * errors)
 
     def remove(self, positions: NDArray[np.int64]) -> float:
         """Take the columns of some positions out; the error that this adds."""

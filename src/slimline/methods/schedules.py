@@ -30,7 +30,7 @@ def ratios(schedule: Literal["oneshot", "uniform", "iterative"], rounds: int, ta
     """
     if schedule == "oneshot":
         return [target]
-    return [target * done / rounds for done in range(1, rounds)] + [target]
+    return [target * number / rounds for number in range(1, rounds)] + [target]
 
 
 SparsitySchedule = Literal["constant", "polynomial", "exponential", "acdc"]

@@ -53,12 +53,12 @@ def culprits(pool: Sequence[str], passes: Callable[[frozenset[str]], bool], most
 
     A single culprit among `n` is found by at most ``2 log2(n)`` questions, and every further one by as many again.
     """
-    left = most
+    remaining = most
 
     @cache
     def well(without: frozenset[str]) -> bool:
-        nonlocal left
-        left -= 1
+        nonlocal remaining
+        remaining -= 1
         return passes(without)
 
     def small(fixed: frozenset[str], part: tuple[str, ...]) -> tuple[str, ...]:
@@ -67,7 +67,7 @@ def culprits(pool: Sequence[str], passes: Callable[[frozenset[str]], bool], most
             return part
         halves = part[: len(part) // 2], part[len(part) // 2 :]
         for half in halves:
-            if left <= 0:
+            if remaining <= 0:
                 return part
             if well(fixed | frozenset(half)):
                 return small(fixed, half)

@@ -90,13 +90,13 @@ class Pattern:
             return cls(text)
         if text == "row":
             return cls(text, None)
-        found = re.fullmatch(r"(\d+)([:x])(\d+)", text)
-        if found is None:
+        match = re.fullmatch(r"(\d+)([:x])(\d+)", text)
+        if match is None:
             raise SlimlineError(
                 f"There is no pattern {shown(text)}: use element, row, N:M such as 2:4, or AxB such as 1x4."
             )
-        a, b = int(found[1]), int(found[3])
-        if found[2] == "x":
+        a, b = int(match[1]), int(match[3])
+        if match[2] == "x":
             if a < 1 or b < 1:
                 raise SlimlineError(f"A block of {text} is empty: both sizes must be at least 1.")
             return cls(text, (a, b))
@@ -122,8 +122,8 @@ class Pattern:
         """Mean score of every cell, ``(groups, rows of cells, cells in a row)``."""
         groups, outputs, inputs = score.shape
         a, b = (1, inputs) if self.block is None else self.block
-        found: Array = score.reshape(groups, outputs // a, a, inputs // b, b).mean(axis=(2, 4))
-        return found
+        means: Array = score.reshape(groups, outputs // a, a, inputs // b, b).mean(axis=(2, 4))
+        return means
 
     def spread(self, cells: Array, shape: tuple[int, int, int]) -> Array:
         """A value of every cell at each of its weights: the inverse of `cells`."""
@@ -169,9 +169,9 @@ def score(
     raise ValueError(f"unknown criterion {criterion!r}")
 
 
-def checked(found: Any, shape: tuple[int, ...], name: str) -> Array:
+def checked(scores: Any, shape: tuple[int, ...], name: str) -> Array:
     """What a user's criterion returned, if it is one finite number for each weight."""
-    array = np.asarray(found, np.float64)
+    array = np.asarray(scores, np.float64)
     if array.shape != shape:
         raise SlimlineError(
             f"The criterion {name} returned shape {array.shape} for a weight of {shape}: return one score per weight."
@@ -245,9 +245,9 @@ def erk_counts(shapes: Sequence[tuple[int, ...]], amount: Amount) -> list[int]:
     total = count(amount, int(sizes.sum()))
     dense = np.zeros(len(sizes), bool)
     while True:
-        left = sizes.sum() - total - sizes[dense].sum()
+        remaining = sizes.sum() - total - sizes[dense].sum()
         weight = (raw * sizes)[~dense].sum()
-        density = np.where(dense, 1.0, raw * (left / weight if weight else 0.0))
+        density = np.where(dense, 1.0, raw * (remaining / weight if weight else 0.0))
         if not (density > 1).any():
             break
         dense |= density > 1

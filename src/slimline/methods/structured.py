@@ -21,23 +21,23 @@ def slice_scores(
     ``|weight * gradient|``, the first-order change of the loss (Molchanov et al. 2019, arXiv:1906.10771).
     Returns ``(weight.shape[dim],)`` float64.
     """
-    rest = tuple(i for i in range(weight.ndim) if i != dim)
+    other_axes = tuple(i for i in range(weight.ndim) if i != dim)
     w = np.asarray(weight, np.float64)
     if criterion == "l1":
-        return np.asarray(np.abs(w).sum(axis=rest))
+        return np.asarray(np.abs(w).sum(axis=other_axes))
     if criterion == "l2":
-        return np.asarray(np.square(w).sum(axis=rest))
+        return np.asarray(np.square(w).sum(axis=other_axes))
     if criterion == "taylor":
         if gradient is None:
             raise ValueError("the taylor criterion needs gradients")
-        return np.asarray(np.abs(w * gradient).sum(axis=rest))
+        return np.asarray(np.abs(w * gradient).sum(axis=other_axes))
     raise ValueError(f"unknown criterion {criterion!r}")
 
 
 def slice_products(weight: NDArray[np.floating], gradient: NDArray[np.floating], dim: int) -> Scores:
     """``(weight.shape[dim],)``: the sum of ``weight * gradient`` over every slice, the derivative by a factor on it."""
-    rest = tuple(i for i in range(weight.ndim) if i != dim)
-    return np.asarray((np.asarray(weight, np.float64) * gradient).sum(axis=rest))
+    other_axes = tuple(i for i in range(weight.ndim) if i != dim)
+    return np.asarray((np.asarray(weight, np.float64) * gradient).sum(axis=other_axes))
 
 
 def obd_scores(weight: NDArray[np.floating], square: NDArray[np.floating], dim: int) -> Scores:
@@ -46,8 +46,8 @@ def obd_scores(weight: NDArray[np.floating], square: NDArray[np.floating], dim: 
     With `square`, the mean squared gradient of single samples, in place of the Hessian's diagonal: what the loss gains
     to second order (LeCun et al. 1989, optimal brain damage).
     """
-    rest = tuple(i for i in range(weight.ndim) if i != dim)
-    return np.asarray(0.5 * (np.square(weight, dtype=np.float64) * square).sum(axis=rest))
+    other_axes = tuple(i for i in range(weight.ndim) if i != dim)
+    return np.asarray(0.5 * (np.square(weight, dtype=np.float64) * square).sum(axis=other_axes))
 
 
 def distances(rows: NDArray[np.floating]) -> Scores:
@@ -67,12 +67,12 @@ def mean_ranks(maps: NDArray[np.floating]) -> Scores:
     return np.asarray(np.linalg.matrix_rank(matrices).mean(axis=0), np.float64)
 
 
-def round_width(kept: int, size: int, multiple: int) -> int:
-    """The multiple of `multiple` nearest to `kept` (up at a tie), at least one multiple and at most
-    `size`; `kept` itself, at least 1, where the unit is smaller than one multiple."""
+def round_width(width: int, size: int, multiple: int) -> int:
+    """The multiple of `multiple` nearest to `width` (up at a tie), at least one multiple and at most
+    `size`; `width` itself, at least 1, where the unit is smaller than one multiple."""
     if size < multiple:
-        return max(1, kept)
-    return min(size // multiple * multiple, max(multiple, int(kept / multiple + 0.5) * multiple))
+        return max(1, width)
+    return min(size // multiple * multiple, max(multiple, int(width / multiple + 0.5) * multiple))
 
 
 def around(width: float, size: int, multiple: int) -> tuple[int, int]:
@@ -110,8 +110,8 @@ def select_local(scores: Sequence[Scores], fixed: Sequence[int], ratio: float, m
     chosen = []
     for s, f in zip(scores, fixed, strict=True):
         size = len(s) + f
-        kept = round_width(size - int(ratio * size + 1e-9), size, multiple)
-        chosen.append(lowest(s, min(max(size - kept, 0), len(s) - (f == 0))))
+        width = round_width(size - int(ratio * size + 1e-9), size, multiple)
+        chosen.append(lowest(s, min(max(size - width, 0), len(s) - (f == 0))))
     return chosen
 
 
@@ -146,6 +146,6 @@ def select_global(
     chosen = []
     for s, f, count in zip(scores, fixed, counts, strict=True):
         size = len(s) + f
-        kept = round_width(size - count, size, multiple)
-        chosen.append(lowest(s, min(max(size - kept, 0), len(s) - (f == 0))))
+        width = round_width(size - count, size, multiple)
+        chosen.append(lowest(s, min(max(size - width, 0), len(s) - (f == 0))))
     return chosen

@@ -18,7 +18,14 @@ from slimline.model.parts import PartedModel
 
 
 @overload
-def load(source: Any, example_inputs: Any = None, *, allow_pickle: bool = False, parts: None = None) -> Model: ...
+def load(
+    source: Any,
+    example_inputs: Any = None,
+    *,
+    allow_pickle: bool = False,
+    dynamic: bool = False,
+    parts: None = None,
+) -> Model: ...
 @overload
 def load(source: Any, example_inputs: Any = None, *, parts: Sequence[str] | str | Path) -> PartedModel: ...
 def load(
@@ -26,6 +33,7 @@ def load(
     example_inputs: Any = None,
     *,
     allow_pickle: bool = False,
+    dynamic: bool = False,
     parts: Sequence[str] | str | Path | None = None,
 ) -> Model | PartedModel:
     """Read a network.
@@ -35,8 +43,12 @@ def load(
     source : a `torch.nn.Module` or ExportedProgram, a `keras.Model`, an `onnx.ModelProto`, the path of a
         ``.pt2``, ``.keras`` or ``.onnx`` file, or a `Model`, which is returned as it is. The user's object is never
         changed.
-    example_inputs : arrays or tensors ``(batch, …)``, one per input; needed for a torch module or a pickle of one.
+    example_inputs : arrays or tensors ``(batch, …)``, one per input, or a dict of them by the inputs' names; needed for
+        a torch module or a pickle of one.
     allow_pickle : whether a ``.pt`` or ``.pth`` file, which can run any code, may be opened.
+    dynamic : for a torch module, whether every size of its inputs that it leaves free, such as the length of a sequence
+        or the size of an image, stays so in files and artifacts; by default only the batch does. What else brings a
+        model says that itself: a ``.pt2`` by its dynamic shapes, Keras by sizes of None.
     parts : for a torch module whose control flow depends on data: names of the submodules to compress, captured on
         what they receive when the module is called with `example_inputs` (a tuple for several arguments); or the
         folder that `PartedModel.save` wrote. See `slimline.model.parts`.
@@ -52,19 +64,19 @@ def load(
         return source
     if isinstance(source, PartedModel):
         raise SlimlineError("A model by parts is pruned by slimline.plan and slimline.apply: compress its parts else.")
-    given = None
+    inputs = None
     if example_inputs is not None:
-        given = examples(example_inputs, source)
+        inputs = examples(example_inputs, source)
     if isinstance(source, str | Path):
         path = Path(source)
         if not path.is_file():
             raise SlimlineError(f"There is no model file {path}: check the path.")
-        found = adapter_of(path)
-        native, example, metadata = found.open(path, allow_pickle, given)
-        return _checked(Model.restored(found, native, example, metadata))
-    found = adapter_for(source)
-    native, example = found.load(source, given)
-    return _checked(Model(found, native, example, masks=found.masks(source)))
+        adapter = adapter_of(path)
+        native, example, metadata = adapter.open(path, allow_pickle, inputs)
+        return _checked(Model.restored(adapter, native, example, metadata))
+    adapter = adapter_for(source)
+    native, example = adapter.load(source, inputs, dynamic)
+    return _checked(Model(adapter, native, example, masks=adapter.masks(source)))
 
 
 def _checked(model: Model) -> Model:
@@ -79,17 +91,14 @@ def _checked(model: Model) -> Model:
         if name in model.graph.trainable or not (np.isfinite(array) | meant).all():
             raise SlimlineError(f"The weights {name} hold NaN or infinity: train or load the model anew.")
     if model.quantization is not None:
-        _check_grids(model, model.quantization)
+        _check_formats(model, model.quantization)
     return model
 
 
-def _check_grids(model: Model, quantization: Quantization) -> None:
-    for grids in (quantization.activations, quantization.weights):
-        for name, grid in grids.items():
+def _check_formats(model: Model, quantization: Quantization) -> None:
+    for formats in (quantization.activations, quantization.weights):
+        for name, each in formats.items():
             if name not in model.graph.values:
-                raise unknown("value with an integer grid called", name, model.graph.values)
-            shape, counts = model.graph.values[name].shape, {len(grid.scale), len(grid.zero_point)}
-            fits = counts == {1} if grid.axis is None else -len(shape) <= grid.axis < len(shape)
-            fits = fits and (grid.axis is None or counts == {shape[grid.axis]})
-            if not fits or grid.low >= grid.high or not all(np.isfinite(s) and s > 0 for s in grid.scale):
-                raise SlimlineError(f"The integer grid of {name} does not fit it: quantize the model again.")
+                raise unknown("value with a format called", name, model.graph.values)
+            if not each.fits(model.graph.values[name].shape):
+                raise SlimlineError(f"The format of {name} does not fit it: quantize the model again.")

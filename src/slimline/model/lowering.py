@@ -1,8 +1,8 @@
 """Roads from frameworks to runtimes, and the gate at their end: no artifact leaves that disagrees with its model.
 
-`road` is the exchange form that an adapter gives and a runtime takes. `lower` has the runtime write the artifact in a
-folder beside its destination, loads it again, compares all that it answers with all that the model answers, and only
-then puts it in its place. A new target is gated because it is a `Runtime`.
+`road` leads through the exchange forms from what an adapter gives to what a runtime takes. `lower` has the runtime
+write the artifact in a folder beside its destination, loads it again, compares all that it answers with all that the
+model answers, and only then puts it in its place. A new target is gated because it is a `Runtime`.
 """
 
 from __future__ import annotations
@@ -10,16 +10,19 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from slimline.basics.errors import SlimlineError
+from slimline.measure.integers import layer_name, stored_weights
 from slimline.measure.parity import Parity, compare
 from slimline.measure.probes import Arrays, probes
+from slimline.methods.outputs import bare
 from slimline.runtimes import base as runtimes
+from slimline.runtimes import forms
 from slimline.runtimes.forms import Form
 
 if TYPE_CHECKING:
@@ -29,11 +32,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def lower(runtime: Runtime, model: Model, path: Path, quick: bool = False) -> Parity:
+def lower(runtime: Runtime, model: Model, path: Path, quick: bool = False) -> Parity | None:
     """Write the artifact of `model` to `path` if it computes what the model does; the worst parity that was met.
 
     A float artifact has to pass; an integer one is compared with its simulation, and what rounding may do to it is only
-    logged.
+    logged. What cannot be run here is checked by `Runtime.verify`; None where nothing answers in its place.
 
     Parameters
     ----------
@@ -52,18 +55,45 @@ def lower(runtime: Runtime, model: Model, path: Path, quick: bool = False) -> Pa
         ) from error
     with folder:
         written = Path(folder.name, path.name)
-        write(runtime, model, written)
-        found = check(runtime, model, written, quick)
+        form = write(runtime, model, written)
+        session = runtime.verify(form, written) if runtime.elsewhere else runtime.load(written)
+        found = None if session is None else compared(runtime, session, model, written, quick)
         for part in sorted(Path(folder.name).iterdir(), key=lambda part: part.name == path.name):  # the main file last
             _put(part, path.with_name(part.name))
     return found
 
 
-def write(runtime: Runtime, model: Model, path: Path) -> None:
-    """Write the artifact of `model` without comparing them: for artifacts that are compared later, or thrown away."""
-    kind = road(model.forms, runtime)
+def write(runtime: Runtime, model: Model, path: Path) -> Form:
+    """Write the artifact of `model` without comparing them: for artifacts that are compared later, or thrown away. The
+    form that it was made of, as the runtime left it.
+
+    Raises
+    ------
+    SlimlineError : there is no road, or a tensor is in a format that the runtime cannot write.
+    """
+    way = road(model.forms, runtime)
+    _check_formats(runtime, model)
     integer = model.quantization is not None
-    runtime.lower(Form(kind, model.adapter.form(model.native, kind, model.example, integer), integer), path)
+    content = model.adapter.form(model.native, way[0], model.example, integer)
+    form = Form(way[-1], forms.converted(content, way), integer)
+    runtime.lower(form, path)
+    return form
+
+
+def _check_formats(runtime: Runtime, model: Model) -> None:
+    if model.quantization is None:
+        return
+    sides = (("activation", model.quantization.activations), ("weight", model.quantization.weights))
+    for side, formats in sides:
+        for name, each in formats.items():
+            if not runtime.can_write(each, side == "weight"):
+                graph = model.graph
+                users = [n for n in graph.nodes if name in n.outputs or name in stored_weights(n, graph)]
+                owner = f" of layer {layer_name(users[0], graph)}" if users else ""
+                raise SlimlineError(
+                    f"{runtime.name} cannot write the {side} {name}{owner} as {each.describe()}: it takes "
+                    f"{runtime.writes}."
+                )
 
 
 def _put(part: Path, final: Path) -> None:
@@ -72,31 +102,48 @@ def _put(part: Path, final: Path) -> None:
     part.replace(final)
 
 
-def road(forms: Sequence[str], runtime: Runtime) -> str:
-    """The exchange form in which a framework that gives `forms` reaches a runtime.
+def road(given: Sequence[str], runtime: Runtime) -> tuple[str, ...]:
+    """The exchange forms through which a framework that gives some reaches a runtime: the first is the framework's, the
+    last the runtime's.
 
     Raises
     ------
     SlimlineError : there is none.
     """
-    for kind in runtime.forms:
-        if kind in forms:
-            return kind
-    reached = [name for name in runtimes.names() if set(runtimes.runtime(name).forms) & set(forms)]
+    way = forms.road(given, runtime.forms)
+    if way is not None:
+        return way
+    reached = [name for name in runtimes.names() if forms.road(given, runtimes.runtime(name).forms)]
     raise SlimlineError(f"{runtime.name} does not take such models yet: choose the target {', '.join(reached)}.")
 
 
+def roads(forms: Mapping[str, Sequence[str]], runtime: Runtime) -> dict[str, str]:
+    """By framework, the exchange form in which it reaches a runtime, of those that give one which the runtime takes.
+
+    Parameters
+    ----------
+    forms : that each framework gives.
+    """
+    common = {name: [kind for kind in runtime.forms if kind in theirs] for name, theirs in forms.items()}
+    return {name: kinds[0] for name, kinds in common.items() if kinds}
+
+
 def check(runtime: Runtime, model: Model, path: Path, quick: bool = False) -> Parity:
-    """The worst parity of an artifact and its model, see `lower`; refuses a float artifact that disagrees, and an
+    """The worst parity of an artifact and its model, see `compared`."""
+    return compared(runtime, runtime.load(path), model, path, quick)
+
+
+def compared(runtime: Runtime, session: Session, model: Model, path: Path, quick: bool = False) -> Parity:
+    """The worst parity of a loaded artifact and its model, see `lower`; refuses a float artifact that disagrees, and an
     integer one that differs by more than rounding can make it."""
-    session = runtime.load(path)
     integer = model.quantization is not None
     worst: Parity | None = None
     for what, candidates in _inputs(runtime, model, path, quick):
         references, inputs = _answers(model, candidates)
         if not references:
             continue
-        found = compare(references, _run(runtime, session, inputs, what), integer)
+        known = bare(model.output_names, references)
+        found = compare(references, _run(runtime, session, inputs, what), integer, known)
         if found.gross:
             raise SlimlineError(
                 f"The {runtime.name} artifact disagrees with the model on {what} ({found.reason}), so it was not "

@@ -28,8 +28,8 @@ def held(model: Model) -> Model:
 @takes(model=is_model)
 def finalize(model: Model) -> Model:
     """The same network without its masks: the zeros stay in the weights, and training may change them again."""
-    kept = held(model)
-    return kept.then(kept.edit(PutTensors({})), {"step": "finalize"}, masks={})
+    masked = held(model)
+    return masked.then(masked.edit(PutTensors({})), {"step": "finalize"}, masks={})
 
 
 def sparsity(model: Model) -> dict[str, float]:

@@ -15,7 +15,7 @@ from slimline.basics.arguments import takes
 from slimline.basics.errors import SlimlineError
 from slimline.frameworks.base import Adapter, framework
 from slimline.graph.edits import Edit
-from slimline.graph.ir import Graph
+from slimline.graph.ir import Graph, InputSpec
 from slimline.graph.quantization import Quantization
 from slimline.recipe.packed import PackedMask
 
@@ -30,7 +30,7 @@ class Model:
     native : the torch `GraphModule` or `keras.Model`, which can be trained, or an ONNX model.
     example : example inputs, each ``(batch, …)``.
     history : one entry per step that made it: ``{"step": …, the step's fields …}``.
-    quantization : integer grids, once a quantization step has set them; `native` then simulates them.
+    quantization : formats of its tensors, once a quantization step has set them; `native` then simulates them.
     masks : by weight name, boolean and of the weight's shape: what is False is zero and stays zero through every
         step that follows, until `slimline.finalize`.
     origin : the uncompressed model that steps made it of, from which training learns; None where this one is itself
@@ -51,6 +51,13 @@ class Model:
         """The neutral graph of `native`."""
         return self.adapter.read(self.native, self.example)
 
+    @cached_property
+    def inputs(self) -> tuple[InputSpec, ...]:
+        """Name, shape and dtype of each input; None in a shape is a size that may change."""
+        shapes = self.adapter.input_shapes(self.native, self.example)
+        triples = zip(self.graph.inputs, shapes, self.example, strict=True)
+        return tuple(InputSpec(name, shape, x.dtype.name) for name, shape, x in triples)
+
     @property
     def framework(self) -> str:
         """Its adapter's name."""
@@ -67,16 +74,21 @@ class Model:
         return framework(self.adapter.name).forms
 
     @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of all its outputs, in their order."""
+        return self.adapter.output_names(self.native)
+
+    @property
     def uncompressed(self) -> Model | None:
         """`origin`, or this model itself while nothing has been done to it; None where it is not known."""
         return self.origin or (None if self.history else self)
 
     def predict(self, *inputs: np.ndarray) -> np.ndarray:
-        """The first output for inputs ``(batch, …)``, in inference mode."""
-        return self.adapter.predict(self.native, inputs)
+        """The output for inputs ``(batch, …)``, in inference mode; of a model with several the first, see `outputs`."""
+        return self.adapter.outputs(self.native, inputs)[0]
 
     def outputs(self, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
-        """All outputs, in the order of an artifact's, in inference mode."""
+        """All outputs, in the order of `output_names` and of an artifact's, in inference mode."""
         return self.adapter.outputs(self.native, inputs)
 
     def parameters(self) -> dict[str, np.ndarray]:
@@ -84,7 +96,7 @@ class Model:
         return self.adapter.parameters(self.native)
 
     def check_float(self) -> None:
-        """Refuse to change the shapes or the function of a quantized model, whose grids were measured with them."""
+        """Refuse to change the shapes or the function of a quantized model, whose formats were measured with them."""
         if self.quantization is not None:
             raise SlimlineError(
                 "This model is quantized, and its integer grids belong to the shapes and values they were measured "
@@ -146,12 +158,13 @@ class Model:
                 native,
                 example,
                 tuple(history),
-                None if quantization is None else Quantization.model_validate(quantization),
+                None if quantization is None else Quantization.from_notes(quantization),
                 {name: PackedMask.model_validate(mask).array() for name, mask in masks.items()},
             )
-        except ValueError as reason:  # pydantic's are ValueErrors too
+        except (SlimlineError, ValueError) as reason:  # pydantic's are ValueErrors too
             raise SlimlineError(
-                "The file's notes of grids or masks of the model are damaged: save the model again."
+                "The file's notes of formats or masks of the model are damaged, or an older slimline wrote them: save "
+                "the model again, or quantize the float model anew."
             ) from reason
 
     @takes(path=arguments.path)
@@ -164,7 +177,7 @@ class Model:
             )
         metadata: dict[str, Any] = {"history": list(self.history)}
         if self.quantization is not None:
-            metadata["quantization"] = self.quantization.model_dump(mode="json")
+            metadata["quantization"] = self.quantization.notes()
         if self.masks:
             metadata["masks"] = {name: PackedMask.of(mask).model_dump(mode="json") for name, mask in self.masks.items()}
         self.adapter.save(self.native, path, self.example, metadata)

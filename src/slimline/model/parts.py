@@ -23,7 +23,7 @@ from slimline.model.model import Model, is_model
 if TYPE_CHECKING:
     pass
 
-MANIFEST, REST = "parts.json", "rest.safetensors"
+MANIFEST, OUTER_STATE = "parts.json", "rest.safetensors"
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class PartedModel:
         files = {name: f"part-{i}{model.adapter.suffix}" for i, (name, model) in enumerate(self.parts.items())}
         for name, model in self.parts.items():
             model.save(folder / files[name])
-        (folder / REST).write_bytes(safetensors.numpy.save(parts.rest(self.native)))
+        (folder / OUTER_STATE).write_bytes(safetensors.numpy.save(parts.outer_state(self.native)))
         record = [{**interface, "file": files[interface["name"]]} for interface in parts.records(self.native)]
         (folder / MANIFEST).write_text(json.dumps({"schema": 1, "parts": record}, indent=1))
         return folder
@@ -94,8 +94,8 @@ def load(module: Any, example: Any, parts: Sequence[str] | str | Path) -> Parted
     if example is None:
         raise SlimlineError("A model is loaded by parts with example_inputs: what the module is called with.")
     args = example if isinstance(example, tuple) else (example,)
-    native, found = apart.take_apart(module, args, tuple(dict.fromkeys(parts)))
-    return PartedModel(native, {name: Model(adapter_for(module), *captured) for name, captured in found.items()})
+    native, captures = apart.take_apart(module, args, tuple(dict.fromkeys(parts)))
+    return PartedModel(native, {name: Model(adapter_for(module), *captured) for name, captured in captures.items()})
 
 
 def _open(module: Any, folder: Path) -> PartedModel:
@@ -103,7 +103,7 @@ def _open(module: Any, folder: Path) -> PartedModel:
     try:
         record = _manifest(strictjson.parse((folder / MANIFEST).read_bytes()), adapter.suffix)
         interfaces = apart.interfaces(record)
-        state = array_files.safetensors(folder / REST)
+        state = array_files.safetensors(folder / OUTER_STATE)
     except (OSError, ValueError, KeyError, TypeError) as reason:
         raise SlimlineError(f"{folder} is not a folder that a model by parts was saved to: check the path.") from reason
     known = apart.names(module)
@@ -114,7 +114,7 @@ def _open(module: Any, folder: Path) -> PartedModel:
         native, example, metadata = adapter.open(folder / entry["file"], False)
         parts[entry["name"]] = Model.restored(adapter, native, example, metadata)
     whole = apart.put_together(module, interfaces, {name: m.native for name, m in parts.items()})
-    apart.load_rest(whole, state)
+    apart.load_outer_state(whole, state)
     return PartedModel(whole, parts)
 
 

@@ -42,7 +42,7 @@ class CutPlan(StructuralPlan):
     @cached_property
     def macs(self) -> int:
         """Multiply-accumulates per sample that will be left."""
-        gone = sum(self._macs(cut) - round(self._macs(cut) * cut.left) for cut in self.cuts)
+        gone = sum(self._macs(cut) - round(self._macs(cut) * cut.remaining) for cut in self.cuts)
         return cost.macs(self.graph) - gone // self.graph.batch
 
     def _macs(self, cut: Cut) -> int:
@@ -51,10 +51,10 @@ class CutPlan(StructuralPlan):
     @cached_property
     def parameters(self) -> int:
         """Trained numbers that will be left."""
-        sizes = [(math.prod(self.graph.values[cut.reader.layer.weight].shape), cut.left) for cut in self.cuts]
-        return self.graph.size - sum(size - round(size * left) for size, left in sizes)
+        sizes = [(math.prod(self.graph.values[cut.reader.layer.weight].shape), cut.remaining) for cut in self.cuts]
+        return self.graph.size - sum(size - round(size * remaining) for size, remaining in sizes)
 
-    def axis_kept(self, node: str, letter: str) -> None:
+    def axis_retained(self, node: str, letter: str) -> None:
         """No axis of a value loses positions."""
 
     def statistics(self, node: str) -> list[Any]:
@@ -69,17 +69,17 @@ class CutPlan(StructuralPlan):
         for cut in self.cuts:
             weight = stored[cut.reader.layer.weight]
             stay = np.zeros(weight.shape, bool)
-            stay[np.ix_(*(np.arange(n) if k is None else k for n, k in zip(weight.shape, cut.kept, strict=True)))] = (
-                True
-            )
+            stay[
+                np.ix_(*(np.arange(n) if k is None else k for n, k in zip(weight.shape, cut.retained, strict=True)))
+            ] = True
             zeroed[cut.reader.layer.weight] = np.where(stay, weight, weight.dtype.type(0))
         return model.edited((PutTensors(zeroed),), {"step": "mask", "plan": self.summary()})
 
     @takes(model=is_model)
     def apply(self, model: Model) -> Model:
         """A new model whose layers read less."""
-        kept = {cut.reader.layer.weight: cut.kept for cut in self.cuts}
-        masks = {name: take(mask, kept.get(name, ())) for name, mask in model.masks.items()}
+        retained = {cut.reader.layer.weight: cut.retained for cut in self.cuts}
+        masks = {name: take(mask, retained.get(name, ())) for name, mask in model.masks.items()}
         return model.edited((Narrow(self.cuts),), {"step": "prune", "plan": self.summary()}, masks)
 
     def summary(self) -> dict[str, Any]:
@@ -95,18 +95,18 @@ class CutPlan(StructuralPlan):
     def from_json(cls, text: str, model: Model) -> CutPlan:
         """The plan that `to_json` wrote, for `model`."""
         data = json.loads(text)
-        return cls(model.graph, [_cut(model.graph, found) for found in data["cuts"]], data["notes"])
+        return cls(model.graph, [_cut(model.graph, record) for record in data["cuts"]], data["notes"])
 
     def __str__(self) -> str:
         return "\n".join([self.headline, *(f"  {cut}" for cut in self.cuts), *(f"  note: {n}" for n in self.notes)])
 
 
-def _cut(graph: Graph, found: Mapping[str, Any]) -> Cut:
-    reader = next((r for r in readers(graph) if r.node.name == found["node"]), None)
-    same = reader is not None and found.get("kernel", list(reader.layer.kernel)) == list(reader.layer.kernel)
-    if reader is None or not same or found.get("channels", reader.channels) != reader.channels:
-        raise SlimlineError(f"The plan cuts {found['layer']}, which the model does not have like this: plan again.")
-    window = tuple((int(a), int(n), int(s)) for a, n, s in found["window"]) if "window" in found else None
-    gone = set(found.get("removed", ()))
-    channels = tuple(i for i in range(reader.channels) if i not in gone) if "channels" in found else None
-    return Cut(reader, window, channels, found.get("error"))
+def _cut(graph: Graph, record: Mapping[str, Any]) -> Cut:
+    reader = next((r for r in readers(graph) if r.node.name == record["node"]), None)
+    same = reader is not None and record.get("kernel", list(reader.layer.kernel)) == list(reader.layer.kernel)
+    if reader is None or not same or record.get("channels", reader.channels) != reader.channels:
+        raise SlimlineError(f"The plan cuts {record['layer']}, which the model does not have like this: plan again.")
+    window = tuple((int(a), int(n), int(s)) for a, n, s in record["window"]) if "window" in record else None
+    gone = set(record.get("removed", ()))
+    channels = tuple(i for i in range(reader.channels) if i not in gone) if "channels" in record else None
+    return Cut(reader, window, channels, record.get("error"))

@@ -48,7 +48,7 @@ class Plan(Removal, StructuralPlan):
     @takes(model=is_model)
     def apply(self, model: Model) -> Model:
         """A new model from which the positions are really removed."""
-        masks = {name: take(mask, self.kept(name)) for name, mask in model.masks.items()}
+        masks = {name: take(mask, self.retained(name)) for name, mask in model.masks.items()}
         return model.edited((Resize(self),), {"step": "prune", "plan": self.summary()}, masks)
 
     def summary(self) -> dict[str, Any]:

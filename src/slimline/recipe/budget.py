@@ -46,21 +46,21 @@ class Budget(Config):
 
     @field_validator(*KINDS, mode="before")
     @classmethod
-    def _one_spelling(cls, given: Any, info: ValidationInfo) -> Any:
+    def _one_spelling(cls, value: Any, info: ValidationInfo) -> Any:
         """Text with a unit in its one spelling, text without one as the number that it is."""
         kind = KINDS[str(info.field_name)]
         wrong = SlimlineError(
-            f"{info.field_name} is {shown(given)}: give a part of the original's such as 0.2, or {kind.name} such as "
+            f"{info.field_name} is {shown(value)}: give a part of the original's such as 0.2, or {kind.name} such as "
             f"'{kind.example}'."
         )
-        if isinstance(given, str):
-            amount = kind.read(given)
+        if isinstance(value, str):
+            amount = kind.read(value)
             if amount is not None:
                 return kind.write(amount)
             try:
-                given = float(given)
+                value = float(value)
             except ValueError:
                 raise wrong from None
-        if isinstance(given, int | float) and given > 1:
+        if isinstance(value, int | float) and value > 1:
             raise wrong
-        return given
+        return value

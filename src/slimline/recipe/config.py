@@ -31,7 +31,7 @@ def sentence(error: ValidationError, model: type[BaseModel]) -> SlimlineError:
     place = [shown(part).strip("'") for part in first["loc"] if not _branch(part, model)]
     where = ".".join(place)
     name = model.__name__
-    given = first["input"]
+    value = first["input"]
     if kind == "extra_forbidden":
         fields = [field.alias or key for key, field in model.model_fields.items()]
         return unknown(f"field in {name} called", str(first["loc"][-1]), fields)
@@ -42,12 +42,12 @@ def sentence(error: ValidationError, model: type[BaseModel]) -> SlimlineError:
         return SlimlineError(f"{where} of {name} does not say which step it is: give it a 'step: NAME'.")
     if kind == "missing":
         return SlimlineError(f"{name} needs {where}: give it.")
-    if kind == "literal_error" and place[-1:] and isinstance(given, str):
+    if kind == "literal_error" and place[-1:] and isinstance(value, str):
         field = next(part for part in reversed(place) if not part.isdigit())
-        return unknown(f"{name} with {field}", given, _choices(model, place))
-    said = first["msg"].removeprefix("Input ").replace("should", "must").partition(",")[0]
-    said = said.replace("dictionary or object to extract fields from", "mapping of fields").replace("tuple", "list")
-    return SlimlineError(f"{where + ' of ' if where else ''}{name} is {shown(given)} but {said}.")
+        return unknown(f"{name} with {field}", value, _choices(model, place))
+    text = first["msg"].removeprefix("Input ").replace("should", "must").partition(",")[0]
+    text = text.replace("dictionary or object to extract fields from", "mapping of fields").replace("tuple", "list")
+    return SlimlineError(f"{where + ' of ' if where else ''}{name} is {shown(value)} but {text}.")
 
 
 def _branch(part: int | str, model: type[BaseModel]) -> bool:
@@ -59,13 +59,13 @@ def _branch(part: int | str, model: type[BaseModel]) -> bool:
 def _choices(model: type[BaseModel], place: list[str]) -> list[str]:
     """The strings a Literal field (perhaps optional) takes."""
     field = model.model_fields.get(place[0])
-    found: list[str] = []
+    choices: list[str] = []
     pending: list[Any] = [field.annotation if field else None]
     while pending:
         annotation = pending.pop()
         pending += [a for a in get_args(annotation) if not isinstance(a, str)]
-        found += [a for a in get_args(annotation) if isinstance(a, str)]
-    return found
+        choices += [a for a in get_args(annotation) if isinstance(a, str)]
+    return choices
 
 
 def as_mapping(loaded: Any, where: str) -> Mapping[str, Any]:

@@ -11,20 +11,20 @@ from pydantic import BeforeValidator, PlainSerializer
 
 from slimline.basics.errors import shown, unknown
 
-Named = Annotated[str | Callable[..., Any], PlainSerializer(lambda given: name_of(given), return_type=str)]
+Named = Annotated[str | Callable[..., Any], PlainSerializer(lambda value: name_of(value), return_type=str)]
 
 
 def one_of(known: Sequence[str], pattern: str = "") -> BeforeValidator:
     """Accepts the names in `known`, those that match `pattern`, ``package.module:function``, and functions."""
 
-    def check(given: Any) -> Any:
-        if callable(given):
-            return given
-        named = isinstance(given, str) and (given in known or ":" in given or re.fullmatch(pattern or "(?!)", given))
+    def check(value: Any) -> Any:
+        if callable(value):
+            return value
+        named = isinstance(value, str) and (value in known or ":" in value or re.fullmatch(pattern or "(?!)", value))
         if not named:
-            name = given if isinstance(given, str) else shown(given)
+            name = value if isinstance(value, str) else shown(value)
             raise unknown("criterion", name, [*known, "package.module:function"])
-        return given
+        return value
 
     return BeforeValidator(check)
 

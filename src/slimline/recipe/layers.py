@@ -95,8 +95,8 @@ def refuse_unmatched(what: str, patterns: Iterable[str], names: Iterable[str], t
 
 def _fits(name: str, pattern: str, types: Types) -> bool:
     if pattern.startswith(TYPE):
-        wanted = pattern.removeprefix(TYPE).lower()
-        return any(fnmatchcase(kind.lower(), wanted) for kind in types.get(name, ()))
+        glob = pattern.removeprefix(TYPE).lower()
+        return any(fnmatchcase(kind.lower(), glob) for kind in types.get(name, ()))
     if pattern.startswith(REGULAR):
         return _compiled(pattern).fullmatch(name) is not None
     return fnmatchcase(name, pattern)

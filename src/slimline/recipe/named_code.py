@@ -27,12 +27,12 @@ def names(steps: Iterable[Step]) -> list[str]:
     return list(dict.fromkeys(c for c in criteria if isinstance(c, str) and ":" in c))
 
 
-def refuse(named: Sequence[str], who: str, pickles: Sequence[str] = ()) -> None:
+def refuse(named: Sequence[str], asker: str, pickles: Sequence[str] = ()) -> None:
     """Say what would be imported and unpickled, if there is anything, and how to allow it.
 
     Parameters
     ----------
-    who : names it, for the sentence: ``The recipe``.
+    asker : names it, for the sentence: ``The recipe``.
     """
     if not named and not pickles:
         return
@@ -40,7 +40,7 @@ def refuse(named: Sequence[str], who: str, pickles: Sequence[str] = ()) -> None:
     flags = [f"--allow-code {name}" for name in named] + ["--allow-pickle"] * bool(pickles)
     python = [f"allow_code={list(named)}"] * bool(named) + ["allow_pickle=True"] * bool(pickles)
     raise SlimlineError(
-        f"{who} would {' and '.join(what)}, which can do anything: pass {' '.join(flags)} if you trust it "
+        f"{asker} would {' and '.join(what)}, which can do anything: pass {' '.join(flags)} if you trust it "
         f"(in Python {', '.join(python)})."
     )
 
@@ -72,11 +72,11 @@ def granted(steps: Sequence[Step], allow_code: str | Iterable[str] = (), folder:
     named = [name for name in names(steps) if name not in held]
     refuse([name for name in named if name not in allowed], "The recipe")
     with entered(folder if named else None):
-        found = {name: find(name, "criterion") for name in named}
-    for name, function in found.items():
+        functions = {name: find(name, "criterion") for name in named}
+    for name, function in functions.items():
         if not callable(function):
             raise SlimlineError(f"The criterion {name} is a {type(function).__name__}: name a function.")
-    token = _granted.set({**_granted.get(), **held, **found})
+    token = _granted.set({**_granted.get(), **held, **functions})
     try:
         yield
     finally:

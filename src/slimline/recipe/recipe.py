@@ -144,20 +144,20 @@ class Recipe(Config):
 
 
 def check_order(
-    steps: Sequence[Step], done: Sequence[str] = (), follows: bool = False, quantized: bool = False
+    steps: Sequence[Step], history: Sequence[str] = (), follows: bool = False, quantized: bool = False
 ) -> None:
     """Refuse an order that has no meaning.
 
     Parameters
     ----------
     steps : to be done.
-    done : names of the steps that the model already went through.
+    history : names of the steps that the model already went through.
     follows : whether there is something to recover before the first step: the model was compressed before, learns from
         a teacher that is not itself, or is not known yet.
     quantized : whether the model is on integer grids, whatever brought it there.
     """
     known = configs()
-    earlier: list[tuple[str, str]] = [(name, known[name].kind) for name in done if name in known]
+    earlier: list[tuple[str, str]] = [(name, known[name].kind) for name in history if name in known]
     if quantized and not any(kind == "quantization" for _, kind in earlier):
         earlier.append(("quantization", "quantization"))
     for position, step in enumerate(steps):
@@ -168,8 +168,8 @@ def check_order(
         if step.kind == "recovery" and not earlier and not follows:
             raise SlimlineError(f"{name} comes first and has nothing to recover: put it after the step it repairs.")
         following = steps[position + 1] if position + 1 < len(steps) else None
-        if said := step.misplaced([before for before, _ in earlier], following):
-            raise SlimlineError(said)
+        if problem := step.misplaced([before for before, _ in earlier], following):
+            raise SlimlineError(problem)
         earlier.append((name, step.kind))
 
 
@@ -225,10 +225,10 @@ def load_recipe(
         if not isinstance(source, Iterable) or not all(isinstance(step, Step) for step in source):
             raise SlimlineError("A recipe given as a list must hold steps, such as slimline.ChannelPruning(ratio=0.5).")
         recipe = Recipe(steps=tuple(source))
-    given = {key: value for key, value in settings.items() if value is not None}
+    overrides = {key: value for key, value in settings.items() if value is not None}
     if recipe.target is None and target is not None:
-        given.setdefault("target", target)
-    return Recipe.model_validate({**{name: getattr(recipe, name) for name in Recipe.model_fields}, **given})
+        overrides.setdefault("target", target)
+    return Recipe.model_validate({**{name: getattr(recipe, name) for name in Recipe.model_fields}, **overrides})
 
 
 def _named(name: str, trainable: bool) -> Recipe:

@@ -26,7 +26,7 @@ def handlers() -> Mapping[str, Any]:
     SlimlineError : another package registers what cannot be imported, is no handler, or has the name of a step that is
         there.
     """
-    return registered("step", "slimline.steps", "handler", GROUP, lambda found: found.config.__name__)
+    return registered("step", "slimline.steps", "handler", GROUP, lambda handler: handler.config.__name__)
 
 
 def handler(name: str) -> Any:

@@ -15,8 +15,11 @@ class Training(Step):
     Attributes
     ----------
     loss : ``kl`` between softened outputs, ``logit-standard`` the same with standardised logits
-        (Sun et al. 2024, arXiv:2403.01427), ``mse`` between raw outputs (for regression).
+        (Sun et al. 2024, arXiv:2403.01427), ``mse`` between raw outputs. Outputs of quantities and of features are
+        always compared by the squared error.
     temperature : of the softening.
+    output_weights : of the losses of single outputs in their sum, by the outputs' names; 1 where none is given, 0
+        leaves an output out.
     alpha : weight of the distance to the original's outputs; ``1 - alpha`` weighs the hard labels, where there are
         any.
     epochs, batch_size : of training.
@@ -39,6 +42,7 @@ class Training(Step):
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
     refresh_batches: Annotated[int, Field(ge=0)] = 16
     precision: Literal["float32", "bfloat16"] = "float32"
+    output_weights: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
 
     @property
     def needs(self) -> tuple[str, ...]:

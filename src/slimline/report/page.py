@@ -239,17 +239,17 @@ def _activations(steps: Sequence[Mapping[str, Any]], where: str) -> list[Activat
 
 def _latency_plots(original: Figures, compressed: Figures) -> list[tuple[int, Markup]]:
     batches = sorted({*original.latency, *compressed.latency})
-    found = [(b, plots.latencies(original.latency.get(b), compressed.latency.get(b))) for b in batches]
-    return [(batch, plot) for batch, plot in found if plot]
+    per_batch = [(b, plots.latencies(original.latency.get(b), compressed.latency.get(b))) for b in batches]
+    return [(batch, plot) for batch, plot in per_batch if plot]
 
 
 def _layers(layers: Sequence[LayerRow]) -> list[dict[str, Any]]:
     """Rows of the layer table; bars are percent of the widest layer."""
     widest = max((row.before.width or 0 for row in layers), default=0) or 1
-    found = []
+    rows = []
     for row in layers:
         after = row.after
-        found.append(
+        rows.append(
             {
                 "layer": row.layer,
                 "kind": row.kind,
@@ -265,7 +265,7 @@ def _layers(layers: Sequence[LayerRow]) -> list[dict[str, Any]]:
                 "note": row.note,
             }
         )
-    return found
+    return rows
 
 
 def _bar(width: int | None, widest: int) -> str:
@@ -279,14 +279,14 @@ def _recoveries(history: Sequence[Epoch], metric: str) -> list[dict[str, Any]]:
         if not recoveries or record.epoch <= recoveries[-1][-1].epoch:
             recoveries.append([])
         recoveries[-1].append(record)
-    found = []
+    panels = []
     for records in recoveries:
         scores = [(r.epoch, r.score) for r in records if r.score is not None]
         losses = [(r.epoch, r.loss) for r in records if r.loss is not None]
         whole = {r.epoch for r in records if r.pruned}  # others were no choice
         best = max(scores, key=lambda p: (p[0] in whole, p[1], p[0]))[0] if scores else None
         title = f"{metric} on the selection split"
-        found.append(
+        panels.append(
             {
                 "epochs": records[-1].epoch,
                 "best": best,
@@ -294,7 +294,7 @@ def _recoveries(history: Sequence[Epoch], metric: str) -> list[dict[str, Any]]:
                 "loss": plots.curve(losses, "training loss", lambda v: f"{v:.3g}", best),
             }
         )
-    return found
+    return panels
 
 
 def _frozen(frozen: Sequence[Frozen]) -> list[tuple[str, list[str]]]:
@@ -306,12 +306,12 @@ def _frozen(frozen: Sequence[Frozen]) -> list[tuple[str, list[str]]]:
 
 def _yaml(steps: Sequence[Mapping[str, Any]], where: str) -> str:
     """The steps without the fields that are not set, as a recipe writes them."""
-    kept = [{k: v for k, v in step.items() if v is not None} for step in steps]
+    stated = [{k: v for k, v in step.items() if v is not None} for step in steps]
     try:
-        said: str = yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100)
+        dumped: str = yaml.safe_dump(stated, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100)
     except yaml.YAMLError as error:
         raise json_models.damaged(where, "its steps cannot be written as YAML") from error
-    return said if kept else ""
+    return dumped if stated else ""
 
 
 def _words(key: str, value: Any) -> str:

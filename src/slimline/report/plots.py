@@ -84,8 +84,8 @@ def latencies(original: Latency | None, compressed: Latency | None) -> Markup:
     parts += _axis(x, y, "ms a batch")
     height = y + 20
     if beyond:
-        said = "1 sample lies" if beyond == 1 else f"{beyond} samples lie"
-        parts.append(_text(MARGIN, y + 32, f"{said} beyond the end of the axis", "tick"))
+        phrase = "1 sample lies" if beyond == 1 else f"{beyond} samples lie"
+        parts.append(_text(MARGIN, y + 32, f"{phrase} beyond the end of the axis", "tick"))
         height += 14
     spoken = "; ".join(f"{name} median {v.median_ms:.3g} ms" for name, v in rows)
     return _svg(parts, height, f"latency samples, {spoken}")

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from slimline.report.console import PlainConsole
-from slimline.report.tables import Grid
+from slimline.report.tables import Table
 
 SCHEMA = 1
 """Of the JSON: keys may be added to it, and none of them changes its meaning or goes."""
@@ -27,7 +27,7 @@ class Printed(Row, ABC):
     """A result that is printed: `tables` and then `lines`, which is what ``print`` shows too, or JSON."""
 
     @abstractmethod
-    def tables(self) -> list[Grid]:
+    def tables(self) -> list[Table]:
         """What the command line prints."""
 
     def lines(self) -> list[str]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from rich import table as rich_table
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.measure import Measurement
-from rich.table import Table
 from rich.text import Text
 
 from slimline.basics.text import visible
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _NARROWEST = 12  # columns of a terminal that words may be folded to
 
 
-class Grid:
+class Table:
     """A table with a title and a header; where it does not fit, each row is a list of its cells.
 
     Parameters
@@ -60,8 +60,8 @@ class Grid:
         cells = [[Text(name) for name in self.columns], *self.rows]
         return [max(row[i].cell_len for row in cells) for i in range(len(self.columns))]
 
-    def _table(self) -> Table:
-        table = Table(title=Text(self.title, "italic"), title_justify="left", pad_edge=False)
+    def _table(self) -> rich_table.Table:
+        table = rich_table.Table(title=Text(self.title, "italic"), title_justify="left", pad_edge=False)
         for i, (name, width) in enumerate(zip(self.columns, self._widths(), strict=True)):
             if self._folds(i):
                 table.add_column(Text(name), overflow="fold", min_width=min(width, _NARROWEST))
@@ -81,13 +81,13 @@ class Grid:
                     yield Text(f"  {name}: " if name else "  ", overflow="fold") + cell
 
 
-def summary_table(report: Report) -> Grid:
+def summary_table(report: Report) -> Table:
     """Original against compressed, both on the target runtime."""
     columns = {"original": report.original, "compressed": report.compressed}
-    return figures_table(columns, report.certificate.metric, f"Original against compressed, both on {report.target}")
+    return figures_table(columns, report.metric, f"Original against compressed, both on {report.target}")
 
 
-def figures_table(columns: Mapping[str, Figures], metric: str, title: str) -> Grid:
+def figures_table(columns: Mapping[str, Figures], metric: str, title: str) -> Table:
     """Figures side by side; with two columns also what the second one gains on the first."""
     shown = list(columns.values())
     names = ["", *columns, *(["gain"] if len(shown) == 2 else [])]
@@ -120,7 +120,7 @@ def figures_table(columns: Mapping[str, Figures], metric: str, title: str) -> Gr
         row(f"latency, batch {batch}", [t.median_ms if t else None for t in times], cells, ("faster", "slower"))
     peaks = [f.peak_memory_bytes for f in shown]
     row("peak memory", peaks, [bytes_text(p or 0) for p in peaks], ("less", "more"))
-    return Grid(title, names, rows, names[1:], folded=False)
+    return Table(title, names, rows, names[1:], folded=False)
 
 
 def _gain(before: float, after: float, words: tuple[str, str]) -> str | Text:

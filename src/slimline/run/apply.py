@@ -61,22 +61,24 @@ def apply(
     device : where training, calibration and gradients are computed: ``cuda``, ``cuda:1``, ``mps`` or ``cpu``; by
         default what the environment variable ``SLIMLINE_DEVICE`` says, else the best there is.
     """
-    wanted = (steps,) if isinstance(steps, Step) else tuple(steps)
+    sequence = (steps,) if isinstance(steps, Step) else tuple(steps)
     if isinstance(model, PartedModel):
         if teacher is not None:
             raise SlimlineError("A model by parts is not trained here: drop teacher=, and train its native module.")
-        return parted.apply(model, wanted, seed)
-    check_order_after(wanted, model, teacher)
+        return parted.apply(model, sequence, seed)
+    check_order_after(sequence, model, teacher)
     if data is not None:
-        data = data.check(model.example)
-        if any("train" in step.needs for step in wanted):
+        data = data.check(model.inputs)
+        if any("train" in step.needs for step in sequence):
             try_augment(data)
-    if len(wanted) > 1:
-        check(wanted, model)
-    tutor = teacher_for(model, teacher, wanted)
+    if len(sequence) > 1:
+        check(sequence, model)
+    tutor = teacher_for(model, teacher, sequence)
     with on(model.adapter, device), telling(progress) as tell:
-        for position, step in enumerate(wanted):
-            context = Context(tutor, data, target or model.usual_target, seed, *neighbours(wanted, position), tell=tell)
+        for position, step in enumerate(sequence):
+            context = Context(
+                tutor, data, target or model.usual_target, seed, *neighbours(sequence, position), tell=tell
+            )
             model = perform(step, model, context).model
     return model
 
@@ -135,6 +137,6 @@ def check_order_after(steps: Sequence[Step], model: Model, teacher: Any) -> None
             "and activations, compensation, sparsity and quantization need none), or load the network in the framework "
             "that trained it."
         )
-    done = [str(entry.get("step")) for entry in model.history]
+    history = [str(entry.get("step")) for entry in model.history]
     quantized = model.quantization is not None
-    check_order(steps, done, follows=bool(done) or quantized or teacher is not None, quantized=quantized)
+    check_order(steps, history, follows=bool(history) or quantized or teacher is not None, quantized=quantized)

@@ -19,6 +19,7 @@ from slimline.frameworks.base import Adapter
 from slimline.frameworks.device import device_name, on, using, wish
 from slimline.model import Model
 from slimline.model.loading import load
+from slimline.model.outputs import bare_outputs
 from slimline.recipe import Budget, Recipe, Step, load_recipe
 from slimline.recipe.named_code import granted
 from slimline.report.console import telling
@@ -26,7 +27,8 @@ from slimline.run.apply import check, check_order_after
 from slimline.run.directory import Run
 from slimline.run.export import runtime_of
 from slimline.run.permits import code_of, home_of, permit
-from slimline.run.stages import due, original_key, saved, work
+from slimline.run.stages import due, original_key, saved, searches, work
+from slimline.runtimes.base import Runtime
 from slimline.steps.base import Tell
 from slimline.training.teacher import fingerprint, teacher_for
 from slimline.training.trial import try_augment, try_score
@@ -86,7 +88,7 @@ def compress(
     SlimlineError
         For bad input or an impossible budget, before long work starts and with nothing left behind.
     """
-    original = load(model, example_inputs if example_inputs is not None else data.example())
+    original = load(model, example_inputs if example_inputs is not None else data.example_by_name())
     chosen = load_recipe(
         recipe,
         original.usual_target,
@@ -98,7 +100,7 @@ def compress(
         **({} if target is None else {"target": target}),
     )
     assert chosen.target is not None
-    runtime_of(chosen.target, original)
+    _refuse_unmeasured(runtime_of(chosen.target, original), chosen)
     with granted(chosen.steps, allow_code), on(original.adapter, device) as computing:
         check_order_after(chosen.steps, original, teacher)
         tutor = teacher_for(original, teacher, chosen.steps)
@@ -189,13 +191,25 @@ def resume(
 def _going_on(run: Run, adapter: Adapter, device: str | None) -> Iterator[None]:
     """Compute on the device that is wished, else on the one that the run was computed on so far, if it is there."""
     before = run.devices[-1] if run.devices else None
-    with on(adapter, device) as found:
-        if before not in (None, found) and wish() is None:
+    with on(adapter, device) as actual:
+        if before not in (None, actual) and wish() is None:
             with suppress(SlimlineError):
-                found = device = adapter.device(before)
+                actual = device = adapter.device(before)
         with using(device):
-            run.compute_on(found)
+            run.compute_on(actual)
             yield
+
+
+def _refuse_unmeasured(target: Runtime, recipe: Recipe) -> None:
+    """Refuse what only measuring could decide, for a target whose artifacts are not run here."""
+    if not target.elsewhere:
+        return
+    where = f"{target.name} artifacts run {target.elsewhere}, not here"
+    for limit in ("max_latency", "max_memory"):
+        if getattr(recipe.budget, limit) is not None:
+            raise SlimlineError(f"{where}, so {limit} cannot be judged: leave it out of the budget.")
+    if searches(recipe):
+        raise SlimlineError(f"{where}, so no strength can be chosen by what it loses: name the steps of the recipe.")
 
 
 def _title(model: Any, sources: Mapping[str, Any] | None) -> str | None:
@@ -205,9 +219,9 @@ def _title(model: Any, sources: Mapping[str, Any] | None) -> str | None:
         text = str(source or model)
         return text if ":" in text else Path(text).name
     native = model.native if isinstance(model, Model) else model
-    given = getattr(native, "name", None)
-    if isinstance(given, str) and given:
-        return given
+    name = getattr(native, "name", None)
+    if isinstance(name, str) and name:
+        return name
     return None if isinstance(model, Model) else type(native).__name__
 
 
@@ -215,7 +229,7 @@ def _original(run: Run, model: Any, data: Data | None) -> Model:
     """The model that a run compresses: as the user gives it, as the run keeps it, or loaded again."""
     if model is None and not run.due("original", original_key(run)):
         return load(saved(run, "original"))
-    example = None if data is None else data.example()
+    example = None if data is None else data.example_by_name()
     original = _again(run, "model", data) if model is None else load(model, example)
     run.check("model", _weights_of(original))
     return original
@@ -252,10 +266,9 @@ def _fitting(model: Model, data: Data, recipe: Recipe) -> Data:
             )
     if not data.has("certification"):
         raise SlimlineError("The result cannot be certified without test samples: give Data test=(x, y).")
-    answer = model.predict(*model.example)
-    classes = answer.shape[-1] if answer.ndim == 2 and data.metric is None else None
     sizes = [step.reads_together for step in recipe.steps if step.reads_together is not None]
-    samples = data.check(model.example, classes, batch=min(sizes, default=None))
+    samples = data.check(model.inputs, batch=min(sizes, default=None))
+    samples.check_labels(bare_outputs(model, samples))
     samples.refuse_overlap()
     try_augment(samples)
     try_score(model, samples, recipe.budget.max_drop)
@@ -265,4 +278,4 @@ def _fitting(model: Model, data: Data, recipe: Recipe) -> Data:
 def _reason(run: Run) -> str:
     """Why the first stage that is to be done again is, where it was done before."""
     name, why = due(run)
-    return f" (stage {name}: {why})" if name and run.done(name) else ""
+    return f" (stage {name}: {why})" if name and run.has_stage(name) else ""

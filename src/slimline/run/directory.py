@@ -9,13 +9,11 @@ that came out differently) is.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from time import monotonic
@@ -30,22 +28,15 @@ from slimline.files.atomic import atomic_write, below, install, is_plain, read_p
 from slimline.frameworks.base import written
 from slimline.measure.results import deciding
 from slimline.recipe.recipe import LONGEST, Recipe, parse
+from slimline.run.claim import check_free, claim, locked, undo
 from slimline.run.durations import Durations
-from slimline.run.journal import (
-    JOURNAL,
-    Computed,
-    Created,
-    Decision,
-    Event,
-    Finished,
-    Journal,
-    Note,
-    Resolved,
-    Stage,
-    dump,
-    fingerprint,
-)
+from slimline.run.history import History, Record
+from slimline.run.integrity import Difference, Integrity
+from slimline.run.journal import Computed, Created, Decision, Finished, Note, Stage, dump, fingerprint
+from slimline.run.layout import DURATIONS, JOURNAL, RECIPE, REPORT, STAGES, WORK
 from slimline.run.seal import is_own, seal
+from slimline.run.workspace import Workspace
+from slimline.runtimes.base import runtime
 
 if TYPE_CHECKING:
     from slimline.measure.certificate import Certificate
@@ -54,25 +45,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-RECIPE = "recipe.yaml"
-REPORT = "report.json"
-LOCK = ".lock"
-WORK = ".work"
-DURATIONS = f"{WORK}/durations.jsonl"
-STAGES = "stages"
-Record = dict[str, Any]
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A file of a run that is not as the run left it: its path in the run, and what is wrong with it."""
-
-    path: str
-    what: str
-
-    def __str__(self) -> str:
-        return f"{self.path} {self.what}"
 
 
 class Run:
@@ -82,29 +55,19 @@ class Run:
     ----------
     path : the directory.
     recipe : what it does, fully resolved.
-    finished : whether all is done.
     created : the journal's first record: ``version``, ``versions``, ``recipe``, ``command``, ``sources``, ``data``,
         ``model`` and ``teacher`` (fingerprints), ``title``.
-    devices : on which training, calibration and gradients were computed, in their order; more than one where it went on
-        elsewhere.
     durations : when the run was started and how long its stages took, until it is finished.
     """
 
-    def __init__(self, path: Path, journal: Journal, lock: int | None, made: Iterable[Path] = ()) -> None:
+    def __init__(self, path: Path, history: History, lock: int | None, new: Iterable[Path] = ()) -> None:
         self.path = path
-        self._journal, self._lock, self._made = journal, lock, list(made)
+        self.created: Record = history.created
+        self.recipe = history.recipe
         self.durations = Durations(path / DURATIONS)
-        self.created: Record = journal.created.model_dump(mode="json", by_alias=True)
-        self._recipes = [(journal.created.recipe, True)]
-        self._stages: dict[str, Stage] = {}
-        self._decisions: dict[tuple[str, str], Record] = {}
+        self._history, self._lock, self._new_paths = history, lock, list(new)
+        self._integrity, self._workspace = Integrity(path, history), Workspace(path)
         self._used: list[str] = []
-        self.devices: list[str] = []
-        self.finished = False
-        for event in journal.events[1:]:
-            self._take(event)
-        self.recipe = self._parsed(self._recipes[-1][0])
-        self._trusted: dict[str, tuple[Any, ...]] = {}
 
     def __repr__(self) -> str:
         return f"<Run {str(self.path)!r}, {'finished' if self.finished else 'not finished'}>"
@@ -151,17 +114,17 @@ class Run:
         )
         first = first.model_copy(update={"seal": seal(first.model_dump(mode="json", by_alias=True))})
         with writing(path):
-            made, lock = _claim(path)
+            new, lock = claim(path)
             try:
-                _check_free(path)
-                made += [f for f in (path / WORK,) if not f.exists()]
-                made += [path / STAGES, path / JOURNAL, path / RECIPE]
+                check_free(path)
+                new += [f for f in (path / WORK,) if not f.exists()]
+                new += [path / STAGES, path / JOURNAL, path / RECIPE]
                 atomic_write(path / JOURNAL, dump(first), below(path, WORK, f"{JOURNAL}.part"))
-                run = cls(path, Journal(path), lock, made)
+                run = cls(path, History(path), lock, new)
                 run.write(RECIPE, text.encode())
                 run.durations.start()
             except BaseException:
-                _undo(path, made)
+                undo(path, new)
                 os.close(lock)
                 raise
         return run
@@ -174,15 +137,16 @@ class Run:
         if not os.path.lexists(path / JOURNAL):
             raise SlimlineError(f"{path} holds no run: name the directory that slimline compress wrote.")
         with writing(path):
-            held = _locked(path)[0] if lock else None
+            held = locked(path)[0] if lock else None
             try:
-                journal = Journal(path)
+                history = History(path)
+                journal = history.journal
                 if journal.damaged:
                     lines = ", ".join(map(str, journal.damaged))
                     log.warning("Lines %s of %s are damaged: what they noted counts as not done.", lines, journal.path)
                 if lock:
                     journal.mend()
-                return cls(path, journal, held)
+                return cls(path, history, held)
             except BaseException:
                 if held is not None:
                     os.close(held)
@@ -192,10 +156,10 @@ class Run:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if isinstance(error, Exception) and self._made and not self._stages:
+        if isinstance(error, Exception) and self._new_paths and not self._history.stages:
             with contextlib.suppress(OSError, SlimlineError):
                 self._sweep()
-            _undo(self.path, self._made)  # nothing to go on from: take back what `create` made, and nothing else
+            undo(self.path, self._new_paths)  # nothing to go on from: take back what `create` made, and nothing else
         self.close()
 
     def close(self) -> None:
@@ -237,33 +201,32 @@ class Run:
         final = below(self.path, where)
         self._used = [*(n for n in self._used if n != name), name]
         why = self.due(name, key)
-        done = self._stages.get(name)
-        if not why and done is not None:
-            return final, dict(done.record)
-        if done is not None:
+        earlier = self._history.stages.get(name)
+        if not why and earlier is not None:
+            return final, dict(earlier.record)
+        if earlier is not None:
             log.warning("Stage %s is done again: %s.", name, why)
         with writing(self.path):
-            self._sweep(name, key)
-            part = below(self.path, WORK, f"{name}.part")
-            part.mkdir(parents=True)
+            self._workspace.sweep({name}, keep=_scratch(name, key))
+            part = self._workspace.part(name)
             files: dict[str, str] = {}
             try:
                 record = self.timed(name, lambda: json.loads(json.dumps(work(part) or {})))
                 inside = [f for f in sorted(part.rglob("*")) if is_plain(f)]
                 files = {(where / f.relative_to(part)).as_posix(): sha256(f) for f in inside}
                 install(part, final)
-                for old in () if done is None else done.files.keys() - files.keys():
+                for old in () if earlier is None else earlier.files.keys() - files.keys():
                     below(self.path, old).unlink(missing_ok=True)
-                self._append(Stage(event="stage", name=name, key=key, files=files, record=record))
+                self._history.append(Stage(event="stage", name=name, key=key, files=files, record=record))
             except BaseException as e:
                 with contextlib.suppress(OSError):
                     shutil.rmtree(part)
-                if done is None:
-                    self._take_back(files)
+                if earlier is None:
+                    self._workspace.take_back(files)
                 if isinstance(e, Exception) and not isinstance(e, SlimlineError | OSError) and _full(self.path):
                     raise SlimlineError(f"{self.path} cannot be written, the disk is full: free some space.") from e
                 raise
-            self._sweep(name)
+            self._workspace.sweep({name})
         return final, dict(record)
 
     def timed(self, name: str, work: Callable[[], T]) -> T:
@@ -275,36 +238,34 @@ class Run:
 
     def due(self, name: str, key: str = "") -> str:
         """Why stage `name` is to be done, or done again; '' where it stands as the journal says."""
-        done = self._stages.get(name)
-        if done is None:
+        stage = self._history.stages.get(name)
+        if stage is None:
             return "it is not done"
-        if done.key != key:
+        if stage.key != key:
             return "the recipe, or an earlier stage, is another than it was done with"
-        return "; ".join(map(str, self._differences(done.files)))
+        return "; ".join(map(str, self._integrity.differences(stage.files)))
 
     def digest(self, name: str) -> str:
         """A hash of what stage `name` gave, '' where it is not done."""
-        done = self._stages.get(name)
-        return "" if done is None else fingerprint(sorted((Path(f).name, h) for f, h in done.files.items()))
+        files = self.files_of(name)
+        return fingerprint(sorted((Path(f).name, h) for f, h in files.items())) if self.has_stage(name) else ""
 
     def files_of(self, name: str) -> dict[str, str]:
         """SHA-256 of the files of stage `name`, by path in the run."""
-        done = self._stages.get(name)
-        return {} if done is None else dict(done.files)
+        stage = self._history.stages.get(name)
+        return {} if stage is None else dict(stage.files)
 
     def scratch(self, name: str, key: str = "") -> Path:
         """A folder for the checkpoints of stage `name`: survives a kill, and goes when the stage is done.
 
         Nobody finds there what was left by work with another `key` or with other versions of the packages.
         """
-        folder = below(self.path, WORK, _scratch(name, key))
         with writing(self.path):
-            folder.mkdir(parents=True, exist_ok=True)
-        return folder
+            return self._workspace.folder(_scratch(name, key))
 
-    def done(self, name: str) -> bool:
+    def has_stage(self, name: str) -> bool:
         """Whether the journal says that stage `name` is done."""
-        return name in self._stages
+        return name in self._history.stages
 
     def decide(self, name: str, choose: Callable[[], Record], key: str = "") -> Record:
         """What `choose` answers, asked once in the life of a run: the journal holds the answer before it is used.
@@ -312,24 +273,24 @@ class Run:
         For whatever a clock decides. `name` and `key` (a hash of what the answer is for) are unique in the run; the
         answer is JSON.
         """
-        if (name, key) not in self._decisions:
+        if (name, key) not in self._history.decisions:
             answer = json.loads(json.dumps(choose()))
-            self._append(Decision(event="decision", name=name, key=key, record=answer))
-        return dict(self._decisions[name, key])
+            self._history.append(Decision(event="decision", name=name, key=key, record=answer))
+        return dict(self._history.decisions[name, key])
 
     def decided(self, name: str, key: str = "") -> bool:
         """Whether `decide` was asked this before."""
-        return (name, key) in self._decisions
+        return (name, key) in self._history.decisions
 
     def note(self, event: str, **record: Any) -> None:
         """Append something worth knowing to the journal."""
-        self._append(Note.model_validate({"event": event, **record}))
+        self._history.append(Note.model_validate({"event": event, **record}))
 
     def write(self, name: str, data: bytes) -> Path:
         """Write the file `name` of the run, whole or not at all."""
-        return atomic_write(below(self.path, name), data, below(self.path, WORK, f"{name}.part"))
+        return self._workspace.write(name, data)
 
-    def settle(self, recipe: Recipe) -> None:
+    def adopt(self, recipe: Recipe) -> None:
         """Go on with `recipe`, which was fitted to the budget, in place of the one it was fitted from."""
         self._resolve(recipe, edited=False)
         self.write(RECIPE, recipe.dump().encode())
@@ -346,13 +307,23 @@ class Run:
             read = read.model_copy(update={"target": self.recipe.target})
         if read == self.recipe:
             return
-        before = self._recipes[-2:-1]
-        if before and not self._recipes[-1][1] and read == self._parsed(before[0][0]):  # killed inside `settle`
+        if read == self._history.replaced:  # killed inside `adopt`
             self.write(RECIPE, self.recipe.dump().encode())
             return
         log.warning("%s was edited: the run goes on from the first stage that this touches.", path)
         self._resolve(read, edited=True)
         self.write(RECIPE, read.dump().encode())
+
+    @property
+    def finished(self) -> bool:
+        """Whether all is done."""
+        return self._history.finished
+
+    @property
+    def devices(self) -> list[str]:
+        """On which training, calibration and gradients were computed, in their order; more than one where it went on
+        elsewhere."""
+        return self._history.devices
 
     @property
     def own(self) -> bool:
@@ -362,17 +333,17 @@ class Run:
     @property
     def begun(self) -> Recipe:
         """The recipe that the run was started with."""
-        return self._parsed(self._recipes[0][0])
+        return self._history.begun
 
     @property
     def wish(self) -> Recipe:
         """The recipe as the user gave it last, before it was fitted to the budget."""
-        return self._parsed(next(recipe for recipe, edited in reversed(self._recipes) if edited))
+        return self._history.wish
 
     @property
     def base(self) -> str:
         """A hash of `wish`."""
-        return fingerprint(next(recipe for recipe, edited in reversed(self._recipes) if edited))
+        return self._history.base
 
     def read_versions(self) -> None:
         """Say where packages are not those that the run was begun with: what is done stays, the rest is done anew."""
@@ -398,7 +369,7 @@ class Run:
                 device,
             )
         if self.devices[-1:] != [device]:
-            self._append(Computed(event="device", device=device))
+            self._history.append(Computed(event="device", device=device))
 
     def finish(self, files: Iterable[str] = ()) -> None:
         """Note that the run is whole, with the hashes of the `files` it leaves for use; clear away what only served to
@@ -406,67 +377,32 @@ class Run:
         if not self.finished:
             hashes = {name: sha256(below(self.path, name)) for name in files}
             stages = list(self._used)
-            self._append(Finished(event="finished", files=hashes, stages=stages, journal=self._journal.digest()))
+            self._history.append(
+                Finished(event="finished", files=hashes, stages=stages, journal=self._history.journal.digest())
+            )
         self._sweep()
 
     def reopen(self) -> None:
         """Go on with a run that was finished and is not whole any more."""
-        self.finished = False
+        self._history.finished = False
 
     def verify(self) -> list[Difference]:
-        """What is not as the run left it, read from the files themselves; nothing where the run is finished and sound.
-
-        This guards against accidents and edits, not against somebody who writes a new journal too.
-        """
-        found = [Difference(JOURNAL, f"is damaged in line {number}") for number in self._journal.damaged]
-        end = self._journal.finished()
-        if end is None:
-            found.append(Difference(JOURNAL, "does not say that the run was finished"))
-            return [*found, *self._differences(self.files)]
-        if not end[1] and not found:
-            found.append(Difference(JOURNAL, "was altered"))
-        missing = [Difference(JOURNAL, f"has no stage {name}") for name in end[0].stages if name not in self._stages]
-        return [*found, *missing, *self._differences(self.files)]
+        """What is not as the run left it, see `slimline.run.integrity.Integrity.verify`."""
+        return self._integrity.verify()
 
     @property
     def files(self) -> dict[str, str]:
         """SHA-256 of every file that the journal speaks of, by its path in the run."""
-        end = self._journal.finished()
-        names = list(self._stages) if end is None else [n for n in end[0].stages if n in self._stages]
-        of_stages = {f: h for name in names for f, h in self._stages[name].files.items()}
-        return of_stages | ({} if end is None else end[0].files)
+        return self._integrity.files
 
     def restore(self) -> list[Difference]:
-        """Make again what can be copied from elsewhere in the run; what is still not as the run left it.
-
-        Raises
-        ------
-        SlimlineError : a ``recipe.yaml`` that was edited after the end, which is not overwritten.
-        """
-        expected = self.files
-        differing = self._differences(expected)
-        sound = {h: f for f, h in expected.items() if f not in {d.path for d in differing}}
-        for difference in differing:
-            if difference.path == RECIPE:
-                if difference.what != "is missing":
-                    raise SlimlineError(
-                        f"{self.path / RECIPE} was edited after the run had ended: compress anew with it in another "
-                        "directory, or delete it and resume to get back the one that the report speaks of."
-                    )
-                data = self.recipe.dump().encode()
-            elif expected[difference.path] in sound:
-                data = below(self.path, sound[expected[difference.path]]).read_bytes()
-            else:
-                continue
-            path = below(self.path, difference.path)
-            atomic_write(path, data, below(self.path, WORK, f"{path.name}.part"))
-            log.warning("%s %s: made again from the copy that the run holds.", path, difference.what)
-        return self.verify()
+        """Make again what can be, see `slimline.run.integrity.Integrity.restore`; what is still not as it was."""
+        return self._integrity.restore(self.recipe)
 
     @property
     def report(self) -> Report:
         """What was measured; refused where any file that it speaks of was altered."""
-        self._check_end("report", REPORT)
+        self._integrity.end("report", REPORT)
         return self._report
 
     @cached_property
@@ -476,123 +412,43 @@ class Run:
         return Report.from_json(below(self.path, REPORT).read_bytes(), str(self.path / REPORT))
 
     @property
-    def certificate(self) -> Certificate:
-        """What is proved about the accuracy lost."""
+    def certificate(self) -> Certificate | None:
+        """What is proved about the accuracy lost; None where the artifact cannot be run here."""
         return self.report.certificate
 
     @property
     def artifact(self) -> Path:
-        """The compressed file that the target runtime loads."""
-        return self._the("artifact", lambda f: f.parent == Path(str(self.recipe.target)) and f.suffix != ".data")
+        """The compressed file, or folder, that the target runtime loads."""
+        target = str(self.recipe.target)
+        return self._file("artifact", lambda f: f.parent == Path(target) and f.suffix == runtime(target).suffix)
 
     @property
     def model(self) -> Model:
         """The compressed network in its framework."""
-        self._the("model", _is_model)
+        self._file("model", _is_model)
         return self._model
 
     @cached_property
     def _model(self) -> Model:
         from slimline.model.loading import load
 
-        return load(self._the("model", _is_model))
+        return load(self._file("model", _is_model))
 
-    def _the(self, what: str, is_it: Callable[[Path], bool]) -> Path:
-        end = self._check_end(what)
-        named = [name for name in end.files if is_it(Path(name)) and Path(name).stem == "model"]
+    def _file(self, what: str, is_it: Callable[[Path], bool]) -> Path:
+        end = self._integrity.end(what)
+        tops = {Path(*Path(name).parts[:2]) for name in end.files}  # what lies deeper belongs to a folder
+        named = [top for top in tops if is_it(top) and top.stem == "model"]
         if len(named) != 1:
             raise SlimlineError(f"{self.path} names no {what}: start a new run in another directory.")
         return below(self.path, named[0])
 
-    def _check_end(self, what: str, name: str = "") -> Finished:
-        """The last line of a finished run all of whose files are as it left them."""
-        end = self._journal.finished()
-        if end is None or (name and name not in end[0].files):
-            raise SlimlineError(f"{self.path} has no {what} yet: finish it with slimline resume {self.path}.")
-        if differing := self._differences(end[0].files, remember=True):
-            raise SlimlineError(
-                f"{self.path} is not as the run left it: {'; '.join(map(str, differing))}; slimline resume {self.path} "
-                "makes it again where it can."
-            )
-        return end[0]
-
-    def _differences(self, files: Mapping[str, str], remember: bool = False) -> list[Difference]:
-        """Those of `files` whose hash is another; `remember` takes a file as read that has not been touched since."""
-        found = []
-        for name, expected in files.items():
-            try:
-                path = below(self.path, name)
-            except SlimlineError:
-                found.append(Difference(name, "is, or lies behind, a symbolic link"))
-                continue
-            if not is_plain(path):
-                found.append(Difference(name, "is no file" if os.path.lexists(path) else "is missing"))
-                continue
-            at = path.stat()
-            seen = (at.st_ino, at.st_size, at.st_mtime_ns, at.st_ctime_ns, expected)
-            if remember and self._trusted.get(name) == seen:
-                continue
-            if sha256(path) != expected:
-                found.append(Difference(name, "was altered"))
-            elif remember:
-                self._trusted[name] = seen
-        return found
-
     def _resolve(self, recipe: Recipe, edited: bool) -> None:
-        self._append(Resolved(event="recipe", recipe=recipe.model_dump(mode="json", by_alias=True), edited=edited))
+        self._history.resolve(recipe, edited)
         self.recipe = recipe
 
-    def _parsed(self, recipe: Record) -> Recipe:
-        try:
-            return Recipe.model_validate(recipe)
-        except RecursionError as e:
-            raise SlimlineError(f"{self.path / JOURNAL} holds no recipe: start a new run in another directory.") from e
-
-    def _append(self, event: Event) -> None:
-        self._journal.append(event)
-        self._take(event)
-
-    def _take(self, event: Event) -> None:
-        match event:
-            case Stage():
-                self._stages[event.name] = event
-            case Decision():
-                self._decisions[event.name, event.key] = event.record
-            case Resolved():
-                self._recipes.append((event.recipe, event.edited))
-            case Computed():
-                self.devices.append(event.device)
-        if not isinstance(event, Note):
-            self.finished = isinstance(event, Finished)
-
-    def _take_back(self, files: Iterable[str]) -> None:
-        """Remove the files of a stage that could not be noted, and the folders that they leave empty."""
-        with contextlib.suppress(OSError):
-            for name in files:
-                (self.path / name).unlink(missing_ok=True)
-            for folder in sorted({(self.path / name).parent for name in files}, reverse=True):
-                if folder.is_dir():
-                    folder.rmdir()
-
-    def _sweep(self, name: str = "", keep: str | None = None) -> None:
-        """Remove what stage `name`, or the whole run, has left in the folder of unfinished work.
-
-        `keep` is the key of the checkpoints that stay.
-        """
-        work = below(self.path, WORK)
-        if not work.is_dir():
-            return
-        ours = {name} if name else {*self._stages, *self._used}
-        for entry in list(work.iterdir()):
-            stem = entry.name.removesuffix(".part")
-            if entry.is_symlink() or (keep is not None and entry.name == _scratch(name, keep)):
-                continue
-            if stem in ours or (entry.name.rpartition("@")[0] in ours):
-                shutil.rmtree(entry)
-            elif not name and (entry.suffix == ".part" or entry.name == Path(DURATIONS).name) and is_plain(entry):
-                entry.unlink()
-        with contextlib.suppress(OSError):
-            work.rmdir()  # only where nothing is left in it
+    def _sweep(self) -> None:
+        """Remove what all stages have left in the folder of unfinished work."""
+        self._workspace.sweep({*self._history.stages, *self._used}, whole=True)
 
 
 def versions() -> dict[str, str]:
@@ -607,94 +463,6 @@ def _scratch(name: str, key: str) -> str:
 
 def _is_model(file: Path) -> bool:
     return file.parent == Path() and file.suffix in written()
-
-
-def _claim(path: Path) -> tuple[list[Path], int]:
-    """Make the directory of a run, or take the one that is there, and lock it; what was made, and the lock.
-
-    Only one of many processes or threads holds the lock; whoever does not is refused.
-    """
-    for _ in range(100):  # a directory may vanish when whoever made it gives up
-        made = _make(path)
-        try:
-            lock, fresh = _locked(path)
-        except FileNotFoundError:
-            continue
-        except SlimlineError as e:
-            if isinstance(e.__cause__, BlockingIOError):
-                raise SlimlineError(f"{path} is taken by another process: name another directory.") from e
-            raise
-        return [*made, path / LOCK] if fresh else made, lock
-    raise SlimlineError(f"{path} cannot be made, as others remove it: name another directory.")
-
-
-def _make(path: Path) -> list[Path]:
-    """Make a directory with its parents; those that this call made, outermost first."""
-    made = []
-    for folder in (*reversed(path.parents), path):
-        if folder.is_dir():
-            continue
-        if folder == path and os.path.lexists(folder) and not folder.is_dir():  # it may have come since
-            raise SlimlineError(f"{path} is a file: name a directory that does not exist yet.")
-        with contextlib.suppress(FileExistsError):
-            folder.mkdir()
-            made.append(folder)
-    return made
-
-
-def _check_free(path: Path) -> None:
-    if os.path.lexists(path / JOURNAL):
-        raise SlimlineError(f"{path} holds another run: go on with slimline resume, or name another directory.")
-    left = {f.relative_to(path).as_posix() for f in path.rglob("*")}
-    if left - {LOCK, WORK, f"{WORK}/{JOURNAL}.part"}:  # what a kill may leave of an attempt before this one
-        raise SlimlineError(f"{path} is not empty: name a new directory.")
-
-
-def _undo(path: Path, made: Iterable[Path]) -> None:
-    """Remove what this call made, files and then empty folders; what others put there stays, and so do its folders."""
-    made = list(made)
-    files = [f for f in made if f in (path / JOURNAL, path / RECIPE)]
-    if files and path / WORK in made:
-        files += [path / WORK / f"{JOURNAL}.part", path / DURATIONS]
-    inside = [f for f in made if path in f.parents and f not in files and f != path / LOCK]
-    outside = [f for f in made if path not in f.parents]
-    # Whoever finds no lock may take the directory at once, so that nothing inside it is touched after the lock.
-    for remove, those in (
-        (Path.unlink, files),
-        (Path.rmdir, reversed(inside)),
-        (Path.unlink, [f for f in made if f == path / LOCK]),
-        (Path.rmdir, reversed(outside)),
-    ):
-        for entry in those:
-            with contextlib.suppress(OSError):
-                remove(entry)
-
-
-def _locked(path: Path) -> tuple[int, bool]:
-    """Hold the run in `path` until the process ends, however it ends; and whether this call made the lock's file."""
-    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    while True:
-        file = below(path, LOCK)
-        try:
-            handle, fresh = os.open(file, flags | os.O_CREAT | os.O_EXCL, 0o644), True
-        except FileExistsError:
-            try:
-                handle, fresh = os.open(file, flags), False
-            except FileNotFoundError:
-                continue  # removed in between
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(handle), file.stat()):
-                return handle, fresh
-        except FileNotFoundError:
-            pass
-        except BlockingIOError as e:
-            os.close(handle)
-            raise SlimlineError(f"Another process is working on {path}: wait until it ends.") from e
-        except BaseException:
-            os.close(handle)
-            raise
-        os.close(handle)  # the file was removed by whoever held it before: take the new one
 
 
 def _full(path: Path) -> bool:

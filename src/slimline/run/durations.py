@@ -60,10 +60,10 @@ class Durations:
             return []
         with os.fdopen(handle, "rb") as file:
             raw = file.read(_MOST_BYTES) if stat.S_ISREG(os.fstat(handle).st_mode) else b""
-        found = []
+        records = []
         for line in raw.splitlines():
             with suppress(ValueError, RecursionError):
                 record = json.loads(line)
                 if isinstance(record, dict):
-                    found.append(record)
-        return found
+                    records.append(record)
+        return records

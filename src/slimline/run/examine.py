@@ -12,7 +12,6 @@ import numpy as np
 
 from slimline.basics.errors import SlimlineError
 from slimline.basics.progress import Progress
-from slimline.files.atomic import sha256
 from slimline.graph import cost
 from slimline.graph.units import Units
 from slimline.measure import (
@@ -26,14 +25,27 @@ from slimline.measure import (
     memory_part,
     outputs,
     score,
+    scored,
 )
-from slimline.measure.figures import Figures
+from slimline.measure.certificate import Certificate
+from slimline.measure.figures import Figures, Latency
 from slimline.measure.integers import MOST, Integers, integers, layer_name, stored_weights
 from slimline.measure.limits import Cost, Part, Trial, limits
 from slimline.measure.load import watched
-from slimline.measure.parity import compare
-from slimline.measure.results import Duration, Epoch, Frozen, LayerRow, LayerState, Refusal, Report, environment
+from slimline.measure.parity import Parity, compare
+from slimline.measure.results import (
+    Duration,
+    Epoch,
+    Frozen,
+    LayerRow,
+    LayerState,
+    Refusal,
+    Report,
+    ReportedOutput,
+    environment,
+)
 from slimline.measure.rows import busy
+from slimline.methods.outputs import Output, bare
 from slimline.model import Model
 from slimline.runtimes.base import runtime
 
@@ -75,65 +87,38 @@ def examine(
     def told(what: str) -> Callable[[float], None]:
         return lambda part: tell(Progress(what, round(100 * part), 100)) if tell else None
 
-    gate = _gate(after[0], paths["compressed"], data, str(recipe.target))
-    split = data.split("certification")
-    answers = {
-        name: outputs(path, split.inputs, max(recipe.batch_sizes), recipe.threads, told(f"Certifying the {name}"))
-        for name, path in paths.items()
-    }
-    kind, scores = "", {}
-    for name, answer in answers.items():
-        kind, scores[name] = score(answer, split.labels, reference=answers["original"], metric=data.metric)
-    proof = data.proof()
-
-    def count() -> dict[str, Any]:
-        return dataclasses.asdict(ledger.use(proof.keys, paths["original"], paths["compressed"], kind))
-
-    # What other runs did to the samples is asked once, so that this one ends the same whenever it goes on.
-    used = ledger.Use(**run.decide(f"use of the samples by {sha256(paths['compressed'])[:12]}", count))
-    certificate = proof.certify(
-        scores["original"],
-        scores["compressed"],
-        recipe.budget.max_drop,
-        recipe.budget.confidence,
-        metric=kind,
-        seed=recipe.seed,
-        score_range=data.metric_range if data.metric is not None else "known",
-        use=used.number,
-        note=used.note,
-    )
-    rows = tuple(x[: max(recipe.batch_sizes)] for x in split.inputs)
-    times, others = watched(
-        lambda: measure_latency(
-            paths, rows, recipe.batch_sizes, recipe.threads, seed=recipe.seed, progress=told("Measuring latency")
-        )
-    )
-    figures = {}
-    for name, (model, _) in (("original", before), ("compressed", after)):
-        memory = measure_memory(paths[name], rows, max(recipe.batch_sizes), recipe.threads)
-        figures[name] = Figures(
-            accuracy=float(scores[name].mean()),
+    elsewhere = runtime(str(recipe.target)).elsewhere
+    proof = _Proof() if elsewhere else _prove(run, paths, (before[0], after[0]), data, told)
+    figures = {
+        name: Figures(
+            accuracy=proof.accuracy.get(name),
             file_bytes=file_bytes(paths[name]),
             parameters=model.graph.size,
             macs=cost.macs(model.graph),
-            peak_memory_bytes=memory.peak_bytes,
-            baseline_memory_bytes=memory.baseline_bytes,
-            latency=times[name],
+            peak_memory_bytes=proof.memory[name].peak_bytes if name in proof.memory else None,
+            baseline_memory_bytes=proof.memory[name].baseline_bytes if name in proof.memory else None,
+            latency=proof.latency.get(name, {}),
         )
+        for name, (model, _) in (("original", before), ("compressed", after))
+    }
+    certificate = proof.certificate
     found = _cost(figures["original"], figures["compressed"], recipe.seed)
     judged = limits(found, recipe.budget)
     doubts = [_NO_PEAK] if recipe.budget.max_memory is not None and found.memory is None else []
+    if elsewhere:
+        doubts.append(f"Not run here: {recipe.target} artifacts run {elsewhere}; only sizes and counts were measured.")
     unmet = [limit.sentence() for limit in judged if limit.outcome == "missed"]
-    if conflict and certificate.verdict != "certified":
+    if conflict and certificate is not None and certificate.verdict != "certified":
         unmet.append(conflict)
     refused = [Refusal(what=r["what"], reason=r["reason"]) for record in records for r in record.get("refused", ())]
     notices = [Refusal(what=str(r.get("step", "the plan")), reason=n) for r in records for n in _notes(r)]
     waits = [latency.waited for each in figures.values() for latency in each.latency.values()]
-    doubts.append(load.busy(others) if None in waits else busy(figures["original"], figures["compressed"]))
+    doubts.append(load.busy(proof.others) if None in waits else busy(figures["original"], figures["compressed"]))
     kept_float = {k: v for r in records for k, v in r.get("float_layers", {}).items()}
     named = {r.what for r in refused}
     refused += [Refusal(what=layer, reason=why) for layer, why in kept_float.items() if layer not in named]
-    done = _in_integers(recipe, before, after, suffix, {**{r.what: r.reason for r in refused}, **kept_float})
+    reasons = {**{r.what: r.reason for r in refused}, **kept_float}
+    done = {} if elsewhere else _in_integers(recipe, before, after, suffix, reasons)
     for name, share in done.items():
         figures[name] = figures[name].model_copy(update={"integer_macs": share.macs})
     if done and done["compressed"].macs < MOST:
@@ -149,7 +134,10 @@ def examine(
         original=figures["original"],
         compressed=figures["compressed"],
         certificate=certificate,
-        parity=gate,
+        parity=proof.parity,
+        outputs=tuple(
+            ReportedOutput(name=o.name, kind=o.kind, axis=o.axis, labelled=o.labelled) for o in proof.outputs
+        ),
         integers=done.get("compressed"),
         refused=tuple(refused),
         notices=tuple(notices),
@@ -171,6 +159,83 @@ def examine(
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class _Proof:
+    """What only running the artifacts tells; nothing of it where they cannot be run here.
+
+    `accuracy`, `latency` and `memory` are by ``original`` and ``compressed``; `others` is how busy other processes kept
+    the machine.
+    """
+
+    parity: Parity | None = None
+    outputs: tuple[Output, ...] = ()
+    certificate: Certificate | None = None
+    accuracy: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    latency: Mapping[str, dict[int, Latency]] = dataclasses.field(default_factory=dict)
+    memory: Mapping[str, Memory] = dataclasses.field(default_factory=dict)
+    others: float = 0.0
+
+
+def _prove(
+    run: Run,
+    paths: Mapping[str, Path],
+    models: tuple[Model, Model],
+    data: Data,
+    told: Callable[[str], Callable[[float], None]],
+) -> _Proof:
+    """Run both artifacts on the samples, and time them side by side; `models` are what they were made of."""
+    recipe = run.recipe
+    gate, meanings = _gate(models[1], paths["compressed"], data, str(recipe.target))
+    split = data.split("certification")
+    names = models[0].output_names
+    needed = scored(names, split.labels, data.metric, data.declared)
+    answers = {
+        name: outputs(
+            path,
+            split.inputs,
+            max(recipe.batch_sizes),
+            recipe.threads,
+            told(f"Certifying the {name}"),
+            names=names,
+            needed=needed,
+        )
+        for name, path in paths.items()
+    }
+    kind, scores = "", {}
+    for name, answer in answers.items():
+        kind, scores[name] = score(
+            answer, split.labels, reference=answers["original"], metric=data.metric, declared=data.declared
+        )
+    samples = data.proof()
+
+    def count() -> dict[str, Any]:
+        return dataclasses.asdict(ledger.use(samples.keys, paths["original"], paths["compressed"], kind))
+
+    # What other runs did to the samples is asked once, so that this one ends the same whenever it goes on.
+    used = ledger.Use(**run.decide(f"use of the samples by {ledger.digest(paths['compressed'])[:12]}", count))
+    certificate = samples.certify(
+        scores["original"],
+        scores["compressed"],
+        recipe.budget.max_drop,
+        recipe.budget.confidence,
+        metric=kind,
+        seed=recipe.seed,
+        score_range=data.metric_range if data.metric is not None else "known",
+        use=used.number,
+        note=used.note,
+        progress=told("Resampling"),
+    )
+    rows = tuple(x[: max(recipe.batch_sizes)] for x in split.inputs)
+    times, others = watched(
+        lambda: measure_latency(
+            paths, rows, recipe.batch_sizes, recipe.threads, seed=recipe.seed, progress=told("Measuring latency")
+        )
+    )
+    memory = {name: measure_memory(path, rows, max(recipe.batch_sizes), recipe.threads) for name, path in paths.items()}
+    accuracy = {name: float(each.mean()) for name, each in scores.items()}
+    return _Proof(gate, meanings, certificate, accuracy, times, memory, others)
+
+
 def _in_integers(
     recipe: Recipe, before: tuple[Model, Path], after: tuple[Model, Path], suffix: str, reasons: Mapping[str, str]
 ) -> dict[str, Integers]:
@@ -189,21 +254,30 @@ def _in_integers(
     return found
 
 
-def _gate(model: Model, artifact: Path, data: Data, target: str) -> Any:
-    """Artifact and in-framework model on the same real inputs; a float artifact that disagrees is refused."""
+def _gate(model: Model, artifact: Path, data: Data, target: str) -> tuple[Parity, tuple[Output, ...]]:
+    """Artifact and in-framework model on the same real inputs, and what their outputs mean; a float artifact that
+    disagrees is refused."""
     rows = next(data.split("selection" if data.has("selection") else "certification").batches(PARITY_ROWS))[0]
-    classes = data.metric is None
-    found = compare(
-        model.outputs(*rows),
-        runtime(target).load(artifact).outputs(rows),
-        integer=model.quantization is not None,
-        classes=classes,
-    )
+    references = model.outputs(*rows)
+    meanings = _meant(model, references, data)
+    answers = runtime(target).load(artifact).outputs(rows)
+    found = compare(references, answers, integer=model.quantization is not None, known=meanings)
     if not found.passed and not found.integer:
         raise SlimlineError(
             f"The artifact disagrees with the model on {target}: {found.reason}; report this model to slimline."
         )
-    return found
+    return found, meanings
+
+
+def _meant(model: Model, answers: Sequence[np.ndarray], data: Data) -> tuple[Output, ...]:
+    """What each output means to the certificate; what neither labels nor the user call classes is none under a metric
+    of the user's own."""
+    outputs = bare(model.output_names, answers)
+    outputs = data.describe(outputs, model.adapter.layout == "channels_first", "certification")
+    own = data.metric is not None
+    return tuple(
+        dataclasses.replace(o, kind="features") if own and o.assumed and o.kind == "classes" else o for o in outputs
+    )
 
 
 def _cost(before: Figures, after: Figures, seed: int) -> Cost:

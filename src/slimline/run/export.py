@@ -32,12 +32,12 @@ def export(model: Model, target: str, output: str | Path) -> Path:
     SlimlineError
         If the artifact does not answer as the model does, see `slimline.model.lowering`; then nothing is written.
     """
-    found = runtime_of(target, model)
+    runtime = runtime_of(target, model)
     path = Path(output)
-    if path.suffix != found.suffix:
-        path = path / f"model{found.suffix}"
+    if path.suffix != runtime.suffix:
+        path = path / f"model{runtime.suffix}"
     with writing(path.parent), _folders(path.parent):
-        lower(found, model, path)
+        lower(runtime, model, path)
     return path
 
 
@@ -49,9 +49,9 @@ def _folders(folder: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        for made in missing:
+        for new_folder in missing:
             with suppress(OSError):  # somebody has put something there
-                made.rmdir()
+                new_folder.rmdir()
         raise
 
 

@@ -17,8 +17,9 @@ from slimline.graph.units import Units
 from slimline.model.loading import load
 from slimline.model.lowering import road
 from slimline.model.model import Model
+from slimline.model.outputs import bare_outputs
 from slimline.report.printed import Printed, Row
-from slimline.report.tables import Grid
+from slimline.report.tables import Table
 from slimline.runtimes.base import runtime
 
 
@@ -43,6 +44,14 @@ class InspectedLayer(Row):
     macs: int
     integer: bool | None
     reason: str = ""
+
+
+class InspectedOutput(Row):
+    """What the model answers: name, shape for the example's batch and dtype."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
 
 
 class InspectedUnit(Row):
@@ -87,6 +96,7 @@ class Inspection(Printed):
     framework, target : of the model; the runtime whose integer kernels are meant.
     quantized : whether the model is on integer grids already; `InspectedLayer.integer` then says what is.
     parameters, macs : trained numbers, and multiply-accumulates per sample.
+    outputs : in their order; labels and ``outputs=`` of `Data` go by these names.
     layers : that have weights, in their order.
     units : what channel pruning can make smaller.
     frozen : axes that it cannot.
@@ -98,12 +108,13 @@ class Inspection(Printed):
     quantized: bool
     parameters: int
     macs: int
+    outputs: tuple[InspectedOutput, ...]
     layers: tuple[InspectedLayer, ...]
     units: tuple[InspectedUnit, ...]
     frozen: tuple[InspectedAxis, ...]
     blocks: tuple[InspectedBlock, ...]
 
-    def tables(self) -> list[Grid]:
+    def tables(self) -> list[Table]:
         """Layers, units, axes that cannot be pruned, blocks where there are any."""
         integers = "INT8 as it is quantized" if self.quantized else f"INT8 on {self.target}"
         layers = [
@@ -119,26 +130,29 @@ class Inspection(Printed):
         ]
         units = [(u.name, u.kind, str(u.size), str(u.frozen or ""), ", ".join(u.layers)) for u in self.units]
         frozen = [(axis.name, str(axis.size), axis.reason) for axis in self.frozen]
-        grids = [
-            Grid(
+        tables = [
+            Table(
                 f"{self.parameters:,} parameters, {self.macs:,} MACs per sample; {integers}",
                 ("layer", "operator", "weight", "parameters", "MACs", "INT8"),
                 layers,
                 ("weight", "parameters", "MACs"),
             ),
-            Grid(
+            Table(
                 "Can be pruned",
                 ("unit", "axis", "positions", "frozen", "layers that shrink together"),
                 units,
                 ("positions", "frozen"),
             ),
-            Grid("Cannot be pruned", ("axis", "size", "reason"), frozen, ("size",)),
+            Table("Cannot be pruned", ("axis", "size", "reason"), frozen, ("size",)),
         ]
+        if len(self.outputs) > 1:
+            rows = [(each.name, " × ".join(map(str, each.shape)), each.dtype) for each in self.outputs]
+            tables.append(Table("Outputs", ("output", "shape", "type"), rows))
         if self.blocks:
             rows = [(block.name, f"{block.parameters:,}", ", ".join(block.layers)) for block in self.blocks]
             columns = ("block", "parameters", "layers")
-            grids.append(Grid("Can be left out by DepthPruning", columns, rows, ("parameters",)))
-        return grids
+            tables.append(Table("Can be left out by DepthPruning", columns, rows, ("parameters",)))
+        return tables
 
 
 @takes(target=arguments.optional(arguments.text))
@@ -165,6 +179,9 @@ def inspect(model: Any, target: str | None = None) -> Inspection:
         quantized=loaded.quantization is not None,
         parameters=graph.size,
         macs=macs(graph),
+        outputs=tuple(
+            InspectedOutput(name=each.name, shape=each.shape, dtype=each.dtype) for each in bare_outputs(loaded)
+        ),
         layers=_layers(loaded, name),
         units=tuple(
             InspectedUnit(name=u.name, kind=kind(solved, u), size=u.size, frozen=u.frozen, layers=u.layers)

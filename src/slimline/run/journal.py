@@ -20,8 +20,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from slimline.basics.errors import SlimlineError
 from slimline.files.atomic import atomic_write, below, read_plain, write_all, writing
+from slimline.run.layout import JOURNAL, WORK
 
-JOURNAL = "journal.jsonl"
 LIMIT = 256_000_000  # bytes that a journal may have
 _LINE = re.compile(rb'(\{.*), "check": "([0-9a-f]{16})"\}', re.DOTALL)
 
@@ -188,7 +188,7 @@ class Journal:
     def mend(self) -> None:
         """Cut off a last line that a kill left in the middle, and take out the lines that are damaged."""
         if self.damaged:
-            atomic_write(self.path, b"".join(self._lines), below(self.root, ".work", f"{JOURNAL}.part"))
+            atomic_write(self.path, b"".join(self._lines), below(self.root, WORK, f"{JOURNAL}.part"))
         elif self._torn:
             with self._opened() as handle:
                 os.ftruncate(handle, os.fstat(handle).st_size - self._torn)
@@ -225,10 +225,10 @@ class Journal:
         return str(self._before[-1].hexdigest())
 
     def _hashes(self) -> list[Any]:
-        found = [hashlib.sha256()]
+        hashes = [hashlib.sha256()]
         for line in self._lines:
-            found.append(_extended(found[-1], line))
-        return found
+            hashes.append(_extended(hashes[-1], line))
+        return hashes
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[int]:
@@ -257,11 +257,11 @@ def _extended(before: Any, line: bytes) -> Any:
 
 def _event(line: bytes) -> Event | None:
     """What a line notes; None where it is damaged."""
-    found = _LINE.fullmatch(line)
-    if found is None or hashlib.sha256(found[1] + b"}").hexdigest()[:16] != found[2].decode():
+    match = _LINE.fullmatch(line)
+    if match is None or hashlib.sha256(match[1] + b"}").hexdigest()[:16] != match[2].decode():
         return None
     try:
-        record = json.loads(found[1] + b"}")
+        record = json.loads(match[1] + b"}")
         kind: type[Any] = _KINDS.get(record["event"], Note)
         event: Event = kind.model_validate(record)
         return event

@@ -6,22 +6,21 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from slimline.basics import arguments
 from slimline.basics.arguments import takes
 from slimline.basics.errors import SlimlineError
 from slimline.basics.progress import Progress
 from slimline.data import Data
+from slimline.data.data import sample_shape
 from slimline.data.datasets import NAMES
-from slimline.data.splits import Inputs
+from slimline.graph.ir import InputSpec
 from slimline.measure import file_bytes, ledger, measure_latency, measure_memory, outputs, score
 from slimline.measure.certificate import Certificate
 from slimline.measure.figures import Figures
 from slimline.measure.process import Artifact
 from slimline.report.console import telling
 from slimline.report.printed import Printed
-from slimline.report.tables import Grid, figures_table
+from slimline.report.tables import Table, figures_table
 from slimline.run.sources import DataSource, load_data
 from slimline.runtimes.base import runtime, runtime_for
 
@@ -46,7 +45,7 @@ class Measured(Printed):
     metric: str
     certificate: Certificate | None = None
 
-    def tables(self) -> list[Grid]:
+    def tables(self) -> list[Table]:
         """The figures side by side."""
         names = list(dict.fromkeys(self.targets.values()))
         where = names[0] if len(names) == 1 else ", ".join(f"{target} ({n})" for n, target in self.targets.items())
@@ -57,9 +56,9 @@ class Measured(Printed):
         return [] if self.certificate is None else [self.certificate.sentence()]
 
 
-def _is_data(name: str, given: Any) -> None:
-    if not isinstance(given, Data | DataSource):
-        raise SlimlineError(f"{name} is a {type(given).__name__}: give a slimline.Data.")
+def _is_data(name: str, value: Any) -> None:
+    if not isinstance(value, Data | DataSource):
+        raise SlimlineError(f"{name} is a {type(value).__name__}: give a slimline.Data.")
 
 
 @takes(
@@ -152,7 +151,10 @@ def measure_files(
         for name, each in artifacts.items()
     }
     reference = next(iter(answers.values()))
-    scores = {name: score(answer, split.labels, reference=reference, metric=metric) for name, answer in answers.items()}
+    scores = {
+        name: score(answer, split.labels, reference=reference, metric=metric, declared=samples.declared)
+        for name, answer in answers.items()
+    }
     rows = tuple(x[: max(batches)] for x in split.inputs)
     times = measure_latency(artifacts, rows, batches, threads, progress=told("Timing"))
     figures = {}
@@ -180,6 +182,7 @@ def measure_files(
             score_range=samples.metric_range if metric is not None else "known",
             use=used.number,
             note=used.note,
+            progress=told("Resampling"),
         )
     return Measured(
         figures=figures,
@@ -202,11 +205,10 @@ def _matching(artifacts: Mapping[str, Artifact], data: Data | DataSource) -> Dat
             )
     taken = specs[first]
     samples = data if isinstance(data, Data) else load_data(data)
-    builtin = isinstance(data, DataSource) and data.name in NAMES
-    if builtin and len(taken) == 1 and _example(taken, samples)[0].shape != samples.example()[0].shape:
-        assert isinstance(data, DataSource)
-        samples = load_data(data, "channels_last")
-    return samples.check(_example(taken, samples))
+    if isinstance(data, DataSource) and data.name in NAMES:
+        own = [("", (None, *x.shape[1:]), "") for x in samples.example()]
+        samples = samples if _alike(taken, own) else load_data(data, "channels_last")
+    return samples.check([InputSpec(name, shape, _dtype(dtype)) for name, shape, dtype in taken])
 
 
 def _alike(one: Specs, other: Specs) -> bool:
@@ -218,18 +220,10 @@ def _alike(one: Specs, other: Specs) -> bool:
 
 
 def _shapes(specs: Specs) -> str:
-    """The shapes of one sample, such as ``(3, 224, 224)``; `any` where a size is free."""
-    return " and ".join(f"({', '.join('any' if n is None else str(n) for n in shape[1:])})" for _, shape, _ in specs)
+    """The shapes of one sample."""
+    return " and ".join(sample_shape(InputSpec(*spec)) for spec in specs)
 
 
-def _example(specs: Specs, data: Data) -> Inputs:
-    """Zeros of the shapes an artifact takes; sizes it leaves open are the data's. Integer artifacts take floats too."""
-    given = data.example()
-    if len(given) != len(specs):
-        return tuple(np.zeros([size or 1 for size in shape], np.float32) for _, shape, _ in specs)
-    found = []
-    for (_, shape, dtype), array in zip(specs, given, strict=True):
-        open_sizes = array.shape if len(array.shape) == len(shape) else (1,) * len(shape)
-        sizes = [len(array), *(size or open_sizes[i] for i, size in enumerate(shape[1:], 1))]
-        found.append(np.zeros(sizes, dtype if dtype in ("int32", "int64", "bool") else np.float32))
-    return tuple(found)
+def _dtype(taken: str) -> str:
+    """In which an artifact is given its inputs: one of small integers takes floats too."""
+    return taken if taken in ("int32", "int64", "bool") else "float32"

@@ -21,12 +21,12 @@ def home_of(run: Run) -> str | None:
     return str(first["folder"]) if run.own and "folder" in first else None
 
 
-def permit(run: Run, given: Mapping[str, Any], allow_code: str | Sequence[str], allow_pickle: bool) -> None:
+def permit(run: Run, supplied: Mapping[str, Any], allow_code: str | Sequence[str], allow_pickle: bool) -> None:
     """Refuse to go on with a run that would import or unpickle what neither this call nor its maker has allowed.
 
     Parameters
     ----------
-    given : by what they are, the objects with which the user goes on, or None: those are not loaded.
+    supplied : by what they are, the objects with which the user goes on, or None: those are not loaded.
     allow_code, allow_pickle : the user's word in this call.
 
     Raises
@@ -34,7 +34,7 @@ def permit(run: Run, given: Mapping[str, Any], allow_code: str | Sequence[str], 
     SlimlineError : names all of it at once; nothing was imported.
     """
     sources = run.created.get("sources") or {}
-    read = [named_by(sources, what) for what in sources if given.get(what) is None]
+    read = [named_by(sources, what) for what in sources if supplied.get(what) is None]
     own = run.own
     trusted = {*as_names(allow_code), *(names(run.begun.steps) if own else ())}
     code = [name for name in code_of(run) if name not in trusted]

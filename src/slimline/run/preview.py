@@ -21,7 +21,7 @@ from slimline.model.model import Model
 from slimline.recipe import Recipe, Step, load_recipe
 from slimline.recipe.named_code import granted
 from slimline.report.printed import Printed, Row
-from slimline.report.tables import Grid, bytes_text
+from slimline.report.tables import Table, bytes_text
 from slimline.run.apply import check, check_order_after
 from slimline.runtimes.base import runtime
 from slimline.steps.base import Context, handler_of, neighbours
@@ -88,20 +88,20 @@ class Preview(Printed):
     steps: tuple[StepPreview, ...]
     notices: tuple[str, ...] = ()
 
-    def tables(self) -> list[Grid]:
+    def tables(self) -> list[Table]:
         """The size of the network after every step."""
         sizes = [("original", self.original), *((row.step, row.after) for row in self.steps)]
         rows = [(n, f"{s.parameters:,}", f"{s.macs:,}", bytes_text(s.file_bytes)) for n, s in sizes]
         title = f"What would be left after each step, for {self.target}"
-        return [Grid(title, ("step", "parameters", "MACs", "tensors in the file"), rows, ("parameters", "MACs"))]
+        return [Table(title, ("step", "parameters", "MACs", "tensors in the file"), rows, ("parameters", "MACs"))]
 
     def lines(self) -> list[str]:
         """What each step would do, and the notices."""
-        said = []
+        lines = []
         for number, row in enumerate(self.steps, 1):
-            said.append(f"{number}. {row.step} {row.does}.")
-            said += [f"   {line}" for line in row.lines]
-        return [*said, *self.notices]
+            lines.append(f"{number}. {row.step} {row.does}.")
+            lines += [f"   {line}" for line in row.lines]
+        return [*lines, *self.notices]
 
 
 @takes(
@@ -139,7 +139,7 @@ def preview(
     SlimlineError : a step that could not be done, an order that has no meaning, or a step that reads samples and `data`
         has none.
     """
-    loaded = load(model, None if data is None else data.example())
+    loaded = load(model, None if data is None else data.example_by_name())
     chosen = load_recipe(
         recipe,
         loaded.usual_target,
@@ -152,7 +152,7 @@ def preview(
     with granted(chosen.steps, allow_code):
         check_order_after(chosen.steps, loaded, None)
         _refuse_without_samples(chosen.steps, data)
-        samples = None if data is None else data.check(loaded.example)
+        samples = None if data is None else data.check(loaded.inputs)
         check(chosen.steps, loaded)
         return _rehearsed(loaded, chosen, samples, name)
 
@@ -181,20 +181,20 @@ def _rehearsed(model: Model, recipe: Recipe, data: Data | None, target: str) -> 
             threads=recipe.threads,
             rehearsal=True,
         )
-        found = handler_of(step).forecast(step, model, context)
-        before, model = size, found.model
-        size = _size(model, found.stored_bytes)
+        forecast = handler_of(step).forecast(step, model, context)
+        before, model = size, forecast.model
+        size = _size(model, forecast.stored_bytes)
         rows.append(
             StepPreview(
                 step=step.step,
                 kind=step.kind,
                 settings=step.model_dump(mode="json"),
-                does=found.does,
-                skipped=found.skipped,
+                does=forecast.does,
+                skipped=forecast.skipped,
                 before=before,
                 after=size,
-                lines=found.lines,
-                details=dict(found.details),
+                lines=forecast.lines,
+                details=dict(forecast.details),
             )
         )
     return Preview(
@@ -208,15 +208,15 @@ def _rehearsed(model: Model, recipe: Recipe, data: Data | None, target: str) -> 
 
 
 def _notices(recipe: Recipe) -> tuple[str, ...]:
-    said = []
+    notices = []
     if recipe.fit:
-        said.append(
+        notices.append(
             "How strong the steps are is decided by the budget when it is done; here they are at full strength."
         )
     if needs := recipe.needs():
         reads = "".join(f"{role} ({step}), " for role, step in needs.items())
-        said.append(f"slimline compress would need samples for {reads}certification (the proof).")
-    return tuple(said)
+        notices.append(f"slimline compress would need samples for {reads}certification (the proof).")
+    return tuple(notices)
 
 
 def _size(model: Model, stored_bytes: Mapping[str, int] | None = None) -> Size:
@@ -227,7 +227,8 @@ def _size(model: Model, stored_bytes: Mapping[str, int] | None = None) -> Size:
     if model.quantization is None:
         folded = Model(model.adapter, model.edit(FoldNorms()), model.example).graph
     else:
-        other |= {name: math.prod(graph.values[name].shape) for name in model.quantization.weights}
+        formats = model.quantization.weights
+        other |= {n: -(-math.prod(graph.values[n].shape) * each.stored_bits // 8) for n, each in formats.items()}
     file_bytes = sum(
         other.get(name, math.prod(folded.values[name].shape) * _itemsize(folded.values[name].dtype))
         for name in folded.parameters

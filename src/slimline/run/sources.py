@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import TypeAdapter
 
+from slimline.basics.arrays import Example
 from slimline.basics.errors import NoExample, SlimlineError, unknown
 from slimline.data.datasets import NAMES, Layout, builtin
 from slimline.files import array_files
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 PICKLES = (".pt", ".pth", ".bin", ".pkl", ".ckpt")
 ARRAYS = ("x_train", "y_train", "x_test", "y_test", "groups_train", "groups_test")
+_NAMES = re.compile(rf"{'|'.join(ARRAYS)}|x_(train|test)\.[^/\\]+")
+"""Of arrays that are read; ``x_test.mask`` is the input ``mask`` of several."""
 
 
 @dataclass(frozen=True)
@@ -72,23 +76,24 @@ def _load_model(source: ModelSource, data: Callable[[Layout], Data] | None) -> M
     from slimline.model.loading import load
 
     if ":" not in source.name:
-        path, given = _model_file(source), None
+        path = _model_file(source)
+        inputs: Example | None = None
         if source.input_shape is not None:
-            given = _noise(source.input_shape)
+            inputs = _noise(source.input_shape)
         elif path.suffix in PICKLES and data is not None:
-            given = data("channels_first").example()
-        return load(path, given, allow_pickle=source.allow_pickle)
-    made = call(source.name, "model")
-    native, example = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+            inputs = data("channels_first").example_by_name()
+        return load(path, inputs, allow_pickle=source.allow_pickle)
+    built = call(source.name, "model")
+    native, example = built if isinstance(built, tuple) and len(built) == 2 else (built, None)
     if source.weights is not None:
         load_weights(native, Path(source.weights))
     if example is not None:
-        example = example if isinstance(example, tuple | list) else (example,)
+        example = example if isinstance(example, tuple | list | dict) else (example,)
     elif source.input_shape is not None:
         example = _noise(source.input_shape)
     elif data is not None:
-        example = data(adapter_for(native).layout).example()
-    return load(native, None if example is None else tuple(example))
+        example = data(adapter_for(native).layout).example_by_name()
+    return load(native, example)
 
 
 def _noise(shape: tuple[int, ...]) -> tuple[np.ndarray, ...]:
@@ -116,29 +121,29 @@ def load_weights(native: Any, path: Path) -> None:
     adapter = adapter_for(native)
     slots = adapter.slots(native)
     try:
-        found = array_files.safetensors(path)
+        tensors = array_files.safetensors(path)
     except OSError as e:
         raise SlimlineError(f"The weights {path} cannot be read: {e.strerror or e}.") from e
     except Malformed as e:
         raise SlimlineError(f"{path} is no safetensors file that slimline reads: it {e}.") from e
     except MemoryError as e:
         raise SlimlineError(f"There is not enough memory to read the weights {path}: close other programs.") from e
-    missing, extra = [n for n in slots if n not in found], [n for n in found if n not in slots]
+    missing, extra = [n for n in slots if n not in tensors], [n for n in tensors if n not in slots]
     if missing or extra:
-        said = [f"lacks {_few(missing)}"] * bool(missing) + [f"has {_few(extra)} besides"] * bool(extra)
-        raise SlimlineError(f"The weights {path} do not fit the model: the file {' and '.join(said)}.")
+        problems = [f"lacks {_few(missing)}"] * bool(missing) + [f"has {_few(extra)} besides"] * bool(extra)
+        raise SlimlineError(f"The weights {path} do not fit the model: the file {' and '.join(problems)}.")
     for name, (shape, dtype) in slots.items():
-        if shape != found[name].shape:
+        if shape != tensors[name].shape:
             raise SlimlineError(
-                f"The weights {path} do not fit the model: {name} is {found[name].shape} in the file and {shape} in "
+                f"The weights {path} do not fit the model: {name} is {tensors[name].shape} in the file and {shape} in "
                 "the model."
             )
-        if found[name].dtype.kind != _kind(dtype):
+        if tensors[name].dtype.kind != _kind(dtype):
             raise SlimlineError(
-                f"The weights {path} do not fit the model: {name} is {found[name].dtype} in the file and {dtype} in "
+                f"The weights {path} do not fit the model: {name} is {tensors[name].dtype} in the file and {dtype} in "
                 "the model; save it as the model's type."
             )
-    adapter.fill(native, found)
+    adapter.fill(native, tensors)
 
 
 def _kind(dtype: str) -> str:
@@ -170,16 +175,23 @@ def load_data(source: DataSource, layout: Layout = "channels_first") -> Data:
     if source.name in NAMES:
         return builtin(source.name, layout, source.seed)
     if ":" in source.name:
-        made = call(source.name, "data")
-        if not isinstance(made, Data):
-            raise SlimlineError(f"{source.name} returned a {type(made).__name__}: return a slimline.Data.")
-        return made
+        built = call(source.name, "data")
+        if not isinstance(built, Data):
+            raise SlimlineError(f"{source.name} returned a {type(built).__name__}: return a slimline.Data.")
+        return built
     held = _arrays(Path(source.name))
-    train, test = (
-        None if f"x_{part}" not in held else (held[f"x_{part}"], held.get(f"y_{part}")) for part in ("train", "test")
-    )
+    inputs = {part: _inputs(held, f"x_{part}") for part in ("train", "test")}
+    train, test = (None if x is None else (x, held.get(f"y_{part}")) for part, x in inputs.items())
     groups = {part: held[f"groups_{part}"] for part in ("train", "test") if f"groups_{part}" in held}
     return Data(train=train, test=test, groups=groups, seed=source.seed)
+
+
+def _inputs(held: Mapping[str, np.ndarray], name: str) -> Any:
+    """The array of one input, a dict of those of several by their names, or None."""
+    several = {key.partition(".")[2]: array for key, array in held.items() if key.startswith(f"{name}.")}
+    if several and name in held:
+        raise SlimlineError(f"The data has both {name} and {name}.{next(iter(several))}: name every input, or none.")
+    return several or held.get(name)
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
@@ -189,19 +201,22 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
         raise near or SlimlineError(f"There is no data file {path}: check the path.")
     try:
         if path.is_dir():
-            files = {name: path / f"{name}.npy" for name in ARRAYS}
-            found = {name: array_files.npy(f) for name, f in files.items() if f.exists()}
+            files = {file.stem: file for file in sorted(path.glob("*.npy"))}
+            arrays = {name: array_files.npy(file) for name, file in files.items() if _NAMES.fullmatch(name)}
         else:
-            found = array_files.npz(path, ARRAYS)
+            arrays = array_files.npz(path, _NAMES)
     except OSError as e:
         raise SlimlineError(f"{path} cannot be read ({e.strerror or e}): check the file.") from e
     except (Malformed, Damaged) as e:
         raise SlimlineError(f"{path} cannot be read as numpy arrays: it {e}; save it with np.savez or np.save.") from e
     except MemoryError as e:
         raise SlimlineError(f"There is not enough memory to read {path}: give a folder of .npy files.") from e
-    if not {"x_train", "x_test"} & set(found):
-        raise SlimlineError(f"{path} has neither x_train nor x_test: name its arrays {', '.join(ARRAYS)}.")
-    return found
+    if not {"x_train", "x_test"} & {name.partition(".")[0] for name in arrays}:
+        raise SlimlineError(
+            f"{path} has neither x_train nor x_test: name its arrays {', '.join(ARRAYS)}, or of several "
+            "inputs x_train.NAME."
+        )
+    return arrays
 
 
 def load_pair(

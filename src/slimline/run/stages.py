@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,10 +17,11 @@ from slimline.frameworks.base import written
 from slimline.model import Model
 from slimline.model.lowering import lower
 from slimline.recipe import Recipe
-from slimline.run.directory import RECIPE, Run, versions
+from slimline.run.directory import Run, versions
 from slimline.run.journal import fingerprint
+from slimline.run.layout import RECIPE
 from slimline.runtimes.base import runtime
-from slimline.search.attempts import Attempt, Found, Selection, search
+from slimline.search.attempts import Attempt, Outcome, Selection, search
 from slimline.search.fit import decided, stage_name
 from slimline.search.ladder import ladder
 from slimline.steps.base import Context, Tell, handler_of, neighbours, perform
@@ -178,10 +180,10 @@ class _Pipeline:
 
     def keep_teacher(self, folder: Path) -> None:
         """Save the teacher, if it is the one that the run was started with."""
-        found = None if self.give is None else self.give()
-        self.run.check("teacher", "" if found is None else of_weights(found))
-        assert found is not None
-        self.save(found, folder)
+        teacher = None if self.give is None else self.give()
+        self.run.check("teacher", "" if teacher is None else of_weights(teacher))
+        assert teacher is not None
+        self.save(teacher, folder)
 
     def lower(self, stage: str, folder: Path) -> None:
         lower(self.runtime, self.model_of(stage), folder / f"model{self.runtime.suffix}")
@@ -200,7 +202,7 @@ class _Pipeline:
         self.say(1, f"Exporting the original to {self.target}")
         baseline, _ = run.stage("baseline", lambda f: self.lower("original", f), key=lowered_key(run, "original"))
         baseline_file = baseline / f"model{self.runtime.suffix}"
-        selection = Selection(lambda: self.data, wish, baseline_file)
+        selection = Selection(lambda: self.data, wish, baseline_file, self.original.output_names)
         ended = search(
             rungs,
             start,
@@ -236,7 +238,7 @@ class _Pipeline:
     def begin(self, recipe: Recipe) -> Recipe:
         """Let ``recipe.yaml`` say what is being done."""
         if self.run.recipe != recipe:
-            self.run.settle(recipe)
+            self.run.adopt(recipe)
         return recipe
 
     def stages_of(self, tried: Attempt, recipe: Recipe) -> list[str]:
@@ -289,9 +291,9 @@ class _Pipeline:
             batch_sizes=recipe.batch_sizes,
             threads=recipe.threads,
         )
-        done = perform(step, self.model_of(last), context)
-        self.save(done.model, folder)
-        return done.record
+        outcome = perform(step, self.model_of(last), context)
+        self.save(outcome.model, folder)
+        return outcome.record
 
     def judged(self, tried: tuple[str, list[dict[str, Any]], Path], selection: Selection) -> tuple[Cost, float | None]:
         """What an attempt costs, as far as that needs no clock, and what it loses on the selection samples."""
@@ -318,8 +320,7 @@ class _Pipeline:
 
 
 def _copied(source: Path, folder: Path) -> None:
-    for file in sorted(source.iterdir()):
-        (folder / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(source, folder, dirs_exist_ok=True)
 
 
 class _StepRecord(BaseModel):
@@ -359,7 +360,7 @@ def _report(
     records: Sequence[Mapping[str, Any]],
     files: Mapping[str, str],
     tell: Tell | None,
-    ended: Found[Any],
+    ended: Outcome[Any],
 ) -> None:
     """Measure, certify, and write ``report.json``, ``environment.json`` and ``report.html``."""
     from slimline.report.page import render

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,10 +13,18 @@ import numpy as np
 
 from slimline.basics.errors import SlimlineError, unknown
 from slimline.basics.plugins import installed, registered
+from slimline.methods.formats import Format, IntegerGrid
 
 if TYPE_CHECKING:
     from slimline.graph.placement import Policy
     from slimline.runtimes.forms import Form
+
+
+ABILITIES = ("run", "time", "profile", "count integer kernels", "time single layers")
+"""What a target may be asked."""
+
+Specs = Sequence[tuple[str, tuple[int | None, ...], str]]
+"""Name, shape (None where any size goes) and numpy dtype of each input of an artifact."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +60,15 @@ class Layer:
 class Session(Protocol):
     """An artifact loaded by its runtime."""
 
+    @property
+    def output_names(self) -> Sequence[str]:
+        """Of `outputs`, where the artifact holds them; need not be there."""
+
     def run(self, inputs: tuple[np.ndarray, ...]) -> np.ndarray:
-        """The first output for inputs of any batch size the artifact takes."""
+        """The first of `outputs`, for artifacts that have one."""
 
     def outputs(self, inputs: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
-        """All outputs, in the order of the model's."""
+        """All outputs for inputs of any batch size the artifact takes, in the order of the model's."""
 
 
 class Runtime(Protocol):
@@ -72,6 +84,29 @@ class Runtime(Protocol):
     description: str
     packages: tuple[str, ...] = ()
     """Whose versions decide what its artifacts do."""
+    elsewhere: str = ""
+    """Where its artifacts run, such as ``on Apple devices``, if that is not here: they are then checked by `verify`,
+    and nothing is measured. Empty where they run here."""
+    precisions: tuple[str, ...] = ("float32", "int8")
+    """What its artifacts may compute in."""
+    abilities: frozenset[str] = frozenset({"run", "time"})
+    """Those of `ABILITIES` that it has on this machine, once it is installed."""
+
+    writes: str = "integer grids of 8 bits, symmetric for weights, with one scale per tensor or per position of an axis"
+    """Formats of tensors that it can write, in words."""
+
+    def can_write(self, each: Format, stored: bool) -> bool:
+        """Whether its artifact can hold a tensor in a format.
+
+        Parameters
+        ----------
+        stored : whether it is a weight, whose codes are in the file; else an activation.
+        """
+        if not isinstance(each, IntegerGrid) or each.bits not in (7, 8):  # 7 where the kernels bear no more
+            return False
+        if not stored:
+            return each.per_tensor
+        return each.signed and each.zero_point is None and (each.per_tensor or each.axis is not None)
 
     def available(self) -> str | None:
         """None if its packages are installed, else the sentence with the pip command."""
@@ -80,10 +115,22 @@ class Runtime(Protocol):
         """Versions of those of `packages` that are installed."""
         return installed(self.packages)
 
+    def settings(self) -> Mapping[str, Mapping[str, str]]:
+        """By kind, the words that may stand behind its name and a colon on this machine, and what each does."""
+        return {}
+
+    def configured(self, name: str, chosen: Mapping[str, str]) -> Runtime:
+        """The same target under another name, with a word of some kinds of `settings`."""
+        raise SlimlineError(f"{self.name} has no settings: leave out what stands behind its name in {name}.")
+
     @property
     def weight_bits(self) -> int:
         """Bits of an int8 weight that its integer kernels take exactly on this processor: 8, or 7."""
         return 8
+
+    def files(self, path: Path) -> tuple[Path, ...]:
+        """Where the files of the artifact at `path` may lie, itself first."""
+        return (path,)
 
     def lower(self, form: Form, path: Path) -> None:
         """Write the artifact of a network in one of `forms` atomically and deterministically, integer where it says so.
@@ -91,6 +138,20 @@ class Runtime(Protocol):
         What else belongs to the artifact lies beside `path`, which is in a folder of its own. Nothing but
         `slimline.model.lowering` calls it: what it wrote has to be compared with the model.
         """
+
+    def verify(self, form: Form, path: Path) -> Session | None:
+        """Check an artifact of a target whose artifacts run `elsewhere` against the form that it was made of, as
+        `lower` left it: types, sizes, shapes, weights, the target's own rules.
+
+        Returns
+        -------
+        What answers as the artifact has to, where another runtime can; it is then compared with the model.
+
+        Raises
+        ------
+        SlimlineError : the artifact is not what the form says.
+        """
+        raise SlimlineError(f"{self.name} does not say how its artifacts are checked: choose another target.")
 
     def sample(self, layer: Layer, path: Path) -> None:
         """Write an artifact of float layers such as `layer`, one behind the other as `Layer.chain` says: a runtime may
@@ -100,6 +161,7 @@ class Runtime(Protocol):
 
     def load(self, path: Path, threads: int = 1) -> Session:
         """Load an artifact; refuses a file that is none in one sentence."""
+        raise SlimlineError(f"{path} runs {self.elsewhere}, not here: {self.name} artifacts cannot be measured here.")
 
     def integer_layers(self, path: Path) -> Mapping[str, str]:
         """Operators that the runtime really executes, after its own optimisation: name to
@@ -116,6 +178,28 @@ class Runtime(Protocol):
         """Name, shape (None where any size goes) and dtype of each input."""
 
 
+def conform(artifact: str, specs: Specs, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """`inputs` as contiguous arrays of the dtypes of `specs`; for runtimes that do not check shapes themselves.
+
+    Raises
+    ------
+    SlimlineError : there are more or fewer, or one has another shape.
+    """
+    if len(inputs) != len(specs):
+        raise SlimlineError(f"{artifact} takes {len(specs)} inputs, not {len(inputs)}.")
+    arrays = []
+    for (name, shape, dtype), array in zip(specs, inputs, strict=True):
+        fits = len(shape) == array.ndim and all(a in (None, b) for a, b in zip(shape, array.shape, strict=True))
+        if not fits:
+            sizes = ", ".join("any" if size is None else str(size) for size in shape)
+            raise SlimlineError(
+                f"Input {name!r} of {artifact} has shape ({sizes}), not {array.shape}: "
+                "give arrays (batch, …) of these sizes."
+            )
+        arrays.append(np.ascontiguousarray(array, dtype))
+    return arrays
+
+
 @cache
 def _runtimes() -> Mapping[str, Runtime]:
     return registered("target", "slimline.runtimes", "runtime", "slimline.targets", lambda found: found.name)
@@ -128,10 +212,35 @@ def names() -> list[str]:
 
 
 def runtime(name: str) -> Runtime:
-    """The target called `name`."""
-    if name not in _runtimes():
-        raise unknown("target", name, _runtimes())
-    return _runtimes()[name]
+    """The target called `name`, such as ``onnxruntime``, or with settings, such as ``onnxruntime:cuda,basic``.
+
+    Raises
+    ------
+    SlimlineError : there is no such target, or it has no such setting on this machine.
+    """
+    plain, colon, words = name.partition(":")
+    if plain not in _runtimes():
+        raise unknown("target", plain, _runtimes())
+    target: Runtime = _runtimes()[plain]
+    if not colon:
+        return target
+    kinds = {word: kind for kind, known in target.settings().items() for word in known}
+    chosen: dict[str, str] = {}
+    for word in words.split(","):
+        if word not in kinds:
+            raise unknown(f"setting of {plain} on this machine", word, kinds)
+        if kinds[word] in chosen:
+            raise SlimlineError(f"{name} names two settings of {kinds[word]}: leave {word} out.")
+        chosen[kinds[word]] = word
+    return target.configured(name, chosen)
+
+
+def files_of(artifact: Path) -> list[Path]:
+    """The files that make up an artifact, the one by which it is called first: of a folder all that are in it."""
+    if artifact.is_dir():
+        return sorted(file for file in artifact.rglob("*") if file.is_file())
+    loads = next((each for each in _runtimes().values() if each.suffix == artifact.suffix), None)
+    return [file for file in (loads.files(artifact) if loads else (artifact,)) if file.is_file()]
 
 
 def runtime_for(path: Path) -> Runtime:

@@ -1,4 +1,4 @@
-"""The LiteRT target: Keras models as ``.tflite`` files, run by XNNPACK on the CPU.
+"""The LiteRT target: ``.tflite`` files, run by XNNPACK on the CPU.
 
 The artifact takes and gives float32 (or the model's own integer inputs). Where it is quantized, the first and
 last operator round and unround inside the delegate: at batch 32 of 28 × 28 images that costs 0.1 ms of 13,
@@ -18,8 +18,9 @@ import numpy as np
 from slimline.basics.errors import SlimlineError, require
 from slimline.basics.quiet import quiet
 from slimline.graph.placement import Policy
-from slimline.runtimes.base import Runtime
+from slimline.runtimes.base import ABILITIES, Runtime, conform
 from slimline.runtimes.forms import TENSORFLOW_FUNCTION, Form
+from slimline.runtimes.forms.tensorflow import tensorflow
 
 if TYPE_CHECKING:
     from slimline.runtimes.base import Layer
@@ -79,32 +80,25 @@ class Session:
         self._specs = input_specs(path)
 
     def run(self, inputs: tuple[np.ndarray, ...]) -> np.ndarray:
-        """The first output ``(batch, …)`` for inputs ``(batch, …)`` of any batch size."""
+        """The first of `outputs`."""
         return self.outputs(inputs)[0]
 
+    @property
+    def output_names(self) -> list[str]:
+        """Of `outputs`, where the file names them all."""
+        interpreter = _interpreter(self._path)
+        signatures = list(interpreter._get_full_signature_list().values())
+        names = {index: name for name, index in signatures[0]["outputs"].items()} if len(signatures) == 1 else {}
+        return [names[d["index"]] for d in interpreter.get_output_details() if d["index"] in names]
+
     def outputs(self, inputs: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
-        """All outputs for `inputs`."""
-        arrays = self._checked(inputs)
+        """All outputs ``(batch, …)`` for inputs ``(batch, …)`` of any batch size."""
+        arrays = conform(self._path.name, self._specs, inputs)
         interpreter = self._interpreter(tuple(a.shape for a in arrays))
         for detail, array in zip(interpreter.get_input_details(), arrays, strict=True):
             interpreter.set_tensor(detail["index"], array)
         interpreter.invoke()
         return tuple(interpreter.get_tensor(detail["index"]) for detail in interpreter.get_output_details())
-
-    def _checked(self, inputs: tuple[np.ndarray, ...]) -> list[np.ndarray]:
-        if len(inputs) != len(self._specs):
-            raise SlimlineError(f"{self._path.name} takes {len(self._specs)} inputs, not {len(inputs)}.")
-        arrays = []
-        for (name, shape, dtype), given in zip(self._specs, inputs, strict=True):
-            fits = len(shape) == given.ndim and all(a in (None, b) for a, b in zip(shape, given.shape, strict=True))
-            if not fits:
-                sizes = ", ".join("any" if size is None else str(size) for size in shape)
-                raise SlimlineError(
-                    f"Input {name!r} of {self._path.name} has shape ({sizes}), not {given.shape}: "
-                    "give arrays (batch, …) of these sizes."
-                )
-            arrays.append(np.ascontiguousarray(given, dtype))
-        return arrays
 
     def _interpreter(self, shapes: tuple[tuple[int, ...], ...]) -> Any:
         """An interpreter for these shapes; the oldest goes when there are too many."""
@@ -129,6 +123,7 @@ class LiteRT(Runtime):
     forms = (TENSORFLOW_FUNCTION,)
     policy = POLICY
     packages = ("ai-edge-litert", "tensorflow", "tensorflow-cpu", "keras")
+    abilities = frozenset(ABILITIES) - {"profile"}
     description = "LiteRT (TensorFlow Lite) on the CPU with XNNPACK; float or full integer"
 
     def available(self) -> str | None:
@@ -152,17 +147,15 @@ class LiteRT(Runtime):
         SlimlineError : an operator that LiteRT has not.
         """
         require("ai_edge_litert", self.extra)
-        require("flatbuffers", "keras")
+        require("flatbuffers", self.extra)
         from slimline.runtimes.forms.flatbuffer import compact
 
         function = form.content
-        _write(path, compact(_convert(function, form.integer), function.inputs, function.layers))
+        _write(path, compact(_convert(function, form.integer), function.inputs, function.layers, function.outputs))
 
     def sample(self, layer: Layer, path: Path) -> None:
         """Write a ``.tflite`` file of layers such as `layer`, see `slimline.runtimes.base.Runtime`."""
-        require("tensorflow", "keras")
-        import tensorflow as tf
-
+        tf = tensorflow()
         rng = np.random.default_rng(0)
         weights = [_kernel(layer, *ends, rng) for ends in layer.chain[:2]] * (len(layer.chain) // 2)
 
@@ -263,8 +256,7 @@ def _allocated(path: Path) -> Any:
 
 def _convert(function: Function, integer: bool) -> bytes:
     """The converter's file."""
-    import tensorflow as tf
-
+    tf = tensorflow()
     try:
         with quiet():
             converter = tf.lite.TFLiteConverter.from_concrete_functions([function.concrete])

@@ -1,30 +1,26 @@
-"""ONNX Runtime on the CPU: PyTorch models in, QDQ ONNX files out, run as integer kernels where quantized."""
+"""ONNX Runtime on the CPU: PyTorch and ONNX models in, QDQ ONNX files out, run as integer kernels where quantized."""
 
 from __future__ import annotations
 
 import json
 import os
-import platform
 import re
 import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
-from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
 
 from slimline.basics.errors import SlimlineError
 from slimline.graph.placement import Policy
-from slimline.runtimes.base import Runtime
+from slimline.runtimes.base import ABILITIES, Runtime
+from slimline.runtimes.chains import chain
 from slimline.runtimes.forms import ONNX, Form
+from slimline.runtimes.processor import saturates
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
     import onnxruntime as ort
 
     from slimline.runtimes.base import Layer
@@ -36,6 +32,13 @@ _CASTS = {"QuantizeLinear", "DequantizeLinear"}
 _MOVES = {"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Identity", "Concat"}
 _SIZES = {"Shape", "Constant", "ConstantOfShape", "Gather", "Cast", "Range", "ReorderInput", "ReorderOutput"}
 
+_CPU = "CPUExecutionProvider"
+_LEVELS = {
+    "all": ("ORT_ENABLE_ALL", "as far as it can, layouts of memory included; the default"),
+    "extended": ("ORT_ENABLE_EXTENDED", "by fusions of its providers, not in layout"),
+    "basic": ("ORT_ENABLE_BASIC", "by what any provider can run"),
+    "unoptimized": ("ORT_DISABLE_ALL", "not at all"),
+}
 
 POLICY = Policy(
     activations="uint8",
@@ -58,15 +61,14 @@ class OrtSession:
     def __init__(self, session: ort.InferenceSession) -> None:
         self.session = session
         self.names = [i.name for i in session.get_inputs()]
-        self.output = session.get_outputs()[0].name
+        self.output_names = [o.name for o in session.get_outputs()]
 
     def run(self, inputs: tuple[Array, ...]) -> Array:
-        """The first output for `inputs`, arrays of the artifact's own dtypes, ``(batch, …)`` each."""
-        result: Array = self.session.run([self.output], dict(zip(self.names, inputs, strict=True)))[0]
-        return result
+        """The first of `outputs`."""
+        return self.outputs(inputs)[0]
 
     def outputs(self, inputs: tuple[Array, ...]) -> tuple[Array, ...]:
-        """All outputs for `inputs`."""
+        """All outputs for `inputs`, arrays of the artifact's own dtypes, ``(batch, …)`` each."""
         return tuple(self.session.run(None, dict(zip(self.names, inputs, strict=True))))
 
 
@@ -79,13 +81,25 @@ class OnnxRuntime(Runtime):
     forms = (ONNX,)
     policy = POLICY
     packages = ("onnxruntime", "onnx", "onnx-ir", "onnxscript")
+    abilities = frozenset(ABILITIES)
     description = "ONNX Runtime, CPU: uint8 activations, int8 weights per channel"
 
-    def available(self) -> str | None:
-        """None if torch is installed (ONNX Runtime always is), else the sentence with the pip command."""
-        if find_spec("torch") is None:
-            return "torch is not installed: run pip install 'slimline[torch]'."
-        return None
+    def __init__(self, name: str = name, provider: str = "cpu", level: str = "all") -> None:
+        self.name, self._provider, self._level = name, provider, level
+
+    def settings(self) -> Mapping[str, Mapping[str, str]]:
+        """Execution providers beside the CPU's, and how far graphs are optimised."""
+        return {
+            "provider": {word: f"computes with {name}" for word, name in _providers().items() if word != "cpu"},
+            "graph": {word: f"optimises graphs {how}" for word, (_, how) in _LEVELS.items()},
+        }
+
+    def configured(self, name: str, chosen: Mapping[str, str]) -> OnnxRuntime:
+        """With another provider, another level, or both."""
+        return OnnxRuntime(name, chosen.get("provider", "cpu"), chosen.get("graph", "all"))
+
+    def available(self) -> None:
+        """None, as ONNX Runtime is always installed."""
 
     @property
     def weight_bits(self) -> int:
@@ -93,9 +107,15 @@ class OnnxRuntime(Runtime):
         without a word (ONNX Runtime's documentation calls it reduced range)."""
         return 7 if saturates() else 8
 
+    def files(self, path: Path) -> tuple[Path, ...]:
+        """The graph, and the weights that others keep apart."""
+        return path, path.with_name(f"{path.name}.data")
+
     def lower(self, form: Form, path: Path) -> None:
         """Write the ONNX file: rounding as QDQ in the layout that ONNX Runtime fuses into integer kernels."""
-        content = _serialised(form.content)
+        from slimline.runtimes.forms.onnx import rewrite, serialized
+
+        content = serialized(form.content, rewrite)
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
             temporary = Path(file.name)
             try:
@@ -110,31 +130,11 @@ class OnnxRuntime(Runtime):
 
     def sample(self, layer: Layer, path: Path) -> None:
         """Write an ONNX file of layers such as `layer`, see `slimline.runtimes.base.Runtime`."""
-        rng = np.random.default_rng(0)
-        nodes, weights = [], []
-        for i, (inputs, outputs) in enumerate(layer.chain):
-            if layer.kernel:
-                shape = (outputs, 1 if layer.depthwise else inputs, *layer.kernel)
-                reach = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel, strict=True)]
-                pads = [*(n // 2 for n in reach), *(n - n // 2 for n in reach)]
-                group = inputs if layer.depthwise else 1
-                names = [f"x{i}", f"w{i}"], [f"x{i + 1}"]
-                node = helper.make_node("Conv", *names, pads=pads, dilations=layer.dilation, group=group)
-            else:
-                shape = (outputs, inputs)
-                node = helper.make_node("Gemm", [f"x{i}", f"w{i}"], [f"x{i + 1}"], transB=1)
-            nodes.append(node)
-            weights.append(numpy_helper.from_array(rng.normal(size=shape).astype(np.float32), f"w{i}"))
-        size: list[str | int | None] = ["batch", layer.inputs, *(layer.places if layer.kernel else ())]
-        kind = onnx.TensorProto.FLOAT
-        ends = [helper.make_tensor_value_info(name, kind, size) for name in ("x0", f"x{len(layer.chain)}")]
-        graph = helper.make_graph(nodes, "sample", ends[:1], ends[1:], weights)
-        opset = [helper.make_opsetid("", 20)]
-        path.write_bytes(helper.make_model(graph, opset_imports=opset, ir_version=10).SerializeToString())
+        path.write_bytes(chain(layer))
 
     def load(self, path: Path, threads: int = 1) -> OrtSession:
         """Load an ONNX file for `threads` threads."""
-        return OrtSession(_session(path, _options(threads)))
+        return OrtSession(self._session(path, self._options(threads)))
 
     def integer_layers(self, path: Path) -> Mapping[str, str]:
         """Every operator of the graph that ONNX Runtime made of the file: ``integer`` or ``float``.
@@ -145,10 +145,11 @@ class OnnxRuntime(Runtime):
         import onnxruntime
 
         with tempfile.TemporaryDirectory() as folder:
-            options = _options(1)
-            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+            options = self._options(1)
+            if self._level == "all":
+                options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
             options.optimized_model_filepath = str(Path(folder, "optimized.onnx"))
-            _session(path, options)
+            self._session(path, options)
             graph = onnx.load(options.optimized_model_filepath).graph
         original = {node.name for node in onnx.load(str(path)).graph.node if node.name}
         bytes_ = (onnx.TensorProto.UINT8, onnx.TensorProto.INT8)
@@ -166,7 +167,7 @@ class OnnxRuntime(Runtime):
 
     def input_specs(self, path: Path) -> list[tuple[str, tuple[int | None, ...], str]]:
         """Name, shape (None where any size goes) and numpy dtype of each input."""
-        session = _session(path, _options(1))
+        session = self._session(path, self._options(1))
         return [
             (i.name, tuple(d if isinstance(d, int) else None for d in i.shape), _dtype(i.type))
             for i in session.get_inputs()
@@ -175,10 +176,10 @@ class OnnxRuntime(Runtime):
     def profile(self, path: Path, inputs: tuple[Array, ...], threads: int = 1, runs: int = 30) -> dict[str, float]:
         """Median milliseconds of each operator that runs, by ``name (operator)``, over `runs` runs."""
         with tempfile.TemporaryDirectory() as folder:
-            options = _options(threads)
+            options = self._options(threads)
             options.enable_profiling = True
             options.profile_file_prefix = str(Path(folder, "profile"))
-            session = _session(path, options)
+            session = self._session(path, options)
             loaded = OrtSession(session)
             for _ in range(runs):
                 loaded.run(inputs)
@@ -192,16 +193,44 @@ class OnnxRuntime(Runtime):
                 times.setdefault(label, []).append(event["dur"] / 1000)
         return {label: float(np.median(durations)) for label, durations in times.items()}
 
+    def _options(self, threads: int) -> ort.SessionOptions:
+        import onnxruntime
 
-@cache
-def saturates() -> bool:
-    """Whether this processor multiplies uint8 by int8 in pairs that overflow: x86 that does not say it has VNNI."""
-    if platform.machine().lower() not in ("x86_64", "amd64", "i686", "x86"):
-        return False
-    with suppress(OSError):
-        flags = set(Path("/proc/cpuinfo").read_text("ascii", "replace").split())
-        return not flags & {"avx512_vnni", "avx_vnni"}
-    return True
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+        options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, _LEVELS[self._level][0])
+        options.log_severity_level = 3
+        # Idle workers would otherwise spin on and take cores from whatever is measured next.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        return options
+
+    def _session(self, path: Path, options: ort.SessionOptions) -> ort.InferenceSession:
+        import onnxruntime
+        from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+        if not path.is_file():
+            raise SlimlineError(f"There is no file {path}: give the path of an ONNX file.")
+        errors = (state.InvalidProtobuf, state.InvalidGraph, state.Fail, state.NotImplemented, state.InvalidArgument)
+        provider = _providers()[self._provider]
+        try:
+            session = onnxruntime.InferenceSession(str(path), options, providers=list(dict.fromkeys((provider, _CPU))))
+        except errors as error:
+            reason = str(error).partition("\n")[0].rpartition(" : ")[2][:200]
+            raise SlimlineError(f"ONNX Runtime cannot load {path} ({reason}): give a valid ONNX file.") from error
+        if provider not in session.get_providers():  # it falls back to the CPU with no more than a warning
+            raise SlimlineError(f"ONNX Runtime cannot start {provider}: install what it needs, or leave it out.")
+        return session
+
+
+def _providers() -> dict[str, str]:
+    """By the words of `OnnxRuntime.settings`, the execution providers of the installed ONNX Runtime; but Azure's, which
+    would send data away."""
+    import onnxruntime
+
+    every = {name.removesuffix("ExecutionProvider").lower(): name for name in onnxruntime.get_available_providers()}
+    return {word: name for word, name in every.items() if word != "azure"}
 
 
 def _blocked_names(path: Path) -> dict[str, str]:
@@ -218,53 +247,6 @@ def _blocked_names(path: Path) -> dict[str, str]:
             node = makers[node.input[0]]
         found[f"{value}_nchwc"] = node.name
     return found
-
-
-def _serialised(model: ir.Model) -> bytes:
-    """The bytes of the rewritten, checked model."""
-    import onnx_ir as ir
-
-    from slimline.runtimes.forms.onnx import rewrite
-
-    try:
-        rewrite(model)
-        proto = ir.to_proto(model)
-        del proto.graph.value_info[:]  # shapes of the weights, which say nothing that the weights do not
-        onnx.checker.check_model(proto, full_check=True)
-    except Exception as error:  # the checker raises many types
-        reason = " ".join((str(error).strip().splitlines() or [type(error).__name__])[0].split())[:200].rstrip(".: ")
-        raise SlimlineError(
-            f"The model cannot be written as ONNX ({reason}): express that part of it by common operators."
-        ) from error
-    content: bytes = proto.SerializeToString(deterministic=True)
-    return content
-
-
-def _options(threads: int) -> ort.SessionOptions:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.log_severity_level = 3
-    # Idle workers would otherwise spin on and take cores from whatever is measured next.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    return options
-
-
-def _session(path: Path, options: ort.SessionOptions) -> ort.InferenceSession:
-    import onnxruntime
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
-    if not path.is_file():
-        raise SlimlineError(f"There is no file {path}: give the path of an ONNX file.")
-    errors = (state.InvalidProtobuf, state.InvalidGraph, state.Fail, state.NotImplemented, state.InvalidArgument)
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except errors as error:
-        reason = str(error).partition("\n")[0].rpartition(" : ")[2][:200]
-        raise SlimlineError(f"ONNX Runtime cannot load {path} ({reason}): give a valid ONNX file.") from error
 
 
 def _origin(name: str, original: set[str]) -> str | None:

@@ -8,7 +8,7 @@ part.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -48,7 +48,7 @@ class Attempt:
 
 
 @dataclass(frozen=True)
-class Found(Generic[R]):
+class Outcome(Generic[R]):
     """The attempt that is kept and its result, all that was tried, and why the limits cannot all be met (or '')."""
 
     attempt: Attempt
@@ -66,7 +66,7 @@ def search(
     measure: Callable[[R], tuple[Cost, float | None]],
     alike: Callable[[Rung], str],
     decide: Decide,
-) -> Found[R]:
+) -> Outcome[R]:
     """Attempt what `fitted` allows until the budget is met, at most `ATTEMPTS` times (and then perhaps nothing at all).
 
     Parameters
@@ -79,18 +79,18 @@ def search(
     """
     if len(rungs) == 1 or budget.max_drop is None:
         attempt = Attempt(1, rungs[fitted.rung], fitted.decisions.get(fitted.rung, {}))
-        return Found(attempt, work(attempt), fitted.trials)
-    done = _Attempts(rungs, fitted, budget.max_drop, work, measure, alike, decide)
+        return Outcome(attempt, work(attempt), fitted.trials)
+    attempts = _Attempts(rungs, fitted, budget.max_drop, work, measure, alike, decide)
     if limited(budget):
         for rung in (fitted.rung, *fitted.milder)[:ATTEMPTS]:
-            if done.passes(rung):
-                return done.found(rung)
-        return done.found(min(done.of, key=lambda rung: (done.drop(rung), rung)), conflict=True)
-    chosen = strongest(start, len(rungs), done.passes)
+            if attempts.passes(rung):
+                return attempts.outcome(rung)
+        return attempts.outcome(min(attempts.of, key=lambda rung: (attempts.drop(rung), rung)), conflict=True)
+    chosen = strongest(start, len(rungs), attempts.passes)
     if chosen is None:
         chosen = 0
-        done.attempt(chosen)
-    return done.found(chosen)
+        attempts.attempt(chosen)
+    return attempts.outcome(chosen)
 
 
 class Measured(BaseModel):
@@ -141,8 +141,8 @@ class _Attempts(Generic[R]):
 
     def shape(self, rung: int) -> str:
         """Equal for rungs that lead to the same shapes, also where a clock rounds them."""
-        found = self.decide(f"shapes-{rung}", lambda: {"shapes": self.alike(self.rungs[rung])})
-        return checked(Shapes, found, "the shapes that a strength leads to").shapes
+        record = self.decide(f"shapes-{rung}", lambda: {"shapes": self.alike(self.rungs[rung])})
+        return checked(Shapes, record, "the shapes that a strength leads to").shapes
 
     def attempt(self, rung: int) -> None:
         """Do the whole work and see what it loses."""
@@ -153,69 +153,74 @@ class _Attempts(Generic[R]):
             cost, drop = self.measure(result)
             return Measured(strength=attempt.rung.name, cost=cost, drop=drop).model_dump(mode="json")
 
-        found = checked(Measured, self.decide(f"attempt-{attempt.number}", ask), f"attempt {attempt.number}")
-        self.of[rung] = attempt, result, found
+        measured = checked(Measured, self.decide(f"attempt-{attempt.number}", ask), f"attempt {attempt.number}")
+        self.of[rung] = attempt, result, measured
 
     def drop(self, rung: int) -> float:
         """Lost in the attempt on this rung; 0 where it cannot be measured."""
         return self.of[rung][2].drop or 0.0
 
-    def found(self, rung: int, conflict: bool = False) -> Found[R]:
+    def outcome(self, rung: int, conflict: bool = False) -> Outcome[R]:
         """The search, ended on `rung` or one of the same shapes."""
         if rung not in self.of:
             rung = self.shapes[self.shape(rung)]
         attempt, result, _ = self.of[rung]
         rows = [self._row(number, number == rung, conflict) for number in self.of]
-        said = ""
+        reason = ""
         if conflict:
-            said = (
+            reason = (
                 f"the limits conflict: with the mildest compression that meets the others, the selection samples show "
                 f"{self.drop(rung):.4g} lost and the budget allows {self.max_drop:.4g} (strength: {attempt.rung.name})"
             )
-        return Found(attempt, result, (*self.fitted.trials, *rows), said)
+        return Outcome(attempt, result, (*self.fitted.trials, *rows), reason)
 
     def _row(self, rung: int, chosen: bool, conflict: bool) -> Trial:
         attempt, _, measured = self.of[rung]
         lost = measured.drop
         if lost is None:
-            said = "there are no selection samples to see what it loses"
+            reason = "there are no selection samples to see what it loses"
         elif lost > self.max_drop + _ROUNDING:
-            said = f"the selection samples show {lost:.4g} lost, the budget allows {self.max_drop:.4g}"
-            said += "; the least that was reached" if chosen and conflict else ""
+            reason = f"the selection samples show {lost:.4g} lost, the budget allows {self.max_drop:.4g}"
+            reason += "; the least that was reached" if chosen and conflict else ""
         else:
             other = "another was stronger" if not limited(attempt.rung.recipe.budget) else "a milder one does too"
-            said = f"the selection samples show {lost:.4g} lost, within {self.max_drop:.4g}"
-            said += "" if chosen else f", but {other}"
+            reason = f"the selection samples show {lost:.4g} lost, within {self.max_drop:.4g}"
+            reason += "" if chosen else f", but {other}"
         return Trial(
             stage="attempt",
             settings={**attempt.rung.settings(), "attempt": attempt.number},
             cost=measured.cost,
             drop=lost,
             chosen=chosen,
-            reason=said,
+            reason=reason,
         )
 
 
 class Selection:
     """What artifacts lose against the original's on the selection samples, run by the runtime itself."""
 
-    def __init__(self, data: Callable[[], Data], recipe: Recipe, baseline: Path) -> None:
-        self.data, self.recipe, self.baseline = data, recipe, baseline
+    def __init__(self, data: Callable[[], Data], recipe: Recipe, baseline: Path, names: Sequence[str] = ()) -> None:
+        self.data, self.recipe, self.baseline, self.names = data, recipe, baseline, names
         self._reference: Any = None
 
     def drop(self, artifact: Path) -> float | None:
         """Mean score of the original less that of `artifact`; None where there are no such samples."""
-        from slimline.measure import outputs, score
+        from slimline.measure import outputs, score, scored
 
         data = self.data()
         if not data.has("selection"):
             return None
         split = data.split("selection")
         batch = max(self.recipe.batch_sizes)
-        if self._reference is None:
-            self._reference = outputs(self.baseline, split.inputs, batch, self.recipe.threads)
-        answers = (self._reference, outputs(artifact, split.inputs, batch, self.recipe.threads))
+        artifacts = (self.baseline, artifact) if self._reference is None else (artifact,)
+        needed = scored(self.names, split.labels, data.metric, data.declared) if self.names else None
+        answers = [
+            outputs(each, split.inputs, batch, self.recipe.threads, names=self.names, needed=needed)
+            for each in artifacts
+        ]
+        self._reference = self._reference if self._reference is not None else answers[0]
         before, after = (
-            score(answer, split.labels, reference=self._reference, metric=data.metric)[1] for answer in answers
+            score(answer, split.labels, reference=self._reference, metric=data.metric, declared=data.declared)[1]
+            for answer in (self._reference, answers[-1])
         )
         return float(before.mean() - after.mean())

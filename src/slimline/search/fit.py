@@ -68,10 +68,10 @@ class Fit(BaseModel):
     @classmethod
     def of(cls, record: Mapping[str, Any], rungs: int) -> Fit:
         """What a run's journal holds, for a ladder of so many `rungs`."""
-        found = checked(cls, record, "what the budget allows")
-        if any(rung >= rungs for rung in (found.rung, *found.milder)):
+        parsed = checked(cls, record, "what the budget allows")
+        if any(rung >= rungs for rung in (parsed.rung, *parsed.milder)):
             raise SlimlineError("The run's journal names a strength that there is not: start a new run.")
-        return found
+        return parsed
 
 
 @dataclass(frozen=True)
@@ -123,35 +123,39 @@ def fit(
     return Fit(
         rung=rung,
         milder=milder,
-        trials=tuple(_row(rungs[number], found, budget, number == rung) for number, found in sorted(seen.items())),
-        decisions={n: found.decisions for n, found in seen.items() if n in (rung, *milder) and found.decisions},
+        trials=tuple(
+            _row(rungs[number], estimated, budget, number == rung) for number, estimated in sorted(seen.items())
+        ),
+        decisions={
+            n: estimated.decisions for n, estimated in seen.items() if n in (rung, *milder) and estimated.decisions
+        },
     )
 
 
 def _best(seen: Mapping[int, Estimate], budget: Budget) -> str:
     """The limits that the rung that comes nearest misses, in words."""
 
-    def excess(found: Estimate) -> float:
-        return max(judged.judged.low / judged.limit for judged in limits(found.cost, budget))
+    def excess(candidate: Estimate) -> float:
+        return max(judged.judged.low / judged.limit for judged in limits(candidate.cost, budget))
 
     best = min(seen.values(), key=excess)
     return "; ".join(judged.sentence() for judged in limits(best.cost, budget) if judged.outcome == "missed")
 
 
-def _row(rung: Rung, found: Estimate, budget: Budget, chosen: bool) -> Trial:
-    judged = limits(found.cost, budget)
-    said = "; ".join(limit.sentence() for limit in judged if limit.outcome != "met")
-    if not said:
-        said = (
+def _row(rung: Rung, estimate: Estimate, budget: Budget, chosen: bool) -> Trial:
+    judged = limits(estimate.cost, budget)
+    reason = "; ".join(limit.sentence() for limit in judged if limit.outcome != "met")
+    if not reason:
+        reason = (
             "the mildest that was seen to meet the limits" if chosen else "meets the limits, but a milder one does too"
         )
     return Trial(
         stage="estimate",
         settings=rung.settings(),
-        cost=found.cost,
+        cost=estimate.cost,
         chosen=chosen,
-        reason=said,
-        seconds=round(found.seconds, 3),
+        reason=reason,
+        seconds=round(estimate.seconds, 3),
     )
 
 
@@ -224,8 +228,8 @@ class Trials:
                 self._baseline_memory = self._peak(self._baseline)
             memory = memory_part(self._baseline_memory, self._peak(path))
         size = Part.exact(file_bytes(path), file_bytes(self._baseline), "B")
-        found = Cost(latency=latency, size=size, memory=memory, macs=macs)
-        return Estimate(found, decisions, monotonic() - start)
+        cost = Cost(latency=latency, size=size, memory=memory, macs=macs)
+        return Estimate(cost, decisions, monotonic() - start)
 
     def _rows(self) -> tuple[np.ndarray, ...]:
         """Real ones, as many as the largest batch has, if there are."""
@@ -240,8 +244,8 @@ class Trials:
         stage = stage_name(position, step)
 
         def decide(what: str, choose: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-            decisions[f"{stage}/{what}"] = found = json.loads(json.dumps(choose()))
-            return dict(found)
+            decisions[f"{stage}/{what}"] = answer = json.loads(json.dumps(choose()))
+            return dict(answer)
 
         recipe = self.recipe
         return Context(

@@ -60,7 +60,7 @@ def _pruned(recipe: Recipe, ratio: float) -> Recipe:
 
 def _unpruned(steps: tuple[Step, ...]) -> tuple[Step, ...]:
     """Without what has a strength, training that only prepares it, and recoveries that then have nothing to recover."""
-    left: list[Step] = []
+    remaining: list[Step] = []
     for position, step in enumerate(steps):
         following = steps[position + 1] if position + 1 < len(steps) else None
         prepares = (
@@ -69,7 +69,7 @@ def _unpruned(steps: tuple[Step, ...]) -> tuple[Step, ...]:
             and step.joins(following)
             and _at(following, 0.5) is not None
         )
-        if _at(step, 0.5) is not None or prepares or (step.kind == "recovery" and not left):
+        if _at(step, 0.5) is not None or prepares or (step.kind == "recovery" and not remaining):
             continue
-        left.append(step)
-    return tuple(left)
+        remaining.append(step)
+    return tuple(remaining)

@@ -73,7 +73,7 @@ class Context:
 
 
 @dataclass(frozen=True)
-class Done:
+class StepResult:
     """A step's result, and what the report should say of it (ready for JSON)."""
 
     model: Model
@@ -150,7 +150,7 @@ class Handler(ABC, Generic[S]):
         raise SlimlineError(f"A {step.step} has no plan: plan is for {names}; use slimline.apply.")
 
     @abstractmethod
-    def perform(self, step: S, model: Model, context: Context) -> Done:
+    def perform(self, step: S, model: Model, context: Context) -> StepResult:
         """Do it: a new model, and its record."""
 
     def remarks(self, step: S, target: str) -> tuple[str, ...]:
@@ -208,10 +208,10 @@ class Handler(ABC, Generic[S]):
             plan = self.plan(quick, model, context.data, context.seed, context.target)
             lines = tuple(line.strip() for line in str(plan).splitlines() if line != plan.headline)
             return Forecast(plan.apply(model), self.summary, lines=lines, details={"plan": plan.summary()})
-        done = perform(quick, model, context)
-        refused = [f"{entry['what']}: {entry['reason']}" for entry in done.record.get("refused", ())]
-        notes = [f"note: {note}" for note in done.record.get("notes", ())]
-        return Forecast(done.model, self.summary, lines=(*refused, *notes), details=done.record)
+        outcome = perform(quick, model, context)
+        refused = [f"{entry['what']}: {entry['reason']}" for entry in outcome.record.get("refused", ())]
+        notes = [f"note: {note}" for note in outcome.record.get("notes", ())]
+        return Forecast(outcome.model, self.summary, lines=(*refused, *notes), details=outcome.record)
 
 
 def handler_of(step: S) -> Handler[S]:
@@ -219,10 +219,10 @@ def handler_of(step: S) -> Handler[S]:
     return cast("Handler[S]", registry.handler(step.step))
 
 
-def perform(step: Step, model: Model, context: Context) -> Done:
+def perform(step: Step, model: Model, context: Context) -> StepResult:
     """Do one step; what the model's masks set to zero stays zero."""
-    done = handler_of(step).perform(step, model, context)
-    return Done(held(done.model), done.record)
+    outcome = handler_of(step).perform(step, model, context)
+    return StepResult(held(outcome.model), outcome.record)
 
 
 def plan_record(step: Step, plan: AnyPlan) -> Mapping[str, Any]:
@@ -230,11 +230,11 @@ def plan_record(step: Step, plan: AnyPlan) -> Mapping[str, Any]:
     return {**step.model_dump(mode="json"), "plan": plan.summary()}
 
 
-def perform_plan(handler: Handler[S], step: S, model: Model, context: Context) -> Done:
+def perform_plan(handler: Handler[S], step: S, model: Model, context: Context) -> StepResult:
     """Plan and apply at once; for handlers whose step is no more than its plan."""
     plan = handler.plan(step, model, context.data, context.seed, context.target)
-    done = replace(plan.apply(model), history=(*model.history, step.model_dump(mode="json")))
-    return Done(done, dict(plan_record(step, plan)))
+    changed = replace(plan.apply(model), history=(*model.history, step.model_dump(mode="json")))
+    return StepResult(changed, dict(plan_record(step, plan)))
 
 
 def neighbours(steps: Sequence[Step], position: int) -> tuple[Step | None, Step | None]:

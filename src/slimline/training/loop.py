@@ -14,7 +14,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -29,10 +29,12 @@ from slimline.basics.progress import Progress
 from slimline.data.splits import Split, Stream
 from slimline.files.atomic import sync, writing
 from slimline.frameworks.base import Array, Batch, Trainer
-from slimline.measure.accuracy import evaluate
-from slimline.methods.distillation import class_axis
+from slimline.measure.accuracy import as_outputs
+from slimline.measure.accuracy import score as scores
+from slimline.methods.outputs import Output, aligned
 from slimline.methods.schedules import warmup_cosine
 from slimline.model import Model
+from slimline.model.outputs import bare_outputs, described_outputs
 from slimline.recipe.training import Training
 from slimline.training.companions import Companion, Company
 from slimline.training.teacher import UNKNOWN, fingerprint
@@ -74,9 +76,9 @@ def recover(
     """Train `student` towards `teacher`, and return the best of its epochs.
 
     What the student's masks set to zero stays zero. Batch-norm statistics are recomputed first. After each epoch
-    the selection split gives a score: the mean of `data`'s own metric, else accuracy, else (without labels) the part
-    of samples classed as the teacher does or, for ``loss="mse"``, the negative mean squared distance from the
-    teacher's outputs.
+    the selection split gives a score: the mean of `data`'s own metric, else accuracy (the mean over labelled outputs),
+    else (without labels) the part of samples classed as the teacher does or, for ``loss="mse"`` and where no output
+    names classes, the negative mean squared distance from the teacher's outputs.
 
     Parameters
     ----------
@@ -99,10 +101,11 @@ def recover(
     unheeded = step.alpha == 0 and next(train.batches(1))[1] is not None
     if teacher is None and not unheeded:
         raise SlimlineError(f"{step.step} learns from the uncompressed network, but this model {UNKNOWN}.")
-    score = _scorer(student, teacher, step, data)
+    outputs = _outputs(student, teacher, step, data)
+    score = _scorer(teacher or student, outputs, step, data)
     total = step.epochs * -(-len(train) // step.batch_size)
     tutor = None if unheeded or teacher is None else teacher.native
-    trainer = student.adapter.trainer(student.native, tutor, step, seed, total)
+    trainer = student.adapter.trainer(student.native, tutor, step, seed, total, outputs)
     if student.masks:
         trainer.hold(student.masks)
     updates = step.epochs * _updates(train, step.batch_size)
@@ -116,7 +119,7 @@ def recover(
     if saved is None:
         start = time.perf_counter()
         loop.refresh(0)
-        records = [_record(0, None, score(trainer.predict), 0.0, start, companion)]
+        records = [_record(0, None, score(trainer.outputs), 0.0, start, companion)]
         best = loop.state()
         if store is not None:
             store.write(best, best, records)
@@ -127,7 +130,7 @@ def recover(
     while len(records) <= step.epochs and not _stale(records, step):
         start, epoch = time.perf_counter(), len(records)
         loss, rate = loop.epoch(epoch)
-        records.append(_record(epoch, loss, score(trainer.predict), rate, start, companion))
+        records.append(_record(epoch, loss, score(trainer.outputs), rate, start, companion))
         state = loop.state()
         if _best(records) == epoch:
             best = state
@@ -237,65 +240,60 @@ def _large(batches: Iterable[Batch]) -> Iterator[Batch]:
             yield batch
 
 
-def _scorer(
-    student: Model, teacher: Model | None, step: Training, data: Data
-) -> Callable[[Callable[[tuple[Array, ...]], Array]], float]:
-    """The function that scores a predictor on the selection split; higher is better."""
+def _outputs(student: Model, teacher: Model | None, step: Training, data: Data) -> tuple[Output, ...]:
+    """What the outputs mean for the loss, once student and teacher are known to fit together."""
     if teacher is not None and student.framework != teacher.framework:
         raise SlimlineError(
             f"A {student.framework} student cannot learn from a {teacher.framework} teacher: "
             "load both in one framework."
         )
-    split = data.split("selection")
-    inputs, labels = split.inputs, split.labels
-    if len(split) == 0:
-        raise SlimlineError("Recovery needs a selection split to keep its best epoch: give Data(selection=...).")
     judge = teacher or student
-    given, wanted = (m.predict(*(x[:2] for x in inputs)) for m in (student, judge))
-    if given.shape != wanted.shape:
+    given, wanted = (bare_outputs(model, data) for model in (student, judge))
+    if [o.shape for o in given] != [o.shape for o in wanted]:
+        said = [", ".join(str(o.shape) for o in each) for each in (given, wanted)]
         raise SlimlineError(
-            f"The student's outputs {given.shape} and the teacher's {wanted.shape} differ in shape: "
+            f"The student's outputs {said[0]} and the teacher's {said[1]} differ in shape: "
             "recover a model from the original it was made of."
         )
-    used = None if step.alpha == 1 else labels
-    if used is not None and used.dtype.kind == "f":
-        _check_real(step, used, given)
-        used = None
-    axis = class_axis(given.shape, None if used is None else used[:2].shape, student.adapter.layout == "channels_first")
-    if step.loss != "mse" and given.shape[axis] == 1:
-        raise SlimlineError(f"Outputs of one class leave {step.loss!r} nothing to compare: use loss='mse'.")
+    lenient = step.alpha == 1 and data.metric is not None
+    return described_outputs(student, data, "train", judge=judge, weights=step.output_weights, lenient=lenient)
 
-    def outputs(predict: Callable[[tuple[Array, ...]], Array]) -> Array:
-        return np.concatenate([predict(part) for part, _ in split.batches(step.batch_size)])
 
-    original = None
-    if labels is None and data.metric is None:
-        parts = (part for part, _ in split.batches(step.batch_size))
-        original = np.concatenate(judge.adapter.answers(judge.native, parts))
+def _scorer(
+    judge: Model, outputs: Sequence[Output], step: Training, data: Data
+) -> Callable[[Callable[[tuple[Array, ...]], tuple[Array, ...]]], float]:
+    """The function that scores a predictor on the selection split; higher is better."""
+    split = data.split("selection")
+    if len(split) == 0:
+        raise SlimlineError("Recovery needs a selection split to keep its best epoch: give Data(selection=...).")
+    compared = split.labels is None and data.metric is None
+    labelled = [own is not None for own in aligned(split.labels, outputs)]
+    names = [output.name for output in outputs]
 
-    def score(predict: Callable[[tuple[Array, ...]], Array]) -> float:
-        found = outputs(predict)
-        if data.metric is not None:
-            return float(np.mean(evaluate(data.metric, found, labels)))
-        if original is None:
-            return float(np.mean(found.argmax(axis) == labels))
-        if step.loss == "mse":
-            return -float(np.mean((found - original) ** 2))
-        return float(np.mean(found.argmax(axis) == original.argmax(axis)))
+    def whole(predict: Callable[[tuple[Array, ...]], tuple[Array, ...]]) -> tuple[Array | None, ...]:
+        """The outputs for all samples, of those that are scored."""
+        held: list[list[Array]] = [[] for _ in outputs]
+        for part, _ in split.batches(step.batch_size):
+            for output, has_labels, found, arrays in zip(outputs, labelled, predict(part), held, strict=True):
+                if data.metric is not None or (output.floating if compared else has_labels):
+                    arrays.append(found)
+        return tuple(np.concatenate(arrays) if arrays else None for arrays in held)
+
+    original = whole(lambda part: judge.adapter.answers(judge.native, [part])[0]) if compared else ()
+    classes = [output for output in outputs if output.kind == "classes"]
+
+    def score(predict: Callable[[tuple[Array, ...]], tuple[Array, ...]]) -> float:
+        found = whole(predict)
+        if not compared:
+            answer = as_outputs(found, names)
+            return float(scores(answer, split.labels, metric=data.metric, declared=data.declared)[1].mean())
+        pairs = [(a, b, o) for a, b, o in zip(found, original, outputs, strict=True) if a is not None and b is not None]
+        if step.loss == "mse" or not classes:
+            return -float(np.mean([np.mean((a - b) ** 2) / o.scale for a, b, o in pairs]))
+        same = [np.mean(a.argmax(o.axis) == b.argmax(o.axis)) for a, b, o in pairs if o.kind == "classes"]
+        return float(np.mean(same))
 
     return score
-
-
-def _check_real(step: Training, labels: Array, outputs: Array) -> None:
-    if step.loss != "mse":
-        raise SlimlineError(
-            f"The labels are real numbers, which {step.loss!r} cannot compare: use loss='mse', or alpha=1 to leave "
-            "the labels out."
-        )
-    if labels[: len(outputs)].size != outputs.size:
-        raise SlimlineError(
-            f"The labels have shape {labels.shape[1:]} per sample and the outputs {outputs.shape[1:]}: they must agree."
-        )
 
 
 def _fingerprint(student: Model, teacher: Model | None, steps: list[dict[str, Any]], seed: int, samples: int) -> str:

@@ -85,21 +85,22 @@ def _same_framework(student: Model, framework: str) -> None:
 def _check(student: Model, teacher: Model) -> None:
     """Refuse a teacher that does not answer the student's inputs with outputs of the student's shape."""
     try:
-        said = teacher.predict(*student.example)
+        answers = teacher.outputs(*student.example)
     except Exception as reason:  # each framework has its own ways of not taking inputs
         raise SlimlineError(
             f"The teacher takes inputs {_shapes(teacher.example)} and the student {_shapes(student.example)}: "
             "name a teacher for the student's inputs."
         ) from reason
-    own = student.predict(*student.example)
-    if said.shape[1:] != own.shape[1:]:
+    own = student.outputs(*student.example)
+    shapes, taught = (_shapes(each, dtypes=False) for each in (own, answers))
+    if shapes != taught:
         raise SlimlineError(
-            f"The teacher's outputs {said.shape[1:]} and the student's {own.shape[1:]} differ in shape: "
+            f"The teacher's outputs {taught} and the student's {shapes} differ in shape: "
             "name a teacher of the same outputs, such as the same classes."
         )
-    if not np.isfinite(said).all():
+    if not all(np.isfinite(array).all() for array in answers):
         raise SlimlineError("The teacher answers the example inputs with NaN or infinity: name one that is trained.")
 
 
-def _shapes(arrays: Sequence[Array]) -> str:
-    return ", ".join(f"{a.dtype}{a.shape[1:]}" for a in arrays)
+def _shapes(arrays: Sequence[Array], dtypes: bool = True) -> str:
+    return ", ".join(f"{a.dtype if dtypes else ''}{a.shape[1:]}" for a in arrays)

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from slimline.basics.errors import SlimlineError
 from slimline.data.splits import Split, augmented
-from slimline.measure.accuracy import metric_name, score
+from slimline.measure.accuracy import Scores, as_outputs, metric_name, score
 from slimline.measure.certificate import inside
+from slimline.measure.set_metrics import SetMetric, SetScores
 
 if TYPE_CHECKING:
     from slimline.data import Data
@@ -18,13 +20,17 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _SAMPLES = 4
+_BATCH = 64
+_SET = 256
+"""Samples on which a metric of the whole set is tried; on all, where it has no value of so few."""
 
 
 def try_augment(data: Data) -> None:
     """Augment a few training samples; the error of `augmented` if that fails. The first batch of a loader is read."""
     if data.augment is not None and data.has("train"):
-        inputs, _ = next(data.split("train").batches(_SAMPLES))
-        augmented(data.augment, inputs, np.random.default_rng(data.seed))
+        train = data.split("train")
+        inputs, _ = next(train.batches(_SAMPLES))
+        augmented(data.augment, inputs, np.random.default_rng(data.seed), train.names)
 
 
 def try_score(model: Model, data: Data, max_drop: float | None) -> None:
@@ -36,12 +42,34 @@ def try_score(model: Model, data: Data, max_drop: float | None) -> None:
     """
     split = data.split("certification")
     assert isinstance(split, Split)
-    few = split.take(np.arange(min(len(split), _SAMPLES)))
-    answer = model.predict(*few.inputs)
-    name, values = score(answer, few.labels, reference=answer, metric=data.metric)
+    if isinstance(data.metric, SetMetric):
+        try:
+            _scores(model, split.take(np.unique(np.linspace(0, len(split) - 1, _SET).round().astype(int))), data)
+        except SlimlineError:
+            _scores(model, split, data)
+        if max_drop is not None:
+            log.warning(
+                "The drop of %s will be measured but not certified, which only the mean of a score per sample can be: "
+                "see docs/certificates.md.",
+                metric_name(data.metric),
+            )
+        return
+    name, values = _scores(model, split.take(np.arange(min(len(split), _SAMPLES))), data)
+    assert not isinstance(values, SetScores)
     if data.metric_range is not None:
         inside(values, values, data.metric_range, name)
     warn(data, values, max_drop)
+
+
+def _scores(model: Model, samples: Split, data: Data) -> tuple[str, Scores]:
+    held: list[list[np.ndarray]] = [[] for _ in model.output_names]
+    for inputs, _ in samples.batches(_BATCH):
+        for arrays, array in zip(held, model.outputs(*inputs), strict=True):
+            arrays.append(array)
+    whole = [np.concatenate(arrays) if all(array.ndim for array in arrays) else None for arrays in held]
+    rows = len(samples)
+    answer = as_outputs([None if a is None or len(a) != rows else a for a in whole], model.output_names)
+    return score(answer, samples.labels, reference=answer, metric=data.metric, declared=data.declared)
 
 
 def warn(data: Data, values: np.ndarray, max_drop: float | None) -> None:

@@ -14,7 +14,7 @@ from slimline.frameworks.base import adapter
 from slimline.frameworks.keras import fakequant
 from slimline.graph.quantization import Quantization
 from slimline.methods import ranges
-from slimline.methods.grids import Grid
+from slimline.methods.formats import IntegerGrid
 
 KERAS = adapter("keras")  # sets what must be set before keras is imported
 
@@ -22,7 +22,8 @@ import keras  # noqa: E402
 from keras import layers as L  # noqa: E402
 
 from slimline.basics.errors import SlimlineError  # noqa: E402
-from slimline.frameworks.keras.gridded import IntegerActivation, fake_quantize  # noqa: E402
+from slimline.frameworks.keras.gridded import IntegerActivation  # noqa: E402
+from slimline.frameworks.keras.rounding import rounded  # noqa: E402
 
 
 def _loaded(net: keras.Model) -> tuple[Any, tuple[np.ndarray, ...]]:
@@ -35,25 +36,25 @@ def _loaded(net: keras.Model) -> tuple[Any, tuple[np.ndarray, ...]]:
     return native, example
 
 
+THREE = np.array([0.1, 0.02, 0.5], np.float32)
+
+
 @pytest.mark.parametrize(
     ("grid", "shape"),
     [
         (ranges.affine_grid(-0.7, 2.3, signed=True), (5, 4)),
         (ranges.affine_grid(0.0, 6.0), (5, 4)),
         (ranges.affine_grid(-3.0, 0.0, signed=True), (7,)),
-        (Grid(scale=(0.1, 0.02, 0.5), zero_point=(0, 0, 0), low=-127, high=127, axis=3), (2, 2, 4, 3)),
-        (Grid(scale=(0.1, 0.02, 0.5), zero_point=(0, 0, 0), low=-127, high=127, axis=2), (2, 2, 3, 2)),
+        (IntegerGrid(THREE.reshape(1, 1, 1, 3), (None, None, None, 1), 8, True, True), (2, 2, 4, 3)),
+        (IntegerGrid(THREE.reshape(1, 1, 3, 1), (None, None, 1, None), 8, True, True), (2, 2, 3, 2)),
     ],
 )
-def test_rounds_as_the_grid_says(grid: Grid, shape: tuple[int, ...]) -> None:
+def test_rounds_as_the_grid_says(grid: IntegerGrid, shape: tuple[int, ...]) -> None:
     x = (np.random.default_rng(2).normal(size=shape) * 3).astype(np.float32)
-    step = np.max(grid.scale)
-    # Away from ties, where float error decides.
-    scale, zero = np.float64(step), 0
-    if grid.axis is None:
-        scale, zero = grid.scale[0], grid.zero_point[0]
+    if grid.axis is None:  # away from ties, where float error decides
+        scale, zero = float(grid.scale), int(grid.zero)
         x = np.where(np.abs((x / scale + zero) % 1 - 0.5) < 0.01, x + 0.1 * scale, x).astype(np.float32)
-    difference = np.abs(keras.ops.convert_to_numpy(fake_quantize(x, grid)) - ranges.fake_quantize(x, grid))
+    difference = np.abs(keras.ops.convert_to_numpy(rounded(x, grid)) - grid.round(x))
     assert difference.max() < 1e-5
 
 
@@ -112,11 +113,11 @@ def test_quantized_dense_is_numpys(tmp_path: Path) -> None:
     x = rng.normal(size=(64, 7)).astype(np.float32)
     stored = KERAS.parameters(native)
     grids = quantization.activations
-    kernel = ranges.fake_quantize(stored["fc/kernel"], quantization.weights["fc/kernel"])
-    wanted = ranges.fake_quantize(ranges.fake_quantize(x, grids["x"]) @ kernel + stored["fc/bias"], grids["fc"])
+    kernel = quantization.weights["fc/kernel"].round(stored["fc/kernel"])
+    wanted = grids["fc"].round(grids["x"].round(x) @ kernel + stored["fc/bias"])
     quantized = fakequant.quantize(native, quantization)
     got = KERAS.predict(quantized, (x,))
-    assert np.abs(got - wanted).max() <= grids["fc"].scale[0] * 1.01  # ties
+    assert np.abs(got - wanted).max() <= grids["fc"].scale * 1.01  # ties
     assert (np.abs(got - wanted) > 1e-5).mean() < 0.02
 
 
@@ -147,7 +148,7 @@ def test_dense_on_sequences_is_numpys() -> None:
     kernel = KERAS.parameters(native)["fc/kernel"]
     grid = ranges.symmetric_grid(kernel, None)
     quantized = fakequant.quantize(native, Quantization(weights={"fc/kernel": grid}))
-    wanted = example[0] @ ranges.fake_quantize(kernel, grid) + KERAS.parameters(native)["fc/bias"]
+    wanted = example[0] @ grid.round(kernel) + KERAS.parameters(native)["fc/bias"]
     np.testing.assert_allclose(KERAS.predict(quantized, example), wanted, rtol=1e-5, atol=1e-5)
 
 

@@ -38,7 +38,7 @@ def test_attention_is_decomposed_and_computes_the_same() -> None:
     native, example = adapter.load(model, None)
     assert "attention0.scores" in names(native)
     assert not any(isinstance(call.operation, L.MultiHeadAttention) for call in calls(native))
-    np.testing.assert_allclose(adapter.predict(native, example), model(example[0]), atol=1e-5)
+    np.testing.assert_allclose(adapter.outputs(native, example)[0], model(example[0]), atol=1e-5)
 
 
 def test_attention_that_gives_its_scores_is_opened() -> None:
@@ -57,7 +57,7 @@ def test_masks_of_embeddings_are_kept() -> None:
     model = keras.Model(words, L.Dense(2)(x))
     native, _ = adapter.load(model, None)
     some = np.array([[1, 2, 0, 0, 0], [3, 4, 5, 0, 0]], "int32")
-    np.testing.assert_allclose(adapter.predict(native, (some,)), model(some), atol=1e-6)
+    np.testing.assert_allclose(adapter.outputs(native, (some,))[0], model(some), atol=1e-6)
 
 
 def test_the_users_model_is_not_touched() -> None:

@@ -30,9 +30,9 @@ def test_a_saved_model_loads_equal(name: str, tmp_path: Path) -> None:
     assert metadata == METADATA
     assert [a.shape for a in made] == [a.shape for a in example]
     assert list(adapter.parameters(again)) == list(adapter.parameters(native))
-    np.testing.assert_array_equal(adapter.predict(again, example), adapter.predict(native, example))
+    np.testing.assert_array_equal(adapter.outputs(again, example)[0], adapter.outputs(native, example)[0])
     plain = keras.saving.load_model(path)
-    np.testing.assert_array_equal(adapter.predict(plain, example), adapter.predict(native, example))
+    np.testing.assert_array_equal(adapter.outputs(plain, example)[0], adapter.outputs(native, example)[0])
 
 
 def test_the_same_model_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_a_file_of_plain_keras_opens(tmp_path: Path) -> None:
     model.save(tmp_path / "plain.keras")
     native, example, metadata = adapter.open(tmp_path / "plain.keras", False)
     assert metadata == {}
-    np.testing.assert_allclose(adapter.predict(native, example), model(example[0]), atol=1e-6)
+    np.testing.assert_allclose(adapter.outputs(native, example)[0], model(example[0]), atol=1e-6)
 
 
 def damaged(path: Path) -> None:
@@ -101,7 +101,7 @@ def test_bad_files_are_refused_in_one_sentence(write: object, says: str, tmp_pat
 def test_code_runs_only_when_it_is_allowed(tmp_path: Path) -> None:
     with_code(tmp_path / "code.keras")
     native, example, _ = adapter.open(tmp_path / "code.keras", True)
-    np.testing.assert_allclose(adapter.predict(native, example), example[0] + 1)
+    np.testing.assert_allclose(adapter.outputs(native, example)[0], example[0] + 1)
 
 
 def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_steps_lower_the_loss_and_continue_exactly_from_a_state(optimizer, preci
     assert [other.step(batch(), 1e-2) for _ in range(2)] == more
     assert more[-1] < losses[0]
     assert {k: v.tobytes() for k, v in other.state().items()} == {k: v.tobytes() for k, v in trainer.state().items()}
-    assert other.native()(X).numpy() == pytest.approx(trainer.predict((X,)), abs=1e-5)
+    assert other.native()(X).numpy() == pytest.approx(trainer.outputs((X,))[0], abs=1e-5)
     assert not tf.config.optimizer.get_experimental_options().get("auto_mixed_precision_onednn_bfloat16", False)
 
 

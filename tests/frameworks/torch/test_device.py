@@ -94,7 +94,7 @@ def test_training_there_gives_what_the_cpu_gives(device, native):
         trainer.refresh([((X,), Y)])
         found[name] = [trainer.step(((X,), Y), 1e-3)], trainer.gradients(((X,), Y)), trainer.native()
         assert all(t.device.type == "cpu" for t in found[name][2].state_dict().values())
-        assert trainer.predict((X,)).shape == (16, 5)
+        assert trainer.outputs((X,))[0].shape == (16, 5)
     assert found["cpu"][1].keys() == found[device][1].keys()
     if device == "cpu":
         assert found["cpu"][0] == found[device][0]
@@ -143,10 +143,10 @@ def test_gradients_there_are_the_cpus(device, native):
 
 def test_answers_there_are_the_cpus(device, native):
     with using(device):
-        (found,) = adapter("torch").answers(native, [(X,)])
-    wanted = adapter("torch").predict(native, (X,))
+        ((found,),) = adapter("torch").answers(native, [(X,)])
+    (wanted,) = adapter("torch").outputs(native, (X,))
     assert found == pytest.approx(wanted, rel=1e-3, abs=1e-4)
-    (laid_out,) = train.answers(native, [(X,)], "cpu")
+    ((laid_out,),) = train.answers(native, [(X,)], "cpu")
     assert laid_out == pytest.approx(wanted, rel=1e-3, abs=1e-4)
 
 
@@ -217,7 +217,7 @@ def test_a_trainer_leaves_nothing_behind_on_the_cpu(pretended, native):
         trainer.set_weights(trainer.weights())
         trainer.gradients(((X,), Y))
         trainer.slopes()
-        assert trainer.predict((X,)).shape == train.answers(native, [(X,)], pretended)[0].shape == (16, 5)
+        assert trainer.outputs((X,))[0].shape == train.answers(native, [(X,)], pretended)[0][0].shape == (16, 5)
         state = trainer.state()
         trainer.restore(state)
         trainer.step(((X,), Y), 1e-2)

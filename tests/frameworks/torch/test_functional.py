@@ -176,7 +176,7 @@ def test_a_write_through_a_view_reaches_all_that_share_its_memory(name: str, tmp
     folded = model.edit(FoldNorms())
     for rows in sizes:
         x, wish = TOKENS[:rows], _eager(module, TOKENS[:rows])
-        for found in (model.predict(x.numpy()), TORCH.predict(folded, (x.numpy(),)), session.run((x.numpy(),))):
+        for found in (model.predict(x.numpy()), TORCH.outputs(folded, (x.numpy(),))[0], session.run((x.numpy(),))):
             np.testing.assert_allclose(found, wish, atol=1e-5)
 
 
@@ -269,7 +269,7 @@ def _same(steps: list[Step], shared: bool, path: Path | None) -> None:
         write(runtime, model, path)
     for rows, expected in wish.items():
         inputs = (x[:rows].numpy().copy(),)
-        found = [TORCH.predict(native, inputs) for native in (model.native, folded)]
+        found = [TORCH.outputs(native, inputs)[0] for native in (model.native, folded)]
         found += [runtime.load(path).run(inputs)] if path is not None else []
         for answer in found:
             np.testing.assert_allclose(answer, expected, rtol=1e-4, atol=1e-4)

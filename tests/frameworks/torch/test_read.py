@@ -62,7 +62,7 @@ def test_the_captured_model_predicts_what_the_users_does_at_any_batch_size(name)
     for rows in (1, 3):
         inputs = tuple(np.resize(x, (rows, *x.shape[1:])) for x in example())
         expected = module(*map(torch.from_numpy, inputs)).detach().numpy()
-        np.testing.assert_allclose(TORCH.predict(native, inputs), expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(TORCH.outputs(native, inputs)[0], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_training_flags_switch_batch_norm_and_dropout():
@@ -150,9 +150,9 @@ def test_what_has_no_rule_is_frozen_with_operator_and_layer():
 def test_a_dimension_that_training_fixed_is_kept_as_the_only_batch():
     native, example = TORCH.load(Function(lambda x: x.view(4, 2, 4).mean(1)), (np.resize(X, (4, 8)),))
     assert native.fixed_batch == 4 and len(example[0]) == 4
-    assert TORCH.predict(native, example).shape == (4, 4)
+    assert TORCH.outputs(native, example)[0].shape == (4, 4)
     with pytest.raises(SlimlineError, match="batches of exactly 4, not 2"):
-        TORCH.predict(native, (X,))
+        TORCH.outputs(native, (X,))[0]
 
 
 def test_bad_input_is_one_sentence():
@@ -173,7 +173,7 @@ def test_bad_input_is_one_sentence():
         TORCH.load(broken, (X,))
     native, _ = TORCH.load(nn.Linear(8, 2), (X,))
     with pytest.raises(SlimlineError, match=r"cannot take inputs float32\(2, 5\)"):
-        TORCH.predict(native, (X[:, :5],))
+        TORCH.outputs(native, (X[:, :5],))[0]
 
 
 def test_a_bound_that_was_never_set_may_be_infinite():
@@ -222,7 +222,7 @@ def test_an_exported_program_is_a_source():
     native, example = TORCH.load(program, None)
     assert native.fixed_batch is None and example[0].shape == (2, 8)
     expected = module(torch.from_numpy(X)).detach().numpy()
-    np.testing.assert_array_equal(TORCH.predict(native, (X,)), expected)
+    np.testing.assert_array_equal(TORCH.outputs(native, (X,))[0], expected)
     assert native.fc.weight is not module.fc.weight
 
 
@@ -265,14 +265,14 @@ def test_a_forward_that_takes_any_number_of_inputs_keeps_a_free_batch():
 
     native, _ = TORCH.load(Net(), (X, X))
     assert native.fixed_batch is None
-    assert TORCH.predict(native, (X[[0, 1, 0]], X[[1, 1, 0]])).shape == (3, 2)
+    assert TORCH.outputs(native, (X[[0, 1, 0]], X[[1, 1, 0]]))[0].shape == (3, 2)
 
 
-def test_outputs_of_a_class_become_a_tuple():
+def test_outputs_of_a_class_become_a_dict():
     from collections import namedtuple
 
     pair = namedtuple("pair", "a b")
     native, example = TORCH.load(Function(lambda x: pair(x, x.sum())), (X,))
     outputs = native(torch.from_numpy(X))
-    assert type(outputs) is tuple and outputs[0].shape == (2, 8)
+    assert type(outputs) is dict and outputs["a"].shape == (2, 8)
     assert len(TORCH.read(native, example).outputs) == 2

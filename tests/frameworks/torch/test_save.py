@@ -46,7 +46,7 @@ def test_what_was_saved_comes_back(native, saved):
     assert metadata == {"history": [{"step": "one"}]}
     np.testing.assert_array_equal(example[0], X)
     five = np.resize(X, (5, 8))
-    np.testing.assert_array_equal(TORCH.predict(back, (five,)), TORCH.predict(native, (five,)))
+    np.testing.assert_array_equal(TORCH.outputs(back, (five,))[0], TORCH.outputs(native, (five,))[0])
     assert set(back.state_dict()) == set(native.state_dict()) == set(Net().state_dict())
     assert back.last.weight is back.first.weight
     assert TORCH.read(back, example) == TORCH.read(native, example)
@@ -68,7 +68,7 @@ def test_no_pickle_is_inside(saved):
 
 def test_torch_reads_it_too(native, saved):
     program = torch.export.load(saved)
-    expected = TORCH.predict(native, (X,))
+    expected = TORCH.outputs(native, (X,))[0]
     np.testing.assert_array_equal(program.module()(torch.from_numpy(X)).detach().numpy(), expected)
 
 

@@ -105,16 +105,16 @@ def test_steps_continue_exactly_from_a_state(optimizer, precision):
     trainer = TorchTrainer(student, teacher, step, 3, 10)
     losses = [trainer.step(batch(64 - i), 1e-3) for i in range(6)]
     state = trainer.state()
-    predicted = trainer.predict((X,))
+    predicted = trainer.outputs((X,))[0]
     more = [trainer.step(batch(), 1e-3) for _ in range(2)]
     other = TorchTrainer(student, teacher, step, 99, 10)
     other.restore(state)
-    assert (other.predict((X,)) == predicted).all()
+    assert (other.outputs((X,))[0] == predicted).all()
     assert [other.step(batch(), 1e-3) for _ in range(2)] == more
     assert more[-1] < losses[0]
     assert {k: v.tobytes() for k, v in other.state().items()} == {k: v.tobytes() for k, v in trainer.state().items()}
     native = trainer.native()
-    assert native(torch.tensor(X)).detach().numpy() == pytest.approx(trainer.predict((X,)), abs=1e-5)
+    assert native(torch.tensor(X)).detach().numpy() == pytest.approx(trainer.outputs((X,))[0], abs=1e-5)
     assert all(t.is_contiguous() for t in native.state_dict().values())
     assert torch.equal(torch.get_rng_state(), outside)
 
@@ -142,7 +142,7 @@ class InPlaceOnView(nn.Module):
 def test_writes_through_views_are_kept():
     module = InPlaceOnView()
     trainer = TorchTrainer(load(module), None, Distillation(), 0, 1)
-    assert trainer.predict((X,)) == pytest.approx(module(torch.tensor(X)).detach().numpy(), abs=1e-5)
+    assert trainer.outputs((X,))[0] == pytest.approx(module(torch.tensor(X)).detach().numpy(), abs=1e-5)
 
 
 def test_gradients_are_autograds():

@@ -23,21 +23,23 @@ keras: Any = require("keras", "keras")
 warnings.filterwarnings("ignore", r"Layer '\S+\.\S+' .* mask attached to it", UserWarning)
 
 if TYPE_CHECKING:
+    from slimline.basics.arrays import Example
     from slimline.frameworks.base import Batch, Trainer
     from slimline.graph.edits import Edit
     from slimline.graph.ir import Graph
+    from slimline.methods.outputs import Output
     from slimline.recipe.training import Training
 
 Array = np.ndarray
 CHUNK = 256
-"""Samples per forward pass of `predict`, so that activations of large data never live together."""
+"""Samples per forward pass of `outputs`, so that activations of large data never live together."""
 
 
 def _like(model: Any, source: Any) -> Any:
-    """A changed copy in which what the user froze is frozen."""
-    from slimline.frameworks.keras.functional import freeze_like
+    """A changed copy in which what the user froze is frozen, and outputs are called as they were."""
+    from slimline.frameworks.keras.functional import like
 
-    return freeze_like(model, source)
+    return like(model, source)
 
 
 class KerasAdapter:
@@ -52,8 +54,8 @@ class KerasAdapter:
         """Whether `source` is a `keras.Model`."""
         return isinstance(source, keras.Model)
 
-    def load(self, source: Any, example: tuple[Array, ...] | None) -> tuple[Any, tuple[Array, ...]]:
-        """See `load.load`."""
+    def load(self, source: Any, example: Example | None, dynamic: bool = False) -> tuple[Any, tuple[Array, ...]]:
+        """See `load.load`; the shapes of Keras inputs say which sizes are free."""
         from slimline.frameworks.keras import load
 
         return load.load(source, example)
@@ -107,12 +109,12 @@ class KerasAdapter:
             return "sizes"
         return "batch" if native.inputs[0].shape[0] is None else "none"
 
-    def predict(self, native: Any, inputs: tuple[Array, ...]) -> Array:
-        """The first output in inference mode, in chunks of `CHUNK` samples; 16-bit floats come as float32."""
-        return self.outputs(native, inputs)[0]
+    def input_shapes(self, native: Any, example: tuple[Array, ...]) -> list[tuple[int | None, ...]]:
+        """Those of its Keras inputs."""
+        return [tuple(tensor.shape) for tensor in native.inputs]
 
     def outputs(self, native: Any, inputs: tuple[Array, ...]) -> tuple[Array, ...]:
-        """All outputs, see `predict`."""
+        """All outputs in inference mode, in chunks of `CHUNK` samples; 16-bit floats come as float32."""
         chunks = []
         for start in range(0, max(len(inputs[0]), 1), CHUNK):
             part = [np.asarray(x[start : start + CHUNK]) for x in inputs]
@@ -122,12 +124,16 @@ class KerasAdapter:
             chunks.append([keras.ops.convert_to_numpy(x) for x in single])
         return tuple(x[0] if len(x) == 1 else np.concatenate(x) for x in zip(*chunks, strict=True))
 
-    def answers(self, native: Any, batches: Iterable[tuple[Array, ...]]) -> list[Array]:
-        """What `predict` gives."""
+    def output_names(self, native: Any) -> tuple[str, ...]:
+        """As `load.output_names` noted them."""
+        return tuple(native.output_names)
+
+    def answers(self, native: Any, batches: Iterable[tuple[Array, ...]]) -> list[tuple[Array, ...]]:
+        """What `outputs` gives."""
         from slimline.frameworks.keras.device import computing
 
         with computing(wish()):
-            return [self.predict(native, batch) for batch in batches]
+            return [self.outputs(native, batch) for batch in batches]
 
     def device(self, wished: str | None) -> str:
         """See `device.device`."""
@@ -150,13 +156,14 @@ class KerasAdapter:
         batches: Iterable[Batch],
         loss: str,
         see: Callable[[Mapping[str, Array]], None] | None = None,
+        outputs: Sequence[Output] | None = None,
     ) -> dict[str, Array]:
         """See `train.gradients`."""
         from slimline.frameworks.keras import train
         from slimline.frameworks.keras.device import computing
 
         with computing(wish()):
-            return train.gradients(native, batches, loss, see)
+            return train.gradients(native, batches, loss, see, outputs)
 
     def observe(
         self,
@@ -164,20 +171,28 @@ class KerasAdapter:
         batches: Iterable[tuple[Array, ...]],
         values: Sequence[str],
         see: Callable[[str, Array], None],
-        given: Sequence[str] | None = None,
+        sources: Sequence[str] | None = None,
     ) -> None:
         """See `observe.observe`."""
         from slimline.frameworks.keras import observe
         from slimline.frameworks.keras.device import computing
 
         with computing(wish()):
-            observe.observe(native, batches, values, see, given)
+            observe.observe(native, batches, values, see, sources)
 
-    def trainer(self, native: Any, teacher: Any | None, step: Training, seed: int, total_steps: int) -> Trainer:
+    def trainer(
+        self,
+        native: Any,
+        teacher: Any | None,
+        step: Training,
+        seed: int,
+        total_steps: int,
+        outputs: Sequence[Output] | None = None,
+    ) -> Trainer:
         """See `train.KerasTrainer`."""
         from slimline.frameworks.keras import train
 
-        return train.KerasTrainer(native, teacher, step, seed, total_steps, wish())
+        return train.KerasTrainer(native, teacher, step, seed, total_steps, wish(), outputs)
 
     def save(self, native: Any, path: Path, example: tuple[Array, ...], metadata: Mapping[str, Any]) -> None:
         """See `save.save`."""
@@ -186,7 +201,7 @@ class KerasAdapter:
         save.save(native, path, example, metadata)
 
     def open(
-        self, path: Path, allow_pickle: bool, example: tuple[Array, ...] | None = None
+        self, path: Path, allow_pickle: bool, example: Example | None = None
     ) -> tuple[Any, tuple[Array, ...], dict[str, Any]]:
         """See `save.open_`."""
         from slimline.frameworks.keras import save

@@ -60,26 +60,26 @@ def attention(
     return project(combine(weights, v), layer.output_dense, "attention_output")
 
 
-def _mask(parts: Parts, layer: Any, lengths: tuple[int, int], given: Any, causal: bool) -> Any:
+def _mask(parts: Parts, layer: Any, lengths: tuple[int, int], mask: Any, causal: bool) -> Any:
     """What the softmax may look at, ``(batch, 1, queries, keys)``: what is given, and nothing that is to come if
     `causal`."""
     if causal:
         past = np.tril(np.ones((1, *lengths), bool))
-        if isinstance(given, keras.KerasTensor):
-            given = parts.make(layer, "causal", lambda name: LogicalAnd(name=name))(given, past)
+        if isinstance(mask, keras.KerasTensor):
+            mask = parts.make(layer, "causal", lambda name: LogicalAnd(name=name))(mask, past)
         else:
-            given = past if given is None else past & np.asarray(given, bool)
-    if given is None:
+            mask = past if mask is None else past & np.asarray(mask, bool)
+    if mask is None:
         return None
     axis = -2 * len(layer._attention_axes) - 1
-    if isinstance(given, keras.KerasTensor):
-        for i in range(len(layer._attention_axes) * 2 + 2 - len(given.shape)):
-            given = parts.make(layer, f"mask{i}", lambda name: ExpandDims(axis, name=name))(given)
-        return given
-    given = np.asarray(given, bool)
-    while given.ndim < len(layer._attention_axes) * 2 + 2:
-        given = np.expand_dims(given, axis)
-    return given
+    if isinstance(mask, keras.KerasTensor):
+        for i in range(len(layer._attention_axes) * 2 + 2 - len(mask.shape)):
+            mask = parts.make(layer, f"mask{i}", lambda name: ExpandDims(axis, name=name))(mask)
+        return mask
+    mask = np.asarray(mask, bool)
+    while mask.ndim < len(layer._attention_axes) * 2 + 2:
+        mask = np.expand_dims(mask, axis)
+    return mask
 
 
 def can_be_parted(operation: Any, args: tuple[Any, ...]) -> bool:

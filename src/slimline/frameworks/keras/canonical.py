@@ -100,15 +100,15 @@ def _layer(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any], parts:
     if type(operation) is L.MultiHeadAttention and is_plain(operation, args, kwargs):
         return masked_as(operation, args, kwargs, attention(parts, operation, *args, **kwargs))
     if is_composite(operation):
-        found = copies.of((id(operation), again, "opened"), lambda: opened(operation, args, kwargs))
-        if found is not None:
+        expanded = copies.of((id(operation), again, "opened"), lambda: opened(operation, args, kwargs))
+        if expanded is not None:
             # Of a shared layer every call has bare functions of its own.
             prefix = f"{name}{_plain(again)}."
-            inner = partial(_visit, copies=copies, prefix=prefix, paths=found.paths)
+            inner = partial(_visit, copies=copies, prefix=prefix, paths=expanded.paths)
             tensors = tensors_of(args, kwargs)
-            tensors += own_weights(found.own, tensors[0], f"{name}.", copies)
-            outputs = replay(found.graph, tensors, inner)
-            return masked_as(operation, args, kwargs, found.pack(outputs))
+            tensors += own_weights(expanded.own, tensors[0], f"{name}.", copies)
+            outputs = replay(expanded.graph, tensors, inner)
+            return masked_as(operation, args, kwargs, expanded.pack(outputs))
     if type(operation) in (L.TimeDistributed, L.SpectralNormalization) and _transparent(operation):
         return _weighted_or_active(parts, operation.layer, name, args[:1], {}, again)
     if type(operation) is L.TimeDistributed and _unmasked(operation, kwargs) and args[0].shape[1] is not None:
@@ -137,9 +137,9 @@ def _sized(layer: Any, args: tuple[Any, ...]) -> dict[str, Any]:
     """The output shape of an `EinsumDense` whose input is of known size: its config may leave out what it can see."""
     if type(layer) is not L.EinsumDense or None in args[0].shape[1:]:
         return {}
-    wanted = keras.tree.flatten(layer.get_config()["output_shape"])
-    after = compute_output_spec(layer.call, *args).shape[-len(wanted) :]
-    return {"output_shape": tuple(n if w is None else w for w, n in zip(wanted, after, strict=True))}
+    declared = keras.tree.flatten(layer.get_config()["output_shape"])
+    after = compute_output_spec(layer.call, *args).shape[-len(declared) :]
+    return {"output_shape": tuple(n if w is None else w for w, n in zip(declared, after, strict=True))}
 
 
 def _transparent(wrapper: Any) -> bool:
@@ -172,19 +172,19 @@ def _both_ways(
         states = [initial_state[:half], initial_state[half:]]
     results = []
     for inner, state in zip((layer.forward_layer, layer.backward_layer), states, strict=True):
-        given = {**more, "mask": mask, **({} if state is None else {"initial_state": list(state)})}
-        results.append(_convert(inner, (sequences,), given, parts.copies, f"{parts.name}.{inner.name}", again))
+        arguments = {**more, "mask": mask, **({} if state is None else {"initial_state": list(state)})}
+        results.append(_convert(inner, (sequences,), arguments, parts.copies, f"{parts.name}.{inner.name}", again))
     last: list[Any] = []
     if layer.return_state:
         last = [state for result in results for state in result[1:]]
         results = [result[0] for result in results]
-    there, back = results
+    forward, backward = results
     if layer.return_sequences:
-        back = parts.make(layer, f"turned{again}", lambda name: Flip(axis=1, name=_plain(name)))(back)
+        backward = parts.make(layer, f"turned{again}", lambda name: Flip(axis=1, name=_plain(name)))(backward)
     merges = {"concat": L.Concatenate, "sum": L.Add, "mul": L.Multiply, "ave": L.Average}
     if layer.merge_mode is None:
-        return (there, back, *last)
-    merged = parts.make(layer, "merged", lambda name: merges[layer.merge_mode](name=name))([there, back])
+        return (forward, backward, *last)
+    merged = parts.make(layer, "merged", lambda name: merges[layer.merge_mode](name=name))([forward, backward])
     return (merged, *last) if last else merged
 
 
@@ -215,10 +215,10 @@ def _activate(parts: Parts, layer: Any, y: Any, name: str = "", again: str = "")
         return y
     if not _known(function):  # a user's own, which is what it calls
         name = name or f"{parts.name}{ACTIVATION}"
-        found = parts.copies.of((id(layer), again, "followed"), lambda: followed(function, y))
-        if found is not None:
+        graph = parts.copies.of((id(layer), again, "followed"), lambda: followed(function, y))
+        if graph is not None:
             inner = partial(_visit, copies=parts.copies, prefix=f"{name}{_plain(again)}.")
-            return replay(found, [y], inner)[0]
+            return replay(graph, [y], inner)[0]
         if type(layer) is L.Activation:
             return parts.copy(layer, name)(y)
 

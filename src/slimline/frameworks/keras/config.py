@@ -160,5 +160,5 @@ def _is_listed(module: str | None, name: str) -> bool:
         return True
     if module not in _OPERATIONS:
         return False
-    found = vars(importlib.import_module(module)).get(name)
-    return isinstance(found, type) and issubclass(found, keras.Operation) and found.__module__ == module
+    member = vars(importlib.import_module(module)).get(name)
+    return isinstance(member, type) and issubclass(member, keras.Operation) and member.__module__ == module

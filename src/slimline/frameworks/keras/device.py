@@ -37,8 +37,8 @@ def computing(wished: str | None) -> AbstractContextManager[Any]:
     if wished is None:
         return nullcontext()
     kind, _, number = device(wished).partition(":")
-    found: AbstractContextManager[Any] = tf.device("/CPU:0" if kind == "cpu" else f"/GPU:{number or 0}")
-    return found
+    context: AbstractContextManager[Any] = tf.device("/CPU:0" if kind == "cpu" else f"/GPU:{number or 0}")
+    return context
 
 
 def placed(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:

@@ -19,7 +19,7 @@ from slimline.frameworks.keras.gridded import (
 )
 from slimline.frameworks.keras.parts import transfer
 from slimline.graph.quantization import Quantization
-from slimline.methods.grids import Grid
+from slimline.methods.formats import Format, IntegerGrid
 
 Array = np.ndarray
 L = keras.layers
@@ -123,7 +123,7 @@ class _Quantizer:
     """The work of `quantize`: one replay of the model's calls."""
 
     def __init__(self, native: keras.Model, quantization: Quantization) -> None:
-        self.native, self.grids = native, quantization.activations
+        self.native, self.formats = native, quantization.activations
         paths = {id(variable): path for path, variable in variables(native).items()}
         self.kernels = {i: quantization.weights[path] for i, path in paths.items() if path in quantization.weights}
         self.copies = Copies()
@@ -137,7 +137,7 @@ class _Quantizer:
         return keras.Model(_single(inputs), _single(outputs), name=self.native.name)
 
     def visit(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The copied call, its results on their grids."""
+        """The copied call, its results rounded."""
         operation = call.operation
         copy = self.copies.of(id(operation), lambda: self.copy(call))
         outputs = copy(*args, **kwargs)
@@ -148,11 +148,11 @@ class _Quantizer:
         return keras.tree.pack_sequence_as(outputs, rounded)
 
     def round(self, name: str, value: Any) -> Any:
-        """`value` behind the layer that rounds it, where it has a grid."""
-        if name not in self.grids:
+        """`value` behind the layer that rounds it, where it has a format."""
+        if name not in self.formats:
             return value
         label = name.replace("@", ".").replace(":", ".")
-        return FakeQuantize(self.grids[name].model_dump(mode="json"), name=f"{label}.grid")(value)
+        return FakeQuantize(format=self.formats[name], name=f"{label}.grid")(value)
 
     def copy(self, call: Call) -> Any:
         """The operation itself, or the form of it that computes in integers."""
@@ -160,11 +160,11 @@ class _Quantizer:
         if call.is_layer:
             for variable in operation.variables:
                 if id(variable) in self.kernels:
-                    return self.gridded(operation, self.kernels[id(variable)])
+                    return self.rounded(operation, self.kernels[id(variable)])
         if type(operation) is L.BatchNormalization and self.on_grid(call) and len(call.outputs[0].shape) == 4:
             return FakeQuantBatchNormalization.from_config(operation.get_config())
         function = _activation_of(operation)
-        if function in INTEGER_ACTIVATIONS and call.names[0] in self.grids:
+        if function in INTEGER_ACTIVATIONS and self.is_integer(call.names[0]):
             return IntegerActivation(function, name=operation.name)
         return clone(operation)
 
@@ -174,17 +174,20 @@ class _Quantizer:
             return False
         readers = [call for call in calls(self.native) if any(t is norm.outputs[0] for t in call.inputs)]
         ends = [norm.names[0], *(readers[0].names if len(readers) == 1 else ())]
-        return any(name in self.grids for name in ends)
+        return any(self.is_integer(name) for name in ends)
 
-    def gridded(self, layer: Any, grid: Grid) -> Any:
-        """The layer with its kernel on `grid`."""
+    def is_integer(self, name: str) -> bool:
+        """Whether a value lies on an integer grid."""
+        return isinstance(self.formats.get(name), IntegerGrid)
+
+    def rounded(self, layer: Any, each: Format) -> Any:
+        """The layer with its kernel in a format."""
         if type(layer) not in GRIDDED:
             raise SlimlineError(
                 f"Layer {layer.name!r} ({type(layer).__name__}) has no integer form in LiteRT: "
                 f"leave it in float with keep=[{layer.name!r}]."
             )
-        config = {**layer.get_config(), "grid": grid.model_dump(mode="json")}
-        return GRIDDED[type(layer)].from_config(config)  # type: ignore[attr-defined]
+        return GRIDDED[type(layer)].from_config({**layer.get_config(), "format": each})  # type: ignore[attr-defined]
 
 
 def _activation_of(operation: Any) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from slimline.basics.errors import SlimlineError
+from slimline.basics.errors import SlimlineError, first_line
 from slimline.basics.quiet import quiet
 from slimline.runtimes.forms.tensorflow import Function
 
@@ -34,17 +34,17 @@ def to_function(native: Any) -> Function:
     try:
         with quiet(), _unrolled(native):
             # A frozen function leaves no variables in the file, and takes a third of the time of a SavedModel.
-            return Function(convert_variables_to_constants_v2(trace.get_concrete_function(*specs)), inputs, layers)
+            frozen = convert_variables_to_constants_v2(trace.get_concrete_function(*specs))
+            return Function(frozen, inputs, layers, tuple(native.output_names))
     except Exception as error:  # TensorFlow raises many types
-        reason = next((line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()), "")
-        raise SlimlineError(f"TensorFlow cannot trace the model: {reason or type(error).__name__}.") from error
+        raise SlimlineError(f"TensorFlow cannot trace the model: {first_line(error)}.") from error
 
 
 @contextlib.contextmanager
 def _unrolled(native: Any) -> Iterator[None]:
     """Recurrent layers step by step: the converter takes no loop whose batch is open."""
-    found = [layer for layer in native.layers if isinstance(layer, keras.layers.RNN) and not layer.unroll]
-    loops = [layer for layer in found if keras.tree.flatten(layer.input)[0].shape[1] is not None]
+    recurrent = [layer for layer in native.layers if isinstance(layer, keras.layers.RNN) and not layer.unroll]
+    loops = [layer for layer in recurrent if keras.tree.flatten(layer.input)[0].shape[1] is not None]
     for layer in loops:
         layer.unroll = True
     try:

@@ -16,7 +16,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from slimline.basics.errors import SlimlineError
+from slimline.basics.errors import SlimlineError, first_line
+from slimline.frameworks.keras.rounding import Formatted
 from slimline.frameworks.keras.weight import Weight
 
 _STORED = ("float", "bfloat", "bool")
@@ -72,8 +73,8 @@ class Call:
     @cached_property
     def constants(self) -> dict[str, np.ndarray]:
         """Arrays among the arguments that are stored tensors, by name (``add/constant``)."""
-        found = [a for a in keras.tree.flatten((self.args, dict(self.kwargs))) if is_constant(a)]
-        return {self.constant_name(i): keras.ops.convert_to_numpy(a) for i, a in enumerate(found)}
+        constants = [a for a in keras.tree.flatten((self.args, dict(self.kwargs))) if is_constant(a)]
+        return {self.constant_name(i): keras.ops.convert_to_numpy(a) for i, a in enumerate(constants)}
 
     def constant_name(self, index: int) -> str:
         """Name of the `index`-th array among the arguments."""
@@ -107,13 +108,13 @@ def calls(model: keras.Model) -> list[Call]:
     by_operation: dict[int, list[Any]] = {}
     for node in nodes:
         by_operation.setdefault(id(node.operation), []).append(node)
-    found = []
+    ordered = []
     for node in nodes:
         same = by_operation[id(node.operation)]
         # The order in which a shared layer was called, which rebuilding and saving keep.
         order = sorted(same, key=node.operation._inbound_nodes.index).index(node) if len(same) > 1 else 0
         arguments = node.arguments
-        found.append(
+        ordered.append(
             Call(
                 name=node.operation.name + (f"@{order}" if order else ""),
                 operation=node.operation,
@@ -123,7 +124,7 @@ def calls(model: keras.Model) -> list[Call]:
                 outputs=tuple(node.output_tensors),
             )
         )
-    return found
+    return ordered
 
 
 Visit = Callable[[Call, tuple[Any, ...], dict[str, Any]], Any]
@@ -169,17 +170,17 @@ class Copies:
     """Makes one copy of each operation, so that a layer called twice stays one layer."""
 
     def __init__(self) -> None:
-        self._made: dict[Any, Any] = {}
+        self._copies: dict[Any, Any] = {}
 
     def of(self, key: Any, make: Callable[[], Any]) -> Any:
         """What `make` gave the first time it was asked for under `key`."""
-        if key not in self._made:
-            self._made[key] = make()
-        return self._made[key]
+        if key not in self._copies:
+            self._copies[key] = make()
+        return self._copies[key]
 
-    def holds(self, made: Any) -> bool:
+    def holds(self, candidate: Any) -> bool:
         """Whether it is one of the copies."""
-        return any(copy is made for copy in self._made.values())
+        return any(copy is candidate for copy in self._copies.values())
 
 
 def clone(operation: Any, **changes: Any) -> Any:
@@ -188,17 +189,16 @@ def clone(operation: Any, **changes: Any) -> Any:
         config = {**operation.get_config(), **changes}
         if isinstance(operation, keras.layers.Lambda):  # its code is in this process already
             return type(operation).from_config(config, safe_mode=False)
-        return type(operation).from_config(config)
+        copy = type(operation).from_config(config)
+        if isinstance(operation, Formatted):
+            copy.adopt(operation)
+        return copy
     except (AttributeError, KeyError, NotImplementedError, TypeError, ValueError) as error:
         kind = type(operation).__name__
         raise SlimlineError(
             f"Layer {operation.name!r} ({kind}) cannot be copied from its config: give {kind} a get_config "
-            f"that returns its constructor's arguments ({_first_line(error)})."
+            f"that returns its constructor's arguments ({first_line(error)})."
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
 
 
 _COUNTED = re.compile(r"^variable_\d+$")
@@ -254,6 +254,12 @@ def freeze_like(model: keras.Model, source: keras.Model) -> keras.Model:
     """Freeze in a copy what is frozen in its source, by name."""
     freeze(model, frozen(source))
     return model
+
+
+def like(model: keras.Model, source: keras.Model) -> keras.Model:
+    """Freeze in a copy what is frozen in its source, and call its outputs as they are called there."""
+    model.output_names = list(source.output_names)
+    return freeze_like(model, source)
 
 
 def stored(model: keras.Model) -> dict[str, Any]:

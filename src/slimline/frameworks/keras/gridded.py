@@ -1,7 +1,7 @@
-"""Layers that compute on integer grids, in the form that LiteRT's converter turns into integer operators.
+"""Layers that compute with rounded numbers, in the form that LiteRT's converter turns into integer operators.
 
-The converter honours the native fake-quantization op (Jacob et al. 2018, arXiv:1712.05877) and takes every
-scale from it, so the simulation *is* the specification of the artifact, and no representative data are needed.
+The converter honours the native fake-quantization op and takes every scale from it, so the simulation *is* the
+specification of the artifact, and no representative data are needed.
 """
 
 from __future__ import annotations
@@ -14,65 +14,34 @@ import numpy as np
 from keras import layers as L
 from keras import ops
 
-from slimline.methods.grids import Grid
+from slimline.frameworks.keras.rounding import Formatted, rounded
+from slimline.methods.formats import IntegerGrid
 
 _SMALLEST = 1e-12  # factor of a channel that is switched off, so that its grid has a width
 _register = keras.saving.register_keras_serializable(package="slimline")
 
 
-def fake_quantize(x: Any, grid: Grid) -> Any:
-    """`x` rounded to `grid` and clipped to its ends, straight-through for gradients between them.
-
-    Call it inside a layer's `call` only: on a symbolic `KerasTensor` Keras forgets the number of bits.
-    """
-    bits = (grid.high - grid.low).bit_length()
-    narrow = grid.high - grid.low == 2**bits - 2
-    scale, zero = np.asarray(grid.scale, np.float32), np.asarray(grid.zero_point, np.float32)
-    low, high = (grid.low - zero) * scale, (grid.high - zero) * scale
-    rounded = keras.quantizers.fake_quant_with_min_max_vars
-    if grid.axis is None:
-        return rounded(x, low[0], high[0], num_bits=bits, narrow_range=narrow)
-    # The op rounds along the last axis only, and the converter follows a reshape but no transpose.
-    shape = tuple(x.shape)
-    repeats = int(np.prod(shape[grid.axis + 1 :], dtype=int))
-    flat = x if repeats == 1 and grid.axis == len(shape) - 1 else ops.reshape(x, (*shape[: grid.axis], -1))
-    low, high = np.repeat(low, repeats), np.repeat(high, repeats)
-    y = rounded(flat, low, high, num_bits=bits, narrow_range=narrow, axis=-1)
-    return y if flat is x else ops.reshape(y, shape)
-
-
 @_register
-class FakeQuantize(L.Layer):  # type: ignore[misc]
-    """Rounds its input to one fixed grid (the fields of a `Grid`); any shape."""
-
-    def __init__(self, grid: Mapping[str, Any], **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.grid = Grid.model_validate(grid)
+class FakeQuantize(Formatted, L.Layer):  # type: ignore[misc]
+    """Rounds its input to one fixed format; any shape."""
 
     def call(self, inputs: Any) -> Any:
-        """`inputs` on the grid, of the same shape and dtype."""
-        return fake_quantize(inputs, self.grid)
+        """`inputs` rounded, of the same shape and dtype."""
+        return rounded(inputs, self.format)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         """The input's."""
         return input_shape
 
-    def get_config(self) -> dict[str, Any]:
-        """What rebuilds the layer."""
-        return {**super().get_config(), "grid": self.grid.model_dump(mode="json")}
 
+class _RoundedKernel(Formatted):
+    """A layer whose float kernel is rounded to a fixed format each time it is used; config of the class beneath it."""
 
-class _GriddedKernel:
-    """A layer whose float kernel is rounded to a fixed grid each time it is used; config of the class beneath it."""
-
-    def __init__(self, *args: Any, grid: Mapping[str, Any], **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.grid = Grid.model_validate(grid)
-
-    def get_config(self) -> dict[str, Any]:
-        """What rebuilds the layer."""
-        config: dict[str, Any] = super().get_config()  # type: ignore[misc]
-        return {**config, "grid": self.grid.model_dump(mode="json")}
+    @property
+    def rounded_kernel(self) -> Any:
+        """The kernel as it is computed with."""
+        layer: Any = self
+        return rounded(layer.kernel, self.format)
 
     def finish(self, y: Any) -> Any:
         """`y` with the layer's bias and activation."""
@@ -82,40 +51,40 @@ class _GriddedKernel:
         return y if layer.activation is None else layer.activation(y)
 
 
-class _GriddedConv(_GriddedKernel):
+class _RoundedConv(_RoundedKernel):
     def convolution_op(self, inputs: Any, kernel: Any) -> Any:
         """The layer's convolution, by the rounded kernel."""
-        return super().convolution_op(inputs, fake_quantize(kernel, self.grid))  # type: ignore[misc]
+        return super().convolution_op(inputs, rounded(kernel, self.format))  # type: ignore[misc]
 
 
 @_register
-class FakeQuantConv1D(_GriddedConv, L.Conv1D):  # type: ignore[misc]
-    """`Conv1D` by a kernel on a grid."""
+class FakeQuantConv1D(_RoundedConv, L.Conv1D):  # type: ignore[misc]
+    """`Conv1D` by a rounded kernel."""
 
 
 @_register
-class FakeQuantConv2D(_GriddedConv, L.Conv2D):  # type: ignore[misc]
-    """`Conv2D` by a kernel on a grid."""
+class FakeQuantConv2D(_RoundedConv, L.Conv2D):  # type: ignore[misc]
+    """`Conv2D` by a rounded kernel."""
 
 
 @_register
-class FakeQuantDepthwiseConv2D(_GriddedKernel, L.DepthwiseConv2D):  # type: ignore[misc]
-    """`DepthwiseConv2D` by a kernel on a grid."""
+class FakeQuantDepthwiseConv2D(_RoundedKernel, L.DepthwiseConv2D):  # type: ignore[misc]
+    """`DepthwiseConv2D` by a rounded kernel."""
 
     def call(self, inputs: Any) -> Any:
         """The layer's output ``(batch, y, x, channels)``."""
-        kernel = fake_quantize(self.kernel, self.grid)
+        kernel = self.rounded_kernel
         y = ops.depthwise_conv(inputs, kernel, self.strides, self.padding, self.data_format, self.dilation_rate)
         return self.finish(y)
 
 
 @_register
-class FakeQuantConv2DTranspose(_GriddedKernel, L.Conv2DTranspose):  # type: ignore[misc]
-    """`Conv2DTranspose` by a kernel on a grid."""
+class FakeQuantConv2DTranspose(_RoundedKernel, L.Conv2DTranspose):  # type: ignore[misc]
+    """`Conv2DTranspose` by a rounded kernel."""
 
     def call(self, inputs: Any) -> Any:
         """The layer's output ``(batch, y, x, channels)``."""
-        kernel = fake_quantize(self.kernel, self.grid)
+        kernel = self.rounded_kernel
         y = ops.conv_transpose(
             inputs, kernel, self.strides, self.padding, self.output_padding, self.data_format, self.dilation_rate
         )
@@ -123,12 +92,12 @@ class FakeQuantConv2DTranspose(_GriddedKernel, L.Conv2DTranspose):  # type: igno
 
 
 @_register
-class FakeQuantDense(_GriddedKernel, L.Dense):  # type: ignore[misc]
-    """`Dense` by a kernel on a grid."""
+class FakeQuantDense(_RoundedKernel, L.Dense):  # type: ignore[misc]
+    """`Dense` by a rounded kernel."""
 
     def call(self, inputs: Any) -> Any:
         """The layer's output ``(…, units)``."""
-        kernel = fake_quantize(self.kernel, self.grid)
+        kernel = self.rounded_kernel
         inner = tuple(inputs.shape[1:-1])
         if not inner or None in inner:
             return self.finish(ops.matmul(inputs, kernel))
@@ -138,12 +107,12 @@ class FakeQuantDense(_GriddedKernel, L.Dense):  # type: ignore[misc]
 
 
 @_register
-class FakeQuantEinsumDense(_GriddedKernel, L.EinsumDense):  # type: ignore[misc]
-    """`EinsumDense` by a kernel on a grid."""
+class FakeQuantEinsumDense(_RoundedKernel, L.EinsumDense):  # type: ignore[misc]
+    """`EinsumDense` by a rounded kernel."""
 
     def call(self, inputs: Any) -> Any:
         """The output of the layer's equation."""
-        return self.finish(ops.einsum(self.equation, inputs, fake_quantize(self.kernel, self.grid)))
+        return self.finish(ops.einsum(self.equation, inputs, self.rounded_kernel))
 
 
 @_register
@@ -163,8 +132,8 @@ class FakeQuantBatchNormalization(L.BatchNormalization):  # type: ignore[misc]
         if self.beta is not None:
             shift = shift + self.beta
         top = ops.maximum(ops.abs(factor), _SMALLEST)
-        rounded = keras.quantizers.fake_quant_with_min_max_vars
-        kernel = rounded(ops.reshape(factor, (1, 1, -1)), -top, top, num_bits=8, narrow_range=True, axis=-1)
+        op = keras.quantizers.fake_quant_with_min_max_vars
+        kernel = op(ops.reshape(factor, (1, 1, -1)), -top, top, num_bits=8, narrow_range=True, axis=-1)
         return ops.depthwise_conv(inputs, ops.reshape(kernel, (1, 1, -1, 1)), padding="valid") + shift
 
 
@@ -176,20 +145,20 @@ GRIDDED: Mapping[type, type] = {
     L.Dense: FakeQuantDense,
     L.EinsumDense: FakeQuantEinsumDense,
 }
-"""The class that takes a class's place when its kernel is on a grid."""
+"""The class that takes a class's place when its kernel is rounded."""
 
 
 def _constant(value: float) -> Any:
     """A number as an integer operand: the top of its own grid, so that it is held exactly."""
-    return fake_quantize(ops.convert_to_tensor(value, "float32"), _unit(value))
+    return rounded(ops.convert_to_tensor(value, "float32"), _unit(value))
 
 
-def _unit(top: float) -> Grid:
+def _unit(top: float) -> IntegerGrid:
     """The int8 grid from zero to `top`."""
-    return Grid(scale=(top / 255,), zero_point=(-128,), low=-128, high=127)
+    return IntegerGrid.between(-128, 127, np.asarray(top / 255, np.float32), (), np.asarray(-128, np.int32))
 
 
-_LOGISTIC = Grid(scale=(1 / 256,), zero_point=(-128,), low=-128, high=127)
+_LOGISTIC = _unit(255 / 256)
 """The one grid that LiteRT's integer logistic can answer on."""
 
 
@@ -209,10 +178,10 @@ class IntegerActivation(L.Layer):  # type: ignore[misc]
     def call(self, inputs: Any) -> Any:
         """The activation of `inputs`, element by element; its own result is not rounded."""
         if self.function == "silu":
-            return inputs * fake_quantize(ops.sigmoid(inputs), _LOGISTIC)
+            return inputs * rounded(ops.sigmoid(inputs), _LOGISTIC)
         # The grid's ends clip as relu6 would.
-        gate = fake_quantize(inputs + _constant(3.0), _unit(6.0)) * _constant(1 / 6)
-        return gate if self.function == "hard_sigmoid" else inputs * fake_quantize(gate, _unit(1.0))
+        gate = rounded(inputs + _constant(3.0), _unit(6.0)) * _constant(1 / 6)
+        return gate if self.function == "hard_sigmoid" else inputs * rounded(gate, _unit(1.0))
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         """The input's."""

@@ -8,8 +8,9 @@ from typing import Any
 import keras
 import numpy as np
 
+from slimline.basics.arrays import Example, in_order
 from slimline.basics.errors import NoExample, SlimlineError
-from slimline.frameworks.keras.canonical import canonical
+from slimline.frameworks.keras.canonical import ACTIVATION, canonical
 from slimline.frameworks.keras.functional import freeze_like, input_name, is_functional, stored
 from slimline.frameworks.keras.unfold import functional
 
@@ -17,19 +18,23 @@ Array = np.ndarray
 TOLERANCE = 1e-3
 
 
-def load(source: Any, example: tuple[Array, ...] | None) -> tuple[keras.Model, tuple[Array, ...]]:
+def load(source: Any, example: Example | None) -> tuple[keras.Model, tuple[Array, ...]]:
     """The canonical copy of a functional or Sequential model, and example inputs.
 
     Parameters
     ----------
     source : never changed.
-    example : one array ``(batch, …)`` per input; None makes a batch of 2 from the input shapes.
+    example : one array ``(batch, …)`` per input, in their order or by their names; None makes a batch of 2
+        from the input shapes.
 
     Raises
     ------
     SlimlineError : a subclassed or unbuilt model, NaN in weights, inputs of the wrong shape, a layer that
         its config does not rebuild.
     """
+    if isinstance(example, dict):
+        names = [input_name(tensor) for tensor in source.inputs] if is_functional(source) else ()
+        example = in_order(example, names, "The example")
     if not is_functional(source):
         followed = functional(source, tuple(map(np.asarray, example))) if _subclassed(source) and example else None
         if followed is None:
@@ -41,8 +46,18 @@ def load(source: Any, example: tuple[Array, ...] | None) -> tuple[keras.Model, t
             raise SlimlineError(f"Weight {name!r} holds NaN or infinite values: load a checkpoint that is finite.")
     example = example_inputs(source) if example is None else checked(source, example)
     native = freeze_like(_canonical(source, example), source)
+    native.output_names = output_names(source)
     _prove(source, native, example)
     return native, example
+
+
+def output_names(source: keras.Model) -> list[str]:
+    """Names of the outputs of a functional or Sequential model: keys where it answers in a dict, else its layers'."""
+    graph = source._functional if isinstance(source, keras.Sequential) else source
+    paths = [".".join(map(str, path)) for path, _ in keras.tree.flatten_with_path(graph._outputs_struct)]
+    if all(part.isdigit() for path in paths for part in path.split(".") if part):
+        paths = [tensor._keras_history.operation.name.removesuffix(ACTIVATION) for tensor in graph.outputs]
+    return [f"{name}.{i}" if paths.count(name) > 1 else name for i, name in enumerate(paths)]
 
 
 def _canonical(source: keras.Model, example: tuple[Array, ...]) -> keras.Model:
@@ -87,7 +102,7 @@ def example_inputs(model: keras.Model, shapes: Sequence[tuple[Sequence[int], str
     random = np.random.default_rng(0)
     if shapes is None:
         shapes = [((t.shape[0] or 2, *t.shape[1:]), t.dtype) for t in model.inputs]
-    made = []
+    arrays = []
     for tensor, (shape, dtype) in zip(model.inputs, shapes, strict=True):
         if None in shape:
             raise NoExample(
@@ -95,8 +110,8 @@ def example_inputs(model: keras.Model, shapes: Sequence[tuple[Sequence[int], str
             )
         floating = "float" in dtype
         numbers = random.standard_normal(tuple(shape)) if floating else np.ones(tuple(shape))
-        made.append(numbers.astype("float32" if dtype == "bfloat16" else dtype))
-    return tuple(made)
+        arrays.append(numbers.astype("float32" if dtype == "bfloat16" else dtype))
+    return tuple(arrays)
 
 
 def checked(model: keras.Model, example: tuple[Array, ...]) -> tuple[Array, ...]:
@@ -104,13 +119,13 @@ def checked(model: keras.Model, example: tuple[Array, ...]) -> tuple[Array, ...]
     if len(example) != len(model.inputs):
         raise SlimlineError(f"The model takes {len(model.inputs)} inputs, the example has {len(example)}.")
     fitted = []
-    for tensor, given in zip(model.inputs, example, strict=True):
-        array = np.asarray(given)
-        wanted = tuple(tensor.shape)
-        fits = len(wanted) == array.ndim and all(w in (None, n) for w, n in zip(wanted, array.shape, strict=True))
+    for tensor, value in zip(model.inputs, example, strict=True):
+        array = np.asarray(value)
+        expected = tuple(tensor.shape)
+        fits = len(expected) == array.ndim and all(w in (None, n) for w, n in zip(expected, array.shape, strict=True))
         if not fits:
             raise SlimlineError(
-                f"Input {input_name(tensor)!r} has shape {wanted}, the example {array.shape}: "
+                f"Input {input_name(tensor)!r} has shape {expected}, the example {array.shape}: "
                 "give arrays (batch, …) of the model's sizes."
             )
         if array.dtype != tensor.dtype and (array.dtype.kind not in "biuf" or np.dtype(tensor.dtype).kind != "f"):

@@ -79,7 +79,7 @@ class PruningCallback(keras.callbacks.Callback):  # type: ignore[misc]
     def on_train_end(self, logs: Any = None) -> None:
         """Say so if the training was too short."""
         assert self._masker is not None
-        if not self._masker.settled:
+        if not self._masker.complete:
             log.warning("The training ended before the pruning: %.1f %% of the weights went.", 100 * self.sparsity)
 
     def _gradients(self) -> dict[str, Array]:

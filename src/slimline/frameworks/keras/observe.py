@@ -19,7 +19,7 @@ def observe(
     batches: Iterable[tuple[Array, ...]],
     values: Sequence[str],
     see: Callable[[str, Array], None],
-    given: Sequence[str] | None = None,
+    sources: Sequence[str] | None = None,
 ) -> None:
     """Run the model in inference mode and hand every named value to `see`, batch by batch.
 
@@ -27,22 +27,24 @@ def observe(
     ----------
     batches : the model's inputs, each ``(batch, …)``; every batch is run once and nothing is kept.
     values : names of the graph's values, model inputs among them; each keeps its shape and dtype.
-    given : values that the batches hold instead of the model's inputs; only what follows them is run.
+    sources : values that the batches hold instead of the model's inputs; only what follows them is run.
     """
     tensors = named_tensors(native)
-    missing = [name for name in (*values, *(given or ())) if name not in tensors]
+    missing = [name for name in (*values, *(sources or ())) if name not in tensors]
     if missing:
         raise SlimlineError(
             f"Value {missing[0]!r} exists only inside a Keras layer: leave that layer in float with "
             f"keep=[{missing[0].rpartition('/')[0]!r}]."
         )
-    if given is not None:
-        between = _between(native, {id(tensors[name]) for name in given}, {id(tensors[name]) for name in values})
+    if sources is not None:
+        between = _between(native, {id(tensors[name]) for name in sources}, {id(tensors[name]) for name in values})
         for batch in batches:
-            found = {id(tensors[name]): keras.ops.convert_to_tensor(x) for name, x in zip(given, batch, strict=True)}
-            _run(between, found)
+            computed = {
+                id(tensors[name]): keras.ops.convert_to_tensor(x) for name, x in zip(sources, batch, strict=True)
+            }
+            _run(between, computed)
             for name in values:
-                see(name, keras.ops.convert_to_numpy(found[id(tensors[name])]))
+                see(name, keras.ops.convert_to_numpy(computed[id(tensors[name])]))
         return
     probe = keras.Model(native.inputs, [tensors[name] for name in values])
     for batch in batches:
@@ -51,22 +53,22 @@ def observe(
             see(name, keras.ops.convert_to_numpy(output))
 
 
-def _between(native: keras.Model, given: set[int], values: set[int]) -> list[Call]:
-    """The calls that make `values` of `given` (ids of tensors), in order; Keras cannot cut a model out there."""
-    wanted, found = values - given, []
+def _between(native: keras.Model, sources: set[int], values: set[int]) -> list[Call]:
+    """The calls that make `values` of `sources` (ids of tensors), in order; Keras cannot cut a model out there."""
+    needed, selected = values - sources, []
     for call in reversed(calls(native)):
-        if wanted & {id(t) for t in call.outputs}:
-            found.append(call)
-            wanted |= {id(t) for t in call.inputs} - given
-    return found[::-1]
+        if needed & {id(t) for t in call.outputs}:
+            selected.append(call)
+            needed |= {id(t) for t in call.inputs} - sources
+    return selected[::-1]
 
 
-def _run(between: Sequence[Call], found: dict[int, Any]) -> None:
-    """Add the outputs of the calls to the tensors that were `found`."""
+def _run(between: Sequence[Call], computed: dict[int, Any]) -> None:
+    """Add the outputs of the calls to the tensors that were `computed`."""
     for call in between:
-        args, kwargs = keras.tree.map_structure(lambda a: found.get(id(a), a), (call.args, dict(call.kwargs)))
+        args, kwargs = keras.tree.map_structure(lambda a: computed.get(id(a), a), (call.args, dict(call.kwargs)))
         outputs = keras.tree.flatten(call.operation(*args, **kwargs))
-        found.update((id(old), new) for old, new in zip(call.outputs, outputs, strict=True))
+        computed.update((id(old), new) for old, new in zip(call.outputs, outputs, strict=True))
 
 
 def named_tensors(native: keras.Model) -> dict[str, Any]:

@@ -115,10 +115,10 @@ class Reader:
         if isinstance(argument, keras.KerasTensor):
             return self.name(argument), self.shape(argument)
         arrays = [a for a in keras.tree.flatten((call.args, dict(call.kwargs))) if is_constant(a)]
-        found = [i for i, array in enumerate(arrays) if array is argument]
-        if not found:
+        indices = [i for i, array in enumerate(arrays) if array is argument]
+        if not indices:
             raise NoRule("slimline has no rule for it with an array of integers")
-        return call.constant_name(found[0]), tuple(argument.shape)
+        return call.constant_name(indices[0]), tuple(argument.shape)
 
     def operands(self, call: Call) -> tuple[list[str], list[tuple[int, ...]]]:
         """Names and shapes of all tensors among a call's arguments, stored constants included."""

@@ -70,12 +70,12 @@ def _copied(operation: Any, x: Any, shape: tuple[int, ...], anchor: Any) -> Any:
     if x.shape[0] is None and not isinstance(operation, numpy_ops.BroadcastTo):
         return operation(x)
     x = keras.ops.reshape(x, (1,) * (len(shape) - len(x.shape)) + tuple(x.shape)) if len(x.shape) < len(shape) else x
-    rest = tuple(x.shape[1:])
+    sample_shape = tuple(x.shape[1:])
     if isinstance(operation, numpy_ops.Repeat):
-        if rest != shape[1:] or x.shape[0] != 1:
+        if sample_shape != shape[1:] or x.shape[0] != 1:
             raise ValueError("the samples of a batch are repeated")
-    elif rest != shape[1:]:
-        x = keras.ops.tile(x, (1, *(n // o for n, o in zip(shape[1:], rest, strict=True))))
+    elif sample_shape != shape[1:]:
+        x = keras.ops.tile(x, (1, *(n // o for n, o in zip(shape[1:], sample_shape, strict=True))))
     return x if x.shape[0] is None else _for_every_sample(x, anchor)
 
 

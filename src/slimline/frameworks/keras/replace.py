@@ -45,8 +45,8 @@ def _value(native: keras.Model, tensor: Any) -> str:
     if any(tensor is x for x in native.inputs):
         return input_name(tensor)
     for call in calls(native):
-        for name, made in zip(call.names, call.outputs, strict=True):
-            if made is tensor:
+        for name, output in zip(call.names, call.outputs, strict=True):
+            if output is tensor:
                 return name
     raise SlimlineError("The model reads a tensor that no layer makes: build it anew.")
 

@@ -23,7 +23,7 @@ from slimline.frameworks.keras.weight import Weight
 from slimline.graph.removal import Removal
 
 L = keras.layers
-Kept = tuple[Any, ...]
+Retained = tuple[Any, ...]
 
 
 class Sizes:
@@ -50,9 +50,9 @@ class Sizes:
         """The shape that an activation has."""
         return self.plan.graph.values[self.names[id(tensor)]].shape
 
-    def kept(self, tensor: Any) -> Kept:
+    def retained(self, tensor: Any) -> Retained:
         """Per dimension of an activation the positions that stay, None where all do."""
-        return self.plan.kept(self.names[id(tensor)])
+        return self.plan.retained(self.names[id(tensor)])
 
 
 Config = Callable[[Call, Sizes], dict[str, Any]]
@@ -66,9 +66,9 @@ def _conv(call: Call, sizes: Sizes) -> dict[str, Any]:
 
 def _einsum_dense(call: Call, sizes: Sizes) -> dict[str, Any]:
     before = call.operation.get_config()["output_shape"]
-    wanted = (before,) if isinstance(before, int) else tuple(before)
-    after = sizes.shape(call.outputs[0])[-len(wanted) :]
-    return {"output_shape": tuple(None if w is None else n for w, n in zip(wanted, after, strict=True))}
+    declared = (before,) if isinstance(before, int) else tuple(before)
+    after = sizes.shape(call.outputs[0])[-len(declared) :]
+    return {"output_shape": tuple(None if w is None else n for w, n in zip(declared, after, strict=True))}
 
 
 def _recurrent(call: Call, sizes: Sizes) -> dict[str, Any]:
@@ -78,9 +78,9 @@ def _recurrent(call: Call, sizes: Sizes) -> dict[str, Any]:
     if type(layer) is not L.RNN:
         return {"filters" if isinstance(layer, ConvLSTM) else "units": widths[0]}
     config = copy.deepcopy(layer.get_config()["cell"])
-    found = config["config"]["cells"] if type(layer.cell) is L.StackedRNNCells else [config]
+    configs = config["config"]["cells"] if type(layer.cell) is L.StackedRNNCells else [config]
     config.pop("build_config", None)  # it holds the shape of the input
-    for cell, width in zip(found, widths, strict=True):
+    for cell, width in zip(configs, widths, strict=True):
         cell.pop("build_config", None)
         cell["config"]["filters" if "filters" in cell["config"] else "units"] = width
     return {"cell": config}
@@ -95,9 +95,9 @@ def _counted(field: str, batch: bool) -> Config:
 
     def change(call: Call, sizes: Sizes) -> dict[str, Any]:
         before = getattr(call.operation, field)
-        wanted = [before] if isinstance(before, int) else list(before)
+        declared = [before] if isinstance(before, int) else list(before)
         after = sizes.shape(call.outputs[0])[0 if batch else 1 :]
-        return {field: tuple(w if w in (-1, None) else n for w, n in zip(wanted, after, strict=True))}
+        return {field: tuple(w if w in (-1, None) else n for w, n in zip(declared, after, strict=True))}
 
     return change
 
@@ -110,12 +110,12 @@ def _split(call: Call, sizes: Sizes) -> dict[str, Any]:
 
 def _pad(call: Call, sizes: Sizes) -> dict[str, Any]:
     """Padding is a position like any other: what stays of it is counted."""
-    kept = sizes.kept(call.outputs[0])
+    retained = sizes.retained(call.outputs[0])
     before = sizes.before(call.inputs[0])
     widths = list(call.operation.pad_width)
     widths = widths * len(before) if len(widths) == 1 else widths
     changed = []
-    for (left, right), size, index in zip(widths, before, kept, strict=True):
+    for (left, right), size, index in zip(widths, before, retained, strict=True):
         if index is not None:
             left, right = int((index < left).sum()), int((index >= left + size).sum())
         changed.append((left, right))
@@ -178,29 +178,29 @@ def arguments(
         return (args[0], _starts(call, sizes)), {}
     if isinstance(operation, numpy_ops.Take) and not isinstance(take_indices(call), keras.KerasTensor):
         return (args[0], _renumbered(np.asarray(take_indices(call)), call, operation.axis, sizes)), {}
-    found = iter(call.constants)
+    constant_names = iter(call.constants)
 
     def sliced(argument: Any) -> Any:
         if not is_constant(argument):
             return argument
-        name = next(found)
-        return take(call.constants[name], sizes.plan.kept(name))
+        name = next(constant_names)
+        return take(call.constants[name], sizes.plan.retained(name))
 
     return keras.tree.map_structure(sliced, (args, kwargs))  # type: ignore[no-any-return]
 
 
-def take(array: np.ndarray, kept: Kept) -> np.ndarray:
+def take(array: np.ndarray, retained: Retained) -> np.ndarray:
     """The part of an array that stays."""
-    for axis, index in enumerate(kept):
+    for axis, index in enumerate(retained):
         if index is not None:
             array = np.take(array, index, axis)
     return array
 
 
-def zero(array: np.ndarray, kept: Kept) -> np.ndarray:
+def zero(array: np.ndarray, retained: Retained) -> np.ndarray:
     """The array with zeros where positions go."""
     array = array.copy()
-    for axis, index in enumerate(kept):
+    for axis, index in enumerate(retained):
         if index is not None:
             gone = np.setdiff1d(np.arange(array.shape[axis]), index)
             array[(slice(None),) * axis + (gone,)] = 0
@@ -212,9 +212,9 @@ def _renumbered(indices: np.ndarray, call: Call, axis: int, sizes: Sizes) -> np.
     shape = sizes.before(call.inputs[0])
     axis %= len(shape)
     indices = indices % shape[axis]
-    before, after = sizes.kept(call.inputs[0])[axis], None
+    before, after = sizes.retained(call.inputs[0])[axis], None
     if indices.ndim:
-        after = sizes.kept(call.outputs[0])[axis]
+        after = sizes.retained(call.outputs[0])[axis]
     if after is not None:
         indices = indices[after]
     return indices if before is None else np.searchsorted(before, indices)
@@ -222,10 +222,10 @@ def _renumbered(indices: np.ndarray, call: Call, axis: int, sizes: Sizes) -> np.
 
 def _getitem(call: Call, args: tuple[Any, ...], sizes: Sizes) -> tuple[Any, ...]:
     source, output = call.inputs[0], call.outputs[0]
-    shape, before, after = sizes.before(source), sizes.kept(source), sizes.kept(output)
+    shape, before, after = sizes.before(source), sizes.retained(source), sizes.retained(output)
     x = args[0]
     key: list[Any] = []
-    axis = made = moved = 0
+    axis = result_axis = moved = 0
     for subscript in expanded_key(call.args[1], len(shape)):
         index = before[axis] if subscript is not None else None
         if index is None:
@@ -234,7 +234,7 @@ def _getitem(call: Call, args: tuple[Any, ...], sizes: Sizes) -> tuple[Any, ...]
             key.append(int(np.searchsorted(index, subscript % shape[axis])))
         else:
             old = np.arange(shape[axis])[subscript]
-            old = old if after[made] is None else old[after[made]]
+            old = old if after[result_axis] is None else old[after[result_axis]]
             new = np.searchsorted(index, old)
             if np.array_equal(new, np.arange(new[0], new[0] + len(new))):
                 key.append(slice(int(new[0]), int(new[0]) + len(new)))
@@ -243,15 +243,17 @@ def _getitem(call: Call, args: tuple[Any, ...], sizes: Sizes) -> tuple[Any, ...]
                 x, moved = numpy_ops.Take(axis=axis, name=name)(x, new), moved + 1
                 key.append(slice(None))
         axis += subscript is not None
-        made += not isinstance(subscript, int)
+        result_axis += not isinstance(subscript, int)
     return x, tuple(key)
 
 
 def _starts(call: Call, sizes: Sizes) -> tuple[int, ...]:
     """Where a block begins among what stays."""
-    kept = sizes.kept(call.inputs[0])
+    retained = sizes.retained(call.inputs[0])
     starts = slice_starts(call)
-    return tuple(n if index is None else int(np.searchsorted(index, n)) for n, index in zip(starts, kept, strict=True))
+    return tuple(
+        n if index is None else int(np.searchsorted(index, n)) for n, index in zip(starts, retained, strict=True)
+    )
 
 
 def value_names(model_calls: list[Call], model: keras.Model) -> dict[int, str]:

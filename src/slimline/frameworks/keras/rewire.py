@@ -16,20 +16,20 @@ from slimline.frameworks.keras.rewrite import copier
 def rewire(native: keras.Model, instead: Mapping[str, str]) -> keras.Model:
     """A copy in which the readers of a value read another; calls that no output needs any more are gone."""
     _check(native, [*instead, *instead.values()])
-    wanted = set(instead.values())
+    replacements = set(instead.values())
     copy = copier(native)
-    found = {input_name(t): t for t in native.inputs}
+    inputs = {input_name(t): t for t in native.inputs}
     tensors: dict[str, Any] = {}
 
     def visit(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        for tensor, given in zip(call.inputs, _tensors(args, kwargs), strict=True):
-            if (name := names.get(id(tensor))) in wanted:
-                tensors[name] = given
+        for tensor, argument in zip(call.inputs, _tensors(args, kwargs), strict=True):
+            if (name := names.get(id(tensor))) in replacements:
+                tensors[name] = argument
         outputs = keras.tree.flatten(copy(call, args, kwargs))
         tensors.update(zip(call.names, outputs, strict=True))
         return [tensors[instead[name]] if name in instead else t for name, t in zip(call.names, outputs, strict=True)]
 
-    names = {id(t): name for name, t in found.items()}
+    names = {id(t): name for name, t in inputs.items()}
     return rebuild(native, visit)
 
 

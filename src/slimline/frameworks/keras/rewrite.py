@@ -39,10 +39,10 @@ DIVIDING = ("div", "floor_divide", "mod", "fmod", "power", "reciprocal", "rsqrt"
 
 def parameters(native: keras.Model) -> dict[str, Array]:
     """Every variable and constant under its name in the graph."""
-    found = {name: keras.ops.convert_to_numpy(v) for name, v in stored(native).items()}
+    arrays = {name: keras.ops.convert_to_numpy(v) for name, v in stored(native).items()}
     for call in calls(native):
-        found.update(call.constants)
-    return found
+        arrays.update(call.constants)
+    return arrays
 
 
 def replace(native: keras.Model, new: Mapping[str, Array]) -> keras.Model:
@@ -106,8 +106,8 @@ class _Surgeon:
 
     def __init__(self, native: keras.Model, plan: Removal) -> None:
         now = parameters(native)
-        self.small = {name: resize.take(array, plan.kept(name)) for name, array in now.items()}
-        self.zeroed = Copier(native, {name: resize.zero(array, plan.kept(name)) for name, array in now.items()})
+        self.small = {name: resize.take(array, plan.retained(name)) for name, array in now.items()}
+        self.zeroed = Copier(native, {name: resize.zero(array, plan.retained(name)) for name, array in now.items()})
         self.pruned = Copies()
         self.sizes = resize.Sizes(plan, resize.value_names(calls(native), native), self.zeroed.variables)
         self.shrinking = {
@@ -131,7 +131,7 @@ class _Surgeon:
             if not isinstance(argument, keras.KerasTensor):
                 return argument
             tensor = next(old)
-            for axis, index in enumerate(self.sizes.kept(tensor)):
+            for axis, index in enumerate(self.sizes.retained(tensor)):
                 if index is not None:
                     position = len(gathered)
                     gathered.append(index)
@@ -149,7 +149,7 @@ class _Surgeon:
     def _put_back(self, x: Any, tensor: Any, name: str) -> Any:
         """The kept positions at their old places, zeros at the others."""
         sizes = self.sizes.before(tensor)
-        for axis, index in enumerate(self.sizes.kept(tensor)):
+        for axis, index in enumerate(self.sizes.retained(tensor)):
             if index is None:
                 continue
             widths = tuple((0, int(d == axis)) for d in range(len(sizes)))
@@ -163,4 +163,4 @@ class _Surgeon:
 def _divides(node: Node, plan: Removal) -> bool:
     """Whether an operation would divide by the zeros that a mask puts in."""
     dividing = node.kind == "elementwise" and node.attributes["function"] in DIVIDING
-    return dividing and any(kept is not None for name in node.inputs if name for kept in plan.kept(name))
+    return dividing and any(indices is not None for name in node.inputs if name for indices in plan.retained(name))

@@ -245,11 +245,11 @@ def dot(reader: Reader, call: Call) -> None:
     axes = [layer.axes] * 2 if isinstance(layer.axes, int) else list(layer.axes)
     letters = iter("cdefghijklmnopqrstuvwxyz")
     operands = [["a", *(next(letters) for _ in range(1, rank))] for rank in ranks]
-    kept = []
+    remaining = []
     for names, rank, axis in zip(operands, ranks, axes, strict=True):
         names[axis % rank] = "b"
-        kept += [n for n in names[1:] if n != "b"]
-    text = f"{','.join(map(''.join, operands))}->a{''.join(kept) or '1'}"
+        remaining += [n for n in names[1:] if n != "b"]
+    text = f"{','.join(map(''.join, operands))}->a{''.join(remaining) or '1'}"
     reader.node(call, "einsum", [reader.name(t) for t in call.inputs], ops.einsum(text))
 
 

@@ -64,8 +64,8 @@ def tensordot(reader: Reader, call: Call) -> None:
     letters = iter("abcdefghijklmnopqrstuvwxyz")
     left = [next(letters) for _ in range(ranks[0])]
     right = [left[pairs[0][pairs[1].index(d)]] if d in pairs[1] else next(letters) for d in range(ranks[1])]
-    kept = [c for c in [*left, *right] if not (c in left and c in right)]
-    _product(reader, call, names, ["".join(left), "".join(right)], "".join(kept), shapes)
+    remaining = [c for c in [*left, *right] if not (c in left and c in right)]
+    _product(reader, call, names, ["".join(left), "".join(right)], "".join(remaining), shapes)
 
 
 def _product(
@@ -119,8 +119,8 @@ def norm(kind: str) -> Rule:
         names: list[str | None] = []
         sizes: list[tuple[int, ...]] = []
         for argument in ("x", "scale") if kind == "rms" else ("x", "gamma", "beta"):
-            given = reader.argument(call, argument)
-            name, size = (None, ()) if given is None else reader.operand(call, given)
+            tensor = reader.argument(call, argument)
+            name, size = (None, ()) if tensor is None else reader.operand(call, tensor)
             names.append(name)
             sizes.append(size)
         shape = sizes[0]
@@ -137,8 +137,8 @@ def batch_norm(reader: Reader, call: Call) -> None:
     """Batch normalisation by tensors that are given."""
     names: list[str | None] = []
     for argument in ("x", "scale", "offset", "mean", "variance"):
-        given = reader.argument(call, argument)
-        names.append(None if given is None else reader.operand(call, given)[0])
+        tensor = reader.argument(call, argument)
+        names.append(None if tensor is None else reader.operand(call, tensor)[0])
     rank = len(reader.shape(reader.argument(call, "x")))
     axis = call.operation.axis
     (axis,) = (a % rank for a in keras.tree.flatten(axis))

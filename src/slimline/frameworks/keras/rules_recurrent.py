@@ -57,7 +57,7 @@ def recurrent(reader: Reader, call: Call) -> None:
         spatial=len(reader.shape(call.inputs[0])) - 3,
         sequences=layer.return_sequences,
         masked=mask is not None,
-        given=bool(states),
+        initial_states=bool(states),
         stateful=layer.return_state,
     )
     inputs = [reader.name(call.inputs[0]), *stored, None if mask is None else reader.name(mask)]

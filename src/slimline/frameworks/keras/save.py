@@ -12,18 +12,19 @@ from typing import Any
 import keras
 import numpy as np
 
-from slimline.basics.errors import SlimlineError
-from slimline.files import archive, strictjson
+from slimline.basics.arrays import Example
+from slimline.basics.errors import SlimlineError, first_line
+from slimline.files import archive, notes, strictjson
 from slimline.files.archive import Archive, Damaged
 from slimline.files.strictjson import Malformed
 from slimline.frameworks.keras import config, stored
 from slimline.frameworks.keras.functional import freeze, frozen
-from slimline.frameworks.keras.load import example_inputs, load
+from slimline.frameworks.keras.load import example_inputs, load, output_names
 
 Array = np.ndarray
-NOTES = "slimline.json"
+NOTES, FORMATS = "slimline.json", "formats.safetensors"
 WEIGHTS = "model.weights.h5"
-MEMBERS = ("metadata.json", "config.json", WEIGHTS, NOTES)
+MEMBERS = ("metadata.json", "config.json", WEIGHTS, NOTES, FORMATS)
 EXAMPLE_SIZE = 1 << 28
 """Numbers that an example input may have."""
 
@@ -31,24 +32,30 @@ EXAMPLE_SIZE = 1 << 28
 def save(native: keras.Model, path: Path, example: tuple[Array, ...], metadata: Mapping[str, Any]) -> None:
     """Write the model, the shapes of its example inputs and `metadata` to `path` atomically.
 
+    `metadata` is JSON with arrays among its leaves, which are stored as safetensors.
     The same model and metadata give the same bytes: times and object numbers inside the archive are fixed.
     """
-    notes: dict[str, Any] = {"example": [[list(a.shape), str(a.dtype)] for a in example], "metadata": dict(metadata)}
+    packed, arrays = notes.pack(metadata)
+    own: dict[str, Any] = {"example": [[list(a.shape), str(a.dtype)] for a in example], "metadata": packed}
     if frozen(native):
-        notes["frozen"] = sorted(frozen(native))
+        own["frozen"] = sorted(frozen(native))
+    if list(native.output_names) != output_names(native):
+        own["outputs"] = list(native.output_names)
     try:
         with tempfile.TemporaryDirectory(prefix="slimline-") as folder:
             raw = Path(folder) / "model.keras"
             keras.saving.save_model(native, raw)
-            members = _plain(raw, json.dumps(notes, sort_keys=True, allow_nan=False).encode())
+            members = _plain(raw, json.dumps(own, sort_keys=True, allow_nan=False).encode())
     except (Damaged, Malformed, ValueError) as reason:
         raise SlimlineError(f"The model cannot be saved: it {reason}; rename or replace that.") from reason
     except OSError as error:
         raise SlimlineError(f"Cannot write {path}: {error.strerror or error}; choose another output path.") from error
+    if arrays:
+        members[FORMATS] = arrays
     archive.write(path, members)
 
 
-def _plain(raw: Path, notes: bytes) -> dict[str, bytes]:
+def _plain(raw: Path, own: bytes) -> dict[str, bytes]:
     """The members of a file that Keras wrote, without its times and object numbers, as `open_` takes them."""
     held = archive.read(raw, packed=True)
     stamp = strictjson.parse(held.read("metadata.json"))
@@ -56,12 +63,12 @@ def _plain(raw: Path, notes: bytes) -> dict[str, bytes]:
     described = _renumbered(config.checked(strictjson.parse(held.read("config.json"))), {})
     weights = held.read(WEIGHTS)
     stored.count(weights)
-    _notes(notes)
+    _own(own)
     return {
         "config.json": json.dumps(described).encode(),
         "metadata.json": json.dumps(stamp).encode(),
         WEIGHTS: weights,
-        NOTES: notes,
+        NOTES: own,
     }
 
 
@@ -78,7 +85,7 @@ def _renumbered(config: Any, ids: dict[int, int]) -> Any:
 
 
 def open_(
-    path: Path, allow_pickle: bool = False, example: tuple[Array, ...] | None = None
+    path: Path, allow_pickle: bool = False, example: Example | None = None
 ) -> tuple[keras.Model, tuple[Array, ...], dict[str, Any]]:
     """The canonical model, example inputs and metadata of a ``.keras`` file, slimline's own or Keras'.
 
@@ -104,10 +111,12 @@ def open_(
 
 
 def _open(
-    path: Path, allow_pickle: bool, example: tuple[Array, ...] | None
+    path: Path, allow_pickle: bool, example: Example | None
 ) -> tuple[keras.Model, tuple[Array, ...], dict[str, Any]]:
     held = archive.read(path, packed=True)
-    notes = _notes(held.read(NOTES, strictjson.BYTES)) if NOTES in held.sizes else None
+    own = _own(held.read(NOTES, strictjson.BYTES)) if NOTES in held.sizes else None
+    if own is not None:
+        own["metadata"] = notes.unpack(own["metadata"], held.read(FORMATS) if FORMATS in held.sizes else b"")
     if allow_pickle:
         for name in held.sizes:
             held.read(name)
@@ -115,15 +124,19 @@ def _open(
     else:
         source = _checked(held)
     try:
-        if example is None or notes is not None:
-            example = example_inputs(source, None if notes is None else notes["example"])
+        if example is None or own is not None:
+            example = example_inputs(source, None if own is None else own["example"])
         native, example = load(source, example)
-        freeze(native, [] if notes is None else notes.get("frozen", []))
+        freeze(native, [] if own is None else own.get("frozen", []))
+        names = [] if own is None else own.get("outputs", [])
+        if names and len(names) != len(native.outputs):
+            raise Malformed("names other outputs than it has")
+        native.output_names = names or native.output_names
     except (SlimlineError, Malformed, MemoryError):
         raise
     except Exception as reason:  # a model that contradicts itself fails in Keras in many ways
-        raise Malformed(f"does not run on its example inputs ({_first(reason)})") from reason
-    return native, example, {} if notes is None else notes["metadata"]
+        raise Malformed(f"does not run on its example inputs ({first_line(reason)[:200]})") from reason
+    return native, example, {} if own is None else own["metadata"]
 
 
 def _checked(held: Archive) -> keras.Model:
@@ -153,43 +166,45 @@ def _loaded(path: Path, safe: bool) -> keras.Model:
     except MemoryError:
         raise
     except Exception as reason:  # a config that contradicts itself fails in Keras in many ways
-        raise Malformed(f"cannot be loaded by Keras ({_first(reason)})") from reason
+        raise Malformed(f"cannot be loaded by Keras ({first_line(reason)[:200]})") from reason
     if not isinstance(model, keras.Model):
         raise Malformed("holds no model")
     return model
 
 
-def _first(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__).rstrip(".:")[:200]
-
-
-def _notes(content: bytes) -> dict[str, Any]:
+def _own(content: bytes) -> dict[str, Any]:
     """What slimline wrote beside the model, held against its kinds."""
-    notes = strictjson.parse(content)
-    if not isinstance(notes, dict) or notes.keys() - {"frozen"} != {"example", "metadata"}:
+    own = strictjson.parse(content)
+    if not isinstance(own, dict) or own.keys() - {"frozen", "outputs"} != {"example", "metadata"}:
         raise Malformed("holds notes that are not slimline's")
-    if not isinstance(notes["metadata"], dict) or not isinstance(notes["example"], list):
+    if not isinstance(own["metadata"], dict) or not isinstance(own["example"], list):
         raise Malformed("holds notes of other types than slimline's")
-    names = notes.get("frozen", [])
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise Malformed("names frozen weights that are no names")
-    for entry in notes["example"]:
+    for names in (own.get("frozen", []), own.get("outputs", [])):
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise Malformed("names frozen weights or outputs that are no names")
+        if len(set(names)) < len(names):
+            raise Malformed("names a frozen weight or an output twice")
+    for entry in own["example"]:
         match entry:
             case [list(shape), str(dtype)] if dtype in config.DTYPES and len(shape) <= 16:
                 if any(type(n) is not int or n < 0 for n in shape) or math.prod(shape) > EXAMPLE_SIZE:
                     raise Malformed("holds example inputs of sizes that no input has")
             case _:
                 raise Malformed("holds notes of example inputs that are no shape and type")
-    return notes
+    return own
 
 
-def _refusal(path: Path, said: str) -> str:
-    if "Lambda" in said or "safe_mode" in said or "unsafe" in said.lower():
+def _refusal(path: Path, problem: str) -> str:
+    if "Lambda" in problem or "safe_mode" in problem or "unsafe" in problem.lower():
         return (
             f"{path} carries Python code in a Lambda layer, which is not run: replace the layer by a registered one, "
             "or pass --allow-pickle if you trust the file."
         )
-    if "layer of your own" in said or "Could not locate" in said or "not registered" in said or "register" in said:
+    if (
+        "layer of your own" in problem
+        or "Could not locate" in problem
+        or "not registered" in problem
+        or "register" in problem
+    ):
         return f"{path} uses a layer of your own: import the module that registers it, then load the model in Python."
-    return f"{path} is damaged or no .keras file that slimline reads: it {said}; save the model again with Keras."
+    return f"{path} is damaged or no .keras file that slimline reads: it {problem}; save the model again with Keras."

@@ -83,13 +83,13 @@ class _Walk:
 def no_more_weights(numbers: int) -> Iterator[None]:
     """While it lasts, layers may not make more weights than `numbers`, which a file holds for them: so a config
     cannot ask for memory that no file backs."""
-    original, made = keras.layers.Layer.add_weight, 0
+    original, total = keras.layers.Layer.add_weight, 0
 
     def add_weight(self: Any, shape: Any = None, *args: Any, **named: Any) -> Any:
-        nonlocal made
+        nonlocal total
         sizes = (shape,) if isinstance(shape, int) else tuple(shape or ())
-        made += math.prod(n for n in sizes if isinstance(n, int))
-        if made > numbers + SLACK or any(isinstance(n, int) and n < 0 for n in sizes):
+        total += math.prod(n for n in sizes if isinstance(n, int))
+        if total > numbers + SLACK or any(isinstance(n, int) and n < 0 for n in sizes):
             raise Malformed(f"describes a layer {self.name[:60]!r} with more weights than it holds")
         return original(self, shape, *args, **named)
 

@@ -12,13 +12,15 @@ import numpy as np
 import tensorflow as tf
 
 from slimline.basics.errors import SlimlineError
+from slimline.basics.named import Labels
 from slimline.frameworks.base import Array, Batch
 from slimline.frameworks.keras.canonical import canonical
 from slimline.frameworks.keras.device import computing, placed
-from slimline.frameworks.keras.functional import SEED_STATE, calls, freeze_like, variables
+from slimline.frameworks.keras.functional import SEED_STATE, calls, like, variables
 from slimline.frameworks.keras.functional import weights as weights_of
 from slimline.frameworks.keras.fusednorm import fused
 from slimline.methods import distillation
+from slimline.methods.outputs import Output, described, targets
 from slimline.recipe.training import Training
 
 _BFLOAT16 = "auto_mixed_precision_onednn_bfloat16"
@@ -42,8 +44,10 @@ class KerasTrainer:
         seed: int,
         total_steps: int,
         wished: str | None = None,
+        outputs: Sequence[Output] | None = None,
     ) -> None:
         self._wished = wished
+        self._outputs = outputs
         with computing(wished):
             self._start(native, teacher, step, seed)
 
@@ -69,7 +73,7 @@ class KerasTrainer:
         self._last: list[tf.Tensor] = []
         self._term: tuple[Sequence[str], Callable[[Any, Any], Any], float] | None = None
         self._masks: dict[str, tf.Variable] = {}
-        self._infer = tf.function(_outputs(self._student, training=False), input_signature=[_signature(self._student)])
+        self._infer = tf.function(_flat(self._student, training=False), input_signature=[_signature(self._student)])
 
     @placed
     def refresh(self, batches: Iterable[Batch]) -> None:
@@ -78,7 +82,7 @@ class KerasTrainer:
         if not norms:
             return
         momenta = [layer.momentum for layer in norms]
-        run = _outputs(self._student, training=True)
+        run = _flat(self._student, training=True)
         for index, (inputs, _) in enumerate(batches):
             for layer in norms:
                 layer.momentum = index / (index + 1)
@@ -153,16 +157,20 @@ class KerasTrainer:
         return {names[id(source)]: own for source, own in pairs}
 
     def _operands(self, batch: Batch) -> tuple[Any, ...]:
-        """What the compiled functions take: the inputs, and the labels if they matter."""
+        """What the compiled functions take: the inputs, and the labels of those outputs whose labels matter."""
         inputs, labels = batch
-        if labels is None or (self._teacher is not None and self._config.alpha == 1):
-            return (_tensors(inputs),)
-        return _tensors(inputs), labels
+        tensors = _tensors(inputs)
+        if self._outputs is None:
+            self._outputs = _described(self._infer(tensors), labels)
+        if self._teacher is not None and self._config.alpha == 1:
+            labels = None
+        return tensors, [own for own in targets(self._outputs, labels) if own is not None]
 
     @placed
-    def predict(self, inputs: tuple[Array, ...]) -> Array:
-        """The student's first output in inference mode, float32."""
-        return np.asarray(tf.cast(self._infer(_tensors(inputs)), tf.float32))
+    def outputs(self, inputs: tuple[Array, ...]) -> tuple[Array, ...]:
+        """All outputs of the student in inference mode, floats as float32."""
+        found = self._infer(_tensors(inputs))
+        return tuple(np.asarray(tf.cast(x, tf.float32) if x.dtype.is_floating else x) for x in found)
 
     @placed
     def state(self) -> dict[str, Array]:
@@ -177,7 +185,7 @@ class KerasTrainer:
 
     def native(self) -> keras.Model:
         """A copy of the model that was given, with the student's weights and statistics."""
-        model = freeze_like(canonical(self._source), self._source)
+        model = like(canonical(self._source), self._source)
         for trained, variable in zip(self._student.variables, model.variables, strict=True):
             variable.assign(trained)
         return model
@@ -199,40 +207,48 @@ class KerasTrainer:
         return made
 
     def _signatures(self, operands: tuple[Any, ...]) -> list[Any]:
-        """Of compiled functions of ``(inputs)`` or ``(inputs, labels)``, of any batch size."""
-        labels = [tf.TensorSpec((None, *x.shape[1:]), x.dtype) for x in operands[1:]]
-        return [_signature(self._student), *labels]
+        """Of compiled functions of inputs and labels, of any batch size."""
+        return [_signature(self._student), [tf.TensorSpec((None, *x.shape[1:]), x.dtype) for x in operands[1]]]
 
     def _graph(self, training: bool) -> Callable[..., tuple[tf.Tensor, list[tf.Tensor]]]:
         """The loss and its gradients, as a function to be compiled."""
+        config, outputs = self._config, self._outputs
+        assert outputs is not None
         weights = self._student.trainable_variables
         student = self._forward(training)
-        teacher = None if self._teacher is None else _logits(self._teacher, training=False)
+        teacher = None if self._teacher is None else _logits(self._teacher, outputs, training=False)
 
-        def run(inputs: list[tf.Tensor], labels: tf.Tensor | None = None) -> tuple[tf.Tensor, list[tf.Tensor]]:
-            wanted = None if teacher is None else teacher(inputs)
+        def run(inputs: list[tf.Tensor], labels: list[tf.Tensor]) -> tuple[tf.Tensor, list[tf.Tensor]]:
+            teachers = None if teacher is None else teacher(inputs)
             with tf.GradientTape() as tape:
-                given, penalty = student(inputs)
-                loss = self._loss(given, wanted, labels) + penalty
-            found = tape.gradient(loss, weights, unconnected_gradients="zero")
+                students, penalty = student(inputs)
+                loss = penalty + distillation.joint(
+                    keras.ops, config.loss, outputs, students, teachers, _by_output(outputs, labels),
+                    temperature=config.temperature, alpha=config.alpha,
+                )  # fmt: skip
+            # Of a Keras variable TensorFlow cannot make the zeros where an output does not depend on it.
+            found = tape.gradient(loss, [w.value for w in weights], unconnected_gradients="zero")
             return loss, [tf.convert_to_tensor(g) for g in found]
 
         return run
 
-    def _forward(self, training: bool) -> Callable[[list[tf.Tensor]], tuple[tf.Tensor, Any]]:
+    def _forward(self, training: bool) -> Callable[[list[tf.Tensor]], tuple[list[tf.Tensor], Any]]:
         """The student's logits, and what is added to the loss."""
+        assert self._outputs is not None
         if self._term is None:
-            plain = _logits(self._student, training)
+            plain = _logits(self._student, self._outputs, training)
             return lambda inputs: (plain(inputs), 0.0)
         values, term, strength = self._term
         pairs = zip(calls(self._source), calls(self._student), strict=True)
         copies = {name: t for old, new in pairs for name, t in zip(old.names, new.outputs, strict=True)}
-        probe = keras.Model(self._student.inputs, [self._student.outputs[0], *(copies[name] for name in values)])
-        run, logits = _flat(probe, training), _as_logits(self._student)
+        probe = keras.Model(self._student.inputs, [*self._student.outputs, *(copies[name] for name in values)])
+        run, logits = _flat(probe, training), _as_logits(self._student, self._outputs)
+        number = len(self._outputs)
 
-        def forward(inputs: list[tf.Tensor]) -> tuple[tf.Tensor, Any]:
-            output, *seen = run(inputs)
-            return logits(output), strength / len(seen) * sum(term(keras.ops, tf.cast(a, tf.float32)) for a in seen)
+        def forward(inputs: list[tf.Tensor]) -> tuple[list[tf.Tensor], Any]:
+            found = run(inputs)
+            seen = [tf.cast(a, tf.float32) for a in found[number:]]
+            return logits(found[:number]), strength / len(seen) * sum(term(keras.ops, a) for a in seen)
 
         return forward
 
@@ -258,56 +274,51 @@ class KerasTrainer:
         compiled: Callable[..., tuple[tf.Tensor, list[tf.Tensor]]] = tf.function(train, input_signature=signature)
         return compiled
 
-    def _loss(self, given: tf.Tensor, wanted: tf.Tensor | None, labels: tf.Tensor | None) -> tf.Tensor:
-        config, axis = self._config, -1
-        regression = labels is not None and labels.dtype.is_floating
-        if regression:
-            labels = tf.reshape(labels, tf.shape(given))
-        elif labels is not None:
-            axis = distillation.class_axis(tuple(given.shape), tuple(labels.shape), channels_first=False)
-        return distillation.loss(
-            keras.ops, config.loss, given, wanted, labels,
-            temperature=config.temperature, alpha=config.alpha, axis=axis, regression=regression,
-        )  # fmt: skip
-
 
 def gradients(
     native: keras.Model,
     batches: Iterable[Batch],
     loss: str,
     see: Callable[[Mapping[str, Array]], None] | None = None,
+    outputs: Sequence[Output] | None = None,
 ) -> dict[str, Array]:
     """Mean gradient over `batches` of each weight, frozen ones too, by name, in inference mode, float32.
 
     Parameters
     ----------
-    loss : ``cross_entropy`` with the labels, or ``norm``: the mean over samples of half the squared norm of
-        the first output, for data without labels.
+    loss : ``cross_entropy``, of each output the loss that its labels have, or ``norm``: the mean over samples of half
+        the squared norm of all outputs, for data without labels.
     see : told the gradient of every batch.
+    outputs : what each means; None leaves that to the labels of the first batch.
     """
     held = weights_of(native)
     names, weights = list(held), [v.value for v in held.values()]
-    outputs, logits = _outputs(native, training=False), _logits(native, training=False)
+    flat = _flat(native, training=False)
 
     @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
-    def gradient(inputs: list[tf.Tensor], labels: tf.Tensor | None) -> list[tf.Tensor]:
+    def gradient(inputs: list[tf.Tensor], labels: list[tf.Tensor]) -> list[tf.Tensor]:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(weights)
-            if labels is None:
-                found = outputs(inputs)
-                value = 0.5 * tf.reduce_sum(tf.square(found)) / tf.cast(tf.shape(found)[0], found.dtype)
+            raw = flat(inputs)
+            if loss == "norm":
+                squares = [(x, tf.reduce_sum(tf.square(x))) for x in raw if x.dtype.is_floating]
+                value = sum(0.5 * square / tf.cast(tf.shape(x)[0], x.dtype) for x, square in squares)
             else:
-                found = logits(inputs)
-                axis = distillation.class_axis(tuple(found.shape), tuple(labels.shape), channels_first=False)
-                value = distillation.cross_entropy(keras.ops, found, labels, axis)
+                assert outputs is not None
+                logits = _as_logits(native, outputs)(raw)
+                value = distillation.joint(keras.ops, "kl", outputs, logits, None, _by_output(outputs, labels))
         return [tf.convert_to_tensor(g) for g in tape.gradient(value, weights, unconnected_gradients="zero")]
 
     sums: list[Array] = [np.zeros(tuple(v.shape), np.float32) for v in weights]
     count = 0
     for inputs, labels in batches:
-        if loss == "cross_entropy" and labels is None:
-            raise SlimlineError("The cross_entropy gradient needs labels: give labelled data or use the norm.")
-        found = gradient(_tensors(inputs), None if loss == "norm" else tf.constant(labels))
+        own: list[tf.Tensor] = []
+        if loss == "cross_entropy":
+            if labels is None:
+                raise SlimlineError("The cross_entropy gradient needs labels: give labelled data or use the norm.")
+            outputs = outputs or _described(flat(_tensors(inputs)), labels)
+            own = [tf.constant(x) for x in targets(outputs, labels) if x is not None]
+        found = gradient(_tensors(inputs), own)
         sums = [total + np.asarray(g) for total, g in zip(sums, found, strict=True)]
         if see is not None:
             see({name: np.asarray(g) for name, g in zip(names, found, strict=True)})
@@ -315,6 +326,23 @@ def gradients(
     if count == 0:
         raise SlimlineError("Gradients need at least one batch of data: give calibration or training data.")
     return {name: total / np.float32(count) for name, total in zip(names, sums, strict=True)}
+
+
+def _described(raw: Sequence[tf.Tensor], labels: Labels) -> tuple[Output, ...]:
+    """What the outputs mean, as far as they and the labels of a batch tell."""
+    bare = [Output(name=str(i), shape=tuple(x.shape), dtype=_dtype(x)) for i, x in enumerate(raw)]
+    return described(bare, labels, channels_first=False)
+
+
+def _dtype(tensor: tf.Tensor) -> str:
+    """Numpy's name of it; half floats count as float32, as which they leave."""
+    return "float32" if tensor.dtype.is_floating else str(tensor.dtype.name)
+
+
+def _by_output(outputs: Sequence[Output], labels: Sequence[tf.Tensor]) -> list[tf.Tensor | None]:
+    """The labels of each output, from those of the labelled ones; all None where there are none."""
+    rest = iter(labels)
+    return [next(rest) if output.labelled and len(labels) else None for output in outputs]
 
 
 def _signature(model: keras.Model) -> list[tf.TensorSpec]:
@@ -335,32 +363,44 @@ def _flat(model: keras.Model, training: bool) -> Callable[[list[tf.Tensor]], lis
     return run
 
 
-def _outputs(model: keras.Model, training: bool) -> Callable[[list[tf.Tensor]], tf.Tensor]:
-    """The function from the flat inputs to the first output."""
-    run = _flat(model, training)
-    return lambda inputs: run(inputs)[0]
-
-
-def _logits(model: keras.Model, training: bool) -> Callable[[list[tf.Tensor]], tf.Tensor]:
-    """The same, as float32 logits."""
-    run, logits = _outputs(model, training), _as_logits(model)
+def _logits(
+    model: keras.Model, outputs: Sequence[Output], training: bool
+) -> Callable[[list[tf.Tensor]], list[tf.Tensor]]:
+    """The function from the flat inputs to the outputs as losses compare them."""
+    run, logits = _flat(model, training), _as_logits(model, outputs)
     return lambda inputs: logits(run(inputs))
 
 
-def _as_logits(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
-    """What makes float32 logits of the first output: logarithms where the model ends in a softmax."""
-    probabilities = _ends_in_softmax(model)
+def _as_logits(model: keras.Model, outputs: Sequence[Output]) -> Callable[[Sequence[tf.Tensor]], list[tf.Tensor]]:
+    """What makes of all outputs float32, and logits of those that are probabilities."""
+    finals = _finals(model)
 
-    def logits(output: tf.Tensor) -> tf.Tensor:
-        found = tf.cast(output, tf.float32)
-        return tf.math.log(tf.maximum(found, np.finfo(np.float32).tiny)) if probabilities else found
+    def logits(raw: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        return [_as_logit(*each) for each in zip(raw, outputs, finals, strict=True)]
 
     return logits
 
 
-def _ends_in_softmax(model: keras.Model) -> bool:
-    last = next(call.operation for call in calls(model) for out in call.outputs if out is model.outputs[0])
-    return isinstance(last, keras.layers.Softmax) or getattr(last, "activation", None) is keras.activations.softmax
+def _as_logit(raw: tf.Tensor, output: Output, final: str) -> tf.Tensor:
+    found = tf.cast(raw, tf.float32) if raw.dtype.is_floating else raw
+    tiny, least = np.finfo(np.float32).tiny, np.finfo(np.float32).eps
+    if output.kind == "classes" and final == "softmax":
+        return tf.math.log(tf.maximum(found, tiny))
+    if output.kind == "multilabel" and final == "sigmoid":
+        return tf.math.log(tf.maximum(found, tiny)) - tf.math.log(tf.maximum(1 - found, least))
+    return found
+
+
+def _finals(model: keras.Model) -> list[str]:
+    """What each output ends in: ``softmax``, ``sigmoid`` or anything else."""
+    made = {id(out): call.operation for call in calls(model) for out in call.outputs}
+    found = []
+    for out in model.outputs:
+        last = made[id(out)]
+        activation = getattr(last, "activation", None)
+        softmax = isinstance(last, keras.layers.Softmax) or activation is keras.activations.softmax
+        found.append("softmax" if softmax else getattr(activation, "__name__", ""))
+    return found
 
 
 @contextmanager

@@ -70,40 +70,40 @@ def _own(layer: Any) -> list[Any]:
 
 def _attributes(layer: Any) -> dict[str, Any]:
     """The layer's variables by the attribute that holds them; one in a list by its place, too."""
-    found = {}
+    variables = {}
     for name, value in vars(layer).items():
         if isinstance(value, keras.Variable):
-            found[name] = value
+            variables[name] = value
         elif isinstance(value, list) and not name.startswith("_"):
-            found |= {f"{name}.{i}": v for i, v in enumerate(value) if isinstance(v, keras.Variable)}
-    return found
+            variables |= {f"{name}.{i}": v for i, v in enumerate(value) if isinstance(v, keras.Variable)}
+    return variables
 
 
 def opened(layer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Opened | None:
     """What a composite layer does with these arguments; None where its `call` cannot be followed, whether or not it
     knows the size of the batch."""
-    given = tensors_of(args, kwargs)
-    shapes = [tuple(t.shape) for t in given]
-    found = _opened(layer, args, kwargs, shapes)
-    if found is None and any(shape and shape[0] is None for shape in shapes):
+    tensors = tensors_of(args, kwargs)
+    shapes = [tuple(t.shape) for t in tensors]
+    expansion = _opened(layer, args, kwargs, shapes)
+    if expansion is None and any(shape and shape[0] is None for shape in shapes):
         size = unused([*shapes, *(tuple(v.shape) for v in layer.variables)])
         sized = [(size, *shape[1:]) if shape and shape[0] is None else shape for shape in shapes]
         traced = _opened(layer, args, kwargs, sized)
         try:
             with _named(layer):
-                found = None if traced is None else replace(traced, graph=freed(traced.graph, size))
+                expansion = None if traced is None else replace(traced, graph=freed(traced.graph, size))
         except Exception as reason:  # what is called again is the user's code
             log.info("%s stays whole: %s", layer.name, reason)
-    if found is not None:
-        _number(found.graph)
-    return found
+    if expansion is not None:
+        _number(expansion.graph)
+    return expansion
 
 
 def _opened(layer: Any, args: Any, kwargs: Mapping[str, Any], shapes: list[tuple[int | None, ...]]) -> Opened | None:
     """The same for tensors of these shapes."""
-    given = tensors_of(args, kwargs)
-    fresh = {id(t): keras.Input(batch_shape=s, dtype=t.dtype) for t, s in zip(given, shapes, strict=True)}
-    masks = [(fresh[id(t)], fresh[id(mask)]) for t in given if (mask := get_keras_mask(t)) is not None]
+    tensors = tensors_of(args, kwargs)
+    fresh = {id(t): keras.Input(batch_shape=s, dtype=t.dtype) for t, s in zip(tensors, shapes, strict=True)}
+    masks = [(fresh[id(t)], fresh[id(mask)]) for t in tensors if (mask := get_keras_mask(t)) is not None]
     args, kwargs = keras.tree.map_structure(lambda a: fresh.get(id(a), a), (args, dict(kwargs)))
 
     def run(**more: Any) -> Any:
@@ -123,9 +123,9 @@ def _number(graph: keras.Model) -> None:
 
 def followed(function: Callable[[Any], Any], x: Any) -> keras.Model | None:
     """A function of a tensor like `x` as a functional model; None where it cannot be followed."""
-    given = keras.Input(batch_shape=tuple(x.shape), dtype=x.dtype)
+    symbol = keras.Input(batch_shape=tuple(x.shape), dtype=x.dtype)
     try:
-        graph = keras.Model(given, function(given))
+        graph = keras.Model(symbol, function(symbol))
     except Exception as reason:  # a user's code may raise anything
         log.info("%s stays whole: %s", function, reason)
         return None
@@ -139,34 +139,34 @@ def functional(model: keras.Model, example: tuple[Any, ...]) -> keras.Model | No
     if not is_composite(model):
         return None
     inputs = [keras.Input(x.shape[1:], dtype=str(x.dtype), name=f"input_{i}") for i, x in enumerate(example)]
-    found = _followed(model, inputs, lambda **more: model.call(inputs if len(inputs) > 1 else inputs[0], **more))
-    if found is None:
+    traced = _followed(model, inputs, lambda **more: model.call(inputs if len(inputs) > 1 else inputs[0], **more))
+    if traced is None:
         return None
-    _number(found.graph)
-    if not found.own:
-        return found.graph
-    tensors = [*inputs, *own_weights(found.own, inputs[0], "", Copies())]
-    outputs = replay(found.graph, tensors, lambda call, args, kwargs: call.operation(*args, **kwargs))
+    _number(traced.graph)
+    if not traced.own:
+        return traced.graph
+    tensors = [*inputs, *own_weights(traced.own, inputs[0], "", Copies())]
+    outputs = replay(traced.graph, tensors, lambda call, args, kwargs: call.operation(*args, **kwargs))
     return keras.Model(inputs, outputs, name=model.name)
 
 
-def own_weights(own: Mapping[str, Any], anchor: Any, prefix: str, made: Copies) -> list[Any]:
-    """An opened layer's own weights as tensors of a graph that `anchor` belongs to, each `made` once."""
+def own_weights(own: Mapping[str, Any], anchor: Any, prefix: str, copies: Copies) -> list[Any]:
+    """An opened layer's own weights as tensors of a graph that `anchor` belongs to, each made once."""
     tensors = []
     for attribute, variable in own.items():
-        weight = made.of((id(variable), "weight"), partial(Weight.of, variable, prefix + attribute))
+        weight = copies.of((id(variable), "weight"), partial(Weight.of, variable, prefix + attribute))
         tensors.append(weight(anchor))
         weight.value.assign(variable)
     return tensors
 
 
-def rests(layer: Any, given: Any) -> bool:
-    """Whether a layer gives a tensor like `given` back as it is when it does not train, and in training one of its
+def rests(layer: Any, tensor: Any) -> bool:
+    """Whether a layer gives a tensor like `tensor` back as it is when it does not train, and in training one of its
     sizes, whatever they are: a stochastic depth or a noise of a user's own."""
     if layer.trainable_variables or type(layer).call is L.Layer.call:
         return False
     trains = "training" in inspect.signature(layer.call).parameters
-    x = keras.Input(batch_shape=given.shape, dtype=given.dtype)
+    x = keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype)
     other = keras.KerasTensor((x.shape[0], *(n and n + 1 for n in x.shape[1:])), x.dtype)
     try:
         same = layer.call(x, **({"training": False} if trains else {})) is x
@@ -180,31 +180,31 @@ def rests(layer: Any, given: Any) -> bool:
 
 def tensors_of(args: Any, kwargs: Any) -> list[Any]:
     """The tensors among the arguments of a call, each once, and then the masks that they carry."""
-    given = [t for t in keras.tree.flatten((args, dict(kwargs))) if isinstance(t, keras.KerasTensor)]
-    masks = [get_keras_mask(t) for t in given]
-    return list({id(t): t for t in [*given, *masks] if t is not None}.values())
+    tensors = [t for t in keras.tree.flatten((args, dict(kwargs))) if isinstance(t, keras.KerasTensor)]
+    masks = [get_keras_mask(t) for t in tensors]
+    return list({id(t): t for t in [*tensors, *masks] if t is not None}.values())
 
 
 def with_masks(layer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The keyword arguments of a call, with the masks that Keras takes from its tensors: of one tensor ``mask``, of
     several ``NAME_mask``, where `call` has such an argument that is not given."""
     signature = inspect.signature(layer.call)
-    given = signature.bind(*args, **kwargs).arguments
+    arguments = signature.bind(*args, **kwargs).arguments
     tensors = {
         name: value
-        for name, value in given.items()
+        for name, value in arguments.items()
         if (flat := keras.tree.flatten(value))
         and all(t is None or isinstance(t, keras.KerasTensor) for t in flat)
         and any(t is not None for t in flat)
     }
-    found = {}
+    masks = {}
     for name, value in tensors.items():
-        wanted = "mask" if len(tensors) == 1 else f"{name}_mask"
+        parameter = "mask" if len(tensors) == 1 else f"{name}_mask"
         mask = keras.tree.map_structure(lambda t: None if t is None else get_keras_mask(t), value)
-        missing = wanted in signature.parameters and given.get(wanted) is None
+        missing = parameter in signature.parameters and arguments.get(parameter) is None
         if missing and any(m is not None for m in keras.tree.flatten(mask)):
-            found[wanted] = mask
-    return {**kwargs, **found}
+            masks[parameter] = mask
+    return {**kwargs, **masks}
 
 
 def masked_as(layer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], outputs: Any) -> Any:
@@ -239,8 +239,8 @@ def _followed(layer: Any, inputs: list[Any], run: Callable[..., Any]) -> Opened 
                     if part is not layer:
                         stack.enter_context(_inlined(part, training))
                 outputs = run(**(more if training else {}))
-                made = [t for t in keras.tree.flatten(outputs) if t is not None]
-                graphs.append((keras.Model([*inputs, *weights], made, name=layer.name), outputs))
+                results = [t for t in keras.tree.flatten(outputs) if t is not None]
+                graphs.append((keras.Model([*inputs, *weights], results, name=layer.name), outputs))
         (inner, outputs), (trained, _) = graphs
         if _operations(trained) != _operations(inner):
             raise NotImplementedError("it does something else in training")
@@ -254,11 +254,11 @@ def _followed(layer: Any, inputs: list[Any], run: Callable[..., Any]) -> Opened 
 
 def _paths(layer: Any, prefix: str = "") -> dict[int, str]:
     """The names that lead to the layers inside a layer, joined by dots."""
-    found: dict[int, str] = {}
+    paths: dict[int, str] = {}
     for part in layer._layers:
-        found.setdefault(id(part), prefix + part.name)
-        found = _paths(part, f"{prefix}{part.name}.") | found
-    return found
+        paths.setdefault(id(part), prefix + part.name)
+        paths = _paths(part, f"{prefix}{part.name}.") | paths
+    return paths
 
 
 def _operations(model: keras.Model) -> list[Any]:
@@ -303,10 +303,10 @@ def _inlined(layer: Any, training: bool | None) -> AbstractContextManager[None]:
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         try:
-            given = with_masks(self, args, kwargs)
+            arguments = with_masks(self, args, kwargs)
             if training and "training" in inspect.signature(self.call).parameters:
-                given.setdefault("training", True)
-            return masked_as(self, args, given, self.call(*args, **given))
+                arguments.setdefault("training", True)
+            return masked_as(self, args, arguments, self.call(*args, **arguments))
         except Exception as reason:  # the user's code: this layer stays whole, those around it need not
             log.info("%s stays whole: %s", self.name, reason)
             return kind.__call__(self, *args, **kwargs)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import onnx
 
+from slimline.basics.arrays import Example
 from slimline.basics.errors import SlimlineError
 from slimline.frameworks.base import Array, Batch, Trainer
 from slimline.frameworks.edit import carry_out
@@ -18,6 +19,7 @@ from slimline.runtimes.forms import ONNX
 
 if TYPE_CHECKING:
     from slimline.graph.edits import Edit
+    from slimline.methods.outputs import Output
     from slimline.recipe.training import Training
 
 
@@ -33,8 +35,8 @@ class OnnxAdapter:
         """Whether `source` is an `onnx.ModelProto`."""
         return isinstance(source, onnx.ModelProto)
 
-    def load(self, source: Any, example: tuple[Array, ...] | None) -> tuple[Native, tuple[Array, ...]]:
-        """See `load.load`."""
+    def load(self, source: Any, example: Example | None, dynamic: bool = False) -> tuple[Native, tuple[Array, ...]]:
+        """See `load.load`; sizes besides the batch are those of the example."""
         return load.load(source, example)
 
     def slots(self, source: Any) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -82,17 +84,21 @@ class OnnxAdapter:
         """Which sizes of its inputs may change."""
         return native.free
 
-    def predict(self, native: Native, inputs: tuple[Array, ...]) -> Array:
-        """The first output ``(batch, …)``, as stored."""
-        return self.outputs(native, inputs)[0]
+    def input_shapes(self, native: Native, example: tuple[Array, ...]) -> list[tuple[int | None, ...]]:
+        """Those of its graph, where only the batch is free."""
+        return native.input_shapes
 
     def outputs(self, native: Native, inputs: tuple[Array, ...]) -> tuple[Array, ...]:
         """All outputs, as stored."""
         return tuple(native.session(inputs))
 
-    def answers(self, native: Native, batches: Iterable[tuple[Array, ...]]) -> list[Array]:
-        """What `predict` gives."""
-        return [self.predict(native, batch) for batch in batches]
+    def output_names(self, native: Native) -> tuple[str, ...]:
+        """As the file calls them."""
+        return tuple(str(value.name) for value in native.model.graph.outputs)
+
+    def answers(self, native: Native, batches: Iterable[tuple[Array, ...]]) -> list[tuple[Array, ...]]:
+        """What `outputs` gives."""
+        return [self.outputs(native, batch) for batch in batches]
 
     def device(self, wished: str | None) -> str:
         """The CPU."""
@@ -115,6 +121,7 @@ class OnnxAdapter:
         batches: Iterable[Batch],
         loss: str,
         see: Callable[[Mapping[str, Array]], None] | None = None,
+        outputs: Sequence[Output] | None = None,
     ) -> dict[str, Array]:
         """Refused: there are none."""
         from slimline.frameworks.onnx.train import no_training
@@ -127,14 +134,22 @@ class OnnxAdapter:
         batches: Iterable[tuple[Array, ...]],
         values: Sequence[str],
         see: Callable[[str, Array], None],
-        given: Sequence[str] | None = None,
+        sources: Sequence[str] | None = None,
     ) -> None:
         """See `observe.observe`."""
         from slimline.frameworks.onnx.observe import observe
 
-        observe(native, batches, values, see, given)
+        observe(native, batches, values, see, sources)
 
-    def trainer(self, native: Native, teacher: Any | None, step: Training, seed: int, total_steps: int) -> Trainer:
+    def trainer(
+        self,
+        native: Native,
+        teacher: Any | None,
+        step: Training,
+        seed: int,
+        total_steps: int,
+        outputs: Sequence[Output] | None = None,
+    ) -> Trainer:
         """See `train.OnnxTrainer`, which takes no step."""
         from slimline.frameworks.onnx.train import OnnxTrainer
 
@@ -145,7 +160,7 @@ class OnnxAdapter:
         save.save(native, path, example, metadata)
 
     def open(
-        self, path: Path, allow_pickle: bool, example: tuple[Array, ...] | None = None
+        self, path: Path, allow_pickle: bool, example: Example | None = None
     ) -> tuple[Native, tuple[Array, ...], dict[str, Any]]:
         """See `save.open_`."""
         return save.open_(path, example)

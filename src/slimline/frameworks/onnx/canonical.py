@@ -24,6 +24,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
+from slimline.basics.arrays import Example, in_order
 from slimline.basics.errors import NoExample, SlimlineError
 from slimline.frameworks.base import Array
 from slimline.frameworks.onnx.native import Editor, Native, is_standard
@@ -56,7 +57,7 @@ _RANDOM = frozenset(
 )
 
 
-def canonical(proto: onnx.ModelProto, example: tuple[Array, ...] | None) -> tuple[Native, tuple[Array, ...]]:
+def canonical(proto: onnx.ModelProto, example: Example | None) -> tuple[Native, tuple[Array, ...]]:
     """The native model of a checked message, and its example inputs: of two rows where the batch is free.
 
     Raises
@@ -74,11 +75,11 @@ def canonical(proto: onnx.ModelProto, example: tuple[Array, ...] | None) -> tupl
         passes.RemoveUnusedNodesPass()(model)
         if not list(model.graph):
             raise SlimlineError("The ONNX model computes nothing of its inputs: export it anew.")
-        example = _example(model.graph, example)
-        _bounded(model, example)
-        native, example = _settled(model, example)
-    _compare(original, native, example)
-    return native, example
+        arrays = _example(model.graph, example)
+        _bounded(model, arrays)
+        native, arrays = _resolved(model, arrays)
+    _compare(original, native, arrays)
+    return native, arrays
 
 
 @contextmanager
@@ -106,19 +107,22 @@ def _modern(proto: onnx.ModelProto) -> onnx.ModelProto:
         ) from reason
 
 
-def _example(graph: ir.Graph, given: tuple[Array, ...] | None) -> tuple[Array, ...]:
+def _example(graph: ir.Graph, inputs: Example | None) -> tuple[Array, ...]:
     """Example inputs that fit what the graph says of its own; the batch is 2 where it is free."""
-    if given is not None and len(given) != len(graph.inputs):
-        names = ", ".join(str(v.name) for v in graph.inputs)
-        raise SlimlineError(f"The model takes {len(graph.inputs)} inputs ({names}), not {len(given)}: give one each.")
+    names = [str(value.name) for value in graph.inputs]
+    arrays = None if inputs is None else in_order(inputs, names, "The example")
+    if arrays is not None and len(arrays) != len(names):
+        raise SlimlineError(
+            f"The model takes {len(names)} inputs ({', '.join(names)}), not {len(arrays)}: give one each."
+        )
     rng = np.random.default_rng(0)
     found = []
     for k, value in enumerate(graph.inputs):
         if not isinstance(value.type, ir.TensorType) or value.dtype is None or value.dtype == ir.DataType.STRING:
             raise SlimlineError(f"The input {value.name} is no tensor of numbers: give a model whose inputs are.")
         kind = np.dtype(value.dtype.numpy())
-        if given is not None:
-            array = typed(given[k], kind.name)
+        if arrays is not None:
+            array = typed(arrays[k], kind.name)
             _fits(value, array)
             found.append(array)
             continue
@@ -173,7 +177,7 @@ def _bounded(model: ir.Model, example: Sequence[Array]) -> None:
             raise SlimlineError(f"The model computes {value.name[:60]!r} of shape {tuple(sizes)}, which is too large.")
 
 
-def _settled(model: ir.Model, example: tuple[Array, ...]) -> tuple[Native, tuple[Array, ...]]:
+def _resolved(model: ir.Model, example: tuple[Array, ...]) -> tuple[Native, tuple[Array, ...]]:
     """Sizes fixed, numbers folded, names given; with a free batch if the model runs with another."""
     graph = model.graph
     free = [v.shape is None or (len(v.shape) > 0 and not isinstance(v.shape[0], int)) for v in graph.inputs]

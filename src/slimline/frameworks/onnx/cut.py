@@ -20,7 +20,7 @@ def cut(native: Native, cuts: Sequence[Cut], example: tuple[Array, ...]) -> Nati
     for change in cuts:
         node = reading(editor, change.reader.node.name)
         weight = change.reader.layer.weight
-        editor.put(weight, take(native.tensors[weight], change.kept))
+        editor.put(weight, take(native.tensors[weight], change.retained))
         if change.window is not None:
             _shrink(editor, node, change)
         if change.selection is not None:

@@ -7,16 +7,18 @@ will (Jacob et al. 2018, arXiv:1712.05877).
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
 
+from slimline.basics.errors import SlimlineError
 from slimline.frameworks.base import Array
 from slimline.frameworks.onnx.native import Editor, Native, is_standard
 from slimline.frameworks.onnx.operators import WEIGHTED, attribute, layer, root, stored
 from slimline.frameworks.onnx.run import outline
 from slimline.graph.quantization import Quantization
-from slimline.methods.grids import Grid
+from slimline.methods.formats import Format, IntegerGrid
 from slimline.runtimes.forms.onnx import DOMAIN, FAKE_QUANTIZE
 
 _OWN = "slimline.low_high"
@@ -81,11 +83,23 @@ def _fold_one(editor: Editor, norm: ir.Node, source: ir.Node) -> None:
 def quantize(native: Native, quantization: Quantization) -> Native:
     """A copy that rounds the named activations after they are computed and the named weights where they are read.
 
-    Stored tensors keep their names and float values; scales and zero points are new numbers.
+    Stored tensors keep their names, and their float values up to the ends of their grids; scales and zero points are
+    new numbers.
+
+    Raises
+    ------
+    SlimlineError : a format that QuantizeLinear does not round to.
     """
     editor = Editor(native)
     values = editor.named([*quantization.activations, *quantization.weights])
-    for name, grid in {**quantization.weights, **quantization.activations}.items():
+    grids = {name: _grid(name, each) for name, each in quantization.weights.items()}
+    for name, grid in grids.items():
+        _limit(editor, name, native.tensors[name], grid)
+    for name, each in quantization.activations.items():
+        grids[name] = _grid(name, each)
+        if grids[name] != _wide(grids[name]):
+            raise _no_pair(name, each)
+    for name, grid in grids.items():
         value = values[name]
         source = value.producer()
         numbers = _numbers(editor, name, grid)
@@ -101,11 +115,39 @@ def quantize(native: Native, quantization: Quantization) -> Native:
     return editor.done()
 
 
-def _numbers(editor: Editor, name: str, grid: Grid) -> list[ir.Value]:
+def _grid(name: str, each: Format) -> IntegerGrid:
+    """The format of a value, if a pair can round to it."""
+    if isinstance(each, IntegerGrid) and each.bits <= 8 and (each.per_tensor or each.axis is not None):
+        return each
+    raise _no_pair(name, each)
+
+
+def _no_pair(name: str, each: Format) -> SlimlineError:
+    return SlimlineError(
+        f"An ONNX model cannot round {name} to {each.describe()}: choose an integer grid of 8 bits (of at most 8 for "
+        "weights) with one scale per tensor or per position of an axis, or quantize the network in the framework that "
+        "trained it."
+    )
+
+
+def _wide(grid: IntegerGrid) -> IntegerGrid:
+    """The grid with all codes of the byte that QuantizeLinear rounds to."""
+    return replace(grid, bits=8, narrow=False)
+
+
+def _limit(editor: Editor, name: str, weight: Array, grid: IntegerGrid) -> None:
+    """Take back what lies beyond the grid and not beyond the byte, as QuantizeLinear ends only there."""
+    rounded = grid.round(weight)
+    beyond = _wide(grid).round(weight) != rounded
+    if beyond.any():
+        editor.put(name, np.where(beyond, rounded, weight))
+
+
+def _numbers(editor: Editor, name: str, grid: IntegerGrid) -> list[ir.Value]:
     """Scale and zero point."""
-    one = grid.axis is None
-    scale = np.array(grid.scale[0] if one else grid.scale, np.float32)
-    zero = np.array(grid.zero_point[0] if one else grid.zero_point, grid.dtype)
+    shape = () if grid.axis is None else (-1,)
+    scale = grid.scale.reshape(shape)
+    zero = grid.zero.reshape(shape).astype(np.int8 if grid.signed else np.uint8)
     return [editor.constant(scale, f"{name}_scale"), editor.constant(zero, f"{name}_zero_point")]
 
 
@@ -140,6 +182,8 @@ def _fuse(editor: Editor, node: ir.Node) -> None:
     scale, zero = (stored(v) for v in node.inputs[1:3])
     if len(readers) != 1 or readers[0].op_type != "DequantizeLinear" or not limits or scale is None or zero is None:
         return  # somebody else's
+    if scale.ndim and zero.any():
+        return  # the operator has no zero points per position
     real, (low, high) = readers[0], map(int, limits.groups())
     attributes: dict[str, int | float] = {"low": low, "high": high}
     inputs = [node.inputs[0]]

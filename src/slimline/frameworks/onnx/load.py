@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx
 import onnx_ir as ir
 
+from slimline.basics.arrays import Example
 from slimline.basics.errors import SlimlineError
 from slimline.files.strictjson import Malformed
 from slimline.frameworks.base import Array
@@ -14,7 +15,7 @@ from slimline.frameworks.onnx.native import Native
 from slimline.frameworks.onnx.operators import QUANTIZED
 
 
-def load(source: onnx.ModelProto, example: tuple[Array, ...] | None) -> tuple[Native, tuple[Array, ...]]:
+def load(source: onnx.ModelProto, example: Example | None) -> tuple[Native, tuple[Array, ...]]:
     """The native model of a message, which stays as it is, and example inputs (made from the input shapes where None).
 
     Raises
@@ -27,12 +28,12 @@ def load(source: onnx.ModelProto, example: tuple[Array, ...] | None) -> tuple[Na
         checked = payload.checked(copied)
     except Malformed as reason:
         raise SlimlineError(f"The ONNX model cannot be read: it {reason}; export it anew.") from reason
-    native, example = canonical(checked, example)
+    native, arrays = canonical(checked, example)
     if quantized(native.model):
         raise SlimlineError(
             "The ONNX model is quantized already: save it to a file and load that, or give the float one."
         )
-    return native, example
+    return native, arrays
 
 
 def quantized(model: ir.Model) -> bool:

@@ -33,7 +33,7 @@ def mask(native: Native, plan: Removal) -> Native:
     editor = Editor(native)
     surgery = Surgery(editor, plan)
     for name, array in native.tensors.items():
-        kept = plan.kept(name)
+        kept = plan.retained(name)
         if float_array(array) and any(index is not None for index in kept):
             surgery.unshare(name)
             zeroed = array.copy()
@@ -113,7 +113,7 @@ class _Masker:
         if not names:
             return
         index = self.neutral.inputs.index(names[0])
-        for dim, kept in enumerate(self.plan.kept(names[0] or "")):
+        for dim, kept in enumerate(self.plan.retained(names[0] or "")):
             if kept is not None:
                 keep = np.isin(np.arange(self._shape(index)[dim]), kept)
                 self._filled(position, self._gone(index, dim, keep), 1.0)

@@ -35,8 +35,13 @@ class Native:
     @property
     def free(self) -> Literal["none", "batch"]:
         """Which sizes of its inputs may change."""
-        shapes = [value.shape for value in self.model.graph.inputs]
-        return "batch" if any(s is not None and len(s) and not isinstance(s[0], int) for s in shapes) else "none"
+        return "batch" if any(None in shape for shape in self.input_shapes) else "none"
+
+    @property
+    def input_shapes(self) -> list[tuple[int | None, ...]]:
+        """Of each input, with None for the batch where it is free."""
+        shapes = [value.shape or () for value in self.model.graph.inputs]
+        return [tuple(size if isinstance(size, int) else None for size in shape) for shape in shapes]
 
     @cached_property
     def opset(self) -> int:

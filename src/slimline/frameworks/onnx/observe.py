@@ -15,17 +15,17 @@ def observe(
     batches: Iterable[tuple[Array, ...]],
     values: Sequence[str],
     see: Callable[[str, Array], None],
-    given: Sequence[str] | None = None,
+    sources: Sequence[str] | None = None,
 ) -> None:
     """Run what `values` need of `native` on every batch and call ``see(name, array)`` for each of them.
 
-    With `given`, the batches hold these values instead of the model's inputs.
+    With `sources`, the batches hold these values instead of the model's inputs.
     """
     known = Editor(native).values
-    for name in (*values, *(given or ())):
+    for name in (*values, *(sources or ())):
         if name not in known:
             raise SlimlineError(f"The model computes no value called {name!r}: read its graph again.")
-    starts = [str(v.name) for v in native.model.graph.inputs] if given is None else list(given)
+    starts = [str(v.name) for v in native.model.graph.inputs] if sources is None else list(sources)
     wanted = [name for name in dict.fromkeys(values) if name not in starts]
     session: Session | None = None
     for inputs in batches:
@@ -36,6 +36,6 @@ def observe(
         if not wanted:
             continue
         if session is None:
-            session = Session(part(native.model, wanted, None if given is None else held))
+            session = Session(part(native.model, wanted, None if sources is None else held))
         for name, array in zip(wanted, session(inputs, wanted), strict=True):
             see(name, array)

@@ -36,7 +36,7 @@ def apply(native: Native, plan: Removal, example: tuple[Array, ...]) -> Native:
     editor = Editor(native)
     surgery = Surgery(editor, plan)
     for name, array in native.tensors.items():
-        kept = plan.kept(name)
+        kept = plan.retained(name)
         if any(index is not None for index in kept):
             surgery.unshare(name)
             editor.put(name, take(array, kept))
@@ -80,10 +80,10 @@ class Surgery:
     def rows(self, neutral: Node, picked: Array) -> Array | None:
         """Where the positions `picked` of the input, as far as the output keeps them, are now; None if unchanged."""
         axis = neutral.attributes["axis"]
-        kept = self.plan.kept(neutral.inputs[0] or "")[axis]
+        kept = self.plan.retained(neutral.inputs[0] or "")[axis]
         if kept is None:
             return None
-        left = self.plan.kept(neutral.outputs[0])[axis]
+        left = self.plan.retained(neutral.outputs[0])[axis]
         wanted = picked if left is None else picked[left]
         now = np.searchsorted(kept, wanted)
         if len(now) and (now.max() >= len(kept) or not np.array_equal(kept[now], wanted)):
@@ -199,7 +199,7 @@ def place_of(editor: Editor, node: ir.Node, made: ir.Value) -> None:
 
 def _gather(surgery: Surgery, node: ir.Node, neutral: Node) -> None:
     if neutral.kind == "select":
-        kept = surgery.plan.kept(neutral.inputs[0] or "")[neutral.attributes["axis"]]
+        kept = surgery.plan.retained(neutral.inputs[0] or "")[neutral.attributes["axis"]]
         if kept is not None:
             index = np.array(np.searchsorted(kept, neutral.attributes["index"]), np.int64)
             node.replace_input_with(1, surgery.editor.constant(index, f"{neutral.outputs[0]}_position"))
@@ -217,7 +217,7 @@ def _pad(surgery: Surgery, node: ir.Node, neutral: Node) -> None:
     widths = []
     for d, (before, after) in enumerate(neutral.attributes["widths"]):
         size = surgery.old(source)[d]
-        inner, outer = surgery.plan.kept(source)[d], surgery.plan.kept(output)[d]
+        inner, outer = surgery.plan.retained(source)[d], surgery.plan.retained(output)[d]
         inner = np.arange(size) if inner is None else inner
         outer = np.arange(size + before + after) if outer is None else outer
         front = int((outer < before).sum()) if before > 0 else -int((inner < -before).sum())

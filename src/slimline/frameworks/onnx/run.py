@@ -75,18 +75,18 @@ def numpy_name(kind: str) -> str:
     return _NUMPY.get(name, name)
 
 
-def part(model: ir.Model, outputs: Sequence[str], given: Mapping[str, Array] | None = None) -> onnx.ModelProto:
-    """The part of a model that computes `outputs` from its inputs, or from values of which arrays are `given`, the
-    first of them with the batch in front."""
+def part(model: ir.Model, outputs: Sequence[str], sources: Mapping[str, Array] | None = None) -> onnx.ModelProto:
+    """The part of a model that computes `outputs` from its inputs, or from `sources`, arrays of values by
+    their names, the first of them with the batch in front."""
     graph = model.graph
     makers = {str(o.name): node for node in graph for o in node.outputs}
     proto = ir.to_proto(model)
-    if given is not None:
+    if sources is not None:
         for node in proto.graph.node:
             if SIZES in node.output:
-                node.input[0] = next(iter(given))
+                node.input[0] = next(iter(sources))
         del proto.graph.input[:]
-        for name, array in given.items():
+        for name, array in sources.items():
             kind = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
             proto.graph.input.append(onnx.helper.make_tensor_value_info(name, kind, [None] * array.ndim))
     starts = {value.name for value in proto.graph.input}

@@ -61,9 +61,9 @@ class OnnxTrainer:
     def hold(self, masks: Mapping[str, Array]) -> None:
         """Nothing: no weight changes."""
 
-    def predict(self, inputs: tuple[Array, ...]) -> Array:
-        """The first output."""
-        return self._native.session(inputs)[0]
+    def outputs(self, inputs: tuple[Array, ...]) -> tuple[Array, ...]:
+        """All outputs."""
+        return tuple(self._native.session(inputs))
 
     def weights(self) -> dict[str, Array]:
         """None that are trained."""

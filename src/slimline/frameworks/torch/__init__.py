@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch.utils import _pytree as pytree
 
-from slimline.basics.errors import SlimlineError
+from slimline.basics.arrays import Example
+from slimline.basics.errors import SlimlineError, first_line
 from slimline.frameworks.base import Array, Batch, Parts, Trainer
 from slimline.frameworks.device import wish
 from slimline.frameworks.edit import carry_out
@@ -17,10 +18,11 @@ from slimline.frameworks.torch import device, read, save
 from slimline.frameworks.torch import native as natives
 from slimline.frameworks.torch.native import Native
 from slimline.graph.ir import Graph
-from slimline.runtimes.forms import ONNX
+from slimline.runtimes.forms import EXPORTED_PROGRAM, ONNX
 
 if TYPE_CHECKING:
     from slimline.graph.edits import Edit
+    from slimline.methods.outputs import Output
     from slimline.recipe.training import Training
 
 
@@ -36,9 +38,9 @@ class TorchAdapter:
         """Whether `source` is an `nn.Module` or an exported program."""
         return isinstance(source, (torch.nn.Module, torch.export.ExportedProgram))
 
-    def load(self, source: Any, example: tuple[Array, ...] | None) -> tuple[Native, tuple[Array, ...]]:
+    def load(self, source: Any, example: Example | None, dynamic: bool = False) -> tuple[Native, tuple[Array, ...]]:
         """See `slimline.frameworks.torch.read.load`."""
-        return read.load(source, example)
+        return read.load(source, example, dynamic)
 
     def slots(self, source: Any) -> dict[str, tuple[tuple[int, ...], str]]:
         """Of the state dict."""
@@ -64,10 +66,10 @@ class TorchAdapter:
         """Read-only views of every stored tensor; tied ones once, under the first name. Of bfloat16, which numpy does
         not have, copies in float32."""
         stored = {name: t.detach().cpu() for name, t in natives.tensors(native).items()}
-        found = {n: (t.float() if t.dtype == torch.bfloat16 else t).numpy().view() for n, t in stored.items()}
-        for array in found.values():
+        arrays = {n: (t.float() if t.dtype == torch.bfloat16 else t).numpy().view() for n, t in stored.items()}
+        for array in arrays.values():
             array.flags.writeable = False
-        return found
+        return arrays
 
     def edit(self, native: Native, edits: Sequence[Edit], example: tuple[Array, ...]) -> Native:
         """See `slimline.frameworks.torch.edit`."""
@@ -77,7 +79,11 @@ class TorchAdapter:
         return edited
 
     def form(self, native: Native, kind: str, example: tuple[Array, ...], integer: bool) -> Any:
-        """See `slimline.frameworks.torch.onnx`."""
+        """See `slimline.frameworks.torch.onnx` and `slimline.frameworks.torch.exported`."""
+        if kind == EXPORTED_PROGRAM:
+            from slimline.frameworks.torch.exported import to_program
+
+            return to_program(native, example, integer)
         from slimline.frameworks.torch.onnx import to_onnx
 
         assert kind == ONNX
@@ -94,9 +100,9 @@ class TorchAdapter:
         """Which sizes of its inputs may change."""
         return native.free
 
-    def predict(self, native: Native, inputs: tuple[Array, ...]) -> Array:
-        """The first output ``(batch, …)`` in inference mode, as stored."""
-        return self.outputs(native, inputs)[0]
+    def input_shapes(self, native: Native, example: tuple[Array, ...]) -> list[tuple[int | None, ...]]:
+        """See `slimline.frameworks.torch.native.input_shapes`."""
+        return natives.input_shapes(native, example)
 
     def outputs(self, native: Native, inputs: tuple[Array, ...]) -> tuple[Array, ...]:
         """All outputs in inference mode, as stored; of bfloat16, which numpy does not have, float32."""
@@ -110,7 +116,7 @@ class TorchAdapter:
         except (RuntimeError, ValueError, IndexError, TypeError) as reason:
             shapes = ", ".join(f"{x.dtype}{x.shape}" for x in inputs)
             raise SlimlineError(
-                f"The model cannot take inputs {shapes} ({str(reason).splitlines()[0]}): "
+                f"The model cannot take inputs {shapes} ({first_line(reason)}): "
                 "give arrays of the shapes and dtypes of its example inputs."
             ) from reason
         finally:
@@ -119,11 +125,15 @@ class TorchAdapter:
         leaves = [x.detach().cpu() for x in pytree.tree_leaves(outputs) if isinstance(x, torch.Tensor)]
         return tuple((x.float() if x.dtype == torch.bfloat16 else x).numpy() for x in leaves)
 
-    def answers(self, native: Native, batches: Iterable[tuple[Array, ...]]) -> list[Array]:
-        """On the CPU just `predict`."""
+    def output_names(self, native: Native) -> tuple[str, ...]:
+        """From the structure of what it answers."""
+        return natives.output_names(native)
+
+    def answers(self, native: Native, batches: Iterable[tuple[Array, ...]]) -> list[tuple[Array, ...]]:
+        """On the CPU just `outputs`."""
         where = self.device(wish())
         if where == device.CPU:
-            return [self.predict(native, batch) for batch in batches]
+            return [self.outputs(native, batch) for batch in batches]
         from slimline.frameworks.torch.train import answers
 
         return answers(native, batches, where)
@@ -150,11 +160,12 @@ class TorchAdapter:
         batches: Iterable[Batch],
         loss: str,
         see: Callable[[Mapping[str, Array]], None] | None = None,
+        outputs: Sequence[Output] | None = None,
     ) -> dict[str, Array]:
         """See `slimline.frameworks.torch.train.gradients`."""
         from slimline.frameworks.torch.train import gradients
 
-        return gradients(native, batches, loss, see, self.device(wish()))
+        return gradients(native, batches, loss, see, self.device(wish()), outputs)
 
     def observe(
         self,
@@ -162,25 +173,33 @@ class TorchAdapter:
         batches: Iterable[tuple[Array, ...]],
         values: Sequence[str],
         see: Callable[[str, Array], None],
-        given: Sequence[str] | None = None,
+        sources: Sequence[str] | None = None,
     ) -> None:
         """See `slimline.frameworks.torch.observe.observe`."""
         from slimline.frameworks.torch.observe import observe
 
-        observe(native, batches, values, see, given, self.device(wish()))
+        observe(native, batches, values, see, sources, self.device(wish()))
 
-    def trainer(self, native: Native, teacher: Any | None, step: Training, seed: int, total_steps: int) -> Trainer:
+    def trainer(
+        self,
+        native: Native,
+        teacher: Any | None,
+        step: Training,
+        seed: int,
+        total_steps: int,
+        outputs: Sequence[Output] | None = None,
+    ) -> Trainer:
         """See `slimline.frameworks.torch.train.TorchTrainer`."""
         from slimline.frameworks.torch.train import TorchTrainer
 
-        return TorchTrainer(native, teacher, step, seed, total_steps, self.device(wish()))
+        return TorchTrainer(native, teacher, step, seed, total_steps, self.device(wish()), outputs)
 
     def save(self, native: Native, path: Path, example: tuple[Array, ...], metadata: Mapping[str, Any]) -> None:
         """See `slimline.frameworks.torch.save.save`."""
         save.save(native, path, example, metadata)
 
     def open(
-        self, path: Path, allow_pickle: bool, example: tuple[Array, ...] | None = None
+        self, path: Path, allow_pickle: bool, example: Example | None = None
     ) -> tuple[Native, tuple[Array, ...], dict[str, Any]]:
         """See `slimline.frameworks.torch.save.open_`."""
         return save.open_(path, allow_pickle, example)

@@ -124,8 +124,8 @@ class _Written:
 
     def length(self, node: fx.Node) -> Any:
         """How many queries or keys there are, fixed or not."""
-        found = node.meta["val"].shape[-2]
-        return found if isinstance(found, int) else self.emit(aten.sym_size.int, node, node.meta["val"].dim() - 2)
+        size = node.meta["val"].shape[-2]
+        return size if isinstance(size, int) else self.emit(aten.sym_size.int, node, node.meta["val"].dim() - 2)
 
     def emit(self, target: Any, *args: Any) -> fx.Node:
         """Add an operator."""

@@ -47,8 +47,8 @@ class Call:
 
     def _plain(self, value: Any) -> Any:
         if isinstance(value, fx.Node):
-            found = self._results.get(value)
-            return found if isinstance(found, (int, float, bool)) else value
+            result = self._results.get(value)
+            return result if isinstance(result, (int, float, bool)) else value
         return [self._plain(v) for v in value] if isinstance(value, (list, tuple)) else value
 
     def value(self, node: Any) -> str | None:
@@ -63,12 +63,12 @@ class Call:
         """Those of the named arguments, absent ones None; without names all tensors that it reads."""
         if names:
             return [self.tensor(name) for name in names]
-        found: list[str | None] = []
+        values: list[str | None] = []
         for node in self.node.all_input_nodes:
             value = self.value(node)
             if value is not None:
-                found.append(value)
-        return found
+                values.append(value)
+        return values
 
     def shape(self, value: str | None) -> Shape:
         """Shape of a value."""
@@ -112,10 +112,10 @@ class Call:
 
     def axes(self, name: str = "dim") -> list[int]:
         """A list of dimensions, counted from the front; all where there is none."""
-        found = self[name]
-        if found is None or found == []:
+        dims = self[name]
+        if dims is None or dims == []:
             return list(range(self.rank))
-        return [d % self.rank for d in (found if isinstance(found, list) else [found])]
+        return [d % self.rank for d in (dims if isinstance(dims, list) else [dims])]
 
     def emit(
         self,

@@ -21,20 +21,20 @@ def cut(native: Native, cuts: Sequence[Cut], example: tuple[Array, ...]) -> Nati
     result = copy.deepcopy(native)
     stored = tensors(result)
     nodes = {node.name: node for node in result.graph.nodes}
-    for found in cuts:
-        node, source = nodes[found.reader.node.name], nodes[found.reader.layer.input]
-        weight = take(stored[found.reader.layer.weight].detach(), found.kept)
+    for layer_cut in cuts:
+        node, source = nodes[layer_cut.reader.node.name], nodes[layer_cut.reader.layer.input]
+        weight = take(stored[layer_cut.reader.layer.weight].detach(), layer_cut.retained)
         assert weight is not None  # a cut leaves something out
-        set_tensors(result, [(found.reader.layer.weight, weight)])
-        if found.window is not None:
-            source = _shrink(result, node, source, found)
-        if found.selection is not None:
-            dim, index = found.selection
+        set_tensors(result, [(layer_cut.reader.layer.weight, weight)])
+        if layer_cut.window is not None:
+            source = _shrink(result, node, source, layer_cut)
+        if layer_cut.selection is not None:
+            dim, index = layer_cut.selection
             name = add_constant(result, f"{node.name}_inputs", torch.from_numpy(index.astype(np.int64)))
             with result.graph.inserting_before(node):
                 places = result.graph.get_attr(name)
-                made = result.graph.call_function(aten.index_select.default, (source, dim, places))
-            _put_before(node, source, made)
+                selected = result.graph.call_function(aten.index_select.default, (source, dim, places))
+            _put_before(node, source, selected)
     result.graph.lint()
     result.recompile()
     with torch.no_grad():
@@ -42,24 +42,24 @@ def cut(native: Native, cuts: Sequence[Cut], example: tuple[Array, ...]) -> Nati
     return result
 
 
-def _shrink(native: Native, node: fx.Node, source: fx.Node, found: Cut) -> fx.Node:
+def _shrink(native: Native, node: fx.Node, source: fx.Node, layer_cut: Cut) -> fx.Node:
     """Give a convolution its smaller kernel's dilation and padding; what it reads then."""
     if isinstance(argument(node, "padding"), str):
         node.target = getattr(aten, packet(node).removeprefix("aten.")).default
-    zeros = found.zeros
-    set_argument(node, "dilation", list(found.dilation))
+    zeros = layer_cut.zeros
+    set_argument(node, "dilation", list(layer_cut.dilation))
     if all(before == after >= 0 for before, after in zeros):
         set_argument(node, "padding", [before for before, _ in zeros])
         return source
     set_argument(node, "padding", [0] * len(zeros))
     flat = [n for pair in reversed(zeros) for n in pair]
     with native.graph.inserting_before(node):
-        made = native.graph.call_function(aten.constant_pad_nd.default, (source, flat, 0.0))
-    _put_before(node, source, made)
-    return made
+        padded = native.graph.call_function(aten.constant_pad_nd.default, (source, flat, 0.0))
+    _put_before(node, source, padded)
+    return padded
 
 
-def _put_before(node: fx.Node, source: fx.Node, made: fx.Node) -> None:
-    """Let a layer read what was `made` of its input, as part of the same module."""
-    node.replace_input_with(source, made)
-    made.meta = {key: node.meta[key] for key in ("nn_module_stack",) if key in node.meta}
+def _put_before(node: fx.Node, source: fx.Node, replacement: fx.Node) -> None:
+    """Let a layer read `replacement` instead of its input, as part of the same module."""
+    node.replace_input_with(source, replacement)
+    replacement.meta = {key: node.meta[key] for key in ("nn_module_stack",) if key in node.meta}

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from slimline.basics.errors import SlimlineError
+from slimline.basics.errors import SlimlineError, first_line
 from slimline.frameworks.base import Array
 from slimline.frameworks.device import choose
 
@@ -71,16 +71,16 @@ def place_graph(graph: fx.Graph, device: str) -> None:
     """Let, in place, the operators of a graph make their tensors on a device; export wrote down the one it ran on."""
     if device == CPU:
         return
-    there = torch.device(device)
+    destination = torch.device(device)
 
     def moved(value: Any) -> Any:
-        return there if isinstance(value, torch.device) else value
+        return destination if isinstance(value, torch.device) else value
 
     for node in graph.nodes:
         node.args = fx.node.map_aggregate(node.args, moved)
         node.kwargs = fx.node.map_aggregate(node.kwargs, moved)
         if _makes(node) and node.kwargs.get("device") is None:
-            node.kwargs = {**node.kwargs, "device": there}
+            node.kwargs = {**node.kwargs, "device": destination}
         elif node.target is torch.ops.higher_order.wrap_with_autocast:
             node.args = (kind(device), *node.args[1:])
 
@@ -114,8 +114,9 @@ def computing(device: str) -> Iterator[None]:
             yield
     except RuntimeError as error:
         if isinstance(error, NotImplementedError):
-            first = str(error).splitlines()[0].rstrip(".:")
-            raise SlimlineError(f"{device} does not compute this model ({first}): choose device cpu.") from error
+            raise SlimlineError(
+                f"{device} does not compute this model ({first_line(error)}): choose device cpu."
+            ) from error
         if "out of memory" in str(error):
             raise SlimlineError(
                 f"The memory of {device} is full: use a smaller batch_size, or choose device cpu."

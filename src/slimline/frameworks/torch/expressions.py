@@ -167,14 +167,14 @@ def _bounded(value: Any) -> Any:
 
 
 def _assumed(keywords: Sequence[ast.keyword]) -> dict[str, bool]:
-    said = {}
+    assumptions = {}
     for keyword in keywords:
         match keyword:
             case ast.keyword(arg=str(name), value=ast.Constant(value=bool(value))) if name in _ASSUMPTIONS:
-                said[name] = value
+                assumptions[name] = value
             case _:
                 raise _refused(ast.unparse(keyword))
-    return said
+    return assumptions
 
 
 def _float(digits: str, keywords: Sequence[ast.keyword]) -> Any:
@@ -187,8 +187,8 @@ def _float(digits: str, keywords: Sequence[ast.keyword]) -> Any:
 def text_of(value: Any) -> str:
     """A formula as text that `Expressions.parse`, and torch, read back; the same for the same formula."""
     if isinstance(value, sympy.Symbol):
-        said = {k: v for k, v in sorted(value._assumptions_orig.items()) if k in _ASSUMPTIONS}
-        return f"Symbol({', '.join([repr(value.name), *(f'{k}={v}' for k, v in said.items())])})"
+        assumptions = {k: v for k, v in sorted(value._assumptions_orig.items()) if k in _ASSUMPTIONS}
+        return f"Symbol({', '.join([repr(value.name), *(f'{k}={v}' for k, v in assumptions.items())])})"
     if value in (sympy.true, sympy.false):
         return str(value).lower()
     if isinstance(value, sympy.Integer):

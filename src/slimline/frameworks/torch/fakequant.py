@@ -1,8 +1,7 @@
 """Batch-norm folding and fake quantization of a GraphModule.
 
-Fake quantization rounds a float tensor to its integer grid and back, so that the float model computes what
-the integer artifact will (Jacob et al. 2018, arXiv:1712.05877). The inserted operators are plain aten ones:
-the model stays differentiable, exports again, and lowers to QuantizeLinear/DequantizeLinear pairs.
+Fake quantization rounds a float tensor to its format, so that the float model computes what the artifact will
+(Jacob et al. 2018, arXiv:1712.05877). On integer grids it lowers to QuantizeLinear/DequantizeLinear pairs.
 """
 
 from __future__ import annotations
@@ -14,8 +13,9 @@ from torch import Tensor, fx, nn
 
 from slimline.basics.errors import SlimlineError
 from slimline.frameworks.torch.native import sharing
+from slimline.frameworks.torch.rounding import Rounder
 from slimline.graph.quantization import Quantization
-from slimline.methods.grids import Grid
+from slimline.methods.formats import Format
 
 _aten = torch.ops.aten
 _TRANSPOSED = {"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
@@ -39,8 +39,8 @@ def fold(native: fx.GraphModule, example: tuple[Any, ...]) -> fx.GraphModule:
 def quantize(native: fx.GraphModule, quantization: Quantization) -> fx.GraphModule:
     """A copy that rounds the named activations after they are computed and the named weights where they are read.
 
-    Parameters keep their names and float values. The scales of a per-channel weight ``NAME`` are two new
-    buffers, ``NAME_scale`` (float32) and ``NAME_zero_point`` (int32).
+    Parameters keep their names and float values. The arrays of a format become buffers: those of a per-channel weight
+    ``NAME`` are called ``NAME_scale`` (float32) and ``NAME_zero_point`` (int32).
     """
     simulated = sharing(native)
     graph = simulated.graph
@@ -51,52 +51,45 @@ def quantize(native: fx.GraphModule, quantization: Quantization) -> fx.GraphModu
             f"The model computes no value called {missing[0]!r}: quantize the model that was calibrated."
         )
     first = next(node for node in graph.nodes if node.op not in ("placeholder", "get_attr"))
-    for name, grid in quantization.activations.items():
+    for name, each in quantization.activations.items():
         node = nodes[name]
-        with graph.inserting_before(first) if node.op == "placeholder" else graph.inserting_after(node):
-            rounded = _round_tensor(graph, node, grid)
-        node.replace_all_uses_with(
-            rounded, delete_user_cb=lambda user, own=rounded: user is not own and not _is_guard(user)
-        )
+        # After the nodes that store numbers and before all that computes, or right behind what made the value.
+        with graph.inserting_before(first if node.op == "placeholder" else node.next):
+            _round(simulated, node, each, name)
     for node in nodes.values():
         if node.op == "get_attr" and node.target in quantization.weights:
-            _round_weight(simulated, node, quantization.weights[str(node.target)], first)
+            with graph.inserting_before(first):
+                _round(simulated, node, quantization.weights[str(node.target)], str(node.target))
     simulated.recompile()
     return simulated
 
 
-def _round_tensor(graph: fx.Graph, node: fx.Node, grid: Grid) -> fx.Node:
-    args = (node, grid.scale[0], grid.zero_point[0], grid.low, grid.high)
-    rounded = graph.call_function(_aten.fake_quantize_per_tensor_affine.default, args)
-    rounded.meta = dict(node.meta)
-    return rounded
-
-
-def _round_weight(module: fx.GraphModule, node: fx.Node, grid: Grid, before: fx.Node) -> None:
-    graph, name = module.graph, str(node.target)
-    with graph.inserting_before(before):
-        if grid.axis is None:
-            rounded = _round_tensor(graph, node, grid)
-        else:
-            scale = _store(module, f"{name}_scale", torch.tensor(grid.scale, dtype=torch.float32), node)
-            zero = _store(module, f"{name}_zero_point", torch.tensor(grid.zero_point, dtype=torch.int32), node)
-            args = (node, scale, zero, grid.axis, grid.low, grid.high)
-            rounded = graph.call_function(_aten.fake_quantize_per_channel_affine.default, args)
-            rounded.meta = dict(node.meta)
-    node.replace_all_uses_with(rounded, delete_user_cb=lambda user: user is not rounded)
+def _round(module: fx.GraphModule, node: fx.Node, each: Format, name: str) -> None:
+    """Let all readers of `node` read it rounded; arrays become buffers called after it."""
+    readers = [user for user in node.users if not _is_guard(user)]
+    stored = Rounder(node, lambda part, array: _store(module, f"{name}_{part}", torch.tensor(array), node))
+    rounded = stored.round(each)
+    for user in readers:
+        user.replace_input_with(node, rounded)
 
 
 def _store(module: fx.GraphModule, name: str, tensor: Tensor, like: fx.Node) -> fx.Node:
-    """A buffer `name` and the node that reads it; its fake tensor, if any, lives where that of `like` does."""
+    """A buffer `name` (with ``_`` behind it where the module has another of that name) and the node that reads it; its
+    fake tensor, if any, lives where that of `like` does."""
     parent, _, leaf = name.rpartition(".")
     owner = module.get_submodule(parent)
-    if not hasattr(owner, leaf):
-        owner.register_buffer(leaf, tensor)
-    read = module.graph.get_attr(name)
+    while hasattr(owner, leaf) and not _equal(owner._buffers.get(leaf), tensor):
+        leaf += "_"
+    owner.register_buffer(leaf, tensor)
+    read = module.graph.get_attr(f"{parent}.{leaf}".lstrip("."))
     fake = like.meta.get("val")
     if fake is not None:
         read.meta["val"] = fake.fake_mode.from_tensor(tensor)
     return read
+
+
+def _equal(one: Tensor | None, other: Tensor) -> bool:
+    return one is not None and one.dtype == other.dtype and torch.equal(one, other)
 
 
 def _packet(node: fx.Node) -> str:

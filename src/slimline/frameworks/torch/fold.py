@@ -52,9 +52,9 @@ def _table(node: fx.Node, result: object) -> bool:
 
 def _constants(graph: fx.Graph) -> set[fx.Node]:
     """Operators on nothing but numbers, and those on their results."""
-    found: set[fx.Node] = set()
+    constants: set[fx.Node] = set()
     for node in graph.nodes:
-        known = all(n in found for n in node.all_input_nodes)
+        known = all(n in constants for n in node.all_input_nodes)
         if node.op == "call_function" and known and packet(node).startswith("aten.") and packet(node) not in _RANDOM:
-            found.add(node)
-    return found
+            constants.add(node)
+    return constants

@@ -351,7 +351,10 @@ def _twin(node: fx.Node) -> Any:
     packet = getattr(getattr(torch.ops, space), _NAMES.get(name, name.removesuffix("_")), None)
     for overload in packet.overloads() if packet is not None else ():
         other = getattr(packet, overload)
-        found = other._schema.arguments
-        if not other._schema.is_mutable and ([a.name for a in found[1:]], [str(a.type) for a in found]) == wish:
+        parameters = other._schema.arguments
+        if (
+            not other._schema.is_mutable
+            and ([a.name for a in parameters[1:]], [str(a.type) for a in parameters]) == wish
+        ):
             return other
     return None

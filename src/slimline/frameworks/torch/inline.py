@@ -30,7 +30,7 @@ def _replace(source: fx.GraphModule, node: fx.Node) -> None:
     assert isinstance(block, fx.GraphModule)
     inline(block)
     written = {_written(n) for n in block.graph.nodes}
-    given: dict[fx.Node, Any] = dict(zip(block.graph.find_nodes(op="placeholder"), inputs, strict=True))
+    bound: dict[fx.Node, Any] = dict(zip(block.graph.find_nodes(op="placeholder"), inputs, strict=True))
     env: dict[fx.Node, Any] = {}
 
     def free(value: Any, like: fx.Node) -> Any:
@@ -40,14 +40,14 @@ def _replace(source: fx.GraphModule, node: fx.Node) -> None:
     with source.graph.inserting_before(node):
         for inner in block.graph.nodes:
             if inner.op == "placeholder":
-                env[inner] = free(given[inner], inner) if inner in written else given[inner]
+                env[inner] = free(bound[inner], inner) if inner in written else bound[inner]
             elif inner.op == "get_attr":
                 env[inner] = source.graph.get_attr(f"{path}.{inner.target}")
             elif inner.op == "call_function":
                 env[inner] = source.graph.node_copy(inner, env.__getitem__)
-        made: Any = block.graph.output_node().args[0]
-        owners = [_written(n) or n for n in made]
-        answers = [given[o] if o in given else free(env[n], n) for n, o in zip(made, owners, strict=True)]
+        outputs: Any = block.graph.output_node().args[0]
+        owners = [_written(n) or n for n in outputs]
+        answers = [bound[o] if o in bound else free(env[n], n) for n, o in zip(outputs, owners, strict=True)]
     for user in list(node.users):
         index: Any = user.args[1]
         user.replace_all_uses_with(answers[index])
@@ -59,7 +59,7 @@ def _replace(source: fx.GraphModule, node: fx.Node) -> None:
 
 def _written(node: fx.Node) -> fx.Node | None:
     """The tensor that an operator in place writes into and answers with."""
-    found: Any = node
-    while isinstance(found.target, torch._ops.OpOverload) and found.target._schema.name.endswith("_"):
-        found = found.args[0]
-    return None if found is node else found
+    origin: Any = node
+    while isinstance(origin.target, torch._ops.OpOverload) and origin.target._schema.name.endswith("_"):
+        origin = origin.args[0]
+    return None if origin is node else origin

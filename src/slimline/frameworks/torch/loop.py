@@ -75,7 +75,7 @@ class pruning:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._zero()
-        if kind is None and not self._masker.settled:
+        if kind is None and not self._masker.complete:
             log.warning("The training ended before the pruning: %.1f %% of the weights went.", 100 * self.sparsity)
 
     def step(self) -> None:

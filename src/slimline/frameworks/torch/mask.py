@@ -38,9 +38,9 @@ def mask(native: Native, plan: Removal) -> Native:
     result = copy.deepcopy(native)
     with torch.no_grad():
         for name, tensor in tensors(result).items():
-            for dim, kept in enumerate(plan.kept(name)):
-                if kept is not None and tensor.is_floating_point():
-                    gone = np.setdiff1d(np.arange(tensor.shape[dim]), kept)
+            for dim, retained in enumerate(plan.retained(name)):
+                if retained is not None and tensor.is_floating_point():
+                    gone = np.setdiff1d(np.arange(tensor.shape[dim]), retained)
                     tensor.index_fill_(dim, torch.from_numpy(gone), 0.0)
     neutral = {node.name: node for node in plan.graph.nodes}
     for node in list(result.graph.nodes):
@@ -131,9 +131,9 @@ class _Masker:
         if not isinstance(argument, fx.Node):
             return
         index = [a for a in self.node.args if isinstance(a, fx.Node)].index(argument)
-        for dim, kept in enumerate(self.plan.kept(self.neutral.inputs[index] or "")):
-            if kept is not None:
-                keep = np.isin(np.arange(self._shape(index)[dim]), kept)
+        for dim, retained in enumerate(self.plan.retained(self.neutral.inputs[index] or "")):
+            if retained is not None:
+                keep = np.isin(np.arange(self._shape(index)[dim]), retained)
                 gone = self._gone(index, dim, keep)
                 with self.native.graph.inserting_before(self.node):
                     argument = self.native.graph.call_function(aten.masked_fill.Scalar, (argument, gone, 1.0))
@@ -160,26 +160,26 @@ class _Masker:
         free = int(bool(argument(self.node, "unbiased"))) if "unbiased" in names else argument(self.node, "correction")
         axes = list(self.neutral.attributes["axes"])
         keep = "keepdim" in names and argument(self.node, "keepdim")
-        constant = self._constant(self._kept_mask())
+        constant = self._constant(self._retained_mask())
         self.node.target = _masked_moments
         self.node.args = (self.node.args[0], constant, axes, 1 if free is None else free, keep, function)
         self.node.kwargs = {}
 
-    def _kept_mask(self) -> Tensor:
+    def _retained_mask(self) -> Tensor:
         """1 where all of the first operand's dimensions keep a position, of its rank, to broadcast against it."""
         rank = len(self.plan.graph.values[self.neutral.inputs[0] or ""].shape)
         keep = torch.ones([1] * rank)
-        for index, dim, kept in self.statistics:
+        for index, dim, stays in self.statistics:
             if index == 0:
                 sides = [1] * rank
                 sides[dim] = -1
-                keep = keep * torch.from_numpy(kept).to(keep.dtype).reshape(sides)
+                keep = keep * torch.from_numpy(stays).to(keep.dtype).reshape(sides)
         return keep
 
     def _batch_norm(self) -> None:
         """By the statistics of what stays of the input."""
         node = self.node
-        constant = self._constant(self._kept_mask())
+        constant = self._constant(self._retained_mask())
         node.args = (node.args[0], constant, argument(node, "weight"), argument(node, "bias"), argument(node, "eps"))
         node.target, node.kwargs = _masked_batch_norm, {}
 
@@ -192,9 +192,9 @@ class _Masker:
         if argument(self.node, "is_causal"):
             raise SlimlineError(f"slimline cannot mask keys of a causal {self.neutral.label}: apply the plan.")
         bias = self._constant(torch.where(torch.from_numpy(lost), 0.0, -math.inf))
-        given = argument(self.node, "attn_mask")
+        attn_mask = argument(self.node, "attn_mask")
         with self.native.graph.inserting_before(self.node):
-            bias = self.native.graph.call_function(_add_bias, (self._operand(0), self._operand(1), given, bias))
+            bias = self.native.graph.call_function(_add_bias, (self._operand(0), self._operand(1), attn_mask, bias))
         self.node.args = (*self.node.args[:3], bias, *self.node.args[4:])
         self.node.kwargs = {k: v for k, v in self.node.kwargs.items() if k != "attn_mask"}
 
@@ -203,10 +203,10 @@ class _Masker:
         node = self.node
         shape = self.plan.graph.values[self.neutral.inputs[0] or ""].shape
         keep = torch.ones(shape[1:], dtype=torch.bool)
-        for _, dim, kept in self.statistics:
+        for _, dim, stays in self.statistics:
             sides = [1] * len(keep.shape)
             sides[dim - 1] = -1
-            keep = keep & torch.from_numpy(kept).reshape(sides)
+            keep = keep & torch.from_numpy(stays).reshape(sides)
         groups, centred = 0, packet(node) != "aten.rms_norm"
         if self.neutral.kind == "group_norm":
             groups = argument(node, "num_groups")
@@ -286,10 +286,10 @@ def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     return v * (g / norm.clamp_min(torch.finfo(v.dtype).tiny))
 
 
-def _add_bias(query: Tensor, key: Tensor, given: Tensor | None, bias: Tensor) -> Tensor:
+def _add_bias(query: Tensor, key: Tensor, attn_mask: Tensor | None, bias: Tensor) -> Tensor:
     """An attention mask that also leaves out the keys whose bias is minus infinity."""
-    if given is None:
+    if attn_mask is None:
         return bias.expand(query.shape[-2], key.shape[-2])
-    if given.dtype == torch.bool:
-        given = torch.zeros_like(given, dtype=bias.dtype).masked_fill(~given, -math.inf)
-    return given + bias
+    if attn_mask.dtype == torch.bool:
+        attn_mask = torch.zeros_like(attn_mask, dtype=bias.dtype).masked_fill(~attn_mask, -math.inf)
+    return attn_mask + bias

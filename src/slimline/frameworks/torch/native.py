@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import re
 import unittest.mock as mock
 import warnings
@@ -12,6 +13,7 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.nn.modules import transformer
 from torch.utils import _pytree as pytree
 
@@ -47,6 +49,8 @@ _FLAGS = {
 # Checks that export leaves in the graph: they state sizes and dtypes that surgery changes.
 _CHECKS = ("aten._assert_tensor_metadata", "aten._assert_scalar", "aten.sym_constrain_range_for_size")
 
+
+log = logging.getLogger(__name__)
 
 Free = Literal["none", "batch", "sizes"]
 """Sizes of inputs that a captured model takes as they come: none, the batch, or every one that it does not fix."""
@@ -161,28 +165,74 @@ def to_tensors(arrays: Sequence[Array]) -> tuple[Tensor, ...]:
     return tuple(torch.from_numpy(np.require(a, requirements=["C", "W"])) for a in arrays)
 
 
+def input_shapes(native: Native, example: Sequence[Array]) -> list[tuple[int | None, ...]]:
+    """The shapes of the inputs, with None for every size that may change."""
+    if native.free == "sizes":
+        return list(native.meta["shapes"])
+    batch = len(example[0]) if native.free == "batch" and example[0].ndim else -1
+    return [(None, *x.shape[1:]) if x.ndim and len(x) == batch else x.shape for x in example]
+
+
+def program_shapes(program: torch.export.ExportedProgram) -> list[tuple[int | None, ...]]:
+    """The shapes of a program's inputs: None where a size may change."""
+    inputs = set(program.graph_signature.user_inputs)
+    values = [node.meta["val"] for node in program.graph.find_nodes(op="placeholder") if node.name in inputs]
+    return [
+        tuple(int(size) if is_concrete_int(size) else None for size in value.shape)
+        for value in values
+        if isinstance(value, Tensor)
+    ]
+
+
 def export(native: Native, example: Sequence[Array]) -> torch.export.ExportedProgram:
-    """The model as a program in inference mode, with a dynamic batch where it has one.
+    """The model as a program in inference mode, with the free sizes that it has.
 
     For `save`, and for every converter that takes an exported program. Names of the state dict stay.
     """
     if native.training:
         native = sharing(native).eval()
-    return trace(native, to_tensors(example), native.free)
+    program = trace(native, to_tensors(example), native.free, native.meta["shapes"])
+    if native.free == "sizes":
+        _warn_of_fixed(native, program)
+    return program
 
 
-def trace(module: nn.Module, inputs: tuple[Tensor, ...], free: Free) -> torch.export.ExportedProgram:
+def _warn_of_fixed(native: Native, program: torch.export.ExportedProgram) -> None:
+    """Say which sizes were free until steps changed the network."""
+    for name, before, after in zip(
+        program.graph_signature.user_inputs, native.meta["shapes"], program_shapes(program), strict=True
+    ):
+        fixed = [str(axis) for axis, size in enumerate(before) if size is None and after[axis] is not None]
+        if fixed:
+            log.warning(
+                "Input %s was free along the dimensions %s, and is fixed there at its example's sizes, %s.",
+                name,
+                ", ".join(fixed),
+                after,
+            )
+
+
+def trace(
+    module: nn.Module,
+    inputs: tuple[Tensor, ...],
+    free: Free,
+    known: Sequence[tuple[int | None, ...]] = (),
+    largest_batch: int | None = None,
+) -> torch.export.ExportedProgram:
     """`torch.export` of a module; every input as long as the first has a free ``batch``, or all ``sizes`` are free that
-    the module leaves so and that are not 1."""
+    the module leaves so and that are not 1; where shapes of the inputs are `known`, of those that are None there. With
+    `largest_batch` the batch alone is free, up to that."""
     batch = inputs[0].shape[0] if inputs and inputs[0].dim() else -1
     shapes: Any = None
     if free != "none":
         shapes = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]  # by tensor, for any signature
-        for x in inputs:
-            if free == "sizes":
-                shapes[x] = dict.fromkeys(range(x.dim()), torch.export.Dim.AUTO)
+        for i, x in enumerate(inputs):
+            if free == "sizes" and largest_batch is None:
+                axes = [axis for axis in range(x.dim()) if not known or known[i][axis] is None]
+                shapes[x] = dict.fromkeys(axes, torch.export.Dim.AUTO)
             elif x.dim() and x.shape[0] == batch:
-                shapes[x] = {0: torch.export.Dim.DYNAMIC}
+                size: Any = torch.export.Dim.AUTO if free == "sizes" else torch.export.Dim.DYNAMIC
+                shapes[x] = {0: size if largest_batch is None else size(max=max(largest_batch, len(x)))}
     # Without grad nn.Transformer takes a fused path with no axes; with a mask it asks the data whether that is causal,
     # which export cannot answer, and which only ever was a hint.
     hint = mock.patch.object(
@@ -216,7 +266,7 @@ def from_program(
     _plain_outputs(graph)
     constants = _share_tied(source, graph)
     native = Native(source, graph, "Model")
-    native.meta = {"fixed_batch": fixed_batch, "free": free}
+    native.meta = {"fixed_batch": fixed_batch, "free": free, "shapes": program_shapes(program)}
     if not shared:  # a file has none of them, and names that were tied are tied again later
         _drop_unread(native)
     _own(native, {*constants, *transient(source)}, shared)
@@ -270,17 +320,55 @@ def _drop_unread(native: fx.GraphModule) -> None:
 
 
 def _plain_outputs(graph: fx.Graph) -> None:
-    """Answer in a tuple where the user's structure is a class that another process may not know."""
+    """Answer in dicts and tuples where the user's structure has classes that another process may not know."""
     codegen: Any = graph._codegen
     info = codegen.pytree_info
-    spec = info.out_spec
+    leaves = iter(range(info.out_spec.num_leaves))
 
-    def known(part: pytree.TreeSpec) -> bool:
-        return part.is_leaf() or (part.type in (tuple, list, dict) and all(map(known, part.children())))
+    def plain(part: pytree.TreeSpec) -> Any:
+        if part.is_leaf():
+            return next(leaves)
+        children = [plain(child) for child in part.children()]
+        if part.type in (tuple, list):
+            return part.type(children)
+        names = _fields(part)
+        return dict(zip(names, children, strict=True)) if names else tuple(children)
 
-    if not known(spec):
-        leaves = tuple(range(spec.num_leaves))
-        codegen.pytree_info = info._replace(out_spec=pytree.tree_structure(leaves))
+    codegen.pytree_info = info._replace(out_spec=pytree.tree_structure(plain(info.out_spec)))
+
+
+def _fields(part: pytree.TreeSpec) -> Sequence[Any]:
+    """Names of the children of a dict, a named tuple, a dataclass or an ordered class such as transformers'; none of
+    others."""
+    names = part.context
+    if isinstance(names, type):  # a named tuple's class
+        names = getattr(names, "_fields", ())
+    elif (
+        isinstance(names, list | tuple) and names and isinstance(names[0], list | tuple)
+    ):  # a dataclass's, and those None
+        names = names[0]
+    whole = isinstance(names, list | tuple) and len(names) == part.num_children
+    return tuple(names) if whole and len(set(map(str, names))) == len(names) else ()
+
+
+def output_names(native: fx.GraphModule) -> tuple[str, ...]:
+    """Names of the tensors that the model answers with: keys and positions of its structure, joined by dots."""
+    codegen: Any = native.graph._codegen
+    (output,) = native.graph.find_nodes(op="output")
+    nodes = iter(pytree.tree_leaves(output.args[0]))
+    names: list[str] = []
+
+    def visit(part: pytree.TreeSpec, path: str) -> None:
+        if part.is_leaf():
+            if isinstance(next(nodes), fx.Node):
+                names.append(path or "0")
+            return
+        keys = _fields(part) or range(part.num_children)
+        for key, child in zip(keys, part.children(), strict=True):
+            visit(child, f"{path}.{key}" if path else str(key))
+
+    visit(codegen.pytree_info.out_spec, "")
+    return tuple(names)
 
 
 def _share_tied(source: nn.Module, graph: fx.Graph) -> list[str]:

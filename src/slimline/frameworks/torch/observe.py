@@ -21,21 +21,21 @@ def observe(
     batches: Iterable[tuple[Array, ...]],
     values: Sequence[str],
     see: Callable[[str, Array], None],
-    given: Sequence[str] | None = None,
+    sources: Sequence[str] | None = None,
     device: str = CPU,
 ) -> None:
     """Run `native` on every batch and call ``see(name, array)`` for each value as soon as it is computed.
 
     `values` are fx node names. An activation is freed after its last reader, so memory stays that of one
-    forward pass. The array is only valid during the call. With `given`, the batches hold these values instead of
+    forward pass. The array is only valid during the call. With `sources`, the batches hold these values instead of
     the model's inputs, and only what lies between them and `values` is run. Of the weights, `device` is sent those
     that this part of the model reads.
     """
     known = {node.name for node in native.graph.nodes}
-    missing = [name for name in (*values, *(given or ())) if name not in known]
+    missing = [name for name in (*values, *(sources or ())) if name not in known]
     if missing:
         raise SlimlineError(f"The model computes no value called {missing[0]!r}: read its graph again.")
-    part = _between(native.graph, values, given)
+    part = _between(native.graph, values, sources)
     place_graph(part, device)
     watch = _Watch(native, part, frozenset(values), see, device)
     with torch.no_grad():
@@ -45,10 +45,10 @@ def observe(
                 watch.run(*tensors)
 
 
-def _between(graph: fx.Graph, values: Sequence[str], given: Sequence[str] | None) -> fx.Graph:
-    """The part of the graph that computes `values` from `given`, or from the model's inputs."""
+def _between(graph: fx.Graph, values: Sequence[str], sources: Sequence[str] | None) -> fx.Graph:
+    """The part of the graph that computes `values` from `sources`, or from the model's inputs."""
     nodes = {node.name: node for node in graph.nodes}
-    starts = [n.name for n in graph.nodes if n.op == "placeholder"] if given is None else list(given)
+    starts = [n.name for n in graph.nodes if n.op == "placeholder"] if sources is None else list(sources)
     needed = set(starts)
     pending = [name for name in values if name not in needed]
     while pending:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from slimline.frameworks.base import Array
 from slimline.frameworks.torch import onnx_recurrent
 from slimline.frameworks.torch.attention import write_out
 from slimline.frameworks.torch.fakequant import fold
-from slimline.frameworks.torch.native import Native, export
+from slimline.frameworks.torch.native import Native, export, output_names
 from slimline.frameworks.torch.operators import layer, packet
 from slimline.frameworks.torch.whole import whole
 from slimline.runtimes.forms.onnx import DOMAIN, FAKE_QUANTIZE, schema
@@ -43,6 +43,7 @@ def to_onnx(native: Native, example: tuple[Array, ...], integer: bool) -> ir.Mod
             write_out(program)
             exported = torch.onnx.export(program, dynamo=True, verbose=False, custom_translation_table=_translations())
         assert exported is not None
+        _name_outputs(exported.model.graph, output_names(native))
         return exported.model
     except SlimlineError:
         raise
@@ -51,6 +52,16 @@ def to_onnx(native: Native, example: tuple[Array, ...], integer: bool) -> ir.Mod
             f"The model cannot be written as ONNX ({_reason(error, program)}): "
             "express that part of it by common operators."
         ) from error
+
+
+def _name_outputs(graph: ir.Graph, names: Sequence[str]) -> None:
+    """Call several outputs as the user does, where these are names and not positions, and no other value has them."""
+    taken = {value.name for node in graph for value in node.outputs} | {value.name for value in graph.inputs}
+    taken |= set(graph.initializers)
+    taken -= {value.name for value in graph.outputs}
+    if len(names) == len(graph.outputs) > 1 and not taken & set(names) and not all(n[0].isdigit() for n in names):
+        for value, name in zip(graph.outputs, names, strict=True):
+            value.name = name
 
 
 def _translations() -> dict[Any, Callable[..., Any]]:

@@ -69,12 +69,12 @@ def _stack(
         first = layer * directions
         cells = [params[each * (first + d) : each * (first + d + 1)] for d in range(directions)]
         if projected:
-            made = [
+            results = [
                 _projected(x, [_rows(s, first + d, first + d + 1) for s in states], cell, biases, bool(d))
                 for d, cell in enumerate(cells)
             ]
-            x = made[0][0] if directions == 1 else op.Concat(*(y for y, *_ in made), axis=2)
-            ends += [tuple(last) for _, *last in made]
+            x = results[0][0] if directions == 1 else op.Concat(*(y for y, *_ in results), axis=2)
+            ends += [tuple(last) for _, *last in results]
         else:
             own = [_rows(s, first, first + directions) for s in states]
             weights = [_weights(kind, cell, biases) for cell in cells]
@@ -93,8 +93,8 @@ def _layer(
     w, r, b = (_joined(parts) for parts in zip(*weights, strict=True))
     if "activations" in options:
         options = {**options, "activations": options["activations"] * len(weights)}
-    made: Sequence[Any] = getattr(op, kind)(x, w, r, b, None, *states, **options)
-    return made
+    outputs: Sequence[Any] = getattr(op, kind)(x, w, r, b, None, *states, **options)
+    return outputs
 
 
 def _weights(kind: str, cell: Sequence[Any], biases: bool) -> tuple[Any, Any, Any]:

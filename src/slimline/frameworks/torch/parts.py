@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from slimline.basics.errors import SlimlineError, unknown
+from slimline.basics.errors import SlimlineError, first_line, unknown
 from slimline.frameworks.base import Array
 from slimline.frameworks.torch.native import Native
 from slimline.frameworks.torch.program import structure
@@ -56,8 +56,8 @@ class Structure:
 
     def fill(self, tensors: Sequence[Tensor]) -> Any:
         """The tree with these tensors in it."""
-        rest = iter(tensors)
-        leaves = [next(rest) if value is None else value[0] for value in self.plain]
+        remaining = iter(tensors)
+        leaves = [next(remaining) if value is None else value[0] for value in self.plain]
         return pytree.tree_unflatten(leaves, pytree.treespec_loads(self.spec))
 
     def record(self) -> dict[str, Any]:
@@ -206,10 +206,9 @@ def _receive(
         with torch.no_grad():
             module(*args)
     except (RuntimeError, ValueError, TypeError, IndexError) as reason:
-        first = (str(reason).splitlines() or [type(reason).__name__])[0].rstrip(".")
-        raise SlimlineError(f"{type(module).__name__} does not run on the example inputs ({first}): check them.") from (
-            reason
-        )
+        raise SlimlineError(
+            f"{type(module).__name__} does not run on the example inputs ({first_line(reason)}): check them."
+        ) from reason
     finally:
         for handle in handles:
             handle.remove()
@@ -244,8 +243,8 @@ def put_together(whole: nn.Module, interfaces: Sequence[Interface], natives: Map
 def _run(shell: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """`forward` of a part."""
     interface: Interface = shell._slimline  # type: ignore[assignment]
-    found, tensors = Structure.of((args, kwargs), f"The part {interface.name!r} receives")
-    if found != interface.takes:
+    structure, tensors = Structure.of((args, kwargs), f"The part {interface.name!r} receives")
+    if structure != interface.takes:
         raise SlimlineError(
             f"The part {interface.name!r} is called in another way than on its example inputs: load the model with "
             "example inputs like these."
@@ -265,19 +264,19 @@ def interfaces(whole: nn.Module) -> list[Interface]:
     return [m._slimline for m in whole.modules() if "_slimline" in vars(m)]  # type: ignore[misc]
 
 
-def rest(whole: nn.Module) -> dict[str, Tensor]:
+def outer_state(whole: nn.Module) -> dict[str, Tensor]:
     """The state of all that is not a part."""
     inside = tuple(f"{i.name}.slimline." for i in interfaces(whole))
     return {name: t for name, t in whole.state_dict().items() if not name.startswith(inside)}
 
 
-def load_rest(whole: nn.Module, state: Mapping[str, Array]) -> None:
+def load_outer_state(whole: nn.Module, state: Mapping[str, Array]) -> None:
     """Put the state of all that is not a part into a module of the same class."""
-    own = rest(whole)
+    own = outer_state(whole)
     if set(own) != set(state) or any(tuple(own[n].shape) != state[n].shape for n in own):
-        odd = sorted(set(own) ^ set(state)) or [n for n in own if tuple(own[n].shape) != state[n].shape]
+        differing = sorted(set(own) ^ set(state)) or [n for n in own if tuple(own[n].shape) != state[n].shape]
         raise SlimlineError(
-            f"The saved parts belong to another model (they differ in {odd[0]}): give one of its class."
+            f"The saved parts belong to another model (they differ in {differing[0]}): give one of its class."
         )
     with torch.no_grad():
         for name, tensor in own.items():
@@ -318,10 +317,10 @@ class TorchParts:
         """Of all parameters."""
         return sum(p.numel() for p in whole.parameters())
 
-    def rest(self, whole: nn.Module) -> dict[str, Array]:
-        """See `rest`."""
-        return {name: np.ascontiguousarray(t.detach().cpu().numpy()) for name, t in rest(whole).items()}
+    def outer_state(self, whole: nn.Module) -> dict[str, Array]:
+        """See `outer_state`."""
+        return {name: np.ascontiguousarray(t.detach().cpu().numpy()) for name, t in outer_state(whole).items()}
 
-    def load_rest(self, whole: nn.Module, state: Mapping[str, Array]) -> None:
-        """See `load_rest`."""
-        load_rest(whole, state)
+    def load_outer_state(self, whole: nn.Module, state: Mapping[str, Array]) -> None:
+        """See `load_outer_state`."""
+        load_outer_state(whole, state)

@@ -32,7 +32,7 @@ def tensors(archive: Archive, folder: str, prefix: str, config: schema.PayloadCo
         that reach outside it; a type that slimline does not read.
     """
     stored: dict[str, Tensor] = {}
-    made: dict[str, Tensor] = {}
+    loaded: dict[str, Tensor] = {}
     spread = 0
     for name, meta in config.config.items():
         file, about = meta.path_name, meta.tensor_meta
@@ -45,13 +45,13 @@ def tensors(archive: Archive, folder: str, prefix: str, config: schema.PayloadCo
             stored[file] = _numbers(archive.read(f"{folder}/{file}"), dtype, file)
         if stored[file].dtype != dtype:
             raise Malformed(f"reads {file} as two types")
-        made[name] = _view(stored[file], about, name)
-        spread += max(0, made[name].numel() - stored[file].numel())
+        loaded[name] = _view(stored[file], about, name)
+        spread += max(0, loaded[name].numel() - stored[file].numel())
         if spread > SPREAD:
             raise Malformed("repeats stored numbers too often")
         if meta.is_param:
-            made[name] = nn.Parameter(made[name], requires_grad=about.requires_grad and dtype in _FLOATS)
-    return made
+            loaded[name] = nn.Parameter(loaded[name], requires_grad=about.requires_grad and dtype in _FLOATS)
+    return loaded
 
 
 def _numbers(content: bytes, dtype: torch.dtype, file: str) -> Tensor:

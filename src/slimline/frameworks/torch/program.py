@@ -320,10 +320,10 @@ def _number(data: Any) -> float:
 
 def _metadata(data: Any) -> dict[str, str]:
     """Of all that a node says of itself, only by which modules it was called."""
-    said = _typed(dict, data).get("nn_module_stack")
-    if not isinstance(said, str) or not said:
+    text = _typed(dict, data).get("nn_module_stack")
+    if not isinstance(text, str) or not text:
         return {}
-    parts = [entry.split(",") for entry in said.split(";")]
+    parts = [entry.split(",") for entry in text.split(";")]
     if any(len(p) != 3 or not all(_STACK_PART.fullmatch(x) for x in p) for p in parts):
         return {}  # a foreign module whose name holds a comma: its layers have no name then
     return {"nn_module_stack": stack([p[1] for p in parts])}

@@ -31,11 +31,11 @@ def plain(source: nn.Module) -> nn.Module:
 
     Those norms are a constant factor, or a matrix function, of the whole weight: they have no meaning for its parts.
     """
-    found = list(_pruned(source))
-    if not found and not any(True for _ in _normed(source)):
+    pruned = list(_pruned(source))
+    if not pruned and not any(True for _ in _normed(source)):
         return source
     # A product of a parameter cannot be copied, and is made anew anyway.
-    products = [getattr(module, name) for _, module, name in found]
+    products = [getattr(module, name) for _, module, name in pruned]
     copied = copy.deepcopy(source, {id(product): product.detach() for product in products})
     for _, module, name in list(_pruned(copied)):
         prune.remove(module, name)  # type: ignore[no-untyped-call]
@@ -81,21 +81,21 @@ def to_torch_prune(model: Masked, module: nn.Module | None = None) -> nn.Module:
     if not model.masks:
         raise SlimlineError("The model has no masks: apply SparsePruning first, and do not finalize it.")
     if module is None:
-        made: nn.Module = copy.deepcopy(model.native)
-        made.register_forward_pre_hook(_renew)  # a graph module never calls the modules that hold its weights
+        result: nn.Module = copy.deepcopy(model.native)
+        result.register_forward_pre_hook(_renew)  # a graph module never calls the modules that hold its weights
     else:
-        made = module
+        result = module
         try:
-            made.load_state_dict(model.native.state_dict())
+            result.load_state_dict(model.native.state_dict())
         except RuntimeError as reason:
             raise SlimlineError(
                 "The module has other parameters than the model: give one of the architecture that was loaded."
             ) from reason
     for name, mask in model.masks.items():
         owner, _, leaf = name.rpartition(".")
-        kept = torch.from_numpy(mask)
-        prune.custom_from_mask(made.get_submodule(owner), leaf, kept)  # type: ignore[no-untyped-call]
-    return made
+        tensor = torch.from_numpy(mask)
+        prune.custom_from_mask(result.get_submodule(owner), leaf, tensor)  # type: ignore[no-untyped-call]
+    return result
 
 
 def _renew(module: nn.Module, inputs: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from slimline.basics.errors import NoExample, SlimlineError
+from slimline.basics.arrays import Example, in_order
+from slimline.basics.errors import NoExample, SlimlineError, first_line
 from slimline.files.strictjson import Malformed
 from slimline.frameworks.base import Array
 from slimline.frameworks.torch import native as natives
@@ -31,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 def load(
-    source: nn.Module | torch.export.ExportedProgram, example: tuple[Array, ...] | None
+    source: nn.Module | torch.export.ExportedProgram, example: Example | None, dynamic: bool = False
 ) -> tuple[Native, tuple[Array, ...]]:
     """Capture a module, or take an exported program, as a native model with its own copy of the weights.
 
@@ -39,6 +41,7 @@ def load(
     ----------
     source : the user's module, which is left as it was, or a program of `torch.export`; on any device.
     example : inputs of `forward`, each ``(batch, …)``. A program brings its own.
+    dynamic : whether a module's sizes beside the batch stay free where it allows that. A program says so itself.
 
     Returns
     -------
@@ -49,6 +52,8 @@ def load(
     ------
     SlimlineError : no example, not-a-number in the weights, or a module that `torch.export` cannot capture.
     """
+    if example is not None:
+        example = in_order(example, _input_names(source), "The example")
     if isinstance(source, Native):
         return copy.deepcopy(source).eval(), _need(example)
     source = to_cpu(source)
@@ -61,10 +66,26 @@ def load(
     modes = {module: module.training for module in source.modules()}
     source.eval()
     try:
-        return capture(source, example)
+        if not dynamic:
+            return capture(source, example)
+        native, example = capture(source, example, ("sizes", "batch"))
+        if native.free != "sizes" or all(None not in shape[1:] for shape in natives.input_shapes(native, example)):
+            raise SlimlineError(
+                f"{type(source).__name__} leaves no size of its inputs free but the batch: load it without dynamic, or "
+                "write its forward without sizes as numbers; sizes of 1 in the example are taken for fixed."
+            )
+        return native, example
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+def _input_names(source: nn.Module | torch.export.ExportedProgram) -> list[str]:
+    if isinstance(source, torch.export.ExportedProgram):
+        return [str(name) for name in source.graph_signature.user_inputs]
+    if isinstance(source, fx.GraphModule):
+        return [str(node.target) for node in source.graph.find_nodes(op="placeholder")]
+    return list(inspect.signature(source.forward).parameters)
 
 
 def _need(example: tuple[Array, ...] | None) -> tuple[Array, ...]:
@@ -94,9 +115,9 @@ def capture(
     module: nn.Module, example: tuple[Array, ...], frees: tuple[Free, ...] = ("batch",)
 ) -> tuple[Native, tuple[Array, ...]]:
     """Export a module in inference mode, with the first of `frees` that it takes, or else for its example's sizes."""
-    native, kept = _captured(module, example, frees)
+    native, inputs = _captured(module, example, frees)
     fold(native)
-    return native, kept
+    return native, inputs
 
 
 def _captured(
@@ -108,14 +129,14 @@ def _captured(
         try:
             program = natives.trace(module, to_tensors(two), free)
         except Exception as reason:  # torch.export raises many types; fixed sizes are tried before it is an error
-            log.info("no free %s: %s", free, _first_line(reason))
+            log.info("no free %s: %s", free, first_line(reason))
         else:
             return natives.from_program(program, None, free=free), two
     try:
         program = natives.trace(module, to_tensors(example), "none")
     except Exception as reason:
         raise SlimlineError(
-            f"torch.export cannot capture {type(module).__name__} ({_first_line(reason)}): check the example inputs, "
+            f"torch.export cannot capture {type(module).__name__} ({first_line(reason)}): check the example inputs, "
             "or give the part of the model without control flow on data."
         ) from reason
     log.warning("%s only takes batches of %d, as its example.", type(module).__name__, len(example[0]))
@@ -135,25 +156,20 @@ def _check_names(module: nn.Module) -> None:
             ) from reason
 
 
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__).rstrip(".:")
-
-
 def _from_program(
     program: torch.export.ExportedProgram, example: tuple[Array, ...] | None
 ) -> tuple[Native, tuple[Array, ...]]:
-    inputs = set(program.graph_signature.user_inputs)
-    values = [n.meta["val"] for n in program.graph.nodes if n.op == "placeholder" and n.name in inputs]
+    shapes = natives.program_shapes(program)
     if example is None:
         stored = program.example_inputs
         if stored is None or stored[1] or not all(isinstance(x, Tensor) for x in stored[0]):
             raise NoExample("The exported program holds no example inputs: pass example_inputs to load.")
         example = tuple(x.detach().cpu().numpy() for x in stored[0])
-    first = values[0].shape[0] if len(values[0].shape) else 0
-    fixed = first if isinstance(first, int) else None
+    fixed = shapes[0][0] if shapes[0] else 0
+    others = any(None in shape[1:] for shape in shapes)
     example = _need(example)
-    return natives.from_program(program, fixed), _two_rows(example) if fixed is None else example
+    native = natives.from_program(program, fixed, free="sizes" if others else "batch")
+    return native, _two_rows(example) if fixed is None else example
 
 
 def read(native: fx.GraphModule, example: tuple[Array, ...]) -> Graph:
@@ -172,7 +188,7 @@ def read(native: fx.GraphModule, example: tuple[Array, ...]) -> Graph:
             recorder.run(*to_tensors(example))
     except (RuntimeError, ValueError, TypeError, IndexError, MemoryError, NotImplementedError) as reason:
         raise SlimlineError(
-            f"The model does not run on its example inputs ({_first_line(reason)}): give inputs that fit it."
+            f"The model does not run on its example inputs ({first_line(reason)}): give inputs that fit it."
         ) from reason
     stored = natives.tensors(native)
     reader = _Reader(recorder, stored)

@@ -73,5 +73,5 @@ def constant(call: Call) -> None:
 
 def each(value: Any, spatial: int) -> tuple[int, ...]:
     """A number, or one per spatial dimension, as one per spatial dimension."""
-    found = value if isinstance(value, list) else [value]
-    return tuple(found if len(found) == spatial else found * spatial)
+    values = value if isinstance(value, list) else [value]
+    return tuple(values if len(values) == spatial else values * spatial)

@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import (
     UnsupportedOperatorException,
 )
 
+from slimline.basics.errors import first_line
 from slimline.files.strictjson import Malformed
 from slimline.frameworks.base import Array
 from slimline.frameworks.torch.native import Native, tensors, to_tensors
@@ -53,8 +54,7 @@ def rehearse(native: Native, example: Sequence[Array]) -> None:
     except _UNKNOWN:  # sizes that the numbers decide: from here on only a real run can tell
         return
     except Exception as reason:  # shape functions of torch raise whatever they like
-        first = (str(reason).strip().splitlines() or [type(reason).__name__])[0]
-        raise Malformed(f"does not run on its example inputs ({first[:200]})") from reason
+        raise Malformed(f"does not run on its example inputs ({first_line(reason)[:200]})") from reason
 
 
 @contextlib.contextmanager

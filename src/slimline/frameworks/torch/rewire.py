@@ -59,10 +59,10 @@ def _after(native: Native, inserts: Mapping[str, Insert]) -> Native:
     for name, insert in inserts.items():
         node = nodes[name]
         with result.graph.inserting_after(node):
-            made = insert(result.graph, node)
-        made.meta = {key: node.meta[key] for key in ("nn_module_stack",) if key in node.meta}
-        for user in [user for user in node.users if user is not made]:
-            user.replace_input_with(node, made)
+            replacement = insert(result.graph, node)
+        replacement.meta = {key: node.meta[key] for key in ("nn_module_stack",) if key in node.meta}
+        for user in [user for user in node.users if user is not replacement]:
+            user.replace_input_with(node, replacement)
     result.graph.lint()
     result.recompile()
     return result
@@ -89,8 +89,8 @@ def drop_dead(native: Native, dead: set[fx.Node]) -> None:
         unread = node.op == "get_attr" and not node.users and str(node.target).rpartition(".")[0] in owners
         if node in dead or unread:
             native.graph.erase_node(node)
-    left = {str(node.target) for node in native.graph.nodes if node.op == "get_attr"}
+    remaining = {str(node.target) for node in native.graph.nodes if node.op == "get_attr"}
     for name in tensors(native):
         owner, _, leaf = name.rpartition(".")
-        if owner in owners and name not in left:
+        if owner in owners and name not in remaining:
             delattr(native.get_submodule(owner), leaf)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from slimline.basics.errors import SlimlineError
+from slimline.basics.errors import SlimlineError, first_line
 from slimline.frameworks.base import Array
 from slimline.frameworks.torch.native import Native, free_views, set_tensors, tensors, to_tensors
 from slimline.frameworks.torch.operators import add_constant, argument, aten, packet, set_argument
@@ -27,15 +27,15 @@ def replace(native: Native, parameters: Mapping[str, Array]) -> Native:
     """A copy with these tensors, by state-dict name and of the same shapes, in place of its own."""
     result = copy.deepcopy(native)
     stored = tensors(result)
-    made = []
+    replacements = []
     for name, array in parameters.items():
         if name not in stored:
             raise SlimlineError(f"The model has no tensor {name!r}: take the names from its parameters().")
         old = stored[name]
         if tuple(old.shape) != array.shape:
             raise SlimlineError(f"{name} has shape {tuple(old.shape)}, not {array.shape}: replace keeps shapes.")
-        made.append((name, torch.tensor(array).to(old.dtype)))
-    set_tensors(result, made)
+        replacements.append((name, torch.tensor(array).to(old.dtype)))
+    set_tensors(result, replacements)
     return result
 
 
@@ -45,7 +45,7 @@ def apply(native: Native, plan: Removal, example: tuple[Array, ...]) -> Native:
     State-dict names and names of activations stay.
     """
     result = copy.deepcopy(native)
-    sliced = ((name, take(tensor.detach(), plan.kept(name))) for name, tensor in tensors(result).items())
+    sliced = ((name, take(tensor.detach(), plan.retained(name))) for name, tensor in tensors(result).items())
     set_tensors(result, ((name, tensor) for name, tensor in sliced if tensor is not None))
     surgery = Surgery(result, plan)
     neutral = {node.name: node for node in plan.graph.nodes}
@@ -61,16 +61,17 @@ def apply(native: Native, plan: Removal, example: tuple[Array, ...]) -> Native:
         with torch.no_grad():
             result(*to_tensors(example))
     except (RuntimeError, IndexError) as reason:
-        first = str(reason).splitlines()[0]
-        raise SlimlineError(f"The model does not run once it is pruned ({first}): report it to slimline.") from reason
+        raise SlimlineError(
+            f"The model does not run once it is pruned ({first_line(reason)}): report it to slimline."
+        ) from reason
     return result
 
 
-def take(tensor: Tensor, kept: tuple[np.ndarray | None, ...]) -> Tensor | None:
+def take(tensor: Tensor, retained: tuple[np.ndarray | None, ...]) -> Tensor | None:
     """The positions that stay of every dimension, or None where all do."""
-    if all(index is None for index in kept):
+    if all(index is None for index in retained):
         return None
-    for dim, index in enumerate(kept):
+    for dim, index in enumerate(retained):
         if index is not None:
             tensor = tensor.index_select(dim, torch.from_numpy(index))
     return tensor.contiguous()
@@ -116,13 +117,13 @@ class Surgery:
     def rows(self, neutral: Node, picked: np.ndarray) -> np.ndarray | None:
         """Where the positions `picked` of the input, as far as the output keeps them, are now; None if unchanged."""
         axis = neutral.attributes["axis"]
-        kept = self.plan.kept(neutral.inputs[0] or "")[axis]
-        if kept is None:
+        retained_inputs = self.plan.retained(neutral.inputs[0] or "")[axis]
+        if retained_inputs is None:
             return None
-        left = self.plan.kept(neutral.outputs[0])[axis]
-        wanted = picked if left is None else picked[left]
-        now = np.searchsorted(kept, wanted)
-        if len(now) and (now.max() >= len(kept) or not np.array_equal(kept[now], wanted)):
+        retained_outputs = self.plan.retained(neutral.outputs[0])[axis]
+        positions = picked if retained_outputs is None else picked[retained_outputs]
+        now = np.searchsorted(retained_inputs, positions)
+        if len(now) and (now.max() >= len(retained_inputs) or not np.array_equal(retained_inputs[now], positions)):
             raise AssertionError(f"{neutral.label} reads positions that the plan removes")
         return now
 
@@ -188,9 +189,9 @@ def _positions(surgery: Surgery, node: fx.Node, neutral: Node) -> None:
 
 
 def _select(surgery: Surgery, node: fx.Node, neutral: Node) -> None:
-    kept = surgery.plan.kept(neutral.inputs[0] or "")[neutral.attributes["axis"]]
-    if kept is not None:
-        set_argument(node, "index", int(np.searchsorted(kept, neutral.attributes["index"])))
+    retained = surgery.plan.retained(neutral.inputs[0] or "")[neutral.attributes["axis"]]
+    if retained is not None:
+        set_argument(node, "index", int(np.searchsorted(retained, neutral.attributes["index"])))
 
 
 def _take(surgery: Surgery, node: fx.Node, neutral: Node) -> None:
@@ -209,8 +210,8 @@ def _pad(surgery: Surgery, node: fx.Node, neutral: Node) -> None:
     widths = []
     for d, (before, after) in enumerate(neutral.attributes["widths"]):
         size = surgery.old(source)[d]
-        inner = surgery.plan.kept(source)[d]
-        outer = surgery.plan.kept(output)[d]
+        inner = surgery.plan.retained(source)[d]
+        outer = surgery.plan.retained(output)[d]
         inner = np.arange(size) if inner is None else inner
         outer = np.arange(size + before + after) if outer is None else outer
         front = int((outer < before).sum()) if before > 0 else -int((inner < -before).sum())

@@ -171,22 +171,22 @@ def _pad(call: Call) -> None:
 def _index(call: Call) -> None:
     """Index tensors: their common dimensions stand where they pick from, or first if they pick here and there."""
     if call.target == "aten.index":
-        given = [(d, n) for d, n in enumerate(call["indices"]) if n is not None]
+        indexed = [(d, n) for d, n in enumerate(call["indices"]) if n is not None]
     else:
-        given = [(call.axis(), call["index"])]
-    indices = [call.value(n) for _, n in given]
+        indexed = [(call.axis(), call["index"])]
+    indices = [call.value(n) for _, n in indexed]
     if any(call.dtype(i) == "bool" for i in indices):
         return unknown(call, "a mask as index")
-    axis, node = given[0]
+    axis, node = indexed[0]
     picked = call.constant(node)
-    if len(given) == 1 and picked is not None and picked.ndim == 1:
+    if len(indexed) == 1 and picked is not None and picked.ndim == 1:
         rows = np.where(picked < 0, picked + call.input[axis], picked)
         if len(np.unique(rows)) == len(rows):
             return call.emit("take", call.tensors("self"), ops.take(axis, rows.tolist()))
-    taken = [d for d, _ in given]
-    left = [f"a{d}" for d in range(call.rank) if d not in taken]
+    taken = [d for d, _ in indexed]
+    free = [f"a{d}" for d in range(call.rank) if d not in taken]
     place = axis if taken == list(range(axis, axis + len(taken))) else 0
-    after = [*left[:place], *["."] * (len(call.output) - len(left)), *left[place:]]
+    after = [*free[:place], *["."] * (len(call.output) - len(free)), *free[place:]]
     before = " ".join("." if d in taken else f"a{d}" for d in range(call.rank))
     dots = [" ".join("." * len(call.shape(i))) for i in indices]
     equation = parse(f"{', '.join([before, *dots])} -> {' '.join(after)}")

@@ -21,8 +21,9 @@ import torch
 from torch import fx, nn
 from torch._export.serde.serialize import ExportedProgramDeserializer, serialize
 
-from slimline.basics.errors import SlimlineError
-from slimline.files import archive, strictjson
+from slimline.basics.arrays import Example
+from slimline.basics.errors import SlimlineError, first_line
+from slimline.files import archive, notes, strictjson
 from slimline.files.archive import Archive, Damaged
 from slimline.files.strictjson import Malformed
 from slimline.frameworks.base import Array
@@ -33,6 +34,7 @@ from slimline.frameworks.torch.rehearse import rehearse
 from slimline.recipe.packed import PackedMask
 
 _METADATA, _EXAMPLE = "extra/slimline.json", "extra/slimline_example.safetensors"
+_FORMATS = "extra/slimline_formats.safetensors"
 _ROOT = "model"
 _PLAIN = {"archive_format": b"pt2", "archive_version": b"0", ".data/version": b"6\n", "byteorder": b"little"}
 _WEIGHTS, _CONSTANTS = ("data/weights", "weight_"), ("data/constants", "tensor_")
@@ -42,14 +44,15 @@ _MEMBERS = re.compile(
     r"|\.storage_alignment|models/model\.json|data/sample_inputs/model\.pt"
     r"|data/weights/(model_weights_config\.json|weight_\d{1,9})"
     r"|data/constants/(model_constants_config\.json|tensor_\d{1,9})"
-    r"|extra/slimline_example\.safetensors|extra/[A-Za-z0-9_-]{1,100}(\.(json|txt|md|yaml|csv))?"
+    r"|extra/slimline_(example|formats)\.safetensors|extra/[A-Za-z0-9_-]{1,100}(\.(json|txt|md|yaml|csv))?"
 )
 
 
 def save(native: Native, path: Path, example: tuple[Array, ...], metadata: Mapping[str, Any]) -> None:
     """Write `native` to a ``.pt2`` that `torch.export.load` reads too, atomically; the same model gives the same bytes.
 
-    `metadata` is JSON; the example inputs are stored as safetensors. The bytes depend on nothing but these and the
+    `metadata` is JSON with arrays among its leaves; these and the example inputs are stored as safetensors, in
+    hexadecimal, as torch takes what is beside a program for text. The bytes depend on nothing but these and the
     versions: no times, paths, addresses or stack traces are in them.
 
     Raises
@@ -58,8 +61,9 @@ def save(native: Native, path: Path, example: tuple[Array, ...], metadata: Mappi
     """
     exported = natives.export(native, example)
     exported._example_inputs = None  # torch would pickle them
+    packed, arrays = notes.pack(metadata)
     own = {
-        "metadata": dict(metadata),
+        "metadata": packed,
         "fixed_batch": native.fixed_batch,
         "free": native.free,
         "ties": natives.ties(native),
@@ -68,11 +72,13 @@ def save(native: Native, path: Path, example: tuple[Array, ...], metadata: Mappi
     blob = safetensors.numpy.save({f"{i:04d}": np.ascontiguousarray(x) for i, x in enumerate(example)})
     try:
         members = _members(exported)
-        notes = json.dumps(own, sort_keys=True, allow_nan=False).encode()
-        _own(notes)
+        text = json.dumps(own, sort_keys=True, allow_nan=False).encode()
+        _own(text)
     except (Malformed, ValueError) as reason:
         raise SlimlineError(f"The model cannot be saved: it {reason}; rename or replace that.") from reason
-    members |= {_METADATA: notes, _EXAMPLE: blob.hex().encode()}
+    members |= {_METADATA: text, _EXAMPLE: blob.hex().encode()}
+    if arrays:
+        members[_FORMATS] = arrays.hex().encode()
     archive.write(path, {f"{_ROOT}/{name}": content for name, content in members.items()})
 
 
@@ -113,7 +119,7 @@ def _names(native: Native, exported: torch.export.ExportedProgram) -> dict[str, 
 
 
 def open_(
-    path: Path, allow_pickle: bool, example: tuple[Array, ...] | None = None
+    path: Path, allow_pickle: bool, example: Example | None = None
 ) -> tuple[Native, tuple[Array, ...], dict[str, Any]]:
     """Read what `save` wrote, or any program of `torch.export.save`: native, example inputs, metadata.
 
@@ -139,7 +145,7 @@ def open_(
         raise SlimlineError(f"There is not enough memory to read {path}: close other programs.") from reason
 
 
-def _open(path: Path, example: tuple[Array, ...] | None) -> tuple[Native, tuple[Array, ...], dict[str, Any]]:
+def _open(path: Path, example: Example | None) -> tuple[Native, tuple[Array, ...], dict[str, Any]]:
     held, root = _checked(path)
 
     def content(name: str, limit: int = strictjson.BYTES) -> bytes:
@@ -156,8 +162,10 @@ def _open(path: Path, example: tuple[Array, ...] | None) -> tuple[Native, tuple[
         for folder, prefix in (_WEIGHTS, _CONSTANTS)
     )
     own = _own(content(_METADATA)) if root + _METADATA in held.sizes else None
+    stored = None if own is None else _example(held.read(root + _EXAMPLE))
     if own is not None:
-        example = _example(held.read(root + _EXAMPLE))
+        arrays = held.read(root + _FORMATS) if root + _FORMATS in held.sizes else b""
+        own["metadata"] = notes.unpack(own["metadata"], _from_hexadecimal(arrays))
     elif example is None and held.sizes.get(root + _SAMPLES):
         try:
             example = samples.read(held.read(root + _SAMPLES))
@@ -167,15 +175,15 @@ def _open(path: Path, example: tuple[Array, ...] | None) -> tuple[Native, tuple[
         exported = ExportedProgramDeserializer().deserialize(description, state, constants, None)
     if own is None:
         with _torch_says():
-            native, example = read.load(exported, example)
-        rehearse(native, example)
-        return native, example, {}
-    assert example is not None
+            native, stored = read.load(exported, example)
+        rehearse(native, stored)
+        return native, stored, {}
+    assert stored is not None
     with _torch_says():
         native = natives.from_program(exported, own["fixed_batch"], shared=True, free=own["free"])
         _restore(native, own)
-    rehearse(native, example)
-    return native, example, own["metadata"]
+    rehearse(native, stored)
+    return native, stored, own["metadata"]
 
 
 @contextlib.contextmanager
@@ -199,8 +207,8 @@ def _checked(path: Path) -> tuple[Archive, str]:
     for name in held.sizes:
         if not _MEMBERS.fullmatch(name[len(root) :]):
             raise Malformed(f"holds {name[:80]!r}, which can be code or a pickle and is not opened")
-    for name, wanted in (("archive_format", b"pt2"), ("archive_version", b"0")):
-        if held.read(root + name, 16).strip() != wanted:
+    for name, expected in (("archive_format", b"pt2"), ("archive_version", b"0")):
+        if held.read(root + name, 16).strip() != expected:
             raise Malformed(f"is of another {name} than torch.export writes")
     if root + "byteorder" in held.sizes and held.read(root + "byteorder", 16) != b"little":
         raise Malformed("holds numbers in another order of bytes")
@@ -230,10 +238,17 @@ def _own(content: bytes) -> dict[str, Any]:
     return own
 
 
+def _from_hexadecimal(content: bytes) -> bytes:
+    try:
+        return bytes.fromhex(content.decode("ascii"))
+    except ValueError as reason:
+        raise Malformed("holds arrays that are not written in hexadecimal") from reason
+
+
 def _example(content: bytes) -> tuple[Array, ...]:
     """Example inputs from hexadecimal safetensors."""
     try:
-        arrays = safetensors.numpy.load(bytes.fromhex(content.decode("ascii")))
+        arrays = safetensors.numpy.load(_from_hexadecimal(content))
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as reason:
         raise Malformed("holds example inputs that cannot be read") from reason
     if not arrays:
@@ -267,7 +282,7 @@ def _restore(native: Native, own: Mapping[str, Any]) -> None:
     native.recompile()
 
 
-def _open_trusted(path: Path, example: tuple[Array, ...] | None) -> tuple[Native, tuple[Array, ...], dict[str, Any]]:
+def _open_trusted(path: Path, example: Example | None) -> tuple[Native, tuple[Array, ...], dict[str, Any]]:
     """A program that holds a pickle, of an author whom the user trusts: read by torch, which runs it."""
     try:
         exported = torch.export.load(str(path))
@@ -277,7 +292,7 @@ def _open_trusted(path: Path, example: tuple[Array, ...] | None) -> tuple[Native
 
 
 def _open_pickle(
-    path: Path, allow_pickle: bool, example: tuple[Array, ...] | None
+    path: Path, allow_pickle: bool, example: Example | None
 ) -> tuple[Native, tuple[Array, ...], dict[str, Any]]:
     if not allow_pickle:
         raise SlimlineError(
@@ -287,7 +302,7 @@ def _open_pickle(
     try:
         module = torch.load(path, map_location="cpu", weights_only=False)
     except (pickle.UnpicklingError, EOFError, RuntimeError, AttributeError, ImportError) as reason:
-        raise SlimlineError(f"{path} cannot be unpickled ({str(reason).splitlines()[0]}): save it as .pt2.") from reason
+        raise SlimlineError(f"{path} cannot be unpickled ({first_line(reason)}): save it as .pt2.") from reason
     if not isinstance(module, (nn.Module, torch.export.ExportedProgram)):
         raise SlimlineError(
             f"{path} holds a {type(module).__name__}, not a module: give package.module:factory with --weights."

@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from slimline.basics.errors import SlimlineError
+from slimline.basics.named import Labels
 from slimline.frameworks.base import Array, Batch
 from slimline.frameworks.torch.device import (
     CPU,
@@ -28,6 +29,7 @@ from slimline.frameworks.torch.device import (
 from slimline.frameworks.torch.native import check_batch, free_views, set_training
 from slimline.frameworks.torch.operators import argument
 from slimline.methods import distillation
+from slimline.methods.outputs import Output, described, targets
 from slimline.recipe.training import Training
 
 _BATCH_NORM = torch.ops.aten.batch_norm.default
@@ -51,6 +53,7 @@ class TorchTrainer:
         seed: int,
         total_steps: int,
         device: str = CPU,
+        outputs: Sequence[Output] | None = None,
     ) -> None:
         low = step.precision == "bfloat16"
         if low and kind(device) == "cuda" and not torch.cuda.is_bf16_supported():
@@ -58,6 +61,7 @@ class TorchTrainer:
         self._source = native
         self._config = step
         self._device = device
+        self._outputs = outputs
         with computing(device):
             self._student = _Fast(native, device)
             self._teacher = None if teacher is None else _Fast(teacher, device)
@@ -145,14 +149,22 @@ class TorchTrainer:
     def _backward(self, batch: Batch) -> float:
         """Gradients of the loss on a batch, and the loss."""
         inputs, labels = batch
-        low = torch.autocast(kind(self._device), torch.bfloat16, enabled=self._config.precision == "bfloat16")
-        wanted = None
+        config, teachers = self._config, None
+        low = torch.autocast(kind(self._device), torch.bfloat16, enabled=config.precision == "bfloat16")
         if self._teacher is not None:
             with torch.no_grad(), low:
-                wanted = self._teacher(inputs)
+                raw = self._teacher(inputs)
+                self._outputs = self._outputs or _described(raw, labels)
+                teachers = self._teacher.logits(raw, self._outputs)
         with drawing(self._device, self._random), low:
-            given = self._student(inputs)
-        loss = self._loss(given, wanted, labels)
+            raw = self._student(inputs)
+            self._outputs = self._outputs or _described(raw, labels)
+            students = self._student.logits(raw, self._outputs)
+        own = None if teachers is not None and config.alpha == 1 else labels
+        loss: Tensor = distillation.joint(
+            xp, config.loss, self._outputs, students, teachers, _targets(self._outputs, own, self._device),
+            temperature=config.temperature, alpha=config.alpha,
+        )  # fmt: skip
         if self._term is not None:
             loss = loss + self._term()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -163,11 +175,12 @@ class TorchTrainer:
             for name, mask in self._masks.items():
                 self._weights[name].mul_(mask)
 
-    def predict(self, inputs: tuple[Array, ...]) -> Array:
-        """The student's first output in inference mode, float32."""
+    def outputs(self, inputs: tuple[Array, ...]) -> tuple[Array, ...]:
+        """All outputs of the student in inference mode, floats as float32."""
         self._student.mode(training=False)
         with torch.inference_mode(), computing(self._device):
-            return np.asarray(self._student.outputs(inputs).float().cpu().numpy())
+            found = [x.float() if x.is_floating_point() else x for x in self._student(inputs)]
+            return tuple(np.asarray(x.cpu().numpy()) for x in found)
 
     def state(self) -> dict[str, Array]:
         """Weights and buffers (``model/``), optimiser (``optimizer/NAME/…``) and ``random`` (of a GPU
@@ -206,21 +219,6 @@ class TorchTrainer:
                 tensor.copy_(trained[name])
         return module
 
-    def _loss(self, given: Tensor, wanted: Tensor | None, labels: Array | None) -> Tensor:
-        config, target, axis, regression = self._config, None, -1, False
-        if labels is not None and (config.alpha < 1 or wanted is None):
-            regression = labels.dtype.kind == "f"
-            target = move(torch.from_numpy(np.ascontiguousarray(labels)), self._device)
-            target = target.reshape(given.shape) if regression else target.long()
-        if not regression:
-            shape = None if target is None else tuple(target.shape)
-            axis = distillation.class_axis(tuple(given.shape), shape, channels_first=True)
-        found: Tensor = distillation.loss(
-            xp, config.loss, given, wanted, target,
-            temperature=config.temperature, alpha=config.alpha, axis=axis, regression=regression,
-        )  # fmt: skip
-        return found
-
 
 def gradients(
     native: fx.GraphModule,
@@ -228,15 +226,17 @@ def gradients(
     loss: str,
     see: Callable[[Mapping[str, Array]], None] | None = None,
     device: str = CPU,
+    outputs: Sequence[Output] | None = None,
 ) -> dict[str, Array]:
     """Mean gradient over `batches` of each weight, frozen ones too, by name, in inference mode, float32.
 
     Parameters
     ----------
-    loss : ``cross_entropy`` with the labels, or ``norm``: the mean over samples of half the squared norm of
-        the first output, for data without labels.
+    loss : ``cross_entropy``, of each output the loss that its labels have, or ``norm``: the mean over samples of half
+        the squared norm of all outputs, for data without labels.
     see : told the gradient of every batch.
     device : on which they are computed; they come back from it.
+    outputs : what each means; None leaves that to the labels of the first batch.
     """
     model = _Fast(native, device)
     weights = {n: p.requires_grad_() for n, p in model.module.named_parameters() if p.is_floating_point()}
@@ -244,15 +244,16 @@ def gradients(
     count = 0
     for inputs, labels in batches:
         with computing(device):
-            outputs = model.outputs(inputs) if loss == "norm" else model(inputs)
+            raw = model(inputs)
             if loss == "norm":
-                value = 0.5 * outputs.square().sum() / len(outputs)
+                norms = [0.5 * x.square().sum() / len(x) for x in raw if x.is_floating_point()]
+                value = sum(norms[1:], norms[0])
             elif labels is None:
                 raise SlimlineError("The cross_entropy gradient needs labels: give labelled data or use the norm.")
             else:
-                axis = distillation.class_axis(tuple(outputs.shape), labels.shape, channels_first=True)
-                classes = move(torch.from_numpy(labels), device).long()
-                value = distillation.cross_entropy(xp, outputs, classes, axis)
+                outputs = outputs or _described(raw, labels)
+                own = _targets(outputs, labels, device)
+                value = distillation.joint(xp, "kl", outputs, model.logits(raw, outputs), None, own)
             found = torch.autograd.grad(value, list(weights.values()), allow_unused=True)
         now = {n: torch.zeros_like(w) if g is None else g for (n, w), g in zip(weights.items(), found, strict=True)}
         for name, gradient in now.items():
@@ -265,16 +266,33 @@ def gradients(
     return {name: _array(total / count) for name, total in sums.items()}
 
 
-def answers(native: fx.GraphModule, batches: Iterable[tuple[Array, ...]], device: str) -> list[Array]:
-    """The first output in inference mode for every batch, as stored; of bfloat16 float32."""
+def answers(native: fx.GraphModule, batches: Iterable[tuple[Array, ...]], device: str) -> list[tuple[Array, ...]]:
+    """All outputs in inference mode for every batch, as stored; of bfloat16 float32."""
     found = []
     with computing(device):
         model = _Fast(native, device)
     with torch.inference_mode(), computing(device):
         for batch in batches:
-            output = model.outputs(batch)
-            found.append((output.float() if output.dtype == torch.bfloat16 else output).cpu().numpy())
+            outputs = [x.float() if x.dtype == torch.bfloat16 else x for x in model(batch)]
+            found.append(tuple(x.cpu().numpy() for x in outputs))
     return found
+
+
+def _described(raw: Sequence[Tensor], labels: Labels) -> tuple[Output, ...]:
+    """What the outputs mean, as far as they and the labels of a batch tell."""
+    bare = [Output(name=str(i), shape=tuple(x.shape), dtype=_dtype(x)) for i, x in enumerate(raw)]
+    return described(bare, labels, channels_first=True)
+
+
+def _dtype(tensor: Tensor) -> str:
+    """Numpy's name of it; bfloat16 counts as float32, as which it leaves."""
+    return "float32" if tensor.dtype == torch.bfloat16 else str(tensor.dtype).removeprefix("torch.")
+
+
+def _targets(outputs: Sequence[Output], labels: Labels, device: str) -> list[Tensor | None]:
+    """The labels of each output, on the device."""
+    own = targets(outputs, labels)
+    return [None if x is None else move(torch.from_numpy(np.ascontiguousarray(x)), device) for x in own]
 
 
 def _keep_from_overflow(module: fx.GraphModule) -> None:
@@ -301,7 +319,7 @@ def _keep_from_overflow(module: fx.GraphModule) -> None:
 class _Fast:
     """A copy of a graph module on a device, laid out for speed: channels last where it has 2-D convolutions.
 
-    ``model(inputs)`` gives the first output as float32 logits.
+    ``model(inputs)`` gives all its outputs.
     """
 
     def __init__(self, native: fx.GraphModule, device: str = CPU) -> None:
@@ -314,7 +332,7 @@ class _Fast:
         if device == CPU:
             _keep_from_overflow(self.module)
         free_views(self.module)
-        self._probabilities = _final(self.module).target in _SOFTMAX
+        self._finals = _finals(self.module)
         if self._images:
             for tensor in (*self.module.parameters(), *self.module.buffers()):
                 if tensor.dim() == 4:
@@ -347,21 +365,28 @@ class _Fast:
         found = [move(torch.from_numpy(np.ascontiguousarray(x)), self._device) for x in inputs]
         return [x.contiguous(memory_format=torch.channels_last) if self._images and x.dim() == 4 else x for x in found]
 
-    def outputs(self, inputs: tuple[Array, ...]) -> Tensor:
-        """The first output."""
-        found: Tensor = pytree.tree_leaves(self.module(*self.tensors(inputs)))[0]
-        return found
+    def __call__(self, inputs: tuple[Array, ...]) -> list[Tensor]:
+        return [x for x in pytree.tree_leaves(self.module(*self.tensors(inputs))) if isinstance(x, Tensor)]
 
-    def __call__(self, inputs: tuple[Array, ...]) -> Tensor:
-        outputs = self.outputs(inputs).float()
-        return outputs.clamp_min(torch.finfo(torch.float32).tiny).log() if self._probabilities else outputs
+    def logits(self, raw: Sequence[Tensor], outputs: Sequence[Output]) -> list[Tensor]:
+        """The outputs as losses compare them: float32, logits of those that are probabilities."""
+        return [_logits(*each) for each in zip(raw, outputs, self._finals, strict=True)]
 
 
-def _final(module: fx.GraphModule) -> fx.Node:
-    """The operator that computes the first output."""
-    (output,) = module.graph.find_nodes(op="output")
-    found: fx.Node = output.all_input_nodes[0]
+def _logits(raw: Tensor, output: Output, final: Any) -> Tensor:
+    found = raw.float() if raw.is_floating_point() else raw
+    tiny = torch.finfo(torch.float32).tiny
+    if output.kind == "classes" and final in _SOFTMAX:
+        return found.clamp_min(tiny).log()
+    if output.kind == "multilabel" and final == torch.ops.aten.sigmoid.default:
+        return found.clamp_min(tiny).log() - (1 - found).clamp_min(torch.finfo(torch.float32).eps).log()
     return found
+
+
+def _finals(module: fx.GraphModule) -> list[Any]:
+    """The operator that computes each output."""
+    (output,) = module.graph.find_nodes(op="output")
+    return [node.target for node in pytree.tree_leaves(output.args[0]) if isinstance(node, fx.Node)]
 
 
 class _Statistics(fx.Interpreter):

@@ -146,7 +146,7 @@ class View:
         """Of dimensions of an ancestor, the positions that it lies within; as far as they can be told."""
         chain = self.ancestors()
         places: list[int] = list(range(ancestor.value.dim()))
-        found: dict[int, range] = {}
+        ranges: dict[int, range] = {}
         for view in reversed(chain[: chain.index(ancestor)]):
             box = None if view.alike else view.box()
             if box is None:
@@ -156,10 +156,10 @@ class View:
             dim, span, gone = box
             place = places[dim]
             if isinstance(span, range):
-                found[place] = found[place][span.start : span.stop : span.step] if place in found else span
+                ranges[place] = ranges[place][span.start : span.stop : span.step] if place in ranges else span
             if gone:
                 places.pop(dim)
-        return found
+        return ranges
 
     def apart(self, other: View) -> bool:
         """Whether the two surely share no position, in any batch."""

@@ -5,17 +5,25 @@ both have. So a framework or a runtime that is added needs to know no other.
 
 ====================== ====================================================================================
 `ONNX`                 an `onnx_ir.Model`, with ``slimline::FakeQuantize`` where values are rounded, see `onnx`
+`EXPORTED_PROGRAM`     a `torch.export.ExportedProgram`, integers in pairs on int8, see `exported_program`
 `TENSORFLOW_FUNCTION`  a `slimline.runtimes.forms.tensorflow.Function`
 ====================== ====================================================================================
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from itertools import pairwise
 from typing import Any
 
+EXPORTED_PROGRAM = "exported_program"
 ONNX = "onnx"
 TENSORFLOW_FUNCTION = "tensorflow_function"
+
+_CONVERSIONS = {(ONNX, TENSORFLOW_FUNCTION): ("slimline.runtimes.forms.onnx_tensorflow", "to_function")}
+"""The function that makes the content of one form from that of another."""
 
 
 @dataclass(frozen=True)
@@ -32,3 +40,24 @@ class Form:
     kind: str
     content: Any
     integer: bool
+
+
+def road(forms: Sequence[str], taken: Sequence[str]) -> tuple[str, ...] | None:
+    """The forms that a network goes through from a framework that gives `forms` to a runtime that takes others, best
+    first; None where there is no road."""
+    for kind in taken:
+        if kind in forms:
+            return (kind,)
+    for kind in taken:
+        for source in forms:
+            if (source, kind) in _CONVERSIONS:
+                return source, kind
+    return None
+
+
+def converted(content: Any, road: Sequence[str]) -> Any:
+    """What is the content of the first form of a road, in the last."""
+    for step in pairwise(road):
+        module, function = _CONVERSIONS[step]
+        content = getattr(import_module(module), function)(content)
+    return content

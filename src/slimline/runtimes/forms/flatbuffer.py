@@ -26,7 +26,7 @@ _COMPUTE = (
 )
 
 
-def compact(data: bytes, inputs: Mapping[str, str], layers: Mapping[str, bool]) -> bytes:
+def compact(data: bytes, inputs: Mapping[str, str], layers: Mapping[str, bool], outputs: Sequence[str] = ()) -> bytes:
     """The same network in as few bytes as LiteRT reads.
 
     Parameters
@@ -34,6 +34,7 @@ def compact(data: bytes, inputs: Mapping[str, str], layers: Mapping[str, bool]) 
     data : a ``.tflite`` file of one subgraph.
     inputs : the name that each input was traced under, to the user's; in the order the user gives them.
     layers : the user's layers, and whether each computes with a kernel.
+    outputs : the user's names of the outputs; a file with several keeps them in a signature.
 
     Returns
     -------
@@ -48,13 +49,30 @@ def compact(data: bytes, inputs: Mapping[str, str], layers: Mapping[str, bool]) 
     graph.inputs = sorted(graph.inputs, key=lambda i: order[_text(graph.tensors[i].name)])
     _rename(model, graph, list(inputs.values()), layers)
     _sweep(model, graph)
-    model.description = model.metadata = model.metadataBuffer = model.signatureDefs = None
+    model.description = model.metadata = model.metadataBuffer = None
+    several = len(outputs) == len(graph.outputs) > 1
+    model.signatureDefs = [_signature(graph, list(inputs.values()), outputs)] if several else None
     for tensor in graph.tensors:
         if tensor.quantization is not None:
             tensor.quantization.min = tensor.quantization.max = None
     builder = _SharingBuilder(len(data))
     builder.Finish(model.Pack(builder), _IDENTIFIER)
     return bytes(builder.Output())
+
+
+def _signature(graph: Any, inputs: Sequence[str], outputs: Sequence[str]) -> Any:
+    """The names of inputs and outputs."""
+    signature = schema.SignatureDefT()
+    signature.signatureKey, signature.subgraphIndex = "serving_default", 0
+    signature.inputs = [_called(name, index) for name, index in zip(inputs, graph.inputs, strict=True)]
+    signature.outputs = [_called(name, index) for name, index in zip(outputs, graph.outputs, strict=True)]
+    return signature
+
+
+def _called(name: str, index: int) -> Any:
+    entry = schema.TensorMapT()
+    entry.name, entry.tensorIndex = name, int(index)
+    return entry
 
 
 class _SharingBuilder(flatbuffers.Builder):  # type: ignore[misc]

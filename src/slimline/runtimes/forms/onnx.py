@@ -1,14 +1,15 @@
-"""Rewrites of an exported ONNX graph into the form ONNX Runtime fuses into integer kernels.
+"""Rewrites of an exported ONNX graph into the forms that runtimes fuse into integer kernels.
 
 Frameworks carry their rounding into ONNX as one private operator, ``slimline::FakeQuantize`` (`schema`), so that no
 constant folding can touch it. The passes here turn them into standard QuantizeLinear/DequantizeLinear (QDQ) pairs:
 weights become int8 initializers, biases int32 ones on the product of the scales of input and weight, and activations
 pairs on uint8. Last, everything that is no part of the computation (names, traces, inferred shapes) is dropped.
+`rewrite` is what ONNX Runtime fuses; `store_weights` leaves activations to runtimes that have an operator of their own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +17,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from slimline.methods.grids import Grid
-from slimline.methods.ranges import quantize
+from slimline.basics.errors import SlimlineError
+from slimline.methods.formats import IntegerGrid, along
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -28,6 +29,8 @@ _MOVES = {
     "Slice", "Split", "Gather", "Expand", "Pad", "Identity",
 }  # fmt: skip
 _BIASED = {"Conv", "ConvTranspose", "Gemm"}
+WEIGHTED = frozenset({*_BIASED, "MatMul"})
+"""Operators that have the weight of a layer as their second operand."""
 _INT32 = np.iinfo(np.int32)
 
 
@@ -53,10 +56,31 @@ def schema() -> onnx.defs.OpSchema:
     )
 
 
+def serialized(model: ir.Model, passes: Callable[[ir.Model], None]) -> bytes:
+    """The bytes of the model after `passes`, checked; the same each time.
+
+    Raises
+    ------
+    SlimlineError : it is no valid ONNX.
+    """
+    try:
+        passes(model)
+        proto = ir.to_proto(model)
+        del proto.graph.value_info[:]  # shapes of the weights, which say nothing that the weights do not
+        onnx.checker.check_model(proto, full_check=True)
+    except Exception as error:  # the checker raises many types
+        reason = " ".join((str(error).strip().splitlines() or [type(error).__name__])[0].split())[:200].rstrip(".: ")
+        raise SlimlineError(
+            f"The model cannot be written as ONNX ({reason}): express that part of it by common operators."
+        ) from error
+    content: bytes = proto.SerializeToString(deterministic=True)
+    return content
+
+
 def rewrite(model: ir.Model) -> None:
     """Run all passes on `model`, in place."""
     graph = model.graph
-    _name_nodes(graph)
+    name_nodes(graph)
     _pool_means(graph)
     _drop_clamps(graph)
     _carry_grids(graph)
@@ -65,12 +89,31 @@ def rewrite(model: ir.Model) -> None:
     _strip(model)
 
 
-def _name_nodes(graph: ir.Graph) -> None:
+def explicit(model: ir.Model) -> None:
+    """Run the passes for TensorRT, in place: pairs where values are rounded, biases in float."""
+    graph = model.graph
+    name_nodes(graph)
+    _Expander(graph).pairs()
+    _drop_unused(graph)
+    _strip(model)
+
+
+def store_weights(model: ir.Model) -> None:
+    """Name operators and make weights int8 initializers, in place; activations stay on ``slimline::FakeQuantize``."""
+    graph = model.graph
+    name_nodes(graph)
+    _Expander(graph).weights()
+    _drop_unused(graph)
+    _strip(model)
+    model.opset_imports[DOMAIN] = 1
+
+
+def name_nodes(graph: ir.Graph) -> None:
     """Name every operator by the user's layer: plainly those with weights, the others with their operator."""
     taken: set[str] = set()
     for node in graph:
         layer, weighted = "", False
-        if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul") and node.inputs[1] is not None:
+        if node.op_type in WEIGHTED and node.inputs[1] is not None:
             weight: ir.Value | None = node.inputs[1]
             while weight is not None and (source := weight.producer()) is not None:
                 weight = source.inputs[0] if source.op_type in (FAKE_QUANTIZE, "Transpose") else None
@@ -104,7 +147,7 @@ def _pool_means(graph: ir.Graph) -> None:
         pool = ir.node("GlobalAveragePool", [x], name=node.name)
         made = [pool]
         if not _attribute(node, "keepdims", 1):
-            rounding = _sole_rounding(mean)
+            rounding = sole_rounding(mean)
             if rounding is not None:  # round before the reshape too, so that the pool itself is integer
                 made.append(_rounding_like(rounding, made[-1].outputs[0]))
             made.append(ir.node("Flatten", [made[-1].outputs[0]], {"axis": 1}, name=f"{node.name}/Flatten"))
@@ -116,12 +159,12 @@ def _drop_clamps(graph: ir.Graph) -> None:
     for node in list(graph):
         if node.op_type not in ("Relu", "Clip"):
             continue
-        rounding = _sole_rounding(node.outputs[0])
+        rounding = sole_rounding(node.outputs[0])
         if rounding is None or node.inputs[0] is None:
             continue
-        grid = _grid(rounding)
-        bottom = (grid.low - grid.zero_point[0]) * grid.scale[0]
-        top = (grid.high - grid.zero_point[0]) * grid.scale[0]
+        grid = grid_of(rounding)
+        scale, zero = float(grid.scale), int(grid.zero)
+        bottom, top = (grid.low - zero) * scale, (grid.high - zero) * scale
         low, high = 0.0, np.inf
         if node.op_type == "Clip":
             limits = [None if v is None else _constant(v) for v in node.inputs[1:]]
@@ -130,7 +173,7 @@ def _drop_clamps(graph: ir.Graph) -> None:
             low = -np.inf if not limits or limits[0] is None else float(limits[0])
             high = np.inf if len(limits) < 2 or limits[1] is None else float(limits[1])
         # Less than half a step beyond the limit rounds onto the same level as the limit does.
-        if bottom > low - grid.scale[0] / 2 and top < high + grid.scale[0] / 2:
+        if bottom > low - scale / 2 and top < high + scale / 2:
             _replace(graph, node, [], node.inputs[0])
 
 
@@ -142,7 +185,7 @@ def _carry_grids(graph: ir.Graph) -> None:
             continue
         for moved in node.outputs:
             users = list(moved.uses())
-            if _sole_rounding(moved) is not None or moved.is_graph_output() or not users:
+            if sole_rounding(moved) is not None or moved.is_graph_output() or not users:
                 continue
             rounding = _rounding_like(source, moved)
             graph.insert_after(node, rounding)
@@ -163,11 +206,7 @@ class _Expander:
 
     def run(self) -> None:
         """Expand all of them, weights and activations first, biases last."""
-        for node in [n for n in self.graph if n.op_type == FAKE_QUANTIZE and n.domain == DOMAIN]:
-            if _is_weight(node):
-                self._weight(node)
-            else:
-                self._activation(node)
+        self.pairs()
         for node in list(self.graph):
             if node.op_type in _BIASED and node.inputs[0] in self.scales:
                 if node.inputs[1] in self.scales:
@@ -175,23 +214,36 @@ class _Expander:
                 else:
                     self._keep_float(node)
 
+    def pairs(self) -> None:
+        """Expand weights and activations."""
+        for node in [n for n in self.graph if n.op_type == FAKE_QUANTIZE and n.domain == DOMAIN]:
+            if _is_weight(node):
+                self._weight(node)
+            else:
+                self._activation(node)
+
+    def weights(self) -> None:
+        """Expand those of weights alone."""
+        for node in [n for n in self.graph if n.op_type == FAKE_QUANTIZE and n.domain == DOMAIN]:
+            if _is_weight(node):
+                self._weight(node)
+
     def _activation(self, node: ir.Node) -> None:
-        grid = _grid(node)
-        dtype = np.uint8 if grid.low >= 0 else np.int8
-        scale = np.asarray(grid.scale[0], np.float32)
-        ends = [self._store(scale), self._store(np.asarray(grid.zero_point[0], dtype))]
+        grid = grid_of(node)
+        scale = grid.scale
+        ends = [self._store(scale), self._store(grid.zero.astype(np.int8 if grid.signed else np.uint8))]
         rounded = ir.node("QuantizeLinear", [node.inputs[0], *ends], name="")
         real = ir.node("DequantizeLinear", [rounded.outputs[0], *ends], name="")
         _replace(self.graph, node, [rounded, real])
         self.scales[real.outputs[0]] = scale
 
     def _weight(self, node: ir.Node) -> None:
-        grid, value = _grid(node), node.inputs[0]
+        grid, value = grid_of(node), node.inputs[0]
         weight = _constant(value)
         assert value is not None and weight is not None
-        integers = quantize(weight, grid)
-        scales = np.asarray(grid.scale if grid.axis is not None else grid.scale[0], np.float32)
+        integers = grid.encode(weight)
         axis = grid.axis
+        scales = grid.scale if axis is None else grid.scale.ravel()
         users = [user for user, _ in node.outputs[0].uses()]
         turned = None
         if len(users) == 1 and users[0].op_type == "Transpose":  # a linear layer written as a product
@@ -265,26 +317,16 @@ class _Expander:
         return value
 
 
-def _grid(node: ir.Node) -> Grid:
+def grid_of(node: ir.Node) -> IntegerGrid:
     """The grid that a rounding operator carries."""
-    axis = _attribute(node, "axis", None)
+    low, high, axis = (_attribute(node, name, None) for name in ("low", "high", "axis"))
     if axis is None:
-        scale: Sequence[float] = (_attribute(node, "scale", None),)
-        zero: Sequence[int] = (_attribute(node, "zero_point", None),)
-    else:
-        stored = _constant(node.inputs[1])
-        assert stored is not None
-        scale = [float(s) for s in stored]
-        zero = [0] * len(scale)
-    low = _attribute(node, "low", None)
-    return Grid(
-        scale=tuple(scale),
-        zero_point=tuple(zero),
-        low=low,
-        high=_attribute(node, "high", None),
-        axis=axis,
-        dtype="uint8" if low >= 0 else "int8",
-    )
+        scale, zero = (np.asarray(_attribute(node, name, None)) for name in ("scale", "zero_point"))
+        return IntegerGrid.between(low, high, scale.astype(np.float32), (), zero.astype(np.int32))
+    scales, value = _constant(node.inputs[1]), node.inputs[0]
+    assert scales is not None and value is not None and value.shape is not None
+    blocks = along(axis, len(value.shape))
+    return IntegerGrid.between(low, high, scales.reshape([1 if b is None else -1 for b in blocks]), blocks)
 
 
 def _is_weight(node: ir.Node) -> bool:
@@ -292,7 +334,7 @@ def _is_weight(node: ir.Node) -> bool:
     return _constant(node.inputs[0]) is not None
 
 
-def _sole_rounding(value: ir.Value) -> ir.Node | None:
+def sole_rounding(value: ir.Value) -> ir.Node | None:
     """The rounding operator that alone reads `value`, if that is so."""
     users = [user for user, _ in value.uses()]
     if len(users) == 1 and users[0].op_type == FAKE_QUANTIZE and not value.is_graph_output():

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from slimline.recipe.step import Step
 from slimline.steps.activations.step import ActivationPruning
-from slimline.steps.base import Context, Done, Handler, perform_plan
+from slimline.steps.base import Context, Handler, StepResult, perform_plan
 
 if TYPE_CHECKING:
     from slimline.data import Data
@@ -35,7 +35,7 @@ class _Handler(Handler[ActivationPruning]):
 
         return plan_activations(model, step, data, seed)
 
-    def perform(self, step: ActivationPruning, model: Model, context: Context) -> Done:
+    def perform(self, step: ActivationPruning, model: Model, context: Context) -> StepResult:
         return perform_plan(self, step, model, context)
 
 

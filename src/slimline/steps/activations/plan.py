@@ -105,7 +105,7 @@ def plan_activations(model: Model, step: ActivationPruning, data: Data | None = 
     if data is None:
         raise SlimlineError("ActivationPruning needs data: pass slimline.Data with training or calibration samples.")
     values = observed(model, [node.outputs[0] for node in nodes], data, step.samples)
-    found = []
+    thresholds = []
     for node in nodes:
         seen = values[node.outputs[0]]
         if step.sparsity is not None:
@@ -114,12 +114,12 @@ def plan_activations(model: Model, step: ActivationPruning, data: Data | None = 
             threshold = threshold_for_error(seen, step.error or 0.0)
         cut = float(np.square(seen[seen <= threshold], dtype=np.float64).sum())
         total = float(np.square(seen, dtype=np.float64).sum())
-        found.append(
+        thresholds.append(
             Threshold(node.outputs[0], node.layer, threshold, sparsity(seen), float("nan"), cut / max(total, 1e-300))
         )
-    truncated = ActivationPlan(model.graph, found).apply(model)
+    truncated = ActivationPlan(model.graph, thresholds).apply(model)
     after = observed(truncated, list(values), data, step.samples)
-    return ActivationPlan(model.graph, [replace(t, after=sparsity(after[t.value], t.threshold)) for t in found])
+    return ActivationPlan(model.graph, [replace(t, after=sparsity(after[t.value], t.threshold)) for t in thresholds])
 
 
 def zeros_among_activations(step: Choice, before: Model, after: Model, data: Data) -> dict[str, Any]:
@@ -142,7 +142,7 @@ def observed(model: Model, values: Sequence[str], data: Data, samples: int) -> d
         parts[name].append(flat[np.linspace(0, flat.size - 1, min(flat.size, SEEN)).astype(np.int64)])
 
     model.adapter.observe(model.native, first(data.split("calibration"), samples), list(values), see)
-    return {name: np.concatenate(found) for name, found in parts.items()}
+    return {name: np.concatenate(pieces) for name, pieces in parts.items()}
 
 
 def relus(graph: Graph) -> list[Node]:
@@ -157,10 +157,10 @@ def chosen(graph: Graph, step: Choice) -> list[Node]:
     ------
     SlimlineError : no ReLU, or a glob that matches none.
     """
-    found = relus(graph)
-    if not found:
+    candidates = relus(graph)
+    if not candidates:
         raise SlimlineError(f"The model has no ReLU, so no activations that are zero: {step.step} needs some.")
-    named = list(dict.fromkeys(name for n in found for name in (n.layer, n.outputs[0])))
+    named = list(dict.fromkeys(name for n in candidates for name in (n.layer, n.outputs[0])))
     for field, globs in (("layers", step.layers), ("keep", step.keep)):
         refuse_unmatched(f"ReLU for {field}", globs, named, graph.types)
-    return [n for n in found if selected((n.layer, n.outputs[0]), step.layers, step.keep, graph.types)]
+    return [n for n in candidates if selected((n.layer, n.outputs[0]), step.layers, step.keep, graph.types)]

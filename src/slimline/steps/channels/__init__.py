@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from slimline.recipe.step import Step
-from slimline.steps.base import Context, Done, Handler
+from slimline.steps.base import Context, Handler, StepResult
 from slimline.steps.channels.step import ChannelPruning
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class _Handler(Handler[ChannelPruning]):
 
         return plan(model, step, data, seed, target) if step.cut is None else plan_cuts(model, step, data, seed)
 
-    def perform(self, step: ChannelPruning, model: Model, context: Context) -> Done:
+    def perform(self, step: ChannelPruning, model: Model, context: Context) -> StepResult:
         from slimline.steps.channels.rounds import prune
 
         return prune(self, step, model, context)

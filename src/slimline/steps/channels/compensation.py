@@ -54,10 +54,10 @@ def compensate(dense: Model, pruned: Model, plans: Removals, batches: Batches, r
 
     parts = list(in_parts(schedule, size, MEMORY))
     jobs = [[job for level in part for job in level] for part in parts]
-    before = _Walk(dense, batches, [list(_wanted(some)) for some in jobs])
+    before = _Walk(dense, batches, [list(_target_values(part_jobs)) for part_jobs in jobs])
     walk = _Walk(pruned, batches, [_reads(level) for level in schedule])
-    for part, some in zip(parts, jobs, strict=True):
-        targets = _Targets(some, dense.parameters(), lambda see: before.on(dense.native, see), limit)
+    for part, part_jobs in zip(parts, jobs, strict=True):
+        targets = _Targets(part_jobs, dense.parameters(), lambda see: before.on(dense.native, see), limit)
         for level in part:
             new = _solve(level, adapter.parameters(native), lambda see: walk.on(native, see), targets, limit, ridge)  # noqa: B023
             native = adapter.edit(native, (PutTensors(new),), pruned.example)
@@ -74,48 +74,50 @@ class _Walk:
 
     def __init__(self, model: Model, batches: Batches, stops: Sequence[Sequence[str]]) -> None:
         self.model, self.stops, self.batches = model, stops, batches
-        self.done = 0
-        self.made = model.graph.producers()
+        self.position = 0
+        self.producers = model.graph.producers()
         self.stored = set(model.graph.parameters)
-        self.kept: dict[str, list[Array]] = {
+        self.held: dict[str, list[Array]] = {
             name: [batch[i] for batch in batches] for i, name in enumerate(model.graph.inputs)
         }
 
     def on(self, native: Any, see: Callable[[str, Array], None]) -> None:
         """The next stop: every batch of every value that is wanted there goes to `see`."""
-        wanted = self.stops[self.done]
-        self.done += 1
-        starts = sorted(self._starts(wanted, self.kept).union(self.model.graph.inputs))
-        at_hand = {*self.kept, *(name for name in wanted if self._bytes(name) < MEMORY)}
-        needed = set(self.model.graph.inputs).union(*(self._starts(stop, at_hand) for stop in self.stops[self.done :]))
-        seen: dict[str, list[Array]] = {name: [] for name in needed if name not in self.kept}
+        targets = self.stops[self.position]
+        self.position += 1
+        starts = sorted(self._starts(targets, self.held).union(self.model.graph.inputs))
+        at_hand = {*self.held, *(name for name in targets if self._bytes(name) < MEMORY)}
+        needed = set(self.model.graph.inputs).union(
+            *(self._starts(stop, at_hand) for stop in self.stops[self.position :])
+        )
+        seen: dict[str, list[Array]] = {name: [] for name in needed if name not in self.held}
 
         def store(name: str, array: Array) -> None:
             if name in seen:
                 seen[name].append(np.array(array))
             see(name, array)
 
-        given = list(zip(*(self.kept[name] for name in starts), strict=True))
-        self.model.adapter.observe(native, given, wanted, store, starts)
-        self.kept = {name: arrays for name, arrays in (self.kept | seen).items() if name in needed}
+        inputs = list(zip(*(self.held[name] for name in starts), strict=True))
+        self.model.adapter.observe(native, inputs, targets, store, starts)
+        self.held = {name: arrays for name, arrays in (self.held | seen).items() if name in needed}
 
     def _bytes(self, name: str) -> float:
         value = self.model.graph.values[name]
         samples = sum(len(batch[0]) for batch in self.batches)
         return samples * math.prod(value.shape[1:]) * np.dtype(value.dtype).itemsize
 
-    def _starts(self, wanted: Sequence[str], at_hand: Container[str]) -> set[str]:
-        """The values at hand from which all of `wanted` can be computed."""
-        found: set[str] = set()
-        pending, passed = list(wanted), set[str]()
+    def _starts(self, targets: Sequence[str], at_hand: Container[str]) -> set[str]:
+        """The values at hand from which all of `targets` can be computed."""
+        starts: set[str] = set()
+        pending, passed = list(targets), set[str]()
         while pending:
             name = pending.pop()
             if name in at_hand:
-                found.add(name)
+                starts.add(name)
             elif name not in passed and name not in self.stored:
                 passed.add(name)
-                pending += [n for n in self.made[name].inputs if n is not None]
-        return found
+                pending += [n for n in self.producers[name].inputs if n is not None]
+        return starts
 
 
 def _reads(jobs: Sequence[_Job]) -> list[str]:
@@ -129,7 +131,7 @@ class _Job:
     Attributes
     ----------
     before, layer : it in the dense model and in the pruned one.
-    kept : of its groups and outputs in the dense model, those that are left.
+    retained : of its groups and outputs in the dense model, those that are left.
     carried : by axis at whose positions it is applied, those that are left, where some are gone.
     shift : the parameter that takes the constant: a bias, or (`negative`) the mean of a batch norm; None for neither.
     through, other : what is added to make a residual sum: an affine function of the layer's output, and the rest.
@@ -137,7 +139,7 @@ class _Job:
 
     before: LayerMatrix
     layer: LayerMatrix
-    kept: tuple[Array, Array]
+    retained: tuple[Array, Array]
     carried: Mapping[str, Array]
     shift: str | None
     negative: bool
@@ -157,10 +159,10 @@ class _Job:
 def _schedule(pruned: Model, plans: Removals) -> list[list[_Job]]:
     """The layers whose inputs are not what they were, in levels that do not depend on themselves."""
     graph = pruned.graph
-    jobs, behind = _jobs(graph, plans)
-    jobs = _with_sums(graph, jobs, behind)
+    jobs, origins = _jobs(graph, plans)
+    jobs = _with_sums(graph, jobs, origins)
     names = [job.layer.node for job in jobs]
-    needs = [behind[job.layer.input] | behind.get(job.other or "", frozenset()) for job in jobs]
+    needs = [origins[job.layer.input] | origins.get(job.other or "", frozenset()) for job in jobs]
     level: dict[str, int] = {}
     while len(level) < len(jobs):
         for name, need in zip(names, needs, strict=True):
@@ -174,45 +176,45 @@ def _jobs(graph: Graph, plans: Removals) -> tuple[list[_Job], dict[str, frozense
     dense = {m.node: m for m in matrices(plans[0].graph)}
     layers = {m.node: m for m in matrices(graph)}
     readers = graph.consumers()
-    behind: dict[str, frozenset[str]] = {}
-    found = []
+    origins: dict[str, frozenset[str]] = {}
+    jobs = []
     for node in graph.nodes:
-        changed = [behind[name] for name in node.inputs if name in behind]
+        changed = [origins[name] for name in node.inputs if name in origins]
         layer, before = layers.get(node.name), dense.get(node.name)
         touched = bool(changed) or any(plan.statistics(node.name) for plan in plans)
-        come: frozenset[str] = frozenset().union(*changed)
+        origin: frozenset[str] = frozenset().union(*changed)
         if layer is not None and before is not None:
             touched = touched or layer.shape[2] != before.shape[2]
             if touched and layer.weight in graph.learning and len(readers[layer.weight]) == 1:
                 shift, negative = constant_slot(graph, layer, readers)
-                kept = _kept(plans, node.name, before.groups), _kept(plans, node.name, before.outputs)
-                found.append(_Job(before, layer, kept, _carried(plans, before), shift, negative))
-                behind.setdefault(layer.input, frozenset())
-                come |= {node.name}
+                retained = _retained(plans, node.name, before.groups), _retained(plans, node.name, before.outputs)
+                jobs.append(_Job(before, layer, retained, _carried(plans, before), shift, negative))
+                origins.setdefault(layer.input, frozenset())
+                origin |= {node.name}
         if touched:
-            behind.update(dict.fromkeys(node.outputs, come))
-    return found, behind
+            origins.update(dict.fromkeys(node.outputs, origin))
+    return jobs, origins
 
 
-def _kept(plans: Removals, node: str, terms: Terms) -> Array:
+def _retained(plans: Removals, node: str, terms: Terms) -> Array:
     """Positions that stay of the product of some axes."""
     stay = np.ones([n for _, n in terms], bool)
     for d, (name, size) in enumerate(terms):
-        left = np.arange(size)
+        remaining = np.arange(size)
         for plan in plans if not name.startswith(".") else ():
-            kept = plan.axis_kept(node, name)
-            left = left if kept is None else left[kept]
-        stay &= np.isin(np.arange(size), left).reshape([-1 if i == d else 1 for i in range(len(terms))])
+            retained = plan.axis_retained(node, name)
+            remaining = remaining if retained is None else remaining[retained]
+        stay &= np.isin(np.arange(size), remaining).reshape([-1 if i == d else 1 for i in range(len(terms))])
     return np.flatnonzero(stay)
 
 
 def _carried(plans: Removals, before: LayerMatrix) -> dict[str, Array]:
     """By axis that the layer carries along and that loses positions, those that stay."""
-    stay = {name: _kept(plans, before.node, ((name, size),)) for name, size in before.carried}
+    stay = {name: _retained(plans, before.node, ((name, size),)) for name, size in before.carried}
     return {name: stay[name] for name, size in before.carried if len(stay[name]) < size}
 
 
-def _with_sums(graph: Graph, jobs: Sequence[_Job], behind: Mapping[str, frozenset[str]]) -> list[_Job]:
+def _with_sums(graph: Graph, jobs: Sequence[_Job], origins: Mapping[str, frozenset[str]]) -> list[_Job]:
     """Every sum that changed gets one layer that makes up for the error of all of it: the one with most inputs."""
     readers = graph.consumers()
     best: dict[str, _Job] = {}
@@ -222,7 +224,7 @@ def _with_sums(graph: Graph, jobs: Sequence[_Job], behind: Mapping[str, frozense
             continue
         node, through = at
         other = next((name for name in node.inputs if name != through), None)
-        if other is None or other not in behind or job.layer.node in behind[other]:
+        if other is None or other not in origins or job.layer.node in origins[other]:
             continue
         if node.name not in best or best[node.name].layer.shape[2] < job.layer.shape[2]:
             best[node.name] = replace(job, through=through, other=other)
@@ -245,7 +247,7 @@ def _sum(value: str, readers: Readers, graph: Graph) -> tuple[Node, str] | None:
     return None
 
 
-def _wanted(jobs: Sequence[_Job]) -> dict[str, list[tuple[_Job, str]]]:
+def _target_values(jobs: Sequence[_Job]) -> dict[str, list[tuple[_Job, str]]]:
     """Of the dense model: the values that tell what the layers should give, each with what it is to which."""
     reads: dict[str, list[tuple[_Job, str]]] = {}
     for job in jobs:
@@ -268,18 +270,18 @@ class _Targets:
         self.outputs: dict[str, list[Array]] = {job.layer.node: [] for job in jobs}
         self.others: dict[str, list[Array]] = {job.layer.node: [] for job in jobs}
         after: dict[str, list[Array]] = {job.layer.node: [] for job in jobs}
-        reads = _wanted(jobs)
-        weights = {job.layer.node: _pick(job.before.matrix(stored[job.before.weight]), job.kept) for job in jobs}
+        reads = _target_values(jobs)
+        weights = {job.layer.node: _pick(job.before.matrix(stored[job.before.weight]), job.retained) for job in jobs}
         self.shifts = {job.layer.node: _shift(job, stored) for job in jobs if job.shift is not None}
 
         def see(name: str, array: Array) -> None:
             for job, what in reads[name]:
                 node = job.layer.node
                 if what == "input":
-                    rows = job.before.rows(array, limit, job.carried)[job.kept[0]]
+                    rows = job.before.rows(array, limit, job.carried)[job.retained[0]]
                     self.outputs[node].append(np.asarray(rows @ weights[node].swapaxes(1, 2), np.float32))
                 else:
-                    rows = job.before.results(array, limit, job.carried)[job.kept[0]][:, :, job.kept[1]]
+                    rows = job.before.results(array, limit, job.carried)[job.retained[0]][:, :, job.retained[1]]
                     (after if what == "through" else self.others)[node].append(np.asarray(rows, np.float32))
 
         run(see)
@@ -287,20 +289,20 @@ class _Targets:
 
     def rows(self, node: str, batch: int, other: Array | None) -> Array:
         """``(groups, rows, outputs)`` that the layer should give, where now `other` is added to them."""
-        wanted = self.outputs[node][batch]
+        target = self.outputs[node][batch]
         missing = 0 if other is None else (self.others[node][batch] - other) * self.slope[node]
-        return np.asarray(wanted + missing)
+        return np.asarray(target + missing)
 
 
-def _pick(matrix: Array, kept: tuple[Array, Array]) -> Array:
-    return np.asarray(matrix[kept[0]][:, kept[1]])
+def _pick(matrix: Array, retained: tuple[Array, Array]) -> Array:
+    return np.asarray(matrix[retained[0]][:, retained[1]])
 
 
 def _shift(job: _Job, stored: Mapping[str, Array]) -> Array:
     """``(groups, outputs)``: the dense model's shift, which the outputs in `_Targets` are without."""
     held = job.before.vector(stored[str(job.shift)])
     assert held is not None  # constant_slot saw to it
-    return _pick(held, job.kept)
+    return _pick(held, job.retained)
 
 
 def _slope(before: Sequence[Array], after: Sequence[Array]) -> Array:

@@ -11,20 +11,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from slimline.basics.errors import SlimlineError
+from slimline.basics.named import rows
 from slimline.evidence.grams import collect
 from slimline.graph.groups import Groups
 from slimline.graph.ir import Node
 from slimline.graph.matrix import LayerMatrix, Terms, constant_slot, matrices
 from slimline.graph.units import Unit, Units
 from slimline.methods import structured
-from slimline.methods.gram import Gram
+from slimline.methods.gram import Gram, output_energy
 from slimline.methods.removal import Consumer, removal_order
 from slimline.methods.structured import Scores
+from slimline.model.outputs import described_outputs
 from slimline.recipe.criterion import name_of
 from slimline.recipe.named_code import function_of
 
 if TYPE_CHECKING:
     from slimline.data import Data
+    from slimline.frameworks.base import Batch
     from slimline.model import Model
     from slimline.steps.channels.step import ChannelPruning
 
@@ -50,13 +53,13 @@ def scores(
         rng = np.random.default_rng(seed)
         return [rng.random(u.size) for u in chosen]
     context = Evidence(units, model, step, data)
-    found = _CRITERIA.get(str(step.criterion), _by_function)(context, chosen)
-    if all(s is None for s in found):
+    per_unit = _CRITERIA.get(str(step.criterion), _by_function)(context, chosen)
+    if all(s is None for s in per_unit):
         raise SlimlineError(
             f"The {step.criterion} criterion says nothing of these layers, as "
             f"{_SILENT.get(str(step.criterion), 'no weight makes or reads their positions')}: choose another."
         )
-    return found
+    return per_unit
 
 
 _SILENT = {
@@ -83,34 +86,40 @@ class Evidence:
     def layers(self) -> tuple[LayerMatrix, ...]:
         return matrices(self.units.graph)
 
-    def samples(self, size: int, count: int) -> list[tuple[tuple[Array, ...], Array | None]]:
-        """The first `count` calibration samples with their labels, `size` at a time."""
+    @cached_property
+    def checked(self) -> Data:
+        """The data as the model takes it."""
         if self.data is None:
             raise SlimlineError(
                 f"The {self.step.criterion} criterion needs data: pass slimline.Data with training or calibration "
                 "samples."
             )
-        found, seen = [], 0
-        for inputs, labels in self.data.check(self.model.example).split("calibration").batches(size):
-            left = count - seen
-            found.append((tuple(x[:left] for x in inputs), None if labels is None else labels[:left]))
+        return self.data.check(self.model.inputs)
+
+    def samples(self, size: int, count: int) -> list[Batch]:
+        """The first `count` calibration samples with their labels, `size` at a time."""
+        batches, seen = [], 0
+        for inputs, labels in self.checked.split("calibration").batches(size):
+            remaining = count - seen
+            batches.append((tuple(x[:remaining] for x in inputs), rows(labels, slice(remaining))))
             seen += len(inputs[0])
             if seen >= count:
                 break
-        return found
+        return batches
 
     def gradients(
         self, size: int, count: int, see: Callable[[Mapping[str, Array]], None] | None = None
     ) -> Mapping[str, Array]:
         """Mean gradient per parameter of the loss that fits the labels."""
         batches = self.samples(size, count)
-        labels = batches[0][1]
-        if self.step.loss is None and (labels is None or labels.dtype.kind not in "iu"):
+        loss = self.step.loss or "cross_entropy"
+        outputs = described_outputs(self.model, self.checked, "calibration", lenient=True if loss == "norm" else None)
+        if loss == "cross_entropy" and not any(output.labelled for output in outputs):
             raise SlimlineError(
-                f"The {self.step.criterion} criterion needs the gradient of a loss, and there are no class labels: "
-                "give labelled data, or loss='norm' for the norm of the outputs."
+                f"The {self.step.criterion} criterion needs the gradient of a loss, and there are no labels of the "
+                "outputs: give labelled data, or loss='norm' for the norm of the outputs."
             )
-        return self.model.adapter.gradients(self.model.native, batches, self.step.loss or "cross_entropy", see)
+        return self.model.adapter.gradients(self.model.native, batches, loss, see, outputs)
 
     def grams(self, layers: Sequence[LayerMatrix]) -> dict[str, Gram]:
         """Gram matrices of the layers' inputs."""
@@ -137,25 +146,25 @@ class Evidence:
         where = np.full(len(self.units.solver.atoms.axis), -1)
         where[list(unit.atoms)] = np.arange(unit.size)
         every = np.arange(int(np.prod([n for _, n in terms]))).reshape([n for _, n in terms])
-        found: list[set[int]] = [set() for _ in range(unit.size)]
+        owned: list[set[int]] = [set() for _ in range(unit.size)]
         for d, (name, _) in enumerate(terms):
             dim = None if name.startswith(".") else self.units.solver.letters[layer.node][name]
             if dim is None or dim.labels is None:
                 continue
             at = where[self.units.solver.atoms.resolve(dim.labels)]
             for index, position in zip(*np.nonzero(at >= 0), strict=True):
-                found[at[index, position]].update(np.take(every, index, axis=d).reshape(-1).tolist())
-        width = max(map(len, found), default=0)
+                owned[at[index, position]].update(np.take(every, index, axis=d).reshape(-1).tolist())
+        width = max(map(len, owned), default=0)
         table = np.full((unit.size, width), -1)
-        for position, columns in enumerate(found):
+        for position, columns in enumerate(owned):
             table[position, : len(columns)] = sorted(columns)
         return table
 
 
 def _magnitude(context: Evidence, chosen: Sequence[Unit]) -> list[Scores | None]:
     criterion = str(context.step.criterion)
-    found = context.summed(chosen, lambda name, dim: structured.slice_scores(context.arrays[name], dim, criterion))
-    return [np.sqrt(s) for s in found] if criterion == "l2" else [*found]
+    sums = context.summed(chosen, lambda name, dim: structured.slice_scores(context.arrays[name], dim, criterion))
+    return [np.sqrt(s) for s in sums] if criterion == "l2" else [*sums]
 
 
 def _taylor(context: Evidence, chosen: Sequence[Unit]) -> list[Scores | None]:
@@ -169,7 +178,7 @@ def _taylor(context: Evidence, chosen: Sequence[Unit]) -> list[Scores | None]:
 
 def _second_order(context: Evidence, chosen: Sequence[Unit]) -> list[Scores | None]:
     """``fisher``: the squared first-order change of every single sample's loss; ``obd``: the diagonal Hessian's."""
-    found = [np.zeros(u.size) for u in chosen]
+    totals = [np.zeros(u.size) for u in chosen]
     arrays = context.arrays
     squares = {name: np.zeros(arrays[name].shape) for name in context.units.graph.trainable}
     makes = {layer.weight for layer in context.layers}
@@ -186,7 +195,7 @@ def _second_order(context: Evidence, chosen: Sequence[Unit]) -> list[Scores | No
             chosen,
             lambda name, dim: structured.slice_products(arrays[name], gradients[name], dim) if name in makes else None,
         )
-        for total, change in zip(found, changes, strict=True):
+        for total, change in zip(totals, changes, strict=True):
             total += np.square(change)
 
     context.gradients(1, min(context.step.samples, SINGLE_SAMPLES), see)
@@ -194,20 +203,20 @@ def _second_order(context: Evidence, chosen: Sequence[Unit]) -> list[Scores | No
         return [
             *context.summed(chosen, lambda name, dim: structured.obd_scores(arrays[name], squares[name] / count, dim))
         ]
-    return [total / count for total in found]
+    return [total / count for total in totals]
 
 
 def _batch_norm(context: Evidence, chosen: Sequence[Unit]) -> list[Scores | None]:
     scales = {n.inputs[1] for n in context.units.graph.nodes if n.kind == "batch_norm"}
     has = [any(name in scales for name, _ in u.carriers) for u in chosen]
-    found = context.summed(
+    sums = context.summed(
         chosen, lambda name, _: np.abs(context.arrays[name], dtype=np.float64) if name in scales else None
     )
-    return [s if h else None for s, h in zip(found, has, strict=True)]
+    return [s if h else None for s, h in zip(sums, has, strict=True)]
 
 
 def _geometric_median(context: Evidence, chosen: Sequence[Unit]) -> list[Scores | None]:
-    found: list[Scores | None] = []
+    totals: list[Scores | None] = []
     for unit in chosen:
         total = None
         for layer in context.layers:
@@ -219,8 +228,8 @@ def _geometric_median(context: Evidence, chosen: Sequence[Unit]) -> list[Scores 
                 flat = np.vstack([weight.reshape(-1, weight.shape[2]), np.zeros((1, weight.shape[2]))])
                 value = structured.distances(flat[rows].reshape(unit.size, -1))
                 total = value if total is None else total + value
-        found.append(total)
-    return found
+        totals.append(total)
+    return totals
 
 
 def _feature_rank(context: Evidence, chosen: Sequence[Unit]) -> list[Scores | None]:
@@ -236,7 +245,7 @@ def _feature_rank(context: Evidence, chosen: Sequence[Unit]) -> list[Scores | No
                 places = np.array([int(np.flatnonzero((labels == atom).any(axis=1))[0]) for atom in unit.atoms])
                 at.setdefault(name, []).append((index, d, places))
                 break
-    found: list[Scores | None] = [None] * len(chosen)
+    totals: list[Scores | None] = [None] * len(chosen)
     batches = [inputs for inputs, _ in context.samples(32, min(context.step.samples, RANK_SAMPLES))] if at else []
     count = sum(len(inputs[0]) for inputs in batches)
 
@@ -244,12 +253,12 @@ def _feature_rank(context: Evidence, chosen: Sequence[Unit]) -> list[Scores | No
         for index, dim, places in at[name]:
             maps = np.moveaxis(np.take(array, places, axis=dim), dim, 1)
             ranks = structured.mean_ranks(maps) * len(array) / count
-            total = found[index]
-            found[index] = ranks if total is None else total + ranks
+            total = totals[index]
+            totals[index] = ranks if total is None else total + ranks
 
     if at:
         context.model.adapter.observe(context.model.native, batches, list(at), see)
-    return found
+    return totals
 
 
 def _obs(context: Evidence, chosen: Sequence[Unit]) -> list[Scores | None]:
@@ -259,18 +268,18 @@ def _obs(context: Evidence, chosen: Sequence[Unit]) -> list[Scores | None]:
     layers that make it give.
     """
     read = [[(layer, context.places(layer, layer.inputs, unit)) for layer in context.layers] for unit in chosen]
-    read = [[(layer, columns) for layer, columns in found if columns.size] for found in read]
-    made = [
+    read = [[(layer, columns) for layer, columns in pairs if columns.size] for pairs in read]
+    produced = [
         []
-        if found
+        if pairs
         else [(layer, context.places(layer, (*layer.groups, *layer.outputs), unit)) for layer in context.layers]
-        for found, unit in zip(read, chosen, strict=True)
+        for pairs, unit in zip(read, chosen, strict=True)
     ]
-    made = [[(layer, rows) for layer, rows in found if rows.size] for found in made]
-    needed = {layer.node for found in (*read, *made) for layer, _ in found}
+    produced = [[(layer, rows) for layer, rows in pairs if rows.size] for pairs in produced]
+    needed = {layer.node for pairs in (*read, *produced) for layer, _ in pairs}
     grams = context.grams([layer for layer in context.layers if layer.node in needed])
     result: list[Scores | None] = []
-    for unit, consumers, producers in zip(chosen, read, made, strict=True):
+    for unit, consumers, producers in zip(chosen, read, produced, strict=True):
         if consumers:
             parts = [
                 Consumer(layer.matrix(context.arrays[layer.weight]), context.spread(layer, grams), columns)
@@ -290,7 +299,7 @@ def _obs(context: Evidence, chosen: Sequence[Unit]) -> list[Scores | None]:
 
 def _share(layer: LayerMatrix, rows: Array, arrays: Mapping[str, Array], gram: Gram) -> Scores:
     weight = layer.matrix(arrays[layer.weight]).astype(np.float64)
-    energy = np.append(np.einsum("goi,gij,goj->go", weight, gram.second, weight, optimize=True).reshape(-1), 0)
+    energy = np.append(output_energy(weight, gram.second).reshape(-1), 0)
     return np.asarray(energy[rows].sum(axis=1) / max(energy.sum(), 1e-300))
 
 
@@ -298,29 +307,29 @@ def _by_function(context: Evidence, chosen: Sequence[Unit]) -> list[Scores | Non
     """Scores of the user's ``(weight, gradient, gram)`` for every row of the matrix of each layer that makes a unit."""
     function = function_of(context.step.criterion)
     wants = _arguments(function)
-    made = {
+    makers = {
         layer.node: layer
         for layer in context.layers
         if any(name == layer.weight for u in chosen for name, _ in u.carriers)
     }
     gradients = context.gradients(64, context.step.samples) if wants > 1 else {}
-    grams = context.grams(list(made.values())) if wants > 2 else {}
+    grams = context.grams(list(makers.values())) if wants > 2 else {}
     rated: dict[str, Scores] = {}
-    for node, layer in made.items():
+    for node, layer in makers.items():
         weight = layer.matrix(context.arrays[layer.weight])
         gradient = layer.matrix(gradients[layer.weight]) if wants > 1 else None
         gram = grams[node].second if wants > 2 else None
         rated[node] = _rated(function, layer, (weight, gradient, gram)[:wants])
-    found: list[Scores | None] = []
+    totals: list[Scores | None] = []
     for unit in chosen:
         total = None
-        for node, layer in made.items():
+        for node, layer in makers.items():
             rows = context.places(layer, (*layer.groups, *layer.outputs), unit)
             if rows.size:
                 value = np.append(rated[node].reshape(-1), 0)[rows].sum(axis=1)
                 total = value if total is None else total + value
-        found.append(total)
-    return found
+        totals.append(total)
+    return totals
 
 
 def _arguments(function: Callable[..., Any]) -> int:
@@ -340,20 +349,20 @@ def _arguments(function: Callable[..., Any]) -> int:
 def _rated(function: Callable[..., Any], layer: LayerMatrix, arguments: tuple[Any, ...]) -> Scores:
     name = getattr(function, "__name__", "criterion")
     try:
-        found = np.asarray(function(*arguments), np.float64)
+        scores = np.asarray(function(*arguments), np.float64)
     except Exception as e:
         raise SlimlineError(f"The criterion {name} failed for {layer.layer}: {type(e).__name__}: {e}.") from e
-    wanted = layer.shape[:2]
-    if found.shape != wanted and found.size == wanted[1] and wanted[0] == 1:
-        found = found.reshape(wanted)
-    if found.shape != wanted:
+    expected = layer.shape[:2]
+    if scores.shape != expected and scores.size == expected[1] and expected[0] == 1:
+        scores = scores.reshape(expected)
+    if scores.shape != expected:
         raise SlimlineError(
-            f"The criterion {name} gave scores of shape {found.shape} for {layer.layer}: it must give {wanted}, "
+            f"The criterion {name} gave scores of shape {scores.shape} for {layer.layer}: it must give {expected}, "
             "one for every output of every group."
         )
-    if not np.isfinite(found).all():
+    if not np.isfinite(scores).all():
         raise SlimlineError(f"The criterion {name} gave NaN or infinity for {layer.layer}: it must give finite scores.")
-    return found
+    return scores
 
 
 _CRITERIA: dict[str, Callable[[Evidence, Sequence[Unit]], list[Scores | None]]] = {

@@ -59,7 +59,7 @@ def _values(evidence: Evidence, among: Sequence[Reader], seed: int) -> list[Arra
     """Per layer what each of its weights counts by itself: ``(groups, outputs, channels, positions of the kernel)``."""
     step, rng = evidence.step, np.random.default_rng(seed)
     gradients = evidence.gradients(64, step.samples) if step.criterion == "taylor" else {}
-    found = []
+    values = []
     for reader in among:
         layer = reader.layer
         weight = layer.matrix(evidence.arrays[layer.weight]).astype(np.float64)
@@ -72,8 +72,8 @@ def _values(evidence: Evidence, among: Sequence[Reader], seed: int) -> list[Arra
             value = np.broadcast_to(rng.random(sides), weight.reshape(shape).shape)
         else:
             value = np.abs(weight) if step.criterion == "l1" else np.square(weight)
-        found.append(value.reshape(shape))
-    return found
+        values.append(value.reshape(shape))
+    return values
 
 
 # -- input channels --------------------------------------------------------------------
@@ -84,9 +84,9 @@ def _inputs(model: Model, named: Sequence[Reader], evidence: Evidence, seed: int
     makers = {r.layer.node: _maker(units, r) for r in named}
     chosen = [r for r in named if not makers[r.layer.node]]
     notes = [
-        f"{r.layer.layer} keeps its input channels: only it reads those of {made}, so prune the unit {made} itself"
+        f"{r.layer.layer} keeps its input channels: only it reads those of {unit}, so prune the unit {unit} itself"
         for r in named
-        if (made := makers[r.layer.node])
+        if (unit := makers[r.layer.node])
     ]
     if not chosen:
         why = f"{notes[0]}." if notes else "no convolution or linear layer that was named has inputs to select."

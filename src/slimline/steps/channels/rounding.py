@@ -58,11 +58,11 @@ class Rounding:
 
     def record(self) -> dict[str, Any]:
         """Ready for JSON."""
-        times = {layer: {str(m): t for m, t in found.items()} for layer, found in self.picoseconds.items()}
+        times = {layer: {str(m): t for m, t in by_multiple.items()} for layer, by_multiple in self.picoseconds.items()}
         return {"multiple": self.multiple, "target": self.target, "picoseconds": times}
 
 
-def settled(
+def resolved(
     step: ChannelPruning, graph: Graph, target: str, decide: Decide | None = None
 ) -> tuple[ChannelPruning, dict[str, Any] | None]:
     """The step with a number in place of ``round_to: auto``, and the record of how it was found (None if it was given).
@@ -99,16 +99,16 @@ def choose(units: Units, step: ChannelPruning, target: str, timer: Timer | None 
         raise SlimlineError(
             "round_to: auto finds no convolution or linear layer that it could time: give a number, such as 8."
         )
-    left = _left(step)
+    remaining = _remaining_width(step)
     widest = max(size for layer in picked for size, changes in _widths(units, layer) if changes)
-    shrinks = {m: all(_shrinks(units, layer, left, m) for layer in picked) for m in MULTIPLES}
+    shrinks = {m: all(_shrinks(units, layer, remaining, m) for layer in picked) for m in MULTIPLES}
     allowed = [m for m in MULTIPLES if m == 1 or (shrinks[m] and m <= widest)]
-    sized = {layer.layer: {m: _sized(units, layer, left, m) for m in allowed} for layer in picked}
-    every = tuple(dict.fromkeys(made for of in sized.values() for pair in of.values() for made in pair))
+    sized = {layer.layer: {m: _sized(units, layer, remaining, m) for m in allowed} for layer in picked}
+    every = tuple(dict.fromkeys(variant for of in sized.values() for pair in of.values() for variant in pair))
     seconds = dict(zip(every, (timer or measured)(target, every), strict=True))
     cost = {
         name: {
-            m: float(np.mean([seconds[made] / (len(made.chain) * made.macs) for made in pair]))
+            m: float(np.mean([seconds[variant] / (len(variant.chain) * variant.macs) for variant in pair]))
             for m, pair in of.items()
         }
         for name, of in sized.items()
@@ -119,7 +119,7 @@ def choose(units: Units, step: ChannelPruning, target: str, timer: Timer | None 
     return Rounding(smallest_good(total, TOLERANCE), target, rounded)
 
 
-def _left(step: ChannelPruning) -> float:
+def _remaining_width(step: ChannelPruning) -> float:
     """The part of a width that is left, about: MACs and parameters go with its square."""
     if step.ratio is not None:
         return 1 - step.ratio
@@ -133,14 +133,14 @@ def _macs(units: Units, layer: LayerMatrix) -> int:
 
 def _heaviest(units: Units) -> list[LayerMatrix]:
     """The layers with most multiply-accumulates, of different shapes, whose widths change and that can be timed."""
-    found: dict[tuple[Any, ...], LayerMatrix] = {}
+    by_shape: dict[tuple[Any, ...], LayerMatrix] = {}
     for layer in sorted(matrices(units.graph), key=lambda m: -_macs(units, m)):
         groups, outputs, inputs = layer.shape
         depthwise = groups > 1 and outputs == 1 and inputs == math.prod(layer.kernel)
         plain = layer.one_to_one and (groups == 1 or depthwise)
         if plain and any(_changes(units, layer, terms) for terms in (layer.groups, layer.outputs, layer.inputs)):
-            found.setdefault((layer.shape, units.graph.values[layer.output].shape), layer)
-    return list(found.values())[:LAYERS]
+            by_shape.setdefault((layer.shape, units.graph.values[layer.output].shape), layer)
+    return list(by_shape.values())[:LAYERS]
 
 
 def _changes(units: Units, layer: LayerMatrix, terms: Sequence[tuple[str, int]]) -> bool:
@@ -158,18 +158,18 @@ def _widths(units: Units, layer: LayerMatrix) -> tuple[tuple[int, bool], tuple[i
     return (inputs, _changes(units, layer, layer.inputs)), (outputs, _changes(units, layer, layer.outputs))
 
 
-def _shrinks(units: Units, layer: LayerMatrix, left: float, multiple: int) -> bool:
+def _shrinks(units: Units, layer: LayerMatrix, remaining: float, multiple: int) -> bool:
     """Whether some width of a layer is still less than it was when what is left of it is rounded."""
     sizes = [size for size, changes in _widths(units, layer) if changes]
-    return any(round_width(round(left * size), size, multiple) < size for size in sizes) or left == 1
+    return any(round_width(round(remaining * size), size, multiple) < size for size in sizes) or remaining == 1
 
 
-def _sized(units: Units, layer: LayerMatrix, left: float, multiple: int) -> tuple[Layer, Layer]:
+def _sized(units: Units, layer: LayerMatrix, remaining: float, multiple: int) -> tuple[Layer, Layer]:
     """The layer at the widths next to those left that are multiples of `multiple` and of no more."""
     groups, outputs, _ = layer.shape
     kernel = layer.kernel
     shape = units.graph.values[layer.output].shape
-    ends = [around(left * n, n, multiple) if changes else (n, n) for n, changes in _widths(units, layer)]
+    ends = [around(remaining * n, n, multiple) if changes else (n, n) for n, changes in _widths(units, layer)]
     dilation = layer.window.dilation if layer.window is not None else ()
     places = layer.places(shape) if kernel else (math.prod(shape) // outputs // units.graph.batch,)
     less, more = (Layer(i, o, places, kernel, dilation, groups > 1) for i, o in zip(*ends, strict=True))
@@ -179,29 +179,29 @@ def _sized(units: Units, layer: LayerMatrix, left: float, multiple: int) -> tupl
 @lru_cache(maxsize=32)
 def measured(target: str, layers: tuple[Layer, ...]) -> tuple[float, ...]:
     """Seconds per sample of each layer's `Runtime.sample`, one thread: the fastest of interleaved runs."""
-    found = runtime(target)
-    if missing := found.available():
+    backend = runtime(target)
+    if missing := backend.available():
         raise SlimlineError(missing)
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory(prefix="slimline-rounding-") as folder:
         runs = []
         for number, layer in enumerate(layers):
-            path = Path(folder, f"{number}{found.suffix}")
-            found.sample(layer, path)
+            path = Path(folder, f"{number}{backend.suffix}")
+            backend.sample(layer, path)
             batch = min(max(1, round(WORK / len(layer.chain) / layer.macs)), 32)
             rows = batch if layer.kernel else batch * layer.places[0]
-            ((_, shape, _),) = found.input_specs(path)
+            ((_, shape, _),) = backend.input_specs(path)
             x = rng.normal(size=[n or rows for n in shape]).astype(np.float32)
-            session = found.load(path)
-            session.run((x,))
+            session = backend.load(path)
+            session.outputs((x,))
             runs.append((session, x, batch))
         best = [math.inf] * len(runs)
         start = perf_counter()
-        for done in range(ROUNDS):
-            if done > 2 and perf_counter() - start > SECONDS:
+        for round_number in range(ROUNDS):
+            if round_number > 2 and perf_counter() - start > SECONDS:
                 break
             for i, (session, x, batch) in enumerate(runs):
                 before = perf_counter()
-                session.run((x,))
+                session.outputs((x,))
                 best[i] = min(best[i], (perf_counter() - before) / batch)
     return tuple(best)

@@ -10,22 +10,22 @@ from slimline.basics.errors import SlimlineError
 from slimline.data.splits import first
 from slimline.methods.schedules import ratios
 from slimline.model import Model
-from slimline.steps.base import Context, Done, Handler, perform
+from slimline.steps.base import Context, Handler, StepResult, perform
 from slimline.steps.channels.compensation import compensate
-from slimline.steps.channels.rounding import settled
+from slimline.steps.channels.rounding import resolved
 from slimline.steps.channels.step import ChannelOverride, ChannelPruning
 
 if TYPE_CHECKING:
     from slimline.plans import CutPlan, Plan
 
 
-def prune(handler: Handler[ChannelPruning], step: ChannelPruning, model: Model, context: Context) -> Done:
+def prune(handler: Handler[ChannelPruning], step: ChannelPruning, model: Model, context: Context) -> StepResult:
     """Prune as the step's schedule says, each round planned on what the one before has left."""
     rounds: list[dict[str, Any]] = []
     history = model.history
     start = dense = model
     plans: list[Plan | CutPlan] = []
-    step, rounding = settled(step, model.graph, context.target, context.decide)
+    step, rounding = resolved(step, model.graph, context.target, context.decide)
     for number, current in enumerate(_rounds(step), 1):
         plan: Any = handler.plan(current, model, context.data, context.seed, context.target)
         model = plan.apply(model)
@@ -40,7 +40,7 @@ def prune(handler: Handler[ChannelPruning], step: ChannelPruning, model: Model, 
     if rounding is not None:
         record["plan"]["rounding"] = rounding
     model = replace(model, history=(*history, step.model_dump(mode="json")))
-    return Done(model, record)
+    return StepResult(model, record)
 
 
 def _compensated(
@@ -76,8 +76,8 @@ def _rounds(step: ChannelPruning) -> Iterator[ChannelPruning]:
 
 def _remaining(step: ChannelPruning, ratio: float) -> list[float]:
     """What stays in each round of what the one before has left, until the part `ratio` is gone."""
-    found, left = [], 1.0
+    fractions, remaining = [], 1.0
     for gone in ratios(step.schedule, step.rounds, ratio):
-        found.append((1 - gone) / left)
-        left = 1 - gone
-    return found
+        fractions.append((1 - gone) / remaining)
+        remaining = 1 - gone
+    return fractions

@@ -16,7 +16,7 @@ from slimline.methods.structured import Scores, select_global, select_local
 from slimline.plans import Plan, StructuralPlan
 from slimline.recipe.layers import Choice, first_match, matches, refuse_unmatched, selected
 from slimline.steps.channels.criteria import scores
-from slimline.steps.channels.rounding import settled
+from slimline.steps.channels.rounding import resolved
 
 if TYPE_CHECKING:
     from slimline.data import Data
@@ -56,13 +56,13 @@ def plan(
     if not chosen:
         reasons = "; ".join(f"{f.name}: {f.reason}" for f in units.frozen[:3]) or "no layer was left to prune"
         raise NothingToPrune(f"Nothing can be pruned: {reasons}.")
-    step, rounding = settled(step, model.graph, target or model.usual_target)
-    chosen, found, notes = _scored(units, chosen, model, step, data, seed)
+    step, rounding = resolved(step, model.graph, target or model.usual_target)
+    chosen, unit_scores, notes = _scored(units, chosen, model, step, data, seed)
     if step.ratio is not None:
-        made = _select(units, chosen, found, step, step.ratio)
+        selection = _select(units, chosen, unit_scores, step, step.ratio)
     else:
-        made = _search(units, chosen, found, step)
-    return Plan(units, made.removed, (*notes, *made.notes), rounding)
+        selection = _search(units, chosen, unit_scores, step)
+    return Plan(units, selection.removed, (*notes, *selection.notes), rounding)
 
 
 def check_layers(graph: Graph, step: Choice) -> None:
@@ -92,9 +92,9 @@ def eligible(units: Units, step: UnitChoice) -> list[Unit]:
     """
     types = units.graph.types
     check_layers(units.graph, step)
-    wanted = None if step.axes is None else {"filters" if a == "channels" else a for a in step.axes}
-    kinds = {u.name: kind(units, u) for u in units.units} if wanted is not None else {}
-    sizes = {u.name: u.size + u.frozen for u in units.units if wanted is None or kinds[u.name] in wanted}
+    requested = None if step.axes is None else {"filters" if a == "channels" else a for a in step.axes}
+    kinds = {u.name: kind(units, u) for u in units.units} if requested is not None else {}
+    sizes = {u.name: u.size + u.frozen for u in units.units if requested is None or kinds[u.name] in requested}
     rank = {u.name: i for i, u in enumerate(units.units)}
     chosen = []
     for unit in units.units:
@@ -112,11 +112,11 @@ def eligible(units: Units, step: UnitChoice) -> list[Unit]:
         if stuck:
             raise SlimlineError(f"{stuck[0].name} cannot be pruned: {stuck[0].reason}.")
     if not chosen and step.axes is not None:
-        there = ", ".join(dict.fromkeys(kinds.values())) or "none"
+        present = ", ".join(dict.fromkeys(kinds.values())) or "none"
         stuck = [f for f in units.frozen if f.reason != "the model's output"]
         why = f" ({stuck[0].name} is frozen: {stuck[0].reason})" if stuck else ""
         raise SlimlineError(
-            f"There are no {' or '.join(step.axes)} to prune{why}: the axes of these layers are {there}; name one of "
+            f"There are no {' or '.join(step.axes)} to prune{why}: the axes of these layers are {present}; name one of "
             "them in axes."
         )
     return chosen
@@ -126,16 +126,16 @@ def _scored(
     units: Units, chosen: Sequence[Unit], model: Model, step: ChannelPruning, data: Data | None, seed: int
 ) -> tuple[list[Unit], list[Scores], tuple[str, ...]]:
     """The units of which the criterion says something, the scores of their positions, and what is to be noted."""
-    found = scores(units, chosen, model, step, data, seed)
-    left = [(u, s) for u, s in zip(chosen, found, strict=True) if s is not None]
+    unit_scores = scores(units, chosen, model, step, data, seed)
+    scored = [(u, s) for u, s in zip(chosen, unit_scores, strict=True) if s is not None]
     notes = tuple(
         f"{u.name} was left alone: the {step.criterion} criterion says nothing of it"
-        for u, s in zip(chosen, found, strict=True)
+        for u, s in zip(chosen, unit_scores, strict=True)
         if s is None
     )
     if step.criterion == "obs" and step.scope != "local":
-        left = [(u, s / _saved(units, u, step)) for u, s in left]
-    return [u for u, _ in left], [s for _, s in left], notes
+        scored = [(u, s / _saved(units, u, step)) for u, s in scored]
+    return [u for u, _ in scored], [s for _, s in scored], notes
 
 
 def _saved(units: Units, unit: Unit, step: ChannelPruning) -> float:
@@ -152,16 +152,16 @@ def _saved(units: Units, unit: Unit, step: ChannelPruning) -> float:
 def _topology(units: Units, unit: Unit) -> tuple[tuple[str, int, int], ...]:
     """What a unit looks like to the graph: the operators that read its parameter slices, and through which slot."""
     readers = units.graph.consumers()
-    found = []
+    signature = []
     for name, dim in unit.carriers:
         for node in readers[name]:
-            found.append((node.kind, node.inputs.index(name), dim))
-    return tuple(sorted(found))
+            signature.append((node.kind, node.inputs.index(name), dim))
+    return tuple(sorted(signature))
 
 
 def _select(units: Units, chosen: Sequence[Unit], scores: Sequence[Scores], step: ChannelPruning, ratio: float) -> Plan:
     fixed, multiple = [u.frozen for u in chosen], step.round_to
-    assert multiple != "auto"  # it is settled
+    assert multiple != "auto"  # it is resolved
     gone: list[tuple[int, ...]] = [()] * len(chosen)
     for share, part in _parts(units, chosen, step, ratio):
         worth, stuck = [scores[i] for i in part], [fixed[i] for i in part]
@@ -227,17 +227,17 @@ def bisect(select: Callable[[float], P], graph: Graph, step: ChannelPruning) -> 
     else:
         what, target, before = "parameters", step.target_parameters or 1.0, graph.size
 
-    def left(found: P) -> int:
-        return found.macs if what == "MACs" else found.parameters
+    def size(candidate: P) -> int:
+        return candidate.macs if what == "MACs" else candidate.parameters
 
     low, high = 0.0, 1.0
     best = select(high)
-    if left(best) > target * before:
-        raise out_of_reach(target, what, left(best) / before)
+    if size(best) > target * before:
+        raise out_of_reach(target, what, size(best) / before)
     for _ in range(20):
         middle = (low + high) / 2
         trial = select(middle)
-        if left(trial) <= target * before:
+        if size(trial) <= target * before:
             best, high = trial, middle
         else:
             low = middle

@@ -21,10 +21,10 @@ CUT = ("l1", "l2", "random", "obs", "taylor")
 """Criteria that say something of one layer's inputs and of its kernel."""
 
 
-def _multiple(given: Any) -> Any:
-    if given != "auto" and (isinstance(given, bool) or not isinstance(given, int) or given < 1):
-        raise SlimlineError(f"round_to of ChannelPruning is {shown(given)} but must be 1 or more, or auto.")
-    return given
+def _multiple(value: Any) -> Any:
+    if value != "auto" and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise SlimlineError(f"round_to of ChannelPruning is {shown(value)} but must be 1 or more, or auto.")
+    return value
 
 
 Multiple = Annotated[int | Literal["auto"], BeforeValidator(_multiple)]
@@ -135,13 +135,13 @@ class ChannelPruning(Step):
 
     @model_validator(mode="after")
     def _one_goal(self) -> ChannelPruning:
-        given = [n for n in ("ratio", "target_macs", "target_parameters") if getattr(self, n) is not None]
-        if len(given) != 1:
-            said = " and ".join(given) or "none"
-            raise SlimlineError(f"ChannelPruning takes one of ratio, target_macs and target_parameters, not {said}.")
-        said = "" if self.cut is None else _unfit(self, self.cut)
-        if said:
-            raise SlimlineError(f"ChannelPruning with axes {self.cut} {said}.")
+        goals = [n for n in ("ratio", "target_macs", "target_parameters") if getattr(self, n) is not None]
+        if len(goals) != 1:
+            problem = " and ".join(goals) or "none"
+            raise SlimlineError(f"ChannelPruning takes one of ratio, target_macs and target_parameters, not {problem}.")
+        problem = "" if self.cut is None else _unfit(self, self.cut)
+        if problem:
+            raise SlimlineError(f"ChannelPruning with axes {self.cut} {problem}.")
         if self.schedule == "oneshot" and self.rounds != 1:
             raise SlimlineError(f"ChannelPruning in {self.rounds} rounds needs schedule: uniform or iterative.")
         return self

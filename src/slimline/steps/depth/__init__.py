@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from slimline.recipe.step import Step
-from slimline.steps.base import Context, Done, Handler, perform_plan
+from slimline.steps.base import Context, Handler, StepResult, perform_plan
 from slimline.steps.depth.step import DepthPruning
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class _Handler(Handler[DepthPruning]):
 
         return plan_depth(model, step, data, seed)
 
-    def perform(self, step: DepthPruning, model: Model, context: Context) -> Done:
+    def perform(self, step: DepthPruning, model: Model, context: Context) -> StepResult:
         return perform_plan(self, step, model, context)
 
 

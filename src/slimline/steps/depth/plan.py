@@ -62,8 +62,8 @@ class DepthPlan(StructuralPlan):
     @property
     def macs(self) -> int:
         """Multiply-accumulates per sample that will be left."""
-        left = tuple(node for node in self.graph.nodes if node.name not in self._nodes)
-        return cost.macs(replace(self.graph, nodes=left))
+        remaining = tuple(node for node in self.graph.nodes if node.name not in self._nodes)
+        return cost.macs(replace(self.graph, nodes=remaining))
 
     @takes(model=is_model)
     def mask(self, model: Model) -> Model:
@@ -98,11 +98,11 @@ class DepthPlan(StructuralPlan):
     @classmethod
     def from_json(cls, text: str, model: Model) -> DepthPlan:
         """The plan that `to_json` wrote, for `model`."""
-        found = json.loads(text)["blocks"]
+        records = json.loads(text)["blocks"]
         return cls(
             model.graph,
-            [b["name"] for b in found if b["removed"]],
-            {b["name"]: b["score"] for b in found if "score" in b},
+            [b["name"] for b in records if b["removed"]],
+            {b["name"]: b["score"] for b in records if "score" in b},
         )
 
     def __str__(self) -> str:
@@ -178,14 +178,14 @@ def _influence(model: Model, among: Sequence[Block], batches: Sequence[tuple[np.
     """Block influence: one less the mean cosine of what goes in and what comes out, sample by sample."""
     total = np.zeros(len(among))
     count = 0
-    wanted = list(dict.fromkeys(name for b in among for name in (b.skip, b.output)))
+    names = list(dict.fromkeys(name for b in among for name in (b.skip, b.output)))
     for batch in batches:
         held: dict[str, np.ndarray] = {}
 
         def see(name: str, array: np.ndarray, held: dict[str, np.ndarray] = held) -> None:
             held[name] = array.copy()
 
-        model.adapter.observe(model.native, [batch], wanted, see)
+        model.adapter.observe(model.native, [batch], names, see)
         count += len(batch[0])
         for i, block in enumerate(among):
             total[i] += block_influence(held[block.skip], held[block.output]).sum()
@@ -194,12 +194,14 @@ def _influence(model: Model, among: Sequence[Block], batches: Sequence[tuple[np.
 
 def _by_error(model: Model, among: Sequence[Block], count: int, batches: Sequence[tuple[np.ndarray, ...]]) -> DepthPlan:
     """Greedily the blocks whose silence changes the model's outputs least."""
-    wanted = model.adapter.answers(model.native, batches)
+    reference = model.adapter.answers(model.native, batches)
 
     def error(names: Sequence[str]) -> float:
         native = model.edit(Silence([b.branch for b in among if b.name in names]))
-        found = model.adapter.answers(native, batches)
-        return relative_error(np.concatenate(wanted), np.concatenate(found))
+        answers = model.adapter.answers(native, batches)
+        pairs = zip(zip(*reference, strict=True), zip(*answers, strict=True), strict=True)  # by output
+        floats = [(a, b) for a, b in pairs if a[0].dtype.kind == "f"]
+        return float(np.mean([relative_error(np.concatenate(a), np.concatenate(b)) for a, b in floats]))
 
     removed: list[str] = []
     scores: dict[str, float] = {}

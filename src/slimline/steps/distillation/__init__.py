@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from slimline.steps.base import Context, Done, Handler, handler_of
+from slimline.steps.base import Context, Handler, StepResult, handler_of
 from slimline.steps.distillation.step import Distillation
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ class _Handler(Handler[Distillation]):
     summary = "trains the network towards the original's outputs"
     reads = (("train", ""), ("selection", ""))
 
-    def perform(self, step: Distillation, model: Model, context: Context) -> Done:
+    def perform(self, step: Distillation, model: Model, context: Context) -> StepResult:
         from slimline.steps.distillation.train import train
 
         beside = None if context.before is None else handler_of(context.before).company(context.before, model, context)

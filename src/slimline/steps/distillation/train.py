@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from slimline.basics.errors import SlimlineError
 from slimline.recipe.training import Training
-from slimline.steps.base import Context, Done
+from slimline.steps.base import Context, StepResult
 from slimline.training.loop import recover
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from slimline.training.companions import Company
 
 
-def train(step: Training, model: Model, context: Context, company: Company | None = None) -> Done:
+def train(step: Training, model: Model, context: Context, company: Company | None = None) -> StepResult:
     """Train `model` towards its teacher, with `company` beside."""
     if context.data is None:
         raise SlimlineError(f"{step.step} needs data: pass slimline.Data with train=(x, y) or train=(x,).")
@@ -23,4 +23,4 @@ def train(step: Training, model: Model, context: Context, company: Company | Non
     )
     history = [{k: v for k, v in r.items() if k != "seconds"} for r in trained.records]
     record = {**step.model_dump(mode="json"), "best_epoch": trained.best_epoch, "history": history}
-    return Done(trained.model, record)
+    return StepResult(trained.model, record)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from slimline.basics.errors import SlimlineError
-from slimline.steps.base import Context, Done, Forecast, Handler
+from slimline.steps.base import Context, Forecast, Handler, StepResult
 from slimline.steps.quantization.step import StaticQuantization
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ class _Handler(Handler[StaticQuantization]):
     summary = "puts weights and activations on integer grids, calibrated on data"
     reads = (("calibration", ""),)
 
-    def perform(self, step: StaticQuantization, model: Model, context: Context) -> Done:
+    def perform(self, step: StaticQuantization, model: Model, context: Context) -> StepResult:
         from slimline.steps.quantization.undo import quantize_what_pays
 
         if context.data is None:
@@ -34,12 +34,13 @@ class _Handler(Handler[StaticQuantization]):
             record["float_layers"] = dict(quantization.float_layers)
             record["integer_layers"] = list(quantization.layers)
             record["weight_bits"] = undone.bits
+            record["formats"] = quantization.summary()
             if undone.bits < 8:
                 record["notes"] = [
                     f"weights have {undone.bits} bits, since integer kernels of {context.target} overflow with 8 on "
                     "this processor, which has no VNNI; compress on one that has for the last bit"
                 ]
-        return Done(undone.model, record)
+        return StepResult(undone.model, record)
 
     def forecast_needs(self, step: StaticQuantization) -> tuple[str, ...]:
         """None: where grids go is a matter of the network and the target, and only how wide they are one of samples."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,10 @@ from slimline.basics.errors import SlimlineError
 from slimline.graph.edits import FoldNorms, Round
 from slimline.graph.placement import Placement, place
 from slimline.graph.quantization import Quantization
-from slimline.methods.grids import Grid
+from slimline.methods.formats import IntegerGrid
 from slimline.methods.ranges import Observer, affine_grid, observer, symmetric_grid
 from slimline.model import Model
+from slimline.recipe.layers import first_match, refuse_unmatched
 from slimline.runtimes.base import runtime
 from slimline.steps.quantization.step import StaticQuantization
 
@@ -52,9 +54,12 @@ def calibrate(
     exclude = dict(exclude or {})
     folded, placement = placed(model, step, policy, exclude)
     ranges = observe_ranges(folded, placement, step, batches, {} if known is None else known)
-    signed = (step.activations or runtime(policy).policy.activations) == "int8"
+    rules = runtime(policy).policy
+    signed = (step.activations or rules.activations) == "int8"
+    if rules.symmetric and not signed:
+        raise SlimlineError(f"{policy} takes int8 activations without a zero point: leave activations out.")
     activations = {
-        name: affine_grid(*placement.ranges.get(name, ranges[group]), signed=signed)
+        name: _grid(placement.ranges.get(name, ranges[group]), signed, rules.symmetric)
         for name, group in placement.groups.items()
     }
     quantization = Quantization(
@@ -65,8 +70,15 @@ def calibrate(
     )
     _log.info("quantize %d layers, %d activations", len(placement.layers), len(activations))
     native = folded.edit(Round(quantization))
-    record = {**step.model_dump(mode="json"), "target": policy, "float_layers": quantization.float_layers}
+    record = {**step.model_dump(mode="json"), "target": policy, "float_layers": dict(quantization.float_layers)}
     return model.then(native, record, quantization)
+
+
+def _grid(limits: tuple[float, float], signed: bool, symmetric: bool) -> IntegerGrid:
+    """Of an activation with these limits."""
+    if not symmetric:
+        return affine_grid(*limits, signed=signed)
+    return replace(symmetric_grid(np.asarray(limits, np.float64), None), narrow=False)
 
 
 def placed(
@@ -76,12 +88,14 @@ def placed(
 
     Raises
     ------
-    SlimlineError : a model that is quantized already, or no layer to quantize.
+    SlimlineError : a model that is quantized already, no layer to quantize, or a pattern of overrides that fits none.
     """
     exclude = exclude or {}
     if model.quantization is not None:
         raise SlimlineError("This model is quantized already: apply StaticQuantization to the float model instead.")
     folded = Model(model.adapter, model.edit(FoldNorms()), model.example)
+    named = dict.fromkeys(node.layer for node in folded.graph.nodes if node.layer)
+    refuse_unmatched("layer for overrides", step.overrides, named, folded.graph.types)
     keep = (*step.keep, *map(_literal, exclude))
     placement = place(folded.graph, runtime(policy).policy, step.layers, keep)
     if not placement.layers:
@@ -105,11 +119,13 @@ def observe_ranges(
     for name, group in placement.groups.items():
         members.setdefault(group, set()).add(name)
     keys = {group: frozenset(names) for group, names in members.items()}
-    observers: dict[str, Observer] = {
-        group: observer(step.observer, step.percentile, f"value {group!r} of layer {placement.owners[group]!r}")
-        for group, key in keys.items()
-        if key not in known
-    }
+
+    def observer_of(group: str) -> Observer:
+        makers = [layer for name in placement.groups if name in members[group] for layer in placement.makers[name]]
+        pattern = first_match(makers, step.overrides, model.graph.types)
+        return observer(*step.observation(pattern), f"value {group!r} of layer {placement.owners[group]!r}")
+
+    observers = {group: observer_of(group) for group, key in keys.items() if key not in known}
     seen = 0
 
     def counted() -> Iterator[tuple[Array, ...]]:
@@ -131,8 +147,8 @@ def observe_ranges(
 
 
 def weight_grids(
-    parameters: Mapping[str, Array], placement: Placement, activations: Mapping[str, Grid], bits: int = 8
-) -> dict[str, Grid]:
+    parameters: Mapping[str, Array], placement: Placement, activations: Mapping[str, IntegerGrid], bits: int = 8
+) -> dict[str, IntegerGrid]:
     """Symmetric grids of the weights, wide enough that every bias fits int32 steps of input times weight scale.
 
     `bits` are those of `Runtime.weight_bits`. Folded batch norm can leave a channel with next to no weight and an
@@ -144,11 +160,10 @@ def weight_grids(
         if name in placement.biases:
             read, bias = placement.biases[name]
             size = np.abs(np.asarray(parameters[bias], np.float64)).ravel()
-            least = (size if axis is not None and size.size == len(grid.scale) else size.max(keepdims=True)) / (
-                activations[read].scale[0] * _BIAS_STEPS
-            )
-            scale = np.maximum(np.asarray(grid.scale), least).astype(np.float32)
-            grid = grid.model_copy(update={"scale": tuple(float(s) for s in scale)})
+            step = float(activations[read].scale) * _BIAS_STEPS
+            own = size if axis is not None and size.size == grid.scale.size else size.max(keepdims=True)
+            scale = np.maximum(grid.scale.ravel(), own / step).astype(np.float32)
+            grid = replace(grid, scale=scale.reshape(grid.scale.shape))
         grids[name] = grid
     return grids
 

@@ -4,10 +4,27 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from slimline.recipe.layers import Globs
+from slimline.basics.errors import SlimlineError
+from slimline.recipe.config import Config
+from slimline.recipe.layers import Globs, LayerPattern
 from slimline.recipe.step import Step
+
+ObserverName = Literal["minmax", "percentile", "mse"]
+Percentage = Annotated[float, Field(gt=50, le=100)]
+
+
+class QuantizationOverride(Config):
+    """What is another for some layers; what is None is the step's.
+
+    Attributes
+    ----------
+    observer, percentile : of the values that these layers make.
+    """
+
+    observer: ObserverName | None = None
+    percentile: Percentage | None = None
 
 
 class StaticQuantization(Step):
@@ -22,6 +39,8 @@ class StaticQuantization(Step):
     percentile : of the absolute tail that `percentile` keeps, in percent.
     samples, batch_size : calibration samples, and how many at a time.
     layers, keep : globs of the layers to quantize and of those to leave in float.
+    overrides : by pattern of layers, their own ``{"observer": …, "percentile": …}``; a value takes those of the first
+        pattern that fits a layer which makes it (an input: the layer that reads it first).
     undo : put back to float every layer whose quantization makes the artifact slower or breaks parity.
     """
 
@@ -29,12 +48,13 @@ class StaticQuantization(Step):
     step: Literal["StaticQuantization"] = "StaticQuantization"
     weights: Literal["int8"] = "int8"
     activations: Literal["uint8", "int8"] | None = None
-    observer: Literal["minmax", "percentile", "mse"] = "mse"
-    percentile: Annotated[float, Field(gt=50, le=100)] = 99.99
+    observer: ObserverName = "mse"
+    percentile: Percentage = 99.99
     samples: Annotated[int, Field(ge=1)] = 512
     batch_size: Annotated[int, Field(ge=1)] = 64
     layers: Globs = ("*",)
     keep: Globs = ()
+    overrides: dict[LayerPattern, QuantizationOverride] = Field(default_factory=dict)
     undo: bool = True
 
     @property
@@ -44,3 +64,22 @@ class StaticQuantization(Step):
     @property
     def reads_together(self) -> int:
         return self.batch_size
+
+    def observation(self, pattern: str | None) -> tuple[ObserverName, float]:
+        """Observer and percentile of layers that fit a pattern of `overrides`; of the others for None."""
+        if pattern is None:
+            return self.observer, self.percentile
+        own = self.overrides[pattern]
+        return own.observer or self.observer, self.percentile if own.percentile is None else own.percentile
+
+    @model_validator(mode="after")
+    def _overrides_mean_something(self) -> StaticQuantization:
+        for pattern, own in self.overrides.items():
+            if own.observer is None and own.percentile is None:
+                raise SlimlineError(f"The override of {pattern!r} says nothing: give it an observer or a percentile.")
+            if own.percentile is not None and self.observation(pattern)[0] != "percentile":
+                raise SlimlineError(
+                    f"The override of {pattern!r} has a percentile for the observer {self.observation(pattern)[0]}: "
+                    "give it observer: percentile too."
+                )
+        return self

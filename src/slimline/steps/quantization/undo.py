@@ -26,6 +26,7 @@ from slimline.data.splits import first
 from slimline.files.decisions import checked
 from slimline.measure.limits import Cost, Trial, judged_batch
 from slimline.measure.parity import compare
+from slimline.methods.outputs import bare
 from slimline.methods.search import culprits
 from slimline.model import Model
 from slimline.model.lowering import lower, write
@@ -74,7 +75,7 @@ def quantize_what_pays(model: Model, step: StaticQuantization, context: Context,
     """
     assert context.data is not None
     artifacts = Artifacts(model, step, context)
-    if not step.undo:
+    if not step.undo or artifacts.runtime.elsewhere:  # what is slower or wrong shows where artifacts run
         return Undone(artifacts.quantized({}), bits=artifacts.bits)
     with tempfile.TemporaryDirectory(prefix="slimline-undo-") as folder:
         artifacts.folder = Path(folder)
@@ -222,9 +223,9 @@ class Artifacts:
     def batch(self) -> int:
         if not self._batch:
             session, one = self.runtime.load(self.path(None), self.threads), self.rows(1)
-            session.run(one)
+            session.outputs(one)
             start = perf_counter()
-            session.run(one)
+            session.outputs(one)
             self._batch = max(1, min(self.judged, int(LONGEST_RUN / max(perf_counter() - start, 1e-6))))
         return self._batch
 
@@ -232,7 +233,7 @@ class Artifacts:
         rows = self.rows(self.batch())
         session = self.runtime.load(self.path(None), self.threads)
         start = perf_counter()
-        session.run(rows)
+        session.outputs(rows)
         runs = min(30, max(3, math.ceil(PROFILE_SECONDS / (perf_counter() - start))))
         integer, float_ = (self.runtime.profile(self.path(p), rows, self.threads, runs) for p in ((), None))
         return integer, float_
@@ -248,7 +249,10 @@ class Artifacts:
         numbers, held = sum(x[0].size for x in self.batches[0]), sum(len(batch[0]) for batch in self.batches)
         rows = self.rows(min(held, max(32, min(PARITY_ROWS, PARITY_NUMBERS // max(numbers, 1)))))
         session = self.runtime.load(self.path(back), self.threads)
-        return compare(self.simulation(back).outputs(*rows), session.outputs(rows), integer=True)
+        simulation = self.simulation(back)
+        references = simulation.outputs(*rows)
+        known = bare(simulation.output_names, references)
+        return compare(references, session.outputs(rows), integer=True, known=known)
 
 
 def by_the_clock(artifacts: Candidates, seed: int = 0) -> dict[str, Any]:

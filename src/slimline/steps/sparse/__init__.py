@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from slimline.recipe.step import Step
-from slimline.steps.base import Context, Done, Forecast, Handler, perform
+from slimline.steps.base import Context, Forecast, Handler, StepResult, perform
 from slimline.steps.sparse.step import SparsePruning
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class _Handler(Handler[SparsePruning]):
         resized = any(before.kind == "structural" for before in earlier)  # whether a pattern fits is seen by then
         chosen(model, step.model_copy(update={"pattern": "element"}) if resized else step)
 
-    def perform(self, step: SparsePruning, model: Model, context: Context) -> Done:
+    def perform(self, step: SparsePruning, model: Model, context: Context) -> StepResult:
         from slimline.steps.sparse.prune import sparsify
         from slimline.steps.sparse.zeros import note
 
@@ -41,7 +41,7 @@ class _Handler(Handler[SparsePruning]):
         history = (*model.history, dict(record))
         record["zeros"] = note(step, context.target)
         if step.trains:  # the recovery that follows does it
-            return Done(model.then(model.native, history[-1]), record)
+            return StepResult(model.then(model.native, history[-1]), record)
         for number, amount in enumerate(step.amounts, 1):
             current = step.model_copy(update={"amount": amount, "schedule": "oneshot", "rounds": 1})
             sparsified = sparsify(model, current, context.data, context.seed)
@@ -49,16 +49,16 @@ class _Handler(Handler[SparsePruning]):
             if number < step.rounds and context.recovery is not None:
                 model = perform(context.recovery, model, context.inner(f"round-{number}")).model
         record |= {"refused": sparsified.refused, "sparsity": sparsified.layers}
-        return Done(replace(model, history=history), record)
+        return StepResult(replace(model, history=history), record)
 
     def forecast(self, step: SparsePruning, model: Model, context: Context) -> Forecast:
         from slimline.steps.sparse.prune import chosen
         from slimline.steps.sparse.zeros import note
 
         if not step.trains:
-            found = super().forecast(step, model, context)
-            zeros = [f"{layer}: {at['sparsity']:.1%} zero" for layer, at in found.details["sparsity"].items()]
-            return replace(found, lines=(*zeros, *found.lines, f"note: {found.details['zeros']}"))
+            forecast = super().forecast(step, model, context)
+            zeros = [f"{layer}: {at['sparsity']:.1%} zero" for layer, at in forecast.details["sparsity"].items()]
+            return replace(forecast, lines=(*zeros, *forecast.lines, f"note: {forecast.details['zeros']}"))
         layers, refused = chosen(model, step)
         names = [matrix.layer for matrix in layers.values()]
         return Forecast(

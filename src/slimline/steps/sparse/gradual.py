@@ -50,7 +50,7 @@ class GradualPruning(Companion):
 
     def record(self) -> dict[str, Any]:
         """The part that is masked, and whether the amount is reached."""
-        return {"sparsity": round(self.masker.sparsity, 6), "pruned": self.masker.settled}
+        return {"sparsity": round(self.masker.sparsity, 6), "pruned": self.masker.complete}
 
     def state(self) -> dict[str, Array]:
         """Masks and schedule."""

@@ -34,7 +34,7 @@ class Masker:
     Attributes
     ----------
     masks : by weight name, of the weight's shape; True stays.
-    done : optimiser steps so far.
+    steps_taken : optimiser steps so far.
     """
 
     def __init__(
@@ -58,13 +58,13 @@ class Masker:
         self.amount = float(step.amount or 0.0) if group is None else 1 - group[0] / group[1]
         self.old = {name: (old or {}).get(name, np.ones(shapes[name], bool)) for name in layouts}
         self.masks = dict(self.old)
-        self.done = 0
+        self.steps_taken = 0
 
     @property
-    def settled(self) -> bool:
+    def complete(self) -> bool:
         """Whether the masks have reached the amount and stay."""
         early = self.step.schedule == "constant" and self.step.regrow is None
-        return self.done >= (self.begin if early else self.end)
+        return self.steps_taken >= (self.begin if early else self.end)
 
     @property
     def sparsity(self) -> float:
@@ -83,11 +83,11 @@ class Masker:
         ----------
         weights, gradients : asked for where an update needs them; gradients as if nothing were masked.
         """
-        self.done += 1
-        at = self.done - self.begin
-        if not 0 <= at <= self.end - self.begin or (at % self.frequency and self.done != self.end):
+        self.steps_taken += 1
+        at = self.steps_taken - self.begin
+        if not 0 <= at <= self.end - self.begin or (at % self.frequency and self.steps_taken != self.end):
             return False
-        if self.step.schedule == "acdc" and dense_phase(self.done, self.begin, self.end, self.frequency):
+        if self.step.schedule == "acdc" and dense_phase(self.steps_taken, self.begin, self.end, self.frequency):
             self.masks = dict(self.old)
             return True
         self.masks = self._update(weights(), gradients() if self.gradient else {})
@@ -95,30 +95,30 @@ class Masker:
 
     def state(self) -> dict[str, Array]:
         """All that the next update depends on besides the weights."""
-        found: dict[str, Array] = {f"{PREFIX}mask/{name}": mask for name, mask in self.masks.items()}
-        return found | {f"{PREFIX}done": np.array(self.done)}
+        arrays: dict[str, Array] = {f"{PREFIX}mask/{name}": mask for name, mask in self.masks.items()}
+        return arrays | {f"{PREFIX}done": np.array(self.steps_taken)}
 
     def restore(self, state: Mapping[str, Array]) -> None:
         """Continue from `state`."""
-        self.done = int(state[f"{PREFIX}done"])
+        self.steps_taken = int(state[f"{PREFIX}done"])
         self.masks = {name: state[f"{PREFIX}mask/{name}"].astype(bool) for name in self.masks}
 
     def _update(self, weights: Mapping[str, Array], gradients: Mapping[str, Array]) -> dict[str, Array]:
         span = self.end - self.begin
-        progress = (self.done - self.begin) / span if span else 1.0
+        progress = (self.steps_taken - self.begin) / span if span else 1.0
         schedule: SparsitySchedule = self.step.schedule  # type: ignore[assignment]  # it trains
         gone = scheduled(schedule, progress, self.amount, self.step.power)
         slopes = {n: layout.matrix(gradients[n]) for n, layout in self.layouts.items()} if gradients else {}
         scores = {}
         for number, (name, layout) in enumerate(self.layouts.items()):
-            found = self._score(number, layout.matrix(weights[name]), slopes.get(name))
-            scores[name] = np.where(layout.matrix(self.masks[name]), found, -np.inf)
+            score = self._score(number, layout.matrix(weights[name]), slopes.get(name))
+            scores[name] = np.where(layout.matrix(self.masks[name]), score, -np.inf)
         part = self.step.regrow
-        if part is not None and self.done > self.begin:
+        if part is not None and self.steps_taken > self.begin:
             exchanged = regrown(progress, part) * (1 - gone)
-            kept = self._select(scores, gone + exchanged)
+            survivors = self._select(scores, gone + exchanged)
             for name, layout in self.layouts.items():
-                grown = np.where(kept[name], np.inf, np.abs(slopes[name]))
+                grown = np.where(survivors[name], np.inf, np.abs(slopes[name]))
                 scores[name] = np.where(layout.matrix(self.old[name]), grown, -np.inf)
         masks = self._select(scores, gone)
         tensors = {name: layout.tensor(masks[name], weights[name].shape) for name, layout in self.layouts.items()}
@@ -148,7 +148,7 @@ class Masker:
 
 def _times(step: SparsePruning, total: int | None) -> tuple[int, int]:
     """First and last update, in optimiser steps from 1."""
-    found = []
+    bounds = []
     for name in ("begin", "end"):
         when = getattr(step, name)
         if isinstance(when, float):
@@ -158,8 +158,8 @@ def _times(step: SparsePruning, total: int | None) -> tuple[int, int]:
                     "of its optimiser steps, or give a number of steps."
                 )
             when = round(when * total)
-        found.append(max(when, 1))
-    begin, end = found
+        bounds.append(max(when, 1))
+    begin, end = bounds
     if total is not None and end > total:
         raise SlimlineError(
             f"SparsePruning ends at optimiser step {end}, but the training has {total}: train longer or end earlier."

@@ -16,10 +16,11 @@ from slimline.evidence.grams import ROWS, collect
 from slimline.graph.edits import PutTensors
 from slimline.graph.matrix import LayerMatrix, matrices
 from slimline.methods import obs, sparsity
-from slimline.methods.gram import Gram
+from slimline.methods.gram import Gram, diagonal_loading, output_energy
 from slimline.methods.sparsity import Amount, Array, Layout, Pattern
 from slimline.model import Model
 from slimline.model.masks import held
+from slimline.model.outputs import described_outputs
 from slimline.recipe.layers import Types, first_match, matches, refuse_unmatched
 from slimline.recipe.named_code import function_of
 from slimline.steps.distillation.step import Distillation
@@ -28,6 +29,7 @@ from slimline.steps.sparse.user_masks import user_masks
 
 if TYPE_CHECKING:
     from slimline.data import Data
+    from slimline.frameworks.base import Batch
 
 log = logging.getLogger(__name__)
 
@@ -76,16 +78,18 @@ def chosen(model: Model, step: SparsePruning) -> tuple[dict[str, LayerMatrix], l
     every: dict[str, LayerMatrix] = {}
     for layer in matrices(model.graph):
         every.setdefault(layer.weight, layer)
-    found, refused = fitting({weight: (layer.layer, layer) for weight, layer in every.items()}, step, model.graph.types)
-    for weight in [name for name in found if name in model.graph.frozen]:
-        refused.append({"what": found.pop(weight).layer, "reason": "its weights are frozen"})
-    if not found and refused and all(entry["reason"] == "its weights are frozen" for entry in refused):
+    layers, refused = fitting(
+        {weight: (layer.layer, layer) for weight, layer in every.items()}, step, model.graph.types
+    )
+    for weight in [name for name in layers if name in model.graph.frozen]:
+        refused.append({"what": layers.pop(weight).layer, "reason": "its weights are frozen"})
+    if not layers and refused and all(entry["reason"] == "its weights are frozen" for entry in refused):
         raise SlimlineError("All weights that SparsePruning may prune are frozen: unfreeze them before slimline.load.")
     for node in model.graph.nodes:
         name = node.layer or node.name
         if node.kind == "recurrent" and matches((name,), step.layers, model.graph.types):
             refused.append({"what": name, "reason": "single weights of a recurrent layer have no rule"})
-    return found, refused
+    return layers, refused
 
 
 def fitting(
@@ -96,14 +100,14 @@ def fitting(
     names = [name for name, _ in every.values()]
     for field, globs in (("layers", step.layers), ("keep", step.keep)):
         refuse_unmatched(f"layer with a weight matrix for {field}", globs, names, types)
-    found, refused = {}, []
+    layouts, refused = {}, []
     for weight, (name, layout) in every.items():
         named = [pattern for pattern in step.layers if matches((name,), (pattern,), types)]
         if not named or matches((name,), step.keep, types):
             continue
         reason = pattern.misfit(layout.shape)
         if not reason:
-            found[weight] = layout
+            layouts[weight] = layout
         elif "*" in named:
             refused.append({"what": name, "reason": f"the pattern {step.pattern} does not fit: {reason}"})
         else:
@@ -111,10 +115,10 @@ def fitting(
                 f"{name} cannot have the pattern {step.pattern}, because {reason}: choose another pattern or "
                 f"keep=[{name!r}]."
             )
-    if not found:
+    if not layouts:
         why = "; ".join(f"{r['what']}: {r['reason']}" for r in refused[:3]) or "no layer with a weight matrix is left"
         raise SlimlineError(f"Nothing can be pruned ({why}): choose other layers or another pattern.")
-    return found, refused
+    return layouts, refused
 
 
 def criterion(step: SparsePruning) -> tuple[str, Callable[..., Any] | None]:
@@ -150,8 +154,8 @@ class _Work:
         self.name, self.function = criterion(step)
         self.batches = _batches(step, data)
         self.gradients = self._gradients(data)
-        wanted = self.batches and (step.gram or self.function is not None)
-        self.grams = collect(model, list(layers.values()), self.batches) if wanted else {}
+        needs_grams = self.batches and (step.gram or self.function is not None)
+        self.grams = collect(model, list(layers.values()), self.batches) if needs_grams else {}
         self.before = {name: self._matrix(name, self.stored[name]) for name in layers}
         self.old = {name: self._matrix(name, mask) for name, mask in model.masks.items() if name in layers}
         self.errors: dict[str, float] = {}
@@ -166,7 +170,11 @@ class _Work:
         else:
             keep = self._keep()
         keep = {name: mask & self.old[name] if name in self.old else mask for name, mask in keep.items()}
-        new = self._updated(keep) if self.step.update else {n: np.where(m, self.before[n], 0) for n, m in keep.items()}
+        new = (
+            self._updated(keep)
+            if self.step.compensate
+            else {n: np.where(m, self.before[n], 0) for n, m in keep.items()}
+        )
         for name in keep:
             if self.layers[name].node in self.grams:
                 self.errors[name] = self._error(name, new[name])
@@ -175,12 +183,12 @@ class _Work:
 
     def summary(self, masks: Mapping[str, Array]) -> dict[str, dict[str, float]]:
         """By layer the part that is zero and, where it was measured, the relative error of the output."""
-        found = {}
+        rows = {}
         for name, layer in self.layers.items():
-            found[layer.layer] = {"sparsity": round(1 - float(masks[name].mean()), 6)}
+            rows[layer.layer] = {"sparsity": round(1 - float(masks[name].mean()), 6)}
             if name in self.errors:
-                found[layer.layer]["error"] = float(f"{self.errors[name]:.4g}")
-        return found
+                rows[layer.layer]["error"] = float(f"{self.errors[name]:.4g}")
+        return rows
 
     def _matrix(self, name: str, tensor: Array) -> Array:
         return self.layers[name].matrix(tensor)
@@ -193,15 +201,17 @@ class _Work:
         optional = self.function is not None
         if not step.gradient and not (optional and data is not None):
             return {}
-        batches = [] if data is None else _labelled(step, data)
-        if step.loss == "cross_entropy" and not all(_classes(labels) for _, labels in batches):
+        assert data is not None
+        lenient = True if step.loss == "norm" or optional else None
+        outputs = described_outputs(self.model, data, "calibration", lenient=lenient)
+        if step.loss == "cross_entropy" and not any(output.labelled for output in outputs):
             if optional:
                 return {}
             raise SlimlineError(
-                f"The {self.name} criterion needs the gradient of a loss, and there are no class labels: give labelled "
-                "data, or set loss='norm'."
+                f"The {self.name} criterion needs the gradient of a loss, and there are no labels of the outputs: give "
+                "labelled data, or set loss='norm'."
             )
-        return self.model.adapter.gradients(self.model.native, batches, step.loss)
+        return self.model.adapter.gradients(self.model.native, _labelled(step, data), step.loss, outputs=outputs)
 
     def _h(self, name: str, gram: Gram | None = None) -> list[Array]:
         """`H` of each group of a layer, damped."""
@@ -209,15 +219,15 @@ class _Work:
         return [obs.damped(h, self.step.damping) for h in second]
 
     def _energy(self, name: str) -> float:
-        """Of the layer's output, as `obs.error` counts it."""
-        return sum(obs.error(w, h) for w, h in zip(self.before[name], self._second(name), strict=True)) or 1.0
+        """Of the layer's output."""
+        return float(output_energy(self.before[name], self._second(name)).sum()) or 1.0
 
     def _second(self, name: str) -> Array:
         return self.grams[self.layers[name].node].second
 
     def _error(self, name: str, new: Array) -> float:
         change = np.asarray(self.before[name] - new, np.float64)
-        return sum(obs.error(d, h) for d, h in zip(change, self._second(name), strict=True)) / self._energy(name)
+        return float(output_energy(change, self._second(name)).sum()) / self._energy(name)
 
     def _score(self, name: str) -> Array:
         """Importance of every weight of one layer."""
@@ -225,28 +235,28 @@ class _Work:
         gradient = self._matrix(name, self.gradients[name]) if name in self.gradients else None
         gram = self.grams.get(layer.node)
         if self.function is not None:
-            given = np.array(w), None if gradient is None else np.array(gradient), gram
-            found = sparsity.checked(self.function(*given), w.shape, self.name)
+            arguments = np.array(w), None if gradient is None else np.array(gradient), gram
+            score = sparsity.checked(self.function(*arguments), w.shape, self.name)
         elif self.name == "obs":
-            found = self._second_order(name)
+            score = self._second_order(name)
         else:
             seed = [self.seed, list(self.layers).index(name)]
             magnitude = "l1" if self.name == "threshold" else self.name
-            found = sparsity.score(magnitude, w, gradient, gram, int(np.random.SeedSequence(seed).generate_state(1)[0]))
-        return np.where(self.old[name], found, -np.inf) if name in self.old else found
+            score = sparsity.score(magnitude, w, gradient, gram, int(np.random.SeedSequence(seed).generate_state(1)[0]))
+        return np.where(self.old[name], score, -np.inf) if name in self.old else score
 
     def _second_order(self, name: str) -> Array:
         """What a weight costs, in parts of the energy of the layer's output."""
         w, pattern = self.before[name], self.pattern
         wide = w.shape[2] > self.step.exact
-        found = []
+        costs = []
         for part, h in zip(np.asarray(w, np.float64), self._h(name), strict=True):
-            if self.step.update and pattern.block == (1, 1) and not wide:
-                found.append(obs.traces(part, h, self._most(w.shape[2]), pattern.group))
+            if self.step.compensate and pattern.block == (1, 1) and not wide:
+                costs.append(obs.traces(part, h, self._most(w.shape[2]), pattern.group))
             else:
                 run = w.shape[2] if pattern.block is None else pattern.block[1]
-                found.append(obs.saliency(part, h, run).repeat(run, axis=1) / run)
-        return np.stack(found) / self._energy(name)
+                costs.append(obs.saliency(part, h, run).repeat(run, axis=1) / run)
+        return np.stack(costs) / self._energy(name)
 
     def _most(self, inputs: int) -> int:
         """Weights that may go from one row: more than the part that goes of all, or rows could not differ."""
@@ -289,7 +299,7 @@ class _Work:
             return sparsity.local_counts([s.size for s in scores.values()], amount)
         if self.step.scope == "erk":
             return sparsity.erk_counts([self.stored[name].shape for name in scores], amount)
-        if self.step.scope == "global" or (self.name == "obs" and self.step.update):
+        if self.step.scope == "global" or (self.name == "obs" and self.step.compensate):
             return sparsity.global_counts(list(scores.values()), amount, self.pattern)
         total = sparsity.count(amount, sum(s.size for s in scores.values()))
         return sparsity.allocate([self._curve(name, s) for name, s in scores.items()], total)
@@ -320,16 +330,16 @@ class _Work:
         """The weights of one layer; of a wide one the mask is chosen anew, block by block."""
         w, group = np.asarray(self.before[name], np.float64), self.pattern.group
         wide = w.shape[2] > self.step.exact and self.pattern.block == (1, 1) and self.step.scope != "row"
-        found = []
+        parts = []
         for i, h in enumerate(self._h(name, gram)):
             if wide:
                 part, stays = obs.blockwise(w[i], h, int((~keep[name][i]).sum()), group)
                 keep[name][i] = stays & self.old[name][i] if name in self.old else stays
-                found.append(part)
+                parts.append(part)
             else:
-                scale = self.step.damping * float(np.diagonal(gram.second[i]).mean())
-                found.append(obs.refit(w[i], keep[name][i], h, None if cross is None else cross[i], scale))
-        return np.stack(found)
+                loading = float(diagonal_loading(gram.second[i], self.step.damping, 0.0))
+                parts.append(obs.refit(w[i], keep[name][i], h, None if cross is None else cross[i], loading))
+        return np.stack(parts)
 
 
 def _batches(step: SparsePruning, data: Data | None) -> Batches:
@@ -341,18 +351,14 @@ def _batches(step: SparsePruning, data: Data | None) -> Batches:
     return []
 
 
-def _labelled(step: SparsePruning, data: Data) -> list[tuple[tuple[np.ndarray, ...], np.ndarray | None]]:
-    found, seen = [], 0
+def _labelled(step: SparsePruning, data: Data) -> list[Batch]:
+    batches, seen = [], 0
     for inputs, labels in data.split("calibration").batches(step.batch_size):
-        found.append((inputs, labels))
+        batches.append((inputs, labels))
         seen += len(inputs[0])
         if seen >= step.samples:
             break
-    return found
-
-
-def _classes(labels: np.ndarray | None) -> bool:
-    return labels is not None and labels.dtype.kind in "iu"
+    return batches
 
 
 def _pair(model: Model, current: Any, layer: LayerMatrix, batches: Batches) -> Gram:

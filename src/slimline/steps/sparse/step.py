@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AliasChoices, BeforeValidator, Field, model_validator
 
 from slimline.basics.errors import SlimlineError
 from slimline.methods.schedules import ratios
@@ -19,10 +19,10 @@ from slimline.recipe.step import Step
 CRITERIA = ("random", "l1", "l2", "threshold", "taylor", "movement", "wanda", "obs")
 
 
-def _packed(given: Any) -> Any:
-    if not isinstance(given, Mapping):
-        return given
-    return {k: v if isinstance(v, PackedMask | Mapping) else PackedMask.of(v) for k, v in given.items()}
+def _packed(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    return {k: v if isinstance(v, PackedMask | Mapping) else PackedMask.of(v) for k, v in value.items()}
 
 
 Masks = Annotated[dict[str, PackedMask] | str, BeforeValidator(_packed)]
@@ -61,8 +61,9 @@ class SparsePruning(Step):
     overrides : by pattern of layers, their own ``{"amount": …}``; a layer takes that of the first pattern that it fits,
         and `scope` is about the layers of one amount.
     masks : instead of a criterion, your own: arrays by weight name (zero goes), or the path of a ``.safetensors``.
-    update : let the weights that stay make up for those that go (least squares on calibration data); only ``obs``.
-    sequential : with `update`, fit each layer to the inputs it gets once the layers before it are pruned.
+    compensate : let the weights that stay make up for those that go (least squares on calibration data); only ``obs``.
+        Older recipes call it ``update``.
+    sequential : with `compensate`, fit each layer to the inputs it gets once the layers before it are pruned.
     damping : with ``obs``, part of the mean of H's diagonal that is added to it.
     exact : with ``obs``, layers of more inputs are pruned block by block from left to right (SparseGPT).
     refresh : recompute batch-norm statistics on calibration data afterwards, where there is any.
@@ -90,7 +91,7 @@ class SparsePruning(Step):
     keep: Globs = ()
     overrides: dict[LayerPattern, SparseOverride] = Field(default_factory=dict)
     masks: Masks | None = None
-    update: bool = False
+    compensate: bool = Field(default=False, validation_alias=AliasChoices("compensate", "update"))
     sequential: bool = True
     damping: Annotated[float, Field(gt=0)] = 1e-2
     exact: Annotated[int, Field(ge=0)] = 1280
@@ -148,9 +149,9 @@ class SparsePruning(Step):
     @model_validator(mode="after")
     def _consistent(self) -> SparsePruning:
         pattern = Pattern.parse(self.pattern)
-        said = _goal(self, pattern) or _unfit(self, pattern)
-        if said:
-            raise SlimlineError(f"SparsePruning {said}.")
+        problem = _goal(self, pattern) or _unfit(self, pattern)
+        if problem:
+            raise SlimlineError(f"SparsePruning {problem}.")
         return self
 
 
@@ -179,8 +180,8 @@ def _unfit(step: SparsePruning, pattern: Pattern) -> str:
     """Which settings do not go together."""
     if step.overrides and (step.amount is None or step.schedule != "oneshot" or pattern.group is not None):
         return "takes overrides only of an amount that goes at once: let steps of their own prune these layers"
-    if step.update and step.criterion != "obs":
-        return "updates weights only with criterion='obs': set it or drop update"
+    if step.compensate and step.criterion != "obs":
+        return "compensates only with criterion='obs': set it or drop compensate"
     if pattern.group is not None and step.scope != "local":
         return f"with the pattern {step.pattern} prunes every layer alike: drop the scope"
     if step.scope == "row" and pattern.block != (1, 1) and (pattern.block is None or pattern.block[0] > 1):
@@ -189,7 +190,7 @@ def _unfit(step: SparsePruning, pattern: Pattern) -> str:
         return "in several rounds needs the amount as a part, such as 0.5"
     if step.schedule == "oneshot" and (step.rounds != 1 or step.regrow is not None):
         return "at once has no rounds and no regrow: choose a schedule"
-    if step.trains and (step.gram or step.update):
+    if step.trains and (step.gram or step.compensate):
         return "while training takes no wanda, obs or scope='sensitivity', whose calibration the training outdates"
     if step.regrow is not None and (not step.trains or step.schedule == "acdc" or pattern.group is not None):
         return "regrows weights only with the schedules constant, polynomial or exponential and without N:M"

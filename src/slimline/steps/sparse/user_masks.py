@@ -18,16 +18,16 @@ def user_masks(step: SparsePruning, shapes: Mapping[str, tuple[int, ...]]) -> di
     assert step.masks is not None
     if isinstance(step.masks, str):
         try:
-            found = {name: array != 0 for name, array in array_files.safetensors(Path(step.masks)).items()}
+            masks = {name: array != 0 for name, array in array_files.safetensors(Path(step.masks)).items()}
         except (OSError, Malformed) as reason:
             raise SlimlineError(f"The masks {step.masks} cannot be read: give a .safetensors file.") from reason
     else:
-        found = {name: mask.array() for name, mask in step.masks.items()}
-    for name, mask in found.items():
+        masks = {name: mask.array() for name, mask in step.masks.items()}
+    for name, mask in masks.items():
         if name not in shapes:
             raise unknown("weight to mask called", name, shapes)
         if mask.shape != shapes[name]:
             raise SlimlineError(
                 f"The mask of {name} has shape {mask.shape}, not the weight's {shapes[name]}: reshape it."
             )
-    return found
+    return masks

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from slimline.basics.errors import SlimlineError
-from slimline.steps.base import Context, Done, Handler
+from slimline.steps.base import Context, Handler, StepResult
 from slimline.steps.channels.step import ChannelPruning
 from slimline.steps.sparse_training.step import SparseTraining
 
@@ -21,14 +21,16 @@ class _Handler(Handler[SparseTraining]):
     summary = "trains with a penalty that makes weights, units or activations prunable"
     reads = (("train", ""), ("selection", ""))
 
-    def perform(self, step: SparseTraining, model: Model, context: Context) -> Done:
+    def perform(self, step: SparseTraining, model: Model, context: Context) -> StepResult:
         from slimline.steps.activations.plan import zeros_among_activations
         from slimline.steps.distillation.train import train
 
-        done = train(step, model, context, self.company(step, model, context))
+        trained = train(step, model, context, self.company(step, model, context))
         if step.of != "activations" or context.data is None:
-            return done
-        return Done(done.model, {**done.record, "plan": zeros_among_activations(step, model, done.model, context.data)})
+            return trained
+        return StepResult(
+            trained.model, {**trained.record, "plan": zeros_among_activations(step, model, trained.model, context.data)}
+        )
 
     def company(self, step: SparseTraining, student: Model, context: Context) -> Company:
         from slimline.steps.sparse_training.penalties import penalised

@@ -49,14 +49,14 @@ class Penalty(Companion):
 
     Attributes
     ----------
-    done : optimiser steps so far.
+    steps_taken : optimiser steps so far.
     """
 
     refreshes = True  # it changes weights in front of batch norms, whose statistics lag behind
 
     def __init__(self, step: SparseTraining, total: int, terms: Sequence[str] = ()) -> None:
         self.step, self.total, self.terms = step, total, tuple(terms)
-        self.done = 0
+        self.steps_taken = 0
 
     @property
     def sparsity(self) -> float | None:
@@ -64,14 +64,14 @@ class Penalty(Companion):
         return None
 
     @property
-    def settled(self) -> bool:
+    def complete(self) -> bool:
         """Whether the training is over; no earlier epoch is worth keeping."""
-        return self.done >= self.total
+        return self.steps_taken >= self.total
 
     @property
     def strength(self) -> float:
         """Of the optimiser step under way."""
-        return self.step.strength_at((self.done + 1) / self.total)
+        return self.step.strength_at((self.steps_taken + 1) / self.total)
 
     def start(self, trainer: Trainer) -> None:
         """Put the terms into the loss."""
@@ -81,20 +81,20 @@ class Penalty(Companion):
 
     def after(self, trainer: Trainer, rate: float, batch: Batch) -> None:
         """Count the step."""
-        self.done += 1
+        self.steps_taken += 1
 
     def record(self) -> dict[str, Any]:
         """What is zero, and whether the training is over."""
         part = {} if self.sparsity is None else {"sparsity": round(self.sparsity, 6)}
-        return {**part, "pruned": self.settled}
+        return {**part, "pruned": self.complete}
 
     def state(self) -> dict[str, Array]:
         """All that the next step depends on besides the trainer's own state."""
-        return {f"{PREFIX}done": np.array(self.done)}
+        return {f"{PREFIX}done": np.array(self.steps_taken)}
 
     def restore(self, state: Mapping[str, Array], trainer: Trainer) -> None:
         """Continue from `state`."""
-        self.done = int(state[f"{PREFIX}done"])
+        self.steps_taken = int(state[f"{PREFIX}done"])
 
 
 class Shrinkage(Penalty):
@@ -129,9 +129,9 @@ class Shrinkage(Penalty):
     def after(self, trainer: Trainer, rate: float, batch: Batch) -> None:
         """Shrink, and count the zeros."""
         self._amount = self._momentum * self._amount + rate * self.strength
-        found = self._shrunk(trainer.weights(), self._amount)
-        trainer.set_weights(found)
-        self._part = self._zeros(found)
+        shrunk = self._shrunk(trainer.weights(), self._amount)
+        trainer.set_weights(shrunk)
+        self._part = self._zeros(shrunk)
         super().after(trainer, rate, batch)
 
     def state(self) -> dict[str, Array]:
@@ -170,7 +170,7 @@ class Gates(Penalty):
 
     def before(self, trainer: Trainer) -> None:
         """Draw the gates."""
-        rng = np.random.default_rng([self.seed, self.done])
+        rng = np.random.default_rng([self.seed, self.steps_taken])
         self._uniform = rng.uniform(1e-6, 1 - 1e-6, self.groups.count)
         self._gates = gates.sampled(self.parameters, self._uniform)
         self._gated = self.groups.scaled(self.open, self._gates)
@@ -193,9 +193,9 @@ class Gates(Penalty):
 
     def state(self) -> dict[str, Array]:
         """The gates and the weights without them too."""
-        found = super().state() | {f"{PREFIX}open/{name}": array for name, array in self.open.items()}
-        found |= {f"{PREFIX}adam/{name}": array for name, array in self.optimizer.state().items()}
-        return found | {f"{PREFIX}gates": self.parameters}
+        arrays = super().state() | {f"{PREFIX}open/{name}": array for name, array in self.open.items()}
+        arrays |= {f"{PREFIX}adam/{name}": array for name, array in self.optimizer.state().items()}
+        return arrays | {f"{PREFIX}gates": self.parameters}
 
     def restore(self, state: Mapping[str, Array], trainer: Trainer) -> None:
         """Continue from `state`."""
@@ -272,12 +272,12 @@ def _each(names: Sequence[str], shrink: Callable[[Array, float], Array], weights
 def _scales(model: Model, groups: Groups) -> dict[str, Any]:
     """By name the batch-norm scales, and which of their positions are in groups."""
     every = {node.inputs[1] for node in model.graph.nodes if node.kind == "batch_norm"}
-    found = {s.parameter: (s.groups >= 0).any(axis=1) for s in groups.slots if s.parameter in every}
-    if not found:
+    scales = {s.parameter: (s.groups >= 0).any(axis=1) for s in groups.slots if s.parameter in every}
+    if not scales:
         raise SlimlineError(
             "The batch_norm penalty finds no batch-norm scale behind these layers: use penalty='group_lasso'."
         )
-    return found
+    return scales
 
 
 def _soft_scales(scales: Mapping[str, Array], weights: Weights, amount: float) -> Weights:

@@ -99,9 +99,9 @@ class SparseTraining(Training):
 
     @model_validator(mode="after")
     def _consistent(self) -> SparseTraining:
-        said = self._unfit()
-        if said:
-            raise SlimlineError(f"SparseTraining {said}.")
+        problem = self._unfit()
+        if problem:
+            raise SlimlineError(f"SparseTraining {problem}.")
         return self
 
     def _unfit(self) -> str:

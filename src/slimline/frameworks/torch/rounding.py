@@ -1,0 +1,111 @@
+"""Rounding to a format as plain aten operators, which stay differentiable, export again and are saved as they are.
+
+An integer grid with one scale, or one per position of an axis, is an operator of torch, which the exporter carries into
+the artifact. All other formats are written out, so that the model computes exactly what `Format.round` does. Gradients
+go straight through (Bengio et al. 2013, arXiv:1308.3432): the rounded number plus ``x - x``, whose value is zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from slimline.basics.errors import SlimlineError
+from slimline.methods.formats import FloatFormat, Format, IntegerGrid, Levels, Masked, Scaled
+
+_aten = torch.ops.aten
+Store = Callable[[str, np.ndarray], fx.Node]
+
+
+@dataclass(frozen=True)
+class Rounder:
+    """Puts operators behind `source` in its graph, where the graph's cursor is.
+
+    Attributes
+    ----------
+    store : keeps an array as a buffer of this ending, and gives the node that reads it.
+    """
+
+    source: fx.Node
+    store: Store
+
+    def round(self, each: Format) -> fx.Node:
+        """The node that computes ``each.round(source)``."""
+        x = self.source
+        if isinstance(each, IntegerGrid) and each.per_tensor:
+            step = each.scale.item(), each.zero.item()
+            return self._call(_aten.fake_quantize_per_tensor_affine.default, x, *step, *_ends(each))
+        if isinstance(each, IntegerGrid) and each.axis is not None:
+            scale, zero = self.store("scale", each.scale.ravel()), self.store("zero_point", each.zero.ravel())
+            args = x, scale, zero, each.axis, *_ends(each)
+            return self._call(_aten.fake_quantize_per_channel_affine.default, *args)
+        if isinstance(each, Masked):
+            inner = self.round(each.inner)
+            return self._emit(_aten.mul.Tensor, inner, self.store("keep", each.keep.astype(np.float32)))
+        assert isinstance(each, Scaled)
+        rounded = self._emit(_aten.detach.default, self._rounded(each))
+        nothing = self._emit(_aten.sub.Tensor, x, self._emit(_aten.detach.default, x))
+        return self._emit(_aten.add.Tensor, rounded, nothing)
+
+    def _rounded(self, each: Scaled) -> fx.Node:
+        if isinstance(each, FloatFormat) and each.is_plain:
+            return self._float(self.source, each)
+        scale = self._spread("scale", each.scale, each)
+        units = self._emit(_aten.div.Tensor, self.source, scale)
+        match each:
+            case IntegerGrid():
+                zero = self._spread("zero_point", each.zero.astype(np.float32), each)
+                shifted = self._emit(_aten.add.Tensor, self._emit(_aten.round.default, units), zero)
+                units = self._emit(_aten.sub.Tensor, self._emit(_aten.clamp.default, shifted, *_ends(each)), zero)
+            case FloatFormat():
+                units = self._float(units, each)
+            case Levels():
+                bounds, codebook = self.store("bounds", each.bounds), self.store("codebook", each.codebook)
+                units = self._emit(_aten.take.default, codebook, self._emit(_aten.bucketize.Tensor, units, bounds))
+            case _:
+                raise SlimlineError(f"PyTorch does not simulate {each.describe()}: choose another format.")
+        return self._emit(_aten.mul.Tensor, units, scale)
+
+    def _float(self, x: fx.Node, each: FloatFormat) -> fx.Node:
+        limited = self._emit(_aten.clamp.default, x, -each.largest, each.largest)
+        narrow = self._emit(_aten.to.dtype, limited, getattr(torch, each.dtype))
+        return self._emit(_aten.to.dtype, narrow, torch.float32)
+
+    def _spread(self, name: str, array: np.ndarray, each: Scaled) -> fx.Node:
+        """One number per block, repeated so that it broadcasts against the source."""
+        node = self.store(name, array)
+        for axis, block in enumerate(each.blocks):
+            if block is None or block == 1:
+                continue
+            size = self.source.meta["val"].shape[axis]
+            if not isinstance(size, int):
+                raise SlimlineError(
+                    f"{self.source.name} cannot be rounded in blocks along a dimension of any size: divide another."
+                )
+            node = self._emit(_aten.repeat_interleave.self_int, node, min(block, size), axis)
+            if size % block and size > block:
+                node = self._emit(_aten.slice.Tensor, node, axis, 0, size)
+        return node
+
+    def _call(self, operator: Any, *args: Any) -> fx.Node:
+        """An operator whose result is like the source."""
+        node = self.source.graph.call_function(operator, args)
+        node.meta = dict(self.source.meta)
+        return node
+
+    def _emit(self, operator: Any, *args: Any) -> fx.Node:
+        """An operator whose result may be of another shape or type."""
+        node = self._call(operator, *args)
+        values = [arg.meta.get("val") if isinstance(arg, fx.Node) else arg for arg in args]
+        if all(value is not None for value in values):
+            node.meta["val"] = operator(*values)
+        return node
+
+
+def _ends(each: IntegerGrid) -> tuple[int, int]:
+    return each.low, each.high

@@ -1,0 +1,203 @@
+"""A road from ONNX to TensorFlow functions, and so from every framework that writes ONNX to LiteRT.
+
+`to_function` has TensorFlow trace the graph operator by operator; each ONNX operator has a rule (`call`), and values
+keep the order of dimensions in which their maker left them (`layout`). Rounding to integer grids becomes TensorFlow's
+own fake quantization, from which LiteRT's converter takes every scale. What a rule cannot say is refused; what it says
+wrongly does not pass the gate of `slimline.model.lowering`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from slimline.basics.errors import SlimlineError, first_line
+from slimline.basics.quiet import quiet
+from slimline.runtimes.forms import onnx as form
+from slimline.runtimes.forms.tensorflow import Function, tensorflow
+
+_MOVES = {"Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Expand", "MaxPool", "Identity"}
+"""Operators whose results lie on the grid of their first operand."""
+_FUSED = {"Relu", "Clip"}
+"""What LiteRT computes within the operator before."""
+
+
+def to_function(model: ir.Model) -> Function:
+    """The network of an ONNX model, as TensorFlow traces it.
+
+    Raises
+    ------
+    SlimlineError : an operator, or a use of one, that TensorFlow Lite has not; names the layer.
+    """
+    tf = tensorflow()
+    with quiet():
+        from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+    form.name_nodes(model.graph)
+    translation = _Translation(model)
+    specs = [
+        tf.TensorSpec([n if isinstance(n, int) else None for n in value.shape or ()], value.dtype.numpy(), f"input_{i}")
+        for i, value in enumerate(model.graph.inputs)
+        if value.dtype is not None
+    ]
+    inputs = {f"input_{i}": str(value.name) for i, value in enumerate(model.graph.inputs)}
+    with quiet():
+        traced = tf.function(translation.run, autograph=False).get_concrete_function(*specs)
+        names = tuple(str(value.name) for value in model.graph.outputs)
+        return Function(convert_variables_to_constants_v2(traced), inputs, translation.layers(), names)
+
+
+class _Translation:
+    """The walk through a graph."""
+
+    def __init__(self, model: ir.Model) -> None:
+        # Rules import TensorFlow, which takes seconds, so they are imported when a model comes.
+        from slimline.runtimes.forms.onnx_tensorflow import (  # noqa: F401
+            rules_elementwise,
+            rules_kernels,
+            rules_moves,
+            rules_recurrent,
+        )
+        from slimline.runtimes.forms.onnx_tensorflow.call import RULES
+
+        self.graph, self.rules = model.graph, RULES
+        self.opset = model.opset_imports.get("", 20)
+
+    def layers(self) -> dict[str, bool]:
+        """By layer, whether it has a kernel."""
+        layers: dict[str, bool] = {}
+        for node in self.graph:
+            layer, slash, _ = str(node.name).rpartition("/")
+            if slash:
+                layers.setdefault(layer, False)
+            elif node.op_type in form.WEIGHTED:  # of layers with a weight the name is the whole
+                layers[str(node.name)] = True
+        return layers
+
+    def run(self, *inputs: Any) -> list[Any]:
+        """The outputs of the graph for TensorFlow's `inputs`."""
+        from slimline.runtimes.forms.onnx_tensorflow.layout import placed
+
+        values: dict[ir.Value, Any] = {
+            value: placed(tensor) for value, tensor in zip(self.graph.inputs, inputs, strict=True)
+        }
+        for name, value in self.graph.initializers.items():
+            if value.const_value is None:
+                raise SlimlineError(f"The tensor {name} has no content: write the model again.")
+            values[value] = value.const_value.numpy()
+        for node in self.graph:
+            for output, result in zip(node.outputs, self._results(node, values), strict=False):
+                values[output] = result
+        return [self._output(value, values) for value in self.graph.outputs]
+
+    def _output(self, value: ir.Value, values: Mapping[ir.Value, Any]) -> Any:
+        import tensorflow as tf
+
+        from slimline.runtimes.forms.onnx_tensorflow.layout import Placed, Rounded, Sizes
+
+        result = values[value]
+        if isinstance(result, Placed):
+            # TensorFlow drops outputs that are inputs as they came.
+            return tf.identity(result.plain)
+        if isinstance(result, Rounded):
+            return result.laid_out(range(result.array.ndim))
+        return result.tensor if isinstance(result, Sizes) else tf.constant(result)
+
+    def _results(self, node: ir.Node, values: Mapping[ir.Value, Any]) -> list[Any]:
+        """What an operator gives."""
+        import tensorflow as tf
+
+        from slimline.runtimes.forms.onnx_tensorflow.call import Call, Untranslatable
+        from slimline.runtimes.forms.onnx_tensorflow.layout import Placed
+
+        operands = tuple(None if value is None else values[value] for value in node.inputs)
+        if node.op_type == form.FAKE_QUANTIZE and node.domain == form.DOMAIN:
+            return [self._rounded(node, operands[0])]
+        rule = self.rules.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+        if rule is None:
+            raise SlimlineError(
+                f"LiteRT has no {node.domain and node.domain + '::'}{node.op_type}, which {node.name} needs: express "
+                "that part of the model by common operators."
+            )
+        grid = self._grid(node.inputs[0]) if node.inputs else None
+        call = Call(
+            node,
+            operands,
+            reads_grid=grid is not None,
+            gives_grid=_rounded_next(node.outputs[0]),
+            floor=None if grid is None else float(grid.ends[0]),
+            opset=self.opset,
+        )
+        stored = node.op_type != "Constant" and all(isinstance(x, np.ndarray | None) for x in operands)
+        try:
+            if stored and operands:  # of stored tensors alone: computed now
+                with tf.init_scope():
+                    results = _listed(rule(call))
+                    results = [np.asarray(x.plain.numpy()) if isinstance(x, Placed) else x for x in results]
+            else:
+                with tf.name_scope(_scope(str(node.name))):
+                    results = _listed(rule(call))
+            for output in node.outputs[len(results) :]:
+                if output.uses() or output.is_graph_output():
+                    raise Untranslatable(f"result {output.index()} of {node.op_type}")
+        except Untranslatable as error:
+            raise SlimlineError(f"LiteRT has no {error}, which {node.name} needs: express it otherwise.") from error
+        except (ValueError, TypeError, tf.errors.OpError) as error:
+            raise SlimlineError(
+                f"LiteRT has no such {node.op_type}, which {node.name} needs: express it otherwise "
+                f"({first_line(error)})."
+            ) from error
+        return results
+
+    def _rounded(self, node: ir.Node, x: Any) -> Any:
+        """What rounding to a grid gives."""
+        import tensorflow as tf
+
+        from slimline.runtimes.forms.onnx_tensorflow.layout import Placed, Rounded
+
+        grid = form.grid_of(node)
+        if isinstance(x, np.ndarray):
+            return Rounded(x, grid)
+        low, high = (float(end) for end in grid.ends)
+        y = tf.quantization.fake_quant_with_min_max_args(
+            x.tensor, low, high, num_bits=grid.bits, narrow_range=grid.narrow
+        )
+        return Placed(y, x.order)
+
+    def _grid(self, value: ir.Value | None) -> Any:
+        """The grid that a value lies on, or None."""
+        for node in _makers(value):
+            if node.op_type == form.FAKE_QUANTIZE:
+                return form.grid_of(node)
+        return None
+
+
+def _listed(results: Any) -> list[Any]:
+    """What a rule gives, as a list."""
+    return list(results) if isinstance(results, list | tuple) else [results]
+
+
+def _rounded_next(value: ir.Value) -> bool:
+    """Whether all that is made of a value is rounded to a grid, after what fuses with its maker."""
+    users = [user for user, _ in value.uses()]
+    if len(users) != 1 or value.is_graph_output():
+        return False
+    return users[0].op_type == form.FAKE_QUANTIZE or (users[0].op_type in _FUSED and _rounded_next(users[0].outputs[0]))
+
+
+def _makers(value: ir.Value | None) -> Iterator[ir.Node]:
+    """What made a value, back through operators that only move numbers."""
+    node = None if value is None else value.producer()
+    while node is not None:
+        yield node
+        if node.op_type not in _MOVES or node.inputs[0] is None:
+            return
+        node = node.inputs[0].producer()
+
+
+def _scope(name: str) -> str:
+    """A name as TensorFlow takes one; `slimline.runtimes.forms.flatbuffer` finds the layer in it."""
+    return "".join(c if c.isascii() and (c.isalnum() or c in "._-/") else "_" for c in name).lstrip("_-/") or "layer"
