@@ -18,8 +18,10 @@ import slimline as sl
 from slimline.basics.errors import SlimlineError
 from slimline.files import notes
 from slimline.files.strictjson import Malformed
+from slimline.graph.edits import Round
 from slimline.graph.quantization import Quantization
 from slimline.methods.formats import FloatFormat, Format, IntegerGrid, Levels, Masked
+from slimline.methods.ranges import affine_grid, symmetric_grid
 from slimline.run.sources import DataSource, load_data, load_weights
 from tests.fuzz import mutate
 from tests.security import hostile_torch
@@ -50,7 +52,9 @@ def originals(folder: Path) -> dict[str, bytes]:
     graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in arrays.items())
     foreign = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)
     onnx.save(foreign, folder / "foreign.onnx")
-    sl.load(folder / "foreign.onnx").save(folder / "own.onnx")
+    model = sl.load(folder / "foreign.onnx")
+    formats = Quantization({"x": affine_grid(-3, 3)}, {"w": symmetric_grid(arrays["w"], 1)})
+    model.then(model.edit(Round(formats)), {"step": "StaticQuantization"}, formats).save(folder / "own.onnx")
     return {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 from pathlib import Path
 
@@ -9,12 +11,16 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import safetensors.numpy
 from onnx import TensorProto, helper
 
 import slimline as sl
 from slimline.basics.errors import SlimlineError
 from slimline.graph.edits import PutTensors
+from slimline.model.lowering import lower
+from slimline.run.stages import names, saved
 from slimline.runtimes.base import runtime
+from slimline.steps.quantization.calibration import calibrate
 from tests.frameworks.onnx.graphs import exported, images, ints, model, tokens, weights
 
 X = np.random.default_rng(1).standard_normal((5, 3, 6, 6)).astype(np.float32)
@@ -91,8 +97,39 @@ def test_the_whole_job_from_a_file(tmp_path: Path, labelled: sl.Data) -> None:
     run = sl.compress(
         sl.load(tmp_path / "net.onnx"), labelled, recipe=recipe, output=tmp_path / "run", batch_sizes=(1,)
     )
-    assert run.model.framework == "onnx" and run.artifact.suffix == ".onnx"
+    assert run.artifact == run.path / "onnxruntime" / "model.onnx"
+    assert run.model.framework == "onnx" and len(run.model.history) == 2
     assert run.model.graph.size < sl.load(tmp_path / "net.onnx").graph.size
+    left = [sl.load(saved(run, stage)) for stage in names(run.recipe) if stage == "original" or "-" in stage]
+    assert [len(each.history) for each in left] == [0, 1, 2]  # models of stages, and no artifacts, which are .onnx too
+
+
+@pytest.mark.parametrize("target", ["openvino", "litert"])
+def test_roads_to_other_targets(target: str, tmp_path: Path) -> None:
+    pytest.importorskip("tensorflow" if target == "litert" else "openvino")
+    body = "r = Relu(c) d = Conv <pads = [1, 1, 1, 1]> (r, k__weight, k__bias)"
+    loaded = sl.load(images(body, more=weights(k__weight=(12, 12, 3, 3), k__bias=(12,))))
+    quantized = calibrate(loaded, sl.StaticQuantization(), [(X,)], target)
+    way = runtime(target)
+    for each, tolerance, computed in ((loaded, 1e-5, "float"), (quantized, 0.05, "integer")):
+        path = tmp_path / f"{computed}{way.suffix}"
+        lower(way, each, path)
+        answer = each.predict(X)
+        assert np.abs(way.load(path).run((X,)) - answer).max() < tolerance * np.abs(answer).max()
+        assert way.integer_layers(path)["k"] == computed
+
+
+def test_example_inputs_by_name_and_names_of_outputs() -> None:
+    body = "c = MatMul(a, w) d = MatMul(b, v) first = Relu(c) second = Add(c, d)"
+    shapes = "float[N,4] a, float[N,6] b", "float[N,3] first, float[N,3] second"
+    proto = model(body, weights(w=(4, 3), v=(6, 3)), *shapes)
+    a, b = np.ones((2, 4), np.float32), np.ones((2, 6), np.float32)
+    loaded = sl.load(proto, {"b": b, "a": a})
+    assert [x.shape for x in loaded.example] == [(2, 4), (2, 6)]
+    assert loaded.output_names == ("first", "second")
+    assert [(i.name, i.shape) for i in loaded.inputs] == [("a", (None, 4)), ("b", (None, 6))]
+    with pytest.raises(SlimlineError, match="the model takes a, b"):
+        sl.load(proto, {"b": b, "c": a})
 
 
 def test_what_needs_gradients_is_refused_before_work(tmp_path: Path, labelled: sl.Data) -> None:
@@ -290,7 +327,13 @@ def test_functions_are_written_out() -> None:
 
 
 def test_notes_that_are_not_slimlines(tmp_path: Path) -> None:
-    for notes in ("", "[]", "{}", '{"metadata": [], "example": ""}', '{"metadata": {}, "example": "AAAA"}'):
+    empty = base64.b64encode(safetensors.numpy.save({})).decode()
+    plain = {"metadata": {}, "example": empty, "formats": ""}
+    changes: list[dict[str, object]] = [
+        {"metadata": []}, {"example": ""}, {"example": "AAAA"}, {"formats": "AAAA"}, {"formats": "*"}, {"formats": 1},
+        {"more": 1}, {"metadata": {"quantization": {"$array": "x"}}},
+    ]  # fmt: skip
+    for notes in ("", "[]", "{}", *(json.dumps({**plain, **change}) for change in changes)):
         proto = tokens("u = Relu(t)")
         proto.metadata_props.add(key="slimline", value=notes)
         refused(write(tmp_path, proto), "notes")
