@@ -89,7 +89,7 @@ def joined(batches: Sequence[Labels]) -> Labels:
 
 
 def _stacked(arrays: Sequence[Array | None]) -> Array | None:
-    there = [a for a in arrays if a is not None]
-    if there and len(there) != len(arrays):
+    present = [a for a in arrays if a is not None]
+    if present and len(present) != len(arrays):
         raise ValueError("labels that some batches have and some have not")
-    return np.concatenate(there) if there else None
+    return np.concatenate(present) if present else None

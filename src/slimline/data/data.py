@@ -130,16 +130,16 @@ class Data:
         self.classes = None if classes is None else whole(classes, "classes", 1, 2**31)
         self.declared = declared(outputs)
         self._groups = _groupings(groups)
-        given = {"train": train, "test": test, "calibration": calibration, "selection": selection}
-        self._given: dict[str, Split | Stream] = {k: self._read(k, v) for k, v in given.items() if v is not None}
-        if not self._given:
+        sources = {"train": train, "test": test, "calibration": calibration, "selection": selection}
+        self._sources: dict[str, Split | Stream] = {k: self._read(k, v) for k, v in sources.items() if v is not None}
+        if not self._sources:
             raise SlimlineError("There is no data: give Data at least train=(x, y) or test=(x, y).")
-        if len({s.names for s in self._given.values()}) > 1:
-            names = "; ".join(f"{name} {', '.join(split.names) or 'none'}" for name, split in self._given.items())
+        if len({s.names for s in self._sources.values()}) > 1:
+            names = "; ".join(f"{name} {', '.join(split.names) or 'none'}" for name, split in self._sources.items())
             raise SlimlineError(f"The splits have inputs of different names ({names}): name them alike.")
-        if len({len(s.specs) for s in self._given.values()}) > 1:
-            said = ", ".join(f"{name} {len(split.specs)}" for name, split in self._given.items())
-            raise SlimlineError(f"The splits have different numbers of inputs ({said}): they must agree.")
+        if len({len(s.specs) for s in self._sources.values()}) > 1:
+            counts = ", ".join(f"{name} {len(split.specs)}" for name, split in self._sources.items())
+            raise SlimlineError(f"The splits have different numbers of inputs ({counts}): they must agree.")
         self._splits = self._cut()
         self.dropped = 0
         if overlap == "drop":
@@ -211,13 +211,13 @@ class Data:
         SlimlineError : labels of other shapes, class numbers out of range, splits whose labels are of different kinds.
         """
         splits = [split for split in self._splits.values() if isinstance(split, Split)]
-        found = {split.name: self._kinds(split, outputs) for split in splits}
+        kinds_by_split = {split.name: self._kinds(split, outputs) for split in splits}
         for index, output in enumerate(outputs):
-            kinds = {name: each[index].sentence() for name, each in found.items() if each[index].labelled}
+            kinds = {name: each[index].sentence() for name, each in kinds_by_split.items() if each[index].labelled}
             if len(set(kinds.values())) > 1:
-                said = ", ".join(f"{name} {kind}" for name, kind in kinds.items())
+                listed = ", ".join(f"{name} {kind}" for name, kind in kinds.items())
                 raise SlimlineError(
-                    f"The labels of {output.name!r} are of different kinds ({said}): make them alike, or give Data "
+                    f"The labels of {output.name!r} are of different kinds ({listed}): make them alike, or give Data "
                     f"outputs={{{output.name!r}: KIND}}."
                 )
 
@@ -255,14 +255,14 @@ class Data:
         if self.declared:
             facts += (sorted((str(key), output.kind, output.axis) for key, output in self.declared.items()),)
         digest = hashlib.sha256(repr(facts).encode())
-        for name, split in sorted(self._given.items()):
+        for name, split in sorted(self._sources.items()):
             digest.update(repr((name, len(split), split.specs)).encode())
             if isinstance(split, Split):
                 for array in (*split.source, *(a for a in parts(split.targets) if a is not None)):
                     digest.update(np.ascontiguousarray(array).data.cast("B"))
                 if isinstance(split.targets, Named):
-                    there = [a is not None for a in split.targets]
-                    digest.update(repr((split.targets.names, there)).encode())
+                    labelled = [a is not None for a in split.targets]
+                    digest.update(repr((split.targets.names, labelled)).encode())
                 if split.grouping is not None:
                     digest.update("\0".join(split.grouping.tolist()).encode())
         return digest.hexdigest()
@@ -274,12 +274,12 @@ class Data:
 
     def refuse_overlap(self) -> None:
         """Raise the error that says which test samples were used before, unless the user allowed that."""
-        found = self.overlaps() if self.overlap == "refuse" else {}
-        if found:
+        overlaps = self.overlaps() if self.overlap == "refuse" else {}
+        if overlaps:
             test = self._splits["certification"]
-            said = " and ".join(f"{count:,} are among the {name} samples" for name, count in found.items())
+            counts = " and ".join(f"{count:,} are among the {name} samples" for name, count in overlaps.items())
             raise SlimlineError(
-                f"Of the {len(test):,} test samples {said} or in their groups, so they prove nothing: take them out, "
+                f"Of the {len(test):,} test samples {counts} or in their groups, so they prove nothing: take them out, "
                 "or give Data overlap='drop' to leave them out of the certificate, or overlap='allow' if equal samples "
                 "are no copies."
             )
@@ -292,8 +292,10 @@ class Data:
         if self.overlap != "allow":
             index = repeats.originals(split.keys)
         else:
-            found = self.overlaps()
-            notes += [f"{n:,} of the samples are also among the {role} ones, as allowed." for role, n in found.items()]
+            overlaps = self.overlaps()
+            notes += [
+                f"{n:,} of the samples are also among the {role} ones, as allowed." for role, n in overlaps.items()
+            ]
         if self.dropped:
             notes.append(f"{self.dropped:,} test samples that were used before are left out.")
         groups = None if split.groups is None else split.groups[index]
@@ -304,9 +306,9 @@ class Data:
         test = self._splits.get("certification")
         if not isinstance(test, Split):
             return {}
-        sources = {k: s for k, s in self._given.items() if k != "test"}
+        sources = {k: s for k, s in self._sources.items() if k != "test"}
         shared = {name: np.isin(test.keys, split.keys) for name, split in sources.items()}
-        train = self._given.get("train")
+        train = self._sources.get("train")
         if test.groups is not None and isinstance(train, Split) and train.groups is not None:
             shared["train"] |= np.isin(test.groups, train.groups)
         return shared
@@ -323,29 +325,29 @@ class Data:
             log.info("%d test samples that are among the others are left out of the certificate.", self.dropped)
             self._splits["certification"] = test.take(np.flatnonzero(~away))
 
-    def _read(self, name: str, given: Any) -> Split | Stream:
+    def _read(self, name: str, source: Any) -> Split | Stream:
         """One given split, checked; a collection of batches is read into memory unless it is for training."""
         specs: tuple[Spec, ...] = ()
         names: tuple[str, ...] = ()
         grouping = self._groups.get(name)
-        if is_array(given) or isinstance(given, tuple | dict):
-            inputs, labels, names = as_batch(given, name)
+        if is_array(source) or isinstance(source, tuple | dict):
+            inputs, labels, names = as_batch(source, name)
             if grouping is not None:
                 grouping = repeats.names(grouping, len(inputs[0]), name)
             return Split(name, inputs, self._labels(labels, name), names=names, grouping=grouping)
-        if not hasattr(given, "__iter__") or isinstance(given, str | bytes):
+        if not hasattr(source, "__iter__") or isinstance(source, str | bytes):
             raise SlimlineError(
-                f"The {name} data is a {type(given).__name__}: give (x, y), a DataLoader, a tf.data.Dataset or a list "
+                f"The {name} data is a {type(source).__name__}: give (x, y), a DataLoader, a tf.data.Dataset or a list "
                 "of batches."
             )
-        if isinstance(given, Iterator):
+        if isinstance(source, Iterator):
             raise SlimlineError(f"The {name} data can be read only once: give a list of batches, not a generator.")
         if grouping is not None:
             raise SlimlineError(f"Groups need the {name} data as arrays, a label per sample: give {name}=(x, y).")
         read: list[Batch] = []
         hashes: list[Array] = []
         count = 0
-        for batch in reading(given, name):
+        for batch in reading(source, name):
             x, y, batch_names = as_batch(batch, name, loaded=True)
             names = names if read else batch_names
             if batch_names != names:
@@ -366,7 +368,9 @@ class Data:
         labels = self._labels(labels, name)
         if name == "train":
             seen = np.unique(np.concatenate(hashes))
-            return Stream(name, given, self._class_numbers, count, specs, names, labelled=labels is not None, keys=seen)
+            return Stream(
+                name, source, self._class_numbers, count, specs, names, labelled=labels is not None, keys=seen
+            )
         return Split(name, inputs, labels, names=names)
 
     def _class_numbers(self, labels: Labels) -> Labels:
@@ -402,28 +406,28 @@ class Data:
         """The given splits as roles; what was not given is cut from train or from test."""
         rng = np.random.default_rng(self.seed)
         splits: dict[str, Split | Stream] = {}
-        train, test = self._given.get("train"), self._given.get("test")
-        missing = [name for name in ("calibration", "selection") if name not in self._given]
+        train, test = self._sources.get("train"), self._sources.get("test")
+        missing = [name for name in ("calibration", "selection") if name not in self._sources]
         for name in ("calibration", "selection"):
-            if name in self._given:
-                splits[name] = self._given[name]
+            if name in self._sources:
+                splits[name] = self._sources[name]
         if isinstance(train, Split):
             held = min(SELECTION, max(1, len(train) // 10)) if "selection" in missing else 0
             if train.groups is None:
                 order = rng.permutation(len(train))
-                chosen, rest = order[:held], order[held:]
+                chosen, remaining = order[:held], order[held:]
             elif held:
-                chosen, rest = repeats.divide(len(train), repeats.units(None, train.groups), [held], rng)
+                chosen, remaining = repeats.divide(len(train), repeats.units(None, train.groups), [held], rng)
             else:
-                chosen, rest = np.empty(0, int), np.arange(len(train))
-            if not len(rest):
+                chosen, remaining = np.empty(0, int), np.arange(len(train))
+            if not len(remaining):
                 what = "a single sample" if train.groups is None else "a single group"
                 raise SlimlineError(f"The train data has {what}: give more, or give selection=(x, y) too.")
-            splits["train"] = replace(train, index=np.sort(rest), augment=self.augment)
+            splits["train"] = replace(train, index=np.sort(remaining), augment=self.augment)
             if held:
                 splits["selection"] = replace(train, name="selection", index=np.sort(chosen))
             if "calibration" in missing:
-                few = rest if train.groups is None else rng.permutation(rest)
+                few = remaining if train.groups is None else rng.permutation(remaining)
                 splits["calibration"] = replace(train, name="calibration", index=np.sort(few[:CALIBRATION]))
         elif isinstance(train, Stream):
             splits["train"] = replace(train, augment=self.augment)
@@ -524,11 +528,11 @@ def _metric(metric: Any) -> Metric | None:
 
 def _groupings(groups: Any) -> dict[str, Any]:
     """The labels of groups by the name of the data they are of."""
-    given = groups if isinstance(groups, dict) else {} if groups is None else {"test": groups}
-    for name in given:
+    by_name = groups if isinstance(groups, dict) else {} if groups is None else {"test": groups}
+    for name in by_name:
         if name not in ("test", "train"):
             raise unknown("data with groups called", str(name), ("test", "train"))
-    return {name: labels for name, labels in given.items() if labels is not None}
+    return {name: labels for name, labels in by_name.items() if labels is not None}
 
 
 def _from_test(test: Split, missing: Sequence[str], units: Array | None, rng: np.random.Generator) -> dict[str, Split]:
@@ -548,8 +552,8 @@ def _from_test(test: Split, missing: Sequence[str], units: Array | None, rng: np
         )
     names = [*sizes, "certification"]
     pieces = {name: replace(test, name=name, index=index) for name, index in zip(names, indices, strict=True)}
-    said = ", ".join(f"{len(piece)} for {name}" for name, piece in pieces.items())
-    log.info("The %d test samples are divided, as there is no other data for it: %s.", len(test), said)
+    sizes_text = ", ".join(f"{len(piece)} for {name}" for name, piece in pieces.items())
+    log.info("The %d test samples are divided, as there is no other data for it: %s.", len(test), sizes_text)
     return pieces
 
 

@@ -23,7 +23,7 @@ _EXACT = 2**24
 def keys(inputs: Sequence[Array]) -> Array:
     """A hash of every sample of `inputs`, each ``(n, …)``: ``(n,)`` uint64."""
     n = len(inputs[0])
-    found = np.empty(n, np.uint64)
+    hashes = np.empty(n, np.uint64)
     row_bytes = max(1, sum(4 * a[0].size for a in inputs))
     rows = max(1, _CHUNK_BYTES // row_bytes)
     for start in range(0, n, rows):
@@ -32,8 +32,8 @@ def keys(inputs: Sequence[Array]) -> Array:
             digest = hashlib.blake2b(digest_size=8)
             for part in parts:
                 digest.update(part[i])
-            found[start + i] = int.from_bytes(digest.digest(), "little")
-    return found
+            hashes[start + i] = int.from_bytes(digest.digest(), "little")
+    return hashes
 
 
 def _canonical(array: Array) -> Sequence[bytes | memoryview]:
@@ -96,11 +96,11 @@ def divide(n: int, units: Array | None, sizes: Sequence[int], rng: np.random.Gen
     return [np.flatnonzero(part_of[place] == part) for part in range(len(sizes) + 1)]
 
 
-def names(given: object, n: int, where: str) -> Array:
+def names(labels: object, n: int, where: str) -> Array:
     """The groups that a user named, one for each of `n` samples, as text; numbers, names and dates will all do."""
     what = f"The groups of the {where} data"
     try:
-        array = np.asarray(given)
+        array = np.asarray(labels)
     except Exception as e:
         raise SlimlineError(f"{what} {raised(e)} when they were read: give an array of labels.") from e
     if array.ndim != 1 or len(array) != n:

@@ -78,16 +78,16 @@ def as_labels(y: Any, where: str, samples: int, loaded: bool) -> Labels:
     return None if y is None else as_array(y, what)
 
 
-def as_batch(given: Any, where: str, loaded: bool = False) -> tuple[Inputs, Labels, tuple[str, ...]]:
+def as_batch(batch: Any, where: str, loaded: bool = False) -> tuple[Inputs, Labels, tuple[str, ...]]:
     """Inputs, labels and input names of ``(x, y)``, ``(x,)`` or ``x``, that a loader gave or the user; checked for
     length and finiteness."""
-    x, y = given, None
-    if isinstance(given, tuple | list):
-        if len(given) not in (1, 2):
+    x, y = batch, None
+    if isinstance(batch, tuple | list):
+        if len(batch) not in (1, 2):
             raise SlimlineError(
-                f"The {where} data is a tuple of {len(given)}: give (x, y) or (x,), with several inputs as a tuple x."
+                f"The {where} data is a tuple of {len(batch)}: give (x, y) or (x,), with several inputs as a tuple x."
             )
-        x, y = (given[0], given[1]) if len(given) == 2 else (given[0], None)
+        x, y = (batch[0], batch[1]) if len(batch) == 2 else (batch[0], None)
     inputs, names = as_inputs(x, where)
     if not inputs:
         raise SlimlineError(f"The {where} data has no inputs: give (x, y) or x.")
@@ -97,8 +97,8 @@ def as_batch(given: Any, where: str, loaded: bool = False) -> tuple[Inputs, Labe
         raise SlimlineError(f"The {where} data holds a single number: the first dimension of x counts the samples.")
     sizes = [len(a) for a in inputs] + [len(a) if a.ndim else 0 for a in own]
     if len(set(sizes)) > 1:
-        said = " and ".join(str(s) for s in sizes)
-        raise SlimlineError(f"The {where} data has arrays of {said} samples: inputs and labels must be equally many.")
+        counts = " and ".join(str(s) for s in sizes)
+        raise SlimlineError(f"The {where} data has arrays of {counts} samples: inputs and labels must be equally many.")
     if sizes[0] == 0:
         raise SlimlineError(f"The {where} data is empty: give at least one sample.")
     for array in (*inputs, *own):
@@ -251,8 +251,8 @@ class Stream:
             raise SlimlineError(f"Batches of the {self.name} data have inputs of different names: make them alike.")
         if specs_of(inputs) != self.source_specs:
             raise SlimlineError(
-                f"A batch of the {self.name} data has samples of {said(specs_of(inputs))} and the first had "
-                f"{said(self.source_specs)}: make them alike."
+                f"A batch of the {self.name} data has samples of {specs_text(specs_of(inputs))} and the first had "
+                f"{specs_text(self.source_specs)}: make them alike."
             )
         if (labels is not None) != self.labelled:
             raise SlimlineError(
@@ -271,21 +271,21 @@ def reading(source: Iterable[Any], where: str) -> Iterator[Any]:
         raise SlimlineError(f"The loader of the {where} data {raised(e)} while it was read.") from e
 
 
-def said(specs: tuple[Spec, ...]) -> str:
+def specs_text(specs: tuple[Spec, ...]) -> str:
     """Shapes and dtypes for people."""
     return " and ".join(f"{shape} {dtype}" for shape, dtype in specs)
 
 
 def first(split: Split | Stream, samples: int, size: int = 64) -> list[Inputs]:
     """Inputs of the first `samples` of a split, `size` at a time."""
-    found: list[Inputs] = []
-    left = samples
+    batches: list[Inputs] = []
+    remaining = samples
     for inputs, _ in split.batches(size):
-        found.append(tuple(x[:left] for x in inputs))
-        left -= len(found[-1][0])
-        if left <= 0:
+        batches.append(tuple(x[:remaining] for x in inputs))
+        remaining -= len(batches[-1][0])
+        if remaining <= 0:
             break
-    return found
+    return batches
 
 
 def cast(inputs: Inputs, dtypes: tuple[str, ...]) -> Inputs:
@@ -305,14 +305,14 @@ def augmented(augment: Augment, inputs: Inputs, rng: np.random.Generator, names:
     name = "augment" if name in ("<lambda>", "augment") else f"augment ({name})"
     one = len(inputs) == 1 and not names
     several = f"a dict of {', '.join(names)}" if names else f"a tuple of {len(inputs)} arrays"
-    given = "an array" if one else several
+    kind_text = "an array" if one else several
     shapes = " and ".join(str(a.shape) for a in inputs)
     try:
         after = augment(named(tuple(a.copy() for a in inputs), names), rng)
     except SlimlineError:
         raise
     except Exception as e:
-        raise SlimlineError(f"{name} {raised(e)} on {given} {shapes}.") from e
+        raise SlimlineError(f"{name} {raised(e)} on {kind_text} {shapes}.") from e
     if one and not (isinstance(after, tuple | list) and len(after) == 1 and is_array(after[0])):
         after = (after,)
     if names and isinstance(after, dict):
@@ -321,11 +321,11 @@ def augmented(augment: Augment, inputs: Inputs, rng: np.random.Generator, names:
         after = (after,)  # which is no dict
     if not isinstance(after, tuple | list) or len(after) != len(inputs) or not all(is_array(a) for a in after):
         kind = type(after[0] if one or names else after).__name__
-        raise SlimlineError(f"{name} returned a {kind} for {given} {shapes}: return {given} of the same shape.")
+        raise SlimlineError(f"{name} returned a {kind} for {kind_text} {shapes}: return {kind_text} of the same shape.")
     arrays = tuple(as_array(a, f"What {name} returned", exact=True) for a in after)
     if [a.shape for a in arrays] != [a.shape for a in inputs]:
         got = " and ".join(str(a.shape) for a in arrays)
-        raise SlimlineError(f"{name} returned shape {got} for {given} {shapes}: return the same shape.")
+        raise SlimlineError(f"{name} returned shape {got} for {kind_text} {shapes}: return the same shape.")
     for array, before in zip(arrays, inputs, strict=True):
         if array.dtype.kind == "f" and before.dtype.kind in "iub" and not np.array_equal(array, np.trunc(array)):
             raise SlimlineError(f"{name} returned {array.dtype} fractions for {before.dtype}: return integers.")
@@ -389,8 +389,8 @@ def _generators(adapters: Sequence[Adapter], seed: int, state: Any) -> Iterator[
     def write(to: Any) -> None:
         random.setstate(to[0])
         np.random.set_state(to[1])
-        for adapter, kept in zip(adapters, to[2], strict=True):
-            adapter.set_random_state(kept)
+        for adapter, saved in zip(adapters, to[2], strict=True):
+            adapter.set_random_state(saved)
 
     outside = read()
     if state is None:

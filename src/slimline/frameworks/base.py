@@ -353,8 +353,8 @@ def written() -> tuple[str, ...]:
 
 def adapter(name: str) -> Adapter:
     """The adapter of a framework; imports the framework."""
-    found: Adapter = import_module(framework(name).module).adapter
-    return found
+    result: Adapter = import_module(framework(name).module).adapter
+    return result
 
 
 def adapter_for(source: Any) -> Adapter:
@@ -371,12 +371,12 @@ def adapter_for(source: Any) -> Adapter:
 
 def imported() -> list[Adapter]:
     """The adapters of the frameworks that this process has imported already, as far as they can be used here."""
-    found = []
+    adapters = []
     for name in frameworks():
         if name in sys.modules:
             with suppress(SlimlineError):  # Keras on another backend, say, beside the torch model that is compressed
-                found.append(adapter(name))
-    return found
+                adapters.append(adapter(name))
+    return adapters
 
 
 def adapter_of(path: Path) -> Adapter:

@@ -192,16 +192,16 @@ class _Placer:
         chains = [self._chain(node) for node in compute.values()]
         near = {root for node in compute.values() for root in self._roots(node)} | {end for end, _ in chains}
         absorbed = {name for _, members in chains for name in members}
-        found = set()
+        candidates = set()
         for node in self.graph.nodes:
             if node.name in absorbed or not self._is_glue(node):
                 continue
             end, members = self._chain(node)
             if any(root in near for root in self._roots(node)) or (self.policy.whole and end in near):
-                found.add(node.name)
+                candidates.add(node.name)
                 near.add(end)
                 absorbed.update(members)
-        return found
+        return candidates
 
     def _is_glue(self, node: Node) -> bool:
         function = node.attributes.get("function", "")
@@ -210,11 +210,11 @@ class _Placer:
             return False
         if self._moves(node) or not all(self._floating(o) for o in node.outputs):
             return False
-        given = [name for name in node.inputs if name is not None]
+        operands = [name for name in node.inputs if name is not None]
         if not names & self.policy.constants:
-            if any(name in self.stored for name in given):
+            if any(name in self.stored for name in operands):
                 return False
-            if function in ("add", "sub", "mul", "max", "min") and len(given) < 2:  # the other operand is a number
+            if function in ("add", "sub", "mul", "max", "min") and len(operands) < 2:  # the other operand is a number
                 return False
         return bool(self._roots(node))
 
@@ -278,10 +278,10 @@ class _Placer:
             return None
         equation = node.attributes["equation"]
         weight = equation.inputs[1]
-        given = {axis for dim in equation.inputs[0] for axis in dim}
-        made = {axis for dim in equation.outputs[0] for axis in dim} - given - {"."}
+        input_axes = {axis for dim in equation.inputs[0] for axis in dim}
+        output_axes = {axis for dim in equation.outputs[0] for axis in dim} - input_axes - {"."}
         shape = self.graph.values[_weight(node)].shape
-        own = [d for d, axes in enumerate(weight) if made & set(axes)]
+        own = [d for d, axes in enumerate(weight) if output_axes & set(axes)]
         if len(own) != 1:
             return None  # several dimensions of outputs (heads and head width): no single axis names them
         if shape[own[0]] == 1:  # depthwise kernels that hold the channels apart from the multiplier

@@ -53,8 +53,8 @@ def outputs(
     """
     lengths = {len(x) for x in inputs}
     if len(lengths) != 1 or lengths == {0}:
-        said = " and ".join(str(n) for n in sorted(lengths)) or "no"
-        raise SlimlineError(f"The inputs have {said} rows: give each input the same number of rows, at least one.")
+        counts = " and ".join(str(n) for n in sorted(lengths)) or "no"
+        raise SlimlineError(f"The inputs have {counts} rows: give each input the same number of rows, at least one.")
     rows = lengths.pop()
     # Through files of bounded size, whatever the data set's.
     row_bytes = max(1, sum(x.nbytes for x in inputs) // rows)
@@ -89,8 +89,8 @@ def scored(names: Sequence[str], labels: Labels, metric: Metric | None, declared
     named = [Output(name=name) for name in names]
     if labels is not None:
         return {index for index, own in enumerate(aligned(labels, named)) if own is not None}
-    said = {index for index, name in enumerate(names) if name in (declared or {}) or index in (declared or {})}
-    return said or every
+    chosen = {index for index, name in enumerate(names) if name in (declared or {}) or index in (declared or {})}
+    return chosen or every
 
 
 def correct(outputs: np.ndarray, labels: np.ndarray, class_axis: int | None = None, name: str = "") -> np.ndarray:

@@ -210,8 +210,8 @@ def certify(
     binary = (typed or (named and zero_one)) if binary is None else binary
     if binary and not zero_one:
         raise SlimlineError(f"The scores of {metric} are not all 0 or 1: they are not binary.")
-    given = KNOWN_RANGES.get(metric) if score_range == "known" else score_range
-    bounds = None if given is None else check_range(given, metric)
+    requested_range = KNOWN_RANGES.get(metric) if score_range == "known" else score_range
+    bounds = None if requested_range is None else check_range(requested_range, metric)
     bounds = (0.0, 1.0) if bounds is None and binary else bounds
     if bounds is not None:
         inside(before, after, bounds, metric)
@@ -227,26 +227,26 @@ def certify(
     if chosen == "betting" and bounds is None:
         raise SlimlineError("Method betting needs to know the range of the scores: give score_range=(lowest, highest).")
     risk = (1 - confidence) * (1 if use is None else share(use))
-    found: _Bounds
+    bound: _Bounds
     if chosen in ("betting", "bootstrap"):
-        found = _of_drops(before - after, max_drop, 1 - risk, None if chosen == "bootstrap" else bounds, seed)
+        bound = _of_drops(before - after, max_drop, 1 - risk, None if chosen == "bootstrap" else bounds, seed)
     else:
         losses, gains = int((before > after).sum()), int((before < after).sum())
-        found = _of_counts(losses, gains, len(before), max_drop, 1 - risk, chosen)
-    verdict = "measured" if chosen in _MENDS else _verdict(found.upper, found.lower, max_drop)
+        bound = _of_counts(losses, gains, len(before), max_drop, 1 - risk, chosen)
+    verdict = "measured" if chosen in _MENDS else _verdict(bound.upper, bound.lower, max_drop)
     return Certificate(
         verdict=verdict,
         metric=metric,
-        observed_drop=found.observed,
-        bound=found.upper,
-        lower_bound=found.lower,
+        observed_drop=bound.observed,
+        bound=bound.upper,
+        lower_bound=bound.lower,
         max_drop=max_drop,
         confidence=confidence,
         n=len(before),
-        losses=found.losses,
-        gains=found.gains,
+        losses=bound.losses,
+        gains=bound.gains,
         method=chosen,
-        more_samples=found.more() if verdict == "inconclusive" else None,
+        more_samples=bound.more() if verdict == "inconclusive" else None,
         score_range=bounds,
         groups=None if groups is None else len(before),
         samples=samples if groups is not None else None,
@@ -276,15 +276,15 @@ def share(use: int) -> float:
     return 0.8 if use <= 1 else 0.2 / (use * (use - 1))
 
 
-def check_range(given: object, metric: str = "the metric") -> Range:
+def check_range(ends: object, metric: str = "the metric") -> Range:
     """The lowest and highest score as floats, or the error that says what is wrong."""
     try:
-        low, high = (float(v) for v in given)  # type: ignore[attr-defined]
+        low, high = (float(v) for v in ends)  # type: ignore[attr-defined]
     except (TypeError, ValueError, OverflowError):
         low, high = math.nan, math.nan
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise SlimlineError(
-            f"The range of {metric} is {given!r}: give the lowest and the highest score of a sample, such as (0, 1)."
+            f"The range of {metric} is {ends!r}: give the lowest and the highest score of a sample, such as (0, 1)."
         )
     return low, high
 
@@ -348,7 +348,7 @@ def _of_counts(losses: int, gains: int, n: int, max_drop: float | None, confiden
     }
     upper = bounds[method]
 
-    def settled(samples: int) -> bool:
+    def decided(samples: int) -> bool:
         assert max_drop is not None
         more, fewer = losses * samples / n, gains * samples / n
         if (losses - gains) / n < max_drop:
@@ -363,14 +363,14 @@ def _of_counts(losses: int, gains: int, n: int, max_drop: float | None, confiden
         if (losses - gains) / n == max_drop:
             return None
         enough = n
-        while not settled(enough):
+        while not decided(enough):
             enough *= 2
             if enough >= _MOST_SAMPLES:
                 return None
         unsettled = enough // 2
         while enough - unsettled > 1:
             middle = (enough + unsettled) // 2
-            unsettled, enough = (unsettled, middle) if settled(middle) else (middle, enough)
+            unsettled, enough = (unsettled, middle) if decided(middle) else (middle, enough)
         return max(1, enough - n)
 
     lower, above = -upper(gains, losses, n, confidence), upper(losses, gains, n, confidence)

@@ -108,13 +108,15 @@ class _Table:
             log_rest = np.where(self.counts == self.n, 0.0, (self.n - self.counts) * np.log1p(-gain))
             part = np.where(gain < 1, np.clip(loss / (1 - gain), 0, 1), 0.0)
         weight = np.exp(self._choose + log_gain + log_rest)
-        kept = (weight > 1e-15) & (loss + gain <= 1 + 1e-12)
-        trials, most, part = (np.broadcast_to(a, kept.shape)[kept] for a in (self.n - self.counts, self.most, part))
+        possible = (weight > 1e-15) & (loss + gain <= 1 + 1e-12)
+        trials, most, part = (
+            np.broadcast_to(a, possible.shape)[possible] for a in (self.n - self.counts, self.most, part)
+        )
         some = np.clip(most, 0, np.maximum(trials - 1, 0))
         below = betainc(np.maximum(trials - some, 1), some + 1, 1 - part)
         below = np.where(most < 0, 0.0, np.where(most >= trials, 1.0, below))
-        total = np.zeros(kept.shape)
-        total[kept] = weight[kept] * below
+        total = np.zeros(possible.shape)
+        total[possible] = weight[possible] * below
         return np.asarray(total.sum(1))
 
 

@@ -78,9 +78,9 @@ def integers(
         if not _integer(name, operators):
             reason = reasons.get(name) or _why(nodes[name], name in gridded, target)
             floating.append(Floating(layer=name, macs=macs / total, reason=reason))
-    done = total - sum(work[f.layer] for f in floating)
+    integer_macs = total - sum(work[f.layer] for f in floating)
     floating.sort(key=lambda f: -f.macs)
-    return Integers(macs=done / total if work else 0.0, floating=tuple(floating))
+    return Integers(macs=integer_macs / total if work else 0.0, floating=tuple(floating))
 
 
 def layer_name(node: Node, graph: Graph) -> str:
@@ -110,8 +110,8 @@ def _integer(layer: str, operators: Mapping[str, str]) -> bool:
 
 def _belongs(name: str, layer: str) -> bool:
     """Whether an operator's name is the layer's, with nothing or with a number, an operator or a place behind it."""
-    rest = name[len(layer) :]
-    return name.startswith(layer) and re.fullmatch(r"(_\d+)?([/ (].*)?", rest) is not None
+    ending = name[len(layer) :]
+    return name.startswith(layer) and re.fullmatch(r"(_\d+)?([/ (].*)?", ending) is not None
 
 
 def _why(node: Node, gridded: bool, target: str) -> str:

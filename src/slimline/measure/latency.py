@@ -61,11 +61,11 @@ def measure_latency(
     if not artifacts or not batches or min(batches) < 1 or min_samples < 1:
         raise SlimlineError("Latency needs an artifact, batch sizes of at least 1 and at least one sample.")
     rng = np.random.default_rng(seed)
-    found: dict[str, dict[int, Latency]] = {name: {} for name in artifacts}
+    latencies: dict[str, dict[int, Latency]] = {name: {} for name in artifacts}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="slimline-inputs-")))
         workers = {name: stack.enter_context(Worker(path, threads)) for name, path in artifacts.items()}
-        for done, batch in enumerate(batches):
+        for finished, batch in enumerate(batches):
             files = save(folder, tile(inputs, batch))
             runs = {name: _Runs.fitting(worker, files) for name, worker in workers.items()}
             timings: dict[str, list[Timing]] = {name: [] for name in workers}
@@ -77,15 +77,15 @@ def measure_latency(
                 rounds += 1
                 if progress is not None:
                     part = min(rounds / min_samples, (monotonic() - start) / limit if limit else 1.0)
-                    progress((done + min(part, 1.0)) / len(batches))
+                    progress((finished + min(part, 1.0)) / len(batches))
             for name in workers:
-                found[name][batch] = latency = _latency(timings[name])
+                latencies[name][batch] = latency = _latency(timings[name])
                 _log.info("%s, batch %d: %.3f ms (%d samples)", name, batch, latency.median_ms, rounds)
                 if latency.waited is not None and latency.busy:
                     _log.warning(
                         "The machine is busy: %s waited for a core %.0f %% of the time.", name, 100 * latency.waited
                     )
-    return found
+    return latencies
 
 
 def _latency(timings: Sequence[Timing]) -> Latency:
@@ -107,8 +107,8 @@ class _Runs:
     def fitting(cls, worker: Worker, files: Sequence[Path]) -> _Runs:
         """Warm the worker up and see how long a run takes."""
         first = worker.time(files, samples=3).seconds
-        left = math.ceil((_WARM_UP - sum(first)) / min(first))
-        once = float(np.median(worker.time(files, samples=left).seconds if left > 2 else first))
+        remaining = math.ceil((_WARM_UP - sum(first)) / min(first))
+        once = float(np.median(worker.time(files, samples=remaining).seconds if remaining > 2 else first))
         return cls(math.ceil(_SHORTEST_SAMPLE / once), 1 if once < _CACHES_MATTER else 0)
 
 
@@ -141,8 +141,8 @@ def _resampled(count: int, resamples: int, seed: int) -> np.ndarray:
     """Rounds drawn anew, a row a sample of `count` of them."""
     block = math.ceil(count ** (1 / 3))
     starts = np.random.default_rng(seed).integers(0, count, (resamples, math.ceil(count / block)))
-    found: np.ndarray = (starts[..., None] + np.arange(block)).reshape(resamples, -1)[:, :count] % count
-    return found
+    rows: np.ndarray = (starts[..., None] + np.arange(block)).reshape(resamples, -1)[:, :count] % count
+    return rows
 
 
 def median_amount(latency: Latency, confidence: float = 0.95, seed: int = 0, resamples: int = 2000) -> Amount:

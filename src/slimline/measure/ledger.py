@@ -137,8 +137,8 @@ def _read(folder: Path) -> tuple[list[_Record], bool]:
 
 def _record(line: bytes) -> _Record | None:
     try:
-        found = json.loads(line)
-        record = _Record(samples=found["samples"], model=found["model"], use=found["use"])
+        fields = json.loads(line)
+        record = _Record(samples=fields["samples"], model=fields["model"], use=fields["use"])
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
     named = all(isinstance(name, str) and _is_hash(name) for name in (record["samples"], record["model"]))
@@ -156,10 +156,12 @@ def _read_sets(folder: Path) -> dict[str, np.ndarray | None]:
 
 def _samples(path: Path) -> np.ndarray | None:
     try:
-        found: Any = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
+        samples: Any = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
     except (OSError, ValueError, EOFError, SyntaxError, MemoryError):
         return None
-    return found if hashlib.sha256(found.tobytes()).hexdigest() == path.stem and found.dtype == np.uint64 else None
+    return (
+        samples if hashlib.sha256(samples.tobytes()).hexdigest() == path.stem and samples.dtype == np.uint64 else None
+    )
 
 
 def _keep_damaged(folder: Path, records: list[_Record], sets: Mapping[str, np.ndarray | None], cut: bool) -> None:

@@ -103,23 +103,23 @@ class Limit(BaseModel):
 
     def sentence(self) -> str:
         """For people."""
-        found, unit = self.judged, self.unit
+        part, unit = self.judged, self.unit
         digits = 3 if unit is None else self._digits(unit)
 
         def say(value: float) -> str:
             return f"{value:.3g}" if unit is None else _KINDS[unit].write(value, digits)
 
         if unit is None:
-            said, budget = f"{self.what} reaches {say(found.value)} of the original's", say(self.limit)
+            sentence, budget = f"{self.what} reaches {say(part.value)} of the original's", say(self.limit)
         else:
-            said, budget = f"{self.what} is {say(found.value)}", _KINDS[unit].write(self.limit)
-        if found.confidence is not None:
-            low, high = (say(end).partition(" ")[0] for end in (found.low, found.high))  # the unit is said once
-            said += f" ({low} to {high} with {100 * found.confidence:g} % confidence)"
+            sentence, budget = f"{self.what} is {say(part.value)}", _KINDS[unit].write(self.limit)
+        if part.confidence is not None:
+            low, high = (say(end).partition(" ")[0] for end in (part.low, part.high))  # the unit is said once
+            sentence += f" ({low} to {high} with {100 * part.confidence:g} % confidence)"
         if unit is not None and self.batch is not None:
-            said += f" at batch {self.batch}"
-        said += f", the budget is {budget}"
-        return f"{said}: the clock cannot tell" if self.outcome == "unclear" else said
+            sentence += f" at batch {self.batch}"
+        sentence += f", the budget is {budget}"
+        return f"{sentence}: the clock cannot tell" if self.outcome == "unclear" else sentence
 
     def _digits(self, unit: Unit) -> int:
         """So many that what was measured does not look like a limit that it is not."""
@@ -147,31 +147,31 @@ def limits(cost: Cost, budget: Budget) -> tuple[Limit, ...]:
         ("peak memory", cost.memory, budget.max_memory),
         ("MACs", cost.macs, budget.max_macs),
     )
-    found = []
+    result = []
     for what, part, limit in pairs:
         if part is None or limit is None:
             continue
         at = batch if what == "latency" else None
         if not isinstance(limit, str):
-            found.append(Limit(what=what, part=part, limit=limit, outcome=part.judge(limit), batch=at))
+            result.append(Limit(what=what, part=part, limit=limit, outcome=part.judge(limit), batch=at))
         elif part.amount is not None:
             unit = part.amount.unit
             most = _KINDS[unit].read(limit)
             assert most is not None, "a budget holds only what can be read"
-            found.append(Limit(what=what, part=part, limit=most, outcome=part.amount.judge(most), unit=unit, batch=at))
-    return tuple(found)
+            result.append(Limit(what=what, part=part, limit=most, outcome=part.amount.judge(most), unit=unit, batch=at))
+    return tuple(result)
 
 
-def worst(found: Sequence[Limit]) -> Outcome:
+def worst(judged: Sequence[Limit]) -> Outcome:
     """``missed`` if one is, else ``unclear`` if one is, else ``met``."""
-    outcomes = {f.outcome for f in found}
+    outcomes = {f.outcome for f in judged}
     return next((o for o in ("missed", "unclear") if o in outcomes), "met")
 
 
 def limited(budget: Budget) -> bool:
     """Whether a budget limits latency, size, memory or MACs at all."""
-    found = (budget.max_latency, budget.max_size, budget.max_memory, budget.max_macs)
-    return any(limit is not None for limit in found)
+    ceilings = (budget.max_latency, budget.max_size, budget.max_memory, budget.max_macs)
+    return any(limit is not None for limit in ceilings)
 
 
 class Trial(BaseModel):

@@ -84,8 +84,8 @@ class Parity(BaseModel):
         if not self.passed:
             return f"failed on {self.n:,} rows: {self.reason}"
         error = self.relative_error
-        said = "" if error is None else f", largest error {error:.2g} of the largest output"
-        return f"passed on {self.n:,} rows{said}"
+        error_text = "" if error is None else f", largest error {error:.2g} of the largest output"
+        return f"passed on {self.n:,} rows{error_text}"
 
 
 def compare(
@@ -110,16 +110,16 @@ def compare(
     for output, reference, artifact in zip(known or bare((), references), references, artifacts, strict=True):
         if reference.shape != artifact.shape or reference.dtype != artifact.dtype:
             kinds = [f"{x.dtype}{x.shape}" for x in (artifact, reference)]
-            found = _different(f"the artifact gives {kinds[0]}, the model {kinds[1]}", integer, n)
+            result = _different(f"the artifact gives {kinds[0]}, the model {kinds[1]}", integer, n)
         elif not reference.size:
-            found = _different(f"it is empty, {reference.shape}", integer, n)
+            result = _different(f"it is empty, {reference.shape}", integer, n)
         else:
             axis = None if output.assumed else output.axis
-            found = parity(reference, artifact, integer, output.kind in (None, "classes"), axis)
+            result = parity(reference, artifact, integer, output.kind in (None, "classes"), axis)
         if len(references) > 1:
-            reason = f"output {output.name!r}: {found.reason}" if found.reason else ""
-            found = found.model_copy(update={"output": output.name, "reason": reason})
-        each.append(found)
+            reason = f"output {output.name!r}: {result.reason}" if result.reason else ""
+            result = result.model_copy(update={"output": output.name, "reason": reason})
+        each.append(result)
     worst = max(each, key=_badness)
     several = tuple(each) if len(each) > 1 else ()
     return worst.model_copy(update={"outputs": len(references), "each": several})
@@ -204,9 +204,9 @@ def _different(reason: str, integer: bool, n: int, outputs: int = 1) -> Parity:
     )
 
 
-def _badness(found: Parity) -> tuple[bool, float]:
-    error = found.mean_error if found.integer else found.relative_error
-    return not found.passed, np.inf if error is None else error
+def _badness(parity: Parity) -> tuple[bool, float]:
+    error = parity.mean_error if parity.integer else parity.relative_error
+    return not parity.passed, np.inf if error is None else error
 
 
 def _class_axes(reference: np.ndarray, class_axis: int | None) -> tuple[int, ...]:

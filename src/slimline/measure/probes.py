@@ -50,8 +50,8 @@ def draw(array: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         return _anchored(array, rng.random(array.shape) < part)
     if array.dtype.kind in "iu":
         low, high = int(array.min()), int(array.max())
-        made = rng.integers(low, high, array.shape, array.dtype, endpoint=True)
-        return _anchored(array, made) if high - low < _FEW else made
+        numbers = rng.integers(low, high, array.shape, array.dtype, endpoint=True)
+        return _anchored(array, numbers) if high - low < _FEW else numbers
     if array.dtype.kind != "f":
         return rng.permuted(array)
     values = np.unique(array)
@@ -63,8 +63,8 @@ def draw(array: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         limits = (mean - spread, mean + spread) if mean else (-np.inf, np.inf)
     else:
         limits = float(array.min()), float(array.max())
-    made = np.clip(rng.normal(mean, spread, array.shape), *limits)
-    return np.asarray(made.astype(array.dtype))
+    numbers = np.clip(rng.normal(mean, spread, array.shape), *limits)
+    return np.asarray(numbers.astype(array.dtype))
 
 
 def shuffle(array: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -79,8 +79,8 @@ def nudge(array: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.asarray((array * (1 + rng.uniform(-0.01, 0.01, array.shape))).astype(array.dtype))
 
 
-def _anchored(array: np.ndarray, made: np.ndarray) -> np.ndarray:
+def _anchored(array: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     """A random mask that leaves the first of every line as it is, so that no line is masked away altogether."""
-    if made.ndim:
-        made[..., 0] = array[..., 0]
-    return np.asarray(made)
+    if numbers.ndim:
+        numbers[..., 0] = array[..., 0]
+    return np.asarray(numbers)

@@ -77,14 +77,14 @@ class Worker:
         words = [str(self.artifact.path), self.artifact.target, str(threads)]
         self._folder = tempfile.TemporaryDirectory(prefix="slimline-worker-")
         self.folder = Path(self._folder.name)
-        self._said = self.folder / "stderr.txt"
-        with self._said.open("wb") as said:
+        self._errors = self.folder / "stderr.txt"
+        with self._errors.open("wb") as stderr:
             self._process = subprocess.Popen(
                 # -P: a file in the current folder must not stand in for a package.
                 [sys.executable, "-P", "-m", "slimline.measure.worker", *words],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=said,
+                stderr=stderr,
                 text=True,
             )
         assert self._process.stdin is not None and self._process.stdout is not None
@@ -123,8 +123,8 @@ class Worker:
         """All outputs ``(n, …)`` for inputs ``(n, …)``, run `batch` rows at a time; None for one that is not among the
         `needed` positions, or that has not a row per sample."""
         files = [str(f) for f in save(self.folder, inputs)]
-        wanted = None if needed is None else sorted(needed)
-        reply = self._ask(do="outputs", inputs=files, batch=batch, needed=wanted, folder=str(self.folder))
+        positions = None if needed is None else sorted(needed)
+        reply = self._ask(do="outputs", inputs=files, batch=batch, needed=positions, folder=str(self.folder))
         return tuple(None if file is None else np.load(file, allow_pickle=False) for file in reply["outputs"])
 
     def memory(self) -> tuple[int | None, int | None]:
@@ -164,12 +164,12 @@ class Worker:
     def _death(self) -> SlimlineError:
         code = self._process.wait()
         how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
-        return SlimlineError(f"The process that runs {self.artifact.path} died ({how}): {_gist(self._said)}")
+        return SlimlineError(f"The process that runs {self.artifact.path} died ({how}): {_gist(self._errors)}")
 
 
-def _gist(said: Path) -> str:
+def _gist(stderr: Path) -> str:
     """The line of a process's last words that tells most: of an exception its first, else the last of all."""
-    _, traceback, after = said.read_text(errors="replace").rpartition("Traceback (most recent call last):\n")
+    _, traceback, after = stderr.read_text(errors="replace").rpartition("Traceback (most recent call last):\n")
     lines = [line for line in after.splitlines() if line.strip()]
     if traceback:
         lines = [line for line in lines if not line.startswith(" ")][:1] or lines

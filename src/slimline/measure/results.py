@@ -193,34 +193,34 @@ class Report(BaseModel):
     def __str__(self) -> str:
         """The table, what the certificate says, and what else one has to know, in ASCII as far as names are."""
         named = [name for name in (self.model, self.run and f"run {self.run}", self.target) if name]
-        said = [visible(", ".join(named)), ""]
-        said += [line.rstrip() for line in lines(self.original, self.compressed, self.metric)]
-        said += ["", self.verdict]
+        paragraphs = [visible(", ".join(named)), ""]
+        paragraphs += [line.rstrip() for line in lines(self.original, self.compressed, self.metric)]
+        paragraphs += ["", self.verdict]
         if self.integers is not None and self.integers.floating:
-            said.append(f"Of the artifact, {self.integers.sentence}: see report.html.")
-        said += [f"Over budget: {limit}." for limit in self.unmet]
-        said += [f"{limit.sentence()}." for limit in self.limits if limit.outcome == "unclear"]
-        said += [f"Within budget: {limit.sentence()}." for limit in self.limits if limit.outcome == "met"]
-        said += [f"Warning: {warning}" for warning in self.warnings]
+            paragraphs.append(f"Of the artifact, {self.integers.sentence}: see report.html.")
+        paragraphs += [f"Over budget: {limit}." for limit in self.unmet]
+        paragraphs += [f"{limit.sentence()}." for limit in self.limits if limit.outcome == "unclear"]
+        paragraphs += [f"Within budget: {limit.sentence()}." for limit in self.limits if limit.outcome == "met"]
+        paragraphs += [f"Warning: {warning}" for warning in self.warnings]
         for number, what in ((len(self.refused), "refused or undone"), (len(self.notices), "to know")):
             if number:
-                said.append(f"{number} {'thing' if number == 1 else 'things'} {what}: see report.html.")
-        return ascii_only(visible("\n".join(said)))
+                paragraphs.append(f"{number} {'thing' if number == 1 else 'things'} {what}: see report.html.")
+        return ascii_only(visible("\n".join(paragraphs)))
 
     def __repr__(self) -> str:
         return f"<Report on {visible(self.target)}: {visible(self.verdict)}>"
 
     def _repr_html_(self) -> str:
         """The same in a notebook."""
-        found = rows(self.original, self.compressed, self.metric)
-        cells = [(row.name, row.before, row.after, row.change) for row in found]
+        figures = rows(self.original, self.compressed, self.metric)
+        cells = [(row.name, row.before, row.after, row.change) for row in figures]
         body = Markup("").join(
             Markup("<tr><th>{}</th><td>{}</td><td>{}</td><td>{}</td></tr>").format(*map(visible, row)) for row in cells
         )
         head = Markup("<tr><th></th><th>original</th><th>compressed</th><th>change</th></tr>")
         judged = [limit.sentence() for limit in self.limits if limit.outcome != "missed"]
-        said = [self.verdict, *self.unmet, *judged, *self.warnings]
-        notes = Markup("").join(Markup("<p>{}</p>").format(visible(s)) for s in said)
+        sentences = [self.verdict, *self.unmet, *judged, *self.warnings]
+        notes = Markup("").join(Markup("<p>{}</p>").format(visible(s)) for s in sentences)
         return f"<table>{head}{body}</table>{notes}"
 
 

@@ -36,19 +36,19 @@ def rows(original: Figures, compressed: Figures, metric: str) -> list[Row]:
     a, b = original.accuracy, compressed.accuracy
     change = text.NOT_MEASURED if a is None or b is None else text.drop(b - a, metric, sign=True)
     name = metric[:1].upper() + metric[1:]
-    found = [Row(name, text.score(a, metric), text.score(b, metric), change)]
-    found.append(_smaller("File", original.file_bytes, compressed.file_bytes, text.bytes_))
-    found.append(_smaller("Parameters", original.parameters, compressed.parameters, text.count, "fewer", "more"))
-    found.append(_smaller("MACs a sample", original.macs, compressed.macs, text.count, "fewer", "more"))
+    table = [Row(name, text.score(a, metric), text.score(b, metric), change)]
+    table.append(_smaller("File", original.file_bytes, compressed.file_bytes, text.bytes_))
+    table.append(_smaller("Parameters", original.parameters, compressed.parameters, text.count, "fewer", "more"))
+    table.append(_smaller("MACs a sample", original.macs, compressed.macs, text.count, "fewer", "more"))
     if original.integer_macs is not None or compressed.integer_macs is not None:
         parts = (original.integer_macs, compressed.integer_macs)
         before, after = (text.NOT_MEASURED if part is None else f"{part:.0%}" for part in parts)
-        found.append(Row("MACs in integers", before, after, f"{after} of all" if before != after else _ALIKE[0]))
+        table.append(Row("MACs in integers", before, after, f"{after} of all" if before != after else _ALIKE[0]))
     for batch in sorted({*original.latency, *compressed.latency}):
-        found.append(_faster(batch, original.latency.get(batch), compressed.latency.get(batch)))
+        table.append(_faster(batch, original.latency.get(batch), compressed.latency.get(batch)))
     peaks = original.peak_memory_bytes, compressed.peak_memory_bytes
-    found.append(_smaller("Peak memory", *peaks, text.bytes_, "less", "more", "whole process"))
-    return found
+    table.append(_smaller("Peak memory", *peaks, text.bytes_, "less", "more", "whole process"))
+    return table
 
 
 def lines(original: Figures, compressed: Figures, metric: str) -> list[str]:

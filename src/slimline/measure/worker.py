@@ -136,9 +136,9 @@ class _Server:
         held: list[list[np.ndarray]] = []
         for start in range(0, len(rows[0]), batch):
             part = tuple(x[start : start + batch] for x in rows)
-            found = self.session.outputs(part)
-            held = held or [[] for _ in found]
-            for index, (output, pieces) in enumerate(zip(found, held, strict=True)):
+            answers = self.session.outputs(part)
+            held = held or [[] for _ in answers]
+            for index, (output, pieces) in enumerate(zip(answers, held, strict=True)):
                 if (needed is None or index in needed) and output.ndim and len(output) == len(part[0]):
                     pieces.append(output)
         runs = -(-len(rows[0]) // batch)

@@ -88,7 +88,7 @@ Declared = Mapping[str | int, Output]
 """What the user says of outputs, by their names or positions."""
 
 
-def declared(said: object) -> Declared:
+def declared(wishes: object) -> Declared:
     """What the user says of outputs: a dict by names, a tuple by positions, or one `Output` or kind of the first.
 
     Raises
@@ -96,21 +96,21 @@ def declared(said: object) -> Declared:
     SlimlineError : anything else.
     """
     items: Mapping[object, object]
-    if isinstance(said, Mapping):
-        items = said
-    elif isinstance(said, tuple | list):
-        items = {index: each for index, each in enumerate(said) if each is not None}
+    if isinstance(wishes, Mapping):
+        items = wishes
+    elif isinstance(wishes, tuple | list):
+        items = {index: each for index, each in enumerate(wishes) if each is not None}
     else:
-        items = {} if said is None else {0: said}
-    found: dict[str | int, Output] = {}
+        items = {} if wishes is None else {0: wishes}
+    outputs_by_key: dict[str | int, Output] = {}
     for key, each in items.items():
         output = Output(each) if isinstance(each, str) else each  # type: ignore[arg-type]
         if not isinstance(output, Output) or not isinstance(key, str | int):
             raise SlimlineError(
                 f"outputs holds a {type(each).__name__} for {key!r}: give a kind such as 'multilabel', or an Output."
             )
-        found[key] = output
-    return found
+        outputs_by_key[key] = output
+    return outputs_by_key
 
 
 def bare(names: Sequence[str], arrays: Sequence[Array]) -> tuple[Output, ...]:
@@ -163,9 +163,9 @@ def described(
     ------
     SlimlineError : labels that do not fit an output, or fit it in several ways; names of no output.
     """
-    said = declared or {}
+    wishes = declared or {}
     known = {o.name for o in outputs} | set(range(len(outputs)))
-    if strange := [key for key in said if key not in known]:
+    if strange := [key for key in wishes if key not in known]:
         raise unknown("output", str(strange[0]), [o.name for o in outputs])
     try:
         every = aligned(labels, outputs)
@@ -173,34 +173,34 @@ def described(
         if not lenient:
             raise
         every = (None,) * len(outputs)
-    found = []
+    described = []
     for index, (output, own) in enumerate(zip(outputs, every, strict=True)):
-        told = said.get(output.name) or said.get(index) or Output()
+        told = wishes.get(output.name) or wishes.get(index) or Output()
         axis = None if told.axis is None else _axis(told.axis, output)
         output = replace(output, kind=told.kind or (None if axis is None else "classes"), axis=axis)
         alone = sum(o.floating for o in outputs) == 1
         if own is not None and output.kind != "features":
             try:
-                found.append(_labelled(output, own))
+                described.append(_labelled(output, own))
                 continue
             except SlimlineError:
                 if not lenient:
                     raise
-        found.append(_unlabelled(output, alone, channels_first))
-    return tuple(found)
+        described.append(_unlabelled(output, alone, channels_first))
+    return tuple(described)
 
 
 def targets(outputs: Sequence[Output], labels: Labels) -> tuple[Array | None, ...]:
     """The labels of each output as losses take them: classes int64, others float32 of the output's shape."""
-    found: list[Array | None] = []
+    matched: list[Array | None] = []
     for output, own in zip(outputs, aligned(labels, outputs), strict=True):
         if own is None or not output.labelled:
-            found.append(None)
+            matched.append(None)
         elif output.kind == "classes":
-            found.append(own.reshape(own.shape[: len(output.shape) - 1]).astype(np.int64, copy=False))
+            matched.append(own.reshape(own.shape[: len(output.shape) - 1]).astype(np.int64, copy=False))
         else:
-            found.append(own.reshape(len(own), *output.shape[1:]).astype(np.float32, copy=False))
-    return tuple(found)
+            matched.append(own.reshape(len(own), *output.shape[1:]).astype(np.float32, copy=False))
+    return tuple(matched)
 
 
 def _axis(axis: int, output: Output) -> int:

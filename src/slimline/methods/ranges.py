@@ -153,18 +153,18 @@ class MSE(_Histogram):
             return candidates[int(np.argmin(errors))]
 
         coarse = [float(f) for f in np.linspace(1.0, 0.02, 99)]
-        found = best([(low * f, high * f) for f in coarse])
+        ends = best([(low * f, high * f) for f in coarse])
         if low == 0.0 or high == 0.0:
-            best_factor = (found[1] - found[0]) / (high - low)
+            best_factor = (ends[1] - ends[0]) / (high - low)
             factors = np.linspace(max(best_factor - 0.01, 1e-3), min(best_factor + 0.01, 1.0), 21)
-            return best([found, *((low * float(f), high * float(f)) for f in factors)])
+            return best([ends, *((low * float(f), high * float(f)) for f in factors)])
         for _ in range(3):
-            before = found
-            found = best([found, *((low * f, found[1]) for f in coarse)])
-            found = best([found, *((found[0], high * f) for f in coarse)])
-            if found == before:
+            before = ends
+            ends = best([ends, *((low * f, ends[1]) for f in coarse)])
+            ends = best([ends, *((ends[0], high * f) for f in coarse)])
+            if ends == before:
                 break
-        return found
+        return ends
 
 
 def squared_error(points: Array, counts: Array, grid: IntegerGrid) -> float:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from slimline.basics.errors import SlimlineError
+from slimline.basics.errors import SlimlineError, first_line
 from slimline.measure.integers import layer_name, stored_weights
 from slimline.measure.parity import Parity, compare
 from slimline.measure.probes import Arrays, probes
@@ -57,10 +57,10 @@ def lower(runtime: Runtime, model: Model, path: Path, quick: bool = False) -> Pa
         written = Path(folder.name, path.name)
         form = write(runtime, model, written)
         session = runtime.verify(form, written) if runtime.elsewhere else runtime.load(written)
-        found = None if session is None else compared(runtime, session, model, written, quick)
+        parity = None if session is None else compared(runtime, session, model, written, quick)
         for part in sorted(Path(folder.name).iterdir(), key=lambda part: part.name == path.name):  # the main file last
             _put(part, path.with_name(part.name))
-    return found
+    return parity
 
 
 def write(runtime: Runtime, model: Model, path: Path) -> Form:
@@ -102,7 +102,7 @@ def _put(part: Path, final: Path) -> None:
     part.replace(final)
 
 
-def road(given: Sequence[str], runtime: Runtime) -> tuple[str, ...]:
+def road(offered: Sequence[str], runtime: Runtime) -> tuple[str, ...]:
     """The exchange forms through which a framework that gives some reaches a runtime: the first is the framework's, the
     last the runtime's.
 
@@ -110,10 +110,10 @@ def road(given: Sequence[str], runtime: Runtime) -> tuple[str, ...]:
     ------
     SlimlineError : there is none.
     """
-    way = forms.road(given, runtime.forms)
+    way = forms.road(offered, runtime.forms)
     if way is not None:
         return way
-    reached = [name for name in runtimes.names() if forms.road(given, runtimes.runtime(name).forms)]
+    reached = [name for name in runtimes.names() if forms.road(offered, runtimes.runtime(name).forms)]
     raise SlimlineError(f"{runtime.name} does not take such models yet: choose the target {', '.join(reached)}.")
 
 
@@ -143,16 +143,16 @@ def compared(runtime: Runtime, session: Session, model: Model, path: Path, quick
         if not references:
             continue
         known = bare(model.output_names, references)
-        found = compare(references, _run(runtime, session, inputs, what), integer, known)
-        if found.gross:
+        parity = compare(references, _run(runtime, session, inputs, what), integer, known)
+        if parity.gross:
             raise SlimlineError(
-                f"The {runtime.name} artifact disagrees with the model on {what} ({found.reason}), so it was not "
+                f"The {runtime.name} artifact disagrees with the model on {what} ({parity.reason}), so it was not "
                 "written: report this model to slimline."
             )
-        if not found.passed:
-            log.info("in integers the artifact differs from its simulation on %s: %s", what, found.reason)
-        if worst is None or (found.mean_error or 0.0) > (worst.mean_error or 0.0):
-            worst = found
+        if not parity.passed:
+            log.info("in integers the artifact differs from its simulation on %s: %s", what, parity.reason)
+        if worst is None or (parity.mean_error or 0.0) > (worst.mean_error or 0.0):
+            worst = parity
     if worst is None:
         raise SlimlineError(
             "The model gives nothing finite for its example inputs, so that no artifact can be compared with it: "
@@ -186,11 +186,11 @@ def _answers(model: Model, candidates: Sequence[Arrays]) -> tuple[tuple[np.ndarr
     """What the model answers to the first of these inputs to which it answers finite numbers; else nothing."""
     for inputs in candidates:
         try:
-            found = model.outputs(*inputs)
+            outputs = model.outputs(*inputs)
         except SlimlineError:  # a size that it does not take after all: there is nothing to compare
             continue
-        if all(not np.isnan(x).any() for x in found if x.dtype.kind == "f"):
-            return found, inputs
+        if all(not np.isnan(x).any() for x in outputs if x.dtype.kind == "f"):
+            return outputs, inputs
     return (), ()
 
 
@@ -198,8 +198,7 @@ def _run(runtime: Runtime, session: Session, inputs: Arrays, what: str) -> tuple
     try:
         return session.outputs(inputs)
     except Exception as error:  # each runtime raises classes of its own
-        said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise SlimlineError(
-            f"The {runtime.name} artifact does not run on {what}, as the model does ({said.rstrip('.')[:200]}), so it "
+            f"The {runtime.name} artifact does not run on {what}, as the model does ({first_line(error)[:200]}), so it "
             "was not written: report this model to slimline."
         ) from error

@@ -102,9 +102,9 @@ def examine(
         for name, (model, _) in (("original", before), ("compressed", after))
     }
     certificate = proof.certificate
-    found = _cost(figures["original"], figures["compressed"], recipe.seed)
-    judged = limits(found, recipe.budget)
-    doubts = [_NO_PEAK] if recipe.budget.max_memory is not None and found.memory is None else []
+    measured_cost = _cost(figures["original"], figures["compressed"], recipe.seed)
+    judged = limits(measured_cost, recipe.budget)
+    doubts = [_NO_PEAK] if recipe.budget.max_memory is not None and measured_cost.memory is None else []
     if elsewhere:
         doubts.append(f"Not run here: {recipe.target} artifacts run {elsewhere}; only sizes and counts were measured.")
     unmet = [limit.sentence() for limit in judged if limit.outcome == "missed"]
@@ -118,13 +118,13 @@ def examine(
     named = {r.what for r in refused}
     refused += [Refusal(what=layer, reason=why) for layer, why in kept_float.items() if layer not in named]
     reasons = {**{r.what: r.reason for r in refused}, **kept_float}
-    done = {} if elsewhere else _in_integers(recipe, before, after, suffix, reasons)
-    for name, share in done.items():
+    shares = {} if elsewhere else _in_integers(recipe, before, after, suffix, reasons)
+    for name, share in shares.items():
         figures[name] = figures[name].model_copy(update={"integer_macs": share.macs})
-    if done and done["compressed"].macs < MOST:
+    if shares and shares["compressed"].macs < MOST:
         step = next(s.step for s in recipe.steps if s.kind == "quantization")
         if step not in named:
-            refused.append(Refusal(what=step, reason=f"{done['compressed'].sentence}, see below"))
+            refused.append(Refusal(what=step, reason=f"{shares['compressed'].sentence}, see below"))
     return Report(
         schema=1,
         run=run.path.name,
@@ -138,7 +138,7 @@ def examine(
         outputs=tuple(
             ReportedOutput(name=o.name, kind=o.kind, axis=o.axis, labelled=o.labelled) for o in proof.outputs
         ),
-        integers=done.get("compressed"),
+        integers=shares.get("compressed"),
         refused=tuple(refused),
         notices=tuple(notices),
         warnings=tuple(doubt for doubt in doubts if doubt),
@@ -245,13 +245,13 @@ def _in_integers(
         return {}
     target = str(recipe.target)
     whole = next((reasons[step] for step in steps if step in reasons), None)
-    found = {}
+    shares = {}
     for name, (model, folder) in (("original", before), ("compressed", after)):
         operators = runtime(target).integer_layers(folder / f"model{suffix}")
         layers = model.quantization.layers if model.quantization is not None else ()
         every = dict.fromkeys(_weights(model), whole) if whole else {}
-        found[name] = integers(model.graph, operators, {**every, **reasons}, layers, target)
-    return found
+        shares[name] = integers(model.graph, operators, {**every, **reasons}, layers, target)
+    return shares
 
 
 def _gate(model: Model, artifact: Path, data: Data, target: str) -> tuple[Parity, tuple[Output, ...]]:
@@ -261,12 +261,12 @@ def _gate(model: Model, artifact: Path, data: Data, target: str) -> tuple[Parity
     references = model.outputs(*rows)
     meanings = _meant(model, references, data)
     answers = runtime(target).load(artifact).outputs(rows)
-    found = compare(references, answers, integer=model.quantization is not None, known=meanings)
-    if not found.passed and not found.integer:
+    parity = compare(references, answers, integer=model.quantization is not None, known=meanings)
+    if not parity.passed and not parity.integer:
         raise SlimlineError(
-            f"The artifact disagrees with the model on {target}: {found.reason}; report this model to slimline."
+            f"The artifact disagrees with the model on {target}: {parity.reason}; report this model to slimline."
         )
-    return found, meanings
+    return parity, meanings
 
 
 def _meant(model: Model, answers: Sequence[np.ndarray], data: Data) -> tuple[Output, ...]:
@@ -343,7 +343,7 @@ def _state(layer: _Layer) -> LayerState:
 
 def _weights(model: Model) -> dict[str, _Layer]:
     graph, arrays = model.graph, model.parameters()
-    found: dict[str, _Layer] = {}
+    layers: dict[str, _Layer] = {}
     for node in graph.nodes:
         held = stored_weights(node, graph)
         macs = cost.node_macs(node, lambda name: graph.values[name].shape) // graph.batch
@@ -354,5 +354,5 @@ def _weights(model: Model) -> dict[str, _Layer]:
         out = graph.values[node.outputs[0]].shape
         parameters = sum(int(np.prod(graph.values[h].shape)) for h in held)
         axis = 1 if node.kind == "conv" and node.attributes["equation"].outputs[0][1] != (".",) else -1
-        found[name] = _Layer(node.kind, shape, parameters, macs, out[axis], float(np.mean(arrays[held[0]] == 0)))
-    return found
+        layers[name] = _Layer(node.kind, shape, parameters, macs, out[axis], float(np.mean(arrays[held[0]] == 0)))
+    return layers

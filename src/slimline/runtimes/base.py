@@ -202,7 +202,7 @@ def conform(artifact: str, specs: Specs, inputs: Sequence[np.ndarray]) -> list[n
 
 @cache
 def _runtimes() -> Mapping[str, Runtime]:
-    return registered("target", "slimline.runtimes", "runtime", "slimline.targets", lambda found: found.name)
+    return registered("target", "slimline.runtimes", "runtime", "slimline.targets", lambda target: target.name)
 
 
 def names() -> list[str]:
@@ -248,5 +248,5 @@ def runtime_for(path: Path) -> Runtime:
     suffixes = {each.suffix: each for each in reversed(tuple(_runtimes().values()))}
     if path.suffix not in suffixes:
         raise unknown("runtime for files ending in", path.suffix or path.name, suffixes)
-    found: Runtime = suffixes[path.suffix]
-    return found
+    target: Runtime = suffixes[path.suffix]
+    return target

@@ -188,7 +188,7 @@ class LiteRT(Runtime):
         ``"integer"`` or ``"float"``; rounding itself and arithmetic on sizes are left out."""
         interpreter = _allocated(Path(path))
         details = {t["index"]: t for t in interpreter.get_tensor_details()}
-        found: dict[str, str] = {}
+        precisions: dict[str, str] = {}
         for operator in interpreter._get_ops_details():
             if operator["op_name"] in _BOUNDARY:
                 continue
@@ -197,13 +197,13 @@ class LiteRT(Runtime):
             tensors = [details[i] for i in (*operator["inputs"], *operator["outputs"]) if i in details]
             floating = any(np.issubdtype(t["dtype"], np.floating) for t in tensors)
             name = details[operator["outputs"][0]]["name"] or operator["op_name"]
-            if name in found:
+            if name in precisions:
                 name = f"{name} ({operator['op_name']})"
             label, count = name, 1
-            while label in found:
+            while label in precisions:
                 label, count = f"{name} {count}", count + 1
-            found[label] = "float" if floating else "integer"
-        return found
+            precisions[label] = "float" if floating else "integer"
+        return precisions
 
     def profile(
         self, path: Path, inputs: tuple[np.ndarray, ...], threads: int = 1, runs: int = 30

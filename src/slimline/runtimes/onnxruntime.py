@@ -240,13 +240,13 @@ def _blocked_names(path: Path) -> dict[str, str]:
     """
     nodes = onnx.load(str(path), load_external_data=False).graph.node
     makers = {output: node for node in nodes for output in node.output}
-    found = {}
+    layers = {}
     for value in makers:
         node = makers[value]
         while node.op_type in ("Relu", "Clip", "Add", "Sigmoid", "HardSigmoid") and node.input[0] in makers:
             node = makers[node.input[0]]
-        found[f"{value}_nchwc"] = node.name
-    return found
+        layers[f"{value}_nchwc"] = node.name
+    return layers
 
 
 def _origin(name: str, original: set[str]) -> str | None:

@@ -272,8 +272,8 @@ def _names(model: ir.Model) -> dict[str, str]:
     """The names of operators, by themselves and by the outputs of the model that they give."""
     graph = model.graph
     own = {str(node.name): str(node.name) for node in graph}
-    made = {str(v.name): str(node.name) for v in graph.outputs if (node := v.producer()) is not None}
-    return {**own, **made}
+    producers = {str(v.name): str(node.name) for v in graph.outputs if (node := v.producer()) is not None}
+    return {**own, **producers}
 
 
 def _write(network: Any, names: Mapping[str, str], path: Path) -> None:
@@ -375,11 +375,11 @@ def _specs(network: Any) -> list[tuple[str, tuple[int | None, ...], str]]:
     """Of the inputs of a network or of what it was compiled to."""
     return [
         (
-            given.get_any_name(),
-            tuple(None if size.is_dynamic else size.get_length() for size in given.get_partial_shape()),
-            np.dtype(given.get_element_type().to_dtype()).name,
+            each.get_any_name(),
+            tuple(None if size.is_dynamic else size.get_length() for size in each.get_partial_shape()),
+            np.dtype(each.get_element_type().to_dtype()).name,
         )
-        for given in network.inputs
+        for each in network.inputs
     ]
 
 

@@ -142,8 +142,8 @@ def recover(
     if step.kind == "training" and last < first - 0.1 * abs(first):
         log.warning("%s changed the selection score from %.4g to %.4g: lower its strength.", step.step, first, last)
     loop.restore(best)
-    found = student.then(trainer.native(), step.model_dump(mode="json"), masks={**student.masks, **companion.masks})
-    return Recovered(found, records, _best(records))
+    recovered = student.then(trainer.native(), step.model_dump(mode="json"), masks={**student.masks, **companion.masks})
+    return Recovered(recovered, records, _best(records))
 
 
 @dataclass(frozen=True)
@@ -170,14 +170,14 @@ class _Loop:
         losses: list[float] = []
         rate = 0.0
         for batch in _large(self.train.batches(step.batch_size, seed=self.seed, epoch=number)):
-            done = (number - 1) * (self.total // step.epochs) + len(losses)
-            rate = step.learning_rate * warmup_cosine(done, self.total, step.warmup)
+            steps_taken = (number - 1) * (self.total // step.epochs) + len(losses)
+            rate = step.learning_rate * warmup_cosine(steps_taken, self.total, step.warmup)
             companion.before(self.trainer)
             losses.append(_finite(self.trainer.step(batch, rate), number, step))
             companion.after(self.trainer, rate, batch)
             if self.tell is not None:
                 told = {"epoch": number, "loss": losses[-1]}
-                self.tell(Progress(what, min(done + 1, self.total), self.total, told))
+                self.tell(Progress(what, min(steps_taken + 1, self.total), self.total, told))
         if companion.refreshes:
             self.refresh(number)
         return float(np.mean(losses)), rate
@@ -194,10 +194,10 @@ class _Loop:
 
 def _updates(train: Split | Stream, size: int) -> int:
     """Optimiser steps of an epoch: batches of equal size, or as a stream gives them without those `_large` drops."""
-    whole, rest = divmod(len(train), size)
+    whole, remainder = divmod(len(train), size)
     if isinstance(train, Split):
-        return whole + (rest > 0)
-    return whole + (2 * rest >= min(size, len(train)) and rest > 0)
+        return whole + (remainder > 0)
+    return whole + (2 * remainder >= min(size, len(train)) and remainder > 0)
 
 
 def _record(
@@ -248,11 +248,11 @@ def _outputs(student: Model, teacher: Model | None, step: Training, data: Data) 
             "load both in one framework."
         )
     judge = teacher or student
-    given, wanted = (bare_outputs(model, data) for model in (student, judge))
-    if [o.shape for o in given] != [o.shape for o in wanted]:
-        said = [", ".join(str(o.shape) for o in each) for each in (given, wanted)]
+    own, expected = (bare_outputs(model, data) for model in (student, judge))
+    if [o.shape for o in own] != [o.shape for o in expected]:
+        shapes = [", ".join(str(o.shape) for o in each) for each in (own, expected)]
         raise SlimlineError(
-            f"The student's outputs {said[0]} and the teacher's {said[1]} differ in shape: "
+            f"The student's outputs {shapes[0]} and the teacher's {shapes[1]} differ in shape: "
             "recover a model from the original it was made of."
         )
     lenient = step.alpha == 1 and data.metric is not None
@@ -274,20 +274,22 @@ def _scorer(
         """The outputs for all samples, of those that are scored."""
         held: list[list[Array]] = [[] for _ in outputs]
         for part, _ in split.batches(step.batch_size):
-            for output, has_labels, found, arrays in zip(outputs, labelled, predict(part), held, strict=True):
+            for output, has_labels, answers, arrays in zip(outputs, labelled, predict(part), held, strict=True):
                 if data.metric is not None or (output.floating if compared else has_labels):
-                    arrays.append(found)
+                    arrays.append(answers)
         return tuple(np.concatenate(arrays) if arrays else None for arrays in held)
 
     original = whole(lambda part: judge.adapter.answers(judge.native, [part])[0]) if compared else ()
     classes = [output for output in outputs if output.kind == "classes"]
 
     def score(predict: Callable[[tuple[Array, ...]], tuple[Array, ...]]) -> float:
-        found = whole(predict)
+        answers = whole(predict)
         if not compared:
-            answer = as_outputs(found, names)
+            answer = as_outputs(answers, names)
             return float(scores(answer, split.labels, metric=data.metric, declared=data.declared)[1].mean())
-        pairs = [(a, b, o) for a, b, o in zip(found, original, outputs, strict=True) if a is not None and b is not None]
+        pairs = [
+            (a, b, o) for a, b, o in zip(answers, original, outputs, strict=True) if a is not None and b is not None
+        ]
         if step.loss == "mse" or not classes:
             return -float(np.mean([np.mean((a - b) ** 2) / o.scale for a, b, o in pairs]))
         same = [np.mean(a.argmax(o.axis) == b.argmax(o.axis)) for a, b, o in pairs if o.kind == "classes"]

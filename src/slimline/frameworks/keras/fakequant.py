@@ -44,16 +44,16 @@ def fold(native: keras.Model, example: tuple[Array, ...]) -> keras.Model:
 
 def _foldable(native: keras.Model) -> dict[int, Any]:
     """Layers whose only reader is a batch norm over their channels: id of the layer to the batch norm."""
-    made = calls(native)
+    ordered = calls(native)
     uses: dict[int, int] = {}
     readers: dict[int, list[Call]] = {}
-    for call in made:
+    for call in ordered:
         uses[id(call.operation)] = uses.get(id(call.operation), 0) + 1
         for tensor in call.inputs:
             readers.setdefault(id(tensor), []).append(call)
     outputs = {id(tensor) for tensor in native.outputs}
     pairs = {}
-    for call in made:
+    for call in ordered:
         layer = call.operation
         if type(layer) not in _FOLDS or id(call.outputs[0]) in outputs:
             continue

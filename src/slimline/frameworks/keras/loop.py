@@ -51,16 +51,16 @@ class PruningCallback(keras.callbacks.Callback):  # type: ignore[misc]
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Find the weights to prune."""
-        found = {}
+        layouts = {}
         for layer in self.model._flatten_layers(include_self=False):
             read = axes(layer)
             if read is not None and layer.trainable and read[0].trainable:
-                found[read[0].path] = (layer.name, read[1])
+                layouts[read[0].path] = (layer.name, read[1])
                 self._weights = getattr(self, "_weights", {}) | {read[0].path: read[0]}
         shapes = {name: tuple(v.shape) for name, v in self._weights.items()}
         steps = self.params.get("steps")
         total = None if steps is None else steps * self.params["epochs"]
-        masking: Masking = handler(self.step.step).masking(self.step, found, shapes, total, self.seed)
+        masking: Masking = handler(self.step.step).masking(self.step, layouts, shapes, total, self.seed)
         self._masker = masking
         self._weights = {name: self._weights[name] for name in masking.masks}
         if self._masker.gradient and self.batch is None:
@@ -90,8 +90,8 @@ class PruningCallback(keras.callbacks.Callback):  # type: ignore[misc]
         weights = [v.value for v in self._weights.values()]
         with tf.GradientTape() as tape:
             loss = self.model.compute_loss(x, y, self.model(x, training=False), training=False)
-        found = tape.gradient(loss, weights, unconnected_gradients="zero")
-        return {name: np.array(g) for name, g in zip(self._weights, found, strict=True)}
+        gradients = tape.gradient(loss, weights, unconnected_gradients="zero")
+        return {name: np.array(g) for name, g in zip(self._weights, gradients, strict=True)}
 
 
 def axes(layer: Any) -> tuple[Any, Axes] | None:
@@ -101,8 +101,8 @@ def axes(layer: Any) -> tuple[Any, Axes] | None:
     if isinstance(layer, L.EinsumDense):
         _, kernel, output = layer.equation.replace("->", ",").split(",")
         order = sorted(range(len(kernel)), key=lambda d: kernel[d] not in output)
-        made = sum(letter in output for letter in kernel)
-        return layer.kernel, Axes((1, *layer.kernel.shape), (0, *(d + 1 for d in order)), made)
+        output_count = sum(letter in output for letter in kernel)
+        return layer.kernel, Axes((1, *layer.kernel.shape), (0, *(d + 1 for d in order)), output_count)
     if isinstance(layer, L.DepthwiseConv1D | L.DepthwiseConv2D):
         *kernel, inputs, multiplier = layer.kernel.shape
         rank = len(kernel)

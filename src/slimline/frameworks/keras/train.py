@@ -60,8 +60,8 @@ class KerasTrainer:
         self._source = native
         self._config = step
         self._student = fused(native)
-        for given, own in zip(native.variables, self._student.variables, strict=True):
-            own.trainable = given.trainable
+        for source, own in zip(native.variables, self._student.variables, strict=True):
+            own.trainable = source.trainable
         self._teacher = None if teacher is None else fused(teacher)
         seeds = [v for name, v in variables(self._student).items() if name.endswith(SEED_STATE)]
         for index, variable in enumerate(seeds):
@@ -169,8 +169,8 @@ class KerasTrainer:
     @placed
     def outputs(self, inputs: tuple[Array, ...]) -> tuple[Array, ...]:
         """All outputs of the student in inference mode, floats as float32."""
-        found = self._infer(_tensors(inputs))
-        return tuple(np.asarray(tf.cast(x, tf.float32) if x.dtype.is_floating else x) for x in found)
+        answers = self._infer(_tensors(inputs))
+        return tuple(np.asarray(tf.cast(x, tf.float32) if x.dtype.is_floating else x) for x in answers)
 
     @placed
     def state(self) -> dict[str, Array]:
@@ -198,13 +198,13 @@ class KerasTrainer:
     def _make_optimizer(self) -> keras.optimizers.Optimizer:
         config, weights = self._config, self._student.trainable_variables
         if config.optimizer == "adamw":
-            made = keras.optimizers.AdamW(config.learning_rate, weight_decay=config.weight_decay, epsilon=1e-8)
+            optimizer = keras.optimizers.AdamW(config.learning_rate, weight_decay=config.weight_decay, epsilon=1e-8)
             plain = [v for v, decayed in zip(weights, self._decayed, strict=True) if not decayed]
-            made.exclude_from_weight_decay(var_list=plain)
+            optimizer.exclude_from_weight_decay(var_list=plain)
         else:
-            made = keras.optimizers.SGD(config.learning_rate, config.momentum, nesterov=config.momentum > 0)
-        made.build(weights)
-        return made
+            optimizer = keras.optimizers.SGD(config.learning_rate, config.momentum, nesterov=config.momentum > 0)
+        optimizer.build(weights)
+        return optimizer
 
     def _signatures(self, operands: tuple[Any, ...]) -> list[Any]:
         """Of compiled functions of inputs and labels, of any batch size."""
@@ -227,8 +227,8 @@ class KerasTrainer:
                     temperature=config.temperature, alpha=config.alpha,
                 )  # fmt: skip
             # Of a Keras variable TensorFlow cannot make the zeros where an output does not depend on it.
-            found = tape.gradient(loss, [w.value for w in weights], unconnected_gradients="zero")
-            return loss, [tf.convert_to_tensor(g) for g in found]
+            gradients = tape.gradient(loss, [w.value for w in weights], unconnected_gradients="zero")
+            return loss, [tf.convert_to_tensor(g) for g in gradients]
 
         return run
 
@@ -246,9 +246,9 @@ class KerasTrainer:
         number = len(self._outputs)
 
         def forward(inputs: list[tf.Tensor]) -> tuple[list[tf.Tensor], Any]:
-            found = run(inputs)
-            seen = [tf.cast(a, tf.float32) for a in found[number:]]
-            return logits(found[:number]), strength / len(seen) * sum(term(keras.ops, a) for a in seen)
+            tensors = run(inputs)
+            seen = [tf.cast(a, tf.float32) for a in tensors[number:]]
+            return logits(tensors[:number]), strength / len(seen) * sum(term(keras.ops, a) for a in seen)
 
         return forward
 
@@ -261,11 +261,11 @@ class KerasTrainer:
 
         def train(*operands: Any) -> tuple[tf.Tensor, list[tf.Tensor]]:
             loss, slopes = run(*operands)
-            found = slopes
+            updates = slopes
             if coupled:
-                found = [g + coupled * w if d else g for g, w, d in zip(found, weights, self._decayed, strict=True)]
-            found = [g * self._masks[n] if n in self._masks else g for n, g in zip(named, found, strict=True)]
-            self._optimizer.apply(found, weights)
+                updates = [g + coupled * w if d else g for g, w, d in zip(updates, weights, self._decayed, strict=True)]
+            updates = [g * self._masks[n] if n in self._masks else g for n, g in zip(named, updates, strict=True)]
+            self._optimizer.apply(updates, weights)
             for name, mask in self._masks.items():
                 named[name].assign(named[name] * mask)
             return loss, slopes
@@ -318,10 +318,10 @@ def gradients(
                 raise SlimlineError("The cross_entropy gradient needs labels: give labelled data or use the norm.")
             outputs = outputs or _described(flat(_tensors(inputs)), labels)
             own = [tf.constant(x) for x in targets(outputs, labels) if x is not None]
-        found = gradient(_tensors(inputs), own)
-        sums = [total + np.asarray(g) for total, g in zip(sums, found, strict=True)]
+        answer = gradient(_tensors(inputs), own)
+        sums = [total + np.asarray(g) for total, g in zip(sums, answer, strict=True)]
         if see is not None:
-            see({name: np.asarray(g) for name, g in zip(names, found, strict=True)})
+            see({name: np.asarray(g) for name, g in zip(names, answer, strict=True)})
         count += 1
     if count == 0:
         raise SlimlineError("Gradients need at least one batch of data: give calibration or training data.")
@@ -357,8 +357,8 @@ def _flat(model: keras.Model, training: bool) -> Callable[[list[tf.Tensor]], lis
     """The function from the flat inputs to the flat outputs."""
 
     def run(inputs: list[tf.Tensor]) -> list[tf.Tensor]:
-        found: list[tf.Tensor] = keras.tree.flatten(model(inputs if len(inputs) > 1 else inputs[0], training=training))
-        return found
+        leaves: list[tf.Tensor] = keras.tree.flatten(model(inputs if len(inputs) > 1 else inputs[0], training=training))
+        return leaves
 
     return run
 
@@ -382,35 +382,35 @@ def _as_logits(model: keras.Model, outputs: Sequence[Output]) -> Callable[[Seque
 
 
 def _as_logit(raw: tf.Tensor, output: Output, final: str) -> tf.Tensor:
-    found = tf.cast(raw, tf.float32) if raw.dtype.is_floating else raw
+    real = tf.cast(raw, tf.float32) if raw.dtype.is_floating else raw
     tiny, least = np.finfo(np.float32).tiny, np.finfo(np.float32).eps
     if output.kind == "classes" and final == "softmax":
-        return tf.math.log(tf.maximum(found, tiny))
+        return tf.math.log(tf.maximum(real, tiny))
     if output.kind == "multilabel" and final == "sigmoid":
-        return tf.math.log(tf.maximum(found, tiny)) - tf.math.log(tf.maximum(1 - found, least))
-    return found
+        return tf.math.log(tf.maximum(real, tiny)) - tf.math.log(tf.maximum(1 - real, least))
+    return real
 
 
 def _finals(model: keras.Model) -> list[str]:
     """What each output ends in: ``softmax``, ``sigmoid`` or anything else."""
-    made = {id(out): call.operation for call in calls(model) for out in call.outputs}
-    found = []
+    producers = {id(out): call.operation for call in calls(model) for out in call.outputs}
+    activations = []
     for out in model.outputs:
-        last = made[id(out)]
+        last = producers[id(out)]
         activation = getattr(last, "activation", None)
         softmax = isinstance(last, keras.layers.Softmax) or activation is keras.activations.softmax
-        found.append("softmax" if softmax else getattr(activation, "__name__", ""))
-    return found
+        activations.append("softmax" if softmax else getattr(activation, "__name__", ""))
+    return activations
 
 
 @contextmanager
-def _bfloat16(wanted: bool) -> Iterator[None]:
+def _bfloat16(enabled: bool) -> Iterator[None]:
     """Run compiled functions in mixed bfloat16 where oneDNN has the operators."""
     before = tf.config.optimizer.get_experimental_options().get(_BFLOAT16, False)
-    if wanted == before:
+    if enabled == before:
         yield
         return
-    tf.config.optimizer.set_experimental_options({_BFLOAT16: wanted})
+    tf.config.optimizer.set_experimental_options({_BFLOAT16: enabled})
     try:
         yield
     finally:

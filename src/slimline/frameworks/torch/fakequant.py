@@ -154,8 +154,8 @@ def _fold_one(module: fx.GraphModule, norm: fx.Node) -> None:
 
 def _tensor(module: fx.GraphModule, node: Any) -> Tensor:
     parent, _, leaf = str(node.target).rpartition(".")
-    found: Tensor = getattr(module.get_submodule(parent), leaf)
-    return found.detach()
+    tensor: Tensor = getattr(module.get_submodule(parent), leaf)
+    return tensor.detach()
 
 
 def _put(module: fx.GraphModule, name: str, tensor: Tensor) -> None:

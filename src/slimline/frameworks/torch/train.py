@@ -179,8 +179,8 @@ class TorchTrainer:
         """All outputs of the student in inference mode, floats as float32."""
         self._student.mode(training=False)
         with torch.inference_mode(), computing(self._device):
-            found = [x.float() if x.is_floating_point() else x for x in self._student(inputs)]
-            return tuple(np.asarray(x.cpu().numpy()) for x in found)
+            answers = [x.float() if x.is_floating_point() else x for x in self._student(inputs)]
+            return tuple(np.asarray(x.cpu().numpy()) for x in answers)
 
     def state(self) -> dict[str, Array]:
         """Weights and buffers (``model/``), optimiser (``optimizer/NAME/…``) and ``random`` (of a GPU
@@ -200,15 +200,15 @@ class TorchTrainer:
                 tensor.copy_(tensors[f"model/{name}"])
         self._optimizer.state.clear()
         for name, weight in self._weights.items():
-            kept = {}
+            moments = {}
             for path, tensor in tensors.items():
                 place, _, key = path.rpartition("/")
                 if place == f"optimizer/{name}":
                     # A moment must lie in memory as its weight does: the fused optimiser pairs them by storage.
                     alike = tensor.shape == weight.shape
-                    kept[key] = torch.empty_like(weight).copy_(tensor) if alike else tensor.to(weight.device)
-            if kept:
-                self._optimizer.state[weight] = kept
+                    moments[key] = torch.empty_like(weight).copy_(tensor) if alike else tensor.to(weight.device)
+            if moments:
+                self._optimizer.state[weight] = moments
 
     def native(self) -> fx.GraphModule:
         """A copy of the model that was given, with the student's weights and statistics."""
@@ -254,8 +254,8 @@ def gradients(
                 outputs = outputs or _described(raw, labels)
                 own = _targets(outputs, labels, device)
                 value = distillation.joint(xp, "kl", outputs, model.logits(raw, outputs), None, own)
-            found = torch.autograd.grad(value, list(weights.values()), allow_unused=True)
-        now = {n: torch.zeros_like(w) if g is None else g for (n, w), g in zip(weights.items(), found, strict=True)}
+            slopes = torch.autograd.grad(value, list(weights.values()), allow_unused=True)
+        now = {n: torch.zeros_like(w) if g is None else g for (n, w), g in zip(weights.items(), slopes, strict=True)}
         for name, gradient in now.items():
             sums[name] += gradient
         if see is not None:
@@ -268,14 +268,14 @@ def gradients(
 
 def answers(native: fx.GraphModule, batches: Iterable[tuple[Array, ...]], device: str) -> list[tuple[Array, ...]]:
     """All outputs in inference mode for every batch, as stored; of bfloat16 float32."""
-    found = []
+    arrays = []
     with computing(device):
         model = _Fast(native, device)
     with torch.inference_mode(), computing(device):
         for batch in batches:
             outputs = [x.float() if x.dtype == torch.bfloat16 else x for x in model(batch)]
-            found.append(tuple(x.cpu().numpy() for x in outputs))
-    return found
+            arrays.append(tuple(x.cpu().numpy() for x in outputs))
+    return arrays
 
 
 def _described(raw: Sequence[Tensor], labels: Labels) -> tuple[Output, ...]:
@@ -362,8 +362,10 @@ class _Fast:
     def tensors(self, inputs: tuple[Array, ...]) -> list[Tensor]:
         """The inputs as tensors, images channels last."""
         check_batch(self.module, inputs)
-        found = [move(torch.from_numpy(np.ascontiguousarray(x)), self._device) for x in inputs]
-        return [x.contiguous(memory_format=torch.channels_last) if self._images and x.dim() == 4 else x for x in found]
+        tensors = [move(torch.from_numpy(np.ascontiguousarray(x)), self._device) for x in inputs]
+        return [
+            x.contiguous(memory_format=torch.channels_last) if self._images and x.dim() == 4 else x for x in tensors
+        ]
 
     def __call__(self, inputs: tuple[Array, ...]) -> list[Tensor]:
         return [x for x in pytree.tree_leaves(self.module(*self.tensors(inputs))) if isinstance(x, Tensor)]
@@ -374,13 +376,13 @@ class _Fast:
 
 
 def _logits(raw: Tensor, output: Output, final: Any) -> Tensor:
-    found = raw.float() if raw.is_floating_point() else raw
+    real = raw.float() if raw.is_floating_point() else raw
     tiny = torch.finfo(torch.float32).tiny
     if output.kind == "classes" and final in _SOFTMAX:
-        return found.clamp_min(tiny).log()
+        return real.clamp_min(tiny).log()
     if output.kind == "multilabel" and final == torch.ops.aten.sigmoid.default:
-        return found.clamp_min(tiny).log() - (1 - found).clamp_min(torch.finfo(torch.float32).eps).log()
-    return found
+        return real.clamp_min(tiny).log() - (1 - real).clamp_min(torch.finfo(torch.float32).eps).log()
+    return real
 
 
 def _finals(module: fx.GraphModule) -> list[Any]:

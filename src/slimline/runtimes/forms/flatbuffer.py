@@ -105,18 +105,18 @@ def _constant_reshapes(model: Any, graph: Any) -> None:
     A target computed from the batch size would split the graph between delegate and interpreter; with a
     single unknown size the number of elements says what it is.
     """
-    made = {output: operator for operator in graph.operators for output in operator.outputs}
+    makers = {output: operator for operator in graph.operators for output in operator.outputs}
 
     def constant(index: int) -> int | None:
         data = model.buffers[graph.tensors[index].buffer].data
-        if index in made or data is None or len(data) != 4:
+        if index in makers or data is None or len(data) != 4:
             return None
         return int(np.frombuffer(np.asarray(data, np.uint8).tobytes(), np.int32)[0])
 
     for operator in graph.operators:
         if _code(model, operator) != _OPERATORS.RESHAPE or len(operator.inputs) < 2:
             continue
-        packed = made.get(operator.inputs[1])
+        packed = makers.get(operator.inputs[1])
         if packed is None or _code(model, packed) != _OPERATORS.PACK:
             continue
         sizes = [constant(i) for i in packed.inputs]
@@ -140,11 +140,11 @@ def _rename(model: Any, graph: Any, inputs: Sequence[str], layers: Mapping[str, 
     for operator in graph.operators:
         compute = _code(model, operator) in _COMPUTE
         named = [before[i] for i in (*operator.outputs, *(operator.inputs[1:2] if compute else ()))]
-        found = [layer for name in named for layer in _layers_in(name, layers)]
-        found.sort(key=lambda layer: layers[layer] != compute)  # stable: of equals, the first named
-        if found:
+        owners = [layer for name in named for layer in _layers_in(name, layers)]
+        owners.sort(key=lambda layer: layers[layer] != compute)  # stable: of equals, the first named
+        if owners:
             for output in operator.outputs:
-                after[output] = found[0]
+                after[output] = owners[0]
     for index, name in zip(graph.inputs, inputs, strict=True):
         after[index] = name
     for tensor, name in zip(graph.tensors, after, strict=True):
@@ -153,22 +153,22 @@ def _rename(model: Any, graph: Any, inputs: Sequence[str], layers: Mapping[str, 
 
 def _layers_in(name: str, layers: Mapping[str, bool]) -> list[str]:
     """Layers that a tensor's name of the converter tells: ``model_1/conv_1/Conv2D;model_1/bn_1/add``."""
-    found = []
+    owners = []
     for part in re.split(r"[;/]", name):
         scope = re.sub(r"_\d+$", "", part)  # TensorFlow makes scopes unique by a number
-        found += [candidate for candidate in (scope, part) if candidate in layers][:1]
-    return found
+        owners += [candidate for candidate in (scope, part) if candidate in layers][:1]
+    return owners
 
 
 def _sweep(model: Any, graph: Any) -> None:
     """Drop operators whose results nobody reads, and the tensors, buffers and operator codes that go with them."""
     needed = set(map(int, graph.outputs))
-    kept = []
+    needed_operators = []
     for operator in reversed(graph.operators):
         if needed & set(map(int, operator.outputs)):
-            kept.append(operator)
+            needed_operators.append(operator)
             needed.update(int(i) for i in operator.inputs if i >= 0)
-    graph.operators = kept[::-1]
+    graph.operators = needed_operators[::-1]
     needed.update(map(int, graph.inputs))
     needed.update(int(i) for operator in graph.operators for i in operator.outputs)
     tensors = {old: new for new, old in enumerate(sorted(needed))}

@@ -145,13 +145,15 @@ def _pool_means(graph: ir.Graph) -> None:
             continue
         mean = node.outputs[0]
         pool = ir.node("GlobalAveragePool", [x], name=node.name)
-        made = [pool]
+        replacement = [pool]
         if not _attribute(node, "keepdims", 1):
             rounding = sole_rounding(mean)
             if rounding is not None:  # round before the reshape too, so that the pool itself is integer
-                made.append(_rounding_like(rounding, made[-1].outputs[0]))
-            made.append(ir.node("Flatten", [made[-1].outputs[0]], {"axis": 1}, name=f"{node.name}/Flatten"))
-        _replace(graph, node, made)
+                replacement.append(_rounding_like(rounding, replacement[-1].outputs[0]))
+            replacement.append(
+                ir.node("Flatten", [replacement[-1].outputs[0]], {"axis": 1}, name=f"{node.name}/Flatten")
+            )
+        _replace(graph, node, replacement)
 
 
 def _drop_clamps(graph: ir.Graph) -> None:
@@ -356,14 +358,14 @@ def _constant(value: ir.Value | None) -> Array | None:
 
 
 def _attribute(node: ir.Node, name: str, default: Any) -> Any:
-    found = node.attributes.get(name)
-    return default if found is None else found.value
+    attribute = node.attributes.get(name)
+    return default if attribute is None else attribute.value
 
 
-def _replace(graph: ir.Graph, node: ir.Node, made: Sequence[ir.Node], result: ir.Value | None = None) -> None:
-    """Put `made` in place of `node`; its one result becomes `result`, or that of the last one made."""
-    graph.insert_before(node, made)
-    new = result if result is not None else made[-1].outputs[0]
+def _replace(graph: ir.Graph, node: ir.Node, replacement: Sequence[ir.Node], result: ir.Value | None = None) -> None:
+    """Put `replacement` in place of `node`; its one result becomes `result`, or that of the last one made."""
+    graph.insert_before(node, replacement)
+    new = result if result is not None else replacement[-1].outputs[0]
     old = node.outputs[0]
     if new.shape is None:
         new.shape, new.type = old.shape, old.type
@@ -394,9 +396,9 @@ def _strip(model: ir.Model) -> None:
     model.opset_imports.pop(DOMAIN, None)
     graph.name, graph.doc_string = "g", None
     graph.metadata_props.clear()
-    kept = {id(v) for v in (*graph.inputs, *graph.outputs)}
+    interface = {id(v) for v in (*graph.inputs, *graph.outputs)}
     for number, value in enumerate(list(graph.initializers.values())):
-        if id(value) not in kept:
+        if id(value) not in interface:
             value.name = f"w{number}"
     number = 0
     for node in graph:
@@ -404,7 +406,7 @@ def _strip(model: ir.Model) -> None:
         node.metadata_props.clear()
         for output in node.outputs:
             output.metadata_props.clear()
-            if id(output) not in kept:
+            if id(output) not in interface:
                 output.name, output.shape, output.type = f"v{number}", None, None
                 number += 1
     symbols: dict[str, str] = {}

@@ -138,11 +138,11 @@ def observe_ranges(
         observers[placement.groups[name]].see(array)
 
     if observers:
-        wanted = [name for name in placement.activations if placement.groups[name] in observers]
-        model.adapter.observe(model.native, counted(), wanted, see)
+        watched = [name for name in placement.activations if placement.groups[name] in observers]
+        model.adapter.observe(model.native, counted(), watched, see)
         if seen == 0:
             raise SlimlineError("There is no calibration batch: give calibration samples to StaticQuantization.")
-    known.update({keys[group]: found.range() for group, found in observers.items()})
+    known.update({keys[group]: estimator.range() for group, estimator in observers.items()})
     return {group: known[key] for group, key in keys.items()}
 
 

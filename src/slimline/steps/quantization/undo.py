@@ -79,21 +79,21 @@ def quantize_what_pays(model: Model, step: StaticQuantization, context: Context,
         return Undone(artifacts.quantized({}), bits=artifacts.bits)
     with tempfile.TemporaryDirectory(prefix="slimline-undo-") as folder:
         artifacts.folder = Path(folder)
-        said = context.decide(_question(model, step, context), lambda: by_the_clock(artifacts, context.seed))
-        clock = checked(Clocked, said, "what the clock said of integers")
+        answer = context.decide(_question(model, step, context), lambda: by_the_clock(artifacts, context.seed))
+        clock = checked(Clocked, answer, "what the clock said of integers")
         record = clock.model_dump(mode="json", exclude={"back", "slower"})
         if clock.slower:
             return Undone(model, [{"what": step.step, "reason": clock.slower}], record)
         back = dict.fromkeys(clock.back, SLOWER)
         if gate:
-            found = checked(Gated, context.decide("parity", lambda: _agreeing(artifacts, back)), "the parity gate")
-            record["parity_artifacts"] = found.artifacts
-            if found.back is None:
-                reason = f"no choice of layers passes the parity gate on {context.target} ({found.reason})"
+            gated = checked(Gated, context.decide("parity", lambda: _agreeing(artifacts, back)), "the parity gate")
+            record["parity_artifacts"] = gated.artifacts
+            if gated.back is None:
+                reason = f"no choice of layers passes the parity gate on {context.target} ({gated.reason})"
                 return Undone(model, [{"what": step.step, "reason": reason}], record)
-            wrong = f"in integers the artifact disagreed with its simulation: {found.reason}"
-            back |= dict.fromkeys(found.back, wrong)
-            if found.back:
+            wrong = f"in integers the artifact disagreed with its simulation: {gated.reason}"
+            back |= dict.fromkeys(gated.back, wrong)
+            if gated.back:
                 again = context.decide("undo-again", lambda: {"slower": _slower(artifacts, back, context.seed)})
                 if slower := checked(Again, again, "what the clock said of integers").slower:
                     return Undone(model, [{"what": step.step, "reason": slower}], record)
@@ -242,8 +242,8 @@ class Artifacts:
         from slimline.measure import measure_latency
 
         batch = self.batch()
-        found = measure_latency(paths, self.rows(batch), (batch,), self.threads, SECONDS, SAMPLES, self.seed)
-        return {name: latency[batch] for name, latency in found.items()}
+        latencies = measure_latency(paths, self.rows(batch), (batch,), self.threads, SECONDS, SAMPLES, self.seed)
+        return {name: latency[batch] for name, latency in latencies.items()}
 
     def parity(self, back: Sequence[str]) -> Parity:
         numbers, held = sum(x[0].size for x in self.batches[0]), sum(len(batch[0]) for batch in self.batches)
@@ -263,7 +263,7 @@ def by_the_clock(artifacts: Candidates, seed: int = 0) -> dict[str, Any]:
     """
     from slimline.measure import latency_part, speedup
 
-    start, made = monotonic(), artifacts.count
+    start, count_before = monotonic(), artifacts.count
     layers = artifacts.layers()
     picked = {"integer": (), **choices(layers, *artifacts.profiles())}
     tried: dict[str, tuple[tuple[str, ...], Latency, Latency]] = {}
@@ -303,7 +303,7 @@ def by_the_clock(artifacts: Candidates, seed: int = 0) -> dict[str, Any]:
         "slower": slower,
         "batch": batch,
         "threads": artifacts.threads,
-        "artifacts": artifacts.count - made,
+        "artifacts": artifacts.count - count_before,
         "seconds": round(monotonic() - start, 3),
         "trials": trials,
     }
@@ -318,34 +318,38 @@ def choices(
     these together with what lies between them, as conversions on the way cost too. A profile is no proof, but it spares
     the trial of layers that gain without doubt. Without one: the first layer and runs of neighbours, each by itself.
     """
-    found: dict[str, tuple[str, ...]] = {}
+    options: dict[str, tuple[str, ...]] = {}
     spent, before = _spent(layers, integer), _spent(layers, float_)
     if not any(spent[x] and before[x] for x in layers):
-        rest, length = layers[1:], max(1, -(-(len(layers) - 1) // (GROUPS - 1)))
-        groups = [layers[:1], *(rest[i : i + length] for i in range(0, len(rest), length))]
-        found = {f"group {number}": tuple(group) for number, group in enumerate(groups, 1)}
+        others, length = layers[1:], max(1, -(-(len(layers) - 1) // (GROUPS - 1)))
+        groups = [layers[:1], *(others[i : i + length] for i in range(0, len(others), length))]
+        options = {f"group {number}": tuple(group) for number, group in enumerate(groups, 1)}
     else:
         doubtful = [x for x in layers if spent[x] >= CLEAR * before[x] or not spent[x]]
         inside = set(doubtful)
         for left, middle, right in zip(layers, layers[1:], layers[2:], strict=False):
             inside |= {middle} if left in doubtful and right in doubtful else set()
-        found["losing"] = tuple(x for x in doubtful if spent[x] >= before[x] > 0)
-        found["doubtful"] = tuple(doubtful)
-        found["between"] = tuple(x for x in layers if x in inside)
-    distinct = {back: name for name, back in reversed(found.items())}
+        options["losing"] = tuple(x for x in doubtful if spent[x] >= before[x] > 0)
+        options["doubtful"] = tuple(doubtful)
+        options["between"] = tuple(x for x in layers if x in inside)
+    distinct = {back: name for name, back in reversed(options.items())}
     return {name: back for back, name in reversed(distinct.items()) if 0 < len(back) < len(layers)}
 
 
 def _agreeing(artifacts: Artifacts, back: Mapping[str, str]) -> dict[str, Any]:
     """Layers to put back besides `back` so that artifact and simulation agree (None: there are none), and why."""
-    made = artifacts.count
-    found = artifacts.parity(tuple(back))
+    count_before = artifacts.count
+    parity = artifacts.parity(tuple(back))
     more: tuple[str, ...] | None = ()
-    if not found.passed:
+    if not parity.passed:
         pool = [layer for layer in artifacts.layers() if layer not in back]
         more = culprits(pool, lambda without: artifacts.parity((*back, *without)).passed, PARITY_TRIALS)
         more = None if len(more) == len(pool) else more
-    return {"back": None if more is None else list(more), "reason": found.reason, "artifacts": artifacts.count - made}
+    return {
+        "back": None if more is None else list(more),
+        "reason": parity.reason,
+        "artifacts": artifacts.count - count_before,
+    }
 
 
 def _slower(artifacts: Artifacts, back: Mapping[str, str], seed: int) -> str:
@@ -363,15 +367,15 @@ def _question(model: Model, step: StaticQuantization, context: Context) -> str:
     """The name of the clock's decision, by all that it depends on: the same shapes need not be timed again."""
     graph = model.graph
     shapes = [(name, graph.values[name].shape) for name in (*graph.inputs, *sorted(graph.trainable))]
-    rest = step.layers, step.keep, step.activations, context.target, context.batch_sizes, context.threads
-    return f"undo-{hashlib.sha256(repr((shapes, rest)).encode()).hexdigest()[:12]}"
+    settings = step.layers, step.keep, step.activations, context.target, context.batch_sizes, context.threads
+    return f"undo-{hashlib.sha256(repr((shapes, settings)).encode()).hexdigest()[:12]}"
 
 
 def _spent(layers: Sequence[str], profile: Mapping[str, float]) -> dict[str, float]:
     """By layer, the milliseconds of the operators that are named after it, whatever the runtime appended."""
-    found = dict.fromkeys(layers, 0.0)
+    spent = dict.fromkeys(layers, 0.0)
     for name, ms in profile.items():
         owners = [x for x in layers if name.startswith(x) and not name[len(x) : len(x) + 1].isalnum()]
         if owners:  # conv_2 is no part of conv
-            found[max(owners, key=len)] += ms
-    return found
+            spent[max(owners, key=len)] += ms
+    return spent
