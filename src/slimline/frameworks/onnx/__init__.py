@@ -36,7 +36,12 @@ class OnnxAdapter:
         return isinstance(source, onnx.ModelProto)
 
     def load(self, source: Any, example: Example | None, dynamic: bool = False) -> tuple[Native, tuple[Array, ...]]:
-        """See `load.load`; sizes besides the batch are those of the example."""
+        """See `load.load`."""
+        if dynamic:
+            raise SlimlineError(
+                "An ONNX model keeps the sizes of its example but for the batch: load it without dynamic, with an "
+                "example of the sizes that it is for."
+            )
         return load.load(source, example)
 
     def slots(self, source: Any) -> dict[str, tuple[tuple[int, ...], str]]:
