@@ -202,8 +202,8 @@ def external(folder: Path, location: str, **more: object) -> Path:
 
 def test_weights_beside_the_file_are_read(tmp_path: Path) -> None:
     x = np.ones((2, 6, 8), np.float32)
-    wanted = sl.load(tokens("u = Relu(t)")).predict(x)
-    assert np.array_equal(sl.load(external(tmp_path, "weights.bin")).predict(x), wanted)
+    answer = sl.load(tokens("u = Relu(t)")).predict(x)
+    assert np.array_equal(sl.load(external(tmp_path, "weights.bin")).predict(x), answer)
     with pytest.raises(SlimlineError, match="in memory"):
         sl.load(onnx.load(tmp_path / "model.onnx", load_external_data=False))
 

@@ -33,8 +33,8 @@ class Call:
 
     def attribute(self, name: str, default: Any = None) -> Any:
         """An attribute by its name; lists as lists."""
-        found = attribute(self.node, name, default)
-        return list(found) if isinstance(found, tuple) else found
+        value = attribute(self.node, name, default)
+        return list(value) if isinstance(value, tuple) else value
 
     def value(self, index: int) -> str | None:
         """Name of an input; None where it is absent."""
@@ -58,11 +58,11 @@ class Call:
     def numbers(self, name: str, index: int) -> list[int] | None:
         """Whole numbers of an attribute or of a stored input, whichever the version of the operator has; None where
         there are none."""
-        found = self.attribute(name)
-        if found is None:
+        numbers = self.attribute(name)
+        if numbers is None:
             held = self.constant(index)
             return None if held is None else [int(n) for n in np.ravel(held)]
-        return [int(n) for n in (found if isinstance(found, list) else [found])]
+        return [int(n) for n in (numbers if isinstance(numbers, list) else [numbers])]
 
     def knows(self, value: str | None) -> bool:
         """Whether a name is a value of the neutral graph; arithmetic on sizes is none."""

@@ -41,7 +41,7 @@ from slimline.frameworks.onnx.operators import (
     standard,
     stored,
 )
-from slimline.frameworks.onnx.run import Session, evaluate, outline, said, typed
+from slimline.frameworks.onnx.run import Session, evaluate, outline, reason_of, typed
 
 log = logging.getLogger(__name__)
 
@@ -90,8 +90,8 @@ def _consistent() -> Iterator[None]:
     except (SlimlineError, MemoryError):
         raise
     except Exception as reason:
-        told = f"{type(reason).__name__}: {said(reason)}" if str(reason) else type(reason).__name__
-        raise SlimlineError(f"The ONNX model cannot be put together ({told}): export it anew.") from reason
+        what = f"{type(reason).__name__}: {reason_of(reason)}" if str(reason) else type(reason).__name__
+        raise SlimlineError(f"The ONNX model cannot be put together ({what}): export it anew.") from reason
 
 
 def _modern(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -103,7 +103,7 @@ def _modern(proto: onnx.ModelProto) -> onnx.ModelProto:
     except Exception as reason:  # the converter raises many types
         raise SlimlineError(
             f"The ONNX model is of operators version {opset} and cannot be brought to version {OLDEST} "
-            f"({said(reason)}): export it anew with a newer opset."
+            f"({reason_of(reason)}): export it anew with a newer opset."
         ) from reason
 
 
@@ -116,7 +116,7 @@ def _example(graph: ir.Graph, inputs: Example | None) -> tuple[Array, ...]:
             f"The model takes {len(names)} inputs ({', '.join(names)}), not {len(arrays)}: give one each."
         )
     rng = np.random.default_rng(0)
-    found = []
+    examples = []
     for k, value in enumerate(graph.inputs):
         if not isinstance(value.type, ir.TensorType) or value.dtype is None or value.dtype == ir.DataType.STRING:
             raise SlimlineError(f"The input {value.name} is no tensor of numbers: give a model whose inputs are.")
@@ -124,7 +124,7 @@ def _example(graph: ir.Graph, inputs: Example | None) -> tuple[Array, ...]:
         if arrays is not None:
             array = typed(arrays[k], kind.name)
             _fits(value, array)
-            found.append(array)
+            examples.append(array)
             continue
         if value.shape is None:
             raise NoExample(f"The input {value.name} has no shape: pass example_inputs to load.")
@@ -135,10 +135,10 @@ def _example(graph: ir.Graph, inputs: Example | None) -> tuple[Array, ...]:
         if np.prod(sizes, dtype=float) > MEMORY:
             raise SlimlineError(f"The input {value.name} of shape {tuple(sizes)} is too large: give a smaller one.")
         if kind.kind == "f" or kind.name == "bfloat16":
-            found.append(rng.normal(size=sizes).astype(kind))
+            examples.append(rng.normal(size=sizes).astype(kind))
         else:
-            found.append(np.ones(sizes, kind))
-    return tuple(found)
+            examples.append(np.ones(sizes, kind))
+    return tuple(examples)
 
 
 def _fits(value: ir.Value, array: Array) -> None:
@@ -149,10 +149,10 @@ def _fits(value: ir.Value, array: Array) -> None:
         and all(n == m for d, (n, m) in enumerate(zip(shape, array.shape, strict=True)) if isinstance(n, int) and d)
     )
     if array.dtype != value.dtype.numpy() or not same or (array.ndim and len(array) == 0):
-        told = "any shape" if shape is None else f"({', '.join(map(str, shape))})"
+        shape_text = "any shape" if shape is None else f"({', '.join(map(str, shape))})"
         raise SlimlineError(
             f"The example of the input {value.name} is {array.dtype}{array.shape}, and the model takes "
-            f"{np.dtype(value.dtype.numpy()).name} of {told}: give that."
+            f"{np.dtype(value.dtype.numpy()).name} of {shape_text}: give that."
         )
 
 
@@ -167,11 +167,11 @@ def _bounded(model: ir.Model, example: Sequence[Array]) -> None:
     for output in proto.graph.output:
         output.ClearField("type")
     try:
-        told = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph.value_info
+        inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph.value_info
     except Exception as reason:  # it raises many types, of what ONNX Runtime says better
-        log.info("no shapes: %s", said(reason))
+        log.info("no shapes: %s", reason_of(reason))
         return
-    for value in told:
+    for value in inferred:
         sizes = [d.dim_value for d in value.type.tensor_type.shape.dim if d.HasField("dim_value")]
         if np.prod(sizes, dtype=float) > MEMORY:
             raise SlimlineError(f"The model computes {value.name[:60]!r} of shape {tuple(sizes)}, which is too large.")
@@ -218,7 +218,7 @@ def _folded(model: ir.Model, probes: Sequence[tuple[Array, ...]], free: Sequence
             _skip(editor, node)
     rows = _rows(probes[0], free)
     for output in editor.graph.outputs:
-        both = [told.get(str(output.name), ()) for told in (shapes[0], shapes[-1])]
+        both = [sizes_by_name.get(str(output.name), ()) for sizes_by_name in (shapes[0], shapes[-1])]
         sizes = [n if n == m else SYMBOL if n == rows else None for n, m in zip(*both, strict=True)]
         output.shape = ir.Shape(sizes)
     for value in editor.values.values():
@@ -293,18 +293,18 @@ class _Folder:
     def _decided(self) -> dict[ir.Node, None]:
         """Operators on nothing but sizes and stored tensors, in their order."""
         known = set(self.graph.initializers.values())
-        found: dict[ir.Node, None] = {}
+        decided: dict[ir.Node, None] = {}
         for node in self.graph:
             plain = standard(node) and node.op_type not in _RANDOM | QUANTIZED and not any(True for _ in nested(node))
             if plain and (node.op_type in ("Shape", "Size") or all(v is None or v in known for v in node.inputs)):
-                found[node] = None
+                decided[node] = None
                 known.update(node.outputs)
-        return found
+        return decided
 
     def _put(self, node: ir.Node, value: ir.Value, results: Sequence[Array]) -> None:
         first = results[0]
-        told = affine(value)
-        if not isinstance(first, np.ndarray) or (told is not None and told[0].any()):
+        multiple = affine(value)
+        if not isinstance(first, np.ndarray) or (multiple is not None and multiple[0].any()):
             return
         if all(r.shape == first.shape and np.array_equal(r, first, equal_nan=first.dtype.kind == "f") for r in results):
             sources = [stored(v) for v in node.inputs]

@@ -154,10 +154,10 @@ def _numbers(editor: Editor, name: str, grid: IntegerGrid) -> list[ir.Value]:
 def to_onnx(native: Native, example: tuple[Array, ...], integer: bool) -> ir.Model:
     """The ONNX model as `slimline.runtimes.forms.onnx` takes it; batch norms are folded unless it is `integer`."""
     editor = Editor(native if integer else fold(native))
-    for name, told in outline(editor.model, example).items():
+    for name, outlined in outline(editor.model, example).items():
         if not editor.values[name].is_graph_output():
-            editor.values[name].shape = ir.Shape([None] * len(told.shape))
-            editor.values[name].type = ir.TensorType(ir.DataType.from_numpy(np.dtype(told.dtype)))
+            editor.values[name].shape = ir.Shape([None] * len(outlined.shape))
+            editor.values[name].type = ir.TensorType(ir.DataType.from_numpy(np.dtype(outlined.dtype)))
     for node in list(editor.graph):
         weight = root(node.inputs[1]) if node.op_type in WEIGHTED and len(node.inputs) > 1 else None
         if weight is not None and str(weight.name).rpartition(".")[0] != layer(node):
@@ -192,8 +192,8 @@ def _fuse(editor: Editor, node: ir.Node) -> None:
         inputs.append(node.inputs[1])
     else:
         attributes |= {"scale": float(scale), "zero_point": int(zero)}
-    made = ir.node(FAKE_QUANTIZE, inputs, attributes, domain=DOMAIN, name=str(node.name))
-    made.outputs[0].name = editor.unique(f"{real.outputs[0].name}_fake")
-    editor.graph.insert_before(node, made)
-    editor.values[str(made.outputs[0].name)] = made.outputs[0]
-    editor.redirect(real.outputs[0], made.outputs[0])
+    rounding = ir.node(FAKE_QUANTIZE, inputs, attributes, domain=DOMAIN, name=str(node.name))
+    rounding.outputs[0].name = editor.unique(f"{real.outputs[0].name}_fake")
+    editor.graph.insert_before(node, rounding)
+    editor.values[str(rounding.outputs[0].name)] = rounding.outputs[0]
+    editor.redirect(real.outputs[0], rounding.outputs[0])

@@ -33,11 +33,11 @@ def mask(native: Native, plan: Removal) -> Native:
     editor = Editor(native)
     surgery = Surgery(editor, plan)
     for name, array in native.tensors.items():
-        kept = plan.retained(name)
-        if float_array(array) and any(index is not None for index in kept):
+        retained = plan.retained(name)
+        if float_array(array) and any(index is not None for index in retained):
             surgery.unshare(name)
             zeroed = array.copy()
-            for dim, index in enumerate(kept):
+            for dim, index in enumerate(retained):
                 if index is not None:
                     gone = np.setdiff1d(np.arange(array.shape[dim]), index)
                     zeroed[(slice(None),) * dim + (gone,)] = 0
@@ -97,8 +97,8 @@ class _Masker:
 
     def _filled(self, place: int, gone: ir.Value, value: float) -> None:
         number = self._constant(np.array(value, self._kind()))
-        made = self.editor.insert(self.node, "Where", [gone, number, self.node.inputs[place]])
-        self.node.replace_input_with(place, made)
+        result = self.editor.insert(self.node, "Where", [gone, number, self.node.inputs[place]])
+        self.node.replace_input_with(place, result)
 
     def _fill(self, value: float) -> None:
         """Overwrite what goes in the operands, so that the operator is not moved by it."""
@@ -113,9 +113,9 @@ class _Masker:
         if not names:
             return
         index = self.neutral.inputs.index(names[0])
-        for dim, kept in enumerate(self.plan.retained(names[0] or "")):
-            if kept is not None:
-                keep = np.isin(np.arange(self._shape(index)[dim]), kept)
+        for dim, retained in enumerate(self.plan.retained(names[0] or "")):
+            if retained is not None:
+                keep = np.isin(np.arange(self._shape(index)[dim]), retained)
                 self._filled(position, self._gone(index, dim, keep), 1.0)
 
     def _reduce(self) -> None:
@@ -126,11 +126,11 @@ class _Masker:
             output = self.node.outputs[0]
             name, ends = str(output.name), output.is_graph_output()
             readers = {user for user, _ in output.uses()}
-            made = self.editor.append(self.node, "Mul", [output, number])
-            scale = made.producer()
+            result = self.editor.append(self.node, "Mul", [output, number])
+            scale = result.producer()
             assert scale is not None
             if readers or ends:
-                self.editor.redirect(output, made, keep=[scale])
+                self.editor.redirect(output, result, keep=[scale])
             self.editor.values.setdefault(name, output)
 
     def _softmax(self) -> None:
@@ -142,11 +142,11 @@ class _Masker:
             for where in gone:
                 last = output.producer()
                 assert last is not None
-                made = self.editor.append(last, "Where", [where, zero, output])
-                own = made.producer()
+                result = self.editor.append(last, "Where", [where, zero, output])
+                own = result.producer()
                 assert own is not None
-                self.editor.redirect(output, made, keep=[own])
-                output = made
+                self.editor.redirect(output, result, keep=[own])
+                output = result
 
     def _norm(self) -> None:
         """The same norm with its mean and variance over what stays."""
@@ -154,10 +154,10 @@ class _Masker:
         shape = self._shape(0)
         groups = 0
         keep = np.ones(shape[1:], self._kind())
-        for _, dim, kept in self.statistics:
+        for _, dim, retained in self.statistics:
             sides = [1] * len(keep.shape)
             sides[dim - 1] = -1
-            keep = keep * kept.reshape(sides)
+            keep = keep * retained.reshape(sides)
         x = node.inputs[0]
         assert x is not None
         if self.neutral.kind == "group_norm":
@@ -175,8 +175,8 @@ class _Masker:
         held = self._constant(keep)
 
         def mean(value: ir.Value) -> ir.Value:
-            made = reduce_node(editor, node, "ReduceMean", value, axes)
-            return editor.insert(node, "Mul", [made, ratio])
+            result = reduce_node(editor, node, "ReduceMean", value, axes)
+            return editor.insert(node, "Mul", [result, ratio])
 
         centre = editor.insert(node, "Mul", [x, held])
         if node.op_type != "RMSNormalization":

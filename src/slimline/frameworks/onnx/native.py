@@ -52,15 +52,15 @@ class Native:
     def tensors(self) -> dict[str, Array]:
         """Read-only arrays of all that is stored and no mere number of an operator, by name; of bfloat16, which numpy
         does not have, float32."""
-        found = {}
+        tensors = {}
         for name, value in self.model.graph.initializers.items():
             if value.const_value is None or not _is_data(value):
                 continue
             array = value.const_value.numpy()
             array = array.astype(np.float32) if array.dtype.name == "bfloat16" else array.view()
             array.flags.writeable = False
-            found[name] = array
-        return found
+            tensors[name] = array
+        return tensors
 
 
 def _is_data(value: ir.Value) -> bool:
@@ -81,12 +81,12 @@ class Editor:
 
     def named(self, names: Iterable[str]) -> dict[str, ir.Value]:
         """The values of these names, if all are there."""
-        found = {}
+        values = {}
         for name in names:
             if name not in self.values:
                 raise SlimlineError(f"The model computes no value called {name!r}: read its graph again.")
-            found[name] = self.values[name]
-        return found
+            values[name] = self.values[name]
+        return values
 
     def constant(self, array: Array, name: str) -> ir.Value:
         """A new initializer, called `name` or much like it."""
@@ -139,11 +139,11 @@ class Editor:
     ) -> ir.Value:
         own = _unique(f"{layer(at)}/{operator}", self._names)
         self._names.add(own)
-        made = self.unique(name or f"{at.outputs[0].name}_{operator}")
+        output = self.unique(name or f"{at.outputs[0].name}_{operator}")
         node = ir.node(operator, inputs, attributes, name=own, metadata_props=dict(at.metadata_props))
-        node.outputs[0].name = made
+        node.outputs[0].name = output
         place(at, node)
-        self.values[made] = node.outputs[0]
+        self.values[output] = node.outputs[0]
         return node.outputs[0]
 
     def first(self) -> ir.Node:

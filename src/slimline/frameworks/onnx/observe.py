@@ -26,16 +26,16 @@ def observe(
         if name not in known:
             raise SlimlineError(f"The model computes no value called {name!r}: read its graph again.")
     starts = [str(v.name) for v in native.model.graph.inputs] if sources is None else list(sources)
-    wanted = [name for name in dict.fromkeys(values) if name not in starts]
+    computed = [name for name in dict.fromkeys(values) if name not in starts]
     session: Session | None = None
     for inputs in batches:
         held = dict(zip(starts, inputs, strict=True))
         for name in dict.fromkeys(values):
             if name in held:
                 see(name, held[name])
-        if not wanted:
+        if not computed:
             continue
         if session is None:
-            session = Session(part(native.model, wanted, None if sources is None else held))
-        for name, array in zip(wanted, session(inputs, wanted), strict=True):
+            session = Session(part(native.model, computed, None if sources is None else held))
+        for name, array in zip(computed, session(inputs, computed), strict=True):
             see(name, array)

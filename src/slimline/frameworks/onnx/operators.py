@@ -55,8 +55,8 @@ def label(node: ir.Node) -> str:
 
 def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
     """The value of an attribute; text as text."""
-    found = node.attributes.get(name)
-    return default if found is None else found.value
+    held = node.attributes.get(name)
+    return default if held is None else held.value
 
 
 def stored(value: ir.Value | None) -> Array | None:
@@ -78,15 +78,15 @@ def nested(node: ir.Node) -> Iterator[ir.Graph]:
 
 def captured(node: ir.Node) -> list[ir.Value]:
     """What the graphs inside an operator read of the graph around it, each once."""
-    found: dict[ir.Value, None] = {}
+    outer: dict[ir.Value, None] = {}
     for graph in nested(node):
         inside = {*graph.inputs, *graph.initializers.values()}
         for inner in graph:
             inside.update(inner.outputs)
             read = [*(v for v in inner.inputs if v is not None), *captured(inner)]
-            found.update(dict.fromkeys(v for v in read if v not in inside))
-        found.update(dict.fromkeys(v for v in graph.outputs if v not in inside))
-    return list(found)
+            outer.update(dict.fromkeys(v for v in read if v not in inside))
+        outer.update(dict.fromkeys(v for v in graph.outputs if v not in inside))
+    return list(outer)
 
 
 def layer(node: ir.Node) -> str:

@@ -94,8 +94,8 @@ def _runs(model: onnx.ModelProto) -> None:
         onnx.checker.check_model(content)
     except Exception as reason:
         lines = [line.strip() for line in str(reason).splitlines() if line.strip()]
-        said = " ".join((lines[0] if lines else type(reason).__name__).split())[:200].rstrip(".: ")
-        raise Malformed(f"breaks a rule of ONNX ({said})") from reason
+        rule = " ".join((lines[0] if lines else type(reason).__name__).split())[:200].rstrip(".: ")
+        raise Malformed(f"breaks a rule of ONNX ({rule})") from reason
 
 
 def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
@@ -169,11 +169,11 @@ def _in_range(field: object, kind: int, name: str) -> None:
 
 def _external(tensor: onnx.TensorProto, folder: Path | None, size: int) -> bytes:
     """The bytes of a tensor that lies in another file of the model's folder."""
-    told = {entry.key: entry.value for entry in tensor.external_data}
+    entries = {entry.key: entry.value for entry in tensor.external_data}
     name = tensor.name[:60]
     if folder is None:
         raise Malformed(f"keeps {name!r} in another file, which a model in memory cannot name")
-    location = told.get("location", "")
+    location = entries.get("location", "")
     try:
         path = below(folder, location)
     except SlimlineError as reason:
@@ -181,7 +181,7 @@ def _external(tensor: onnx.TensorProto, folder: Path | None, size: int) -> bytes
     if not is_plain(path):
         raise Malformed(f"keeps {name!r} in {location[:80]!r}, which is not there or is no plain file")
     try:
-        offset, length = int(told.get("offset", 0)), int(told.get("length", size))
+        offset, length = int(entries.get("offset", 0)), int(entries.get("length", size))
     except ValueError as reason:
         raise Malformed(f"names a place of {name!r} that is no number") from reason
     if length != size or offset < 0 or offset + size > path.stat().st_size:

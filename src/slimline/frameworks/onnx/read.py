@@ -60,14 +60,16 @@ def read(native: Native, example: tuple[Array, ...]) -> Graph:
 
 def _arithmetic(graph: ir.Graph) -> set[ir.Node]:
     """Operators whose results are nothing but numbers of others."""
-    found: set[ir.Node] = set()
+    arithmetic: set[ir.Node] = set()
     held = {value for node in graph for value in captured(node)}
     for node in reversed(list(graph)):
         ends = [output.is_graph_output() or output in held for output in node.outputs]
-        used = [(user in found or is_number(user, index)) for output in node.outputs for user, index in output.uses()]
+        used = [
+            (user in arithmetic or is_number(user, index)) for output in node.outputs for user, index in output.uses()
+        ]
         if used and all(used) and not any(ends):
-            found.add(node)
-    return found
+            arithmetic.add(node)
+    return arithmetic
 
 
 def _measures(node: ir.Node) -> bool:

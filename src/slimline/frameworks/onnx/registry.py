@@ -51,15 +51,17 @@ def elementwise(function: str, first_only: bool = False) -> Rule:
 def operands(call: Call) -> list[tuple[str, bool]]:
     """The inputs, and whether each is a mere number beside the others."""
     rank = len(call.output)
-    found = []
+    operands = []
     for index, held in enumerate(call.node.inputs):
         if held is not None:
             content = call.constant(index)
-            found.append((str(held.name), scalar(content) is not None and content is not None and content.ndim <= rank))
-    if all(plain for _, plain in found):
-        return [(name, False) for name, _ in found]
-    others = [len(call.shape(name)) for name, plain in found if not plain]
-    return found if max(others) == rank else [(name, False) for name, _ in found]
+            operands.append(
+                (str(held.name), scalar(content) is not None and content is not None and content.ndim <= rank)
+            )
+    if all(plain for _, plain in operands):
+        return [(name, False) for name, _ in operands]
+    others = [len(call.shape(name)) for name, plain in operands if not plain]
+    return operands if max(others) == rank else [(name, False) for name, _ in operands]
 
 
 def whole(function: str, axes: Callable[[Call], Sequence[int]], inputs: int = 1) -> Rule:

@@ -53,8 +53,8 @@ Insert = Callable[[Editor, ir.Value, ir.Node], ir.Value]
 def _kinds(native: Native, example: tuple[Array, ...]) -> dict[str, str]:
     from slimline.frameworks.onnx.run import outline
 
-    found = {name: value.dtype for name, value in outline(native.model, example).items()}
-    return found | {str(v.name): x.dtype.name for v, x in zip(native.model.graph.inputs, example, strict=True)}
+    dtypes = {name: value.dtype for name, value in outline(native.model, example).items()}
+    return dtypes | {str(v.name): x.dtype.name for v, x in zip(native.model.graph.inputs, example, strict=True)}
 
 
 def _after(native: Native, inserts: Mapping[str, Insert]) -> Native:
@@ -62,11 +62,11 @@ def _after(native: Native, inserts: Mapping[str, Insert]) -> Native:
     editor = Editor(native)
     for name, value in editor.named(inserts).items():
         source = value.producer()
-        made = inserts[name](editor, value, editor.first() if source is None else source)
-        own = made.producer()
+        inserted = inserts[name](editor, value, editor.first() if source is None else source)
+        own = inserted.producer()
         assert own is not None
         if source is None:  # an input of the model: what reads it comes later
             editor.graph.remove(own)
             editor.graph.insert_before(editor.first(), own)
-        editor.redirect(value, made, keep=[own])
+        editor.redirect(value, inserted, keep=[own])
     return editor.done()

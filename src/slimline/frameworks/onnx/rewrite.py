@@ -36,10 +36,10 @@ def apply(native: Native, plan: Removal, example: tuple[Array, ...]) -> Native:
     editor = Editor(native)
     surgery = Surgery(editor, plan)
     for name, array in native.tensors.items():
-        kept = plan.retained(name)
-        if any(index is not None for index in kept):
+        retained = plan.retained(name)
+        if any(index is not None for index in retained):
             surgery.unshare(name)
-            editor.put(name, take(array, kept))
+            editor.put(name, take(array, retained))
     neutral = {node.name: node for node in plan.graph.nodes}
     for node in list(editor.graph):
         edit = EDITS.get(node.op_type) if standard(node) else None
@@ -80,13 +80,13 @@ class Surgery:
     def rows(self, neutral: Node, picked: Array) -> Array | None:
         """Where the positions `picked` of the input, as far as the output keeps them, are now; None if unchanged."""
         axis = neutral.attributes["axis"]
-        kept = self.plan.retained(neutral.inputs[0] or "")[axis]
-        if kept is None:
+        retained = self.plan.retained(neutral.inputs[0] or "")[axis]
+        if retained is None:
             return None
         left = self.plan.retained(neutral.outputs[0])[axis]
-        wanted = picked if left is None else picked[left]
-        now = np.searchsorted(kept, wanted)
-        if len(now) and (now.max() >= len(kept) or not np.array_equal(kept[now], wanted)):
+        positions = picked if left is None else picked[left]
+        now = np.searchsorted(retained, positions)
+        if len(now) and (now.max() >= len(retained) or not np.array_equal(retained[now], positions)):
             raise AssertionError(f"{neutral.label} reads positions that the plan removes")
         return now
 
@@ -179,29 +179,29 @@ def _positions(surgery: Surgery, node: ir.Node, neutral: Node) -> None:
             surgery.editor.numbers(node, index, np.array([number]))
     else:
         places = surgery.editor.constant(rows.astype(np.int64), f"{node.outputs[0].name}_positions")
-        made = surgery.editor.insert(node, "Gather", [node.inputs[0], places], {"axis": a["axis"]})
-        place_of(surgery.editor, node, made)
+        chosen = surgery.editor.insert(node, "Gather", [node.inputs[0], places], {"axis": a["axis"]})
+        place_of(surgery.editor, node, chosen)
 
 
-def place_of(editor: Editor, node: ir.Node, made: ir.Value) -> None:
+def place_of(editor: Editor, node: ir.Node, value: ir.Value) -> None:
     """What was made takes the place and the name of what an operator makes."""
     old = node.outputs[0]
     name = str(old.name)
-    editor.redirect(old, made)
+    editor.redirect(old, value)
     if old.name == name:  # it was no output of the model
-        temporary = str(made.name)
+        temporary = str(value.name)
         old.name = editor.unique(f"{name}_before")
         editor.values[str(old.name)] = old
-        made.name = name
-        editor.values[name] = made
+        value.name = name
+        editor.values[name] = value
         del editor.values[temporary]
 
 
 def _gather(surgery: Surgery, node: ir.Node, neutral: Node) -> None:
     if neutral.kind == "select":
-        kept = surgery.plan.retained(neutral.inputs[0] or "")[neutral.attributes["axis"]]
-        if kept is not None:
-            index = np.array(np.searchsorted(kept, neutral.attributes["index"]), np.int64)
+        retained = surgery.plan.retained(neutral.inputs[0] or "")[neutral.attributes["axis"]]
+        if retained is not None:
+            index = np.array(np.searchsorted(retained, neutral.attributes["index"]), np.int64)
             node.replace_input_with(1, surgery.editor.constant(index, f"{neutral.outputs[0]}_position"))
     elif neutral.kind == "take":
         rows = surgery.rows(neutral, np.array(neutral.attributes["indices"]))

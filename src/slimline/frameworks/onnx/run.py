@@ -44,7 +44,9 @@ class Session:
                 content, options, providers=["CPUExecutionProvider"]
             )
         except Exception as reason:  # ONNX Runtime raises classes of its own, and protobuf others
-            raise SlimlineError(f"ONNX Runtime cannot load the model ({said(reason)}): export it anew.") from reason
+            raise SlimlineError(
+                f"ONNX Runtime cannot load the model ({reason_of(reason)}): export it anew."
+            ) from reason
         self.inputs = [i.name for i in self._session.get_inputs()]
         self.types = {o.name: numpy_name(o.type) for o in self._session.get_outputs()}
 
@@ -57,13 +59,13 @@ class Session:
         except Exception as reason:
             shapes = ", ".join(f"{x.dtype}{x.shape}" for x in inputs)
             raise SlimlineError(
-                f"The model cannot take inputs {shapes} ({said(reason)}): give arrays of the shapes and dtypes of its "
-                "example inputs."
+                f"The model cannot take inputs {shapes} ({reason_of(reason)}): give arrays of the shapes and dtypes of "
+                "its example inputs."
             ) from reason
         return result
 
 
-def said(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     """What ONNX Runtime says of an error, in one short line."""
     first = " ".join((str(error).strip().splitlines() or [type(error).__name__])[0].split())
     return first.rpartition(" : ")[2][:200].rstrip(".: ")
@@ -101,10 +103,10 @@ def part(model: ir.Model, outputs: Sequence[str], sources: Mapping[str, Array] |
         if name in makers:
             needed.update(str(o.name) for o in makers[name].outputs)
             pending += _read(nodes[name])
-    kept = [node for node in proto.graph.node if any(o in needed for o in node.output)]
+    nodes_left = [node for node in proto.graph.node if any(o in needed for o in node.output)]
     initializers = [t for t in proto.graph.initializer if t.name in needed]
     del proto.graph.node[:], proto.graph.initializer[:], proto.graph.output[:], proto.graph.value_info[:]
-    proto.graph.node.extend(kept)
+    proto.graph.node.extend(nodes_left)
     proto.graph.initializer.extend(initializers)
     proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
     return proto
@@ -112,13 +114,13 @@ def part(model: ir.Model, outputs: Sequence[str], sources: Mapping[str, Array] |
 
 def _read(node: onnx.NodeProto) -> list[str]:
     """Names that an operator reads, those of the graphs in it included."""
-    found = [name for name in node.input if name]
+    names = [name for name in node.input if name]
     for held in node.attribute:
         for graph in (*([held.g] if held.HasField("g") else ()), *held.graphs):
-            found += [output.name for output in graph.output]
+            names += [output.name for output in graph.output]
             for inner in graph.node:
-                found += _read(inner)
-    return found
+                names += _read(inner)
+    return names
 
 
 def outline(model: ir.Model, example: Sequence[Array]) -> dict[str, Value]:
@@ -147,8 +149,8 @@ def outline(model: ir.Model, example: Sequence[Array]) -> dict[str, Value]:
 
 def typed(array: Array, kind: str) -> Array:
     """An array in the dtype of an input, where no number is lost by it."""
-    wanted = np.dtype(kind)
-    return array.astype(wanted) if np.can_cast(array.dtype, wanted, "same_kind") else array
+    dtype = np.dtype(kind)
+    return array.astype(dtype) if np.can_cast(array.dtype, dtype, "same_kind") else array
 
 
 def evaluate(model: ir.Model, inputs: Sequence[Array], names: Sequence[str]) -> Mapping[str, Any]:

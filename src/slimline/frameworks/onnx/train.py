@@ -47,8 +47,8 @@ class OnnxTrainer:
                 session = Session(proto)
                 counts = {name: math.prod(shape) // shape[1] for name, shape in shapes.items()}
                 rows = len(inputs[0])
-            found = dict(zip(names, session(inputs, list(names)), strict=True))
-            for name, array in found.items():
+            statistics = dict(zip(names, session(inputs, list(names)), strict=True))
+            for name, array in statistics.items():
                 stat, value = names[name]
                 n = counts[value] * len(inputs[0]) // rows
                 # The variance that is stored is the unbiased one, as frameworks keep it.
@@ -131,8 +131,8 @@ def _by_batch(
             value = editor.insert(node, operator, [value, editor.constant(content, f"{node.outputs[0].name}_vector")])
         flat = editor.constant(np.array([-1], np.int64), f"{node.outputs[0].name}_flat")
         for statistic, source, ending in ((node.inputs[3], mean, "mean"), (node.inputs[4], variance, "variance")):
-            told = editor.insert(node, "Reshape", [source, flat], name=f"{node.outputs[0].name}_{ending}")
-            names[str(told.name)] = (_name(statistic), str(x.name))
+            flattened = editor.insert(node, "Reshape", [source, flat], name=f"{node.outputs[0].name}_{ending}")
+            names[str(flattened.name)] = (_name(statistic), str(x.name))
         read[str(x.name)] = shape
         editor.redirect(node.outputs[0], value)
     return part(editor.model, list(names)), names, read
