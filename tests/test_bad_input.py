@@ -96,7 +96,7 @@ WISHES: list[tuple[Callable[[], Any], str]] = [
     # models, by name
     (lambda: load_model(ModelSource("m.pth")), "m.pth is a pickle, which can run any code"),
     (lambda: load_model(ModelSource("m.pt")), "pass --allow-pickle if you trust it"),
-    (lambda: load_model(ModelSource("m.onnx")), "m.onnx is ONNX, which slimline cannot compress yet"),
+    (lambda: load_model(ModelSource("m.onnx")), "There is no model file m.onnx"),
     (lambda: load_model(ModelSource("m.pt2")), "There is no model file m.pt2: check the path."),
     (lambda: load_model(ModelSource("m.h5")), "There is no model format '.h5'"),
     (lambda: load_model(ModelSource("nowhere.mod:f")), "There is no module nowhere.mod for the model nowhere.mod:f"),
@@ -236,8 +236,8 @@ COMMANDS = [
     ("export m:f --target nope -o OUT", "There is no target 'nope'"),
     ("export none.pt2 --target onnxruntime -o OUT", "There is no model file none.pt2"),
     (
-        "export slimline.zoo.torch:ResidualCNN --input-shape 1,28,28 --target litert -o OUT",
-        "litert does not take such models yet: choose the target onnxruntime",
+        "export slimline.zoo.keras:residual_cnn --target openvino -o OUT",
+        "openvino does not take such models yet: choose the target litert",
     ),
     ("resume OUT", "holds no run"),
     ("report OUT", "holds no run"),

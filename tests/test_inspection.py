@@ -104,7 +104,6 @@ def test_a_quantized_model_says_what_is_integer_in_it(model: sl.Model, data: sl.
 def test_inspect_refuses_in_one_sentence(model: sl.Model) -> None:
     for given, said in [
         ((model, "onnxruntim"), "did you mean 'onnxruntime'"),
-        ((model, "litert"), "litert does not take such models yet"),
         ((3,), "A int is no model slimline can read"),
         (("none.pt2",), "There is no model file none.pt2"),
     ]:

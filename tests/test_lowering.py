@@ -59,6 +59,7 @@ class Toy:
     quantization: Quantization | None = None
     native: Any = None
     forms: tuple[str, ...] = ("other", "toy")
+    output_names: tuple[str, ...] = ()
 
     @property
     def adapter(self) -> Any:

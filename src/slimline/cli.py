@@ -44,7 +44,9 @@ def _loud(verbose: bool) -> None:
         logging.getLogger("slimline").setLevel(logging.DEBUG)
 
 
-ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A .pt2 or .keras file, or package.module:factory.")]
+ModelName = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A .pt2, .keras or .onnx file, or package.module:factory.")
+]
 DataName = Annotated[
     str,
     typer.Option("--data", "-d", help="An .npz, a folder of .npy, package.module:factory, digits or fashion-mnist."),

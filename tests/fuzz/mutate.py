@@ -147,6 +147,18 @@ def damaged_safetensors(content: bytes, rng: random.Random) -> bytes:
     return struct.pack("<Q", len(header)) + header + content[8 + length :]
 
 
+def damaged_onnx(content: bytes, rng: random.Random) -> bytes:
+    """An ONNX message with a damaged field, as far as protobuf still takes it."""
+    import onnx
+    from google.protobuf import json_format
+
+    value = json_format.MessageToDict(onnx.ModelProto.FromString(content))
+    try:
+        return json_format.ParseDict(damaged_json(value, rng), onnx.ModelProto()).SerializeToString()
+    except (json_format.ParseError, ValueError, TypeError):
+        return damaged_bytes(content, rng)
+
+
 def mutations(
     content: bytes, seed: int, count: int, structured: Callable[[bytes, random.Random], bytes] = damaged_zip
 ) -> Iterator[bytes]:

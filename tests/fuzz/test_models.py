@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import safetensors.numpy
 import torch
@@ -17,8 +18,10 @@ import slimline as sl
 from slimline.basics.errors import SlimlineError
 from slimline.files import notes
 from slimline.files.strictjson import Malformed
+from slimline.graph.edits import Round
 from slimline.graph.quantization import Quantization
 from slimline.methods.formats import FloatFormat, Format, IntegerGrid, Levels, Masked
+from slimline.methods.ranges import affine_grid, symmetric_grid
 from slimline.run.sources import DataSource, load_data, load_weights
 from tests.fuzz import mutate
 from tests.security import hostile_torch
@@ -41,6 +44,17 @@ def originals(folder: Path) -> dict[str, bytes]:
     from tests import zoo_keras
 
     zoo_keras.shared().save(folder / "plain.keras")
+    graph = onnx.parser.parse_graph(
+        "g (float[N,6,4] x) => (float[N,K] y) { m = MatMul(x, w) n = Shape(m) k = Gather <axis = 0> (n, zero) "
+        "s = Concat <axis = 0> (k, rest) r = Reshape(m, s) f = Slice(r, zero, ten) y = Relu(f) }"
+    )
+    arrays = {"w": rng.random((4, 5), np.float32), "zero": np.array([0]), "rest": np.array([30]), "ten": np.array([10])}
+    graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in arrays.items())
+    foreign = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)
+    onnx.save(foreign, folder / "foreign.onnx")
+    model = sl.load(folder / "foreign.onnx")
+    formats = Quantization({"x": affine_grid(-3, 3)}, {"w": symmetric_grid(arrays["w"], 1)})
+    model.then(model.edit(Round(formats)), {"step": "StaticQuantization"}, formats).save(folder / "own.onnx")
     return {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
 
 
@@ -56,7 +70,8 @@ def _open(path: Path) -> None:
 
 def _fuzz(name: str, content: bytes, folder: Path, seed: int, count: int) -> Counter[str]:
     """How many damaged copies were read and how many refused; anything else raises, with the number of the copy."""
-    structured = mutate.damaged_safetensors if name.endswith(".safetensors") else mutate.damaged_zip
+    by_suffix = {".safetensors": mutate.damaged_safetensors, ".onnx": mutate.damaged_onnx}
+    structured = by_suffix.get(Path(name).suffix, mutate.damaged_zip)
     path = folder / f"damaged{Path(name).suffix}"
     path.write_bytes(content)
     _open(path)  # imports frameworks
@@ -75,6 +90,8 @@ COUNTS = {
     "own.pt2": 120,
     "foreign.pt2": 80,
     "plain.keras": 60,
+    "own.onnx": 150,
+    "foreign.onnx": 150,
     "plain.npz": 150,
     "packed.npz": 100,
     "linear.safetensors": 200,

@@ -46,7 +46,7 @@ def test_the_graph_level_reaches_the_session_and_the_worker(model: sl.Model, tmp
     level = runtime("onnxruntime:basic").load(path).session.get_session_options().graph_optimization_level
     assert level == onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     with Worker(Artifact(path, "onnxruntime:basic")) as worker:
-        np.testing.assert_allclose(worker.predict((X,), 7), model.predict(X), atol=1e-6)
+        np.testing.assert_allclose(worker.outputs((X,), 7)[0], model.predict(X), atol=1e-6)
 
 
 @pytest.mark.parametrize(

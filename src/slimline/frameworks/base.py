@@ -1,7 +1,7 @@
 """What a framework must be able to do. Everything above the adapters uses only this.
 
 An adapter is a class with the methods of `Adapter`, found by name through `adapter`; ``native`` is the
-framework's own model (a torch `GraphModule`, a `keras.Model`). No method changes the native model it is given.
+framework's own model (a torch `GraphModule`, a `keras.Model`, …). No method changes the native model it is given.
 """
 
 from __future__ import annotations
@@ -157,9 +157,11 @@ class Adapter(Protocol):
 
     name: str
     suffix: str
-    """Of the files that `save` writes: ``.pt2``, ``.keras``."""
+    """Of the files that `save` writes: ``.pt2``, ``.keras``, ``.onnx``."""
     layout: Literal["channels_first", "channels_last"]
     """Where images and outputs have their channels."""
+    trains: bool
+    """Whether it has gradients; without them `gradients` refuses, and so does a `trainer` once it is to take a step."""
 
     def accepts(self, source: Any) -> bool:
         """Whether `source` (an object, never a path) is this framework's model."""
@@ -326,6 +328,7 @@ _OWN = (
         "onnxruntime",
         ("torch",),
     ),
+    Framework("onnx", "slimline.frameworks.onnx", (".onnx",), (ONNX,), "onnxruntime", ("onnx", "onnxruntime")),
 )
 
 
@@ -361,7 +364,8 @@ def adapter_for(source: Any) -> Adapter:
         if name in roots:
             return adapter(name)
     raise SlimlineError(
-        f"A {type(source).__name__} is no model slimline can read: give a torch.nn.Module, a keras.Model or a path."
+        f"A {type(source).__name__} is no model slimline can read: give a torch.nn.Module, a keras.Model, an "
+        "onnx.ModelProto or a path."
     )
 
 

@@ -40,14 +40,16 @@ def load(
 
     Parameters
     ----------
-    source : a `torch.nn.Module` or ExportedProgram, a `keras.Model`, the path of a ``.pt2`` or ``.keras`` file, or
-        a `Model`, which is returned as it is. The user's object is never changed.
+    source : a `torch.nn.Module` or ExportedProgram, a `keras.Model`, an `onnx.ModelProto`, the path of a
+        ``.pt2``, ``.keras`` or ``.onnx`` file, or a `Model`, which is returned as it is. The user's object is never
+        changed.
     example_inputs : arrays or tensors ``(batch, …)``, one per input, or a dict of them by the inputs' names; needed for
         a torch module or a pickle of one.
     allow_pickle : whether a ``.pt`` or ``.pth`` file, which can run any code, may be opened.
     dynamic : for a torch module, whether every size of its inputs that it leaves free, such as the length of a sequence
         or the size of an image, stays so in files and artifacts; by default only the batch does. What else brings a
-        model says that itself: a ``.pt2`` by its dynamic shapes, Keras by sizes of None.
+        model says that itself: a ``.pt2`` by its dynamic shapes, Keras by sizes of None; of ONNX only the batch is
+        free.
     parts : for a torch module whose control flow depends on data: names of the submodules to compress, captured on
         what they receive when the module is called with `example_inputs` (a tuple for several arguments); or the
         folder that `PartedModel.save` wrote. See `slimline.model.parts`.

@@ -27,7 +27,7 @@ class Model:
     Attributes
     ----------
     adapter : the framework it lives in.
-    native : the trainable torch `GraphModule` or `keras.Model`.
+    native : the torch `GraphModule` or `keras.Model`, which can be trained, or an ONNX model.
     example : example inputs, each ``(batch, …)``.
     history : one entry per step that made it: ``{"step": …, the step's fields …}``.
     quantization : formats of its tensors, once a quantization step has set them; `native` then simulates them.
@@ -169,7 +169,7 @@ class Model:
 
     @takes(path=arguments.path)
     def save(self, path: str | Path) -> Path:
-        """Write to ``.pt2`` or ``.keras`` without pickle; `slimline.load` reads it back, history included."""
+        """Write a ``.pt2``, ``.keras`` or ``.onnx`` without pickle; `slimline.load` reads it back, history too."""
         path = Path(path)
         if path.suffix != self.adapter.suffix:
             raise SlimlineError(

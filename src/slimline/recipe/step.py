@@ -36,6 +36,11 @@ class Step(Config):
         return ()
 
     @property
+    def needs_gradients(self) -> bool:
+        """Whether it trains, or reads gradients of the network."""
+        return False
+
+    @property
     def reads_together(self) -> int | None:
         """How many samples it must get in one batch; None where any number will do."""
         return None

@@ -49,6 +49,10 @@ class Training(Step):
         return ("train", "selection")
 
     @property
+    def needs_gradients(self) -> bool:
+        return self.epochs > 0
+
+    @property
     def stops_after(self) -> int | None:
         """Epochs without a better selection score before training stops early; None never stops."""
         return None

@@ -37,8 +37,8 @@ class ModelSource:
 
     Attributes
     ----------
-    name : a ``.pt2`` or ``.keras`` file, or ``package.module:factory``. A factory returns a torch module or a Keras
-        model, or a pair of it and example inputs.
+    name : a ``.pt2``, ``.keras`` or ``.onnx`` file, or ``package.module:factory``. A factory returns a torch
+        module or a Keras model, or a pair of it and example inputs.
     weights : a safetensors file for what the factory returns.
     input_shape : of one sample, to make an example from, where the data cannot give one.
     allow_pickle : whether a ``.pt`` or ``.pth`` file, which can run any code, may be opened.
@@ -102,8 +102,6 @@ def _noise(shape: tuple[int, ...]) -> tuple[np.ndarray, ...]:
 
 def _model_file(source: ModelSource) -> Path:
     path = Path(source.name)
-    if path.suffix == ".onnx":
-        raise SlimlineError(f"{path} is ONNX, which slimline cannot compress yet: give the PyTorch or Keras model.")
     if path.suffix in PICKLES and not source.allow_pickle:
         raise SlimlineError(
             f"{path} is a pickle, which can run any code when it is opened: pass --allow-pickle if you trust it, or "

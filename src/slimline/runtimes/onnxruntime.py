@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: PyTorch models in, QDQ ONNX files out, run as integer kernels where quantized."""
+"""ONNX Runtime on the CPU: PyTorch and ONNX models in, QDQ ONNX files out, run as integer kernels where quantized."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,11 +98,8 @@ class OnnxRuntime(Runtime):
         """With another provider, another level, or both."""
         return OnnxRuntime(name, chosen.get("provider", "cpu"), chosen.get("graph", "all"))
 
-    def available(self) -> str | None:
-        """None if torch is installed (ONNX Runtime always is), else the sentence with the pip command."""
-        if find_spec("torch") is None:
-            return "torch is not installed: run pip install 'slimline[torch]'."
-        return None
+    def available(self) -> None:
+        """None, as ONNX Runtime is always installed."""
 
     @property
     def weight_bits(self) -> int:

@@ -48,6 +48,7 @@ class KerasAdapter:
     name = "keras"
     suffix = ".keras"
     layout: Literal["channels_last"] = "channels_last"
+    trains = True
 
     def accepts(self, source: Any) -> bool:
         """Whether `source` is a `keras.Model`."""

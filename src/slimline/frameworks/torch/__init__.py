@@ -32,6 +32,7 @@ class TorchAdapter:
     name = "torch"
     suffix = ".pt2"
     layout: Literal["channels_first"] = "channels_first"
+    trains = True
 
     def accepts(self, source: Any) -> bool:
         """Whether `source` is an `nn.Module` or an exported program."""

@@ -15,7 +15,8 @@ from slimline.recipe.step import Ratio, Step
 
 WITHOUT_DATA = ("l1", "l2", "batch_norm", "geometric_median", "random")
 AxisKind = Literal["filters", "channels", "heads", "head_width", "mlp", "embedding"]
-CRITERIA = (*WITHOUT_DATA, "obs", "feature_rank", "taylor", "fisher", "obd")
+GRADIENTS = ("taylor", "fisher", "obd")
+CRITERIA = (*WITHOUT_DATA, "obs", "feature_rank", *GRADIENTS)
 CUT = ("l1", "l2", "random", "obs", "taylor")
 """Criteria that say something of one layer's inputs and of its kernel."""
 
@@ -118,6 +119,10 @@ class ChannelPruning(Step):
     @property
     def needs(self) -> tuple[str, ...]:
         return () if self.criterion in WITHOUT_DATA and not self.compensates else ("calibration",)
+
+    @property
+    def needs_gradients(self) -> bool:
+        return self.criterion in GRADIENTS
 
     def misplaced(self, earlier: Sequence[str], following: Step | None) -> str:
         """See `Step`."""

@@ -130,6 +130,10 @@ class SparsePruning(Step):
         return self.masks is None and self.criterion in NEEDS_GRADIENT
 
     @property
+    def needs_gradients(self) -> bool:
+        return self.gradient
+
+    @property
     def needs(self) -> tuple[str, ...]:
         return ("calibration",) if not self.trains and (self.gram or self.gradient) else ()
 

@@ -1,0 +1,457 @@
+"""The canonical form in which every model is held, whichever exporter wrote it.
+
+- The operators are those of one version of ONNX, 13 or newer; functions are written out; all constants are
+  initializers.
+- Of the sizes of the inputs the batch may be free, the first dimension; all others are those of the example.
+- What sizes and stored tensors alone decide is computed here: it becomes a constant, or, where it counts the batch, a
+  multiple of it and a constant (``batch * a + b``). So the numbers of a graph stay when layers become narrower.
+- A slice takes positions of one dimension. Padding is told in numbers. Operators have names, and values names without
+  slashes.
+
+What comes out is run and compared with what came in.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes import common as passes
+
+from slimline.basics.arrays import Example, in_order
+from slimline.basics.errors import NoExample, SlimlineError
+from slimline.frameworks.base import Array
+from slimline.frameworks.onnx.native import Editor, Native, is_standard
+from slimline.frameworks.onnx.operators import (
+    BATCH,
+    QUANTIZED,
+    SIZES,
+    affine,
+    attribute,
+    counts,
+    float_array,
+    is_number,
+    nested,
+    standard,
+    stored,
+)
+from slimline.frameworks.onnx.run import Session, evaluate, outline, reason_of, typed
+
+log = logging.getLogger(__name__)
+
+OLDEST = 13
+"""The version of operators that models of older ones are converted to."""
+FOLDED = 2**22
+"""Most numbers of a constant that is stored instead of computed, unless what it is computed from is as large."""
+MEMORY = 2**30
+"""Most numbers that any tensor of the example may have."""
+SYMBOL = "batch"
+_RANDOM = frozenset(
+    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
+)
+
+
+def canonical(proto: onnx.ModelProto, example: Example | None) -> tuple[Native, tuple[Array, ...]]:
+    """The native model of a checked message, and its example inputs: of two rows where the batch is free.
+
+    Raises
+    ------
+    NoExample : a size that only an example can tell.
+    SlimlineError : a model that does not run, or that another opset would change.
+    """
+    original = Session(proto, optimized=False)
+    with _consistent():
+        model = ir.from_proto(_modern(proto))
+        passes.RemoveInitializersFromInputsPass()(model)
+        if model.functions:
+            passes.InlinePass()(model)
+        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+        passes.RemoveUnusedNodesPass()(model)
+        if not list(model.graph):
+            raise SlimlineError("The ONNX model computes nothing of its inputs: export it anew.")
+        arrays = _example(model.graph, example)
+        _bounded(model, arrays)
+        native, arrays = _resolved(model, arrays)
+    _compare(original, native, arrays)
+    return native, arrays
+
+
+@contextmanager
+def _consistent() -> Iterator[None]:
+    """What onnx-ir raises of a model that contradicts itself, in a sentence: it raises all kinds."""
+    try:
+        yield
+    except (SlimlineError, MemoryError):
+        raise
+    except Exception as reason:
+        what = f"{type(reason).__name__}: {reason_of(reason)}" if str(reason) else type(reason).__name__
+        raise SlimlineError(f"The ONNX model cannot be put together ({what}): export it anew.") from reason
+
+
+def _modern(proto: onnx.ModelProto) -> onnx.ModelProto:
+    opset = next(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx"))
+    if opset >= OLDEST:
+        return proto
+    try:
+        return onnx.version_converter.convert_version(proto, OLDEST)
+    except Exception as reason:  # the converter raises many types
+        raise SlimlineError(
+            f"The ONNX model is of operators version {opset} and cannot be brought to version {OLDEST} "
+            f"({reason_of(reason)}): export it anew with a newer opset."
+        ) from reason
+
+
+def _example(graph: ir.Graph, inputs: Example | None) -> tuple[Array, ...]:
+    """Example inputs that fit what the graph says of its own; the batch is 2 where it is free."""
+    names = [str(value.name) for value in graph.inputs]
+    arrays = None if inputs is None else in_order(inputs, names, "The example")
+    if arrays is not None and len(arrays) != len(names):
+        raise SlimlineError(
+            f"The model takes {len(names)} inputs ({', '.join(names)}), not {len(arrays)}: give one each."
+        )
+    rng = np.random.default_rng(0)
+    examples = []
+    for k, value in enumerate(graph.inputs):
+        if not isinstance(value.type, ir.TensorType) or value.dtype is None or value.dtype == ir.DataType.STRING:
+            raise SlimlineError(f"The input {value.name} is no tensor of numbers: give a model whose inputs are.")
+        kind = np.dtype(value.dtype.numpy())
+        if arrays is not None:
+            array = typed(arrays[k], kind.name)
+            _fits(value, array)
+            examples.append(array)
+            continue
+        if value.shape is None:
+            raise NoExample(f"The input {value.name} has no shape: pass example_inputs to load.")
+        shape = [n if isinstance(n, int) else 2 if d == 0 else None for d, n in enumerate(value.shape)]
+        if None in shape:
+            raise NoExample(f"The input {value.name} has free sizes besides the batch: pass example_inputs to load.")
+        sizes = [n for n in shape if n is not None]
+        if np.prod(sizes, dtype=float) > MEMORY:
+            raise SlimlineError(f"The input {value.name} of shape {tuple(sizes)} is too large: give a smaller one.")
+        if kind.kind == "f" or kind.name == "bfloat16":
+            examples.append(rng.normal(size=sizes).astype(kind))
+        else:
+            examples.append(np.ones(sizes, kind))
+    return tuple(examples)
+
+
+def _fits(value: ir.Value, array: Array) -> None:
+    assert value.dtype is not None
+    shape = value.shape
+    same = shape is None or (
+        len(shape) == array.ndim
+        and all(n == m for d, (n, m) in enumerate(zip(shape, array.shape, strict=True)) if isinstance(n, int) and d)
+    )
+    if array.dtype != value.dtype.numpy() or not same or (array.ndim and len(array) == 0):
+        shape_text = "any shape" if shape is None else f"({', '.join(map(str, shape))})"
+        raise SlimlineError(
+            f"The example of the input {value.name} is {array.dtype}{array.shape}, and the model takes "
+            f"{np.dtype(value.dtype.numpy()).name} of {shape_text}: give that."
+        )
+
+
+def _bounded(model: ir.Model, example: Sequence[Array]) -> None:
+    """Refuse a model that would compute an absurdly large tensor of its example, as far as shapes tell."""
+    proto = ir.to_proto(model)
+    for value, array in zip(proto.graph.input, example, strict=True):
+        del value.type.tensor_type.shape.dim[:]
+        for n in array.shape:
+            value.type.tensor_type.shape.dim.add().dim_value = n
+    del proto.graph.value_info[:]
+    for output in proto.graph.output:
+        output.ClearField("type")
+    try:
+        inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph.value_info
+    except Exception as reason:  # it raises many types, of what ONNX Runtime says better
+        log.info("no shapes: %s", reason_of(reason))
+        return
+    for value in inferred:
+        sizes = [d.dim_value for d in value.type.tensor_type.shape.dim if d.HasField("dim_value")]
+        if np.prod(sizes, dtype=float) > MEMORY:
+            raise SlimlineError(f"The model computes {value.name[:60]!r} of shape {tuple(sizes)}, which is too large.")
+
+
+def _resolved(model: ir.Model, example: tuple[Array, ...]) -> tuple[Native, tuple[Array, ...]]:
+    """Sizes fixed, numbers folded, names given; with a free batch if the model runs with another."""
+    graph = model.graph
+    free = [v.shape is None or (len(v.shape) > 0 and not isinstance(v.shape[0], int)) for v in graph.inputs]
+    free = [f and x.ndim > 0 for f, x in zip(free, example, strict=True)]
+    rows = next((len(x) for f, x in zip(free, example, strict=True) if f), 0)
+    free = [f and len(x) == rows for f, x in zip(free, example, strict=True)]
+    if any(free):
+        probes = [_resized(example, free, n) for n in (2, 3, 5)]
+        try:
+            return _folded(model.clone(), probes, free), probes[0]
+        except SlimlineError as reason:
+            log.info("no free batch: %s", reason)
+    fixed = [_resized(example, free, max(rows, 1))]
+    return _folded(model, fixed, [False] * len(free)), fixed[0]
+
+
+def _resized(example: Sequence[Array], free: Sequence[bool], rows: int) -> tuple[Array, ...]:
+    return tuple(np.resize(x, (rows, *x.shape[1:])) if f else x for x, f in zip(example, free, strict=True))
+
+
+def _folded(model: ir.Model, probes: Sequence[tuple[Array, ...]], free: Sequence[bool]) -> Native:
+    for value, array, batched in zip(model.graph.inputs, probes[0], free, strict=True):
+        value.shape = ir.Shape([SYMBOL if batched and d == 0 else n for d, n in enumerate(array.shape)])
+    for value in model.graph.outputs:
+        value.shape = None  # told anew at the end
+    _name(model.graph)
+    editor = Editor(Native(model))
+    _Folder(editor, probes, free).run()
+    native = editor.done()
+    shapes = [_shapes(native, inputs) for inputs in probes[:2]]
+    editor = Editor(native)
+    for node in list(editor.graph):
+        if is_standard(node, "Slice"):
+            _one_by_one(editor, node, shapes[0])
+        elif is_standard(node, "Conv"):
+            _padding(node, shapes[0])
+        elif is_standard(node, "Identity", "Dropout") and not any(o.uses() for o in node.outputs[1:]):
+            _skip(editor, node)
+    rows = _rows(probes[0], free)
+    for output in editor.graph.outputs:
+        both = [sizes_by_name.get(str(output.name), ()) for sizes_by_name in (shapes[0], shapes[-1])]
+        sizes = [n if n == m else SYMBOL if n == rows else None for n, m in zip(*both, strict=True)]
+        output.shape = ir.Shape(sizes)
+    for value in editor.values.values():
+        if value.producer() is not None and not value.is_graph_output():
+            value.shape = value.type = None
+    return editor.done()
+
+
+def _shapes(native: Native, inputs: Sequence[Array]) -> dict[str, tuple[int, ...]]:
+    """Of inputs and all that is computed of them."""
+    ends = {str(v.name): x.shape for v, x in zip(native.model.graph.inputs, inputs, strict=True)}
+    return {**ends, **{name: value.shape for name, value in outline(native.model, inputs).items()}}
+
+
+def _rows(inputs: Sequence[Array], free: Sequence[bool]) -> int:
+    """The batch size of inputs."""
+    return next((len(x) for x, f in zip(inputs, free, strict=True) if f), 0)
+
+
+def _name(graph: ir.Graph) -> None:
+    """Give every operator a name of its own, and every computed value one without slashes."""
+    taken: set[str] = set()
+    ends = {id(v) for v in (*graph.inputs, *graph.outputs)}
+    values = {str(v.name) for v in (*graph.inputs, *graph.outputs, *graph.initializers.values())}
+    for number, node in enumerate(graph):
+        name = node.name or f"{node.op_type}_{number}"
+        while name in taken:
+            name = f"{name}_{number}"
+        node.name = name
+        taken.add(name)
+        node.doc_string = None
+        for output in node.outputs:
+            own = output.name in (SIZES, BATCH) and any(counts(v) for v in (output, *_read_by(output)))
+            if output.name and id(output) not in ends and not own:
+                plain = re.sub(r"/+", ".", str(output.name)).strip(".") or f"value_{number}"
+                while plain in values or plain in (SIZES, BATCH):
+                    plain = f"{plain}_{number}"
+                values.add(plain)
+                output.name = plain
+
+
+def _read_by(value: ir.Value) -> list[ir.Value]:
+    return [output for user, _ in value.uses() for output in user.outputs]
+
+
+class _Folder:
+    """Computes what sizes and stored tensors alone decide, at several batch sizes, and puts it in its place."""
+
+    def __init__(self, editor: Editor, probes: Sequence[tuple[Array, ...]], free: Sequence[bool]) -> None:
+        self.editor, self.graph, self.probes, self.free = editor, editor.graph, probes, free
+        self.rows = [_rows(inputs, free) for inputs in probes]
+        held = editor.values.get(BATCH)
+        self.sizes: ir.Value | None = held if counts(held) else None
+
+    def run(self) -> None:
+        """See the class."""
+        decided = self._decided()
+        computed = [str(o.name) for node in decided for o in node.outputs if o.name]
+        results = [evaluate(self.editor.model, inputs, computed) for inputs in self.probes]
+        for node in decided:
+            for output in node.outputs:
+                read = any(user not in decided or is_number(user, index) for user, index in output.uses())
+                # What is made of sizes shall know the batch alone; that itself is asked of an input once.
+                read = read or (node.op_type in ("Shape", "Size") and not any(map(counts, _read_by(output))))
+                if output.name and (read or output.is_graph_output()):
+                    self._put(node, output, [result[str(output.name)] for result in results])
+        for node in list(self.graph):
+            if is_standard(node, "Reshape"):
+                self._target(node)
+        passes.RemoveUnusedNodesPass()(self.editor.model)
+
+    def _decided(self) -> dict[ir.Node, None]:
+        """Operators on nothing but sizes and stored tensors, in their order."""
+        known = set(self.graph.initializers.values())
+        decided: dict[ir.Node, None] = {}
+        for node in self.graph:
+            plain = standard(node) and node.op_type not in _RANDOM | QUANTIZED and not any(True for _ in nested(node))
+            if plain and (node.op_type in ("Shape", "Size") or all(v is None or v in known for v in node.inputs)):
+                decided[node] = None
+                known.update(node.outputs)
+        return decided
+
+    def _put(self, node: ir.Node, value: ir.Value, results: Sequence[Array]) -> None:
+        first = results[0]
+        multiple = affine(value)
+        if not isinstance(first, np.ndarray) or (multiple is not None and multiple[0].any()):
+            return
+        if all(r.shape == first.shape and np.array_equal(r, first, equal_nan=first.dtype.kind == "f") for r in results):
+            sources = [stored(v) for v in node.inputs]
+            if first.size <= max(FOLDED, *(0 if s is None else 2 * s.size for s in sources)):
+                self._become(node, value, first)
+        elif first.dtype.kind == "i" and first.ndim <= 1 and (line := self._line(results)) is not None:
+            slope, start = line
+            self.editor.redirect(value, self._affine(node, str(value.name), slope, start, first))
+
+    def _become(self, node: ir.Node, value: ir.Value, content: Array) -> None:
+        """A constant, in the name of the tensor that it is made of where it is only turned or cast."""
+        name = str(value.name)
+        source = node.inputs[0] if node.inputs else None
+        turned = node.op_type in ("Transpose", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Flatten")
+        owned = source is not None and source.is_initializer() and len(source.uses()) == 1 and len(node.outputs) == 1
+        if turned and owned and source is not None and not value.is_graph_output():
+            name = str(source.name)
+            self.editor.rename(name, f"{name}_before")
+        elif not value.is_graph_output():
+            self.editor.rename(name, f"{name}_computed")
+        self.editor.redirect(value, self.editor.constant(content, name))
+
+    def _line(self, results: Sequence[Array]) -> tuple[Array, Array] | None:
+        """Slope and start of numbers that grow with the batch on a line."""
+        if any(r.shape != results[0].shape for r in results):
+            return None
+        rows = self.rows
+        rise = results[1].astype(np.int64) - results[0]
+        slope = rise // (rows[1] - rows[0])
+        start = results[0] - slope * rows[0]
+        fits = all(np.array_equal(r, slope * n + start) for r, n in zip(results, rows, strict=True))
+        return (slope, start) if fits else None
+
+    def _affine(self, node: ir.Node, name: str, slope: Array, start: Array, like: Array) -> ir.Value:
+        """``batch * slope + start``."""
+        editor = self.editor
+
+        def behind(value: ir.Value, operator: str, more: ir.Value | None, ending: str, **attributes: int) -> ir.Value:
+            source = value.producer()
+            assert source is not None
+            inputs = [value] if more is None else [value, more]
+            return editor.append(source, operator, inputs, dict(attributes), f"{name}_{ending}")
+
+        if self.sizes is None:
+            index = next(k for k, f in enumerate(self.free) if f)
+            shape = editor.insert(editor.first(), "Shape", [self.graph.inputs[index]], name=SIZES)
+            source = shape.producer()
+            assert source is not None
+            first = editor.constant(np.zeros(1, np.int64), "slimline_first")
+            self.sizes = editor.append(source, "Gather", [shape, first], {"axis": 0}, BATCH)
+        value = behind(self.sizes, "Mul", editor.constant(slope.reshape(-1), f"{name}_slope"), "scaled")
+        if start.any():
+            value = behind(value, "Add", editor.constant(start.reshape(-1), f"{name}_start"), "sizes")
+        if like.ndim == 0:
+            value = behind(value, "Reshape", editor.constant(np.zeros(0, np.int64), f"{name}_scalar"), "number")
+        if like.dtype != np.int64:
+            value = behind(value, "Cast", None, "cast", to=ir.DataType.from_numpy(like.dtype).value)
+        return value
+
+    def _target(self, node: ir.Node) -> None:
+        """A reshape whose target counts the batch once takes -1 for it."""
+        line = affine(node.inputs[1])
+        if line is None:
+            return
+        slope, start = line
+        counted = slope != 0
+        if counted.sum() == 1 and not np.isin(start[~counted], (-1, 0)).any():
+            self.editor.numbers(node, 1, np.where(counted, -1, start))
+
+
+def _one_by_one(editor: Editor, node: ir.Node, sizes: Mapping[str, tuple[int, ...]]) -> None:
+    """Slices of several dimensions, one behind the other."""
+    value, (starts, ends) = node.inputs[0], (stored(v) for v in node.inputs[1:3])
+    if value is None or starts is None or ends is None or (len(starts) == 1 and len(node.inputs) == 5):
+        return
+    content, (axes, steps) = stored(value), (stored(v) for v in [*node.inputs[3:], None, None][:2])
+    rank = len(sizes.get(str(value.name), ())) if content is None else content.ndim
+    axes = np.arange(len(starts)) if axes is None else axes % max(rank, 1)
+    steps = np.ones_like(starts) if steps is None else steps
+    for k in range(len(starts)):
+        numbers = [np.array([int(n)], np.int64) for n in (starts[k], ends[k], axes[k], steps[k])]
+        inputs = [value, *(editor.constant(n, f"{node.outputs[0].name}_{k}_{j}") for j, n in enumerate(numbers))]
+        if k == len(starts) - 1:
+            node.resize_inputs(5)
+            for j, held in enumerate(inputs):
+                node.replace_input_with(j, held)
+        else:
+            value = editor.insert(node, "Slice", inputs, name=f"{node.outputs[0].name}_{k}")
+
+
+def _padding(node: ir.Node, sizes: Mapping[str, tuple[int, ...]]) -> None:
+    """``auto_pad`` as numbers."""
+    auto = attribute(node, "auto_pad", "NOTSET")
+    if auto == "NOTSET":
+        return
+    del node.attributes["auto_pad"]
+    if auto == "VALID":
+        node.attributes.pop("pads", None)
+        return
+    x, weight = sizes.get(str(node.inputs[0].name)) if node.inputs[0] else None, node.inputs[1]
+    if x is None or weight is None or weight.shape is None:
+        node.attributes["auto_pad"] = ir.AttrString("auto_pad", auto)
+        return
+    kernel = list(weight.shape.numpy()[2:])
+    strides = attribute(node, "strides", [1] * len(kernel))
+    dilations = attribute(node, "dilations", [1] * len(kernel))
+    pairs = []
+    for n, k, s, d in zip(x[2:], kernel, strides, dilations, strict=True):
+        total = max((-(-n // s) - 1) * s + d * (k - 1) + 1 - n, 0)
+        less, more = total // 2, total - total // 2
+        pairs.append((less, more) if auto == "SAME_UPPER" else (more, less))
+    node.attributes["pads"] = ir.AttrInt64s("pads", [*(a for a, _ in pairs), *(b for _, b in pairs)])
+
+
+def _skip(editor: Editor, node: ir.Node) -> None:
+    """Readers of what passes unchanged read what goes in, unless it is an output of the model."""
+    value = node.inputs[0]
+    if value is None or node.outputs[0].is_graph_output() or (len(node.inputs) > 2 and _training(node)):
+        return
+    editor.redirect(node.outputs[0], value)
+
+
+def _training(node: ir.Node) -> bool:
+    mode = stored(node.inputs[2])
+    return node.inputs[2] is not None and (mode is None or bool(mode))
+
+
+def _compare(original: Session, native: Native, example: Sequence[Array]) -> None:
+    """Refuse a canonical form that computes something else."""
+    batches = [tuple(example)]
+    if native.free == "batch":
+        free = [not isinstance(v.shape[0], int) if v.shape else False for v in native.model.graph.inputs]
+        batches.append(_resized(example, free, _rows(example, free) + 1))
+    own = Session(ir.to_proto(native.model), optimized=False)
+    for inputs in batches:
+        if not all(map(_alike, original(inputs), own(inputs))):
+            raise SlimlineError(
+                "The ONNX model cannot be brought into slimline's form without a change of what it computes: "
+                "leave out operators that draw random numbers, or report this model to slimline."
+            )
+
+
+def _alike(left: Any, right: Any) -> bool:
+    if not isinstance(left, np.ndarray) or left.shape != right.shape or left.dtype != right.dtype:
+        return False
+    if not float_array(left):
+        return bool(np.array_equal(left, right))
+    a, b = left.astype(np.float64), right.astype(np.float64)
+    largest = float(np.abs(a[np.isfinite(a)]).max(initial=0))
+    return bool(np.allclose(a, b, rtol=1e-3, atol=1e-4 * largest, equal_nan=True))

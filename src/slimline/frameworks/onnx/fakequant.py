@@ -1,0 +1,199 @@
+"""Batch norms folded into layers, rounding as QuantizeLinear and DequantizeLinear, and the exchange form.
+
+The pairs round a float tensor to its integer grid and back, so that the float model computes what the integer artifact
+will (Jacob et al. 2018, arXiv:1712.05877).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import onnx_ir as ir
+
+from slimline.basics.errors import SlimlineError
+from slimline.frameworks.base import Array
+from slimline.frameworks.onnx.native import Editor, Native, is_standard
+from slimline.frameworks.onnx.operators import WEIGHTED, attribute, layer, root, stored
+from slimline.frameworks.onnx.run import outline
+from slimline.graph.quantization import Quantization
+from slimline.methods.formats import Format, IntegerGrid
+from slimline.runtimes.forms.onnx import DOMAIN, FAKE_QUANTIZE
+
+_OWN = "slimline.low_high"
+"""The note on a QuantizeLinear that slimline made: the least and the largest integer."""
+
+
+def fold(native: Native) -> Native:
+    """A copy in which every batch norm that alone reads a convolution or linear layer is folded into it.
+
+    Weights keep their names; a layer that had no bias gains one; the batch norm's tensors disappear.
+    """
+    editor = Editor(native)
+    for node in list(editor.graph):
+        source = node.inputs[0].producer() if is_standard(node, "BatchNormalization") and node.inputs[0] else None
+        if source is not None and _foldable(node, source):
+            _fold_one(editor, node, source)
+    return editor.done()
+
+
+def _foldable(norm: ir.Node, source: ir.Node) -> bool:
+    value = source.outputs[0]
+    alone = len(value.uses()) == 1 and not value.is_graph_output()
+    if not alone or not is_standard(source, "Conv", "ConvTranspose", "Gemm") or attribute(norm, "training_mode", 0):
+        return False
+    if source.op_type == "Gemm" and (attribute(source, "alpha", 1.0), attribute(source, "beta", 1.0)) != (1.0, 1.0):
+        return False
+    held = [v for v in (*source.inputs[1:], *norm.inputs[1:]) if v is not None]
+    bias = stored(source.inputs[2]) if len(source.inputs) > 2 else None
+    fits = bias is None or bias.shape == np.asarray(stored(norm.inputs[1])).shape
+    own = all(stored(v) is not None and len(v.uses()) == 1 and not v.is_graph_output() for v in held)
+    return own and fits and not any(o.uses() for o in norm.outputs[1:])
+
+
+def _fold_one(editor: Editor, norm: ir.Node, source: ir.Node) -> None:
+    scale, shift, mean, variance = (np.asarray(stored(v), np.float64) for v in norm.inputs[1:5])
+    held = source.inputs[1]
+    assert held is not None
+    weight = stored(held)
+    assert weight is not None
+    factor = scale / np.sqrt(variance + attribute(norm, "epsilon", 1e-5))
+    before = source.inputs[2] if len(source.inputs) > 2 else None
+    bias = (0.0 if before is None else np.asarray(stored(before), np.float64)) - mean
+    bias = bias * factor + shift
+    if source.op_type == "ConvTranspose":
+        groups = len(factor) // weight.shape[1]
+        spread = factor.reshape(groups, 1, -1, *[1] * (weight.ndim - 2))
+        scaled = (weight.astype(np.float64).reshape(groups, -1, *weight.shape[1:]) * spread).reshape(weight.shape)
+    elif source.op_type == "Gemm" and not attribute(source, "transB", 0):
+        scaled = weight.astype(np.float64) * factor
+    else:
+        scaled = weight.astype(np.float64) * factor.reshape(-1, *[1] * (weight.ndim - 1))
+    editor.put(str(held.name), scaled)
+    if before is not None:
+        editor.put(str(before.name), bias)
+    else:
+        if len(source.inputs) < 3:
+            source.resize_inputs(3)
+        source.replace_input_with(2, editor.constant(bias.astype(weight.dtype), f"{layer(source)}.bias"))
+    editor.redirect(norm.outputs[0], source.outputs[0])
+
+
+def quantize(native: Native, quantization: Quantization) -> Native:
+    """A copy that rounds the named activations after they are computed and the named weights where they are read.
+
+    Stored tensors keep their names, and their float values up to the ends of their grids; scales and zero points are
+    new numbers.
+
+    Raises
+    ------
+    SlimlineError : a format that QuantizeLinear does not round to.
+    """
+    editor = Editor(native)
+    values = editor.named([*quantization.activations, *quantization.weights])
+    grids = {name: _grid(name, each) for name, each in quantization.weights.items()}
+    for name, grid in grids.items():
+        _limit(editor, name, native.tensors[name], grid)
+    for name, each in quantization.activations.items():
+        grids[name] = _grid(name, each)
+        if grids[name] != _wide(grids[name]):
+            raise _no_pair(name, each)
+    for name, grid in grids.items():
+        value = values[name]
+        source = value.producer()
+        numbers = _numbers(editor, name, grid)
+        at = editor.first() if source is None else source
+        place = editor.insert if source is None else editor.append
+        axis = {} if grid.axis is None else {"axis": grid.axis}
+        rounded = place(at, "QuantizeLinear", [value, *numbers], axis, f"{name}_integers")
+        own = rounded.producer()
+        assert own is not None
+        own.metadata_props[_OWN] = f"{grid.low} {grid.high}"
+        real = editor.append(own, "DequantizeLinear", [rounded, *numbers], axis, f"{name}_rounded")
+        editor.redirect(value, real, keep=[own])
+    return editor.done()
+
+
+def _grid(name: str, each: Format) -> IntegerGrid:
+    """The format of a value, if a pair can round to it."""
+    if isinstance(each, IntegerGrid) and each.bits <= 8 and (each.per_tensor or each.axis is not None):
+        return each
+    raise _no_pair(name, each)
+
+
+def _no_pair(name: str, each: Format) -> SlimlineError:
+    return SlimlineError(
+        f"An ONNX model cannot round {name} to {each.describe()}: choose an integer grid of 8 bits (of at most 8 for "
+        "weights) with one scale per tensor or per position of an axis, or quantize the network in the framework that "
+        "trained it."
+    )
+
+
+def _wide(grid: IntegerGrid) -> IntegerGrid:
+    """The grid with all codes of the byte that QuantizeLinear rounds to."""
+    return replace(grid, bits=8, narrow=False)
+
+
+def _limit(editor: Editor, name: str, weight: Array, grid: IntegerGrid) -> None:
+    """Take back what lies beyond the grid and not beyond the byte, as QuantizeLinear ends only there."""
+    rounded = grid.round(weight)
+    beyond = _wide(grid).round(weight) != rounded
+    if beyond.any():
+        editor.put(name, np.where(beyond, rounded, weight))
+
+
+def _numbers(editor: Editor, name: str, grid: IntegerGrid) -> list[ir.Value]:
+    """Scale and zero point."""
+    shape = () if grid.axis is None else (-1,)
+    scale = grid.scale.reshape(shape)
+    zero = grid.zero.reshape(shape).astype(np.int8 if grid.signed else np.uint8)
+    return [editor.constant(scale, f"{name}_scale"), editor.constant(zero, f"{name}_zero_point")]
+
+
+def to_onnx(native: Native, example: tuple[Array, ...], integer: bool) -> ir.Model:
+    """The ONNX model as `slimline.runtimes.forms.onnx` takes it; batch norms are folded unless it is `integer`."""
+    editor = Editor(native if integer else fold(native))
+    for name, outlined in outline(editor.model, example).items():
+        if not editor.values[name].is_graph_output():
+            editor.values[name].shape = ir.Shape([None] * len(outlined.shape))
+            editor.values[name].type = ir.TensorType(ir.DataType.from_numpy(np.dtype(outlined.dtype)))
+    for node in list(editor.graph):
+        weight = root(node.inputs[1]) if node.op_type in WEIGHTED and len(node.inputs) > 1 else None
+        if weight is not None and str(weight.name).rpartition(".")[0] != layer(node):
+            editor.rename(str(weight.name), f"{layer(node)}.weight")  # operators are called after their weights
+    for node in list(editor.graph):
+        if node.op_type == "QuantizeLinear" and _OWN in node.metadata_props:
+            _fuse(editor, node)
+    model = editor.done().model
+    for value in model.graph.initializers.values():  # the runtime may call them as it likes
+        if value.const_value is not None:
+            tensor = value.const_value
+            value.const_value = ir.tensor(tensor.numpy(), name=value.name, dtype=tensor.dtype)
+    if integer:
+        model.opset_imports[DOMAIN] = 1
+    return model
+
+
+def _fuse(editor: Editor, node: ir.Node) -> None:
+    """The pair that rounds as the one operator that stands for it."""
+    readers = [user for user, _ in node.outputs[0].uses()]
+    limits = re.fullmatch(r"(-?\d{1,9}) (-?\d{1,9})", node.metadata_props[_OWN])
+    scale, zero = (stored(v) for v in node.inputs[1:3])
+    if len(readers) != 1 or readers[0].op_type != "DequantizeLinear" or not limits or scale is None or zero is None:
+        return  # somebody else's
+    if scale.ndim and zero.any():
+        return  # the operator has no zero points per position
+    real, (low, high) = readers[0], map(int, limits.groups())
+    attributes: dict[str, int | float] = {"low": low, "high": high}
+    inputs = [node.inputs[0]]
+    if scale.ndim:
+        attributes["axis"] = int(attribute(node, "axis", 1))
+        inputs.append(node.inputs[1])
+    else:
+        attributes |= {"scale": float(scale), "zero_point": int(zero)}
+    rounding = ir.node(FAKE_QUANTIZE, inputs, attributes, domain=DOMAIN, name=str(node.name))
+    rounding.outputs[0].name = editor.unique(f"{real.outputs[0].name}_fake")
+    editor.graph.insert_before(node, rounding)
+    editor.values[str(rounding.outputs[0].name)] = rounding.outputs[0]
+    editor.redirect(real.outputs[0], rounding.outputs[0])

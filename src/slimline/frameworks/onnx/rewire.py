@@ -1,0 +1,72 @@
+"""Changes to the wiring of a native model: branches left out, activations silenced or truncated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from slimline.frameworks.base import Array
+from slimline.frameworks.onnx.native import Editor, Native
+
+
+def rewire(native: Native, instead: Mapping[str, str], example: tuple[Array, ...]) -> Native:
+    """A copy in which the readers of a value read another; it is run once on `example` to prove that it runs.
+
+    Operators that only served the value are gone, and the tensors that only they read. Names stay.
+    """
+    editor = Editor(native)
+    values = editor.named([*instead, *instead.values()])
+    for old, new in instead.items():
+        editor.redirect(values[old], values[new])
+    result = editor.done()
+    result.session(example)
+    return result
+
+
+def silence(native: Native, values: Iterable[str], example: tuple[Array, ...]) -> Native:
+    """A copy in which these activations are zero."""
+    kinds = _kinds(native, example)
+
+    def zero(editor: Editor, value: ir.Value, after: ir.Node) -> ir.Value:
+        number = editor.constant(np.array(0, kinds[str(value.name)]), f"{value.name}_zero")
+        return editor.append(after, "Mul", [value, number])
+
+    return _after(native, dict.fromkeys(values, zero))
+
+
+def truncate(native: Native, thresholds: Mapping[str, float]) -> Native:
+    """A copy in which of these activations all that is not above the threshold is zero."""
+
+    def cut(threshold: float) -> Insert:
+        return lambda editor, value, after: editor.append(
+            after, "ThresholdedRelu", [value], {"alpha": float(threshold)}
+        )
+
+    return _after(native, {name: cut(t) for name, t in thresholds.items()})
+
+
+Insert = Callable[[Editor, ir.Value, ir.Node], ir.Value]
+
+
+def _kinds(native: Native, example: tuple[Array, ...]) -> dict[str, str]:
+    from slimline.frameworks.onnx.run import outline
+
+    dtypes = {name: value.dtype for name, value in outline(native.model, example).items()}
+    return dtypes | {str(v.name): x.dtype.name for v, x in zip(native.model.graph.inputs, example, strict=True)}
+
+
+def _after(native: Native, inserts: Mapping[str, Insert]) -> Native:
+    """A copy in which the readers of each value read what `inserts` makes of it."""
+    editor = Editor(native)
+    for name, value in editor.named(inserts).items():
+        source = value.producer()
+        inserted = inserts[name](editor, value, editor.first() if source is None else source)
+        own = inserted.producer()
+        assert own is not None
+        if source is None:  # an input of the model: what reads it comes later
+            editor.graph.remove(own)
+            editor.graph.insert_before(editor.first(), own)
+        editor.redirect(value, inserted, keep=[own])
+    return editor.done()

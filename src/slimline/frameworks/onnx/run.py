@@ -1,0 +1,158 @@
+"""ONNX Runtime as what computes the native model: on the CPU, with one thread, the same numbers each time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from slimline.basics.errors import SlimlineError
+from slimline.frameworks.base import Array
+from slimline.frameworks.onnx.operators import SIZES
+from slimline.graph.ir import Value
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+LARGEST = 2**31 - 2**24
+"""Bytes of a protobuf message, and some to spare for what is added to run a part of it."""
+_SEQUENCES = frozenset({"SequenceConstruct", "SequenceEmpty", "SequenceInsert", "SequenceErase", "SplitToSequence",
+                        "SequenceMap", "Optional"})  # fmt: skip
+_NUMPY = {"float": "float32", "double": "float64"}
+
+
+class Session:
+    """A model, or a part of it, loaded by ONNX Runtime."""
+
+    def __init__(self, proto: onnx.ModelProto, optimized: bool = True) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.log_severity_level = 4
+        options.use_deterministic_compute = True
+        # The rounding of a quantized model is simulated: integer kernels are the artifact's.
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+        if not optimized:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        try:
+            content = proto.SerializeToString()
+            self._session: ort.InferenceSession = onnxruntime.InferenceSession(
+                content, options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as reason:  # ONNX Runtime raises classes of its own, and protobuf others
+            raise SlimlineError(
+                f"ONNX Runtime cannot load the model ({reason_of(reason)}): export it anew."
+            ) from reason
+        self.inputs = [i.name for i in self._session.get_inputs()]
+        self.types = {o.name: numpy_name(o.type) for o in self._session.get_outputs()}
+
+    def __call__(self, inputs: Sequence[Array], names: Sequence[str] | None = None) -> list[Array]:
+        """The outputs, or those of these names."""
+        if len(inputs) != len(self.inputs):
+            raise SlimlineError(f"The model takes {len(self.inputs)} inputs, not {len(inputs)}: give one array each.")
+        try:
+            result: list[Array] = self._session.run(names, dict(zip(self.inputs, inputs, strict=True)))
+        except Exception as reason:
+            shapes = ", ".join(f"{x.dtype}{x.shape}" for x in inputs)
+            raise SlimlineError(
+                f"The model cannot take inputs {shapes} ({reason_of(reason)}): give arrays of the shapes and dtypes of "
+                "its example inputs."
+            ) from reason
+        return result
+
+
+def reason_of(error: BaseException) -> str:
+    """What ONNX Runtime says of an error, in one short line."""
+    first = " ".join((str(error).strip().splitlines() or [type(error).__name__])[0].split())
+    return first.rpartition(" : ")[2][:200].rstrip(".: ")
+
+
+def numpy_name(kind: str) -> str:
+    """``tensor(float)`` to ``float32``, and so on."""
+    name = kind.removeprefix("tensor(").removesuffix(")")
+    return _NUMPY.get(name, name)
+
+
+def part(model: ir.Model, outputs: Sequence[str], sources: Mapping[str, Array] | None = None) -> onnx.ModelProto:
+    """The part of a model that computes `outputs` from its inputs, or from `sources`, arrays of values by
+    their names, the first of them with the batch in front."""
+    graph = model.graph
+    makers = {str(o.name): node for node in graph for o in node.outputs}
+    proto = ir.to_proto(model)
+    if sources is not None:
+        for node in proto.graph.node:
+            if SIZES in node.output:
+                node.input[0] = next(iter(sources))
+        del proto.graph.input[:]
+        for name, array in sources.items():
+            kind = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+            proto.graph.input.append(onnx.helper.make_tensor_value_info(name, kind, [None] * array.ndim))
+    starts = {value.name for value in proto.graph.input}
+    nodes = {output: node for node in proto.graph.node for output in node.output}
+    needed: set[str] = set()
+    pending = [name for name in outputs if name not in starts]
+    while pending:
+        name = pending.pop()
+        if name in needed or name in starts:
+            continue
+        needed.add(name)
+        if name in makers:
+            needed.update(str(o.name) for o in makers[name].outputs)
+            pending += _read(nodes[name])
+    nodes_left = [node for node in proto.graph.node if any(o in needed for o in node.output)]
+    initializers = [t for t in proto.graph.initializer if t.name in needed]
+    del proto.graph.node[:], proto.graph.initializer[:], proto.graph.output[:], proto.graph.value_info[:]
+    proto.graph.node.extend(nodes_left)
+    proto.graph.initializer.extend(initializers)
+    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
+    return proto
+
+
+def _read(node: onnx.NodeProto) -> list[str]:
+    """Names that an operator reads, those of the graphs in it included."""
+    names = [name for name in node.input if name]
+    for held in node.attribute:
+        for graph in (*([held.g] if held.HasField("g") else ()), *held.graphs):
+            names += [output.name for output in graph.output]
+            for inner in graph.node:
+                names += _read(inner)
+    return names
+
+
+def outline(model: ir.Model, example: Sequence[Array]) -> dict[str, Value]:
+    """Shape and dtype of every tensor that the graph computes of `example`, by name."""
+    names = [
+        str(output.name)
+        for node in model.graph
+        for output in node.outputs
+        if output.name
+        and node.op_type not in _SEQUENCES
+        and not isinstance(output.type, (ir.SequenceType, ir.OptionalType))
+    ]
+    proto = ir.to_proto(model)
+    del proto.graph.output[:], proto.graph.value_info[:]
+    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    for k, name in enumerate(names):
+        proto.graph.node.append(onnx.helper.make_node("Shape", [name], [f"slimline_shape_{k}"]))
+        proto.graph.output.append(onnx.ValueInfoProto(name=f"slimline_shape_{k}"))
+    session = Session(proto, optimized=False)
+    shapes = session(example, [f"slimline_shape_{k}" for k in range(len(names))])
+    return {
+        name: Value(name, tuple(int(n) for n in shape), session.types[name])
+        for name, shape in zip(names, shapes, strict=True)
+    }
+
+
+def typed(array: Array, kind: str) -> Array:
+    """An array in the dtype of an input, where no number is lost by it."""
+    dtype = np.dtype(kind)
+    return array.astype(dtype) if np.can_cast(array.dtype, dtype, "same_kind") else array
+
+
+def evaluate(model: ir.Model, inputs: Sequence[Array], names: Sequence[str]) -> Mapping[str, Any]:
+    """These values, computed of `inputs`."""
+    return dict(zip(names, Session(part(model, names), optimized=False)(inputs), strict=True)) if names else {}

@@ -1,0 +1,351 @@
+"""ONNX files: what is written is read back, what strangers wrote is read or refused in a sentence."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import safetensors.numpy
+from onnx import TensorProto, helper
+
+import slimline as sl
+from slimline.basics.errors import SlimlineError
+from slimline.graph.edits import PutTensors
+from slimline.model.lowering import lower
+from slimline.run.stages import names, saved
+from slimline.runtimes.base import runtime
+from slimline.steps.quantization.calibration import calibrate
+from tests.frameworks.onnx.graphs import exported, images, ints, model, tokens, weights
+
+X = np.random.default_rng(1).standard_normal((5, 3, 6, 6)).astype(np.float32)
+
+
+@pytest.fixture
+def labelled() -> sl.Data:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(400, 3, 6, 6)).astype(np.float32)
+    return sl.Data(train=(x[:100], np.arange(100) % 5), test=(x[100:], np.arange(300) % 5))
+
+
+def refused(path: Path, words: str) -> None:
+    with pytest.raises(SlimlineError, match=words) as error:
+        sl.load(path)
+    assert "\n" not in str(error.value)
+
+
+def test_saved_files_are_read_back_and_run_anywhere(tmp_path: Path) -> None:
+    for name in ("resnet", "bert"):
+        proto, _, example = exported(name, 17)
+        loaded = sl.load(proto, example)
+        small = sl.apply(loaded, sl.ChannelPruning(ratio=0.3))
+        again = sl.load(small.save(tmp_path / "small.onnx"))
+        assert again.history == small.history and again.adapter.free(again.native) == "batch"
+        answers = small.outputs(*example)
+        session = onnxruntime.InferenceSession(tmp_path / "small.onnx")
+        alone = session.run(None, {i.name: x for i, x in zip(session.get_inputs(), example, strict=True)})
+        for a, b, c in zip(answers, again.outputs(*example), alone, strict=True):
+            assert np.array_equal(a, b) and np.allclose(a, c, atol=1e-5)
+        assert set(again.graph.values) == set(small.graph.values)
+        again.save(tmp_path / "again.onnx")
+        assert (tmp_path / "small.onnx").read_bytes() == (tmp_path / "again.onnx").read_bytes()
+
+
+def test_masks_and_grids_come_back(tmp_path: Path, labelled: sl.Data) -> None:
+    loaded = sl.load(
+        images("r = Relu(c) d = Conv(r, k__weight, k__bias)", more=weights(k__weight=(12, 12, 3, 3), k__bias=(12,)))
+    )
+    sparse = sl.apply(loaded, sl.SparsePruning(amount=0.5, criterion="l1"), labelled)
+    quantized = sl.apply(sparse, sl.StaticQuantization(undo=False), labelled)
+    again = sl.load(quantized.save(tmp_path / "both.onnx"))
+    assert again.quantization == quantized.quantization
+    assert np.array_equal(again.predict(X), quantized.predict(X))
+    assert (again.parameters()["k.weight"][~again.masks["k.weight"]] == 0).all()
+    path = sl.export(again, "onnxruntime", tmp_path / "out")
+    file = path if isinstance(path, Path) else tmp_path / "out" / "model.onnx"
+    file = file / "model.onnx" if file.is_dir() else file
+    layers = runtime("onnxruntime").integer_layers(file)
+    assert layers["k"] == "integer"
+    error = np.abs(runtime("onnxruntime").load(file).run((X,)) - again.predict(X)).max()
+    assert error < 0.05 * np.abs(again.predict(X)).max()
+    with pytest.raises(SlimlineError, match="prune first, then quantize"):
+        again.edited((PutTensors({}),), {"step": "x"})
+
+
+def test_quantized_files_of_others_are_not_pruned(tmp_path: Path, labelled: sl.Data) -> None:
+    loaded = sl.load(images("r = Relu(c) d = Conv(r, k, k_b)", more=weights(k=(12, 12, 3, 3), k_b=(12,))))
+    sl.export(sl.apply(loaded, sl.StaticQuantization(undo=False), labelled), "onnxruntime", tmp_path)
+    foreign = sl.load(tmp_path / "model.onnx")
+    assert foreign.quantization is not None
+    for step in (sl.ChannelPruning(ratio=0.3), sl.SparsePruning(amount=0.5), sl.StaticQuantization()):
+        with pytest.raises(SlimlineError, match="quantiz"):
+            sl.apply(foreign, step, labelled)
+    with pytest.raises(SlimlineError, match="quantized already"):
+        sl.load(onnx.load(tmp_path / "model.onnx"))
+
+
+def test_the_whole_job_from_a_file(tmp_path: Path, labelled: sl.Data) -> None:
+    onnx.save(
+        images("r = Relu(c) d = Conv(r, k, k_b)", more=weights(k=(12, 12, 3, 3), k_b=(12,))), tmp_path / "net.onnx"
+    )
+    recipe = [sl.ChannelPruning(ratio=0.25), sl.StaticQuantization(undo=False)]
+    run = sl.compress(
+        sl.load(tmp_path / "net.onnx"), labelled, recipe=recipe, output=tmp_path / "run", batch_sizes=(1,)
+    )
+    assert run.artifact == run.path / "onnxruntime" / "model.onnx"
+    assert run.model.framework == "onnx" and len(run.model.history) == 2
+    assert run.model.graph.size < sl.load(tmp_path / "net.onnx").graph.size
+    left = [sl.load(saved(run, stage)) for stage in names(run.recipe) if stage == "original" or "-" in stage]
+    assert [len(each.history) for each in left] == [0, 1, 2]  # models of stages, and no artifacts, which are .onnx too
+
+
+@pytest.mark.parametrize("target", ["openvino", "litert"])
+def test_roads_to_other_targets(target: str, tmp_path: Path) -> None:
+    pytest.importorskip("tensorflow" if target == "litert" else "openvino")
+    body = "r = Relu(c) d = Conv <pads = [1, 1, 1, 1]> (r, k__weight, k__bias)"
+    loaded = sl.load(images(body, more=weights(k__weight=(12, 12, 3, 3), k__bias=(12,))))
+    quantized = calibrate(loaded, sl.StaticQuantization(), [(X,)], target)
+    way = runtime(target)
+    for each, tolerance, computed in ((loaded, 1e-5, "float"), (quantized, 0.05, "integer")):
+        path = tmp_path / f"{computed}{way.suffix}"
+        lower(way, each, path)
+        answer = each.predict(X)
+        assert np.abs(way.load(path).run((X,)) - answer).max() < tolerance * np.abs(answer).max()
+        assert way.integer_layers(path)["k"] == computed
+
+
+def test_example_inputs_by_name_and_names_of_outputs() -> None:
+    body = "c = MatMul(a, w) d = MatMul(b, v) first = Relu(c) second = Add(c, d)"
+    shapes = "float[N,4] a, float[N,6] b", "float[N,3] first, float[N,3] second"
+    proto = model(body, weights(w=(4, 3), v=(6, 3)), *shapes)
+    a, b = np.ones((2, 4), np.float32), np.ones((2, 6), np.float32)
+    loaded = sl.load(proto, {"b": b, "a": a})
+    assert [x.shape for x in loaded.example] == [(2, 4), (2, 6)]
+    assert loaded.output_names == ("first", "second")
+    assert [(i.name, i.shape) for i in loaded.inputs] == [("a", (None, 4)), ("b", (None, 6))]
+    with pytest.raises(SlimlineError, match="without dynamic"):
+        sl.load(proto, dynamic=True)
+    with pytest.raises(SlimlineError, match="the model takes a, b"):
+        sl.load(proto, {"b": b, "c": a})
+
+
+def test_what_needs_gradients_is_refused_before_work(tmp_path: Path, labelled: sl.Data) -> None:
+    loaded = sl.load(images("d = Relu(c)"))
+    steps = (
+        sl.ChannelPruning(ratio=0.3, criterion="taylor"),
+        sl.SparsePruning(amount=0.5, criterion="taylor"),
+        [sl.ChannelPruning(ratio=0.3), sl.Distillation(epochs=1)],
+    )
+    for step in steps:
+        with pytest.raises(SlimlineError, match="needs gradients"):
+            sl.apply(loaded, step, labelled)
+    with pytest.raises(SlimlineError, match="needs gradients"):
+        sl.compress(loaded, labelled, recipe=steps[2], output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(SlimlineError, match="no gradients"):
+        loaded.adapter.gradients(loaded.native, [], "norm")
+    with pytest.raises(SlimlineError, match="on the CPU"):
+        sl.apply(loaded, sl.ChannelPruning(ratio=0.3), device="cuda")
+
+
+def test_what_is_given_and_what_is_exported_stay_as_they_are(tmp_path: Path) -> None:
+    proto = model("w = Transpose <perm = [1, 0]> (v) y = MatMul(x, w)", weights(v=(5, 8)), "float[N,8] x")
+    content = proto.SerializeToString()
+    loaded = sl.load(proto)
+    assert proto.SerializeToString() == content
+    loaded.save(tmp_path / "before.onnx")
+    sl.export(loaded, "onnxruntime", tmp_path / "out")
+    loaded.save(tmp_path / "after.onnx")
+    assert (tmp_path / "before.onnx").read_bytes() == (tmp_path / "after.onnx").read_bytes()
+
+
+def test_old_files_list_weights_as_inputs() -> None:
+    proto = images("d = Relu(c)", opset=11)
+    proto.ir_version = 3
+    for tensor in proto.graph.initializer:
+        proto.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    assert sl.load(proto).graph.inputs == ("x",)
+
+
+def test_constants_and_turned_weights_keep_their_names() -> None:
+    body = "w = Transpose <perm = [1, 0]> (fc__weight) y = MatMul(x, w)"
+    loaded = sl.load(model(body, weights(fc__weight=(5, 8)), "float[N,8] x"))
+    assert loaded.parameters()["fc.weight"].shape == (8, 5)
+    assert [n.layer for n in loaded.graph.nodes] == ["fc"]
+    body = "k = Constant <value = float[2] {1.0, 2.0}> () y = Mul(x, k)"
+    assert [a.shape for a in sl.load(model(body, {}, "float[N,2] x")).parameters().values()] == [(2,)]
+
+
+# -- weights in other files ------------------------------------------------------------------
+
+
+def external(folder: Path, location: str, **more: object) -> Path:
+    """A model whose first weight lies elsewhere."""
+    proto = tokens("u = Relu(t)")
+    tensor = proto.graph.initializer[0]
+    content = tensor.raw_data
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    told = {"location": location, "offset": 0, "length": len(content), **more}
+    for key, value in told.items():
+        tensor.external_data.add(key=key, value=str(value))
+    path = folder / "model.onnx"
+    path.write_bytes(proto.SerializeToString())
+    (folder / "weights.bin").write_bytes(content)
+    return path
+
+
+def test_weights_beside_the_file_are_read(tmp_path: Path) -> None:
+    x = np.ones((2, 6, 8), np.float32)
+    answer = sl.load(tokens("u = Relu(t)")).predict(x)
+    assert np.array_equal(sl.load(external(tmp_path, "weights.bin")).predict(x), answer)
+    with pytest.raises(SlimlineError, match="in memory"):
+        sl.load(onnx.load(tmp_path / "model.onnx", load_external_data=False))
+
+
+def test_weights_outside_the_folder_are_not(tmp_path: Path) -> None:
+    folder = tmp_path / "inside"
+    folder.mkdir()
+    secret = tmp_path / "secret.bin"
+    secret.write_bytes(b"\0" * 384)
+    for location in ("../secret.bin", str(secret), "a/../../secret.bin", "", "nothing.bin", "/dev/zero"):
+        refused(external(folder, location), "folder|not there")
+    (folder / "link.bin").symlink_to(secret)
+    refused(external(folder, "link.bin"), "folder|not there")
+    os.mkfifo(folder / "pipe")
+    refused(external(folder, "pipe"), "not there or is no plain file")
+    refused(external(folder, "weights.bin", offset=1), "does not have")
+    refused(external(folder, "weights.bin", offset=-1), "does not have")
+    refused(external(folder, "weights.bin", length=10**12), "does not have")
+    refused(external(folder, "weights.bin", offset="x"), "no number")
+
+
+# -- files that lie ----------------------------------------------------------------------------
+
+
+def write(folder: Path, proto: onnx.ModelProto) -> Path:
+    path = folder / "model.onnx"
+    path.write_bytes(proto.SerializeToString())
+    return path
+
+
+def test_damaged_and_foreign_files(tmp_path: Path) -> None:
+    content = tokens("u = Relu(t)").SerializeToString()
+    path = tmp_path / "model.onnx"
+    for damaged in (content[:-30], content[: len(content) // 2], b"", b"PK\x03\x04", b"not a model"):
+        path.write_bytes(damaged)
+        refused(path, "ONNX|operator")
+    refused(tmp_path / "nothing.onnx", "no model file")
+    for opset in (6, 99):
+        proto = tokens("u = Relu(t)")
+        proto.opset_import[0].version = opset
+        refused(write(tmp_path, proto), f"operators version {opset}")
+
+
+def test_tensors_that_are_not_what_they_say(tmp_path: Path) -> None:
+    for change, words in (
+        (lambda t: t.dims.append(10**9), "bytes of|2 GB"),
+        (lambda t: t.dims.extend([2**40, 2**40]), "2 GB"),
+        (lambda t: t.dims.__setitem__(0, -8), "shape that is none"),
+        (lambda t: t.dims.__setitem__(0, 9), "bytes of"),
+        (lambda t: setattr(t, "data_type", TensorProto.DOUBLE), "bytes of"),
+        (lambda t: setattr(t, "data_type", 77), "type"),
+        (lambda t: setattr(t, "raw_data", t.raw_data[:-1]), "bytes of"),
+        (lambda t: t.ClearField("raw_data"), "numbers of"),
+    ):
+        proto = tokens("u = Relu(t)")
+        change(proto.graph.initializer[0])
+        refused(write(tmp_path, proto), words)
+    nan = weights(first_w=(8, 12))["first_w"]
+    nan[0, 0] = np.nan
+    proto = tokens("u = Relu(t)")
+    proto.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(nan, "first_w"))
+    refused(write(tmp_path, proto), "NaN or infinity")
+
+
+def test_graphs_that_cannot_be(tmp_path: Path) -> None:
+    cyclic = tokens("u = Relu(t)")
+    cyclic.graph.node[0].input[0] = "u"
+    refused(write(tmp_path, cyclic), "rule of ONNX")
+    twice = tokens("u = Relu(t)")
+    twice.graph.node.append(twice.graph.node[0])
+    refused(write(tmp_path, twice), "rule of ONNX")
+    unknown = tokens("u = Relu(t)")
+    unknown.graph.node[2].op_type = "Teleport"
+    refused(write(tmp_path, unknown), "Teleport")
+    foreign = tokens("u = Relu(t)")
+    foreign.graph.node[2].domain = "acme"
+    foreign.opset_import.append(helper.make_opsetid("acme", 1))
+    refused(write(tmp_path, foreign), "acme")
+    large = model("z = ConstantOfShape(n) s = ReduceSum(z) y = Mul(x, s)", ints(n=[10**6, 10**6]), "float[N,2] x")
+    refused(write(tmp_path, large), "too large")
+    refused(write(tmp_path, model("y = Relu(x)", {}, "float[N,1000000,1000000] x")), "too large")
+
+
+def test_depth_is_bounded(tmp_path: Path) -> None:
+    def nest(depth: int) -> onnx.GraphProto:
+        inner = [helper.make_node("Identity", ["x"], ["o"])]
+        if depth:
+            inner = [helper.make_node("If", ["q"], ["o"], then_branch=nest(depth - 1), else_branch=nest(0))]
+        return helper.make_graph(inner, "g", [], [helper.make_tensor_value_info("o", TensorProto.FLOAT, None)])
+
+    proto = model(
+        "s = ReduceSum(x) z = Constant <value_float = 0.0> () q = Greater(s, z) y = Relu(x)", {}, "float[N,2] x"
+    )
+    proto.graph.node.append(helper.make_node("If", ["q"], ["e"], then_branch=nest(20), else_branch=nest(0)))
+    refused(write(tmp_path, proto), "levels deep")
+
+    calls = model("y = f.a(x)", {}, "float[N,2] x")
+    calls.opset_import.append(helper.make_opsetid("f", 1))
+    for name, body in (("a", "b"), ("b", "a")):
+        node = helper.make_node(body, ["x"], ["y"], domain="f")
+        own = [helper.make_opsetid("f", 1), helper.make_opsetid("", 18)]
+        calls.functions.append(helper.make_function("f", name, ["x"], ["y"], [node], own))
+    refused(write(tmp_path, calls), "call themselves")
+    bomb = model("y = f.f0(x)", {}, "float[N,2] x")
+    bomb.opset_import.append(helper.make_opsetid("f", 1))
+    for k in range(40):
+        inner = [
+            helper.make_node(f"f{k + 1}", ["x"], ["h"], domain="f"),
+            helper.make_node(f"f{k + 1}", ["h"], ["y"], domain="f"),
+        ]
+        inner = inner if k < 39 else [helper.make_node("Relu", ["x"], ["y"])]
+        own = [helper.make_opsetid("f", 1), helper.make_opsetid("", 18)]
+        bomb.functions.append(helper.make_function("f", f"f{k}", ["x"], ["y"], inner, own))
+    refused(write(tmp_path, bomb), "more than 200,000 operators")
+
+
+def test_functions_are_written_out() -> None:
+    proto = tokens("u = f.twice(t)")
+    proto.opset_import.append(helper.make_opsetid("f", 1))
+    inner = [helper.make_node("Relu", ["x"], ["h"]), helper.make_node("Add", ["h", "h"], ["y"])]
+    proto.functions.append(helper.make_function("f", "twice", ["x"], ["y"], inner, [helper.make_opsetid("", 18)]))
+    assert {"relu", "add"} <= {n.attributes.get("function") for n in sl.load(proto).graph.nodes}
+
+
+def test_notes_that_are_not_slimlines(tmp_path: Path) -> None:
+    empty = base64.b64encode(safetensors.numpy.save({})).decode()
+    plain = {"metadata": {}, "example": empty, "formats": ""}
+    changes: list[dict[str, object]] = [
+        {"metadata": []}, {"example": ""}, {"example": "AAAA"}, {"formats": "AAAA"}, {"formats": "*"}, {"formats": 1},
+        {"more": 1}, {"metadata": {"quantization": {"$array": "x"}}},
+    ]  # fmt: skip
+    for notes in ("", "[]", "{}", *(json.dumps({**plain, **change}) for change in changes)):
+        proto = tokens("u = Relu(t)")
+        proto.metadata_props.add(key="slimline", value=notes)
+        refused(write(tmp_path, proto), "notes")
+    proto = tokens("u = Relu(t)")
+    proto.metadata_props.add(key="names", value="cat, dog")
+    again = sl.load(sl.load(write(tmp_path, proto)).save(tmp_path / "own.onnx"))
+    assert again.native.model.metadata_props == {"names": "cat, dog"}
+
+
+def test_own_names_of_a_stranger_mean_nothing() -> None:
+    body = "slimline_sizes = Relu(x) slimline_batch = Neg(slimline_sizes) y = MatMul(slimline_batch, w)"
+    loaded = sl.load(model(body, weights(w=(4, 3)), "float[N,4] x"))
+    assert not {"slimline_sizes", "slimline_batch"} & set(loaded.graph.values)
