@@ -86,6 +86,12 @@ SCORES = {
     "groups lost in 0.3 %": "groups of 1 to 30, 0.3 % of groups lost",
 }
 """Cases of the simulated certificates, and what docs/certificates.md calls them."""
+SETS = {
+    "F1, a class of 10 %, of which 5 % are lost": "F1, of a class of 10 % 5 % are lost",
+    "AUC, 10 % positive, 1 % ranked last": "AUC, 10 % positive, 1 % ranked last",
+    "correlation, 1 % outliers": "correlation, 1 % outliers",
+}
+"""The same of metrics over the whole set."""
 
 
 def false_rates() -> list[str]:
@@ -99,6 +105,9 @@ def false_rates() -> list[str]:
         rates = false["bootstrap", f"heavy losses in {part}"]
         cells = " | ".join(f"*{100 * rates[n]:.0f}*" for n in ("50", "200", "1000"))
         found.append(f"| *bootstrap, lost in {part}: gives no verdict* | {cells} |")
+    for case, label in SETS.items():
+        cells = " | ".join(f"*{100 * false['set bootstrap', case][n]:.0f}*" for n in ("50", "200", "1000"))
+        found.append(f"| *set bootstrap, {label}: gives no verdict* | {cells} |")
     return found
 
 

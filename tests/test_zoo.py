@@ -59,7 +59,8 @@ def test_the_stored_table_counts_what_its_rows_say(path: Path) -> None:
     rows = json.loads(path.read_text())["rows"]
     covered = [r for r in rows if r["covered"]]
     assert path.with_suffix(".md").read_text().startswith(f"# {path.stem}: {len(covered)} of {len(rows)} covered\n")
-    assert all(r["less"] >= 0.25 and r["error"] <= 1e-4 and r["saved"] and r["trained"] for r in covered)
+    assert all(r["less"] >= 0.25 and r["error"] <= 1e-4 and r["saved"] for r in covered)
+    assert all(r["trained"] for r in covered if path.stem != "zoo_onnx")  # files do not train
     assert all(r["failure"] for r in rows if not r["covered"])
 
 

@@ -182,10 +182,13 @@ def compress(
                 allow_code=allowed,
                 device=device,
             )
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, ValueError) as error:
+        # pydantic wraps an interrupt that comes while it writes a recipe in an error of its own, a ValueError.
+        if not isinstance(error, KeyboardInterrupt) and "KeyboardInterrupt" not in str(error):
+            raise
         if output.is_dir():
             err.say(f"Stopped; go on with: slimline resume {shlex.quote(str(output))}")
-        raise
+        raise KeyboardInterrupt from error
     _show(run, as_json)
 
 

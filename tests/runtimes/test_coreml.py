@@ -60,7 +60,7 @@ def test_integers_are_those_that_were_calibrated(integer: tuple[sl.Model, Form, 
     packed = list(package.packed())
     assert sorted(len(scales) for _, scales, _ in packed) == sorted(len(grid.scale) for grid in grids.values())
     assert all(integers.dtype == np.int8 and axis == 0 for integers, _, axis in packed)
-    activations = {float(np.float16(grid.scale[0])) for grid in model.quantization.activations.values()}
+    activations = {float(np.float16(float(grid.scale))) for grid in model.quantization.activations.values()}
     assert {scale for _, scale, _ in package.grids()} <= activations
     assert package.integer_products() == 5
 

@@ -65,7 +65,7 @@ def test_it_is_run_and_timed_in_a_process(float_path: Path) -> None:
     images = mobile.images(6)
     expected = TARGET.load(float_path).run((images,))
     with Worker(float_path) as worker:
-        np.testing.assert_array_equal(worker.predict((images,), 4), expected)
+        np.testing.assert_array_equal(worker.outputs((images,), 4)[0], expected)
 
 
 def test_wrong_inputs_are_refused_in_a_sentence(float_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -83,12 +84,7 @@ class CoreML(Runtime):
 
     def available(self) -> str | None:
         """None, or the sentence with the pip command."""
-        try:
-            with silent():
-                require("coremltools", self.extra)
-        except SlimlineError as error:
-            return str(error)
-        return None
+        return None if find_spec("coremltools") else "coremltools is not installed: run pip install 'slimline[coreml]'."
 
     def lower(self, form: Form, path: Path) -> None:
         """Write the package to `path`; the same bytes each time.
