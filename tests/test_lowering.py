@@ -217,11 +217,11 @@ def test_a_place_that_cannot_be_written_to(tmp_path: Path) -> None:
 
 def test_export_is_gated_and_makes_no_folder_in_vain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch = pytest.importorskip("torch")
-    from slimline.runtimes.onnxruntime import OrtSession
+    from slimline.runtimes.onnx_session import OnnxSession
 
     model = sl.load(torch.nn.Linear(3, 2), _floats(2, 3))
-    honest = OrtSession.outputs
-    monkeypatch.setattr(OrtSession, "outputs", lambda self, inputs: tuple(x[::-1] for x in honest(self, inputs)))
+    honest = OnnxSession.outputs
+    monkeypatch.setattr(OnnxSession, "outputs", lambda self, inputs: tuple(x[::-1] for x in honest(self, inputs)))
     with pytest.raises(SlimlineError, match="disagrees"):
         sl.export(model, "onnxruntime", tmp_path / "a" / "b")
     assert not list(tmp_path.iterdir())

@@ -18,6 +18,7 @@ from slimline.graph.placement import Policy
 from slimline.runtimes.base import ABILITIES, Runtime
 from slimline.runtimes.chains import chain
 from slimline.runtimes.forms import ONNX, Form
+from slimline.runtimes.onnx_session import OnnxSession
 from slimline.runtimes.processor import saturates
 
 if TYPE_CHECKING:
@@ -53,23 +54,6 @@ POLICY = Policy(
     whole=False,
     one_grid=frozenset(),
 )
-
-
-class OrtSession:
-    """An ONNX file loaded by ONNX Runtime."""
-
-    def __init__(self, session: ort.InferenceSession) -> None:
-        self.session = session
-        self.names = [i.name for i in session.get_inputs()]
-        self.output_names = [o.name for o in session.get_outputs()]
-
-    def run(self, inputs: tuple[Array, ...]) -> Array:
-        """The first of `outputs`."""
-        return self.outputs(inputs)[0]
-
-    def outputs(self, inputs: tuple[Array, ...]) -> tuple[Array, ...]:
-        """All outputs for `inputs`, arrays of the artifact's own dtypes, ``(batch, …)`` each."""
-        return tuple(self.session.run(None, dict(zip(self.names, inputs, strict=True))))
 
 
 class OnnxRuntime(Runtime):
@@ -132,9 +116,9 @@ class OnnxRuntime(Runtime):
         """Write an ONNX file of layers such as `layer`, see `slimline.runtimes.base.Runtime`."""
         path.write_bytes(chain(layer))
 
-    def load(self, path: Path, threads: int = 1) -> OrtSession:
+    def load(self, path: Path, threads: int = 1) -> OnnxSession:
         """Load an ONNX file for `threads` threads."""
-        return OrtSession(self._session(path, self._options(threads)))
+        return OnnxSession(self._session(path, self._options(threads)))
 
     def integer_layers(self, path: Path) -> Mapping[str, str]:
         """Every operator of the graph that ONNX Runtime made of the file: ``integer`` or ``float``.
@@ -180,7 +164,7 @@ class OnnxRuntime(Runtime):
             options.enable_profiling = True
             options.profile_file_prefix = str(Path(folder, "profile"))
             session = self._session(path, options)
-            loaded = OrtSession(session)
+            loaded = OnnxSession(session)
             for _ in range(runs):
                 loaded.run(inputs)
             events = json.loads(Path(session.end_profiling()).read_text())

@@ -21,6 +21,7 @@ from slimline.files.atomic import atomic_write
 from slimline.graph.placement import Policy
 from slimline.runtimes.base import Runtime
 from slimline.runtimes.forms import ONNX, Form
+from slimline.runtimes.onnx_session import OnnxSession
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -51,23 +52,6 @@ POLICY = Policy(
 )
 
 
-class Reference:
-    """ONNX Runtime, which computes what the file says operator by operator, fusing nothing."""
-
-    def __init__(self, session: ort.InferenceSession) -> None:
-        self.session = session
-        self.names = [i.name for i in session.get_inputs()]
-        self.output_names = [o.name for o in session.get_outputs()]
-
-    def run(self, inputs: tuple[Array, ...]) -> Array:
-        """The first output for `inputs`, ``(batch, …)`` each."""
-        return self.outputs(inputs)[0]
-
-    def outputs(self, inputs: tuple[Array, ...]) -> tuple[Array, ...]:
-        """All outputs for `inputs`."""
-        return tuple(self.session.run(None, dict(zip(self.names, inputs, strict=True))))
-
-
 class TensorRT(Runtime):
     """The target ``tensorrt``, see `slimline.runtimes.base.Runtime`."""
 
@@ -82,9 +66,7 @@ class TensorRT(Runtime):
     description = "TensorRT 10, not run here: ONNX in explicit quantization, int8 without zero points"
 
     def available(self) -> str | None:
-        """None if torch is installed (what checks ONNX always is), else the sentence with the pip command."""
-        if find_spec("torch") is None:
-            return "torch is not installed: run pip install 'slimline[torch]'."
+        """None: what writes and checks ONNX always is."""
         return None
 
     def lower(self, form: Form, path: Path) -> None:
@@ -95,7 +77,7 @@ class TensorRT(Runtime):
         atomic_write(path, content)
         atomic_write(path.with_suffix(".trtexec.txt"), f"{_command(path, form.integer)}\n".encode())
 
-    def verify(self, form: Form, path: Path) -> Reference:
+    def verify(self, form: Form, path: Path) -> OnnxSession:
         """Check the file by TensorRT's rules, and by its parser where that is installed; ONNX Runtime answers for it.
 
         Raises
@@ -110,7 +92,7 @@ class TensorRT(Runtime):
             )
         if refused := _parsed(path):
             raise SlimlineError(f"TensorRT's parser refuses the model ({refused}): express that part of it otherwise.")
-        return Reference(_session(path))
+        return OnnxSession(_session(path))
 
     def input_specs(self, path: Path) -> Specs:
         """Name, shape (None where any size goes) and dtype of each input."""

@@ -349,3 +349,16 @@ def test_own_names_of_a_stranger_mean_nothing() -> None:
     body = "slimline_sizes = Relu(x) slimline_batch = Neg(slimline_sizes) y = MatMul(slimline_batch, w)"
     loaded = sl.load(model(body, weights(w=(4, 3)), "float[N,4] x"))
     assert not {"slimline_sizes", "slimline_batch"} & set(loaded.graph.values)
+
+
+@pytest.mark.parametrize(("bound", "at"), [("Min", 64), ("Max", 8)])
+def test_a_number_that_follows_the_batch_to_a_limit_does_so_beyond_it(bound: str, at: int) -> None:
+    between = f"s = Shape<start=0, end=1>(x) n = {bound}(s, limit) f = Cast<to=1>(n) u = Mul(t, f)"
+    proto = tokens(between, more=ints(limit=[at]))
+    x = np.random.default_rng(2).normal(size=(90, 6, 8)).astype(np.float32)
+    (expected,) = onnxruntime.InferenceSession(proto.SerializeToString()).run(None, {"x": x})
+    try:
+        answer = sl.load(proto).predict(x)
+    except SlimlineError:  # refused, or a batch that is not free: no wrong answer
+        return
+    np.testing.assert_allclose(answer, expected, rtol=1e-5, atol=1e-4)

@@ -52,6 +52,8 @@ FOLDED = 2**22
 MEMORY = 2**30
 """Most numbers that any tensor of the example may have."""
 SYMBOL = "batch"
+_BATCHES = (2, 3, 5, 67)
+"""At which what sizes decide is computed: small ones, and one beyond the limits that networks set to a batch."""
 _RANDOM = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
 )
@@ -185,7 +187,7 @@ def _resolved(model: ir.Model, example: tuple[Array, ...]) -> tuple[Native, tupl
     rows = next((len(x) for f, x in zip(free, example, strict=True) if f), 0)
     free = [f and len(x) == rows for f, x in zip(free, example, strict=True)]
     if any(free):
-        probes = [_resized(example, free, n) for n in (2, 3, 5)]
+        probes = [_resized(example, free, n) for n in _BATCHES]
         try:
             return _folded(model.clone(), probes, free), probes[0]
         except SlimlineError as reason:

@@ -85,8 +85,7 @@ def rewrite(model: ir.Model) -> None:
     _drop_clamps(graph)
     _carry_grids(graph)
     _Expander(graph).run()
-    _drop_unused(graph)
-    _strip(model)
+    _tidy(model)
 
 
 def explicit(model: ir.Model) -> None:
@@ -94,8 +93,7 @@ def explicit(model: ir.Model) -> None:
     graph = model.graph
     name_nodes(graph)
     _Expander(graph).pairs()
-    _drop_unused(graph)
-    _strip(model)
+    _tidy(model)
 
 
 def store_weights(model: ir.Model) -> None:
@@ -103,9 +101,13 @@ def store_weights(model: ir.Model) -> None:
     graph = model.graph
     name_nodes(graph)
     _Expander(graph).weights()
-    _drop_unused(graph)
-    _strip(model)
+    _tidy(model)
     model.opset_imports[DOMAIN] = 1
+
+
+def _tidy(model: ir.Model) -> None:
+    _drop_unused(model.graph)
+    _strip(model)
 
 
 def name_nodes(graph: ir.Graph) -> None:
