@@ -95,10 +95,12 @@ def main() -> None:
 
     def row(case: str, method: str, times: int, rate: Callable[[int, int], float]) -> None:
         """Draw `times` certificates of every number of samples."""
-        found = [each for each in held if (each["case"], each["method"]) == (case, method)]
-        if not found:
-            found = [{"case": case, "method": method, "times": times, "false": {str(n): rate(n, times) for n in SIZES}}]
-        rows.extend(found)
+        measured = [each for each in held if (each["case"], each["method"]) == (case, method)]
+        if not measured:
+            measured = [
+                {"case": case, "method": method, "times": times, "false": {str(n): rate(n, times) for n in SIZES}}
+            ]
+        rows.extend(measured)
         print(rows[-1], flush=True)
 
     for case in CASES:

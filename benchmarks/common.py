@@ -274,8 +274,8 @@ def markdown(name: str, rows: Sequence[Row], about: Mapping[str, Any]) -> str:
     for case, target, batch, threads in dict.fromkeys((r.case, r.target, r.batch, r.threads) for r in rows):
         group = [r for r in rows if (r.case, r.target, r.batch, r.threads) == (case, target, batch, threads)]
         used = {key: form for key, form in _COLUMNS.items() if any(getattr(r, key) is not None for r in group)}
-        said = [case, target, batch and f"batch {batch}", threads and f"{threads} thread{'s' * (threads > 1)}"]
-        parts.append(f"## {', '.join(part for part in said if part)}\n")
+        labels = [case, target, batch and f"batch {batch}", threads and f"{threads} thread{'s' * (threads > 1)}"]
+        parts.append(f"## {', '.join(part for part in labels if part)}\n")
         lines = [[title for title, _ in used.values()], ["---"] * len(used)]
         for row in group:
             values = [(getattr(row, key), form) for key, (_, form) in used.items()]

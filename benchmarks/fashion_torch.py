@@ -89,7 +89,7 @@ def distil(student: nn.Module, data: sl.Data, step: sl.Distillation, seed: int =
     optimizer = torch.optim.AdamW(groups, step.learning_rate)
     train = data.split("train")
     total = step.epochs * -(-len(train) // step.batch_size)
-    best, kept, done = -1.0, copy.deepcopy(student.state_dict()), 0
+    best, best_weights, done = -1.0, copy.deepcopy(student.state_dict()), 0
     for epoch in range(1, step.epochs + 1):
         student.train()
         for inputs, labels in train.batches(step.batch_size, seed=seed, epoch=epoch):
@@ -99,24 +99,24 @@ def distil(student: nn.Module, data: sl.Data, step: sl.Distillation, seed: int =
                 group["lr"] = rate
             with torch.autocast("cpu", torch.bfloat16, enabled=step.precision == "bfloat16"):
                 with torch.no_grad():
-                    wanted = teacher(x)
-                given = student(x)
+                    target = teacher(x)
+                logits = student(x)
             t = step.temperature
             soft = F.kl_div(
-                F.log_softmax(given.float() / t, 1),
-                F.log_softmax(wanted.float() / t, 1),
+                F.log_softmax(logits.float() / t, 1),
+                F.log_softmax(target.float() / t, 1),
                 reduction="batchmean",
                 log_target=True,
             )
-            hard = F.cross_entropy(given.float(), torch.from_numpy(labels).long())
+            hard = F.cross_entropy(logits.float(), torch.from_numpy(labels).long())
             optimizer.zero_grad(set_to_none=True)
             (step.alpha * t**2 * soft + (1 - step.alpha) * hard).backward()
             optimizer.step()
             done += 1
         score = accuracy(student, data.split("selection"))
         if score >= best:
-            best, kept = score, copy.deepcopy(student.state_dict())
-    student.load_state_dict(kept)
+            best, best_weights = score, copy.deepcopy(student.state_dict())
+    student.load_state_dict(best_weights)
     return student.eval().to(memory_format=torch.contiguous_format)
 
 
@@ -124,8 +124,8 @@ def accuracy(model: nn.Module, split: Any) -> float:
     """Of a torch model on a labelled split."""
     model.eval()
     with torch.inference_mode():
-        found = [model(torch.from_numpy(x)).argmax(1).numpy() for (x,), _ in split.batches(500)]
-    return float((np.concatenate(found) == split.labels).mean())
+        classes = [model(torch.from_numpy(x)).argmax(1).numpy() for (x,), _ in split.batches(500)]
+    return float((np.concatenate(classes) == split.labels).mean())
 
 
 def ort_quantized(source: Path, target: Path, calibration: np.ndarray) -> None:
@@ -165,7 +165,7 @@ def peer_entries(
         export(original(), folder / "float.onnx")
         ort_quantized(folder / "float.onnx", artifact, calibration)
 
-    found = [cached("ONNX Runtime", "quantize_static", ".onnx", config, quantize_only, fresh)]
+    entries = [cached("ONNX Runtime", "quantize_static", ".onnx", config, quantize_only, fresh)]
     for ratio, round_to in prunings:
         rounded = "" if round_to is None else f" in {round_to}s"
 
@@ -181,8 +181,8 @@ def peer_entries(
         name = f"{recipe}, quantize_static"
         in_int8 = cached("Torch-Pruning + ONNX Runtime", name, ".onnx", config, quantized, fresh)
         seconds = (in_float.seconds or 0) + (in_int8.seconds or 0)
-        found += [in_float, Entry(in_int8.tool, name, in_int8.artifact, seconds)]
-    return found
+        entries += [in_float, Entry(in_int8.tool, name, in_int8.artifact, seconds)]
+    return entries
 
 
 def main() -> None:

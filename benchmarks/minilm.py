@@ -63,13 +63,13 @@ def texts(split: str) -> tuple[list[str], np.ndarray]:
     return [row[1] for row in rows], np.array([names.index(row[0]) for row in rows])
 
 
-def tokens(found: list[str]) -> tuple[np.ndarray, np.ndarray]:
+def tokens(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """Ids and mask, both ``(n, 128)`` int64."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
-    made = tokenizer(found, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="np")
-    return made["input_ids"].astype(np.int64), made["attention_mask"].astype(np.int64)
+    encoded = tokenizer(texts, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="np")
+    return encoded["input_ids"].astype(np.int64), encoded["attention_mask"].astype(np.int64)
 
 
 def recipes() -> dict[tuple[str, str], list[Any]]:
@@ -97,8 +97,8 @@ def probed(
     for key, entry in entries.items():
         train, test = (outputs(entry.artifact, x, 50, 1) for x in (known, held))
         probes[key] = LogisticRegression(C=10, max_iter=2000).fit(train, y)
-        said = {"refitted": probes[key], "kept": probes[original]} if key != original else {"fitted": probes[key]}
-        scores = {name: float((probe.predict(test) == labels).mean()) for name, probe in said.items()}
+        scored = {"refitted": probes[key], "kept": probes[original]} if key != original else {"fitted": probes[key]}
+        scores = {name: float((probe.predict(test) == labels).mean()) for name, probe in scored.items()}
         before = scores.get("fitted", before)
         rows[key] = [
             Row(CASE, key[0], f"{key[1]}, probe {name}", accuracy=score, drop=before - score)
@@ -116,7 +116,7 @@ def timed(
     times = measure_latency({" ".join(k): e.artifact for k, e in entries.items()}, held, (1,), 1, seconds, fewest)
     base = next(iter(entries))
     before, size = times[" ".join(base)][1], file_bytes(entries[base].artifact)
-    found = []
+    timed_rows = []
     for key, entry in entries.items():
         after = times[" ".join(key)][1]
         measured: dict[str, Any] = {
@@ -126,8 +126,8 @@ def timed(
             "file_bytes": file_bytes(entry.artifact), "size_ratio": size / file_bytes(entry.artifact),
             "seconds_to_compress": entry.seconds,
         }  # fmt: skip
-        found += [replace(row, **measured) for row in rows[key]]
-    return found
+        timed_rows += [replace(row, **measured) for row in rows[key]]
+    return timed_rows
 
 
 def main() -> None:
@@ -143,15 +143,15 @@ def main() -> None:
 
     def entry(tool: str, name: str, steps: list[Any]) -> Entry:
         def make(artifact: Path, _: Path) -> None:
-            made = sl.apply(model, steps, data)
-            sl.export(made, "onnxruntime", artifact.parent / "out").replace(artifact)
+            small = sl.apply(model, steps, data)
+            sl.export(small, "onnxruntime", artifact.parent / "out").replace(artifact)
 
         config = {"steps": [step.model_dump(mode="json") for step in steps], "quick": args.quick}
-        found = cached("slimline", f"minilm {name}", ".onnx", config, make, args.fresh)
-        return Entry(tool, name, found.artifact, found.seconds if steps else None)
+        stored = cached("slimline", f"minilm {name}", ".onnx", config, make, args.fresh)
+        return Entry(tool, name, stored.artifact, stored.seconds if steps else None)
 
-    wanted = {("original", "none"): list[Any](), **recipes()}
-    entries = {key: entry(*key, steps) for key, steps in wanted.items()}
+    all_recipes = {("original", "none"): list[Any](), **recipes()}
+    entries = {key: entry(*key, steps) for key, steps in all_recipes.items()}
     fitted = drawn[:FITTED]
     rows = probed(entries, tuple(x[fitted] for x in known), y[fitted], held, labels[judged])
     print(write("minilm", timed(entries, rows, held, args.quick), args.quick).read_text())

@@ -43,8 +43,8 @@ def _fresh(job: str, *arguments: str) -> dict[str, float]:
     done = subprocess.run([sys.executable, __file__, "--job", job, *arguments], capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{job} failed: {done.stderr.strip().splitlines()[-1]}")
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return figures
 
 
 def _imported() -> dict[str, float]:
@@ -53,8 +53,8 @@ def _imported() -> dict[str, float]:
     return {"import": float(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)}
 
 
-def _timed(case: str, tool: str, what: str, found: list[dict[str, float]]) -> Row:
-    samples = tuple(1e3 * next(iter(one.values())) for one in found)
+def _timed(case: str, tool: str, what: str, figures: list[dict[str, float]]) -> Row:
+    samples = tuple(1e3 * next(iter(one.values())) for one in figures)
     return Row(case, tool, what, threads=1, median_ms=statistics.median(samples), samples_ms=samples)
 
 

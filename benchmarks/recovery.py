@@ -53,8 +53,8 @@ def makers(
         steps = [sl.ChannelPruning(ratio=RATIO, round_to=ROUND, criterion=criterion), recovery]
 
         def make(artifact: Path, seed: int) -> None:
-            made = sl.apply(model, steps, data, seed=seed)
-            sl.export(made, "onnxruntime", artifact.parent / "out").replace(artifact)
+            small = sl.apply(model, steps, data, seed=seed)
+            sl.export(small, "onnxruntime", artifact.parent / "out").replace(artifact)
 
         return [step.model_dump(mode="json") for step in steps], make
 
@@ -107,8 +107,8 @@ def main() -> None:
 
             facts = {"config": config, "seed": seed, "quick": args.quick}
             if not args.names or key in args.names:
-                found = cached(tool, f"{name}, seed {seed}", ".onnx", facts, write_it, args.fresh)
-                entries.append(Entry(found.tool, found.recipe, found.artifact))
+                stored = cached(tool, f"{name}, seed {seed}", ".onnx", facts, write_it, args.fresh)
+                entries.append(Entry(stored.tool, stored.recipe, stored.artifact))
     rows = compare(CASE, "onnxruntime", base, entries, data, quick=args.quick)
     page = write("recovery", rows, args.quick)
     page.write_text(page.read_text() + "\n" + summary(rows))

@@ -29,11 +29,11 @@ def recipes(amount: float) -> list[tuple[str, str, list[Step]]]:
     """Tool, recipe and steps, none of which trains."""
     block = sl.SparsePruning(amount=amount, criterion="obs", compensate=True, exact=0)
     exact = sl.SparsePruning(amount=amount, criterion="obs", compensate=True, scope="global")
-    said = f"{100 * amount:.0f} %"
+    percent = f"{100 * amount:.0f} %"
     return [
-        ("magnitude", f"{said}, global", [sl.SparsePruning(amount=amount, scope="global")]),
-        ("SparseGPT-style", f"{said}, uniform", [block]),
-        ("slimline", f"{said}, exact OBS, global", [exact]),
+        ("magnitude", f"{percent}, global", [sl.SparsePruning(amount=amount, scope="global")]),
+        ("SparseGPT-style", f"{percent}, uniform", [block]),
+        ("slimline", f"{percent}, exact OBS, global", [exact]),
     ]
 
 
@@ -52,33 +52,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few images; results go to .cache/quick")
     parser.add_argument("--train", action="store_true", help="also 90 %% with gradual training")
-    given = parser.parse_args()
+    args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(relativeCreated)8d ms  %(message)s")
-    data = fashion(channels_last=False, quick=given.quick)
+    data = fashion(channels_last=False, quick=args.quick)
     test = data.split("certification")
     model = sl.load(original(), test.inputs[0][:2])
     right = answers(model, test.inputs[0]).argmax(1) == test.labels
     rows = [Row(CASE, "original", "none", accuracy=float(right.mean()))]
-    wanted = [entry for amount in (0.5, 0.7) for entry in recipes(amount)]
-    if given.train:
-        wanted += trained(0.9, RECOVERY.model_copy(update={"epochs": 1}) if given.quick else RECOVERY)
-    for tool, name, steps in wanted:
+    entries = [entry for amount in (0.5, 0.7) for entry in recipes(amount)]
+    if args.train:
+        entries += trained(0.9, RECOVERY.model_copy(update={"epochs": 1}) if args.quick else RECOVERY)
+    for tool, name, steps in entries:
         start = time.perf_counter()
         pruned = sl.apply(model, steps, data)
         seconds = time.perf_counter() - start
         rows.append(_row(tool, name, pruned, right, test, data.proof(), seconds))
         log.info("%s, %s: %.2f %% in %.0f s", tool, name, 100 * (rows[-1].accuracy or 0), seconds)
-    write("sparse", rows, given.quick)
+    write("sparse", rows, args.quick)
 
 
 def _row(tool: str, name: str, pruned: sl.Model, right: np.ndarray, test: Any, proof: Proof, seconds: float) -> Row:
-    found = answers(pruned, test.inputs[0]).argmax(1) == test.labels
-    certificate = proof.certify(right, found, MAX_DROP, metric="accuracy", score_range="known")
+    right_pruned = answers(pruned, test.inputs[0]).argmax(1) == test.labels
+    certificate = proof.certify(right, right_pruned, MAX_DROP, metric="accuracy", score_range="known")
     return Row(
         CASE,
         tool,
         name,
-        accuracy=float(found.mean()),
+        accuracy=float(right_pruned.mean()),
         drop=certificate.observed_drop,
         bound=certificate.bound,
         seconds_to_compress=seconds,

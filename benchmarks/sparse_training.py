@@ -43,8 +43,8 @@ def main() -> None:
     test = data.split("certification")
     model = sl.load(torch_model(), test.inputs[0][:2])
 
-    def accuracy(found: sl.Model) -> float:
-        return float((found.predict(test.inputs[0]).argmax(1) == test.labels).mean())
+    def accuracy(model: sl.Model) -> float:
+        return float((model.predict(test.inputs[0]).argmax(1) == test.labels).mean())
 
     rows = [Row(CASE, "original", "none", accuracy=accuracy(model))]
     for name, (training, cut) in recipes(args.quick).items():

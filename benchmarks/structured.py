@@ -33,8 +33,8 @@ def main() -> None:
     data = fashion(channels_last=False, quick=args.quick)
     model = sl.load(original(), (data.split("calibration").inputs[0][:2],))
 
-    def export(made: sl.Model, artifact: Path) -> None:
-        sl.export(made, "onnxruntime", artifact.parent / "out").replace(artifact)
+    def export(model: sl.Model, artifact: Path) -> None:
+        sl.export(model, "onnxruntime", artifact.parent / "out").replace(artifact)
 
     base = cached("original", "FP32", ".onnx", {}, lambda artifact, _: export(model, artifact), args.fresh)
     entries = []

@@ -44,8 +44,8 @@ def named(model: Any, names: tuple[str, ...], outputs: int | None) -> Any:
             self.model = model
 
         def forward(self, *inputs: Any) -> Any:
-            found = self.model(**dict(zip(names, inputs, strict=True)), return_dict=False)
-            return found[:outputs] if isinstance(found, tuple) else found
+            results = self.model(**dict(zip(names, inputs, strict=True)), return_dict=False)
+            return results[:outputs] if isinstance(results, tuple) else results
 
     return Named()
 

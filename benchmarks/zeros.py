@@ -59,10 +59,10 @@ def rows(target: str, quick: bool) -> list[dict[str, Any]]:
             paths[kind] = sl.export(pruned, target, Path(folder) / "".join(c if c.isalnum() else "-" for c in kind))
         seconds, fewest = (0.1, 5) if quick else (2.0, 40)
         times = measure_latency(paths, (x,), (32,), 1, seconds, fewest)
-        found = []
+        measured = []
         for kind, path in paths.items():
             content = path.read_bytes()
-            found.append(
+            measured.append(
                 {
                     "target": target,
                     "kind": kind,
@@ -73,18 +73,18 @@ def rows(target: str, quick: bool) -> list[dict[str, Any]]:
                     "speedup": 1.0 if kind == "dense" else speedup(times["dense"][32], times[kind][32]).ratio,
                 }
             )
-            log.info("%(target)s %(kind)s: %(file_bytes)d bytes, gzip %(gzip_bytes)d, %(median_ms).2f ms", found[-1])
-    return found
+            log.info("%(target)s %(kind)s: %(file_bytes)d bytes, gzip %(gzip_bytes)d, %(median_ms).2f ms", measured[-1])
+    return measured
 
 
-def markdown(found: list[dict[str, Any]]) -> str:
+def markdown(rows_measured: list[dict[str, Any]]) -> str:
     """The table to read."""
     lines = ["# zeros: what they buy\n", "An untrained ResNet, one thread; all artifacts timed in one run.\n"]
     lines += [
         "| runtime | zeros | file, kB | gzip, kB | median ms, batch 32 | times as fast |",
         "|---|---|---|---|---|---|",
     ]
-    for row in found:
+    for row in rows_measured:
         sizes = f"{row['file_bytes'] / 1e3:,.0f} | {row['gzip_bytes'] / 1e3:,.0f}"
         lines.append(f"| {row['target']} | {row['kind']} | {sizes} | {row['median_ms']:.1f} | {row['speedup']:.2f} |")
     return "\n".join(lines) + "\n"
@@ -95,13 +95,13 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few timings; the table goes to .cache/quick")
     quick = parser.parse_args().quick
     logging.basicConfig(level=logging.INFO, format="%(relativeCreated)8d ms  %(message)s")
-    found = [row for target in ("onnxruntime", "litert") for row in rows(target, quick)]
-    text = json.dumps({"environment": environment(1), "rows": found}, indent=1) + "\n"
+    measured = [row for target in ("onnxruntime", "litert") for row in rows(target, quick)]
+    text = json.dumps({"environment": environment(1), "rows": measured}, indent=1) + "\n"
     places = [CACHE / "quick"] if quick else [HERE / "results", Path(sl.__file__).parent / "report"]
     for folder in places:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "zeros.json").write_text(text)
-    (places[0] / "zeros.md").write_text(markdown(found))
+    (places[0] / "zeros.md").write_text(markdown(measured))
 
 
 if __name__ == "__main__":

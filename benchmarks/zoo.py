@@ -101,8 +101,8 @@ def _fresh(name: str) -> dict[str, Any]:
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1]
         return {"covered": False, "failure": last[:300]}
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return row
 
 
 def pruned(model: Any) -> tuple[Any, Any, Any, dict[str, Any]]:
@@ -168,8 +168,8 @@ def check(case: Case) -> dict[str, Any]:
     except sl.SlimlineError as e:
         return {**row, "failure": str(e)}
     row["seconds_to_load"] = round(time.perf_counter() - clock, 1)
-    plan, small, masked, found = pruned(model)
-    row |= found
+    plan, small, masked, facts = pruned(model)
+    row |= facts
     batch = _another(model.example, model.native.fixed_batch is not None)
     row["any_batch"] = model.native.fixed_batch is None
     before, removed, zeroed = (_outputs(m.native, batch) for m in (model, small, masked))
@@ -229,11 +229,11 @@ def check_parts(case: Case) -> dict[str, Any]:
     row |= exported(*(small.parts[name] for name in case.parts))
     row["exact"] = row["error"] <= TOLERANCE
     row["counted"] = sum(p.numel() for p in small.native.parameters()) == model.size - gone
-    found = _outputs(small.native, example)
+    answers = _outputs(small.native, example)
     row["whole_error"] = _difference(_outputs(model.native, example), _outputs(module, example))
     with tempfile.TemporaryDirectory() as folder:
         again = _outputs(sl.load(case.make()[0].eval(), parts=small.save(Path(folder) / "small")).native, example)
-    row["saved"] = all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
+    row["saved"] = all(torch.equal(a, b) for a, b in zip(answers, again, strict=True))
     student = small.native.train()
     torch.manual_seed(0)
     sum(student(*example, case.targets() if case.targets else None).values()).backward()
@@ -285,11 +285,11 @@ def _another(example: tuple[np.ndarray, ...], fixed: bool) -> tuple[Any, ...]:
 
     rng = np.random.default_rng(1)
     rows = len(example[0])
-    made = []
+    changed = []
     for x in example:
         more = np.resize(x, (rows + 1, *x.shape[1:])) if len(x) == rows and not fixed else x
-        made.append(more + rng.normal(0, 0.3, more.shape).astype(x.dtype) if x.dtype.kind == "f" else more)
-    return tuple(torch.from_numpy(np.ascontiguousarray(x)) for x in made)
+        changed.append(more + rng.normal(0, 0.3, more.shape).astype(x.dtype) if x.dtype.kind == "f" else more)
+    return tuple(torch.from_numpy(np.ascontiguousarray(x)) for x in changed)
 
 
 def _outputs(native: Any, batch: tuple[Any, ...]) -> list[Any]:
@@ -297,8 +297,8 @@ def _outputs(native: Any, batch: tuple[Any, ...]) -> list[Any]:
     from torch.utils import _pytree as pytree
 
     with torch.no_grad():
-        found = pytree.tree_leaves(native(*batch))
-    return [x for x in found if isinstance(x, torch.Tensor)]
+        leaves = pytree.tree_leaves(native(*batch))
+    return [x for x in leaves if isinstance(x, torch.Tensor)]
 
 
 def _difference(left: list[Any], right: list[Any]) -> float:
@@ -398,11 +398,11 @@ def markdown(name: str, rows: Sequence[Mapping[str, Any]], skipped: Mapping[str,
         parts = f"parts: {', '.join(r['parts'])}" if r["parts"] else ""
         factors = "factors=all" if r["factors"] == "all" else ""
         wrong = f"export: {r['export_failure']}" if r.get("export_failure") else ""
-        said = "; ".join(filter(None, [r["failure"], wrong, factors, parts, *reasons]))
+        remarks = "; ".join(filter(None, [r["failure"], wrong, factors, parts, *reasons]))
         lines.append(
             f"| {r['model']} | {'yes' if r['covered'] else 'no'} | {_EXPORTED[r.get('exported')]} | "
             f"{r['error']:.0e} | −{r['less']:.0%} | −{r['macs_less']:.0%} | {r['operators']} | "
-            f"{r['seconds_to_load']} | {r['seconds_to_plan']} | {said} |"
+            f"{r['seconds_to_load']} | {r['seconds_to_plan']} | {remarks} |"
         )
     if skipped:
         lines += ["", "Not run:", "", *(f"- {name}: {why}" for name, why in skipped.items())]

@@ -60,8 +60,8 @@ def check(case: Case) -> dict[str, Any]:
     clock = time.perf_counter()
     model = sl.load(source)
     row["seconds_to_load"] = round(time.perf_counter() - clock, 1)
-    plan, small, masked, found = pruned(model)
-    row |= found
+    plan, small, masked, facts = pruned(model)
+    row |= facts
     x = np.random.default_rng(1).uniform(0, 255, (3, *model.example[0].shape[1:])).astype(np.float32)
     # Softmax hides differences: the logits are compared.
     before, removed, zeroed = (np.log(np.maximum(m.predict(x), 1e-30)) for m in (model, small, masked))

@@ -88,8 +88,8 @@ def build(name: str) -> tuple[Any, tuple[np.ndarray, ...]]:
     rng = np.random.default_rng(0)
     features = keras.tree.flatten(backbone.output)[-1] if not isinstance(backbone.output, dict) else None
     if features is None:
-        wanted = [key for key in ("decoder_sequence_output", "sequence_output") if key in backbone.output]
-        features = backbone.output[wanted[0]] if wanted else next(iter(backbone.output.values()))
+        keys = [key for key in ("decoder_sequence_output", "sequence_output") if key in backbone.output]
+        features = backbone.output[keys[0]] if keys else next(iter(backbone.output.values()))
     axes = tuple(range(1, len(features.shape) - 1))
     outputs = keras.layers.Dense(5, name="classifier")(keras.ops.mean(features, axes) if axes else features)
     model = keras.Model(backbone.inputs, outputs)
@@ -125,10 +125,10 @@ def check(case: Case) -> dict[str, Any]:
         return {**row, "failure": str(e)}
     row["seconds_to_load"] = round(time.perf_counter() - clock, 1)
     try:
-        plan, small, masked, found = pruned(model)
+        plan, small, masked, facts = pruned(model)
     except sl.SlimlineError as e:
         return {**row, "failure": str(e)[:300]}
-    row |= found
+    row |= facts
     rng = np.random.default_rng(1)
     x = tuple(
         a[[0, 1, 0]] + (rng.normal(0, 0.3, (3, *a.shape[1:])).astype(a.dtype) if a.dtype.kind == "f" else 0)

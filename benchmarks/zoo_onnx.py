@@ -47,9 +47,9 @@ def write(case: Case, path: Path, opset: int | None) -> None:
         warnings.simplefilter("ignore")
         if opset is None:
             free = tuple({0: torch.export.Dim.DYNAMIC} for _ in example)
-            made = torch.onnx.export(module, example, dynamo=True, verbose=False, dynamic_shapes=free)
-            assert made is not None
-            made.save(path)
+            program = torch.onnx.export(module, example, dynamo=True, verbose=False, dynamic_shapes=free)
+            assert program is not None
+            program.save(path)
             return
         names = [f"x{i}" for i in range(len(example))]
         buffer = io.BytesIO()
@@ -81,8 +81,8 @@ def check(case: Case) -> dict[str, Any]:
         except sl.SlimlineError as error:
             return {**row, "failure": str(error)}
         row["seconds_to_load"] = round(time.perf_counter() - clock, 1)
-        plan, small, masked, found = pruned(model)
-        row |= found
+        plan, small, masked, facts = pruned(model)
+        row |= facts
         batch = zoo._another(model.example, model.adapter.free(model.native) == "none")
         inputs = tuple(x.numpy() for x in batch)
         before, removed, zeroed = (
@@ -102,10 +102,10 @@ def check(case: Case) -> dict[str, Any]:
 
 def cases() -> dict[str, Case]:
     """A sample of torchvision's models, one of every family of timm's, and some again by the older exporter."""
-    found = {f"torchvision/{name}": zoo_torchvision.case(name) for name in TORCHVISION.split()}
-    found |= {f"timm/{family}": zoo_timm.case(family) for family in zoo_timm.MODELS}
-    newest = {name: Case(_writer(case, None)) for name, case in found.items()}
-    return newest | {f"{name}@13": Case(_writer(found[name], 13)) for name in OLDER.split()}
+    by_name = {f"torchvision/{name}": zoo_torchvision.case(name) for name in TORCHVISION.split()}
+    by_name |= {f"timm/{family}": zoo_timm.case(family) for family in zoo_timm.MODELS}
+    newest = {name: Case(_writer(case, None)) for name, case in by_name.items()}
+    return newest | {f"{name}@13": Case(_writer(by_name[name], 13)) for name in OLDER.split()}
 
 
 def _writer(case: Case, opset: int | None) -> Callable[..., Any]:

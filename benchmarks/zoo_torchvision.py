@@ -19,19 +19,19 @@ SKIPPED = dict.fromkeys(("vit_h_14", "regnet_y_128gf"), LARGE)
 
 
 def _arguments(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = {"weights": None}
+    arguments: dict[str, Any] = {"weights": None}
     for start, more in WINDOWED.items():
         if name.startswith(start):
-            found |= more
+            arguments |= more
     if name in ("googlenet", "inception_v3"):
-        found |= {"init_weights": False, "aux_logits": True}
+        arguments |= {"init_weights": False, "aux_logits": True}
     if _group(name) in ("segmentation", "detection"):
-        found["weights_backbone"] = None
+        arguments["weights_backbone"] = None
     if "rcnn" in name:
-        found |= {"rpn_post_nms_top_n_test": 40, "box_score_thresh": 0.0, "box_detections_per_img": 8}
+        arguments |= {"rpn_post_nms_top_n_test": 40, "box_score_thresh": 0.0, "box_detections_per_img": 8}
     if _group(name) == "detection" and not name.startswith("ssd"):
-        found |= {"min_size": 96, "max_size": 128}
-    return found
+        arguments |= {"min_size": 96, "max_size": 128}
+    return arguments
 
 
 def _group(name: str) -> str:
@@ -98,12 +98,12 @@ def cases() -> dict[str, Case]:
 
     order = ("classification", "segmentation", "video", "optical_flow", "detection")
     names = [n for n in models.list_models() if not n.startswith("quantized_") and n not in SKIPPED]
-    found = {}
+    by_name = {}
     for group in order:
         for name in names:
             if (_group(name) if _group(name) in order else "classification") == group:
-                found[name] = case(name)
-    return found
+                by_name[name] = case(name)
+    return by_name
 
 
 def small_first(names: Iterable[str]) -> list[str]:
