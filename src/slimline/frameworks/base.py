@@ -160,8 +160,6 @@ class Adapter(Protocol):
     """Of the files that `save` writes: ``.pt2``, ``.keras``, ``.onnx``."""
     layout: Literal["channels_first", "channels_last"]
     """Where images and outputs have their channels."""
-    trains: bool
-    """Whether it has gradients; without them `gradients` refuses, and so does a `trainer` once it is to take a step."""
 
     def accepts(self, source: Any) -> bool:
         """Whether `source` (an object, never a path) is this framework's model."""
@@ -229,6 +227,12 @@ class Adapter(Protocol):
         Raises
         ------
         SlimlineError : it is not there.
+        """
+
+    def untrainable(self, native: Any) -> str | None:
+        """Why there are no gradients of a model, as a clause that goes on behind "but"; None where there are.
+
+        Where there are none `gradients` refuses, and so does a `trainer` once it is to do more than `refresh`.
         """
 
     def seed(self, seed: int) -> None:

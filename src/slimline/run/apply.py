@@ -130,12 +130,11 @@ def plan(
 
 def check_order_after(steps: Sequence[Step], model: Model, teacher: Any) -> None:
     """Refuse an order that has no meaning after what was done to `model`, and training where there is none."""
-    idle = [step.step for step in steps if step.needs_gradients] if not model.adapter.trains else []
-    if idle:
+    learning = next((step.step for step in steps if step.needs_gradients), None)
+    if learning and (reason := model.adapter.untrainable(model.native)):
         raise SlimlineError(
-            f"{idle[0]} needs gradients, which {model.framework} models do not have: leave it out (criteria of weights "
-            "and activations, compensation, sparsity and quantization need none), or load the network in the framework "
-            "that trained it."
+            f"{learning} needs gradients, but {reason}: leave it out (criteria of weights and activations, "
+            "compensation, sparsity and quantization need none), or load the network in the framework that trained it."
         )
     history = [str(entry.get("step")) for entry in model.history]
     quantized = model.quantization is not None

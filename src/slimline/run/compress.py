@@ -92,7 +92,7 @@ def compress(
     chosen = load_recipe(
         recipe,
         original.usual_target,
-        data.has("train") and original.adapter.trains,
+        data.has("train") and original.adapter.untrainable(original.native) is None,
         seed=seed,
         batch_sizes=None if batch_sizes is None else tuple(batch_sizes),
         threads=threads,

@@ -143,7 +143,7 @@ def preview(
     chosen = load_recipe(
         recipe,
         loaded.usual_target,
-        data is None or data.has("train"),
+        (data is None or data.has("train")) and loaded.adapter.untrainable(loaded.native) is None,
         seed=seed,
         **({"target": target} if target else {}),
     )

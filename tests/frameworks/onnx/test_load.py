@@ -134,25 +134,6 @@ def test_example_inputs_by_name_and_names_of_outputs() -> None:
         sl.load(proto, {"b": b, "c": a})
 
 
-def test_what_needs_gradients_is_refused_before_work(tmp_path: Path, labelled: sl.Data) -> None:
-    loaded = sl.load(images("d = Relu(c)"))
-    steps = (
-        sl.ChannelPruning(ratio=0.3, criterion="taylor"),
-        sl.SparsePruning(amount=0.5, criterion="taylor"),
-        [sl.ChannelPruning(ratio=0.3), sl.Distillation(epochs=1)],
-    )
-    for step in steps:
-        with pytest.raises(SlimlineError, match="needs gradients"):
-            sl.apply(loaded, step, labelled)
-    with pytest.raises(SlimlineError, match="needs gradients"):
-        sl.compress(loaded, labelled, recipe=steps[2], output=tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-    with pytest.raises(SlimlineError, match="no gradients"):
-        loaded.adapter.gradients(loaded.native, [], "norm")
-    with pytest.raises(SlimlineError, match="on the CPU"):
-        sl.apply(loaded, sl.ChannelPruning(ratio=0.3), device="cuda")
-
-
 def test_what_is_given_and_what_is_exported_stay_as_they_are(tmp_path: Path) -> None:
     proto = model("w = Transpose <perm = [1, 0]> (v) y = MatMul(x, w)", weights(v=(5, 8)), "float[N,8] x")
     content = proto.SerializeToString()

@@ -48,7 +48,6 @@ class KerasAdapter:
     name = "keras"
     suffix = ".keras"
     layout: Literal["channels_last"] = "channels_last"
-    trains = True
 
     def accepts(self, source: Any) -> bool:
         """Whether `source` is a `keras.Model`."""
@@ -140,6 +139,9 @@ class KerasAdapter:
         from slimline.frameworks.keras import device
 
         return device.device(wished)
+
+    def untrainable(self, native: Any) -> None:
+        """None: every model has gradients."""
 
     def seed(self, seed: int) -> None:
         """Nothing: Keras' own generators are seeded where they are made."""

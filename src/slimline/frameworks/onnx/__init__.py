@@ -1,4 +1,4 @@
-"""ONNX: networks of any exporter, as messages or files, computed by ONNX Runtime. They do not train."""
+"""ONNX: networks of any exporter, as messages or files, computed by ONNX Runtime and trained by PyTorch."""
 
 from __future__ import annotations
 
@@ -29,7 +29,6 @@ class OnnxAdapter:
     name = "onnx"
     suffix = ".onnx"
     layout: Literal["channels_first"] = "channels_first"
-    trains = False
 
     def accepts(self, source: Any) -> bool:
         """Whether `source` is an `onnx.ModelProto`."""
@@ -106,10 +105,22 @@ class OnnxAdapter:
         return [self.outputs(native, batch) for batch in batches]
 
     def device(self, wished: str | None) -> str:
-        """The CPU."""
+        """Where PyTorch trains them, if it is installed; all else is computed on the CPU."""
+        from slimline.frameworks.onnx.train import has_torch, torch_adapter
+
+        if has_torch():
+            return torch_adapter().device(wished)
         if wished not in (None, "cpu"):
-            raise SlimlineError(f"ONNX models are computed on the CPU, not on {wished}: leave the device out.")
+            raise SlimlineError(
+                f"Without PyTorch ONNX models are computed on the CPU, not on {wished}: leave the device out."
+            )
         return "cpu"
+
+    def untrainable(self, native: Native) -> str | None:
+        """See `train.obstacle`."""
+        from slimline.frameworks.onnx.train import obstacle
+
+        return obstacle(native)
 
     def seed(self, seed: int) -> None:
         """Nothing: nothing here is random."""
@@ -128,10 +139,10 @@ class OnnxAdapter:
         see: Callable[[Mapping[str, Array]], None] | None = None,
         outputs: Sequence[Output] | None = None,
     ) -> dict[str, Array]:
-        """Refused: there are none."""
-        from slimline.frameworks.onnx.train import no_training
+        """See `train.gradients`."""
+        from slimline.frameworks.onnx.train import gradients
 
-        no_training()
+        return gradients(native, batches, loss, see, outputs)
 
     def observe(
         self,
@@ -155,10 +166,10 @@ class OnnxAdapter:
         total_steps: int,
         outputs: Sequence[Output] | None = None,
     ) -> Trainer:
-        """See `train.OnnxTrainer`, which takes no step."""
+        """See `train.OnnxTrainer`."""
         from slimline.frameworks.onnx.train import OnnxTrainer
 
-        return OnnxTrainer(native)
+        return OnnxTrainer(native, teacher, step, seed, total_steps, outputs)
 
     def save(self, native: Native, path: Path, example: tuple[Array, ...], metadata: Mapping[str, Any]) -> None:
         """See `save.save`."""

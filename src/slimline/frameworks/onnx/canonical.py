@@ -206,7 +206,7 @@ def _folded(model: ir.Model, probes: Sequence[tuple[Array, ...]], free: Sequence
     for value in model.graph.outputs:
         value.shape = None  # told anew at the end
     _name(model.graph)
-    editor = Editor(Native(model))
+    editor = Editor(Native(model, probes[0]))
     _Folder(editor, probes, free).run()
     native = editor.done()
     shapes = [_shapes(native, inputs) for inputs in probes[:2]]

@@ -22,10 +22,12 @@ class Native:
     Parameters
     ----------
     model : in canonical form, see `slimline.frameworks.onnx.canonical`; nobody else changes it.
+    example : inputs of it.
     """
 
-    def __init__(self, model: ir.Model) -> None:
+    def __init__(self, model: ir.Model, example: tuple[Array, ...]) -> None:
         self.model = model
+        self.example = example
 
     @cached_property
     def session(self) -> Session:
@@ -74,6 +76,7 @@ class Editor:
         self.model = native.model.clone()
         self.graph = self.model.graph
         self.opset = native.opset
+        self._example = native.example
         self.values: dict[str, ir.Value] = {str(v.name): v for v in self.graph.inputs}
         self.values |= dict(self.graph.initializers.items())
         self.values |= {str(o.name): o for node in self.graph for o in node.outputs if o.name}
@@ -186,7 +189,7 @@ class Editor:
     def done(self) -> Native:
         """The changed model, without what no output needs."""
         RemoveUnusedNodesPass()(self.model)
-        return Native(self.model)
+        return Native(self.model, self._example)
 
     def rename(self, name: str, new: str) -> None:
         """Call an initializer `new`, or much like it; its tensor, which other copies share, is left as it is called."""

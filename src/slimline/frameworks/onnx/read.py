@@ -31,7 +31,7 @@ def read(native: Native, example: tuple[Array, ...]) -> Graph:
     for value, array in zip(model.graph.inputs, example, strict=True):
         values[str(value.name)] = Value(str(value.name), array.shape, array.dtype.name)
     values |= outline(model, example)
-    sizes = _arithmetic(model.graph)
+    sizes = arithmetic(model.graph)
     fused = {product for node in model.graph if (product := biased(node)) is not None}
     nodes: list[Node] = []
     for node in model.graph:
@@ -51,14 +51,16 @@ def read(native: Native, example: tuple[Array, ...]) -> Graph:
         nodes=tuple(nodes),
         values=values,
         parameters=tuple(tensors),
-        trainable=frozenset(name for name, array in tensors.items() if _trained(model.graph.initializers[name], array)),
+        trainable=frozenset(
+            name for name, array in tensors.items() if is_trained(model.graph.initializers[name], array)
+        ),
         inputs=tuple(str(v.name) for v in model.graph.inputs),
         outputs=tuple(str(v.name) for v in model.graph.outputs),
         batch=len(example[0]) if example[0].ndim else 1,
     )
 
 
-def _arithmetic(graph: ir.Graph) -> set[ir.Node]:
+def arithmetic(graph: ir.Graph) -> set[ir.Node]:
     """Operators whose results are nothing but numbers of others."""
     arithmetic: set[ir.Node] = set()
     held = {value for node in graph for value in captured(node)}
@@ -79,7 +81,12 @@ def _measures(node: ir.Node) -> bool:
     )
 
 
-def _trained(value: ir.Value, array: Array) -> bool:
+def is_trained(value: ir.Value, array: Array) -> bool:
+    """Whether a stored tensor counts as trained, see `read`."""
+    return float_array(array) and array.size > 1 and not is_statistic(value) and not bool(np.isneginf(array).any())
+
+
+def is_statistic(value: ir.Value) -> bool:
+    """Whether a stored tensor is the mean or the variance of norms, and nothing else."""
     readers = {(user.op_type, index) for user, index in value.uses()}
-    statistic = bool(readers) and readers <= _STATISTICS
-    return float_array(array) and array.size > 1 and not statistic and not bool(np.isneginf(array).any())
+    return bool(readers) and readers <= _STATISTICS

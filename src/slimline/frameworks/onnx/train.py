@@ -1,105 +1,200 @@
-"""All of a trainer that needs no gradients: batch-norm statistics are computed anew."""
+"""Training ONNX models: PyTorch's adapter trains a torch module of the graph, and its weights are written back.
+
+Batch-norm statistics need no gradients: before training begins ONNX Runtime computes them anew.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NoReturn
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
 
 from slimline.basics.errors import SlimlineError
-from slimline.frameworks.base import Array, Batch
+from slimline.frameworks.base import Adapter, Array, Batch, Trainer, adapter
 from slimline.frameworks.onnx.native import Editor, Native, is_standard, reduce_node
 from slimline.frameworks.onnx.operators import attribute, stored
 from slimline.frameworks.onnx.rewrite import replace
 from slimline.frameworks.onnx.run import Session, outline, part
 
+if TYPE_CHECKING:
+    from slimline.frameworks.onnx.trainable import Trainable
+    from slimline.methods.outputs import Output
+    from slimline.recipe.training import Training
 
-def no_training() -> NoReturn:
-    """Refuse what needs gradients."""
+
+def has_torch() -> bool:
+    """Whether PyTorch is installed."""
+    return importlib.util.find_spec("torch") is not None
+
+
+def torch_adapter() -> Adapter:
+    """PyTorch's adapter, which trains."""
+    return adapter("torch")
+
+
+def obstacle(native: Native) -> str | None:
+    """Why a model has no gradients, as a clause behind "but"; None where it has."""
+    if not has_torch():
+        return "ONNX models are trained by PyTorch, which is not installed (pip install 'slimline[torch]')"
+    from slimline.frameworks.onnx.trainable import Untrainable, trainable
+
+    try:
+        trainable(native)
+    except Untrainable as reason:
+        return str(reason)
+    return None
+
+
+def _trainable(native: Native) -> Trainable:
+    """The torch module of a model.
+
+    Raises
+    ------
+    SlimlineError : there is none.
+    """
+    if (reason := obstacle(native)) is None:
+        from slimline.frameworks.onnx.trainable import trainable
+
+        return trainable(native)
     raise SlimlineError(
-        "ONNX files have no gradients here, so nothing is trained and no criterion reads gradients: use criteria of "
-        "weights or activations, compensation, sparsity and quantization, or load the network in the framework that "
-        "trained it."
+        f"Training and criteria of gradients need gradients, but {reason}: use criteria of weights or activations, "
+        "compensation, sparsity and quantization, or load the network in the framework that trained it."
     )
 
 
-class OnnxTrainer:
-    """`slimline.frameworks.base.Trainer` that takes no step."""
+def gradients(
+    native: Native,
+    batches: Iterable[Batch],
+    loss: str,
+    see: Callable[[Mapping[str, Array]], None] | None,
+    outputs: Sequence[Output] | None,
+) -> dict[str, Array]:
+    """Mean gradient of each trained weight; see `slimline.frameworks.base.Adapter.gradients`."""
+    form = _trainable(native)
 
-    def __init__(self, native: Native) -> None:
-        self._native = native
+    def renamed(arrays: Mapping[str, Array]) -> None:
+        if see is not None:
+            see(form.named(arrays))
+
+    return form.named(torch_adapter().gradients(form.module, batches, loss, renamed, outputs))
+
+
+class OnnxTrainer:
+    """`slimline.frameworks.base.Trainer` by that of PyTorch, which begins when it is first needed.
+
+    Parameters
+    ----------
+    native, teacher : ONNX models.
+    step, seed, total_steps, outputs : as of `slimline.frameworks.base.Adapter.trainer`.
+    """
+
+    def __init__(
+        self,
+        native: Native,
+        teacher: Native | None,
+        step: Training,
+        seed: int,
+        total_steps: int,
+        outputs: Sequence[Output] | None = None,
+    ) -> None:
+        self._native, self._teacher = native, teacher
+        self._settings = step, seed, total_steps, outputs
+        self._begun = False
+
+    @cached_property
+    def _form(self) -> Trainable:
+        return _trainable(self._native)
+
+    @cached_property
+    def _trainer(self) -> Trainer:
+        tutor = None if self._teacher is None else _trainable(self._teacher).module
+        self._begun = True
+        return torch_adapter().trainer(self._form.module, tutor, *self._settings)
 
     def refresh(self, batches: Iterable[Batch]) -> None:
         """Set every batch norm's statistics to the mean of those of `batches`, each normalised by its own."""
-        session: Session | None = None
-        sums: dict[str, Array] = {}
-        names: dict[str, tuple[str, str]] = {}
-        counts: dict[str, int] = {}
-        seen = 0
-        for inputs, _ in batches:
-            if session is None:
-                proto, names, shapes = _by_batch(self._native, inputs)
-                if not names:
-                    return
-                session = Session(proto)
-                counts = {name: math.prod(shape) // shape[1] for name, shape in shapes.items()}
-                rows = len(inputs[0])
-            statistics = dict(zip(names, session(inputs, list(names)), strict=True))
-            for name, array in statistics.items():
-                stat, value = names[name]
-                n = counts[value] * len(inputs[0]) // rows
-                # The variance that is stored is the unbiased one, as frameworks keep it.
-                factor = n / max(n - 1, 1) if name.endswith("_variance") else 1.0
-                sums[stat] = sums.get(stat, np.zeros(())) + factor * array.astype(np.float64)
-            seen += 1
-        if seen:
-            self._native = replace(self._native, {name: total / seen for name, total in sums.items()})
-
-    def hold(self, masks: Mapping[str, Array]) -> None:
-        """Nothing: no weight changes."""
-
-    def outputs(self, inputs: tuple[Array, ...]) -> tuple[Array, ...]:
-        """All outputs."""
-        return tuple(self._native.session(inputs))
-
-    def weights(self) -> dict[str, Array]:
-        """None that are trained."""
-        return {}
-
-    def state(self) -> dict[str, Array]:
-        """Stored vectors, statistics among them."""
-        return {name: array.copy() for name, array in self._native.tensors.items() if array.ndim == 1}
-
-    def restore(self, state: Mapping[str, Array]) -> None:
-        """Continue from `state`."""
-        self._native = replace(self._native, state)
-
-    def native(self) -> Native:
-        """The model as it is now."""
-        return self._native
+        if self._begun:
+            self._trainer.refresh(batches)
+        else:
+            self._native = _refreshed(self._native, batches)
 
     def step(self, batch: Batch, rate: float) -> float:
-        """Refused."""
-        no_training()
+        """One step of the optimiser at learning rate `rate`; the loss before it."""
+        return self._trainer.step(batch, rate)
+
+    def hold(self, masks: Mapping[str, Array]) -> None:
+        """Keep weights at zero where their masks are False."""
+        own = self._form.tensors
+        self._trainer.hold({own[name]: mask for name, mask in masks.items() if name in own})
 
     def penalise(self, values: Sequence[str], term: Callable[[Any, Any], Any], strength: float) -> None:
-        """Refused."""
-        no_training()
+        """Add ``strength`` times the mean of ``term(xp, activation)`` to the loss."""
+        self._trainer.penalise([self._form.values[name] for name in values], term, strength)
+
+    def weights(self) -> dict[str, Array]:
+        """Copies of the trained weights."""
+        return self._form.named(self._trainer.weights())
 
     def set_weights(self, weights: Mapping[str, Array]) -> None:
-        """Refused."""
-        no_training()
+        """Replace some of the trained weights."""
+        self._trainer.set_weights({self._form.tensors[name]: array for name, array in weights.items()})
 
     def slopes(self) -> dict[str, Array]:
-        """Refused."""
-        no_training()
+        """The gradients of the last step."""
+        return self._form.named(self._trainer.slopes())
 
     def gradients(self, batch: Batch) -> dict[str, Array]:
-        """Refused."""
-        no_training()
+        """Of the training loss in inference mode; nothing is changed."""
+        return self._form.named(self._trainer.gradients(batch))
+
+    def outputs(self, inputs: tuple[Array, ...]) -> tuple[Array, ...]:
+        """All outputs in inference mode; until training begins by ONNX Runtime."""
+        return self._trainer.outputs(inputs) if self._begun else tuple(self._native.session(inputs))
+
+    def state(self) -> dict[str, Array]:
+        """That of PyTorch's trainer."""
+        return self._trainer.state()
+
+    def restore(self, state: Mapping[str, Array]) -> None:
+        """Continue exactly from `state`."""
+        self._trainer.restore(state)
+
+    def native(self) -> Native:
+        """A copy of the model with the weights and statistics as they are now."""
+        if not self._begun:
+            return self._native
+        return replace(self._native, self._form.named(torch_adapter().parameters(self._trainer.native())))
+
+
+def _refreshed(native: Native, batches: Iterable[Batch]) -> Native:
+    """A copy with the statistics of `batches`, by ONNX Runtime."""
+    session: Session | None = None
+    sums: dict[str, Array] = {}
+    names: dict[str, tuple[str, str]] = {}
+    counts: dict[str, int] = {}
+    seen = 0
+    for inputs, _ in batches:
+        if session is None:
+            proto, names, shapes = _by_batch(native, inputs)
+            if not names:
+                return native
+            session = Session(proto)
+            counts = {name: math.prod(shape) // shape[1] for name, shape in shapes.items()}
+            rows = len(inputs[0])
+        statistics = dict(zip(names, session(inputs, list(names)), strict=True))
+        for name, array in statistics.items():
+            stat, value = names[name]
+            n = counts[value] * len(inputs[0]) // rows
+            # The variance that is stored is the unbiased one, as frameworks keep it.
+            factor = n / max(n - 1, 1) if name.endswith("_variance") else 1.0
+            sums[stat] = sums.get(stat, np.zeros(())) + factor * array.astype(np.float64)
+        seen += 1
+    return replace(native, {name: total / seen for name, total in sums.items()}) if seen else native
 
 
 def _by_batch(

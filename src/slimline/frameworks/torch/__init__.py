@@ -32,7 +32,6 @@ class TorchAdapter:
     name = "torch"
     suffix = ".pt2"
     layout: Literal["channels_first"] = "channels_first"
-    trains = True
 
     def accepts(self, source: Any) -> bool:
         """Whether `source` is an `nn.Module` or an exported program."""
@@ -141,6 +140,9 @@ class TorchAdapter:
     def device(self, wished: str | None) -> str:
         """See `slimline.frameworks.torch.device`."""
         return device.device(wished)
+
+    def untrainable(self, native: Native) -> None:
+        """None: every model has gradients."""
 
     def seed(self, seed: int) -> None:
         """Of the CPU, and of GPUs that this process computes on."""
