@@ -3,10 +3,13 @@
 python -m tests.recovery_job FRAMEWORK CHECKPOINT
 """
 
+import io
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
+import onnx
 from sklearn.datasets import load_digits
 
 from slimline.data import Data
@@ -25,7 +28,7 @@ def noise(x, rng):
 def digits(framework, labels=True, samples=1797, augment=None):
     x, y = load_digits(return_X_y=True)
     x = (x / 16).astype(np.float32).reshape(-1, 8, 8)[:samples]
-    x = x[:, None] if framework == "torch" else x[..., None]
+    x = x[..., None] if framework == "keras" else x[:, None]
     return Data(train=(x, y[:samples]) if labels else x, augment=augment)
 
 
@@ -39,6 +42,19 @@ def torch_net(seed):
         nn.Conv2d(12, 24, 3, padding=1, bias=False), nn.BatchNorm2d(24), nn.ReLU(),
         nn.Flatten(), nn.Dropout(0.1), nn.Linear(24 * 16, 10),
     ).eval()  # fmt: skip
+
+
+def onnx_net(seed):
+    import torch
+
+    file = io.BytesIO()
+    x = torch.zeros(2, 1, 8, 8)
+    names = {"input_names": ["x"], "dynamic_axes": {"x": {0: "batch"}}}
+    norms = torch.onnx.TrainingMode.PRESERVE  # they are folded away otherwise
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(torch_net(seed), (x,), file, dynamo=False, opset_version=17, training=norms, **names)
+    return onnx.load_from_string(file.getvalue())
 
 
 def keras_net(seed):
@@ -58,8 +74,8 @@ def keras_net(seed):
 
 def model(framework, seed):
     found = adapter(framework)
-    source = torch_net(seed) if framework == "torch" else keras_net(seed)
-    shape = (2, 1, 8, 8) if framework == "torch" else (2, 8, 8, 1)
+    source = {"torch": torch_net, "keras": keras_net, "onnx": onnx_net}[framework](seed)
+    shape = (2, 8, 8, 1) if framework == "keras" else (2, 1, 8, 8)
     native, example = found.load(source, (np.zeros(shape, np.float32),))
     return Model(found, native, example)
 

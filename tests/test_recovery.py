@@ -246,9 +246,9 @@ def test_real_valued_labels_are_learned_by_their_squared_error():
 # Real networks on the handwritten digits.
 
 
-@pytest.fixture(params=["torch", "keras"])
+@pytest.fixture(params=["torch", "keras", "onnx"])
 def framework(request):
-    pytest.importorskip({"torch": "torch", "keras": "tensorflow"}[request.param])
+    pytest.importorskip({"torch": "torch", "keras": "tensorflow", "onnx": "torch"}[request.param])
     return request.param
 
 
@@ -272,7 +272,7 @@ def damaged(model):
     tensors = model.parameters()
     for name, tensor in tensors.items():
         if tensor.ndim == 4:
-            axis = 0 if model.framework == "torch" else -1
+            axis = -1 if model.framework == "keras" else 0
             gone = rng.random(tensor.shape[axis]) < 0.34
             tensors[name] = tensor * np.expand_dims(~gone, [a for a in range(4) if a != axis % 4]).astype(np.float32)
         elif tensor.ndim == 1 and tensor.dtype == np.float32:
@@ -315,7 +315,7 @@ def run(framework, checkpoint=None, stop=None):
 def kill(framework, checkpoint, stop):
     """Run the same in another process and kill -9 it after `stop` steps."""
     command = [sys.executable, "-m", "tests.recovery_job", framework, str(checkpoint)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"}
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout:
             if int(line) == stop:
