@@ -39,15 +39,20 @@ def torch_adapter() -> Adapter:
 
 def obstacle(native: Native) -> str | None:
     """Why a model has no gradients, as a clause behind "but"; None where it has."""
+    converted = _converted(native)
+    return converted if isinstance(converted, str) else None
+
+
+def _converted(native: Native) -> Trainable | str:
+    """The torch module of a model, or what is in the way."""
     if not has_torch():
         return "ONNX models are trained by PyTorch, which is not installed (pip install 'slimline[torch]')"
     from slimline.frameworks.onnx.trainable import Untrainable, trainable
 
     try:
-        trainable(native)
+        return trainable(native)
     except Untrainable as reason:
         return str(reason)
-    return None
 
 
 def _trainable(native: Native) -> Trainable:
@@ -57,14 +62,14 @@ def _trainable(native: Native) -> Trainable:
     ------
     SlimlineError : there is none.
     """
-    if (reason := obstacle(native)) is None:
-        from slimline.frameworks.onnx.trainable import trainable
-
-        return trainable(native)
-    raise SlimlineError(
-        f"Training and criteria of gradients need gradients, but {reason}: use criteria of weights or activations, "
-        "compensation, sparsity and quantization, or load the network in the framework that trained it."
-    )
+    converted = _converted(native)
+    if isinstance(converted, str):
+        raise SlimlineError(
+            f"Training and criteria of gradients need gradients, but {converted}: use criteria of weights or "
+            "activations, compensation, sparsity and quantization, or load the network in the framework that trained "
+            "it."
+        )
+    return converted
 
 
 def gradients(

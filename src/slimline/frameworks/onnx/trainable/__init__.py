@@ -69,7 +69,12 @@ def trainable(native: Native) -> Trainable:
         rule = RULES.get(node.op_type) if standard(node) else None
         if rule is None:
             raise Untrainable(f"slimline has no rule to train {label(node)} ({node.name})")
-        results = rule(Call(node, growth))
+        try:
+            results = rule(Call(node, growth))
+        except (KeyError, ValueError, IndexError, TypeError, RuntimeError) as reason:
+            raise Untrainable(
+                f"slimline has no rule to train {label(node)} as it is used here ({node.name}: {first_line(reason)})"
+            ) from reason
         for output, result in zip(node.outputs, [results] if isinstance(results, fx.Node) else results, strict=False):
             growth.values[output] = result
         if any(output not in growth.values and (output.uses() or output.is_graph_output()) for output in node.outputs):

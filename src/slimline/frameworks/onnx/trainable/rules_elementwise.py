@@ -133,7 +133,7 @@ RULES |= {
 
 @rule("Div")
 def _divide(call: Call) -> fx.Node:
-    return call.emit(torch.div if call.dtype().startswith("float") else quotient, *call.tensors())
+    return call.emit(quotient if "int" in call.dtype() else torch.div, *call.tensors())
 
 
 _SEVERAL: dict[str, Callable[..., Any]] = {
