@@ -98,8 +98,8 @@ def _check(student: Model, teacher: Model) -> None:
             f"The teacher's outputs {taught} and the student's {shapes} differ in shape: "
             "name a teacher of the same outputs, such as the same classes."
         )
-    if reason := teacher.adapter.untrainable(teacher.native):
-        raise SlimlineError(f"The teacher is to answer beside the student, but {reason}: name another teacher.")
+    if obstacle := teacher.adapter.untrainable(teacher.native):
+        raise SlimlineError(f"The teacher is to answer beside the student, but {obstacle}: name another teacher.")
     if not all(np.isfinite(array).all() for array in answers):
         raise SlimlineError("The teacher answers the example inputs with NaN or infinity: name one that is trained.")
 

@@ -20,22 +20,20 @@ DTYPES = {
 }  # fmt: skip
 """By ONNX' names of types."""
 
-RULES |= {
-    name: plain(function)
-    for name, function in {
-        "Abs": torch.abs, "Acos": torch.acos, "Acosh": torch.acosh, "Asin": torch.asin, "Asinh": torch.asinh,
-        "Atan": torch.atan, "Atanh": torch.atanh, "Ceil": torch.ceil, "Cos": torch.cos, "Cosh": torch.cosh,
-        "Erf": torch.erf, "Exp": torch.exp, "Floor": torch.floor, "Log": torch.log, "Neg": torch.neg,
-        "Reciprocal": torch.reciprocal, "Round": torch.round, "Sign": torch.sign, "Sin": torch.sin,
-        "Sinh": torch.sinh, "Sqrt": torch.sqrt, "Tan": torch.tan, "Tanh": torch.tanh,
-        "Sigmoid": aten.sigmoid.default, "Relu": torch.relu, "Softplus": F.softplus, "Softsign": F.softsign,
-        "Mish": F.mish, "HardSwish": F.hardswish, "IsNaN": torch.isnan, "Not": torch.logical_not,
-        "BitwiseNot": torch.bitwise_not, "Sub": torch.sub, "And": torch.logical_and, "Or": torch.logical_or,
-        "Xor": torch.logical_xor, "Equal": torch.eq, "Greater": torch.gt, "GreaterOrEqual": torch.ge, "Less": torch.lt,
-        "LessOrEqual": torch.le, "Where": torch.where, "BitwiseAnd": torch.bitwise_and, "BitwiseOr": torch.bitwise_or,
-        "BitwiseXor": torch.bitwise_xor,
-    }.items()
+_PLAIN: dict[str, Callable[..., Any]] = {
+    "Abs": torch.abs, "Acos": torch.acos, "Acosh": torch.acosh, "Asin": torch.asin, "Asinh": torch.asinh,
+    "Atan": torch.atan, "Atanh": torch.atanh, "Ceil": torch.ceil, "Cos": torch.cos, "Cosh": torch.cosh,
+    "Erf": torch.erf, "Exp": torch.exp, "Floor": torch.floor, "Log": torch.log, "Neg": torch.neg,
+    "Reciprocal": torch.reciprocal, "Round": torch.round, "Sign": torch.sign, "Sin": torch.sin,
+    "Sinh": torch.sinh, "Sqrt": torch.sqrt, "Tan": torch.tan, "Tanh": torch.tanh,
+    "Sigmoid": aten.sigmoid.default, "Relu": torch.relu, "Softplus": F.softplus, "Softsign": F.softsign,
+    "Mish": F.mish, "HardSwish": F.hardswish, "IsNaN": torch.isnan, "Not": torch.logical_not,
+    "BitwiseNot": torch.bitwise_not, "Sub": torch.sub, "And": torch.logical_and, "Or": torch.logical_or,
+    "Xor": torch.logical_xor, "Equal": torch.eq, "Greater": torch.gt, "GreaterOrEqual": torch.ge, "Less": torch.lt,
+    "LessOrEqual": torch.le, "Where": torch.where, "BitwiseAnd": torch.bitwise_and, "BitwiseOr": torch.bitwise_or,
+    "BitwiseXor": torch.bitwise_xor,
 }  # fmt: skip
+RULES |= {name: plain(function) for name, function in _PLAIN.items()}
 
 
 def elu(x: Tensor, alpha: float) -> Tensor:

@@ -248,7 +248,8 @@ def _global_pool(call: Call) -> fx.Node:
 
 def total_length(x: Tensor, p: int) -> Tensor:
     """Of all positions of a channel."""
-    return torch.linalg.vector_norm(x, p, list(range(2, x.dim())), keepdim=True)
+    lengths: Tensor = torch.linalg.vector_norm(x, p, list(range(2, x.dim())), keepdim=True)
+    return lengths
 
 
 RULES["GlobalLpPool"] = plain(total_length, p=2)
@@ -276,7 +277,8 @@ def absolute(x: Tensor, axes: list[int], keep: bool) -> Tensor:
 
 def length(x: Tensor, axes: list[int], keep: bool) -> Tensor:
     """The root of the sum of squares."""
-    return torch.linalg.vector_norm(x, 2, axes, keep)
+    lengths: Tensor = torch.linalg.vector_norm(x, 2, axes, keep)
+    return lengths
 
 
 def log_sum(x: Tensor, axes: list[int], keep: bool) -> Tensor:
