@@ -62,7 +62,7 @@ def load_model(source: ModelSource, data: Callable[[Layout], Data] | None = None
 
     Parameters
     ----------
-    data : gives the data for a layout; its first samples are the example inputs of a torch module that came with none.
+    data : gives the data for a layout; its first samples are the example inputs of what needs some and came with none.
     """
     try:
         return _load_model(source, data)
@@ -73,6 +73,7 @@ def load_model(source: ModelSource, data: Callable[[Layout], Data] | None = None
 
 
 def _load_model(source: ModelSource, data: Callable[[Layout], Data] | None) -> Model:
+    from slimline.frameworks.base import adapter_of
     from slimline.model.loading import load
 
     if ":" not in source.name:
@@ -82,7 +83,12 @@ def _load_model(source: ModelSource, data: Callable[[Layout], Data] | None) -> M
             inputs = _noise(source.input_shape)
         elif path.suffix in PICKLES and data is not None:
             inputs = data("channels_first").example_by_name()
-        return load(path, inputs, allow_pickle=source.allow_pickle)
+        try:
+            return load(path, inputs, allow_pickle=source.allow_pickle)
+        except NoExample:
+            if inputs is not None or data is None:
+                raise
+        return load(path, data(adapter_of(path).layout).example_by_name(), allow_pickle=source.allow_pickle)
     built = call(source.name, "model")
     native, example = built if isinstance(built, tuple) and len(built) == 2 else (built, None)
     if source.weights is not None:

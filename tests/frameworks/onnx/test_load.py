@@ -18,6 +18,7 @@ import slimline as sl
 from slimline.basics.errors import SlimlineError
 from slimline.graph.edits import PutTensors
 from slimline.model.lowering import lower
+from slimline.run.sources import ModelSource, load_model
 from slimline.run.stages import names, saved
 from slimline.runtimes.base import runtime
 from slimline.steps.quantization.calibration import calibrate
@@ -160,6 +161,21 @@ def test_constants_and_turned_weights_keep_their_names() -> None:
     assert [n.layer for n in loaded.graph.nodes] == ["fc"]
     body = "k = Constant <value = float[2] {1.0, 2.0}> () y = Mul(x, k)"
     assert [a.shape for a in sl.load(model(body, {}, "float[N,2] x")).parameters().values()] == [(2,)]
+
+
+def test_sizes_that_a_file_leaves_free_are_those_of_the_data(tmp_path: Path) -> None:
+    own = weights(w=(7, 3, 3, 3), v=(7, 5))
+    body = "c = Conv(x, w) p = GlobalAveragePool(c) f = Flatten(p) y = Gemm(f, v)"
+    onnx.save(model(body, own, "float[N,3,H,W] x"), tmp_path / "free.onnx")
+    data = sl.Data(test=(X, np.arange(5)))
+    source = ModelSource(str(tmp_path / "free.onnx"))
+    assert load_model(source, lambda layout: data).inputs[0].shape == (None, 3, 6, 6)
+    with pytest.raises(SlimlineError, match="give --input-shape"):
+        load_model(source)
+    fixed = sl.load(model(body, own, "float[4,3,6,6] x"))
+    assert fixed.predict(X[:4]).shape == (4, 5)
+    with pytest.raises(SlimlineError, match="batches of exactly 4, not 5: export it with a free batch"):
+        fixed.predict(X)
 
 
 # -- weights in other files ------------------------------------------------------------------

@@ -94,6 +94,12 @@ class OnnxAdapter:
 
     def outputs(self, native: Native, inputs: tuple[Array, ...]) -> tuple[Array, ...]:
         """All outputs, as stored."""
+        rows = len(native.example[0]) if native.free == "none" and native.example[0].ndim else None
+        if rows is not None and inputs[0].ndim and len(inputs[0]) != rows:
+            raise SlimlineError(
+                f"The model takes batches of exactly {rows}, not {len(inputs[0])}: export it with a free batch "
+                "(dynamic_shapes or dynamic_axes of torch's exporters), or give batches of that size."
+            )
         return tuple(native.session(inputs))
 
     def output_names(self, native: Native) -> tuple[str, ...]:
