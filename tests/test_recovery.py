@@ -324,6 +324,7 @@ def kill(framework, checkpoint, stop):
     assert process.returncode == -signal.SIGKILL
 
 
+@pytest.mark.parametrize("framework", ["torch", "keras"], indirect=True)
 def test_a_killed_recovery_ends_as_an_undisturbed_one_to_the_bit(framework, tmp_path):
     # Three epochs of nine steps: stopped before anything is written, in an epoch, and where its end is written.
     with pytest.raises(KeyboardInterrupt):
