@@ -1,4 +1,4 @@
-"""Layers as products, in every framework: exact at full rank, planned as it is done, and with less lost where data help."""
+"""Layers as products, in every framework: exact at full rank, done as planned, and with less lost where data help."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ nn = torch.nn
 from tests.digit_models import digits  # noqa: E402
 
 SIDE = 9
-X = np.random.default_rng(0).normal(size=(40, 3, SIDE, SIDE)).astype(np.float32)
+X = np.random.default_rng(0).normal(size=(16, 3, SIDE, SIDE)).astype(np.float32)
 
 
 class Kinds(nn.Module):
-    """Convolutions of every kind: strided, dilated, one-sided, grouped, depthwise, normed; a linear layer over places."""
+    """Convolutions of every kind: strided, dilated, grouped, depthwise, normed; a linear layer over places."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -93,8 +93,9 @@ def onnx_kinds() -> sl.Model:
 
 
 CASES = [
-    *(("torch", method, criterion) for method in METHODS for criterion in ("output", "weight")),
-    ("keras", "svd", "output"),
+    *(("torch", method, "output") for method in METHODS),
+    ("torch", "svd", "weight"),
+    ("torch", "spatial", "weight"),
     ("keras", "spatial", "weight"),
     ("keras", "tucker", "output"),
     ("onnx", "input", "output"),
@@ -146,7 +147,7 @@ def test_a_plan_is_what_is_done(framework: str, method: Any, criterion: Any) -> 
     assert "loses" in str(plan)
 
 
-@pytest.mark.parametrize(("framework", "method", "criterion"), [c for c in CASES if c != ("keras", "svd", "output")])
+@pytest.mark.parametrize(("framework", "method", "criterion"), CASES)
 def test_at_full_rank_nothing_changes(
     framework: str, method: Any, criterion: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -232,8 +233,11 @@ def test_with_data_less_is_lost_than_without(small: sl.Model) -> None:
     mended = sl.apply(small, sl.LowRank(**goal), samples())
     lost = [energy(small, each, test) for each in (plain, aware, mended)]
     scores = [accuracy(each) for each in (small, plain, aware, mended)]
-    print(scores, lost)
-    assert lost[2] < lost[1] < lost[0] / 3
+    assert lost[2] < lost[1] / 1.5 < lost[0] / 3
+    # Half of all weights, without training: 94 % fall to 16 % without data, 54 % with, 69 % where layers make up for
+    # those before them.
+    assert scores[1] < 0.35 < 0.45 < scores[2] < scores[3] < scores[0]
+    assert scores[3] > 0.6
 
 
 def test_energy_and_error_say_the_same_and_hold(small: sl.Model) -> None:
@@ -276,7 +280,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({}, "takes one of"),
     ({"rank": 2, "energy": 0.5}, "not rank and energy"),
     ({"rank": 500}, "is more than its matrix can have"),
-    ({"rank": 16}, "no fewer parameters"),
+    ({"rank": 15, "layers": ("5",)}, "no fewer parameters"),
     ({"target_parameters": 0.001}, "cannot bring the model to 0.001"),
     ({"rank": 2, "layers": ("nowhere",)}, "nowhere"),
     ({"rank": 2, "keep": ("*",)}, "Nothing can be factorised"),
@@ -324,7 +328,7 @@ def test_it_composes_with_pruning_before_and_after(small: sl.Model, tmp_path: Pa
 RECIPE = """
 fit: true
 steps:
-  - {step: LowRank, ratio: 0.5, round_to: 2}
+  - {step: LowRank, ratio: 0.5, round_to: 2, samples: 128}
   - {step: Distillation, epochs: 1, batch_size: 128, refresh_batches: 1}
   - {step: StaticQuantization, undo: false, samples: 64}
 budget: {max_macs: 0.6, max_drop: 0.9}
@@ -344,4 +348,4 @@ def test_a_recipe_is_previewed_fitted_trained_and_quantized(small: sl.Model, tmp
     quantization = run.model.quantization
     assert parts and quantization is not None
     assert set(parts) <= {*quantization.layers, *quantization.float_layers}
-    print(run.report.original.accuracy, run.report.compressed.accuracy)
+    assert run.report.original.accuracy - run.report.compressed.accuracy < 0.05
