@@ -10,12 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from sklearn.datasets import load_digits
 
 import slimline as sl
 from slimline.basics.errors import SlimlineError
+from slimline.cli import main
 from slimline.graph import cost
 from slimline.graph.matrix import matrices
+from slimline.search.ladder import ladder
 from slimline.steps.low_rank.plan import LowRankPlan
 from slimline.steps.low_rank.step import METHODS
 
@@ -329,23 +332,52 @@ RECIPE = """
 fit: true
 steps:
   - {step: LowRank, ratio: 0.5, round_to: 2, samples: 128}
-  - {step: Distillation, epochs: 1, batch_size: 128, refresh_batches: 1}
+  - {step: Distillation, epochs: 6, batch_size: 128, refresh_batches: 1}
   - {step: StaticQuantization, undo: false, samples: 64}
 budget: {max_macs: 0.6, max_drop: 0.9}
 batch_sizes: [1]
 """
 
 
-def test_a_recipe_is_previewed_fitted_trained_and_quantized(small: sl.Model, tmp_path: Path) -> None:
-    path = tmp_path / "recipe.yaml"
-    path.write_text(RECIPE)
-    preview = sl.preview(small, path, samples())
-    assert preview.steps[0].after.macs < preview.steps[0].before.macs
-    assert any("loses" in line for line in preview.steps[0].lines)
-    run = sl.compress(small, samples(), recipe=path, output=tmp_path / "run", progress=False)
+def parts_of(record: dict[str, Any]) -> set[str]:
+    return {part for row in record["plan"]["layers"] for part in row["parts"]}
+
+
+def test_a_recipe_is_rehearsed_from_the_command_line(
+    small: sl.Model, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    small.save(tmp_path / "small.pt2")
+    np.savez(tmp_path / "d.npz", x_train=digits()[:512], y_train=load_digits().target[:512])
+    words = [str(tmp_path / "small.pt2"), "--data", str(tmp_path / "d.npz"), "--recipe", str(tmp_path / "recipe.yaml")]
+    monkeypatch.setattr("sys.argv", ["slimline", "plan", *words, "--json"])
+    with pytest.raises(SystemExit) as done:
+        main()
+    assert not done.value.code
+    low, _, rounded = json.loads(capsys.readouterr().out)["steps"]
+    assert low["after"]["macs"] < low["before"]["macs"] and low["after"]["parameters"] < low["before"]["parameters"]
+    assert any("loses" in line for line in low["lines"])
+    assert parts_of(low["details"]) and "8.0" in json.dumps(rounded)
+
+
+def test_after_it_come_training_and_quantization(small: sl.Model) -> None:
+    steps = sl.Recipe.model_validate(yaml.safe_load(RECIPE)).steps
+    rung = ladder(sl.Recipe(steps=steps, fit=True))[2 + 15]  # half of the weights go
+    assert [getattr(step, "ratio", None) for step in rung.recipe.steps] == [0.5, None, None]
+    done = sl.apply(small, rung.recipe.steps, samples())
+    plan = sl.plan(small, rung.recipe.steps[0], samples())
+    assert done.quantization is not None
+    assert parts_of({"plan": plan.summary()}) <= {*done.quantization.layers, *done.quantization.float_layers}
+    assert accuracy(small) - accuracy(done) < 0.05
+
+
+@pytest.mark.slow
+def test_a_recipe_is_fitted_trained_quantized_and_proved(small: sl.Model, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    run = sl.compress(small, samples(), recipe=tmp_path / "recipe.yaml", output=tmp_path / "run", progress=False)
     assert run.report.compressed.macs <= 0.6 * run.report.original.macs
-    parts = [part for row in run.report.steps[0]["plan"]["layers"] for part in row["parts"]]
     quantization = run.model.quantization
+    parts = parts_of(run.report.steps[0])
     assert parts and quantization is not None
-    assert set(parts) <= {*quantization.layers, *quantization.float_layers}
+    assert parts <= {*quantization.layers, *quantization.float_layers}
     assert run.report.original.accuracy - run.report.compressed.accuracy < 0.05
