@@ -17,6 +17,7 @@ import slimline as sl
 from slimline.basics.errors import SlimlineError
 from slimline.cli import main
 from slimline.graph import cost
+from slimline.graph.edits import PutTensors
 from slimline.graph.matrix import matrices
 from slimline.search.ladder import ladder
 from slimline.steps.low_rank.plan import LowRankPlan
@@ -271,6 +272,15 @@ def test_a_budget_over_all_layers_is_met_and_better_than_the_same_ratio_in_each(
     assert carried_out(smaller, small, digits()[:4]).graph.size <= 0.6 * small.graph.size
     lighter = sl.plan(small, sl.LowRank(target_macs=0.6), samples())
     assert lighter.macs <= 0.6 * cost.macs(small.graph)
+
+
+def test_ranks_that_stand_out_from_noise(small: sl.Model) -> None:
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(24, 5)) @ rng.normal(size=(5, 256)) + 0.3 * rng.normal(size=(24, 256))
+    native = small.edit(PutTensors({"8.weight": weight.astype(np.float32)}))
+    model = sl.Model(small.adapter, native, small.example)
+    plan = sl.plan(model, sl.LowRank(rank="evbmf", criterion="weight", layers=("8",)))
+    assert plan.products[0].ranks == (5,)
 
 
 def test_a_ratio_out_of_reach_takes_the_lowest_ranks_and_says_so(small: sl.Model) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slimline.methods.factorization import Factorization, Tucker, allocate, expanded
+from slimline.methods.factorization import Factorization, Tucker, allocate, expanded, signal_rank
 from slimline.methods.gram import diagonal_loading
 
 TINY = 1e-13  # damping that changes no figure here
@@ -131,6 +131,21 @@ def test_tucker():
     exact = Factorization(weight, second, damping=TINY)
     assert t.error(3, 5) == pytest.approx(exact.error(3), rel=1e-6)
     assert t.error(3, 2) >= exact.error(3)
+
+
+@pytest.mark.parametrize("sides", [(40, 60), (60, 40), (30, 30)])
+@pytest.mark.parametrize("rank", [0, 1, 5, 10])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 50.0])
+def test_a_planted_rank_is_found_in_noise(sides, rank, scale):
+    rng = np.random.default_rng(rank)
+    planted = rng.normal(size=(sides[0], rank)) @ rng.normal(size=(rank, sides[1]))
+    values = np.linalg.svd(scale * (planted + 0.3 * rng.normal(size=sides)), compute_uv=False)
+    assert signal_rank(values, sides) == rank
+
+
+def test_a_matrix_of_zeros_or_one_row_has_a_rank_too():
+    assert signal_rank(np.zeros(4), (4, 6)) == 0
+    assert signal_rank(np.ones(1), (1, 6)) in (0, 1)
 
 
 @settings(max_examples=40, deadline=None)

@@ -158,6 +158,46 @@ class Tucker:
         return np.asarray(last @ core @ expanded(first, self.kernel))
 
 
+def signal_rank(values: Array, sides: tuple[int, int]) -> int:
+    """How many singular values of a matrix stand out from noise, of a variance that is estimated too.
+
+    The global solution of empirical variational Bayesian matrix factorisation (Nakajima et al. 2013, JMLR 14).
+
+    Parameters
+    ----------
+    values : all singular values, descending.
+    sides : rows and columns of the matrix.
+    """
+    short, long = min(sides), max(sides)
+    ratio = short / long
+    floor = 2.5129 * np.sqrt(ratio)
+    edge = (1 + floor) * (1 + ratio / floor)
+    squares = np.square(np.asarray(values, np.float64)) / long
+    if not squares.sum() > 0:
+        return 0
+    most = min(int(np.ceil(short / (1 + ratio))) - 1, short - 1)  # of components that can be told from noise
+    rest = squares[most:]
+    low, high = max(squares[most] / edge, rest.mean(), 1e-12 * squares[0]), squares.sum() / short
+
+    def bound(logarithm: float) -> float:
+        """The free energy at a variance of the noise, but for constants."""
+        x = np.maximum(squares / np.exp(logarithm), 1e-300)
+        above, below = x[x > edge], x[x <= edge]
+        gap = above - (1 + ratio)
+        tau = (gap + np.sqrt(gap**2 - 4 * ratio)) / 2
+        signal = above - tau + np.log((tau + 1) / above) + ratio * np.log(tau / ratio + 1)
+        return float((below - np.log(below)).sum() + signal.sum())
+
+    if low < high:
+        grid = np.linspace(np.log(low), np.log(high), 200)
+        best = int(np.argmin([bound(g) for g in grid]))
+        around = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
+        variance = np.exp(optimize.minimize_scalar(bound, bounds=around, method="bounded").x)
+    else:
+        variance = high
+    return int((squares > variance * edge).sum())
+
+
 def allocate(costs: Sequence[Sequence[float]], errors: Sequence[Sequence[float]], budget: float) -> list[int] | None:
     """For each layer the option to take, so that the sum of errors is least within a budget; None where none fits.
 

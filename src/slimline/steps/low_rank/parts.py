@@ -14,7 +14,7 @@ from slimline.graph.equation import Window
 from slimline.graph.ir import Graph, Node
 from slimline.graph.matrix import LayerMatrix
 from slimline.graph.operators import Convolution, Linear, Operator
-from slimline.methods.factorization import Factorization, Tucker
+from slimline.methods.factorization import Factorization, Tucker, signal_rank
 from slimline.steps.low_rank.step import Method
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -154,6 +154,14 @@ class Split:
         outputs, channels = self.layer.matrix.shape[1], self.layer.channels
         narrow = max(round(rank * channels / outputs), -(-rank // self._rest))
         return min(narrow, channels, outputs * self._rest), rank
+
+    @property
+    def signal_rank(self) -> int:
+        """The rank up to which the weight stands out from noise; of groups the highest."""
+        rest = 1 if self.method == "tucker" else self._rest
+        _, outputs, inputs = self.weight.shape
+        values = Factorization(self.weight, None, rest).values
+        return max(signal_rank(each, (outputs * rest, inputs // rest)) for each in values)
 
     def cost(self, rank: int) -> tuple[int, int]:
         """Numbers in the weights, and multiply-accumulates of the whole batch."""

@@ -292,8 +292,9 @@ class _Work:
         reason = "no rank makes it smaller"
         for split in self.splits[layer.name]:
             if step.rank is not None:
-                reason = self._misfit(split, step.rank)
-                found += [] if reason else [_option(split, step.rank)]
+                wished = split.signal_rank if step.rank == "evbmf" else step.rank
+                reason = self._misfit(split, wished)
+                found += [] if reason else [_option(split, wished)]
                 continue
             ranks = self._ranks(split)
             if not ranks:
@@ -375,7 +376,7 @@ class _Work:
         ------
         SlimlineError : a rank at which no layer is smaller, a target below what the lowest ranks leave.
         """
-        if self.step.rank is not None:
+        if isinstance(self.step.rank, int):
             splits = [split for each in self.splits.values() for split in each]
             if not any(self._misfit(split, self.step.rank) == "" for split in splits):
                 why = "; ".join(f"{s.layer.name}: {self._misfit(s, self.step.rank)}" for s in splits[:3])
@@ -385,6 +386,8 @@ class _Work:
 
     def _misfit(self, split: Split, rank: int) -> str:
         """Why a layer is not split at a rank, or ''."""
+        if rank == 0:
+            return "nothing in its weight stands out from noise"
         if rank > split.most:
             return f"rank {rank} is more than its matrix can have ({split.most})"
         return "" if _smaller(split, rank) else f"of rank {rank} it would have no fewer parameters or MACs"

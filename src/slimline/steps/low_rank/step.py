@@ -22,7 +22,8 @@ class LowRank(Step):
 
     Attributes
     ----------
-    rank : channels between the parts (of each group of a grouped convolution).
+    rank : channels between the parts (of each group of a grouped convolution); ``evbmf``: as many as singular values of
+        the layer's weight stand out from noise (Nakajima et al. 2013, JMLR 14).
     ratio : part of the parameters of the chosen layers that goes, in [0, 1), see `scope`. A rank of at least
         `round_to` stays in every layer.
     energy : part of the energy of each layer's outputs that stays at least, in (0, 1).
@@ -48,7 +49,7 @@ class LowRank(Step):
 
     kind = "structural"
     step: Literal["LowRank"] = "LowRank"
-    rank: Annotated[int, Field(ge=1)] | None = None
+    rank: Annotated[int, Field(ge=1)] | Literal["evbmf"] | None = None
     ratio: Ratio | None = None
     energy: Annotated[float, Field(gt=0, lt=1)] | None = None
     error: Annotated[float, Field(gt=0, lt=1)] | None = None
