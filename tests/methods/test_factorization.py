@@ -120,7 +120,6 @@ def test_expanded_contracts_the_leading_inputs():
 def test_tucker():
     weight, second = case(4, 2, 6, 5 * 4, 200)
     t = Tucker(weight, second, 4, TINY)
-    assert t.most == (6, 5)
     assert t.error(6, 5) == pytest.approx(0, abs=1e-10)
     first, core, last = t.factors(3, 2)
     assert (first.shape, core.shape, last.shape) == ((2, 2, 5), (2, 3, 8), (2, 6, 3))

@@ -140,7 +140,6 @@ class Tucker:
     def __init__(self, weight: Array, second: Array | None, kernel: int, damping: float = DAMPING) -> None:
         self.lead = Factorization(weight, second, kernel, damping)
         self.kernel = kernel
-        self.most = weight.shape[1], self.lead.most
 
     def factors(self, rank: int, narrow: int) -> tuple[Array, Array, Array]:
         """``(groups, narrow, channels)``, ``(groups, rank, narrow * kernel)`` and ``(groups, outputs, rank)``."""

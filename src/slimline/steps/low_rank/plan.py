@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, np.dtype[Any]]
 CLOSED, MEASURED = 128, 16
 """Ranks of a layer among which a budget chooses, where their errors are known at once and where each is computed."""
-RIDGE = 1e-3
 TINY = 1e-9  # of its energy that a layer is taken to retain at least
 NEVER = ("embedding", "recurrent", "experts", "bilinear")
 
@@ -429,7 +428,7 @@ class _Work:
             second, cross, seen = self._second(layer, gram), gram.cross, gram.mean
             if self.slots[layer.name][0] is not None and mean is not None:
                 cross = cross - mean[:, :, None] * seen[:, None, :]
-            split = replace(split, weight=reconstruct(weight, second, weight @ cross, RIDGE), second=second)
+            split = replace(split, weight=reconstruct(weight, second, weight @ cross), second=second)
         factors, product = split.factors(option.rank)
         shift = None
         if mean is not None and seen is not None:
