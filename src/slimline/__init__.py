@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from slimline.model import Model as Model
     from slimline.model.loading import load as load
     from slimline.model.masks import finalize as finalize
+    from slimline.model.packing import pack as pack
+    from slimline.model.packing import unpack as unpack
     from slimline.model.parts import PartedModel as PartedModel
     from slimline.recipe import Budget as Budget
     from slimline.recipe import Recipe as Recipe
@@ -62,6 +64,7 @@ _HOMES = {
     "slimline.model.masks": ("finalize",),
     "slimline.methods.outputs": ("Output",),
     "slimline.model": ("Model",),
+    "slimline.model.packing": ("pack", "unpack"),
     "slimline.model.parts": ("PartedModel",),
     "slimline.recipe": ("Budget", "Recipe"),
     "slimline.steps.activations": ("ActivationPruning",),
@@ -101,6 +104,8 @@ __all__ = [  # noqa: RUF022 - in the order in which they are used
     "PruningCallback",
     "to_torch_prune",
     "export",
+    "pack",
+    "unpack",
     "measure",
     "compress",
     "resume",

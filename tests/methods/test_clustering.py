@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -22,9 +22,11 @@ def exhaustive(points: np.ndarray, weights: np.ndarray, clusters: int) -> float:
     best = np.inf
     for cuts in combinations(range(1, len(points)), clusters - 1):
         bounds = [0, *cuts, len(points)]
-        parts = [slice(a, b) for a, b in zip(bounds, bounds[1:], strict=False)]
+        parts = [slice(a, b) for a, b in pairwise(bounds)]
         means = np.array([np.average(points[p], weights=weights[p]) for p in parts])
-        best = min(best, sum(float((weights[p] * (points[p] - m) ** 2).sum()) for p, m in zip(parts, means)))
+        best = min(
+            best, sum(float((weights[p] * (points[p] - m) ** 2).sum()) for p, m in zip(parts, means, strict=True))
+        )
     return best
 
 

@@ -20,7 +20,7 @@ __all__ = ["WeightSharing", "handler"]
 class _Handler(Handler[WeightSharing]):
     config = WeightSharing
     summary = "gives the weights of a layer a few values that they share (clustering)"
-    reads = (("calibration", "importance by inputs and batch norms, where there is any"),)
+    reads = (("calibration", "importance by inputs"),)
 
     def check(self, step: WeightSharing, model: Model, earlier: Sequence[Step]) -> None:
         from slimline.steps.weight_sharing.share import chosen
@@ -33,7 +33,15 @@ class _Handler(Handler[WeightSharing]):
 
         shared = share(model, step, context.data, context.seed)
         record = {**step.model_dump(mode="json"), "refused": shared.refused, "sharing": shared.layers}
+        if step.needs and (context.data is None or not context.data.has("calibration")):
+            record["notes"] = [
+                "all weights count the same, since there are no calibration samples to tell their inputs"
+            ]
         return StepResult(shared.model, record)
+
+    def forecast_needs(self, step: WeightSharing) -> tuple[str, ...]:
+        """None: how many values there will be needs no sample."""
+        return ()
 
     def forecast(self, step: WeightSharing, model: Model, context: Context) -> Forecast:
         forecast = super().forecast(step, model, context)

@@ -40,7 +40,7 @@ class WeightSharing(Step):
     start : ``optimal``: k-means solved exactly (nearly, for a tensor of very many distinct weights); ``linear``,
         ``density``, ``random``, ``k-means++``: where Lloyd's iterations begin, for comparison.
     importance : of a weight in the clustering: ``inputs``, the mean square of the input that it multiplies (the
-        diagonal of the layer's `H`), where there is calibration data; ``none``, the same for all.
+        diagonal of the layer's `H`); ``none``, the same for all, as it is too where there are no samples.
     refresh : recompute batch-norm statistics on calibration data afterwards, where there is any.
     layers, keep : globs of the layers whose weights are shared (default all) and of those to leave alone.
     overrides : by pattern of layers, their own ``{"clusters": …}``; a layer takes that of the first pattern it fits.
@@ -59,6 +59,10 @@ class WeightSharing(Step):
     overrides: dict[LayerPattern, SharingOverride] = Field(default_factory=dict)
     samples: Annotated[int, Field(ge=1)] = 512
     batch_size: Annotated[int, Field(ge=1)] = 64
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("calibration",) if self.importance == "inputs" else ()
 
     def clusters_of(self, pattern: str | None) -> int:
         """Of layers that fit a pattern of `overrides`; of the others for None."""
