@@ -28,6 +28,7 @@ from slimline.files.slim import arrays
 from slimline.measure import environment
 from slimline.methods import entropy
 from slimline.methods.clustering import codebook, shared
+from slimline.methods.entropy import Stream
 
 HERE = Path(__file__).parent
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -92,32 +93,26 @@ def row(case: str, tensors: Tensors, repeats: int) -> dict[str, Any]:
     parts = [part.astype(np.uint8) for part in tensors]
     least = sum(entropy.entropy(np.bincount(part)) * len(part) / 8 for part in parts)
     zstd = [zstd_bytes(part.tobytes()) for part in parts]
-    coded = [entropy.encode(part, int(part.max()) + 1) for part in parts]
+    streams = [Stream(part.astype(np.uint16), int(part.max()) + 1) for part in parts]
+    sizes = [(len(stream.symbols), stream.alphabet) for stream in streams]
+    coded = entropy.encode(streams)
     levels = np.random.default_rng(1).standard_normal(256).astype(np.float32)
     weights = [levels[part] for part in parts]
-    packed = [arrays.encode(w.tobytes(), w.shape, 4) or b"" for w in weights]
+    packed = arrays.written([code for w in weights if (code := arrays.encode(w.tobytes(), w.shape, 4)) is not None])
     total = sum(map(len, parts))
     return {
         "case": case,
         "integers": total,
         "entropy_bytes": round(least),
-        "slimline_bytes": sum(map(len, coded)),
+        "slimline_bytes": len(coded),
         "huffman_bytes": round(sum(huffman_bytes(part) for part in parts)),
         "deflate_bytes": sum(len(zlib.compress(part.tobytes(), 9)) for part in parts),
         "zstd_bytes": None if None in zstd else sum(size or 0 for size in zstd),
-        "array_bytes": sum(map(len, packed)),
-        "encode_per_second": round(total / best(repeats, lambda: [entropy.encode(p, int(p.max()) + 1) for p in parts])),
-        "decode_per_second": round(
-            total
-            / best(
-                repeats,
-                lambda: [entropy.decode(c, len(p), int(p.max()) + 1) for c, p in zip(coded, parts, strict=True)],
-            )
-        ),
+        "array_bytes": len(packed),
+        "encode_per_second": round(total / best(repeats, lambda: entropy.encode(streams))),
+        "decode_per_second": round(total / best(repeats, lambda: entropy.decode(coded, sizes))),
         "weights_bytes_per_second": round(
-            4
-            * total
-            / best(repeats, lambda: [arrays.decode(c, w.nbytes, 4) for c, w in zip(packed, weights, strict=True)])
+            4 * total / best(repeats, lambda: arrays.read(packed, [(w.nbytes, 4) for w in weights]))
         ),
     }
 

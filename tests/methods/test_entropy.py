@@ -10,8 +10,29 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from slimline.methods import entropy
-from slimline.methods.entropy import ALPHABET, LANES, Corrupt, decode, encode, frequencies
+from slimline.methods.entropy import ALPHABET, LANES, Corrupt, Stream, frequencies
 from tests.fuzz.mutate import damaged_bytes
+
+
+def encode(symbols: np.ndarray, alphabet: int) -> bytes:
+    return entropy.encode([Stream(symbols, alphabet)])
+
+
+def decode(content: bytes, count: int, alphabet: int) -> np.ndarray:
+    return entropy.decode(content, [(count, alphabet)])[0]
+
+
+@given(st.lists(st.tuples(st.integers(0, 400), st.integers(1, 40), st.floats(0, 1)), max_size=9), st.integers(0, 2**31))
+def test_streams_share_one_code(streams: list[tuple[int, int, float]], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    drawn = [
+        Stream(np.where(rng.random(n) < zeros, 0, rng.integers(0, alphabet, n)).astype(np.uint16), alphabet)
+        for n, alphabet, zeros in streams
+    ]
+    content = entropy.encode(drawn)
+    again = entropy.decode(content, [(n, alphabet) for n, alphabet, _ in streams])
+    assert all(np.array_equal(a, b.symbols) for a, b in zip(again, drawn, strict=True))
+    assert len(content) <= sum(stream.bytes for stream in drawn) + 40 + 4 * len(drawn)
 
 
 @settings(max_examples=40)

@@ -1,15 +1,19 @@
 """Entropy coding of integers by range asymmetric numeral systems (rANS), vectorised.
 
-Symbols are dealt out to *lanes*, each a coder of its own, which all read the same words by turns, so that numpy codes
-as many symbols at once as there are lanes. One table of frequencies serves all. Of integers that are drawn
-independently the code is as long as their entropy but for the table and two bytes or so a lane.
+Symbols come in *streams*, each with its own table of frequencies. They are dealt out to *lanes*, each a coder of its
+own for a run of one stream, which all read the same words by turns, so that numpy codes as many symbols at once as
+there are lanes, of however many streams. Of integers that are drawn independently the code is as long as their entropy
+but for the tables and two bytes or so a lane.
 
 Duda 2013, arXiv:1311.2540; Giesen 2014, arXiv:1402.3392 (interleaved coders).
 """
 
 from __future__ import annotations
 
+import math
 import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,14 +25,40 @@ PRECISION = 14
 ALPHABET = 1 << 12
 """The most symbols that there may be."""
 LANES = 4096
+"""Beside one of each stream, the most lanes that an encoder takes."""
+_LEAST_PRECISION = 8
 _LOW, _WORD = 1 << 16, 16  # a lane's state lies in [_LOW, _LOW << _WORD); words are shifted in and out of it
 _BITS_PER_LANE = 16 * 150  # so that what a lane costs, some 16 bits, is two thirds of a percent
 _STEPS = 1 << 14  # that a lane does at most where there are lanes left: each costs what numpy takes for a call
-_HEAD = struct.Struct("<BH")  # precision, lanes
+_HEAD = struct.Struct("<I")  # steps
 
 
 class Corrupt(Exception):
     """A code that no encoder wrote."""
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Symbols to be coded.
+
+    Attributes
+    ----------
+    symbols : ``(n,)`` of uint16, below `alphabet`.
+    alphabet : 1 to `ALPHABET`.
+    """
+
+    symbols: Array
+    alphabet: int
+
+    @property
+    def bytes(self) -> int:
+        """What it takes, nearly."""
+        if not len(self.symbols) or self.alphabet == 1:
+            return 0
+        counts = np.bincount(self.symbols, minlength=self.alphabet)
+        bits = entropy(counts) * len(self.symbols)
+        table = _varints(frequencies(counts, _precision(len(self.symbols), self.alphabet)))
+        return 5 + len(table) + math.ceil(bits / 8 * (1 + 16 / _BITS_PER_LANE))
 
 
 def entropy(counts: Array) -> float:
@@ -62,97 +92,177 @@ def frequencies(counts: Array, precision: int = PRECISION) -> Array:
     return table
 
 
-def encode(symbols: Array, alphabet: int) -> bytes:
-    """The code of `symbols`, integers in ``[0, alphabet)``; `decode` is told their number and `alphabet` again.
+def _precision(count: int, alphabet: int) -> int:
+    return min(PRECISION, max(_LEAST_PRECISION, count.bit_length(), (alphabet - 1).bit_length() + 1))
 
-    Parameters
+
+@dataclass(frozen=True)
+class _Lanes:
+    """Which symbols of which stream each lane codes: all lanes of `steps` symbols first, stream by stream, then the
+    shorter ones, of each stream at most one, the longest first.
+
+    Attributes
     ----------
-    symbols : ``(n,)``, of an unsigned type.
-    alphabet : 1 to `ALPHABET`.
+    owner, length : of each lane, its stream and its number of symbols.
+    full : of each stream, its lanes of `steps` symbols: the first, and the one behind the last.
+    short : of each stream, its shorter lane, or -1.
+    active : at each step, how many lanes have not ended.
     """
-    count = len(symbols)
-    if not count or alphabet == 1:
+
+    owner: Array
+    length: Array
+    full: Array
+    short: Array
+    active: Array
+
+    @classmethod
+    def of(cls, counts: Sequence[int], steps: int) -> _Lanes:
+        """For streams of so many symbols."""
+        sizes = np.asarray(counts, np.int64)
+        whole, rest = np.divmod(sizes, steps)
+        ends = np.cumsum(whole)
+        streams = np.flatnonzero(rest)
+        ordered = streams[np.argsort(-rest[streams], kind="stable")]
+        short = np.full(len(sizes), -1)
+        short[ordered] = ends[-1] + np.arange(len(ordered))
+        owner = np.concatenate([np.repeat(np.arange(len(sizes)), whole), ordered])
+        length = np.concatenate([np.full(ends[-1], steps), rest[ordered]])
+        active = np.searchsorted(-length, -np.arange(steps), side="left")
+        return cls(owner, length, np.stack([ends - whole, ends], axis=1), short, active)
+
+    def deal(self, number: int, symbols: Array, dealt: Array) -> None:
+        """Put the symbols of a stream into the columns of its lanes in `dealt`, ``(steps, lanes)``."""
+        first, last = self.full[number]
+        steps = len(dealt)
+        head = (last - first) * steps
+        dealt[:, first:last] = symbols[:head].reshape(-1, steps).T
+        if (lane := self.short[number]) >= 0:
+            dealt[: len(symbols) - head, lane] = symbols[head:]
+
+    def collect(self, number: int, dealt: Array) -> Array:
+        """The symbols that `deal` was given."""
+        first, last = self.full[number]
+        head = np.ascontiguousarray(dealt[:, first:last].T).ravel()
+        lane = self.short[number]
+        return head if lane < 0 else np.concatenate([head, dealt[: self.length[lane], lane]])
+
+
+def encode(streams: Sequence[Stream]) -> bytes:
+    """The code of all symbols of all streams; `decode` is told their numbers and alphabets again."""
+    coded = [stream for stream in streams if len(stream.symbols) and stream.alphabet > 1]
+    if not coded:
         return b""
-    counts = np.bincount(symbols, minlength=alphabet)
-    precision = min(PRECISION, max(8, count.bit_length(), (alphabet - 1).bit_length() + 1))
-    table = frequencies(counts, precision)
-    lanes = _lanes(count, entropy(counts) * count)
-    words, states = _push(symbols, table, precision, lanes)
-    return b"".join((_HEAD.pack(precision, lanes), _varints(table), states.tobytes(), words.tobytes()))
+    counts = [len(stream.symbols) for stream in coded]
+    seen = [np.bincount(stream.symbols, minlength=stream.alphabet) for stream in coded]
+    bits = sum(entropy(each) * count for each, count in zip(seen, counts, strict=True))
+    steps = _steps(sum(counts), bits)
+    precisions = [_precision(count, stream.alphabet) for count, stream in zip(counts, coded, strict=True)]
+    tables = [frequencies(each, precision) for each, precision in zip(seen, precisions, strict=True)]
+    lanes = _Lanes.of(counts, steps)
+    dealt = np.zeros((steps, len(lanes.owner)), np.uint16)
+    for number, stream in enumerate(coded):
+        lanes.deal(number, stream.symbols, dealt)
+    words, states = _push(dealt, lanes, tables, precisions)
+    described = [bytes([precision]) + _varints(table) for precision, table in zip(precisions, tables, strict=True)]
+    return b"".join((_HEAD.pack(steps), *described, states.tobytes(), words.tobytes()))
 
 
-def _lanes(count: int, bits: float) -> int:
-    return int(min(LANES, count, max(1, bits // _BITS_PER_LANE, -(-count // _STEPS))))
+def _steps(symbols: int, bits: float) -> int:
+    lanes = min(LANES, max(1, math.ceil(bits / _BITS_PER_LANE), -(-symbols // _STEPS)))
+    return -(-symbols // lanes)
 
 
-def _push(symbols: Array, table: Array, precision: int, lanes: int) -> tuple[Array, Array]:
+def _push(dealt: Array, lanes: _Lanes, tables: Sequence[Array], precisions: Sequence[int]) -> tuple[Array, Array]:
     """The words and the final states, both little-endian."""
-    starts = np.cumsum(table) - table
-    frequency, start = table.astype(np.uint64)[symbols], starts.astype(np.uint64)[symbols]
-    limit = frequency << np.uint64(32 - precision)
-    state = np.full(lanes, _LOW, np.uint64)
-    mask, word, shift = np.uint64(_LOW - 1), np.uint64(_WORD), np.uint64(precision)
+    frequency_of = np.concatenate(tables).astype(np.uint64)
+    start_of = np.concatenate([np.cumsum(table) - table for table in tables]).astype(np.uint64)
+    sizes = np.array([len(table) for table in tables])
+    base = (np.cumsum(sizes) - sizes)[lanes.owner]
+    shift = np.array(precisions, np.uint64)[lanes.owner]
+    room = np.uint64(32) - shift
+    state = np.full(len(lanes.owner), _LOW, np.uint64)
+    mask, word = np.uint64(_LOW - 1), np.uint64(_WORD)
     blocks = []
-    for first in range((len(symbols) - 1) // lanes * lanes, -1, -lanes):
-        part = slice(first, first + lanes)
-        x, f = state[: len(frequency[part])], frequency[part]
-        full = np.flatnonzero(x >= limit[part])
+    for step in range(len(dealt) - 1, -1, -1):
+        here = lanes.active[step]
+        place = dealt[step, :here] + base[:here]
+        x, f = state[:here], frequency_of[place]
+        full = np.flatnonzero(x >= f << room[:here])
         if full.size:
             blocks.append((x[full] & mask).astype("<u2"))
             x[full] >>= word
         quotient = x // f
-        x[:] = (quotient << shift) + (x - quotient * f) + start[part]
+        x[:] = (quotient << shift[:here]) + (x - quotient * f) + start_of[place]
     blocks.reverse()
     return np.concatenate(blocks) if blocks else np.empty(0, "<u2"), state.astype("<u4")
 
 
-def decode(content: bytes | memoryview, count: int, alphabet: int) -> Array:
-    """The symbols, ``(count,)`` of uint16.
+def decode(content: bytes | memoryview, sizes: Sequence[tuple[int, int]]) -> list[Array]:
+    """The symbols of every stream, uint16.
+
+    Parameters
+    ----------
+    sizes : of every stream, the number of its symbols and its alphabet.
 
     Raises
     ------
-    Corrupt : `content` is no code of so many symbols of this alphabet.
+    Corrupt : `content` is no code of so many symbols of these alphabets.
     """
-    if not count or alphabet == 1:
-        if len(content):
-            raise Corrupt("a code of nothing that is not empty")
-        return np.zeros(count, np.uint16)
+    coded = [(count, alphabet) for count, alphabet in sizes if count and alphabet > 1]
+    symbols = iter(_decoded(content, coded) if coded else [])
+    if not coded and len(content):
+        raise Corrupt("a code of nothing that is not empty")
+    return [next(symbols) if n and alphabet > 1 else np.zeros(n, np.uint16) for n, alphabet in sizes]
+
+
+def _decoded(content: bytes | memoryview, sizes: Sequence[tuple[int, int]]) -> list[Array]:
     if len(content) < _HEAD.size:
         raise Corrupt("a code without its head")
-    precision, lanes = _HEAD.unpack_from(content)
-    if not 8 <= precision <= PRECISION:
-        raise Corrupt("a code of another precision than any encoder takes")
-    if not 1 <= lanes <= min(LANES, count) or (-(-count // lanes) > _STEPS and lanes < LANES):
-        raise Corrupt("a code of as many lanes as no encoder takes")
-    table, at = _from_varints(content, _HEAD.size, alphabet)
-    if table.sum() != 1 << precision:
-        raise Corrupt("a table of frequencies that add up to something else")
-    if at + 4 * lanes > len(content) or (len(content) - at) % 2:
+    (steps,) = _HEAD.unpack_from(content)
+    total = sum(count for count, _ in sizes)
+    if not 1 <= steps <= max(min(total, _STEPS), -(-total // LANES)):
+        raise Corrupt("a code of as many steps as no encoder takes")
+    tables, precisions, at = [], [], _HEAD.size
+    for _, alphabet in sizes:
+        if at >= len(content) or not _LEAST_PRECISION <= content[at] <= PRECISION:
+            raise Corrupt("a code of another precision than any encoder takes")
+        precisions.append(content[at])
+        table, at = _from_varints(content, at + 1, alphabet)
+        if table.sum() != 1 << precisions[-1]:
+            raise Corrupt("a table of frequencies that add up to something else")
+        tables.append(table)
+    number = sum(-(-count // steps) for count, _ in sizes)
+    if at + 4 * number > len(content) or (len(content) - at) % 2:
         raise Corrupt("a code that ends too early")
-    states = np.frombuffer(content, "<u4", lanes, at)
-    words = np.frombuffer(content, "<u2", offset=at + 4 * lanes)
-    return _pop(words, states, table, precision, count)
+    states = np.frombuffer(content, "<u4", number, at)
+    words = np.frombuffer(content, "<u2", offset=at + 4 * number)
+    lanes = _Lanes.of([count for count, _ in sizes], steps)
+    dealt = _pop(words, states, lanes, tables, precisions)
+    return [lanes.collect(stream, dealt) for stream in range(len(sizes))]
 
 
-def _pop(words: Array, states: Array, table: Array, precision: int, count: int) -> Array:
-    lanes, total = len(states), len(words)
+def _pop(words: Array, states: Array, lanes: _Lanes, tables: Sequence[Array], precisions: Sequence[int]) -> Array:
+    """The symbols as they were dealt, ``(steps, lanes)``."""
     state = states.astype(np.int64)  # as wide as an index, so that nothing is converted on the way
     if (state < _LOW).any():
         raise Corrupt("a state that no encoder leaves")
-    starts = np.cumsum(table) - table
-    symbol_at = np.repeat(np.arange(len(table), dtype=np.uint16), table)
-    frequency_at = np.repeat(table, table)
-    offset_at = np.arange(len(symbol_at)) - np.repeat(starts, table)
-    symbols = np.empty(count, np.uint16)
-    last = (1 << precision) - 1
-    slots, factors = np.empty(lanes, np.int64), np.empty(lanes, np.int64)
-    at = 0
-    for first in range(0, count, lanes):
-        here = min(lanes, count - first)
+    symbol_at = np.concatenate([np.repeat(np.arange(len(table), dtype=np.uint16), table) for table in tables])
+    frequency_at = np.concatenate([np.repeat(table, table) for table in tables])
+    offset_at = np.concatenate(
+        [np.arange(table.sum()) - np.repeat(np.cumsum(table) - table, table) for table in tables]
+    )
+    ranges = np.array([1 << precision for precision in precisions])
+    base, last = (np.cumsum(ranges) - ranges)[lanes.owner], ranges[lanes.owner] - 1
+    shift = np.array(precisions)[lanes.owner]
+    dealt = np.empty((len(lanes.active), len(state)), np.uint16)
+    slots, factors = np.empty_like(state), np.empty_like(state)
+    at, total = 0, len(words)
+    for step, here in enumerate(lanes.active):
         x, slot, factor = state[:here], slots[:here], factors[:here]
-        np.bitwise_and(x, last, out=slot)  # within the tables, so that mode="clip" only spares a check
-        symbol_at.take(slot, out=symbols[first : first + here], mode="clip")
-        x >>= precision
+        np.bitwise_and(x, last[:here], out=slot)
+        slot += base[:here]  # within the lane's table: mode="clip" only spares a check
+        symbol_at.take(slot, out=dealt[step, :here], mode="clip")
+        x >>= shift[:here]
         x *= frequency_at.take(slot, out=factor, mode="clip")
         x += offset_at.take(slot, out=factor, mode="clip")
         empty = np.flatnonzero(x < _LOW)
@@ -164,7 +274,7 @@ def _pop(words: Array, states: Array, table: Array, precision: int, count: int) 
             at = following
     if at != total or (state != _LOW).any():
         raise Corrupt("a code that goes on behind its last symbol")
-    return symbols
+    return dealt
 
 
 def _varints(table: Array) -> bytes:

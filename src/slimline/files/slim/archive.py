@@ -5,7 +5,7 @@
     "SLIM", version (1 byte), length of the header (4 bytes, little-endian)
     header: JSON, see `Header`
     what is in no array, deflated
-    the codes of the arrays, one behind the other
+    the arrays, see `slimline.files.slim.arrays`
     SHA-256 of all before
 
 A file comes back byte for byte. What an archive says of sizes is bounded before anything is allocated, and held against
@@ -32,7 +32,7 @@ from slimline.files.strictjson import Malformed
 
 SUFFIX = ".slim"
 VERSION = 1
-FREE_BYTES, RATIO = 256 << 20, 1000
+FREE_BYTES, RATIO = 64 << 20, 1000
 """What an archive may unpack to: so many bytes, or so many times its size if that is more."""
 LONGEST_HEADER = 16 << 20
 _MAGIC = b"SLIM"
@@ -68,14 +68,13 @@ class Span:
 
 
 class Part(BaseModel):
-    """A coded array: where in the file, its bytes there, those of one number, and those of its code."""
+    """A coded array: where in the file it is, its bytes there, and those of one number."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     at: Size
     size: Size
     width: Literal[1, 2, 4, 8]
-    code: Size
 
 
 class Header(BaseModel):
@@ -112,7 +111,7 @@ def pack(content: bytes, suffix: str, spans: Sequence[Span]) -> bytes:
         code = arrays.encode(numbers, span.shape, span.width, span.grids)
         if code is None:
             continue
-        parts.append(Part(at=span.at, size=span.size, width=span.width, code=len(code)))  # type: ignore[arg-type]
+        parts.append(Part(at=span.at, size=span.size, width=span.width))  # type: ignore[arg-type]
         codes.append(code)
         rest.append(content[end : span.at])
         end = span.at + span.size
@@ -126,7 +125,7 @@ def pack(content: bytes, suffix: str, spans: Sequence[Span]) -> bytes:
         parts=tuple(parts),
     )
     text = header.model_dump_json().encode()
-    body = b"".join((_START.pack(_MAGIC, VERSION, len(text)), text, deflated, *codes))
+    body = b"".join((_START.pack(_MAGIC, VERSION, len(text)), text, deflated, arrays.written(codes)))
     archive = body + hashlib.sha256(body).digest()
     if unpack(archive, "the archive")[1] != content:
         raise SlimlineError("The model cannot be packed: its archive does not give it back; report this to slimline.")
@@ -156,8 +155,8 @@ def read_header(archive: bytes, where: str) -> tuple[Header, int]:
     header = json_models.validate(Header, archive[_START.size : end], where)
     if header.size > max(FREE_BYTES, RATIO * len(archive)):
         raise json_models.damaged(where, f"it unpacks to {header.size:,} bytes from {len(archive):,}")
-    if header.rest + sum(part.code for part in header.parts) != len(archive) - _DIGEST - end:
-        raise json_models.damaged(where, "it holds another number of bytes than it says")
+    if header.rest > len(archive) - _DIGEST - end:
+        raise json_models.damaged(where, "it holds fewer bytes than it says")
     return header, end
 
 
@@ -171,24 +170,28 @@ def unpack(archive: bytes, where: str) -> tuple[Header, bytes]:
     header, at = read_header(archive, where)
     view = memoryview(archive)
     try:
-        rest = memoryview(_inflated(view[at : at + header.rest], header.size - sum(p.size for p in header.parts)))
-        at += header.rest
-        pieces: list[bytes | memoryview] = []
-        end = taken = 0
+        end = 0
         for part in header.parts:
             if part.at < end or part.at + part.size > header.size:
                 raise Malformed("holds arrays that overlap, or lie outside of the file")
+            end = part.at + part.size
+        rest = memoryview(_inflated(view[at : at + header.rest], header.size - sum(p.size for p in header.parts)))
+        coded = view[at + header.rest : -_DIGEST]
+        pieces: list[bytes | memoryview] = []
+        end = taken = 0
+        decoded = arrays.read(coded, [(part.size, part.width) for part in header.parts])
+        for part, content in zip(header.parts, decoded, strict=True):
             before = part.at - end
-            pieces += [rest[taken : taken + before], arrays.decode(view[at : at + part.code], part.size, part.width)]
-            at, taken, end = at + part.code, taken + before, part.at + part.size
-        content = b"".join((*pieces, rest[taken:]))
+            pieces += [rest[taken : taken + before], content]
+            taken, end = taken + before, part.at + part.size
+        whole = b"".join((*pieces, rest[taken:]))
     except Malformed as reason:
         raise json_models.damaged(where, f"it {reason}") from reason
     except MemoryError as reason:
         raise SlimlineError(f"There is not enough memory to unpack {where}: close other programs.") from reason
-    if len(content) != header.size or hashlib.sha256(content).hexdigest() != header.sha256:
+    if len(whole) != header.size or hashlib.sha256(whole).hexdigest() != header.sha256:
         raise json_models.damaged(where, "it does not give the file that was packed")
-    return header, content
+    return header, whole
 
 
 def _inflated(deflated: memoryview, size: int) -> bytes:

@@ -11,13 +11,14 @@ ways to write it that fit, the shortest is taken:
 `SPARSE`     where the words are that are not zero, and these in one of the other ways
 =========== ===========================================================================================
 
-Everything that is read is held against the size of the array before memory is taken for it.
+Each way is a head, bytes as they are, and streams of symbols; those of all arrays share one code (`methods.entropy`),
+which comes behind all heads. What is read is held against the size of its array before memory is taken for it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,7 @@ import numpy as np
 
 from slimline.files.strictjson import Malformed
 from slimline.methods import entropy
+from slimline.methods.entropy import Stream
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -51,7 +53,29 @@ class Grid:
     scale: Array
 
 
-def encode(content: bytes, shape: Sequence[int], width: int, grids: Sequence[Grid] = ()) -> bytes | None:
+@dataclass(frozen=True)
+class Code:
+    """A way to write an array.
+
+    Attributes
+    ----------
+    head : its bytes.
+    streams : of symbols, that the head says how to read.
+    """
+
+    head: bytes
+    streams: tuple[Stream, ...] = ()
+
+    @property
+    def bytes(self) -> int:
+        """What it takes, nearly."""
+        return len(self.head) + sum(stream.bytes for stream in self.streams)
+
+    def __add__(self, other: Code) -> Code:
+        return Code(self.head + other.head, self.streams + other.streams)
+
+
+def encode(content: bytes, shape: Sequence[int], width: int, grids: Sequence[Grid] = ()) -> Code | None:
     """The shortest code of an array; None where none is shorter than the array itself.
 
     Parameters
@@ -64,22 +88,28 @@ def encode(content: bytes, shape: Sequence[int], width: int, grids: Sequence[Gri
         return None
     words = np.frombuffer(content, f"<u{width}")
     nonzero = words != 0
+    count = int(np.count_nonzero(nonzero))
     ways = _dense(words, shape, grids)
-    if 0 < np.count_nonzero(nonzero) <= _DENSEST * len(words):
+    if 0 < count <= _DENSEST * len(words):
         positions = _bytes(np.packbits(nonzero, bitorder="little"))
-        inner = min(_dense(words[nonzero], (int(np.count_nonzero(nonzero)),), ()), key=len)
-        ways.append(bytes([SPARSE]) + _number(int(np.count_nonzero(nonzero))) + positions + inner)
-    best = min(ways, key=len)
-    return best if len(best) < len(content) else None
+        ways += [Code(bytes([SPARSE]) + _number(count)) + positions + way for way in _dense(words[nonzero], (count,))]
+    sizes = [way.bytes for way in ways]
+    shortest = int(np.argmin(sizes))
+    return ways[shortest] if sizes[shortest] < len(content) else None
 
 
-def _dense(words: Array, shape: Sequence[int], grids: Sequence[Grid]) -> list[bytes]:
+def written(codes: Sequence[Code]) -> bytes:
+    """Arrays that are written one behind the other; `read` gives them back."""
+    return b"".join(code.head for code in codes) + entropy.encode([s for code in codes for s in code.streams])
+
+
+def _dense(words: Array, shape: Sequence[int], grids: Sequence[Grid] = ()) -> list[Code]:
     """Every way to write words that are not sparse, at least one."""
     ways = []
     distinct, codes = np.unique(words, return_inverse=True)
     if len(distinct) <= entropy.ALPHABET and len(distinct) <= max(2, len(words) // 2):
         head = bytes([PALETTE]) + _number(len(distinct)) + distinct.tobytes()
-        ways.append(head + _stream(codes.ravel(), len(distinct)))
+        ways.append(Code(head, (_stream(codes, len(distinct)),)))
     if words.itemsize == 1 or len(distinct) > _FEW or not ways:
         ways.append(_planes(words))
     ways += [way for grid in grids if (way := _on_grid(words, shape, grid)) is not None]
@@ -88,12 +118,14 @@ def _dense(words: Array, shape: Sequence[int], grids: Sequence[Grid]) -> list[by
     return ways
 
 
-def _planes(words: Array) -> bytes:
-    planes = words.view(np.uint8).reshape(len(words), -1).T
-    return bytes([PLANES]) + b"".join(_bytes(np.ascontiguousarray(plane)) for plane in planes)
+def _planes(words: Array) -> Code:
+    code = Code(bytes([PLANES]))
+    for plane in words.view(np.uint8).reshape(len(words), -1).T:
+        code += _bytes(np.ascontiguousarray(plane))
+    return code
 
 
-def _palettes(words: Array, shape: Sequence[int], layout: int) -> bytes | None:
+def _palettes(words: Array, shape: Sequence[int], layout: int) -> Code | None:
     """With a palette for each position of an axis; None where that has too many distinct words to pay."""
     if len(shape) < 2:
         return None
@@ -106,10 +138,10 @@ def _palettes(words: Array, shape: Sequence[int], layout: int) -> bytes | None:
         return None
     codes = np.stack([np.unique(row, return_inverse=True)[1].ravel() for row in rows])
     head = bytes([PALETTES, layout]) + _number(len(rows)) + b"".join(_number(int(n)) for n in counts)
-    return head + ordered[new].tobytes() + _stream(codes.ravel(), int(counts.max()))
+    return Code(head + ordered[new].tobytes(), (_stream(codes, int(counts.max())),))
 
 
-def _on_grid(words: Array, shape: Sequence[int], grid: Grid) -> bytes | None:
+def _on_grid(words: Array, shape: Sequence[int], grid: Grid) -> Code | None:
     """As multiples of scales; None where they are none, or need more symbols than there are."""
     if words.itemsize != 4:
         return None
@@ -128,7 +160,7 @@ def _on_grid(words: Array, shape: Sequence[int], grid: Grid) -> bytes | None:
         return None
     alphabet = int(codes.max()) + 1
     head = bytes([GRID, layout]) + _number(count) + grid.scale.astype("<f4").tobytes()
-    return head + _number(-low + entropy.ALPHABET) + _number(alphabet) + _stream(codes.ravel(), alphabet)
+    return Code(head + _number(entropy.ALPHABET - low) + _number(alphabet), (_stream(codes, alphabet),))
 
 
 def _multiplied(codes: Array, low: int, scale: Array) -> Array:
@@ -144,15 +176,14 @@ def _unrowed(rows: Array, layout: int) -> Array:
     return np.ascontiguousarray(rows.T if layout == _LAST else rows).ravel()
 
 
-def _stream(symbols: Array, alphabet: int) -> bytes:
-    content = entropy.encode(symbols.astype(np.uint16), alphabet)
-    return _number(len(content)) + content
+def _stream(symbols: Array, alphabet: int) -> Stream:
+    return Stream(symbols.ravel().astype(np.uint16), alphabet)
 
 
-def _bytes(content: Array) -> bytes:
+def _bytes(content: Array) -> Code:
     """Bytes, coded if that is shorter."""
     coded = _stream(content, 256)
-    return bytes([_CODED]) + coded if len(coded) < len(content) else bytes([_RAW]) + content.tobytes()
+    return Code(bytes([_CODED]), (coded,)) if coded.bytes < len(content) else Code(bytes([_RAW]) + content.tobytes())
 
 
 def _number(value: int) -> bytes:
@@ -165,32 +196,45 @@ def _number(value: int) -> bytes:
     return bytes(parts)
 
 
-def decode(content: bytes | memoryview, size: int, width: int) -> bytes:
-    """The `size` bytes of an array that `encode` wrote.
+def read(content: bytes | memoryview, sizes: Sequence[tuple[int, int]]) -> list[bytes]:
+    """The bytes of arrays that were `written`.
+
+    Parameters
+    ----------
+    sizes : of every array, its bytes and those of one of its numbers.
 
     Raises
     ------
-    Malformed : it wrote no such code.
+    Malformed : no such arrays.
     """
-    if width not in WIDTHS or size % width:
-        raise Malformed("codes an array of another size than its numbers have")
     reader = _Reader(memoryview(content))
+    arrays = []
+    for size, width in sizes:
+        if width not in WIDTHS or size % width:
+            raise Malformed("codes an array of another size than its numbers have")
+        arrays.append(reader.array(size // width, np.dtype(f"<u{width}")))
     try:
-        words = reader.array(size // width, np.dtype(f"<u{width}"))
+        reader.decode()
     except entropy.Corrupt as reason:
         raise Malformed(f"holds {reason}") from reason
-    reader.finish()
-    return words.tobytes()
+    return [array().tobytes() for array in arrays]
+
+
+Later = Callable[[], Array]
+"""An array that can be computed once the streams are decoded."""
 
 
 class _Reader:
+    """Reads heads, and notes which streams they have."""
+
     def __init__(self, content: memoryview) -> None:
         self._content, self._at = content, 0
+        self._sizes: list[tuple[int, int]] = []
+        self._symbols: list[Array] = []
 
-    def finish(self) -> None:
-        """Refuse what follows an array."""
-        if self._at != len(self._content):
-            raise Malformed("codes an array in bytes that go on behind it")
+    def decode(self) -> None:
+        """Decode the streams, from what is left."""
+        self._symbols = entropy.decode(self._content[self._at :], self._sizes)
 
     def take(self, size: int) -> memoryview:
         """The next bytes."""
@@ -218,56 +262,89 @@ class _Reader:
         """The next words, as they are."""
         return np.frombuffer(self.take(count * dtype.itemsize), dtype)
 
-    def stream(self, count: int, alphabet: int) -> Array:
-        """The next symbols."""
-        return entropy.decode(self.take(self.number(0, len(self._content))), count, alphabet)
+    def stream(self, count: int, alphabet: int) -> Later:
+        """The next stream."""
+        self._sizes.append((count, alphabet))
+        number = len(self._sizes) - 1
+        return lambda: self._symbols[number]
 
-    def bytes(self, count: int) -> Array:
+    def bytes(self, count: int) -> Later:
         """The next bytes that `_bytes` wrote."""
         if self.number(_RAW, _CODED) == _RAW:
-            return np.frombuffer(self.take(count), np.uint8)
-        return self.stream(count, 256).astype(np.uint8)
+            plain = np.frombuffer(self.take(count), np.uint8)
+            return lambda: plain
+        symbols = self.stream(count, 256)
+        return lambda: symbols().astype(np.uint8)
 
-    def array(self, count: int, dtype: np.dtype[Any], sparse: bool = True) -> Array:
+    def array(self, count: int, dtype: np.dtype[Any], sparse: bool = True) -> Later:
         """The next `count` words."""
         kind = self.number(PALETTE, SPARSE if sparse else PLANES)
-        if kind == PALETTE:
-            palette = self.words(self.number(1, entropy.ALPHABET), dtype)
-            return palette[self.stream(count, len(palette))]
-        if kind == PALETTES:
-            return self._palettes(count, dtype)
-        if kind == GRID:
-            return self._grid(count, dtype)
-        if kind == PLANES:
-            planes = np.empty((count, dtype.itemsize), np.uint8)
-            for plane in range(dtype.itemsize):
-                planes[:, plane] = self.bytes(count)
-            return planes.reshape(-1).view(dtype)
-        held = self.number(0, count)
-        nonzero = np.unpackbits(self.bytes(-(-count // 8)), count=count, bitorder="little").astype(bool)
-        if np.count_nonzero(nonzero) != held:
-            raise Malformed("codes a sparse array of another number of places than it says")
-        words = np.zeros(count, dtype)
-        words[nonzero] = self.array(held, dtype, sparse=False)
-        return words
+        ways = {
+            PALETTE: self._palette,
+            PALETTES: self._palettes,
+            GRID: self._grid,
+            PLANES: self._planes,
+            SPARSE: self._sparse,
+        }
+        return ways[kind](count, dtype)
 
-    def _palettes(self, count: int, dtype: np.dtype[Any]) -> Array:
+    def _palette(self, count: int, dtype: np.dtype[Any]) -> Later:
+        palette = self.words(self.number(1, entropy.ALPHABET), dtype)
+        codes = self.stream(count, len(palette))
+        return lambda: palette[codes()]
+
+    def _palettes(self, count: int, dtype: np.dtype[Any]) -> Later:
         layout, rows = self.number(_FIRST, _LAST), self.number(1, max(count, 1))
         if count % rows:
             raise Malformed("codes an array by rows that it does not have")
         sizes = np.array([self.number(1, entropy.ALPHABET) for _ in range(rows)])
         palettes = self.words(int(sizes.sum()), dtype)
-        codes = self.stream(count, int(sizes.max())).reshape(rows, -1)
-        if (codes >= sizes[:, None]).any():
-            raise Malformed("codes an array by words that it does not hold")
-        return _unrowed(palettes[codes + (np.cumsum(sizes) - sizes)[:, None]], layout)
+        stream = self.stream(count, int(sizes.max()))
 
-    def _grid(self, count: int, dtype: np.dtype[Any]) -> Array:
+        def words() -> Array:
+            codes = stream().reshape(rows, -1)
+            if (codes >= sizes[:, None]).any():
+                raise Malformed("codes an array by words that it does not hold")
+            return _unrowed(palettes[codes + (np.cumsum(sizes) - sizes)[:, None]], layout)
+
+        return words
+
+    def _grid(self, count: int, dtype: np.dtype[Any]) -> Later:
         layout, rows = self.number(_FIRST, _WHOLE), self.number(1, max(count, 1))
         if count % rows or dtype.itemsize != 4:
             raise Malformed("codes an array by scales that it does not have")
         scale = self.words(rows, np.dtype("<f4"))
         low = entropy.ALPHABET - self.number(0, 2 * entropy.ALPHABET)
-        codes = self.stream(count, self.number(1, entropy.ALPHABET)).reshape(rows, -1)
-        with np.errstate(all="ignore"):
-            return _unrowed(_multiplied(codes, low, scale), layout).view(dtype)
+        codes = self.stream(count, self.number(1, entropy.ALPHABET))
+
+        def words() -> Array:
+            with np.errstate(all="ignore"):
+                return _unrowed(_multiplied(codes().reshape(rows, -1), low, scale), layout).view(dtype)
+
+        return words
+
+    def _planes(self, count: int, dtype: np.dtype[Any]) -> Later:
+        planes = [self.bytes(count) for _ in range(dtype.itemsize)]
+
+        def words() -> Array:
+            joined = np.empty((count, dtype.itemsize), np.uint8)
+            for number, plane in enumerate(planes):
+                joined[:, number] = plane()
+            return joined.reshape(-1).view(dtype)
+
+        return words
+
+    def _sparse(self, count: int, dtype: np.dtype[Any]) -> Later:
+        held = self.number(0, count)
+        positions = self.bytes(-(-count // 8))
+        inner = self.array(held, dtype, sparse=False)
+
+        def words() -> Array:
+            nonzero = np.unpackbits(positions(), count=count, bitorder="little").astype(bool)
+            if np.count_nonzero(nonzero) != held:
+                raise Malformed("codes a sparse array of another number of places than it says")
+            array = np.zeros(count, dtype)
+            array[nonzero] = inner()
+            return array
+
+        return words
