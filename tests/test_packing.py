@@ -6,6 +6,7 @@ import hashlib
 import json
 import random
 import struct
+import sys
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import slimline as sl
+from slimline import cli
 from slimline.basics.errors import SlimlineError
 from slimline.files.slim import archive, arrays
 from slimline.files.slim.archive import Span, pack, unpack
@@ -165,6 +167,23 @@ def test_a_quantized_model_is_stored_by_its_codes(suffix: str, models: dict[str,
     assert np.array_equal(loaded.predict(x[:50]), model.predict(x[:50]))
     file = model.save(tmp_path / f"net{suffix}")
     assert sl.pack(file, tmp_path / "file.slim").packed_bytes == packed.packed_bytes
+
+
+def test_commands_pack_and_unpack_and_read_archives(
+    trained: sl.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = trained.save(tmp_path / "net.pt2")
+    archived, again = tmp_path / "net.slim", tmp_path / "again.pt2"
+    for words, said in (
+        (["pack", str(file), "-o", str(archived)], "smaller than the model's"),
+        (["unpack", str(archived), "-o", str(again)], "again.pt2"),
+        (["inspect", str(archived)], "parameters"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["slimline", *words])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        assert not end.value.code and said in capsys.readouterr().out.replace("\n", " ")
+    assert again.read_bytes() == file.read_bytes()
 
 
 def test_weights_beside_an_onnx_file_are_no_part_of_it(tmp_path: Path) -> None:

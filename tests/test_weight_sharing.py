@@ -145,8 +145,15 @@ def test_what_has_no_meaning_is_refused(model: sl.Model) -> None:
             sl.WeightSharing(clusters=clusters)  # type: ignore[arg-type]
     refused = sl.preview(model, sl.WeightSharing(clusters=200))
     assert "0: it has 144 weights and no more, for 200 clusters" in str(refused)
-    with pytest.raises(SlimlineError, match="cannot follow StaticQuantization"):
-        parse("steps: [{step: StaticQuantization}, {step: WeightSharing}]")
+    for steps, words in (
+        ("{step: StaticQuantization}, {step: WeightSharing}", "cannot follow StaticQuantization"),
+        ("{step: WeightSharing}, {step: SparsePruning, amount: 0.5}", "cannot follow WeightSharing"),
+        ("{step: WeightSharing}, {step: Distillation}, {step: Distillation}", "unless it stands right behind"),
+    ):
+        with pytest.raises(SlimlineError, match=words):
+            parse(f"steps: [{steps}]")
+    with pytest.raises(SlimlineError, match="unless it stands right behind"):
+        sl.apply(sl.apply(model, sl.WeightSharing()), sl.Distillation())
 
 
 def test_strength_is_bits() -> None:

@@ -30,7 +30,8 @@ class WeightSharing(Step):
 
     Shapes and types stay, so that the model runs and is exported as before; what it buys is a file that `slimline.pack`
     makes small. A `Distillation` step right behind it trains the shared values: which weights share one stays fixed
-    (Han et al. 2016, Deep Compression, arXiv:1510.00149). Training that comes later takes the values apart again.
+    (Han et al. 2016, Deep Compression, arXiv:1510.00149). Other training, and pruning, would take the values apart:
+    they come before.
 
     Attributes
     ----------
@@ -47,7 +48,7 @@ class WeightSharing(Step):
     samples, batch_size : of calibration.
     """
 
-    kind = "sparse"
+    kind = "sharing"
     step: Literal["WeightSharing"] = "WeightSharing"
     clusters: Clusters = 32
     per: Literal["tensor", "channel"] = "tensor"
