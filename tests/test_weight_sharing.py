@@ -16,6 +16,7 @@ from slimline.evidence.grams import collect
 from slimline.graph.matrix import matrices as matrices_of
 from slimline.recipe.recipe import parse
 from slimline.steps.base import handler_of
+from slimline.steps.weight_sharing.centroids import LearnedCentroids
 from tests.digit_models import digits
 
 X, Y = digits(), load_digits().target
@@ -160,3 +161,30 @@ def test_strength_is_bits() -> None:
     handler = handler_of(sl.WeightSharing())
     counts = [handler.with_strength(sl.WeightSharing(), s).clusters for s in (0.01, 0.5, 0.99)]  # type: ignore[union-attr]
     assert counts == [246, 32, 4]
+
+
+def test_training_of_values_goes_on_from_its_state() -> None:
+    """As a run that was killed does: the same values as without an interruption."""
+
+    class Trainer:
+        def slopes(self) -> dict[str, np.ndarray]:
+            return {"w": np.arange(6, dtype=np.float32).reshape(2, 3) - 2}
+
+        def set_weights(self, weights: dict[str, np.ndarray]) -> None:
+            self.held = weights["w"]
+
+    weight = np.array([[0, 1, 1], [2, 0, 2]], np.float32)
+    groups = {"w": np.array([[-1, 0, 0], [1, -1, 1]])}
+    batch = ((np.zeros(1),), None)
+    through, trainer = LearnedCentroids(groups, {"w": weight}), Trainer()
+    for _ in range(4):
+        through.after(trainer, 0.1, batch)  # type: ignore[arg-type]
+    before, after = (LearnedCentroids(groups, {"w": weight}) for _ in range(2))
+    for _ in range(2):
+        before.after(trainer, 0.1, batch)  # type: ignore[arg-type]
+    after.restore(before.state(), trainer)  # type: ignore[arg-type]
+    for _ in range(2):
+        after.after(trainer, 0.1, batch)  # type: ignore[arg-type]
+    assert np.array_equal(after.values["w"], through.values["w"])
+    assert (trainer.held[weight == 0] == 0).all() and trainer.held[0, 1] == trainer.held[0, 2] > 1
+    assert trainer.held[1, 0] == trainer.held[1, 2] < 2
