@@ -24,6 +24,7 @@ from slimline.basics.plugins import plugins
 from slimline.runtimes.forms import EXPORTED_PROGRAM, ONNX, TENSORFLOW_FUNCTION
 
 if TYPE_CHECKING:
+    from slimline.files.slim.archive import Span
     from slimline.graph.edits import Edit
     from slimline.graph.ir import Graph
     from slimline.methods.outputs import Output
@@ -291,6 +292,14 @@ class Adapter(Protocol):
         """What `save` wrote (or a file of the framework's own): native, example inputs, metadata.
 
         `example` is for a file that holds none.
+        """
+
+    def spans(self, content: bytes) -> list[Span]:
+        """Where in a file that `open` reads, of these bytes, its arrays lie, as far as that can be said.
+
+        Raises
+        ------
+        SlimlineError : a file that is not whole by itself.
         """
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -10,7 +11,8 @@ import numpy as np
 
 from slimline.basics.arrays import examples
 from slimline.basics.errors import SlimlineError, unknown
-from slimline.frameworks.base import adapter_for, adapter_of
+from slimline.files.slim import archive
+from slimline.frameworks.base import adapter_for, adapter_of, written
 from slimline.graph.quantization import Quantization
 from slimline.model import parts as parted
 from slimline.model.model import Model
@@ -41,8 +43,8 @@ def load(
     Parameters
     ----------
     source : a `torch.nn.Module` or ExportedProgram, a `keras.Model`, an `onnx.ModelProto`, the path of a
-        ``.pt2``, ``.keras`` or ``.onnx`` file, or a `Model`, which is returned as it is. The user's object is never
-        changed.
+        ``.pt2``, ``.keras`` or ``.onnx`` file or of a ``.slim`` archive of one, or a `Model`, which is returned as it
+        is. The user's object is never changed.
     example_inputs : arrays or tensors ``(batch, …)``, one per input, or a dict of them by the inputs' names; needed for
         a torch module or a pickle of one.
     allow_pickle : whether a ``.pt`` or ``.pth`` file, which can run any code, may be opened.
@@ -72,12 +74,38 @@ def load(
         path = Path(source)
         if not path.is_file():
             raise SlimlineError(f"There is no model file {path}: check the path.")
+        if path.suffix == archive.SUFFIX:
+            return _unpacked(path, example_inputs)
         adapter = adapter_of(path)
         native, example, metadata = adapter.open(path, allow_pickle, inputs)
         return _checked(Model.restored(adapter, native, example, metadata))
     adapter = adapter_for(source)
     native, example = adapter.load(source, inputs, dynamic)
     return _checked(Model(adapter, native, example, masks=adapter.masks(source)))
+
+
+def _unpacked(path: Path, example_inputs: Any) -> Model:
+    suffix, content = packed_file(path)
+    with tempfile.TemporaryDirectory(prefix="slimline-") as folder:
+        file = Path(folder) / f"{path.stem}{suffix}"
+        file.write_bytes(content)
+        return load(file, example_inputs)
+
+
+def packed_file(path: Path) -> tuple[str, bytes]:
+    """The suffix and the bytes of the model file that an archive holds.
+
+    Raises
+    ------
+    SlimlineError : no archive, a damaged one, or one that holds no model file.
+    """
+    header, content = archive.unpack(archive.read(path), str(path))
+    if header.suffix not in written():
+        raise SlimlineError(
+            f"{path} holds a {header.suffix} file, which no framework here saves models in: pack a model of "
+            f"{', '.join(written())}."
+        )
+    return header.suffix, content
 
 
 def _checked(model: Model) -> Model:

@@ -24,6 +24,7 @@ warnings.filterwarnings("ignore", r"Layer '\S+\.\S+' .* mask attached to it", Us
 
 if TYPE_CHECKING:
     from slimline.basics.arrays import Example
+    from slimline.files.slim.archive import Span
     from slimline.frameworks.base import Batch, Trainer
     from slimline.graph.edits import Edit
     from slimline.graph.ir import Graph
@@ -207,6 +208,12 @@ class KerasAdapter:
         from slimline.frameworks.keras import save
 
         return save.open_(path, allow_pickle, example)
+
+    def spans(self, content: bytes) -> list[Span]:
+        """See `slimline.frameworks.keras.spans`."""
+        from slimline.frameworks.keras.spans import spans
+
+        return spans(content)
 
 
 adapter = KerasAdapter()

@@ -18,6 +18,7 @@ from slimline.graph.ir import Graph
 from slimline.runtimes.forms import ONNX
 
 if TYPE_CHECKING:
+    from slimline.files.slim.archive import Span
     from slimline.graph.edits import Edit
     from slimline.methods.outputs import Output
     from slimline.recipe.training import Training
@@ -169,6 +170,12 @@ class OnnxAdapter:
     ) -> tuple[Native, tuple[Array, ...], dict[str, Any]]:
         """See `save.open_`."""
         return save.open_(path, example)
+
+    def spans(self, content: bytes) -> list[Span]:
+        """See `slimline.frameworks.onnx.spans`."""
+        from slimline.frameworks.onnx.spans import spans
+
+        return spans(content)
 
 
 adapter = OnnxAdapter()

@@ -21,6 +21,7 @@ from slimline.graph.ir import Graph
 from slimline.runtimes.forms import EXPORTED_PROGRAM, ONNX
 
 if TYPE_CHECKING:
+    from slimline.files.slim.archive import Span
     from slimline.graph.edits import Edit
     from slimline.methods.outputs import Output
     from slimline.recipe.training import Training
@@ -203,6 +204,12 @@ class TorchAdapter:
     ) -> tuple[Native, tuple[Array, ...], dict[str, Any]]:
         """See `slimline.frameworks.torch.save.open_`."""
         return save.open_(path, allow_pickle, example)
+
+    def spans(self, content: bytes) -> list[Span]:
+        """See `slimline.frameworks.torch.spans`."""
+        from slimline.frameworks.torch.spans import spans
+
+        return spans(content)
 
 
 adapter = TorchAdapter()
