@@ -171,5 +171,4 @@ def test_embeddings_and_recurrent_layers() -> None:
     body += "s = Squeeze(h, zero) n = Relu(s) f = Gemm(n, a) y = Gemm(f, b)"
     own = weights(table=(9, 6), w=(1, 16, 6), r=(1, 16, 4), a=(4, 10), b=(10, 3)) | ints(zero=[0])
     plan = exact(sl.load(model(body, own, "int64[N,7] x")))
-    assert any("recurrent" in f.reason for f in plan.units.frozen)
-    assert sum(u.size for u in plan.units.units) == 10
+    assert sorted(u.size for u in plan.units.units) == [4, 6, 10]

@@ -53,6 +53,11 @@ def label(node: ir.Node) -> str:
     return node.op_type if standard(node) else f"{node.domain}::{node.op_type}"
 
 
+def named(node: ir.Node) -> str:
+    """What the neutral graph calls an operator: the first value that it makes."""
+    return next((str(output.name) for output in node.outputs if output.name), "")
+
+
 def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
     """The value of an attribute; text as text."""
     held = node.attributes.get(name)

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from slimline.basics.errors import SlimlineError
 from slimline.frameworks.base import Array
 from slimline.frameworks.onnx.native import Editor, Native
-from slimline.frameworks.onnx.operators import affine, counts, is_number, standard, stored
+from slimline.frameworks.onnx.operators import affine, counts, is_number, named, standard, stored
 from slimline.graph.ir import Node
 from slimline.graph.removal import Removal, take
 
@@ -43,7 +43,7 @@ def apply(native: Native, plan: Removal, example: tuple[Array, ...]) -> Native:
     neutral = {node.name: node for node in plan.graph.nodes}
     for node in list(editor.graph):
         edit = EDITS.get(node.op_type) if standard(node) else None
-        name = str(node.outputs[0].name)
+        name = named(node)
         if edit is not None and name in neutral and neutral[name].kind != "unknown":
             edit(surgery, node, neutral[name])
     result = editor.done()
@@ -98,6 +98,11 @@ def _groups(name: str) -> Edit:
             node.attributes[name] = ir.AttrInt64(name, after)
 
     return edit
+
+
+def _width(surgery: Surgery, node: ir.Node, neutral: Node) -> None:
+    if "hidden_size" in node.attributes:
+        node.attributes["hidden_size"] = ir.AttrInt64("hidden_size", surgery.plan.axis_size(neutral.name, "h"))
 
 
 def _sizes(index: int) -> Edit:
@@ -234,6 +239,9 @@ EDITS: dict[str, Edit] = {
     "Conv": _groups("group"),
     "ConvTranspose": _groups("group"),
     "GroupNormalization": _groups("num_groups"),
+    "LSTM": _width,
+    "GRU": _width,
+    "RNN": _width,
     "Reshape": _sizes(1),
     "Expand": _sizes(1),
     "ConstantOfShape": _sizes(0),
