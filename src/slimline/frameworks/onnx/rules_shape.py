@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from slimline.frameworks.onnx.call import Call
-from slimline.frameworks.onnx.operators import affine
+from slimline.frameworks.onnx.operators import affine, measured
 from slimline.frameworks.onnx.registry import rule, unknown, whole
 from slimline.graph import ops
 from slimline.graph.equation import parse
@@ -188,4 +188,8 @@ def _positions(call: Call) -> None:
 
 @rule("Shape", "Size")
 def _measured(call: Call) -> None:
-    unknown(call, "its sizes are computed with")
+    dims = measured(call.node)
+    if dims is None:
+        return unknown(call, "its sizes are computed with")
+    names = " ".join("." if d in dims else f"a{d}" for d in range(call.rank))
+    return call.emit("pool", call.tensors(0), {"equation": parse(f"{names} -> ."), "function": "other"})
