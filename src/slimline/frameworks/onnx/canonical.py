@@ -31,6 +31,7 @@ from slimline.basics.arrays import Example, in_order
 from slimline.basics.errors import NoExample, SlimlineError
 from slimline.frameworks.base import Array
 from slimline.frameworks.onnx import follow, sizes
+from slimline.frameworks.onnx.follow import Following
 from slimline.frameworks.onnx.native import Editor, Native, is_standard
 from slimline.frameworks.onnx.operators import (
     BATCH,
@@ -299,14 +300,14 @@ class _Folder:
         decided = self._decided()
         computed = [str(o.name) for node in decided for o in node.outputs if o.name]
         results = evaluate(self.editor.model, self.probes, computed)
-        fixed = follow.fixed(decided, results) if self.wide else {}
+        following = follow.follow(decided, results, follow.PLACES if self.wide else follow.LIMITS)
         for node in decided:
             for output in node.outputs:
                 read = any(user not in decided or is_number(user, index) for user, index in output.uses())
                 # What is made of sizes shall know the batch alone; that itself is asked of an input once.
                 read = read or (node.op_type in ("Shape", "Size") and not any(map(counts, _read_by(output))))
                 if output.name and (read or output.is_graph_output()):
-                    self._put(node, output, [result[str(output.name)] for result in results], fixed.get(output))
+                    self._put(node, output, [result[str(output.name)] for result in results], following.get(output))
         for node in list(self.graph):
             if is_standard(node, "Reshape"):
                 self._target(node)
@@ -323,28 +324,31 @@ class _Folder:
                 known.update(node.outputs)
         return decided
 
-    def _put(self, node: ir.Node, value: ir.Value, results: Sequence[Array], fixed: Array | None) -> None:
-        """`fixed` says which of the numbers no size changes, where more than the batch is free."""
+    def _put(self, node: ir.Node, value: ir.Value, results: Sequence[Any], following: Following | None) -> None:
         first = results[0]
-        told = affine(value)
-        if not isinstance(first, np.ndarray) or (told is not None and told.slope.any() and _tells(told, fixed)):
+        if not isinstance(first, np.ndarray):
             return
+        doubt = following is not None and bool(following.doubted.any())
         same = all(
             r.shape == first.shape and np.array_equal(r, first, equal_nan=first.dtype.kind == "f") for r in results
         )
-        if same and (fixed is None or fixed.all()):
+        if same and not doubt:
             sources = [stored(v) for v in node.inputs]
             if first.size <= max(FOLDED, *(0 if s is None else 2 * s.size for s in sources)):
                 self._become(node, value, first)
             return
-        if first.dtype.kind == "i" and first.ndim <= 1 and (line := self._line(results)) is not None:
+        told = affine(value)
+        if told is not None and told.slope.any() and (counts(told.factor) or _tells(told, following)):
+            return
+        whole = first.dtype.kind == "i" and first.ndim <= 1
+        if whole and not doubt and (line := self._line(results)) is not None:
             slope, start = line
             self.editor.redirect(value, self._affine(node, str(value.name), slope, start, first))
-        elif fixed is not None and first.dtype == np.int64 and first.ndim == 1 and fixed.shape == first.shape:
-            sized = any((user.op_type, index) in _SIZED for user, index in value.uses() if standard(user))
-            dims = measured(node)
+        elif whole and following is not None and (self.wide or doubt) and following.fixed.shape == first.shape != ():
+            fixed, dims = following.fixed, measured(node)
             apart = dims is not None and not fixed[[d for d in dims if d < len(fixed)]].any()
-            if sized or (node.op_type == "Shape" and not apart):
+            sized = any((user.op_type, index) in _SIZED for user, index in value.uses() if standard(user))
+            if first.dtype == np.int64 and (sized or (node.op_type == "Shape" and not apart)):
                 self._apart(node, value, fixed, first)
 
     def _apart(self, node: ir.Node, value: ir.Value, fixed: Array, first: Array) -> None:
@@ -424,9 +428,10 @@ class _Folder:
             self.editor.numbers(node, 1, np.where(counted, -1, start))
 
 
-def _tells(told: Affine, fixed: Array | None) -> bool:
+def _tells(told: Affine, following: Following | None) -> bool:
     """Whether the numbers that no size changes stand apart already."""
-    return fixed is None or fixed.shape != told.slope.shape or not told.slope[fixed].any()
+    fixed = None if following is None else following.fixed
+    return fixed is not None and fixed.shape == told.slope.shape and not told.slope[fixed].any()
 
 
 def _one_by_one(editor: Editor, node: ir.Node, sizes: Mapping[str, tuple[int, ...]]) -> None:

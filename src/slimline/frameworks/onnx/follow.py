@@ -7,49 +7,69 @@ that follows a size follows it, too.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Container, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
 
 from slimline.frameworks.onnx.operators import attribute, stored
 
-_LINEAR = frozenset({"Add", "Sub", "Mul", "Neg", "Sum", "Cast", "Identity"})
-_PLACES = frozenset({
-    "Div", "Mod", "Min", "Max", "Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual", "And", "Or", "Not",
-    "Where", "Floor", "Ceil", "Round", "Abs", "Sign", "Sqrt", "Clip",
-})  # fmt: skip
-_MOVES = frozenset({"Gather", "Slice", "Concat", "Unsqueeze", "Squeeze", "Reshape", "Flatten"})
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
+LIMITS = frozenset({"Min", "Max", "Clip"})
+"""Operators that end the growth of a number, place by place."""
+PLACES = LIMITS | {
+    "Div", "Mod", "Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual", "And", "Or", "Not", "Where", "Floor",
+    "Ceil", "Round", "Abs", "Sign", "Sqrt",
+}  # fmt: skip
+"""Operators that make something else of numbers than sums and products, place by place."""
+_LINEAR = frozenset({"Add", "Sub", "Mul", "Neg", "Sum", "Cast", "Identity"})
+_MOVES = frozenset({"Gather", "Slice", "Concat", "Unsqueeze", "Squeeze", "Reshape", "Flatten"})
+_SIMPLE = PLACES | _LINEAR | _MOVES | {"Shape", "Size"}
 
 
-def fixed(decided: Iterable[ir.Node], results: Sequence[Mapping[str, Any]]) -> dict[ir.Value, Bools]:
-    """Of every decided value, which of its numbers no size changes; of one that changes its shape, a single False.
+class Following(NamedTuple):
+    """How the numbers of a value follow sizes; a single element where it changes its shape.
+
+    Attributes
+    ----------
+    fixed : those that no size changes.
+    doubted : those of which what is the same at all sizes tried says nothing.
+    """
+
+    fixed: Bools
+    doubted: Bools
+
+
+def follow(
+    decided: Iterable[ir.Node], results: Sequence[Mapping[str, Any]], doubtful: Container[str]
+) -> dict[ir.Value, Following]:
+    """Of every decided value how its numbers follow sizes.
 
     Parameters
     ----------
     decided : operators on sizes and stored tensors, in their order.
     results : by name what they give, at every size tried.
+    doubtful : operators of which what they make of a number that follows a size is in doubt; where all of `PLACES` are,
+        any that is not known is, too.
     """
-    held: dict[ir.Value, Bools] = {}
-    doubted: dict[ir.Value, Bools] = {}
+    held: dict[ir.Value, Following] = {}
+    strict = "Div" in doubtful
     for node in decided:
-        moving = [v for v in node.inputs if v is not None and v in held]
+        moving = [held[v] for v in node.inputs if v is not None and v in held]
         for output in node.outputs:
             if not output.name:
                 continue
             same = _same([result[str(output.name)] for result in results])
-            doubt = np.zeros(same.shape, bool)
             if node.op_type in _MOVES:
-                doubt = _moved(node, held, doubted, same.shape)
-            elif node.op_type in _LINEAR:
-                doubt = _spread([doubted[v] for v in moving], same.shape)
-            elif node.op_type in _PLACES:
-                doubt = _spread([doubted[v] | ~held[v] for v in moving], same.shape)
-            elif any((doubted[v] | ~held[v]).any() for v in moving):
-                doubt = ~doubt
-            held[output], doubted[output] = same & ~doubt, doubt
+                doubt = _moved(node, held, same.shape, strict)
+            elif node.op_type in doubtful:
+                doubt = _spread([f.doubted | ~f.fixed for f in moving], same.shape)
+            elif node.op_type in _SIMPLE or not strict:
+                doubt = _spread([f.doubted for f in moving], same.shape)
+            else:
+                doubt = np.full(same.shape, any(not f.fixed.all() for f in moving))
+            held[output] = Following(same & ~doubt, doubt)
     return held
 
 
@@ -77,19 +97,17 @@ def _spread(doubts: Sequence[Bools], shape: tuple[int, ...]) -> Bools:
     return total
 
 
-def _moved(
-    node: ir.Node, held: Mapping[ir.Value, Bools], doubted: Mapping[ir.Value, Bools], shape: tuple[int, ...]
-) -> Bools:
-    """Those of the input, moved as its numbers are; all where how they are moved follows a size."""
+def _moved(node: ir.Node, held: Mapping[ir.Value, Following], shape: tuple[int, ...], strict: bool) -> Bools:
+    """The doubts of the input, moved as its numbers are; all where how they are moved is in doubt."""
 
     def of(value: ir.Value) -> Bools:
         content = stored(value)
-        return doubted[value] if content is None else np.zeros(content.shape, bool)
+        return held[value].doubted if content is None else np.zeros(content.shape, bool)
 
     everything = np.ones(shape, bool)
     inputs = [v for v in node.inputs if v is not None]
     numbers = [] if node.op_type == "Concat" else inputs[1:]
-    if any(v in held and not held[v].all() for v in numbers):
+    if any(v in held and (held[v].doubted.any() or (strict and not held[v].fixed.all())) for v in numbers):
         return everything
     doubts = [of(v) for v in inputs[: len(inputs) - len(numbers)]]
     if not any(doubt.any() for doubt in doubts):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -192,7 +193,8 @@ def affine(value: ir.Value | None) -> Affine | None:
         divisor, node = _second(node)
     if node is None or node.op_type != "Mul" or (slope := stored(node.inputs[1])) is None:
         return None
-    if slope.ndim != 1 or not (counts(node.inputs[0]) or follows_sizes(node.inputs[0])):
+    own = re.fullmatch(r".*_scaled(_\d+)?", str(node.outputs[0].name)) is not None  # as the canonical form calls them
+    if slope.ndim != 1 or not (counts(node.inputs[0]) or (own and follows_sizes(node.inputs[0]))):
         return None
     zeros = np.zeros_like(slope)
     return Affine(slope, zeros if start is None else start, zeros + 1 if divisor is None else divisor, node.inputs[0])
