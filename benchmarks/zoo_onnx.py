@@ -167,9 +167,10 @@ def check(case: Case) -> dict[str, Any]:
         except sl.SlimlineError as error:
             return {**row, "failure": str(error)}
         row["seconds_to_load"] = round(time.perf_counter() - clock, 1)
+        row["free"] = model.adapter.free(model.native)
         plan, small, masked, facts = pruned(model)
         row |= facts
-        batch = zoo._another(model.example, model.adapter.free(model.native) == "none")
+        batch = zoo._another(model.example, model.inputs[0].shape[:1] != (None,))
         inputs = tuple(x.numpy() for x in batch)
         before, removed, zeroed = (
             [torch.from_numpy(np.array(x)) for x in m.outputs(*inputs)] for m in (model, small, masked)
