@@ -181,3 +181,40 @@ def test_rounding_and_compensation_at_any_length() -> None:
     small = sl.apply(loaded, [step, sl.StaticQuantization(undo=False)], data)
     assert small.inputs == loaded.inputs and small.quantization is not None
     assert np.isfinite(small.predict(floats(3, 17, 8))).all()
+
+
+@pytest.mark.parametrize("free", [True, False])
+def test_branches_that_sizes_decide_are_taken(free: bool) -> None:
+    """As exporters write a squeeze: where the dimension is 1."""
+    body = """
+    m = MatMul(x, first_w) t = Add(m, first_b) n = Shape(t) d = Gather(n, last) q = Equal(d, LENGTH)
+    e = If (q) <then_branch = a () => (float[N,T,12] i) { k = Constant <value_float = 2.0> () i = Mul(t, k) },
+                else_branch = b () => (float[N,T,12] j) { i = Neg(t) j = Mul(i, scale) }>
+    g = If (q) <then_branch = c () => (float[N,T,12] i) { i = Identity(e) },
+                else_branch = d () => (float[N,T,12] j) { i = Neg(e) j = Mul(i, scale) }>
+    r = Relu(g) y = MatMul(r, last_w)"""
+    own = {name: NUMBERS[name] for name in ("first_w", "first_b", "last_w")} | weights(scale=(12,))
+    for length, taken in (("is_12", 12), ("is_7", 7)):
+        numbers = ints(**{length: taken}, last=2)
+        inputs, output = ("float[N,T,8] x", "float[N,T,K] y") if free else ("float[N,6,8] x", "float[N,6,K] y")
+        text = body.replace("LENGTH", length)
+        proto = model(text, own | numbers, inputs, output)
+        loaded = sl.load(proto, (floats(2, 6, 8),))
+        same(loaded, proto, floats(3, 9 if free else 6, 8))
+        plan = sl.plan(loaded, sl.ChannelPruning(ratio=0.4, criterion="l2"))
+        same(plan.apply(loaded), plan.mask(loaded), floats(3, 9 if free else 6, 8))
+        assert not any("If" in f.reason for f in plan.units.frozen)
+
+
+@pytest.mark.parametrize(("axis", "asked"), [(1, "Greater(s, limit)"), (0, "Greater(s, limit)"), (0, "Equal(s, one)")])
+def test_branches_that_follow_a_size_stay(axis: int, asked: str) -> None:
+    body = f"""
+    m = MatMul(x, first_w) n = Shape(x) s = Gather(n, dim) q = {asked}
+    e = If (q) <then_branch = a () => (float[N,T,12] i) {{ i = Relu(m) }},
+                else_branch = b () => (float[N,T,12] j) {{ j = Neg(m) }}> y = MatMul(e, last_w)"""
+    own = {name: NUMBERS[name] for name in ("first_w", "last_w")} | ints(dim=axis)
+    own |= ints(one=1) if "one" in asked else ints(limit=100)
+    proto = model(body, own, "float[N,T,8] x" if axis else "float[N,6,8] x", "float[N,T,K] y")
+    loaded = sl.load(proto, (floats(2, 6, 8),))
+    for length in (1, 6, 99, 200):
+        same(loaded, proto, floats(2, length, 8) if axis else floats(length, 6, 8))

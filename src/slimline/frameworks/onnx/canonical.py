@@ -8,6 +8,7 @@
   multiple of it and a constant (``batch * a + b``). What follows other sizes is computed as the file does, of those
   dimensions alone that they change; of sizes for a tensor the numbers that they do not change are apart
   (``sizes * a + b``). So the numbers of a graph stay when layers become narrower.
+- An If whose condition sizes and stored tensors decide is the branch that is taken.
 - A slice takes positions of one dimension. Padding is told in numbers. Operators have names, and values names without
   slashes.
 
@@ -220,10 +221,16 @@ def _folded(model: ir.Model, probes: Sequence[tuple[Array, ...]], symbols: Symbo
         value.shape = ir.Shape([n if name is None else name for n, name in zip(array.shape, names, strict=True)])
     for value in model.graph.outputs:
         value.shape = None  # told anew at the end
-    _name(model.graph)
-    editor = Editor(Native(model))
-    _Folder(editor, probes, symbols).run()
-    native = editor.done()
+    native = Native(model)
+    while True:
+        _name(native.model.graph)
+        editor = Editor(native)
+        _Folder(editor, probes, symbols).run()
+        inlined = _inlined(editor)
+        native = editor.done()
+        if not inlined:
+            break
+        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(native.model)
     shapes = [_shapes(native, inputs) for inputs in probes[:2]]
     editor = Editor(native)
     for node in list(editor.graph):
@@ -432,6 +439,37 @@ def _tells(told: Affine, following: Following | None) -> bool:
     """Whether the numbers that no size changes stand apart already."""
     fixed = None if following is None else following.fixed
     return fixed is not None and fixed.shape == told.slope.shape and not told.slope[fixed].any()
+
+
+def _inlined(editor: Editor) -> bool:
+    """Put the branch that is taken in the place of every If whose condition is stored; whether there was one."""
+    found = False
+    for node in list(editor.graph):
+        condition = stored(node.inputs[0]) if is_standard(node, "If") else None
+        if condition is None:
+            continue
+        found = True
+        branch = node.attributes["then_branch" if condition.all() else "else_branch"].value
+        results = list(branch.outputs)
+        branch.outputs.clear()
+        for name, held in list(branch.initializers.items()):
+            content = stored(held)
+            assert content is not None
+            instead = editor.constant(content, name)
+            for user, index in list(held.uses()):
+                user.replace_input_with(index, instead)
+            results = [instead if value is held else value for value in results]
+        inner = list(branch)
+        branch.remove(inner)
+        for step in inner:
+            for output in step.outputs:
+                if output.name:
+                    output.name = editor.unique(output.name)
+                    editor.values[output.name] = output
+            editor.graph.insert_before(node, step)
+        for output, value in zip(node.outputs, results, strict=True):
+            editor.redirect(output, value)
+    return found
 
 
 def _one_by_one(editor: Editor, node: ir.Node, sizes: Mapping[str, tuple[int, ...]]) -> None:

@@ -16,15 +16,13 @@ import onnx_ir as ir
 from slimline.frameworks.onnx.operators import attribute, stored
 
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
-LIMITS = frozenset({"Min", "Max", "Clip"})
-"""Operators that end the growth of a number, place by place."""
-PLACES = LIMITS | {
-    "Div", "Mod", "Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual", "And", "Or", "Not", "Where", "Floor",
-    "Ceil", "Round", "Abs", "Sign", "Sqrt",
-}  # fmt: skip
+LIMITS = frozenset({"Min", "Max", "Clip", "Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual"})
+"""Operators that end the growth of a number, or compare it, place by place."""
+PLACES = LIMITS | {"Div", "Mod", "And", "Or", "Not", "Where", "Floor", "Ceil", "Round", "Abs", "Sign", "Sqrt"}
 """Operators that make something else of numbers than sums and products, place by place."""
 _LINEAR = frozenset({"Add", "Sub", "Mul", "Neg", "Sum", "Cast", "Identity"})
 _MOVES = frozenset({"Gather", "Slice", "Concat", "Unsqueeze", "Squeeze", "Reshape", "Flatten"})
+_AS_THEY_ARE = _MOVES | {"Shape", "Size", "Cast", "Identity"}
 _SIMPLE = PLACES | _LINEAR | _MOVES | {"Shape", "Size"}
 
 
@@ -55,7 +53,10 @@ def follow(
     """
     held: dict[ir.Value, Following] = {}
     strict = "Div" in doubtful
+    lengths: set[ir.Value] = set()  # sizes as they are, which are never negative
     for node in decided:
+        if node.op_type in _AS_THEY_ARE and all(v is None or v in lengths or v not in held for v in node.inputs):
+            lengths.update(node.outputs)
         moving = [held[v] for v in node.inputs if v is not None and v in held]
         for output in node.outputs:
             if not output.name:
@@ -63,7 +64,7 @@ def follow(
             same = _same([result[str(output.name)] for result in results])
             if node.op_type in _MOVES:
                 doubt = _moved(node, held, same.shape, strict)
-            elif node.op_type in doubtful:
+            elif node.op_type in doubtful and not _never(node, lengths):
                 doubt = _spread([f.doubted | ~f.fixed for f in moving], same.shape)
             elif node.op_type in _SIMPLE or not strict:
                 doubt = _spread([f.doubted for f in moving], same.shape)
@@ -71,6 +72,13 @@ def follow(
                 doubt = np.full(same.shape, any(not f.fixed.all() for f in moving))
             held[output] = Following(same & ~doubt, doubt)
     return held
+
+
+def _never(node: ir.Node, lengths: Container[ir.Value]) -> bool:
+    """Whether an operator asks whether a size is some negative number."""
+    asked = [content for v in node.inputs if (content := stored(v)) is not None]
+    sizes = any(v in lengths for v in node.inputs)
+    return node.op_type == "Equal" and sizes and bool(asked) and bool((asked[0] < 0).all())
 
 
 def _same(results: Sequence[Any]) -> Bools:
