@@ -287,7 +287,7 @@ def _another(example: tuple[np.ndarray, ...], fixed: bool) -> tuple[Any, ...]:
     rows = len(example[0])
     changed = []
     for x in example:
-        more = np.resize(x, (rows + 1, *x.shape[1:])) if x.ndim and len(x) == rows and not fixed else x
+        more = np.resize(x, (rows + 1, *x.shape[1:])) if len(x) == rows and not fixed else x
         changed.append(more + rng.normal(0, 0.3, more.shape).astype(x.dtype) if x.dtype.kind == "f" else more)
     return tuple(torch.from_numpy(np.ascontiguousarray(x)) for x in changed)
 

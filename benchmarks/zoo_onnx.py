@@ -145,6 +145,18 @@ def unzip(name: str, shapes: Mapping[str, tuple[int, ...]], path: Path) -> dict[
     return example
 
 
+def _another(model: Any) -> tuple[np.ndarray, ...]:
+    """Other numbers than the example's, and one more sample where any batch goes."""
+    rng = np.random.default_rng(1)
+    changed = []
+    for value, x in zip(model.native.model.graph.inputs, model.example, strict=True):
+        for axis, size in enumerate(value.shape):
+            if str(size) == "batch":
+                x = x.take(np.arange(x.shape[axis] + 1) % x.shape[axis], axis)
+        changed.append(x + rng.normal(0, 0.3, x.shape).astype(x.dtype) if x.dtype.kind == "f" else x)
+    return tuple(changed)
+
+
 def check(case: Case) -> dict[str, Any]:
     """Everything that is asked of one file."""
     import torch
@@ -170,8 +182,7 @@ def check(case: Case) -> dict[str, Any]:
         row["free"] = model.adapter.free(model.native)
         plan, small, masked, facts = pruned(model)
         row |= facts
-        batch = zoo._another(model.example, model.inputs[0].shape[:1] != (None,))
-        inputs = tuple(x.numpy() for x in batch)
+        inputs = _another(model)
         before, removed, zeroed = (
             [torch.from_numpy(np.array(x)) for x in m.outputs(*inputs)] for m in (model, small, masked)
         )

@@ -58,7 +58,16 @@ PLACES = """
 m = MatMul(x, first_w) t = Add(m, first_b) n = Shape(x) s = Slice(n, one1, two1)
 k = Slice(table, zero1, s, zero1) u = Add(t, k) g = Concat <axis = 0> (one1, s, one1) c = ConstantOfShape(g)
 d = Add(u, c) r = Relu(d) y = MatMul(r, last_w)"""
-SEQUENCES = {"heads": HEADS, "places in one dimension": FOLDED, "batch and heads in one": BEAMS, "positions": PLACES}
+SHAPED = """
+m = MatMul(x, first_w) t = Add(m, first_b) n = Shape(t) r = Relu(t) w = Unsqueeze(r, one1) u = Reshape(w, n)
+y = MatMul(u, last_w)"""
+SEQUENCES = {
+    "as another is": SHAPED,
+    "heads": HEADS,
+    "places in one dimension": FOLDED,
+    "batch and heads in one": BEAMS,
+    "positions": PLACES,
+}
 NUMBERS = ints(
     zero=0, one=1, two=2, four=4, zero1=[0], one1=[1], two1=[2], three1=[3], four1=[4], twelve=[12]
 ) | weights(first_w=(8, 12), first_b=(12,), square=(12, 12), last_w=(12, 5), table=(40, 12))

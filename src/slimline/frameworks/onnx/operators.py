@@ -194,7 +194,10 @@ def affine(value: ir.Value | None) -> Affine | None:
     if node is None or node.op_type != "Mul" or (slope := stored(node.inputs[1])) is None:
         return None
     own = re.fullmatch(r".*_scaled(_\d+)?", str(node.outputs[0].name)) is not None  # as the canonical form calls them
-    if slope.ndim != 1 or not (counts(node.inputs[0]) or (own and follows_sizes(node.inputs[0]))):
+    factor = node.inputs[0]
+    source = None if factor is None else factor.producer()
+    follows = own and ((source is not None and measured(source) is not None) or follows_sizes(factor))
+    if slope.ndim != 1 or not (counts(factor) or follows):
         return None
     zeros = np.zeros_like(slope)
     return Affine(slope, zeros if start is None else start, zeros + 1 if divisor is None else divisor, node.inputs[0])
