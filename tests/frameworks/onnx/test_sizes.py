@@ -180,6 +180,14 @@ def test_sizes_that_change_together_are_one() -> None:
     same(loaded, proto, floats(3, 9, 8), floats(3, 9, 8))
 
 
+def test_a_single_number_beside_a_free_size(tmp_path: Path) -> None:
+    own = {"first_w": NUMBERS["first_w"]}
+    proto = model("z = Mul(x, rate) y = MatMul(z, first_w)", own, "float[N,T,8] x, float rate", "float[N,T,K] y")
+    loaded = sl.load(proto, (floats(2, 6, 8), np.array(2, np.float32)))
+    assert loaded.inputs[0].shape == (None, None, 8)
+    sl.export(loaded, "onnxruntime", tmp_path / "out.onnx")
+
+
 def test_rounding_and_compensation_at_any_length() -> None:
     loaded = sl.load(sequence("heads"), (floats(2, 6, 8),))
     data = sl.Data(
