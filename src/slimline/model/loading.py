@@ -50,8 +50,8 @@ def load(
     allow_pickle : whether a ``.pt`` or ``.pth`` file, which can run any code, may be opened.
     dynamic : for a torch module, whether every size of its inputs that it leaves free, such as the length of a sequence
         or the size of an image, stays so in files and artifacts; by default only the batch does. What else brings a
-        model says that itself: a ``.pt2`` by its dynamic shapes, Keras by sizes of None; of ONNX only the batch is
-        free.
+        model says that itself: a ``.pt2`` by its dynamic shapes, Keras by sizes of None, ONNX by names in place of
+        sizes; of an `onnx.ModelProto` it asks that some size besides the batch is free.
     parts : for a torch module whose control flow depends on data: names of the submodules to compress, captured on
         what they receive when the module is called with `example_inputs` (a tuple for several arguments); or the
         folder that `PartedModel.save` wrote. See `slimline.model.parts`.
