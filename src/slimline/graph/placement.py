@@ -36,6 +36,8 @@ class Policy:
     one_grid : glue whose inputs and output must all be on one grid.
     symmetric : whether grids of activations must have their zero at 0.
     narrowest : channels that an integer convolution or linear layer must have on both sides.
+    composed : functions and kinds that it computes in integers by several operators with grids of their own between,
+        which the simulation has too where its framework leads to the runtime directly.
     """
 
     activations: Literal["uint8", "int8"]
@@ -51,6 +53,7 @@ class Policy:
     one_grid: frozenset[str]
     symmetric: bool = False
     narrowest: int = 0
+    composed: frozenset[str] = frozenset()
 
 
 _COMPUTE = ("conv", "linear", "einsum")

@@ -12,7 +12,7 @@ import numpy as np
 
 from slimline.basics.errors import require
 from slimline.frameworks.device import wish
-from slimline.runtimes.forms import TENSORFLOW_FUNCTION
+from slimline.runtimes.forms import ONNX, TENSORFLOW_FUNCTION
 
 # Both must be set before the first import of keras: the backend, and TensorFlow's C++ log level.
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
@@ -93,7 +93,11 @@ class KerasAdapter:
         return _like(carry_out(native, edits, example, EDITS), native)
 
     def form(self, native: Any, kind: str, example: tuple[Array, ...], integer: bool) -> Any:
-        """See `slimline.frameworks.keras.function`."""
+        """See `slimline.frameworks.keras.onnx` and `slimline.frameworks.keras.function`."""
+        if kind == ONNX:
+            from slimline.frameworks.keras.onnx import to_onnx
+
+            return to_onnx(native, example, integer)
         from slimline.frameworks.keras.function import to_function
 
         assert kind == TENSORFLOW_FUNCTION
