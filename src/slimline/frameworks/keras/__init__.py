@@ -1,4 +1,4 @@
-"""The Keras 3 adapter; the TensorFlow backend is the one that deploys."""
+"""The Keras 3 adapter; the TensorFlow backend is the one that trains, and that reaches LiteRT."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ class KerasAdapter:
     name = "keras"
     suffix = ".keras"
     layout: Literal["channels_last"] = "channels_last"
-    trains = True
+    trains = bool(keras.backend.backend() == "tensorflow")
+    """On other backends models are read, changed by what needs no gradients, and written as ONNX."""
 
     def accepts(self, source: Any) -> bool:
         """Whether `source` is a `keras.Model`."""

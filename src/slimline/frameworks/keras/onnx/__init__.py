@@ -7,6 +7,7 @@ the names of their layers, integer grids are the model's own, and recurrent laye
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -22,7 +23,7 @@ from slimline.frameworks.keras.onnx.rules_kernels import KERNELS
 from slimline.frameworks.keras.onnx.rules_layers import LAYERS
 from slimline.frameworks.keras.onnx.rules_moves import MOVES
 from slimline.frameworks.keras.onnx.rules_recurrent import RECURRENT
-from slimline.frameworks.keras.onnx.writer import Placed, Rule, Stored, Writer, straight
+from slimline.frameworks.keras.onnx.writer import Rule, Stored, Writer, straight
 from slimline.frameworks.keras.reader import NoRule
 from slimline.frameworks.keras.unfold import rests
 from slimline.runtimes.forms.onnx import DOMAIN
@@ -45,6 +46,7 @@ def to_onnx(native: keras.Model, example: tuple[Array, ...], integer: bool) -> i
     ------
     SlimlineError : a layer that cannot be written as ONNX; names it.
     """
+    names = list(native.output_names)
     if not integer:
         native = fold(native, example)
     half = [name for name, v in variables(native).items() if keras.backend.standardize_dtype(v.dtype) in _HALF]
@@ -58,7 +60,7 @@ def to_onnx(native: keras.Model, example: tuple[Array, ...], integer: bool) -> i
         if not call.is_input:
             writer.begin(call)
             _write(writer, call)
-    outputs = _outputs(writer)
+    outputs = _outputs(writer, names)
     graph = ir.Graph(
         writer.inputs, outputs, nodes=writer.nodes, initializers=list(writer.initializers.values()),
         opset_imports={"": OPSET, DOMAIN: 1}, name=native.name,
@@ -70,6 +72,10 @@ def _write(writer: Writer, call: Call) -> None:
     operation = call.operation
     if call.is_weight:
         writer.give(call, Stored(keras.ops.convert_to_numpy(operation.value), f"{operation.name}/value"))
+        return
+    held = [writer.operand(tensor) for tensor in call.inputs]
+    if not call.is_layer and held and all(isinstance(x, Stored) for x in held):
+        writer.give(call, _computed(call, [x.array for x in held if isinstance(x, Stored)]))
         return
     kind = type(operation)
     rule = RULES.get(_PLAIN.get(kind, kind))
@@ -88,11 +94,19 @@ def _write(writer: Writer, call: Call) -> None:
         ) from reason
 
 
-def _outputs(writer: Writer) -> list[ir.Value]:
+def _computed(call: Call, held: list[Array]) -> list[Stored]:
+    """What a function gives for tensors that are all stored."""
+    known = {id(tensor): array for tensor, array in zip(call.inputs, held, strict=True)}
+    args, kwargs = keras.tree.map_structure(lambda a: known.get(id(a), a), (call.args, dict(call.kwargs)))
+    results = keras.tree.flatten(call.operation.call(*args, **kwargs))
+    return [Stored(np.asarray(keras.ops.convert_to_numpy(result))) for result in results]
+
+
+def _outputs(writer: Writer, names: Sequence[str]) -> list[ir.Value]:
     """The values that the model gives, each of its own, under Keras' names."""
     native, taken = writer.native, {str(value.name) for value in writer.inputs}
     outputs: list[ir.Value] = []
-    for name, tensor in zip(native.output_names, native.outputs, strict=True):
+    for name, tensor in zip(names, native.outputs, strict=True):
         operand = writer.operand(tensor)
         value = writer.plain(operand)
         writer.layer = str(name)

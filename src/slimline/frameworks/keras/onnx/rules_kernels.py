@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras.src.ops import nn  # the classes behind keras.ops
+from keras.src.ops import image, nn  # the classes behind keras.ops
 from keras.src.ops import numpy as numpy_ops
 
 from slimline.frameworks.keras.functional import Call
@@ -344,6 +344,29 @@ def rows(w: Writer, call: Call, table: Any, indices: Operand, axis: int = 0) -> 
     return w.place(w.op("Gather", table, w.plain(indices), axis=axis), straight(len(shape)), shape, dtype_of(call))
 
 
+def patches(w: Writer, call: Call) -> Placed:
+    """Windows of an image, each place's channels one after the other: a convolution that picks."""
+    operation, x = call.operation, w.source(call)
+    if len(x.shape) != 4:
+        raise NoRule("slimline has no rule for it without a batch")
+    axes, channel = spatial(operation, 4)
+    size, dilation = each_of(operation.size, 2), each_of(operation.dilation_rate, 2)
+    strides = size if operation.strides is None else each_of(operation.strides, 2)
+    channels = w.size(x, channel)
+    picks = np.eye(math.prod(size) * channels, dtype=x.dtype).reshape(-1, *size, channels)
+    order = channels_first(4, channel)
+    value = w.op(
+        "Conv",
+        w.ordered(x, order),
+        np.moveaxis(picks, -1, 1).copy(),
+        kernel_shape=size,
+        strides=strides,
+        dilations=dilation,
+        **padded(operation.padding, [x.shape[a] for a in axes], size, strides, dilation),
+    )
+    return w.place(value, order, w.shape(call.outputs[0]), x.dtype)
+
+
 KERNELS: Mapping[type, Rule] = {
     **dict.fromkeys((L.Conv1D, L.Conv2D, L.Conv3D), conv()),
     **dict.fromkeys((L.DepthwiseConv1D, L.DepthwiseConv2D), conv(depthwise=True)),
@@ -354,6 +377,7 @@ KERNELS: Mapping[type, Rule] = {
     L.Dot: dot,
     nn.Conv: conv_op(),
     nn.DepthwiseConv: conv_op(depthwise=True),
+    image.ExtractPatches: patches,
     numpy_ops.Matmul: matmul,
     numpy_ops.Dot: dot_op,
     numpy_ops.Einsum: einsum_op,

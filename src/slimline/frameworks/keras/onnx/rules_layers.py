@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras import ops
 from keras.src.ops import image, linalg, nn  # the classes behind keras.ops
 from keras.src.ops import math as math_ops
 from keras.src.ops import numpy as numpy_ops
@@ -17,6 +18,7 @@ from slimline.frameworks.keras.onnx.rules_elementwise import number
 from slimline.frameworks.keras.onnx.rules_elementwise import softmax as along
 from slimline.frameworks.keras.onnx.rules_kernels import each_of, padded, spatial
 from slimline.frameworks.keras.onnx.writer import (
+    Array,
     Operand,
     Placed,
     Rule,
@@ -343,8 +345,7 @@ def _adapted(w: Writer, x: Operand, axis: int, size: int, out: int, mean: bool) 
         matrix = np.zeros((size, out), x.dtype)
         for i, (start, stop) in enumerate(windows):
             matrix[start:stop, i] = 1 / (stop - start)
-        order = (*(d for d in straight(len(x.shape)) if d != axis), axis)
-        return w.place(w.op("MatMul", w.ordered(x, order), matrix), order, shape, x.dtype)
+        return _weighed(w, x, axis, matrix)
     placed = w.placed(x)
     at = placed.at(axis)
     parts = []
@@ -352,6 +353,13 @@ def _adapted(w: Writer, x: Operand, axis: int, size: int, out: int, mean: bool) 
         part = w.op("Slice", placed.value, numbers(start), numbers(stop), numbers(at))
         parts.append(w.op("ReduceMax", part, numbers(at), keepdims=1))
     return w.place(w.op("Concat", *parts, axis=at), placed.order, shape, placed.dtype)
+
+
+def _weighed(w: Writer, x: Operand, axis: int, matrix: Array) -> Placed:
+    """With weighted sums, the columns of a matrix, in place of the positions of an axis."""
+    shape = tuple(matrix.shape[1] if d == axis else n for d, n in enumerate(x.shape))
+    order = (*(d for d in straight(len(x.shape)) if d != axis), axis)
+    return w.place(w.op("MatMul", w.ordered(x, order), matrix), order, shape, x.dtype)
 
 
 def upsampling(w: Writer, call: Call) -> Operand:
@@ -365,8 +373,8 @@ def upsampling(w: Writer, call: Call) -> Operand:
 def resizing(w: Writer, call: Call) -> Operand:
     """Images of another size."""
     operation, x = call.operation, w.source(call)
-    if operation.crop_to_aspect_ratio or operation.pad_to_aspect_ratio or getattr(operation, "antialias", False):
-        raise NoRule("slimline has a rule only for resizing without cropping, padding and antialiasing")
+    if operation.crop_to_aspect_ratio or operation.pad_to_aspect_ratio:
+        raise NoRule("slimline has a rule only for resizing without cropping and padding")
     if len(x.shape) != 4:
         raise NoRule("slimline has no rule for it without a batch")
     axes, _ = spatial(operation, 4)
@@ -376,15 +384,23 @@ def resizing(w: Writer, call: Call) -> Operand:
 _MODES: Mapping[str, dict[str, Any]] = {
     "nearest": {"mode": "nearest", "nearest_mode": "round_prefer_ceil"},
     "bilinear": {"mode": "linear"},
-    "bicubic": {"mode": "cubic", "cubic_coeff_a": -0.5, "exclude_outside": 1},
 }
+
+
+_LAST = {"data_format": "channels_last"}
 
 
 def _resized(
     w: Writer, call: Call, x: Operand, axes: Sequence[int], factors: Sequence[int] | None, interpolation: str
 ) -> Operand:
-    if interpolation not in _MODES:
-        raise NoRule(f"slimline has no rule for interpolation={interpolation!r}")
+    smooth = {"interpolation": interpolation, "antialias": getattr(call.operation, "antialias", False)}
+    if interpolation not in _MODES or smooth["antialias"]:  # Keras' own numbers, which come from coarse tables
+        for axis in axes:
+            size = w.size(x, axis)
+            after = (call.outputs[0].shape[axis], 1)
+            columns = ops.image.resize(np.eye(size, dtype=x.dtype)[None, :, None], after, **_LAST, **smooth)
+            x = _weighed(w, x, axis, keras.ops.convert_to_numpy(columns)[0, :, 0].T.copy())
+        return x
     shape, rank = w.shape(call.outputs[0]), len(x.shape)
     (channel,) = set(range(1, rank)) - set(axes)
     order = channels_first(rank, channel)

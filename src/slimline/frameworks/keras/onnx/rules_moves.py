@@ -373,5 +373,6 @@ MOVES: Mapping[type, Rule] = {
     core.Slice: slice_,
     nn.Glu: glu,
     nn.SpaceToDepth: blocks("SpaceToDepth"),
+    nn.DepthToSpace: blocks("DepthToSpace"),
     math_ops.TopK: top,
 }

@@ -14,7 +14,7 @@ import numpy as np
 
 from slimline.frameworks.keras.functional import Call
 from slimline.frameworks.keras.onnx.rules_elementwise import ALIASES
-from slimline.frameworks.keras.onnx.rules_moves import flipped
+from slimline.frameworks.keras.onnx.rules_moves import flipped, joined, selected, sliced
 from slimline.frameworks.keras.onnx.writer import Array, Operand, Placed, Rule, Stored, Writer, numbers
 from slimline.frameworks.keras.reader import NoRule
 from slimline.frameworks.keras.rules_recurrent import cells_of
@@ -42,8 +42,7 @@ def recurrent(w: Writer, call: Call) -> list[Operand]:
     if layer.stateful:
         raise NoRule("it keeps its state from batch to batch")
     arguments = dict(zip(("sequences", "initial_state", "mask"), call.args, strict=False)) | dict(call.kwargs)
-    if arguments.get("mask") is not None:
-        raise NoRule("ONNX' recurrent operators skip no steps, as its mask says")
+    mask = None if arguments.get("mask") is None else w.operand(arguments["mask"], "bool")
     states = [t for t in keras.tree.flatten(arguments.get("initial_state")) if t is not None]
     first = [w.operand(t) for t in states]
     x: Operand = w.source(call)
@@ -52,13 +51,35 @@ def recurrent(w: Writer, call: Call) -> list[Operand]:
     for cell in cells:
         count = len(keras.tree.flatten(cell.state_size))
         own, first = first[:count], first[count:]
-        x, ends = _cell(w, x, cell, own, reverse)
+        if mask is None:
+            x, ends = _cell(w, x, cell, own, reverse)
+            final: Operand = ends[0]
+        else:
+            x, ends, final = _masked(w, x, mask, cell, own, reverse, layer.zero_output_for_mask)
         last += ends
     if layer.return_sequences:
-        outputs = [flipped(w, x, [1]) if reverse else x]  # Keras gives the steps as it went through them
-    else:
-        outputs = [last[len(last) - len(keras.tree.flatten(cells[-1].state_size))]]
-    return [*outputs, *last] if layer.return_state else outputs
+        final = flipped(w, x, [1]) if reverse else x  # Keras gives the steps as it went through them
+    return [final, *last] if layer.return_state else [final]
+
+
+def _masked(
+    w: Writer, x: Operand, mask: Operand, cell: Any, states: list[Operand], reverse: bool, zeros: bool
+) -> tuple[Placed, list[Operand], Operand]:
+    """The same where a mask says which steps count, step by step: at others states, and what is given, stay (or what is
+    given is zero). And what it gives at the step that comes last."""
+    steps, count = w.size(x, 1), len(keras.tree.flatten(cell.state_size))
+    nothing = w.each("Mul", selected(w, sliced(w, x, {2: (0, 1, 1)}), 1, 0), Stored(np.zeros(cell.units, x.dtype)))
+    states = states or [nothing] * count
+    given: list[Operand] = [nothing] * steps
+    before: Operand = nothing
+    for step in reversed(range(steps)) if reverse else range(steps):
+        part = sliced(w, x, {1: (step, step + 1, 1)})
+        y, ends = _cell(w, part, cell, states, False)
+        counts = sliced(w, mask, {1: (step, step + 1, 1)})
+        states = [w.each("Where", counts, new, old, dtype=old.dtype) for new, old in zip(ends, states, strict=True)]
+        before = w.each("Where", counts, selected(w, y, 1, 0), nothing if zeros else before, dtype=y.dtype)
+        given[step] = w.widened(before, [1])
+    return joined(w, given, 1, (x.shape[0], steps, cell.units)), states, before
 
 
 def _cell(w: Writer, x: Operand, cell: Any, states: list[Operand], reverse: bool) -> tuple[Placed, list[Operand]]:

@@ -297,9 +297,10 @@ class Writer:
             return self._stored[key]
         if operand.order == order:
             return operand.value
-        if (operand.value, order) not in self._arranged:
-            self._arranged[operand.value, order] = self._arrange(operand, order)
-        return self._arranged[operand.value, order]
+        key = operand.value, tuple(operand.order.index(d) for d in order)
+        if key not in self._arranged:
+            self._arranged[key] = self._arrange(operand, order)
+        return self._arranged[key]
 
     def _arrange(self, operand: Placed, order: Order) -> ir.Value:
         wide = [d for d in operand.order if operand.shape[d] != 1]
