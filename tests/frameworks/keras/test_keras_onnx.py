@@ -68,11 +68,12 @@ def several(shape: tuple[int, ...], *bodies: Callable[[object], object], dtype: 
     return shaken(keras.Model(x, [body(x) for body in bodies]))
 
 
-ACTIVATIONS = (
-    "celu elu exponential gelu hard_shrink hard_sigmoid hard_silu hard_swish hard_tanh leaky_relu linear "
-    "log_sigmoid log_softmax mish relu relu6 selu sigmoid silu soft_shrink softmax softplus softsign sparse_plus "
-    "sparse_sigmoid squareplus swish tanh tanh_shrink"
-).split()
+ACTIVATIONS = [
+    "celu", "elu", "exponential", "gelu", "hard_shrink", "hard_sigmoid", "hard_silu", "hard_swish", "hard_tanh",
+    "leaky_relu", "linear", "log_sigmoid", "log_softmax", "mish", "relu", "relu6", "selu", "sigmoid", "silu",
+    "soft_shrink", "softmax", "softplus", "softsign", "sparse_plus", "sparse_sigmoid", "squareplus", "swish", "tanh",
+    "tanh_shrink",
+]  # fmt: skip
 FAMILIES: dict[str, Callable[[], keras.Model]] = {
     "activations": lambda: several((4, 6), *(L.Activation(name) for name in ACTIVATIONS)),
     "activations of their own": lambda: several(
@@ -101,7 +102,8 @@ FAMILIES: dict[str, Callable[[], keras.Model]] = {
     ),
     "linear layers": lambda: several(
         (5, 6), L.Dense(7, activation="swish"), L.Dense(7, use_bias=False), lambda x: L.Dense(3)(L.Flatten()(x)),
-        L.EinsumDense("abc,cd->abd", (None, 7), bias_axes="d"), L.EinsumDense("abc,cde->abde", (None, 2, 3), bias_axes="de"),
+        L.EinsumDense("abc,cd->abd", (None, 7), bias_axes="d"),
+        L.EinsumDense("abc,cde->abde", (None, 2, 3), bias_axes="de"),
         L.EinsumDense("abc,bcd->ad", 4), L.EinsumDense("...x,xy->...y", 4), L.EinsumDense("abc,bcd->abd", (5, 4)),
         lambda x: L.Dot(axes=(1, 1))([x, L.Dense(4)(x)]), lambda x: L.Dot(axes=2)([x, x]),
         L.TimeDistributed(L.Dense(3)),
@@ -118,7 +120,8 @@ FAMILIES: dict[str, Callable[[], keras.Model]] = {
     "pools": lambda: several(
         (9, 7, 3), L.MaxPooling2D(), L.MaxPooling2D(3, 2, "same"), L.AveragePooling2D((2, 3), padding="same"),
         L.AveragePooling2D(3, 2), L.GlobalMaxPooling2D(), L.GlobalAveragePooling2D(keepdims=True),
-        L.AdaptiveAveragePooling2D((4, 3)), L.AdaptiveMaxPooling2D((4, 3)), lambda x: ops.max_pool(x, 2, padding="same"),
+        L.AdaptiveAveragePooling2D((4, 3)), L.AdaptiveMaxPooling2D((4, 3)),
+        lambda x: ops.max_pool(x, 2, padding="same"),
         lambda x: L.MaxPooling1D(2)(x[:, :, 0]), lambda x: L.AveragePooling1D(3, 2, "same")(x[:, 0]),
         lambda x: L.GlobalMaxPooling1D()(x[:, 0]),
     ),
@@ -128,7 +131,8 @@ FAMILIES: dict[str, Callable[[], keras.Model]] = {
         L.Resizing(4, 11, interpolation="nearest"), L.Resizing(9, 5, interpolation="bicubic"),
         lambda x: ops.image.resize(x, (3, 4)), L.Reshape((8, -1)), L.Permute((3, 1, 2)), L.Flatten(),
         lambda x: L.RepeatVector(3)(x[:, 0, 0]), lambda x: L.Concatenate(axis=1)([x, x[:, :2]]),
-        lambda x: L.UpSampling1D(2)(x[:, 0]), lambda x: L.ZeroPadding1D(2)(x[:, 0]), lambda x: L.Cropping1D((1, 2))(x[:, 0]),
+        lambda x: L.UpSampling1D(2)(x[:, 0]), lambda x: L.ZeroPadding1D(2)(x[:, 0]),
+        lambda x: L.Cropping1D((1, 2))(x[:, 0]),
         lambda x: x[:, ::-1, 1:-1:2, None, -1], lambda x: ops.pad(x, ((0, 0), (1, 1), (2, 0), (0, 1)), "reflect"),
         lambda x: ops.repeat(ops.tile(x, (1, 2, 1, 1)), 2, axis=2), lambda x: ops.flip(x, 1),
         lambda x: ops.moveaxis(ops.swapaxes(x, 1, 2), 3, 1), lambda x: ops.concatenate(ops.unstack(x, axis=2), -1),
@@ -137,14 +141,16 @@ FAMILIES: dict[str, Callable[[], keras.Model]] = {
         lambda x: ops.nn.space_to_depth(x, 2), lambda x: ops.image.extract_patches(x, 3, strides=2, padding="same"),
     ),
     "arithmetic": lambda: several(
-        (5, 6), lambda x: L.Average()([x, x * 2, x + 1]), lambda x: L.Maximum()([x, -x]), lambda x: L.Minimum()([x, -x]),
+        (5, 6), lambda x: L.Average()([x, x * 2, x + 1]), lambda x: L.Maximum()([x, -x]),
+        lambda x: L.Minimum()([x, -x]),
         lambda x: L.Subtract()([x, ops.square(x)]), lambda x: L.Multiply()([x, x]), lambda x: x**3 // 0.7 + x % 0.3,
         lambda x: ops.where(x > 0.2, ops.log1p(ops.abs(x)), ops.expm1(x)), lambda x: ops.cast(x * 3, "int32") > 1,
         lambda x: ops.logical_and(x > 0, ops.logical_not(x >= 0.5)), lambda x: ops.std(x, axis=1, keepdims=True),
         lambda x: ops.var(x, axis=-1), lambda x: ops.any(x > 1.5, axis=-1), lambda x: ops.all(x > -1.5, axis=-1),
         lambda x: ops.argmax(x, axis=-1), lambda x: ops.logsumexp(x, axis=1), lambda x: ops.clip(x, -0.5, 0.5),
         lambda x: ops.rsqrt(ops.abs(x) + 1), lambda x: ops.log2(ops.abs(x) + 1) - ops.log10(ops.abs(x) + 1),
-        lambda x: ops.erf(x) + ops.arctan(x) * ops.sinh(x), lambda x: ops.prod(x, axis=1), lambda x: ops.ones_like(x) + x,
+        lambda x: ops.erf(x) + ops.arctan(x) * ops.sinh(x), lambda x: ops.prod(x, axis=1),
+        lambda x: ops.ones_like(x) + x,
         lambda x: x / np.arange(1, 7, dtype="float32"), lambda x: 1.0 - ops.not_equal(x, 0),
     ),
     "recurrent": lambda: several(
@@ -157,10 +163,10 @@ FAMILIES: dict[str, Callable[[], keras.Model]] = {
     "what counts": lambda: words(
         lambda y: ops.concatenate(
             [
-                L.LSTM(6)(y), L.Bidirectional(L.GRU(6))(y), L.GlobalAveragePooling1D()(y),
-                L.GlobalMaxPooling1D()(L.Bidirectional(L.LSTM(4, return_sequences=True))(y)),
+                L.LSTM(6)(y), L.GlobalAveragePooling1D()(y),
+                L.GlobalMaxPooling1D()(L.Bidirectional(L.GRU(4, return_sequences=True))(y)),
                 L.GlobalAveragePooling1D()(L.MultiHeadAttention(2, 8)(y, y, use_causal_mask=True)),
-                L.GRU(5)(L.Masking(0.0)(ops.relu(y - 1.5))),
+                L.SimpleRNN(5)(L.Masking(0.0)(ops.relu(y - 1.5))),
             ],
             axis=-1,
         )
@@ -186,7 +192,7 @@ def test_a_family_answers_as_keras_does(name: str) -> None:
     same(shaken(FAMILIES[name]()))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     st.tuples(st.integers(4, 9), st.integers(4, 9)),
     st.tuples(st.integers(1, 4), st.integers(1, 4)),
@@ -332,7 +338,7 @@ y = keras.layers.Dense(3)(keras.layers.Dense(8, activation="relu")(x))
 model = sl.load(keras.Model(x, y))
 small = sl.apply(model, sl.ChannelPruning(ratio=0.5, criterion="l2"))
 sl.export(small, "onnxruntime", sys.argv[1])
-for step, target in ((sl.ChannelPruning(criterion="taylor"), "onnxruntime"), (None, "litert")):
+for step, target in ((sl.ChannelPruning(ratio=0.5, criterion="taylor"), "onnxruntime"), (None, "litert")):
     try:
         sl.apply(model, step) if step else sl.export(small, target, sys.argv[1])
     except sl.SlimlineError as error:

@@ -297,10 +297,10 @@ class Writer:
             return self._stored[key]
         if operand.order == order:
             return operand.value
-        key = operand.value, tuple(operand.order.index(d) for d in order)
-        if key not in self._arranged:
-            self._arranged[key] = self._arrange(operand, order)
-        return self._arranged[key]
+        moves = tuple(operand.order.index(d) for d in order)
+        if (operand.value, moves) not in self._arranged:
+            self._arranged[operand.value, moves] = self._arrange(operand, order)
+        return self._arranged[operand.value, moves]
 
     def _arrange(self, operand: Placed, order: Order) -> ir.Value:
         wide = [d for d in operand.order if operand.shape[d] != 1]
