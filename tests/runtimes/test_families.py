@@ -56,7 +56,7 @@ def test_keras_families_in_onnx_runtime(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=[] if name in ("attention_ops", "residual") else pytest.mark.slow) for name in SMALL],
+    [pytest.param(name, marks=[] if name in ("attention_ops", "unet") else pytest.mark.slow) for name in SMALL],
 )
 def test_keras_families_in_openvino(name: str, tmp_path: Path) -> None:
     _equal(sl.load(SMALL[name]()), "openvino", tmp_path)

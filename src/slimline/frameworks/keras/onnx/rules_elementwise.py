@@ -45,7 +45,8 @@ def relu(
         return w.each("LeakyRelu", x, alpha=float(negative_slope))
     positive: Operand = x
     if threshold:
-        positive = w.each("Mul", x, w.cast(w.each("Greater", x, threshold, dtype="bool"), x.dtype))
+        beyond = w.each("Greater", x, threshold, dtype="bool")
+        positive = w.each("Where", beyond, x, number(x, 0.0), dtype=x.dtype)
     y = w.each("Relu", positive) if max_value is None else clip(w, positive, 0.0, max_value)
     if not negative_slope:
         return y
@@ -245,18 +246,14 @@ def merged(kind: str) -> Rule:
     """Rule of a layer that merges two or more tensors."""
 
     def rule(w: Writer, call: Call) -> Operand:
-        first, *others = (w.operand(t, dtype_of(call)) for t in call.inputs)
+        total, *others = (w.operand(t, dtype_of(call)) for t in call.inputs)
+        if any(len(x.shape) != len(total.shape) for x in others):
+            raise NoRule("slimline has no rule for it with tensors of different ranks")
         for other in others:
-            first = w.each(kind, first, _widened(w, other, first))
-        return first
+            total = w.each(kind, total, other)
+        return total
 
     return rule
-
-
-def _widened(w: Writer, x: Operand, like: Operand) -> Operand:
-    if len(x.shape) != len(like.shape):
-        raise NoRule("slimline has no rule for it with tensors of different ranks")
-    return x
 
 
 def average(w: Writer, call: Call) -> Placed:
@@ -316,7 +313,13 @@ def fake_quantize(w: Writer, call: Call) -> Placed:
 
 def constant(value: float) -> Rule:
     """Rule of a tensor of the shape of another that holds one number."""
-    return lambda w, call: w.each("Add", w.each("Mul", w.cast(w.source(call), dtype_of(call)), 0.0), value)
+
+    def rule(w: Writer, call: Call) -> Placed:
+        x = w.placed(w.source(call))
+        filled = w.op("Expand", np.asarray(value, dtype_of(call)), w.op("Shape", x.value))
+        return w.place(filled, x.order, x.shape, dtype_of(call))
+
+    return rule
 
 
 def _scaled(factor: float) -> Callable[..., Placed]:
