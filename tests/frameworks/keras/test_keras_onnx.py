@@ -320,6 +320,47 @@ def test_integers_are_those_of_the_simulation(rounded: sl.Model, target: str, tm
         assert {16, 24} <= scales  # one for each output channel
 
 
+def films() -> keras.Model:
+    """Convolutions over three dimensions."""
+    x = keras.Input((4, 6, 6, 4))
+    y = L.Conv3D(8, 2, name="second")(L.Conv3D(16, 2, activation="relu", name="first")(x))
+    return keras.Model(x, L.Dense(5, name="head")(L.GlobalAveragePooling3D()(y)))
+
+
+def steps() -> keras.Model:
+    """Convolutions over one."""
+    x = keras.Input((16, 8))
+    y = L.SeparableConv1D(16, 3, strides=2, padding="same", activation="relu", name="first")(x)
+    y = L.Conv1D(16, 3, padding="causal", name="second")(L.DepthwiseConv1D(3, dilation_rate=2, name="dilated")(y))
+    return keras.Model(x, L.Dense(5, name="head")(L.GlobalAveragePooling1D()(y)))
+
+
+@pytest.mark.parametrize(
+    ("build", "layers"),
+    [
+        (films, {"first", "second", "head"}),
+        (steps, {"first.depthwise", "first.pointwise", "dilated", "second", "head"}),
+    ],
+)
+def test_convolutions_over_one_and_three_dimensions_are_integer(
+    build: Callable[[], keras.Model], layers: set[str], tmp_path: Path
+) -> None:
+    model = sl.load(shaken(build()))
+    x = np.random.default_rng(0).normal(size=(32, *model.example[0].shape[1:])).astype("float32")
+    data, step = sl.Data(calibration=x), sl.StaticQuantization(undo=False)
+    small = sl.apply(model, step, data, target="onnxruntime")
+    path = sl.export(small, "onnxruntime", tmp_path)
+    kinds = runtime("onnxruntime").integer_layers(path)
+    assert {name: kinds.get(name) for name in layers} == dict.fromkeys(layers, "integer")
+    theirs, mine = runtime("onnxruntime").load(path).run((x,)), small.outputs(x)[0]
+    assert np.abs(theirs - mine).max() < 0.03 * np.abs(mine).max()
+    assert np.abs(model.outputs(x)[0] - mine).max() < 0.2 * np.abs(mine).max()
+    if build is films:  # and LiteRT has no such kernel
+        other = sl.apply(model, step, data, target="litert").quantization
+        assert other is not None and other.layers == ("head",)
+        assert "more than 2 dimensions" in other.float_layers["first"]
+
+
 def test_a_model_for_litert_is_not_mistaken(tmp_path: Path) -> None:
     data = sl.Data(calibration=np.zeros((4, 12, 12, 3), np.float32))
     step = sl.StaticQuantization(undo=False)
