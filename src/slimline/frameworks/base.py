@@ -328,7 +328,7 @@ class Framework:
 KERAS = ("keras", "tensorflow", "tensorflow-cpu")
 # Keras first: with its torch backend a keras.Model is a torch.nn.Module too.
 _OWN = (
-    Framework("keras", "slimline.frameworks.keras", (".keras",), (TENSORFLOW_FUNCTION,), "litert", KERAS),
+    Framework("keras", "slimline.frameworks.keras", (".keras",), (TENSORFLOW_FUNCTION, ONNX), "litert", KERAS),
     Framework(
         "torch",
         "slimline.frameworks.torch",

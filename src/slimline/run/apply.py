@@ -133,9 +133,9 @@ def check_order_after(steps: Sequence[Step], model: Model, teacher: Any) -> None
     idle = [step.step for step in steps if step.needs_gradients] if not model.adapter.trains else []
     if idle:
         raise SlimlineError(
-            f"{idle[0]} needs gradients, which {model.framework} models do not have: leave it out (criteria of weights "
-            "and activations, compensation, sparsity and quantization need none), or load the network in the framework "
-            "that trained it."
+            f"{idle[0]} needs gradients, which {model.framework} models do not have here: leave it out (criteria of "
+            "weights and activations, compensation, sparsity and quantization need none), or load the network in the "
+            "framework, or on the backend, that trains it."
         )
     history = [str(entry.get("step")) for entry in model.history]
     quantized = model.quantization is not None

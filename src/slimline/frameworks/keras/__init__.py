@@ -1,4 +1,4 @@
-"""The Keras 3 adapter; the TensorFlow backend is the one that deploys."""
+"""The Keras 3 adapter; the TensorFlow backend is the one that trains, and that reaches LiteRT."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from slimline.basics.errors import require
 from slimline.frameworks.device import wish
-from slimline.runtimes.forms import TENSORFLOW_FUNCTION
+from slimline.runtimes.forms import ONNX, TENSORFLOW_FUNCTION
 
 # Both must be set before the first import of keras: the backend, and TensorFlow's C++ log level.
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
@@ -49,7 +49,8 @@ class KerasAdapter:
     name = "keras"
     suffix = ".keras"
     layout: Literal["channels_last"] = "channels_last"
-    trains = True
+    trains = bool(keras.backend.backend() == "tensorflow")
+    """On other backends models are read, changed by what needs no gradients, and written as ONNX."""
 
     def accepts(self, source: Any) -> bool:
         """Whether `source` is a `keras.Model`."""
@@ -94,7 +95,11 @@ class KerasAdapter:
         return _like(carry_out(native, edits, example, EDITS), native)
 
     def form(self, native: Any, kind: str, example: tuple[Array, ...], integer: bool) -> Any:
-        """See `slimline.frameworks.keras.function`."""
+        """See `slimline.frameworks.keras.onnx` and `slimline.frameworks.keras.function`."""
+        if kind == ONNX:
+            from slimline.frameworks.keras.onnx import to_onnx
+
+            return to_onnx(native, example, integer)
         from slimline.frameworks.keras.function import to_function
 
         assert kind == TENSORFLOW_FUNCTION

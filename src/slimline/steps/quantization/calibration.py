@@ -69,7 +69,7 @@ def calibrate(
         float_layers={**placement.refused, **exclude},
     )
     _log.info("quantize %d layers, %d activations", len(placement.layers), len(activations))
-    native = folded.edit(Round(quantization))
+    native = folded.edit(Round(quantization, rules.composed))
     record = {**step.model_dump(mode="json"), "target": policy, "float_layers": dict(quantization.float_layers)}
     return model.then(native, record, quantization)
 
