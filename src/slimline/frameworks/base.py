@@ -26,6 +26,7 @@ from slimline.runtimes.forms import EXPORTED_PROGRAM, ONNX, TENSORFLOW_FUNCTION
 if TYPE_CHECKING:
     from slimline.graph.edits import Edit
     from slimline.graph.ir import Graph
+    from slimline.graph.quantization import Quantization
     from slimline.methods.outputs import Output
     from slimline.recipe.training import Training
 
@@ -189,6 +190,10 @@ class Adapter(Protocol):
 
     def edit(self, native: Any, edits: Sequence[Edit], example: tuple[Array, ...]) -> Any:
         """A copy to which the edits were done, one after the other; `native` stays as it is."""
+
+    def format_mismatch(self, native: Any, quantization: Quantization) -> str | None:
+        """The first value or parameter that `native` rounds to another format than `quantization` says, or that is
+        rounded by one of both only; None where they agree."""
 
     def form(self, native: Any, kind: str, example: tuple[Array, ...], integer: bool) -> Any:
         """The content of one of the framework's forms; `integer` where `native` simulates what is to be computed in

@@ -103,3 +103,9 @@ def _check_formats(model: Model, quantization: Quantization) -> None:
                 raise unknown("value with a format called", name, model.graph.values)
             if not each.fits(model.graph.values[name].shape):
                 raise SlimlineError(f"The format of {name} does not fit it: quantize the model again.")
+    mismatch = model.adapter.format_mismatch(model.native, quantization)
+    if mismatch is not None:
+        raise SlimlineError(
+            f"The network does not round {mismatch} to the format that its notes hold, as the file was altered: save the "
+            "model again, or quantize the float model anew."
+        )

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from slimline.frameworks.base import Batch, Trainer
     from slimline.graph.edits import Edit
     from slimline.graph.ir import Graph
+    from slimline.graph.quantization import Quantization
     from slimline.methods.outputs import Output
     from slimline.recipe.training import Training
 
@@ -91,6 +92,12 @@ class KerasAdapter:
         from slimline.frameworks.keras.edit import EDITS
 
         return _like(carry_out(native, edits, example, EDITS), native)
+
+    def format_mismatch(self, native: Any, quantization: Quantization) -> str | None:
+        """See `fakequant.format_mismatch`."""
+        from slimline.frameworks.keras.fakequant import format_mismatch
+
+        return format_mismatch(native, quantization)
 
     def form(self, native: Any, kind: str, example: tuple[Array, ...], integer: bool) -> Any:
         """See `slimline.frameworks.keras.function`."""

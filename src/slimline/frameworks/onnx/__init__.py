@@ -19,6 +19,7 @@ from slimline.runtimes.forms import ONNX
 
 if TYPE_CHECKING:
     from slimline.graph.edits import Edit
+    from slimline.graph.quantization import Quantization
     from slimline.methods.outputs import Output
     from slimline.recipe.training import Training
 
@@ -73,6 +74,12 @@ class OnnxAdapter:
 
         edited: Native = carry_out(native, edits, example, EDITS)
         return edited
+
+    def format_mismatch(self, native: Native, quantization: Quantization) -> str | None:
+        """See `fakequant.format_mismatch`."""
+        from slimline.frameworks.onnx.fakequant import format_mismatch
+
+        return format_mismatch(native, quantization)
 
     def form(self, native: Native, kind: str, example: tuple[Array, ...], integer: bool) -> Any:
         """See `fakequant.to_onnx`."""

@@ -22,6 +22,7 @@ from slimline.runtimes.forms import EXPORTED_PROGRAM, ONNX
 
 if TYPE_CHECKING:
     from slimline.graph.edits import Edit
+    from slimline.graph.quantization import Quantization
     from slimline.methods.outputs import Output
     from slimline.recipe.training import Training
 
@@ -77,6 +78,12 @@ class TorchAdapter:
 
         edited: Native = carry_out(native, edits, example, EDITS)
         return edited
+
+    def format_mismatch(self, native: Native, quantization: Quantization) -> str | None:
+        """See `slimline.frameworks.torch.fakequant.format_mismatch`."""
+        from slimline.frameworks.torch.fakequant import format_mismatch
+
+        return format_mismatch(native, quantization)
 
     def form(self, native: Native, kind: str, example: tuple[Array, ...], integer: bool) -> Any:
         """See `slimline.frameworks.torch.onnx` and `slimline.frameworks.torch.exported`."""
