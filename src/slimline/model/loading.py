@@ -106,6 +106,6 @@ def _check_formats(model: Model, quantization: Quantization) -> None:
     mismatch = model.adapter.format_mismatch(model.native, quantization)
     if mismatch is not None:
         raise SlimlineError(
-            f"The network does not round {mismatch} to the format that its notes hold, as the file was altered: save the "
-            "model again, or quantize the float model anew."
+            f"The network does not round {mismatch} to the format that its notes hold, as the file was altered: save "
+            "the model again, or quantize the float model anew."
         )
