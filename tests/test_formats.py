@@ -13,7 +13,7 @@ import safetensors.numpy
 import slimline as sl
 from slimline.basics.errors import SlimlineError
 from slimline.files import archive, strictjson
-from slimline.graph.edits import Round
+from slimline.graph.edits import PutTensors, Round
 from slimline.graph.quantization import Quantization
 from slimline.methods.formats import FloatFormat, Format, IntegerGrid, Levels, Masked, along
 
@@ -254,6 +254,17 @@ def test_a_file_whose_network_rounds_otherwise_than_its_notes_say_is_refused(mod
             sl.load(_changed(path, lambda members, own=own: members.update(own)))
 
 
+def test_a_weight_that_was_rounded_for_good_is_of_its_format(model: sl.Model, tmp_path: Path) -> None:
+    weight, _ = NAMES[model.framework]
+    for name, each in FORMATS[model.framework].items():
+        native = model.edit(PutTensors({weight: each.round(model.parameters()[weight])}))
+        stored = model.then(native, {"step": "test"}, Quantization(weights={weight: each}))
+        assert sl.load(stored.save(tmp_path / f"m{model.adapter.suffix}")).quantization == stored.quantization, name
+    other = model.then(native, {"step": "test"}, Quantization(weights={weight: IntegerGrid(scales(), (), 4, True)}))
+    with pytest.raises(SlimlineError, match=f"does not round {weight} to the format"):
+        sl.load(other.save(tmp_path / f"other{model.adapter.suffix}"))
+
+
 def test_every_format_is_told_from_another(model: sl.Model) -> None:
     weight, _ = NAMES[model.framework]
     formats = FORMATS[model.framework]
@@ -261,7 +272,7 @@ def test_every_format_is_told_from_another(model: sl.Model) -> None:
         native = rounded(model, Quantization(weights={weight: each})).native
         agree = [
             other for other, o in formats.items()
-            if model.adapter.format_mismatch(native, Quantization(weights={weight: o})) is None
+            if model.adapter.format_mismatches(native, Quantization(weights={weight: o})) == []
         ]  # fmt: skip
         assert agree == [name]
 

@@ -191,9 +191,9 @@ class Adapter(Protocol):
     def edit(self, native: Any, edits: Sequence[Edit], example: tuple[Array, ...]) -> Any:
         """A copy to which the edits were done, one after the other; `native` stays as it is."""
 
-    def format_mismatch(self, native: Any, quantization: Quantization) -> str | None:
-        """The first value or parameter that `native` rounds to another format than `quantization` says, or that is
-        rounded by one of both only; None where they agree."""
+    def format_mismatches(self, native: Any, quantization: Quantization) -> list[str]:
+        """The values and parameters that `native` rounds otherwise than `quantization` says: to another format, or only
+        one of both does; no name twice."""
 
     def form(self, native: Any, kind: str, example: tuple[Array, ...], integer: bool) -> Any:
         """The content of one of the framework's forms; `integer` where `native` simulates what is to be computed in

@@ -221,7 +221,7 @@ def test_calls_of_a_shared_layer_keep_their_grids_in_a_file(tmp_path: Path) -> N
     assert quantized.quantization is not None and again.quantization is not None
     assert quantized.quantization.activations["left"] != quantized.quantization.activations["right"]
     assert again.quantization == quantized.quantization
-    assert again.adapter.format_mismatch(again.native, quantized.quantization) is None
+    assert again.adapter.format_mismatches(again.native, quantized.quantization) == []
     sources = [{n.name: n.inputs[0] for n in m.graph.nodes if n.layer in ("one", "two")} for m in (quantized, again)]
     assert sources[0] == sources[1]
     for a, b in zip(quantized.outputs(left, right), again.outputs(left, right), strict=True):

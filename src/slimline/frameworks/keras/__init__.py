@@ -93,11 +93,11 @@ class KerasAdapter:
 
         return _like(carry_out(native, edits, example, EDITS), native)
 
-    def format_mismatch(self, native: Any, quantization: Quantization) -> str | None:
-        """See `fakequant.format_mismatch`."""
-        from slimline.frameworks.keras.fakequant import format_mismatch
+    def format_mismatches(self, native: Any, quantization: Quantization) -> list[str]:
+        """See `fakequant.format_mismatches`."""
+        from slimline.frameworks.keras.fakequant import format_mismatches
 
-        return format_mismatch(native, quantization)
+        return format_mismatches(native, quantization)
 
     def form(self, native: Any, kind: str, example: tuple[Array, ...], integer: bool) -> Any:
         """See `slimline.frameworks.keras.function`."""

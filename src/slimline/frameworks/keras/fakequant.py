@@ -120,8 +120,8 @@ def quantize(native: keras.Model, quantization: Quantization) -> keras.Model:
     return _Quantizer(native, quantization).model()
 
 
-def format_mismatch(native: keras.Model, quantization: Quantization) -> str | None:
-    """The first value or kernel that `native` rounds otherwise than `quantization` says; None without one."""
+def format_mismatches(native: keras.Model, quantization: Quantization) -> list[str]:
+    """The values and kernels that `native` rounds otherwise than `quantization` says."""
     formats = {**quantization.activations, **quantization.weights}
     ordered = calls(native)
     names = {id(t): name for call in ordered for t, name in zip(call.outputs, call.names, strict=True)}
@@ -134,13 +134,14 @@ def format_mismatch(native: keras.Model, quantization: Quantization) -> str | No
             tensor = type(layer) is FakeQuantize
             name = names[id(call.inputs[0])] if tensor else paths[id(layer.kernel)]  # type: ignore[attr-defined]
             simulated[name] = layer.format
-    for name in (*formats, *simulated):
-        if name not in formats or formats[name] != simulated.get(name):
-            return name
     # What is rounded is read rounded by all.
     unrounded = [t for call in ordered if type(call.operation) is not FakeQuantize for t in call.inputs]
     read = {names[id(t)] for t in (*unrounded, *native.outputs)}
-    return next((name for name in quantization.activations if name in read), None)
+    return [
+        name
+        for name in dict.fromkeys((*formats, *simulated))
+        if name in read & quantization.activations.keys() or formats.get(name) != simulated.get(name)
+    ]
 
 
 class _Quantizer:

@@ -75,11 +75,11 @@ class OnnxAdapter:
         edited: Native = carry_out(native, edits, example, EDITS)
         return edited
 
-    def format_mismatch(self, native: Native, quantization: Quantization) -> str | None:
-        """See `fakequant.format_mismatch`."""
-        from slimline.frameworks.onnx.fakequant import format_mismatch
+    def format_mismatches(self, native: Native, quantization: Quantization) -> list[str]:
+        """See `fakequant.format_mismatches`."""
+        from slimline.frameworks.onnx.fakequant import format_mismatches
 
-        return format_mismatch(native, quantization)
+        return format_mismatches(native, quantization)
 
     def form(self, native: Native, kind: str, example: tuple[Array, ...], integer: bool) -> Any:
         """See `fakequant.to_onnx`."""

@@ -115,10 +115,10 @@ def quantize(native: Native, quantization: Quantization) -> Native:
     return editor.done()
 
 
-def format_mismatch(native: Native, quantization: Quantization) -> str | None:
-    """The first value or tensor that `native` rounds otherwise than `quantization` says; None without one."""
+def format_mismatches(native: Native, quantization: Quantization) -> list[str]:
+    """The values and tensors that `native` rounds otherwise than `quantization` says."""
     formats = {**quantization.activations, **quantization.weights}
-    rounded: set[str] = set()
+    alike: dict[str, bool] = {}
     for node in native.model.graph:
         if node.op_type != "QuantizeLinear" or _OWN not in node.metadata_props:
             continue
@@ -130,15 +130,13 @@ def format_mismatch(native: Native, quantization: Quantization) -> str | None:
         name = next((str(v.name) for v in (*ends, value) if str(v.name) in formats), str(value.name))
         both = [node, *readers]
         others = [user for user, _ in value.uses() if user is not node and user.op_type != "Shape"]
-        if name not in formats or others or len(readers) != 1 or readers[0].op_type != "DequantizeLinear":
-            return name
-        if not all(_rounds_to(formats[name], each, node.metadata_props[_OWN]) for each in both):
-            return name
-        rounded.add(name)
-    return next((name for name in formats if name not in rounded), None)
+        pair = not others and len(readers) == 1 and readers[0].op_type == "DequantizeLinear"
+        same = pair and all(_rounds_to(formats.get(name), each, node.metadata_props[_OWN]) for each in both)
+        alike[name] = same and alike.get(name, True)
+    return [name for name in dict.fromkeys((*alike, *formats)) if not alike.get(name, False)]
 
 
-def _rounds_to(each: Format, node: ir.Node, limits: str) -> bool:
+def _rounds_to(each: Format | None, node: ir.Node, limits: str) -> bool:
     """Whether one of a pair of operators, with these limits, has the numbers of a format."""
     if not isinstance(each, IntegerGrid) or limits != _limits(each):
         return False

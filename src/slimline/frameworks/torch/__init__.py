@@ -79,11 +79,11 @@ class TorchAdapter:
         edited: Native = carry_out(native, edits, example, EDITS)
         return edited
 
-    def format_mismatch(self, native: Native, quantization: Quantization) -> str | None:
-        """See `slimline.frameworks.torch.fakequant.format_mismatch`."""
-        from slimline.frameworks.torch.fakequant import format_mismatch
+    def format_mismatches(self, native: Native, quantization: Quantization) -> list[str]:
+        """See `slimline.frameworks.torch.fakequant.format_mismatches`."""
+        from slimline.frameworks.torch.fakequant import format_mismatches
 
-        return format_mismatch(native, quantization)
+        return format_mismatches(native, quantization)
 
     def form(self, native: Native, kind: str, example: tuple[Array, ...], integer: bool) -> Any:
         """See `slimline.frameworks.torch.onnx` and `slimline.frameworks.torch.exported`."""

@@ -76,9 +76,10 @@ def _round(module: fx.GraphModule, node: fx.Node, each: Format, name: str) -> No
         user.replace_input_with(node, rounded)
 
 
-def format_mismatch(native: fx.GraphModule, quantization: Quantization) -> str | None:
-    """The first value or parameter that `native` rounds otherwise than `quantization` says; None without one."""
+def format_mismatches(native: fx.GraphModule, quantization: Quantization) -> list[str]:
+    """The values and parameters that `native` rounds otherwise than `quantization` says."""
     rounders: set[fx.Node] = set()
+    different: dict[str, None] = {}
     unseen = {*quantization.activations, *quantization.weights}
     for node in native.graph.nodes:
         read = node.op == "get_attr"
@@ -87,13 +88,14 @@ def format_mismatch(native: fx.GraphModule, quantization: Quantization) -> str |
         if each is not None:
             operators = _rounding(native, node, each)
             if not operators or any(user not in operators and not _reads_no_number(user) for user in node.users):
-                return name
+                different[name] = None
             rounders |= operators
             unseen.discard(name)
     for node in native.graph.nodes:
         if _packet(node) in _FAKE_QUANTIZE and node not in rounders:
-            return str(getattr(node.args[0], "target" if node.args[0].op == "get_attr" else "name"))
-    return min(unseen, default=None)
+            source = node.args[0]
+            different[str(source.target if source.op == "get_attr" else source.name)] = None
+    return [*different, *sorted(unseen - different.keys())]
 
 
 def _reads_no_number(node: fx.Node) -> bool:

@@ -93,9 +93,9 @@ def placed(
     exclude = exclude or {}
     if model.quantization is not None:
         raise SlimlineError("This model is quantized already: apply StaticQuantization to the float model instead.")
-    rounded = model.adapter.format_mismatch(model.native, Quantization())
-    if rounded is not None:
-        raise SlimlineError(f"The network rounds {rounded} by itself: load it as it was before it was quantized.")
+    rounded = model.adapter.format_mismatches(model.native, Quantization())
+    if rounded:
+        raise SlimlineError(f"The network rounds {rounded[0]} by itself: load it as it was before it was quantized.")
     folded = Model(model.adapter, model.edit(FoldNorms()), model.example)
     named = dict.fromkeys(node.layer for node in folded.graph.nodes if node.layer)
     refuse_unmatched("layer for overrides", step.overrides, named, folded.graph.types)
