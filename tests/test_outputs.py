@@ -133,6 +133,7 @@ def closeness(outputs, labels):
     return right - np.abs(outputs["age"] - labels["age"]).mean(1) / 1000
 
 
+@pytest.mark.usefixtures("no_clock")
 def test_two_heads_end_to_end(framework, tmp_path):
     model = heads(framework)
     assert sorted(model.output_names) == ["age", "kind"]
