@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from slimline.files.slim.archive import Span
     from slimline.graph.edits import Edit
     from slimline.graph.ir import Graph
+    from slimline.graph.quantization import Quantization
     from slimline.methods.outputs import Output
     from slimline.recipe.training import Training
 
@@ -190,6 +191,10 @@ class Adapter(Protocol):
 
     def edit(self, native: Any, edits: Sequence[Edit], example: tuple[Array, ...]) -> Any:
         """A copy to which the edits were done, one after the other; `native` stays as it is."""
+
+    def format_mismatches(self, native: Any, quantization: Quantization) -> list[str]:
+        """The values and parameters that `native` rounds otherwise than `quantization` says: to another format, or only
+        one of both does; no name twice."""
 
     def form(self, native: Any, kind: str, example: tuple[Array, ...], integer: bool) -> Any:
         """The content of one of the framework's forms; `integer` where `native` simulates what is to be computed in

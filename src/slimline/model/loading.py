@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -131,3 +132,16 @@ def _check_formats(model: Model, quantization: Quantization) -> None:
                 raise unknown("value with a format called", name, model.graph.values)
             if not each.fits(model.graph.values[name].shape):
                 raise SlimlineError(f"The format of {name} does not fit it: quantize the model again.")
+    different = model.adapter.format_mismatches(model.native, quantization)
+    if different:
+        # A weight may have been rounded once and for all: then its numbers are those of its format, and nothing rounds.
+        stored, formats = model.parameters(), quantization.weights
+        weights = [name for name in different if name in formats and name in stored]
+        baked = {name for name in weights if np.array_equal(formats[name].round(stored[name]), stored[name])}
+        others = {name: each for name, each in formats.items() if name not in baked}
+        different = model.adapter.format_mismatches(model.native, replace(quantization, weights=others))
+    if different:
+        raise SlimlineError(
+            f"The network does not round {different[0]} to the format that its notes hold, as the file was altered: "
+            "save the model again, or quantize the float model anew."
+        )

@@ -77,6 +77,46 @@ def test_masks_and_grids_come_back(tmp_path: Path, labelled: sl.Data) -> None:
         again.edited((PutTensors({}),), {"step": "x"})
 
 
+def test_a_file_that_rounds_otherwise_than_its_notes_say_is_refused(tmp_path: Path, labelled: sl.Data) -> None:
+    quantized = sl.apply(sl.load(images("d = Relu(c)")), sl.StaticQuantization(undo=False), labelled)
+    path = quantized.save(tmp_path / "honest.onnx")
+    held = sl.load(path)
+    assert quantized.quantization is not None and held.quantization == quantized.quantization
+
+    def scale(node: onnx.NodeProto, proto: onnx.ModelProto) -> None:
+        stored = next(t for t in proto.graph.initializer if t.name == node.input[1])
+        stored.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(stored) * np.float32(2), stored.name))
+
+    def zero_point(node: onnx.NodeProto, proto: onnx.ModelProto) -> None:
+        stored = next(t for t in proto.graph.initializer if t.name == node.input[2])
+        stored.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(stored) ^ 1, stored.name))
+
+    def limits(node: onnx.NodeProto, proto: onnx.ModelProto) -> None:
+        node.metadata_props[0].value = "-3 5"
+
+    def mark(node: onnx.NodeProto, proto: onnx.ModelProto) -> None:
+        del node.metadata_props[:]
+
+    def around(node: onnx.NodeProto, proto: onnx.ModelProto) -> None:
+        real = next(n for n in proto.graph.node if node.output[0] in n.input)
+        for other in proto.graph.node:
+            if other is not node and other is not real:
+                other.input[:] = [node.input[0] if name == real.output[0] else name for name in other.input]
+
+    def other_end(node: onnx.NodeProto, proto: onnx.ModelProto) -> None:
+        real = next(n for n in proto.graph.node if node.output[0] in n.input)
+        stored = next(t for t in proto.graph.initializer if t.name == real.input[1])
+        array = onnx.numpy_helper.to_array(stored) * np.float32(1.5)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(array, "other"))
+        real.input[1] = "other"
+
+    for name in ("x", "d", "conv_w"):
+        for change in (scale, zero_point, limits, mark, around, other_end):
+            proto = onnx.load(path)
+            change(next(n for n in proto.graph.node if n.op_type == "QuantizeLinear" and n.input[0] == name), proto)
+            refused(write(tmp_path, proto), f"does not round {name} to the format that its notes hold")
+
+
 def test_quantized_files_of_others_are_not_pruned(tmp_path: Path, labelled: sl.Data) -> None:
     loaded = sl.load(images("r = Relu(c) d = Conv(r, k, k_b)", more=weights(k=(12, 12, 3, 3), k_b=(12,))))
     sl.export(sl.apply(loaded, sl.StaticQuantization(undo=False), labelled), "onnxruntime", tmp_path)

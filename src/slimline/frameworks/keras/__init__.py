@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from slimline.frameworks.base import Batch, Trainer
     from slimline.graph.edits import Edit
     from slimline.graph.ir import Graph
+    from slimline.graph.quantization import Quantization
     from slimline.methods.outputs import Output
     from slimline.recipe.training import Training
 
@@ -93,6 +94,12 @@ class KerasAdapter:
         from slimline.frameworks.keras.edit import EDITS
 
         return _like(carry_out(native, edits, example, EDITS), native)
+
+    def format_mismatches(self, native: Any, quantization: Quantization) -> list[str]:
+        """See `fakequant.format_mismatches`."""
+        from slimline.frameworks.keras.fakequant import format_mismatches
+
+        return format_mismatches(native, quantization)
 
     def form(self, native: Any, kind: str, example: tuple[Array, ...], integer: bool) -> Any:
         """See `slimline.frameworks.keras.onnx` and `slimline.frameworks.keras.function`."""

@@ -18,6 +18,7 @@ from slimline.frameworks.keras.gridded import (
     IntegerActivation,
 )
 from slimline.frameworks.keras.parts import transfer
+from slimline.frameworks.keras.rounding import Formatted
 from slimline.graph.quantization import Quantization
 from slimline.methods.formats import Format, IntegerGrid
 
@@ -122,6 +123,30 @@ def quantize(native: keras.Model, quantization: Quantization, composed: frozense
     SlimlineError : a weight whose layer class has no integer form.
     """
     return _Quantizer(native, quantization, composed).model()
+
+
+def format_mismatches(native: keras.Model, quantization: Quantization) -> list[str]:
+    """The values and kernels that `native` rounds otherwise than `quantization` says."""
+    formats = {**quantization.activations, **quantization.weights}
+    ordered = calls(native)
+    names = {id(t): name for call in ordered for t, name in zip(call.outputs, call.names, strict=True)}
+    names |= {id(t): input_name(t) for t in native.inputs}
+    paths = {id(variable): path for path, variable in variables(native).items()}
+    simulated: dict[str, Format] = {}
+    for call in ordered:
+        layer = call.operation
+        if isinstance(layer, Formatted):
+            tensor = type(layer) is FakeQuantize
+            name = names[id(call.inputs[0])] if tensor else paths[id(layer.kernel)]  # type: ignore[attr-defined]
+            simulated[name] = layer.format
+    # What is rounded is read rounded by all.
+    unrounded = [t for call in ordered if type(call.operation) is not FakeQuantize for t in call.inputs]
+    read = {names[id(t)] for t in (*unrounded, *native.outputs)}
+    return [
+        name
+        for name in dict.fromkeys((*formats, *simulated))
+        if name in read & quantization.activations.keys() or formats.get(name) != simulated.get(name)
+    ]
 
 
 class _Quantizer:

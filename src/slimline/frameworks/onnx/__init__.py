@@ -20,6 +20,7 @@ from slimline.runtimes.forms import ONNX
 if TYPE_CHECKING:
     from slimline.files.slim.archive import Span
     from slimline.graph.edits import Edit
+    from slimline.graph.quantization import Quantization
     from slimline.methods.outputs import Output
     from slimline.recipe.training import Training
 
@@ -76,6 +77,12 @@ class OnnxAdapter:
 
         edited: Native = carry_out(native, edits, example, EDITS)
         return edited
+
+    def format_mismatches(self, native: Native, quantization: Quantization) -> list[str]:
+        """See `fakequant.format_mismatches`."""
+        from slimline.frameworks.onnx.fakequant import format_mismatches
+
+        return format_mismatches(native, quantization)
 
     def form(self, native: Native, kind: str, example: tuple[Array, ...], integer: bool) -> Any:
         """See `fakequant.to_onnx`."""
