@@ -3,7 +3,7 @@
 A model counts as *covered* when it is captured, pruned at 30 % of every unit by L2 norm (with ``factors="all"`` where
 the default leaves too much, which the table says), loses at least 25 % of its trained parameters, computes as the
 removed model what the masked one computes (largest difference over largest output ≤ 1e-4, on another batch than the
-one it was captured with), saves and loads equal, and takes a training step (but for ONNX files, which do not train).
+one it was captured with), saves and loads equal, and takes a training step (not asked of ONNX files).
 *Exported* says whether the artifact that `slimline.export` writes of the pruned model answers in its runtime as the
 model does, with all outputs, on the example and on random inputs, at several batch sizes where any goes; a dash is "not
 measured".

@@ -19,7 +19,8 @@ from torch import nn
 
 import slimline as sl
 from slimline.basics.errors import SlimlineError
-from slimline.files import array_files
+from slimline.files import array_files, notes
+from slimline.files.strictjson import Malformed
 from slimline.recipe.packed import PackedMask
 from slimline.run.sources import DataSource, load_data, load_weights
 
@@ -147,3 +148,37 @@ def test_a_packed_mask_holds_what_its_shape_needs() -> None:
     for bits in ("", "AAAA", "!", packed.bits[:8]):
         with pytest.raises(ValueError, match=r"mask|padding"):
             packed.model_copy(update={"bits": bits}).array()
+
+
+def test_truth_values_of_notes_take_a_bit_each() -> None:
+    rng = np.random.default_rng(0)
+    shapes = ((), (1,), (8,), (3, 5), (0, 3), (2, 3, 4))
+    held = {"masks": {str(shape): np.asarray(rng.random(shape) < 0.5) for shape in shapes}, "x": X}
+    packed, arrays = notes.pack(held)
+    assert "true" not in json.dumps(packed)
+    assert {k: v.nbytes for k, v in array_files.safetensors(arrays).items() if k == "masks/(3, 5)"} == {
+        "masks/(3, 5)": 2
+    }
+    again = notes.unpack(packed, arrays)
+    np.testing.assert_equal(again, held)
+    assert again["masks"]["()"].dtype == np.bool_
+    whole = safetensors.numpy.save({"m": held["masks"]["(3, 5)"]})  # as they were once written
+    np.testing.assert_equal(notes.unpack({"m": {"$array": "m"}}, whole), {"m": held["masks"]["(3, 5)"]})
+    bits = safetensors.numpy.save({"m": np.array([255, 255], np.uint8)})
+    for shape in (
+        [3, 5],
+        [2, 4],
+        [17],
+        [-2, -8],
+        [2.0, 8],
+        "ab",
+        None,
+        [True, 16],
+        [0, 2**60],
+        [2**40, 2**40],
+        [1] * 40,
+    ):
+        with pytest.raises(Malformed, match="shape"):
+            notes.unpack({"m": {"$array": "m", "$shape": shape}}, bits)
+    with pytest.raises(Malformed, match="shape"):
+        notes.unpack({"m": {"$array": "m", "$shape": [2]}}, safetensors.numpy.save({"m": np.ones(2, np.int32)}))

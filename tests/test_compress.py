@@ -60,6 +60,7 @@ def test_the_report_counts_what_the_artifact_answers(finished):
     assert report["compressed"]["accuracy"] == pytest.approx(np.mean(answer.argmax(1) == split.labels))
 
 
+@pytest.mark.usefixtures("no_clock")
 @pytest.mark.parametrize("stage", ["baseline", "01-ChannelPruning", "recovery", "02-Distillation", "artifact"])
 def test_killed_and_resumed_ends_with_the_same_bytes(finished, tmp_path, stage):
     framework, whole = finished

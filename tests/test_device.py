@@ -121,6 +121,7 @@ def test_the_command_line_refuses_in_one_sentence(no_gpu, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.usefixtures("no_clock")
 @pytest.mark.parametrize("framework", ["torch", "keras"])
 def test_the_cpu_by_name_leaves_the_bytes_that_the_cpu_by_default_does(framework, tmp_path, monkeypatch, no_gpu):
     monkeypatch.delenv(VARIABLE)

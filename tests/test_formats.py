@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import safetensors.numpy
 import slimline as sl
 from slimline.basics.errors import SlimlineError
 from slimline.files import archive, strictjson
-from slimline.graph.edits import Round
+from slimline.graph.edits import PutTensors, Round
 from slimline.graph.quantization import Quantization
 from slimline.methods.formats import FloatFormat, Format, IntegerGrid, Levels, Masked, along
 
@@ -216,6 +217,80 @@ def test_no_number_of_a_format_is_json_and_damage_is_one_sentence(model: sl.Mode
         with pytest.raises(SlimlineError) as caught:
             sl.load(_changed(path, damage))
         assert "\n" not in str(caught.value), name
+
+
+def test_a_file_whose_network_rounds_otherwise_than_its_notes_say_is_refused(model: sl.Model, tmp_path: Path) -> None:
+    weight, value = NAMES[model.framework]
+    notes = NOTES[model.framework]
+    shape = SHAPES[model.framework]
+    honest = Quantization(
+        {value: IntegerGrid(np.asarray(0.05, np.float32), (), 8, False, False, np.asarray(128, np.int32))},
+        {weight: IntegerGrid(scales(1, shape[1]), along(1, 2), 8, True, True)},
+        ("fc",),
+    )
+    each, grid = honest.activations[value], honest.weights[weight]
+    assert isinstance(each, IntegerGrid) and isinstance(grid, IntegerGrid)
+    zero = np.asarray(127, np.int32)
+    others: list[tuple[str, dict[str, Format], dict[str, Format]]] = [
+        (value, {value: replace(each, scale=each.scale * 2)}, {weight: grid}),
+        (value, {value: replace(each, zero_point=zero)}, {weight: grid}),
+        (value, {value: replace(each, bits=7, zero_point=zero)}, {weight: grid}),
+        (value, {value: Levels.ternary(each.scale)}, {weight: grid}),
+        (value, {}, {weight: grid}),
+        (weight, {value: each}, {weight: replace(grid, scale=np.nextafter(grid.scale, np.float32(1)))}),
+        (weight, {value: each}, {weight: replace(grid, narrow=False)}),
+        (weight, {value: each}, {weight: replace(grid, scale=scales(shape[0], 1), blocks=along(0, 2))}),
+        (weight, {value: each}, {weight: Masked(np.ones(shape, bool), grid)}),
+        (weight, {value: each}, {}),
+    ]
+    path = rounded(model, honest).save(tmp_path / f"honest{model.adapter.suffix}")
+    assert sl.load(path).quantization == honest
+    member = MEMBERS[model.framework]
+    for name, activations, weights in others:
+        other = model.then(rounded(model, honest).native, {"step": "test"}, Quantization(activations, weights, ("fc",)))
+        said = archive.read(other.save(tmp_path / f"other{model.adapter.suffix}"), packed=True)
+        own = {part: said.read(part) for part in (notes, member) if part in said.sizes}
+        with pytest.raises(SlimlineError, match=f"does not round {name} to the format that its notes hold"):
+            sl.load(_changed(path, lambda members, own=own: members.update(own)))
+
+
+def test_a_weight_that_was_rounded_for_good_is_of_its_format(model: sl.Model, tmp_path: Path) -> None:
+    weight, _ = NAMES[model.framework]
+    for name, each in FORMATS[model.framework].items():
+        native = model.edit(PutTensors({weight: each.round(model.parameters()[weight])}))
+        stored = model.then(native, {"step": "test"}, Quantization(weights={weight: each}))
+        assert sl.load(stored.save(tmp_path / f"m{model.adapter.suffix}")).quantization == stored.quantization, name
+    other = model.then(native, {"step": "test"}, Quantization(weights={weight: IntegerGrid(scales(), (), 4, True)}))
+    with pytest.raises(SlimlineError, match=f"does not round {weight} to the format"):
+        sl.load(other.save(tmp_path / f"other{model.adapter.suffix}"))
+
+
+def test_every_format_is_told_from_another(model: sl.Model) -> None:
+    weight, _ = NAMES[model.framework]
+    formats = FORMATS[model.framework]
+    for name, each in formats.items():
+        native = rounded(model, Quantization(weights={weight: each})).native
+        agree = [
+            other for other, o in formats.items()
+            if model.adapter.format_mismatches(native, Quantization(weights={weight: o})) == []
+        ]  # fmt: skip
+        assert agree == [name]
+
+
+def test_a_network_that_rounds_by_itself_is_not_quantized() -> None:
+    torch = pytest.importorskip("torch")
+
+    class Net(torch.nn.Module):  # type: ignore[name-defined,misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = torch.nn.Linear(INPUTS, UNITS)
+
+        def forward(self, x: Any) -> Any:
+            return self.fc(torch.fake_quantize_per_tensor_affine(x, 0.1, 0, -128, 127))
+
+    model = sl.load(Net().eval(), X)
+    with pytest.raises(SlimlineError, match="rounds x by itself"):
+        sl.apply(model, sl.StaticQuantization(samples=4), sl.Data(train=(X, np.arange(len(X)) % 2)))
 
 
 def test_a_keras_layer_rebuilt_from_its_config_says_that_its_numbers_are_missing() -> None:

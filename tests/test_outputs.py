@@ -7,7 +7,7 @@ import pytest
 
 import slimline as sl
 from slimline.basics.named import Named
-from slimline.measure import outputs
+from slimline.measure import certify, outputs
 from slimline.measure.accuracy import score
 from slimline.measure.parity import compare
 from slimline.methods.outputs import bare
@@ -133,6 +133,7 @@ def closeness(outputs, labels):
     return right - np.abs(outputs["age"] - labels["age"]).mean(1) / 1000
 
 
+@pytest.mark.usefixtures("no_clock")
 def test_two_heads_end_to_end(framework, tmp_path):
     model = heads(framework)
     assert sorted(model.output_names) == ["age", "kind"]
@@ -203,6 +204,32 @@ def test_weights_leave_outputs_out(framework):
     assert not any(slope.any() for name, slope in slopes.items() if name.startswith("kind"))
 
 
+@pytest.mark.parametrize("shape", [(7,), (3, 4)])
+def test_several_labels_are_scored_by_their_jaccard_index(shape: tuple[int, ...]) -> None:
+    from sklearn.metrics import jaccard_score
+
+    logits = RNG.normal(size=(40, *shape)) * 3
+    labels = RNG.random((40, *shape)) < 0.3
+    logits[0], labels[0] = -1, False
+    yes = (logits > 0).reshape(40, -1)
+    truth = labels.reshape(40, -1)
+    name, values = score(logits, labels.astype(int))
+    assert name == "jaccard" and values.dtype == np.float64 and values[0] == 1
+    assert values.mean() == pytest.approx(jaccard_score(truth, yes, average="samples", zero_division=1))
+    probabilities = 1 / (1 + np.exp(-logits))
+    np.testing.assert_array_equal(score(probabilities, labels)[1], values)
+    # Both are judged by what the original answers: of a network that lost its range too.
+    shrunk = 0.1 + 0.3 * probabilities
+    np.testing.assert_array_equal(
+        score(shrunk, labels, reference=logits)[1], score(np.ones_like(shrunk), labels, reference=logits)[1]
+    )
+    broken = logits.copy()
+    broken[1] = np.nan
+    assert score(broken, labels)[1][1] == 0
+    certificate = certify(values, values, 0.5, metric=name)
+    assert (certificate.verdict, certificate.method) == ("certified", "betting")
+
+
 def test_the_default_score_is_the_mean_over_labelled_classes():
     a, b = RNG.normal(size=(6, 4)), RNG.normal(size=(6, 3, 5))
     y, z = RNG.integers(0, 4, 6), RNG.integers(0, 3, (6, 5))
@@ -217,8 +244,10 @@ def test_the_default_score_is_the_mean_over_labelled_classes():
         score(answer, reference=answer)
     said = {"a": sl.Output("classes", axis=1)}
     assert score(answer, reference=answer, declared=said)[0] == "agreement"
-    with pytest.raises(sl.SlimlineError, match="'c' is multilabel, which has no default score"):
-        score(answer, Named([np.eye(6, 2, dtype=bool)], ("c",)))
+    with pytest.raises(sl.SlimlineError, match="a and c are of different kinds, which have no default score together"):
+        score(answer, Named([y, np.eye(6, 2, dtype=bool)], ("a", "c")))
+    with pytest.raises(sl.SlimlineError, match="'c' is regression, which has no default score"):
+        score(answer, Named([np.ones((6, 2), np.float32)], ("c",)))
     z[3] = -100
     with pytest.raises(sl.SlimlineError, match="Sample 3 has no label that counts"):
         score(answer, Named([z], ("b",)))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 import slimline as sl
 from slimline.basics.errors import SlimlineError
+from slimline.runtimes.base import runtime
+from slimline.steps.quantization.calibration import placed
 
 torch = pytest.importorskip("torch")
 nn = torch.nn
@@ -92,6 +96,47 @@ def test_values_of_overridden_layers_are_observed_in_their_own_way(model: sl.Mod
     assert _scales(model, overrides={pattern: own}) == [mse[0], mse[1], cut[2], mse[3]]
 
 
+def test_weights_of_overridden_layers_have_a_scale_or_none_of_their_own(model: sl.Model, tmp_path: Path) -> None:
+    overrides = {"4": {"weights": "int8"}, "[46]": {"weights": "float32"}, "2": {"granularity": "tensor"}}
+    step = sl.StaticQuantization(undo=False, overrides=overrides)
+    data = sl.Data(calibration=X)
+    quantized = sl.apply(model, step, data, target="onnxruntime", progress=False)
+    assert quantized.quantization is not None
+    grids = quantized.quantization.weights
+    assert {name: each.arrays["scale"].size for name, each in grids.items()} == {
+        "0.weight": 16, "2.weight": 1, "4.weight": 16,
+    }  # fmt: skip
+    weight, plain = model.parameters()["2.weight"], sl.apply(model, sl.StaticQuantization(undo=False), data)
+    bits = 8 if "int8" in grids["2.weight"].describe() else 7
+    assert float(grids["2.weight"].arrays["scale"]) == pytest.approx(
+        np.abs(weight).max() / (2 ** (bits - 1) - 1), rel=1e-6
+    )
+    assert plain.quantization is not None and grids["4.weight"] == plain.quantization.weights["4.weight"]
+    assert quantized.quantization.summary()["weights"] == {
+        f"int{bits}, symmetric, per position of axis 0": 2, f"int{bits}, symmetric, per tensor": 1,
+    }  # fmt: skip
+    artifact = sl.export(quantized, "onnxruntime", tmp_path)
+    path = next(tmp_path.rglob("*.onnx"))
+    stored = [onnx.numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer]
+    scales = {grids[name].arrays["scale"].size: grids[name].arrays["scale"].ravel() for name in grids}
+    assert any(a.size == 1 and a.dtype == np.float32 and a.ravel()[0] == scales[1][0] for a in stored), artifact
+    layers = runtime("onnxruntime").integer_layers(path)
+    kept = sl.apply(model, sl.StaticQuantization(undo=False, keep=("6",)), data, target="onnxruntime", progress=False)
+    sl.export(kept, "onnxruntime", tmp_path / "kept")
+    assert layers == runtime("onnxruntime").integer_layers(next((tmp_path / "kept").rglob("*.onnx")))
+    assert layers["2"] == "integer" and layers["6"] != "integer"
+
+
+def test_a_target_that_takes_one_scale_refuses_more_before_any_work(model: sl.Model) -> None:
+    step = sl.StaticQuantization(undo=False, overrides={"2": {"granularity": "channel"}})
+    with pytest.raises(
+        SlimlineError, match=r"litert takes one scale for the weights of layer 2: leave granularity out"
+    ):
+        placed(model, step, "litert")
+    assert placed(model, step, "onnxruntime")[1].weights["2.weight"] == 0
+    assert placed(model, sl.StaticQuantization(overrides={"2": {"granularity": "tensor"}}), "litert")
+
+
 def test_an_input_is_observed_as_the_layer_that_reads_it_and_the_first_pattern_counts(model: sl.Model) -> None:
     mse, widest, cut = (
         _scales(model),
@@ -110,6 +155,11 @@ def test_an_input_is_observed_as_the_layer_that_reads_it_and_the_first_pattern_c
     [
         (lambda: sl.StaticQuantization(overrides={"0": {}}), "says nothing"),
         (lambda: sl.StaticQuantization(overrides={"0": {"percentile": 99}}), "give it observer: percentile too"),
+        (
+            lambda: sl.StaticQuantization(overrides={"0": {"weights": "float32", "granularity": "tensor"}}),
+            "nothing beside weights: float32",
+        ),
+        (lambda: sl.StaticQuantization(overrides={"0": {"weights": "int9"}}), "weights"),
         (lambda: sl.StaticQuantization(overrides={"0": {"samples": 3}}), "no field in QuantizationOverride"),
         (lambda: sl.StaticQuantization(overrides={"0": {"activations": "int8"}}), "no field in QuantizationOverride"),
         (lambda: sl.StaticQuantization(overrides={"0": {"observer": "max"}}), "did you mean 'minmax'"),

@@ -201,6 +201,11 @@ def test_masks_survive_files_and_finalize_drops_them(model, tmp_path):
     for name, mask in found.masks.items():
         np.testing.assert_array_equal(loaded.masks[name], mask)
     assert path.read_bytes() == found.save(tmp_path / f"again{model.adapter.suffix}").read_bytes()
+    packed = {name: PackedMask.of(mask).model_dump(mode="json") for name, mask in found.masks.items()}
+    older = tmp_path / f"older{model.adapter.suffix}"
+    model.adapter.save(found.native, older, found.example, {"history": [], "masks": packed})
+    assert path.stat().st_size < older.stat().st_size + 2000
+    np.testing.assert_equal(dict(sl.load(older).masks), dict(found.masks))
     final = sl.finalize(loaded)
     assert not final.masks
     assert zeros(final) == zeros(found)

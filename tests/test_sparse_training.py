@@ -121,6 +121,7 @@ def test_gradients_of_the_trainer_are_those_of_the_loss(model, data):
         np.testing.assert_allclose(found[layer.weight], expected[layer.weight], atol=1e-6, rtol=1e-3)
 
 
+@pytest.mark.usefixtures("no_clock")
 def test_runs_prune_gradually_and_report_it(model, data, tmp_path, framework):
     target = "onnxruntime" if framework == "torch" else "litert"
     if framework == "keras":

@@ -11,9 +11,8 @@ import pytest
 import slimline as sl
 from slimline.basics.progress import Progress
 from slimline.graph.edits import PutTensors
-from slimline.measure.size import Memory
 from slimline.training.loop import recover
-from tests import compress_job, kill_job
+from tests import compress_job
 
 FRAMEWORKS = ("torch", "keras")
 PRUNE = sl.ChannelPruning(ratio=0.5)
@@ -166,13 +165,10 @@ def test_frameworks_do_not_teach_each_other() -> None:
                 sl.apply(models[student], [PRUNE, LEARN], teacher=named)
 
 
+@pytest.mark.usefixtures("no_clock")
 @pytest.mark.parametrize("named", [False, True])
-def test_a_run_keeps_its_teacher(
-    model: sl.Model, data: sl.Data, tmp_path: Path, named: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_keeps_its_teacher(model: sl.Model, data: sl.Data, tmp_path: Path, named: bool) -> None:
     """A run of a pruned model learns from what it was pruned from, before a kill and after; times say nothing of it."""
-    monkeypatch.setattr("slimline.run.examine.measure_latency", kill_job.timed)
-    monkeypatch.setattr("slimline.run.examine.measure_memory", lambda *args, **kwargs: Memory(2, 1))
     pruned = sl.apply(model, PRUNE)
     teacher = other(model, 1.5) if named else None
     budget = sl.Budget(max_drop=None)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from slimline.model import Model as Model
     from slimline.model.loading import load as load
     from slimline.model.masks import finalize as finalize
+    from slimline.model.packing import pack as pack
+    from slimline.model.packing import unpack as unpack
     from slimline.model.parts import PartedModel as PartedModel
     from slimline.recipe import Budget as Budget
     from slimline.recipe import Recipe as Recipe
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from slimline.steps.quantization.step import StaticQuantization as StaticQuantization
     from slimline.steps.sparse.step import SparsePruning as SparsePruning
     from slimline.steps.sparse_training.step import SparseTraining as SparseTraining
+    from slimline.steps.weight_sharing.step import WeightSharing as WeightSharing
 
 _HOMES = {
     "slimline.run.compress": ("compress", "resume"),
@@ -62,6 +65,7 @@ _HOMES = {
     "slimline.model.masks": ("finalize",),
     "slimline.methods.outputs": ("Output",),
     "slimline.model": ("Model",),
+    "slimline.model.packing": ("pack", "unpack"),
     "slimline.model.parts": ("PartedModel",),
     "slimline.recipe": ("Budget", "Recipe"),
     "slimline.steps.activations": ("ActivationPruning",),
@@ -72,6 +76,7 @@ _HOMES = {
     "slimline.steps.quantization": ("StaticQuantization",),
     "slimline.steps.sparse": ("SparsePruning",),
     "slimline.steps.sparse_training": ("SparseTraining",),
+    "slimline.steps.weight_sharing": ("WeightSharing",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -92,6 +97,7 @@ __all__ = [  # noqa: RUF022 - in the order in which they are used
     "SparseTraining",
     "Distillation",
     "StaticQuantization",
+    "WeightSharing",
     "inspect",
     "preview",
     "plan",
@@ -101,6 +107,8 @@ __all__ = [  # noqa: RUF022 - in the order in which they are used
     "PruningCallback",
     "to_torch_prune",
     "export",
+    "pack",
+    "unpack",
     "measure",
     "compress",
     "resume",

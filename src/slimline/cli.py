@@ -45,7 +45,7 @@ def _loud(verbose: bool) -> None:
 
 
 ModelName = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A .pt2, .keras or .onnx file, or package.module:factory.")
+    str, typer.Argument(metavar="MODEL", help="A .pt2, .keras, .onnx or .slim file, or package.module:factory.")
 ]
 DataName = Annotated[
     str,
@@ -317,6 +317,32 @@ def export(
     _known(target)
     written = work(_model(model, data, weights, input_shape, allow_pickle), target, output)
     out.say(f"Artifact: {written}")
+
+
+@app.command()
+def pack(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A .pt2, .keras or .onnx file.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The archive, which ends in .slim.")],
+    verbose: Verbose = False,
+) -> None:
+    """Write MODEL to an archive in which its weights are entropy-coded; every command takes that for MODEL."""
+    from slimline.model.packing import pack as work
+
+    out.say(f"Archive: {work(model, output)}")
+
+
+@app.command()
+def unpack(
+    archive: Annotated[Path, typer.Argument(metavar="ARCHIVE", help="A .slim file.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="A folder, or a file; else beside the archive.")
+    ] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Write the model file that ARCHIVE holds, byte for byte as it was packed."""
+    from slimline.model.packing import unpack as work
+
+    out.say(f"Model: {work(archive, output)}")
 
 
 @app.command()

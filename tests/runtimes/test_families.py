@@ -41,3 +41,28 @@ def test_torch_families_in_openvino(name: str, tmp_path: Path) -> None:
 def test_keras_families_in_litert(name: str, tmp_path: Path) -> None:
     build = {**SMALL, **APPLICATIONS}[name]
     _equal(sl.load(build()), "litert", tmp_path)
+
+
+QUICK = ("nested", "shared", "shuffled", "unet")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in (*SMALL, *APPLICATIONS)]
+)
+def test_keras_families_in_onnx_runtime(name: str, tmp_path: Path) -> None:
+    build = {**SMALL, **APPLICATIONS}[name]
+    _equal(sl.load(build()), "onnxruntime", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name in ("attention_ops", "unet") else pytest.mark.slow) for name in SMALL],
+)
+def test_keras_families_in_openvino(name: str, tmp_path: Path) -> None:
+    _equal(sl.load(SMALL[name]()), "openvino", tmp_path)
+
+
+@pytest.mark.parametrize("name", [pytest.param("depthwise"), pytest.param("lstm", marks=pytest.mark.slow)])
+def test_keras_families_in_tensorrt(name: str, tmp_path: Path) -> None:
+    path = sl.export(sl.load(SMALL[name]()), "tensorrt", tmp_path)
+    assert path.suffix == ".onnx"

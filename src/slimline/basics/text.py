@@ -6,7 +6,7 @@ import math
 import unicodedata
 
 NOT_MEASURED = "not measured"
-PERCENT = ("accuracy", "agreement")
+PERCENT = ("accuracy", "agreement", "jaccard")
 """Scores that are parts of one."""
 
 _PLAIN = str.maketrans(

@@ -45,9 +45,11 @@ class Archive:
     Attributes
     ----------
     sizes : unpacked bytes by member name, in the order of the directory.
+    places : by member name, where in the file its bytes begin, of members that are not deflated.
     """
 
     sizes: Mapping[str, int]
+    places: Mapping[str, int] = field(repr=False)
     _zip: zipfile.ZipFile = field(repr=False)
 
     def read(self, name: str, limit: int | None = None) -> bytes:
@@ -106,8 +108,9 @@ def read(source: Path | bytes, packed: bool = False) -> Archive:
     unpacked = sum(i.file_size for i in infos)
     if unpacked > max(FREE_BYTES, RATIO * size):
         raise Damaged(f"unpacks to {unpacked:,} bytes from {size:,}: write it without compression")
-    _check_layout(archive, infos, stream)
-    return Archive({i.filename: i.file_size for i in infos}, archive)
+    starts = _check_layout(archive, infos, stream)
+    plain = {i.filename: starts[i.filename] for i in infos if i.compress_type == zipfile.ZIP_STORED}
+    return Archive({i.filename: i.file_size for i in infos}, plain, archive)
 
 
 def _check_names(infos: Iterable[zipfile.ZipInfo]) -> None:
@@ -135,8 +138,10 @@ def _check_kind(info: zipfile.ZipInfo, packed: bool) -> None:
         raise Damaged(f"gives two sizes for {info.filename[:80]!r}")
 
 
-def _check_layout(archive: zipfile.ZipFile, infos: Iterable[zipfile.ZipInfo], stream: IO[bytes]) -> None:
-    """Members lie one behind the other from the first byte to the directory, and each says what the directory does."""
+def _check_layout(archive: zipfile.ZipFile, infos: Iterable[zipfile.ZipInfo], stream: IO[bytes]) -> dict[str, int]:
+    """Where the bytes of each member begin. Members lie one behind the other from the first byte to the directory, and
+    each says what the directory does."""
+    starts = {}
     stream.seek(-_END, os.SEEK_END)
     if archive.comment or stream.read(4) != b"PK\x05\x06":
         raise Damaged("has bytes that belong to no member behind its directory")
@@ -151,7 +156,8 @@ def _check_layout(archive: zipfile.ZipFile, infos: Iterable[zipfile.ZipInfo], st
         _, _, flags, method, _, _, crc, packed, size, name_length, extra_length = _LOCAL.unpack(header)
         name = stream.read(name_length)
         extra = stream.read(extra_length)
-        end = info.header_offset + _LOCAL.size + name_length + extra_length + info.compress_size
+        starts[info.filename] = info.header_offset + _LOCAL.size + name_length + extra_length
+        end = starts[info.filename] + info.compress_size
         if flags & _DESCRIPTOR:
             for early, listed in ((crc, info.CRC), (packed, info.compress_size), (size, info.file_size)):
                 if early not in (0, listed, 0xFFFFFFFF):
@@ -168,6 +174,7 @@ def _check_layout(archive: zipfile.ZipFile, infos: Iterable[zipfile.ZipInfo], st
             raise Damaged(f"says two things of {info.filename[:80]!r}")
     if end != archive.start_dir:
         raise Damaged("has bytes that belong to no member before its directory")
+    return starts
 
 
 def _descriptor(tail: bytes, info: zipfile.ZipInfo) -> tuple[int, int, int, int]:

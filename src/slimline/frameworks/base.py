@@ -24,8 +24,10 @@ from slimline.basics.plugins import plugins
 from slimline.runtimes.forms import EXPORTED_PROGRAM, ONNX, TENSORFLOW_FUNCTION
 
 if TYPE_CHECKING:
+    from slimline.files.slim.archive import Span
     from slimline.graph.edits import Edit
     from slimline.graph.ir import Graph
+    from slimline.graph.quantization import Quantization
     from slimline.methods.outputs import Output
     from slimline.recipe.training import Training
 
@@ -188,6 +190,10 @@ class Adapter(Protocol):
     def edit(self, native: Any, edits: Sequence[Edit], example: tuple[Array, ...]) -> Any:
         """A copy to which the edits were done, one after the other; `native` stays as it is."""
 
+    def format_mismatches(self, native: Any, quantization: Quantization) -> list[str]:
+        """The values and parameters that `native` rounds otherwise than `quantization` says: to another format, or only
+        one of both does; no name twice."""
+
     def form(self, native: Any, kind: str, example: tuple[Array, ...], integer: bool) -> Any:
         """The content of one of the framework's forms; `integer` where `native` simulates what is to be computed in
         integers.
@@ -297,6 +303,14 @@ class Adapter(Protocol):
         `example` is for a file that holds none.
         """
 
+    def spans(self, content: bytes) -> list[Span]:
+        """Where in a file that `open` reads, of these bytes, its arrays lie, as far as that can be said.
+
+        Raises
+        ------
+        SlimlineError : a file that is not whole by itself.
+        """
+
 
 @dataclass(frozen=True)
 class Framework:
@@ -323,7 +337,7 @@ class Framework:
 KERAS = ("keras", "tensorflow", "tensorflow-cpu")
 # Keras first: with its torch backend a keras.Model is a torch.nn.Module too.
 _OWN = (
-    Framework("keras", "slimline.frameworks.keras", (".keras",), (TENSORFLOW_FUNCTION,), "litert", KERAS),
+    Framework("keras", "slimline.frameworks.keras", (".keras",), (TENSORFLOW_FUNCTION, ONNX), "litert", KERAS),
     Framework(
         "torch",
         "slimline.frameworks.torch",

@@ -107,9 +107,15 @@ class FoldNorms:
 
 @dataclass(frozen=True)
 class Round:
-    """Weights and activations are rounded to their formats, as the artifact will."""
+    """Weights and activations are rounded to their formats, as the artifact will.
+
+    Attributes
+    ----------
+    composed : what the runtime computes in integers by other operators, see `slimline.graph.placement.Policy`.
+    """
 
     quantization: Quantization
+    composed: frozenset[str] = frozenset()
 
 
 Edit = Resize | Mask | Narrow | Replace | Rewire | Silence | Threshold | PutTensors | FoldNorms | Round

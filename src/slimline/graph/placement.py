@@ -36,6 +36,9 @@ class Policy:
     one_grid : glue whose inputs and output must all be on one grid.
     symmetric : whether grids of activations must have their zero at 0.
     narrowest : channels that an integer convolution or linear layer must have on both sides.
+    spatial : dimensions between batch and channels that an integer convolution may have.
+    composed : functions and kinds that it computes in integers by several operators with grids of their own between,
+        which the simulation has too where its framework leads to the runtime directly.
     """
 
     activations: Literal["uint8", "int8"]
@@ -51,6 +54,8 @@ class Policy:
     one_grid: frozenset[str]
     symmetric: bool = False
     narrowest: int = 0
+    spatial: int = 3
+    composed: frozenset[str] = frozenset()
 
 
 _COMPUTE = ("conv", "linear", "einsum")
@@ -167,6 +172,8 @@ class _Placer:
             reason = "its weight is shared with an operator that needs it in float"
         elif node.attributes.get("transposed") and not self.policy.transposed:
             reason = "the runtime has no integer transposed convolution"
+        elif node.kind == "conv" and len(self.graph.values[str(node.inputs[0])].shape) - 2 > self.policy.spatial:
+            reason = f"the runtime has no integer convolution over more than {self.policy.spatial} dimensions"
         elif self._narrow(node):
             reason = f"it has fewer than {self.policy.narrowest} channels, for which integers do not pay"
         if reason is not None:

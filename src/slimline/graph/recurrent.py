@@ -2,9 +2,9 @@
 
 The attribute ``kernels`` says which inputs are matrices. As torch calls them (`sequence`, `step`), rows of a weight are
 (gate, hidden); the columns of the recurrent one and the initial states are hidden; a layer reads (direction, hidden) of
-the layer before. One call has one hidden width, so all its layers and directions lose the same positions. In a `chain`,
-Keras' way, every layer has a width of its own. A position whose weights are zero may still hold a state, if it began
-with one; nothing reads it.
+the layer before. One call has one hidden width, so all its layers and directions lose the same positions; so has one
+whose directions are `stacked` in every tensor. In a `chain`, Keras' way, every layer has a width of its own. A position
+whose weights are zero may still hold a state, if it began with one; nothing reads it.
 """
 
 from __future__ import annotations
@@ -50,6 +50,22 @@ def step(gates: int, cell_state: bool, biases: bool = True) -> Attributes:
     states = ["b h"] * (1 + cell_state)
     text = f"{', '.join(['b i', *states, *_cell('i', 'h', gates, biases)])} -> {', '.join(states)}"
     return _attributes(parse(text, {"k": gates} if gates > 1 else {}, fixed={"k": "its gates"}), states)
+
+
+def stacked(gates: int, outputs: Sequence[int]) -> Attributes:
+    """A sequence through one layer whose directions are the first dimension of all its tensors.
+
+    Inputs ``(x, kernel, recurrent kernel, bias, lengths, first hidden state, first cell state, peepholes)``: x is
+    ``(steps, batch, width)``; rows of the kernels are (gate, hidden), of the bias (of input or state, gate, hidden), of
+    the peepholes (gate, hidden). Outputs are those of all steps ``(steps, direction, batch, hidden)``, the last hidden
+    state and the last cell's; `outputs` says which of the three there are.
+    """
+    rows = "(k h)" if gates > 1 else "h"
+    operands = [". b i", f". {rows} i", f". {rows} h", ". (m h)", "b", ". b h", ". b h", ". (p h)"]
+    results = [". . b h", ". b h", ". b h"]
+    sizes = {**({"k": gates} if gates > 1 else {}), "m": 2 * gates, "p": 3}
+    text = f"{', '.join(operands)} -> {', '.join(results[index] for index in outputs)}"
+    return {"equation": parse(text, sizes, fixed=dict.fromkeys(sizes, "its gates")), "kernels": (1, 2)}
 
 
 def chain(

@@ -144,7 +144,7 @@ class Units:
             if n.kind in WEIGHTED
         }
         atoms = self.solver.atoms
-        members = np.split(np.arange(1, len(atoms.axis)), np.cumsum([a.size for a in atoms.axes])[:-1])
+        members = np.split(np.arange(1, len(atoms.axis)), np.cumsum([a.size for a in atoms.axes]))[:-1]
         return [
             (k, np.unique(atoms.resolve(ids[:, None])))
             for k, (axis, ids) in enumerate(zip(atoms.axes, members, strict=True))

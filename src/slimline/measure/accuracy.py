@@ -30,6 +30,7 @@ Metric = SetMetric | Callable[[Any, Any], np.ndarray]
 """The user's own: `Outputs` and `Labels` to scores ``(n,)``, the higher the better, or a `SetMetric`."""
 
 _CHUNK_BYTES = 2**26
+_ROUNDING = 1e-3  # by which a probability may lie outside of 0 and 1
 
 
 def outputs(
@@ -149,6 +150,32 @@ def agreement(outputs: np.ndarray, reference: np.ndarray, class_axis: int | None
     return _row_means((outputs.argmax(class_axis) == reference.argmax(class_axis)) & finite)
 
 
+def jaccard(outputs: np.ndarray, labels: np.ndarray, threshold: float = 0.0) -> np.ndarray:
+    """Of the labels that a sample gets or has, the part that it both gets and has: ``(n,)`` float64 in 0 to 1, 1 where
+    there are none.
+
+    Parameters
+    ----------
+    outputs : ``(n, …)``; what is above `threshold` is a yes. What is not finite is wrong.
+    labels : zeros and ones or booleans, as many per sample.
+    """
+    truth = labels.reshape(len(labels), -1) != 0
+    answers = outputs.reshape(truth.shape)
+    yes = np.where(np.isfinite(answers), answers > threshold, ~truth)
+    both, either = (yes & truth).sum(1), (yes | truth).sum(1)
+    return np.where(either == 0, 1.0, both / np.maximum(either, 1))
+
+
+def threshold_of(original: np.ndarray) -> float:
+    """Above which an output says yes: one half where the original answers nothing but probabilities, else 0, of logits.
+
+    A network whose sigmoid is a part of it answers from 0 to 1; logits of a whole data set never do.
+    """
+    finite = original[np.isfinite(original)]
+    probabilities = finite.size > 0 and finite.min() >= -_ROUNDING and finite.max() <= 1 + _ROUNDING
+    return 0.5 if probabilities else 0.0
+
+
 def score(
     outputs: Outputs,
     labels: Labels = None,
@@ -160,9 +187,9 @@ def score(
     """The name of the metric that fits, and the scores ``(n,)``: bool where they can only be 0 or 1, else float64.
     `SetScores` of a metric over the whole set.
 
-    The user's `metric` where there is one, else ``accuracy`` where there are labels, else ``agreement`` with
-    the outputs of the original, `reference`. Of several outputs it is the mean over those that have labels, or else
-    that name classes.
+    The user's `metric` where there is one, else ``accuracy`` where there are labels of classes, ``jaccard`` where there
+    are several per sample, else ``agreement`` with the outputs of the original, `reference`. Of several outputs it is
+    the mean over those that have labels, or else that name classes.
 
     Parameters
     ----------
@@ -179,7 +206,7 @@ def score(
     for array, each, output in zip(arrays, own, kinds, strict=True):
         if each is not None and array is None:
             raise SlimlineError(f"{output.called} does not have a row per sample, so labels fit nothing: drop them.")
-        if output.labelled and output.kind != "classes":
+        if output.labelled and output.kind not in ("classes", "multilabel"):
             raise SlimlineError(
                 f"{output.called} is {output.kind}, which has no default score: give Data a metric(outputs, labels), "
                 "a number per sample, the higher the better."
@@ -190,6 +217,16 @@ def score(
             for array, each, output in zip(arrays, own, kinds, strict=True)
             if array is not None and each is not None and output.labelled
         ]
+        if len({output.kind for _, _, output in triples}) > 1:
+            together = " and ".join(output.name for _, _, output in triples)
+            raise SlimlineError(
+                f"{together} are of different kinds, which have no default score together: give Data a "
+                "metric(outputs, labels), a number per sample, the higher the better."
+            )
+        if any(output.kind == "multilabel" for _, _, output in triples):
+            judges = {o.name: a for o, a in zip(kinds, parts(outputs if reference is None else reference), strict=True)}
+            overlaps = [jaccard(a, each, threshold_of(_present(judges[o.name], a))) for a, each, o in triples]
+            return "jaccard", np.mean(overlaps, axis=0)
         values = [correct(array, each, output.axis, output.name) for array, each, output in triples]
         return "accuracy", _mean(values, [array for array, _, _ in triples])
     pairs = [
@@ -206,6 +243,10 @@ def score(
         )
     values = [agreement(a, b, None if o.assumed else o.axis) for a, b, o in pairs]
     return "agreement", _mean(values, [array for array, _, _ in pairs])
+
+
+def _present(one: np.ndarray | None, other: np.ndarray) -> np.ndarray:
+    return other if one is None else one
 
 
 def _known(outputs: Outputs) -> list[Output]:

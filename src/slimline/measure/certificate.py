@@ -17,7 +17,7 @@ Method = Literal["exact", "betting", "tango", "clopper-pearson", "bootstrap", "s
 Verdict = Literal["certified", "refuted", "inconclusive", "measured"]
 Range = tuple[float, float]
 
-KNOWN_RANGES: dict[str, Range] = {"accuracy": (0.0, 1.0), "agreement": (0.0, 1.0)}
+KNOWN_RANGES: dict[str, Range] = dict.fromkeys(("accuracy", "agreement", "jaccard"), (0.0, 1.0))
 """Of the scores that slimline computes itself."""
 
 _MOST_SAMPLES = 10**9
@@ -183,7 +183,7 @@ def certify(
     metric : name of the score.
     seed : of the bootstrap.
     score_range : the lowest and the highest score a sample can get, None if nobody knows; ``known`` is 0 to 1 for
-        ``accuracy`` and ``agreement``, and None for any other metric.
+        ``accuracy``, ``agreement`` and ``jaccard``, and None for any other metric.
     binary : whether a score can only be 0 or 1. None: if the arrays are boolean, or the metric is ``accuracy`` or
         ``agreement`` and no score is anything else. Scores that happen to be 0 or 1 tell nothing of rarer ones.
     groups : ``(n,)``, equal for samples that depend on each other. The drop is then that of the mean over groups of a

@@ -176,6 +176,8 @@ def _longer(example: Arrays, shapes: Sequence[tuple[int | None, ...]], batched: 
     """The example with one more along every free dimension but the batch; None where no other dimension is free."""
     longer = tuple(
         np.pad(x, [(0, int(size is None and not (axis == 0 and free))) for axis, size in enumerate(shape)], "wrap")
+        if x.ndim
+        else x
         for x, shape, free in zip(example, shapes, batched, strict=True)
     )
     same = all(a.shape == b.shape for a, b in zip(example, longer, strict=True))

@@ -159,7 +159,7 @@ class Model:
                 example,
                 tuple(history),
                 None if quantization is None else Quantization.from_notes(quantization),
-                {name: PackedMask.model_validate(mask).array() for name, mask in masks.items()},
+                {name: _mask(mask) for name, mask in masks.items()},
             )
         except (SlimlineError, ValueError) as reason:  # pydantic's are ValueErrors too
             raise SlimlineError(
@@ -179,9 +179,21 @@ class Model:
         if self.quantization is not None:
             metadata["quantization"] = self.quantization.notes()
         if self.masks:
-            metadata["masks"] = {name: PackedMask.of(mask).model_dump(mode="json") for name, mask in self.masks.items()}
+            metadata["masks"] = dict(self.masks)
         self.adapter.save(self.native, path, self.example, metadata)
         return path
+
+
+def _mask(stored: Any) -> np.ndarray:
+    """A mask of a file; files were once written with masks as text.
+
+    Raises
+    ------
+    ValueError : what is no mask.
+    """
+    if isinstance(stored, np.ndarray) and stored.dtype == np.bool_:
+        return stored
+    return PackedMask.model_validate(stored).array()
 
 
 def is_model(name: str, value: Any) -> None:

@@ -21,9 +21,14 @@ from slimline.recipe.step import Step
 ORDER = {
     ("quantization", "structural"): "its integer grids belong to the shapes they were measured with",
     ("quantization", "sparse"): "its weights are on integer grids already",
+    ("quantization", "sharing"): "its weights are on integer grids already",
     ("quantization", "training"): "training moves weights off their integer grids",
     ("quantization", "recovery"): "training moves weights off their integer grids",
     ("quantization", "quantization"): "the values are on integer grids already",
+    ("sharing", "structural"): "what is left of the weights may change, and no longer share values",
+    ("sharing", "sparse"): "what is left of the weights may change, and no longer share values",
+    ("sharing", "training"): "training takes the values apart that weights share",
+    ("sharing", "recovery"): "training takes the values apart that weights share, unless it stands right behind",
 }
 """What may not follow what, directly or later, and why: (kind before, kind after)."""
 
@@ -162,7 +167,10 @@ def check_order(
         earlier.append(("quantization", "quantization"))
     for position, step in enumerate(steps):
         name = type(step).__name__
+        joined = position > 0 and steps[position - 1].kind == "sharing" and steps[position - 1].joins(step)
         for before, kind in earlier:
+            if kind == "sharing" and joined:
+                continue
             if reason := ORDER.get((kind, step.kind)):
                 raise SlimlineError(f"{name} cannot follow {before}, because {reason}: put it before {before}.")
         if step.kind == "recovery" and not earlier and not follows:

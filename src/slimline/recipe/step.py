@@ -15,7 +15,7 @@ from slimline.basics.errors import SlimlineError, shown
 from slimline.recipe.config import Config
 
 Ratio = Annotated[float, Field(ge=0, lt=1)]
-Kind = Literal["structural", "sparse", "training", "recovery", "quantization"]
+Kind = Literal["structural", "sparse", "sharing", "training", "recovery", "quantization"]
 
 
 class Step(Config):

@@ -10,7 +10,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.measure import Measurement
 from rich.text import Text
 
-from slimline.basics.text import visible
+from slimline.basics.text import PERCENT, visible
 
 if TYPE_CHECKING:
     from slimline.measure.figures import Figures, Latency
@@ -105,7 +105,7 @@ def figures_table(columns: Mapping[str, Figures], metric: str, title: str) -> Ta
                 worded.append(f"{after - before:+{digits}}" if words is None else _gain(before, after, words))
         rows.append([name, *worded])
 
-    percent = 100 if metric in ("accuracy", "agreement") else 1
+    percent = 100 if metric in PERCENT else 1
     digits = ".2f" if percent > 1 else ".4g"
     scores = [None if f.accuracy is None else percent * f.accuracy for f in shown]
     row(f"{metric}, %" if percent > 1 else metric, scores, [f"{s or 0:{digits}}" for s in scores], None)

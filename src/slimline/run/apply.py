@@ -134,7 +134,8 @@ def check_order_after(steps: Sequence[Step], model: Model, teacher: Any) -> None
     if learning and (reason := model.adapter.untrainable(model.native)):
         raise SlimlineError(
             f"{learning} needs gradients, but {reason}: leave it out (criteria of weights and activations, "
-            "compensation, sparsity and quantization need none), or load the network in the framework that trained it."
+            "compensation, sparsity and quantization need none), or load the network in the framework, or on the "
+            "backend, that trains it."
         )
     history = [str(entry.get("step")) for entry in model.history]
     quantized = model.quantization is not None

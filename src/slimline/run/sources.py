@@ -18,6 +18,7 @@ from slimline.data.datasets import NAMES, Layout, builtin
 from slimline.files import array_files
 from slimline.files.archive import Damaged
 from slimline.files.code import call, entered
+from slimline.files.slim.archive import SUFFIX
 from slimline.files.strictjson import Malformed
 from slimline.frameworks.base import adapter_for, written
 
@@ -113,8 +114,8 @@ def _model_file(source: ModelSource) -> Path:
             f"{path} is a pickle, which can run any code when it is opened: pass --allow-pickle if you trust it, or "
             "export it to .pt2."
         )
-    if path.suffix not in (*written(), *PICKLES):
-        raise unknown("model format", path.suffix or source.name, [*written(), "package.module:factory"])
+    if path.suffix not in (*written(), SUFFIX, *PICKLES):
+        raise unknown("model format", path.suffix or source.name, [*written(), SUFFIX, "package.module:factory"])
     if not path.is_file():
         raise SlimlineError(f"There is no model file {path}: check the path.")
     if source.weights is not None:

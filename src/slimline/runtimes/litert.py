@@ -61,6 +61,8 @@ POLICY = Policy(
     transposed_channels=False,
     whole=True,
     one_grid=frozenset({"concat", "pool:mean", "pool:resize"}),
+    spatial=2,
+    composed=frozenset({"batch_norm", "hard_sigmoid", "hard_silu", "silu"}),
 )
 
 

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: PyTorch and ONNX models in, QDQ ONNX files out, run as integer kernels where quantized."""
+"""ONNX Runtime on the CPU: ONNX of any framework in, QDQ ONNX files out, run as integer kernels where quantized."""
 
 from __future__ import annotations
 

@@ -279,14 +279,17 @@ def _scorer(
                     arrays.append(answers)
         return tuple(np.concatenate(arrays) if arrays else None for arrays in held)
 
-    original = whole(lambda part: judge.adapter.answers(judge.native, [part])[0]) if compared else ()
+    several = data.metric is None and any(output.labelled and output.kind == "multilabel" for output in outputs)
+    original = whole(lambda part: judge.adapter.answers(judge.native, [part])[0]) if compared or several else ()
+    reference = as_outputs(original, names) if several else None
     classes = [output for output in outputs if output.kind == "classes"]
 
     def score(predict: Callable[[tuple[Array, ...]], tuple[Array, ...]]) -> float:
         answers = whole(predict)
         if not compared:
             answer = as_outputs(answers, names)
-            return float(scores(answer, split.labels, metric=data.metric, declared=data.declared)[1].mean())
+            values = scores(answer, split.labels, reference=reference, metric=data.metric, declared=data.declared)[1]
+            return float(values.mean())
         pairs = [
             (a, b, o) for a, b, o in zip(answers, original, outputs, strict=True) if a is not None and b is not None
         ]

@@ -21,9 +21,12 @@ KERAS = adapter("keras")  # sets what must be set before keras is imported
 import keras  # noqa: E402
 from keras import layers as L  # noqa: E402
 
+import slimline as sl  # noqa: E402
 from slimline.basics.errors import SlimlineError  # noqa: E402
 from slimline.frameworks.keras.gridded import IntegerActivation  # noqa: E402
 from slimline.frameworks.keras.rounding import rounded  # noqa: E402
+from slimline.steps.quantization.calibration import calibrate  # noqa: E402
+from tests import zoo_keras  # noqa: E402
 
 
 def _loaded(net: keras.Model) -> tuple[Any, tuple[np.ndarray, ...]]:
@@ -208,3 +211,18 @@ def test_observe_sees_every_batch_once() -> None:
         np.testing.assert_allclose(seen["fc.activation"][k], np.maximum(before, 0), rtol=1e-5, atol=1e-6)
     with pytest.raises(SlimlineError, match="inside a Keras layer"):
         KERAS.observe(native, batches, ["fc/0"], lambda *_: None)
+
+
+def test_calls_of_a_shared_layer_keep_their_grids_in_a_file(tmp_path: Path) -> None:
+    model = sl.load(zoo_keras.shared())
+    left, right = model.example
+    quantized = calibrate(model, sl.StaticQuantization(), [(left, 9 * right)], "litert")
+    again = sl.load(quantized.save(tmp_path / "shared.keras"))
+    assert quantized.quantization is not None and again.quantization is not None
+    assert quantized.quantization.activations["left"] != quantized.quantization.activations["right"]
+    assert again.quantization == quantized.quantization
+    assert again.adapter.format_mismatches(again.native, quantized.quantization) == []
+    sources = [{n.name: n.inputs[0] for n in m.graph.nodes if n.layer in ("one", "two")} for m in (quantized, again)]
+    assert sources[0] == sources[1]
+    for a, b in zip(quantized.outputs(left, right), again.outputs(left, right), strict=True):
+        np.testing.assert_array_equal(a, b)

@@ -78,6 +78,46 @@ def test_masks_and_grids_come_back(tmp_path: Path, labelled: sl.Data) -> None:
         again.edited((PutTensors({}),), {"step": "x"})
 
 
+def test_a_file_that_rounds_otherwise_than_its_notes_say_is_refused(tmp_path: Path, labelled: sl.Data) -> None:
+    quantized = sl.apply(sl.load(images("d = Relu(c)")), sl.StaticQuantization(undo=False), labelled)
+    path = quantized.save(tmp_path / "honest.onnx")
+    held = sl.load(path)
+    assert quantized.quantization is not None and held.quantization == quantized.quantization
+
+    def scale(node: onnx.NodeProto, proto: onnx.ModelProto) -> None:
+        stored = next(t for t in proto.graph.initializer if t.name == node.input[1])
+        stored.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(stored) * np.float32(2), stored.name))
+
+    def zero_point(node: onnx.NodeProto, proto: onnx.ModelProto) -> None:
+        stored = next(t for t in proto.graph.initializer if t.name == node.input[2])
+        stored.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(stored) ^ 1, stored.name))
+
+    def limits(node: onnx.NodeProto, proto: onnx.ModelProto) -> None:
+        node.metadata_props[0].value = "-3 5"
+
+    def mark(node: onnx.NodeProto, proto: onnx.ModelProto) -> None:
+        del node.metadata_props[:]
+
+    def around(node: onnx.NodeProto, proto: onnx.ModelProto) -> None:
+        real = next(n for n in proto.graph.node if node.output[0] in n.input)
+        for other in proto.graph.node:
+            if other is not node and other is not real:
+                other.input[:] = [node.input[0] if name == real.output[0] else name for name in other.input]
+
+    def other_end(node: onnx.NodeProto, proto: onnx.ModelProto) -> None:
+        real = next(n for n in proto.graph.node if node.output[0] in n.input)
+        stored = next(t for t in proto.graph.initializer if t.name == real.input[1])
+        array = onnx.numpy_helper.to_array(stored) * np.float32(1.5)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(array, "other"))
+        real.input[1] = "other"
+
+    for name in ("x", "d", "conv_w"):
+        for change in (scale, zero_point, limits, mark, around, other_end):
+            proto = onnx.load(path)
+            change(next(n for n in proto.graph.node if n.op_type == "QuantizeLinear" and n.input[0] == name), proto)
+            refused(write(tmp_path, proto), f"does not round {name} to the format that its notes hold")
+
+
 def test_quantized_files_of_others_are_not_pruned(tmp_path: Path, labelled: sl.Data) -> None:
     loaded = sl.load(images("r = Relu(c) d = Conv(r, k, k_b)", more=weights(k=(12, 12, 3, 3), k_b=(12,))))
     sl.export(sl.apply(loaded, sl.StaticQuantization(undo=False), labelled), "onnxruntime", tmp_path)
@@ -129,7 +169,7 @@ def test_example_inputs_by_name_and_names_of_outputs() -> None:
     assert [x.shape for x in loaded.example] == [(2, 4), (2, 6)]
     assert loaded.output_names == ("first", "second")
     assert [(i.name, i.shape) for i in loaded.inputs] == [("a", (None, 4)), ("b", (None, 6))]
-    with pytest.raises(SlimlineError, match="without dynamic"):
+    with pytest.raises(SlimlineError, match="no size of its inputs free"):
         sl.load(proto, dynamic=True)
     with pytest.raises(SlimlineError, match="the model takes a, b"):
         sl.load(proto, {"b": b, "c": a})
@@ -163,13 +203,14 @@ def test_constants_and_turned_weights_keep_their_names() -> None:
     assert [a.shape for a in sl.load(model(body, {}, "float[N,2] x")).parameters().values()] == [(2,)]
 
 
-def test_sizes_that_a_file_leaves_free_are_those_of_the_data(tmp_path: Path) -> None:
+def test_the_data_give_an_example_of_sizes_that_a_file_leaves_free(tmp_path: Path) -> None:
     own = weights(w=(7, 3, 3, 3), v=(7, 5))
     body = "c = Conv(x, w) p = GlobalAveragePool(c) f = Flatten(p) y = Gemm(f, v)"
     onnx.save(model(body, own, "float[N,3,H,W] x"), tmp_path / "free.onnx")
     data = sl.Data(test=(X, np.arange(5)))
     source = ModelSource(str(tmp_path / "free.onnx"))
-    assert load_model(source, lambda layout: data).inputs[0].shape == (None, 3, 6, 6)
+    read = load_model(source, lambda layout: data)
+    assert read.inputs[0].shape == (None, 3, None, None) and read.example[0].shape[1:] == (3, 6, 6)
     with pytest.raises(SlimlineError, match="give --input-shape"):
         load_model(source)
     fixed = sl.load(model(body, own, "float[4,3,6,6] x"))

@@ -91,6 +91,7 @@ TOKENS = {
     "Einsum": ('p = Einsum <equation = "btc,bsc->bts"> (t, t) u = Einsum <equation = "bts,bsc->btc"> (p, t)', 12),
     "Einsum by a matrix": ('u = Einsum <equation = "btc,cd->btd"> (t, square)', 12),
     "Gather of one": ("g = Gather <axis = 1> (t, first) u = Unsqueeze(g, middle)", 12),
+    "GatherND": ("g = GatherND(t, places) u = Unsqueeze(g, middle)", 12),
     "TopK": ("u, i = TopK <axis = 1> (t, three)", 12),
     "CumSum": ("u = CumSum(t, axis)", 12),
     "Squeeze": ("e = Unsqueeze(t, middle) u = Squeeze(e, middle)", 12),
@@ -99,7 +100,7 @@ TOKEN_MORE = {
     **VECTOR,
     **weights(square=(12, 12)),
     **ints(last=[-1], middle=[1], halves=[6, 6], parts=[5, 7], heads=[0, 6, 3, 4], flat=[0, 6, 12], first=2, axis=1),
-    **ints(three=[3]),
+    **ints(three=[3], places=[[0, 1], [1, 2], [1, 5]]),
     "two": np.float32(2),
     "eps": np.float32(1e-3),
 }
@@ -171,5 +172,11 @@ def test_embeddings_and_recurrent_layers() -> None:
     body += "s = Squeeze(h, zero) n = Relu(s) f = Gemm(n, a) y = Gemm(f, b)"
     own = weights(table=(9, 6), w=(1, 16, 6), r=(1, 16, 4), a=(4, 10), b=(10, 3)) | ints(zero=[0])
     plan = exact(sl.load(model(body, own, "int64[N,7] x")))
-    assert any("recurrent" in f.reason for f in plan.units.frozen)
-    assert sum(u.size for u in plan.units.units) == 10
+    assert sorted(u.size for u in plan.units.units) == [4, 6, 10]
+
+
+def test_places_picked_row_by_row() -> None:
+    body = "m = MatMul(x, first_w) t = Relu(m) g = GatherND <batch_dims = 1> (t, picks) y = MatMul(g, last_w)"
+    own = weights(first_w=(8, 12), last_w=(12, 5)) | ints(picks=[[3], [1]])
+    plan = exact(sl.load(model(body, own, "float[2,6,8] x")))
+    assert sum(u.size for u in plan.units.units) == 12

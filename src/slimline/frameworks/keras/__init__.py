@@ -1,4 +1,4 @@
-"""The Keras 3 adapter; the TensorFlow backend is the one that deploys."""
+"""The Keras 3 adapter; the TensorFlow backend is the one that trains, and that reaches LiteRT."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from slimline.basics.errors import require
 from slimline.frameworks.device import wish
-from slimline.runtimes.forms import TENSORFLOW_FUNCTION
+from slimline.runtimes.forms import ONNX, TENSORFLOW_FUNCTION
 
 # Both must be set before the first import of keras: the backend, and TensorFlow's C++ log level.
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
@@ -24,9 +24,11 @@ warnings.filterwarnings("ignore", r"Layer '\S+\.\S+' .* mask attached to it", Us
 
 if TYPE_CHECKING:
     from slimline.basics.arrays import Example
+    from slimline.files.slim.archive import Span
     from slimline.frameworks.base import Batch, Trainer
     from slimline.graph.edits import Edit
     from slimline.graph.ir import Graph
+    from slimline.graph.quantization import Quantization
     from slimline.methods.outputs import Output
     from slimline.recipe.training import Training
 
@@ -91,8 +93,18 @@ class KerasAdapter:
 
         return _like(carry_out(native, edits, example, EDITS), native)
 
+    def format_mismatches(self, native: Any, quantization: Quantization) -> list[str]:
+        """See `fakequant.format_mismatches`."""
+        from slimline.frameworks.keras.fakequant import format_mismatches
+
+        return format_mismatches(native, quantization)
+
     def form(self, native: Any, kind: str, example: tuple[Array, ...], integer: bool) -> Any:
-        """See `slimline.frameworks.keras.function`."""
+        """See `slimline.frameworks.keras.onnx` and `slimline.frameworks.keras.function`."""
+        if kind == ONNX:
+            from slimline.frameworks.keras.onnx import to_onnx
+
+            return to_onnx(native, example, integer)
         from slimline.frameworks.keras.function import to_function
 
         assert kind == TENSORFLOW_FUNCTION
@@ -140,8 +152,11 @@ class KerasAdapter:
 
         return device.device(wished)
 
-    def untrainable(self, native: Any) -> None:
-        """None: every model has gradients."""
+    def untrainable(self, native: Any) -> str | None:
+        """None on TensorFlow; on other backends models are read, changed by what needs no gradients, and written as
+        ONNX."""
+        trains = keras.backend.backend() == "tensorflow"
+        return None if trains else "Keras models on another backend than TensorFlow have none here"
 
     def seed(self, seed: int) -> None:
         """Nothing: Keras' own generators are seeded where they are made."""
@@ -209,6 +224,12 @@ class KerasAdapter:
         from slimline.frameworks.keras import save
 
         return save.open_(path, allow_pickle, example)
+
+    def spans(self, content: bytes) -> list[Span]:
+        """See `slimline.frameworks.keras.spans`."""
+        from slimline.frameworks.keras.spans import spans
+
+        return spans(content)
 
 
 adapter = KerasAdapter()

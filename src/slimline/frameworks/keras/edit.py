@@ -27,5 +27,5 @@ EDITS: Table = {
     Threshold: lambda native, edit, example: rewire.truncate(native, edit.thresholds),
     PutTensors: lambda native, edit, example: rewrite.replace(native, edit.tensors),
     FoldNorms: lambda native, edit, example: fakequant.fold(native, example),
-    Round: lambda native, edit, example: fakequant.quantize(native, edit.quantization),
+    Round: lambda native, edit, example: fakequant.quantize(native, edit.quantization, edit.composed),
 }

@@ -1,4 +1,4 @@
-"""Simulates integer arithmetic in a Keras model; what is simulated is what `slimline.runtimes.litert` writes."""
+"""Simulates integer arithmetic in a Keras model; what is simulated is what the artifact will compute."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from slimline.frameworks.keras.gridded import (
     IntegerActivation,
 )
 from slimline.frameworks.keras.parts import transfer
+from slimline.frameworks.keras.rounding import Formatted
 from slimline.graph.quantization import Quantization
 from slimline.methods.formats import Format, IntegerGrid
 
@@ -106,24 +107,53 @@ def _folded(layer: Any, norm: Any) -> tuple[Array, Array]:
     return kernel * spread, np.broadcast_to(bias, factor.shape)
 
 
-def quantize(native: keras.Model, quantization: Quantization) -> keras.Model:
+def quantize(native: keras.Model, quantization: Quantization, composed: frozenset[str] = frozenset()) -> keras.Model:
     """A copy of a canonical model that computes what its integer artifact will.
 
     Every value in ``quantization.activations`` (inputs too) passes a `FakeQuantize` layer, every kernel in
     ``quantization.weights`` is rounded in the layer that owns it. Float weights keep their names and values.
 
+    Parameters
+    ----------
+    composed : of `slimline.graph.placement.Policy`: batch norms and activations that become layers of several integer
+        operators where their result is rounded.
+
     Raises
     ------
     SlimlineError : a weight whose layer class has no integer form.
     """
-    return _Quantizer(native, quantization).model()
+    return _Quantizer(native, quantization, composed).model()
+
+
+def format_mismatches(native: keras.Model, quantization: Quantization) -> list[str]:
+    """The values and kernels that `native` rounds otherwise than `quantization` says."""
+    formats = {**quantization.activations, **quantization.weights}
+    ordered = calls(native)
+    names = {id(t): name for call in ordered for t, name in zip(call.outputs, call.names, strict=True)}
+    names |= {id(t): input_name(t) for t in native.inputs}
+    paths = {id(variable): path for path, variable in variables(native).items()}
+    simulated: dict[str, Format] = {}
+    for call in ordered:
+        layer = call.operation
+        if isinstance(layer, Formatted):
+            tensor = type(layer) is FakeQuantize
+            name = names[id(call.inputs[0])] if tensor else paths[id(layer.kernel)]  # type: ignore[attr-defined]
+            simulated[name] = layer.format
+    # What is rounded is read rounded by all.
+    unrounded = [t for call in ordered if type(call.operation) is not FakeQuantize for t in call.inputs]
+    read = {names[id(t)] for t in (*unrounded, *native.outputs)}
+    return [
+        name
+        for name in dict.fromkeys((*formats, *simulated))
+        if name in read & quantization.activations.keys() or formats.get(name) != simulated.get(name)
+    ]
 
 
 class _Quantizer:
     """The work of `quantize`: one replay of the model's calls."""
 
-    def __init__(self, native: keras.Model, quantization: Quantization) -> None:
-        self.native, self.formats = native, quantization.activations
+    def __init__(self, native: keras.Model, quantization: Quantization, composed: frozenset[str]) -> None:
+        self.native, self.formats, self.composed = native, quantization.activations, composed
         paths = {id(variable): path for path, variable in variables(native).items()}
         self.kernels = {i: quantization.weights[path] for i, path in paths.items() if path in quantization.weights}
         self.copies = Copies()
@@ -161,10 +191,11 @@ class _Quantizer:
             for variable in operation.variables:
                 if id(variable) in self.kernels:
                     return self.rounded(operation, self.kernels[id(variable)])
-        if type(operation) is L.BatchNormalization and self.on_grid(call) and len(call.outputs[0].shape) == 4:
+        norm = type(operation) is L.BatchNormalization and "batch_norm" in self.composed
+        if norm and self.on_grid(call) and len(call.outputs[0].shape) == 4:
             return FakeQuantBatchNormalization.from_config(operation.get_config())
         function = _activation_of(operation)
-        if function in INTEGER_ACTIVATIONS and self.is_integer(call.names[0]):
+        if function in INTEGER_ACTIVATIONS & self.composed and self.is_integer(call.names[0]):
             return IntegerActivation(function, name=operation.name)
         return clone(operation)
 
@@ -184,7 +215,7 @@ class _Quantizer:
         """The layer with its kernel in a format."""
         if type(layer) not in GRIDDED:
             raise SlimlineError(
-                f"Layer {layer.name!r} ({type(layer).__name__}) has no integer form in LiteRT: "
+                f"Layer {layer.name!r} ({type(layer).__name__}) has no integer form in Keras: "
                 f"leave it in float with keep=[{layer.name!r}]."
             )
         return GRIDDED[type(layer)].from_config({**layer.get_config(), "format": each})  # type: ignore[attr-defined]

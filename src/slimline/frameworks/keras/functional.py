@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import keras
@@ -108,11 +109,16 @@ def calls(model: keras.Model) -> list[Call]:
     by_operation: dict[int, list[Any]] = {}
     for node in nodes:
         by_operation.setdefault(id(node.operation), []).append(node)
+    orders: dict[int, int] = {}
+    earlier: dict[int, Any] = {}
+    for same in by_operation.values():
+        if len(same) > 1:
+            same.sort(key=same[0].operation._inbound_nodes.index)
+        orders.update((id(node), order) for order, node in enumerate(same))
+        earlier.update((id(node), before) for before, node in pairwise(same))
     ordered = []
-    for node in nodes:
-        same = by_operation[id(node.operation)]
-        # The order in which a shared layer was called, which rebuilding and saving keep.
-        order = sorted(same, key=node.operation._inbound_nodes.index).index(node) if len(same) > 1 else 0
+    for node in _in_calling_order(nodes, earlier):
+        order = orders[id(node)]
         arguments = node.arguments
         ordered.append(
             Call(
@@ -125,6 +131,27 @@ def calls(model: keras.Model) -> list[Call]:
             )
         )
     return ordered
+
+
+def _in_calling_order(nodes: Sequence[Any], earlier: Mapping[int, Any]) -> list[Any]:
+    """Nodes in an order in which every one follows those that it reads and the `earlier` call of its operation.
+
+    Keras sorts by depth, which may turn the calls of a shared layer around; a copy made in that order would number them
+    anew, and formats and plans name them by these numbers.
+    """
+    known = {id(node) for node in nodes}
+    done: dict[int, Any] = {}
+    for node in nodes:
+        stack = [node]
+        while stack:
+            last = stack[-1]
+            before = [*last.parent_nodes, *([earlier[id(last)]] if id(last) in earlier else [])]
+            missing = [n for n in before if id(n) in known and id(n) not in done]
+            if missing:
+                stack.extend(missing)
+            else:
+                done.setdefault(id(stack.pop()), last)
+    return list(done.values())
 
 
 Visit = Callable[[Call, tuple[Any, ...], dict[str, Any]], Any]

@@ -7,6 +7,7 @@ specification of the artifact, and no representative data are needed.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -65,6 +66,27 @@ class FakeQuantConv1D(_RoundedConv, L.Conv1D):  # type: ignore[misc]
 @_register
 class FakeQuantConv2D(_RoundedConv, L.Conv2D):  # type: ignore[misc]
     """`Conv2D` by a rounded kernel."""
+
+
+@_register
+class FakeQuantConv3D(_RoundedConv, L.Conv3D):  # type: ignore[misc]
+    """`Conv3D` by a rounded kernel."""
+
+
+@_register
+class FakeQuantDepthwiseConv1D(_RoundedKernel, L.DepthwiseConv1D):  # type: ignore[misc]
+    """`DepthwiseConv1D` by a rounded kernel."""
+
+    def call(self, inputs: Any) -> Any:
+        """The layer's output ``(batch, steps, channels)``."""
+        # As images one place high, since the converter follows no kernel that is widened after it is rounded.
+        each = self.format
+        if isinstance(each, IntegerGrid) and each.blocks:
+            each = replace(each, scale=each.scale[None], blocks=(None, *each.blocks))
+        kernel = rounded(ops.expand_dims(self.kernel, 0), each)
+        strides, dilation = (self.strides[0],) * 2, (1, self.dilation_rate[0])
+        y = ops.depthwise_conv(ops.expand_dims(inputs, 1), kernel, strides, self.padding, "channels_last", dilation)
+        return self.finish(ops.squeeze(y, 1))
 
 
 @_register
@@ -140,6 +162,8 @@ class FakeQuantBatchNormalization(L.BatchNormalization):  # type: ignore[misc]
 GRIDDED: Mapping[type, type] = {
     L.Conv1D: FakeQuantConv1D,
     L.Conv2D: FakeQuantConv2D,
+    L.Conv3D: FakeQuantConv3D,
+    L.DepthwiseConv1D: FakeQuantDepthwiseConv1D,
     L.DepthwiseConv2D: FakeQuantDepthwiseConv2D,
     L.Conv2DTranspose: FakeQuantConv2DTranspose,
     L.Dense: FakeQuantDense,

@@ -18,7 +18,9 @@ from slimline.graph.ir import Graph
 from slimline.runtimes.forms import ONNX
 
 if TYPE_CHECKING:
+    from slimline.files.slim.archive import Span
     from slimline.graph.edits import Edit
+    from slimline.graph.quantization import Quantization
     from slimline.methods.outputs import Output
     from slimline.recipe.training import Training
 
@@ -35,13 +37,15 @@ class OnnxAdapter:
         return isinstance(source, onnx.ModelProto)
 
     def load(self, source: Any, example: Example | None, dynamic: bool = False) -> tuple[Native, tuple[Array, ...]]:
-        """See `load.load`."""
-        if dynamic:
+        """See `load.load`; the message says itself which sizes are free, and `dynamic` asks for one besides the
+        batch."""
+        native, arrays = load.load(source, example)
+        if dynamic and native.free != "sizes":
             raise SlimlineError(
-                "An ONNX model keeps the sizes of its example but for the batch: load it without dynamic, with an "
-                "example of the sizes that it is for."
+                "The ONNX model leaves no size of its inputs free but the batch: load it without dynamic, or export it "
+                "anew with dynamic axes; sizes of 1 in the example are taken for fixed."
             )
-        return load.load(source, example)
+        return native, arrays
 
     def slots(self, source: Any) -> dict[str, tuple[tuple[int, ...], str]]:
         """Of the initializers."""
@@ -73,6 +77,12 @@ class OnnxAdapter:
         edited: Native = carry_out(native, edits, example, EDITS)
         return edited
 
+    def format_mismatches(self, native: Native, quantization: Quantization) -> list[str]:
+        """See `fakequant.format_mismatches`."""
+        from slimline.frameworks.onnx.fakequant import format_mismatches
+
+        return format_mismatches(native, quantization)
+
     def form(self, native: Native, kind: str, example: tuple[Array, ...], integer: bool) -> Any:
         """See `fakequant.to_onnx`."""
         from slimline.frameworks.onnx.fakequant import to_onnx
@@ -84,12 +94,12 @@ class OnnxAdapter:
     def parts(self) -> None:
         """None: an ONNX model is read whole."""
 
-    def free(self, native: Native) -> Literal["none", "batch"]:
+    def free(self, native: Native) -> Literal["none", "batch", "sizes"]:
         """Which sizes of its inputs may change."""
         return native.free
 
     def input_shapes(self, native: Native, example: tuple[Array, ...]) -> list[tuple[int | None, ...]]:
-        """Those of its graph, where only the batch is free."""
+        """Those of its graph."""
         return native.input_shapes
 
     def outputs(self, native: Native, inputs: tuple[Array, ...]) -> tuple[Array, ...]:
@@ -186,6 +196,12 @@ class OnnxAdapter:
     ) -> tuple[Native, tuple[Array, ...], dict[str, Any]]:
         """See `save.open_`."""
         return save.open_(path, example)
+
+    def spans(self, content: bytes) -> list[Span]:
+        """See `slimline.frameworks.onnx.spans`."""
+        from slimline.frameworks.onnx.spans import spans
+
+        return spans(content)
 
 
 adapter = OnnxAdapter()

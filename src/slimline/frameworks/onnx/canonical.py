@@ -2,9 +2,13 @@
 
 - The operators are those of one version of ONNX, 13 or newer; functions are written out; all constants are
   initializers.
-- Of the sizes of the inputs the batch may be free, the first dimension; all others are those of the example.
+- Of the sizes of the inputs the batch may be free, the first dimension, and the others that the file leaves so and the
+  network takes (`slimline.frameworks.onnx.sizes`); the rest are those of the example.
 - What sizes and stored tensors alone decide is computed here: it becomes a constant, or, where it counts the batch, a
-  multiple of it and a constant (``batch * a + b``). So the numbers of a graph stay when layers become narrower.
+  multiple of it and a constant (``batch * a + b``). What follows other sizes is computed as the file does, of those
+  dimensions alone that they change; of sizes for a tensor the numbers that they do not change are apart
+  (``sizes * a + b``). So the numbers of a graph stay when layers become narrower.
+- An If whose condition sizes and stored tensors decide is the branch that is taken.
 - A slice takes positions of one dimension. Padding is told in numbers. Operators have names, and values names without
   slashes.
 
@@ -27,21 +31,27 @@ from onnx_ir.passes import common as passes
 from slimline.basics.arrays import Example, in_order
 from slimline.basics.errors import NoExample, SlimlineError
 from slimline.frameworks.base import Array
+from slimline.frameworks.onnx import follow, sizes
+from slimline.frameworks.onnx.follow import Following
 from slimline.frameworks.onnx.native import Editor, Native, is_standard
 from slimline.frameworks.onnx.operators import (
     BATCH,
     QUANTIZED,
     SIZES,
+    Affine,
     affine,
     attribute,
     counts,
     float_array,
     is_number,
+    measured,
     nested,
     standard,
     stored,
 )
 from slimline.frameworks.onnx.run import Session, evaluate, outline, reason_of, typed
+from slimline.frameworks.onnx.sizes import BATCH as SYMBOL
+from slimline.frameworks.onnx.sizes import Symbols
 
 log = logging.getLogger(__name__)
 
@@ -51,9 +61,8 @@ FOLDED = 2**22
 """Most numbers of a constant that is stored instead of computed, unless what it is computed from is as large."""
 MEMORY = 2**30
 """Most numbers that any tensor of the example may have."""
-SYMBOL = "batch"
-_BATCHES = (2, 3, 5, 67)
-"""At which what sizes decide is computed: small ones, and one beyond the limits that networks set to a batch."""
+_SIZED = frozenset({("Reshape", 1), ("Expand", 1), ("ConstantOfShape", 0), ("Resize", 3)})
+"""Operators, and which of their inputs are the sizes of what they make."""
 _RANDOM = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
 )
@@ -79,9 +88,7 @@ def canonical(proto: onnx.ModelProto, example: Example | None) -> tuple[Native, 
             raise SlimlineError("The ONNX model computes nothing of its inputs: export it anew.")
         arrays = _example(model.graph, example)
         _bounded(model, arrays)
-        native, arrays = _resolved(model, arrays)
-    _compare(original, native, arrays)
-    return native, arrays
+        return _resolved(original, model, arrays)
 
 
 @contextmanager
@@ -179,65 +186,76 @@ def _bounded(model: ir.Model, example: Sequence[Array]) -> None:
             raise SlimlineError(f"The model computes {value.name[:60]!r} of shape {tuple(sizes)}, which is too large.")
 
 
-def _resolved(model: ir.Model, example: tuple[Array, ...]) -> tuple[Native, tuple[Array, ...]]:
-    """Sizes fixed, numbers folded, names given; with a free batch if the model runs with another."""
-    graph = model.graph
-    free = [v.shape is None or (len(v.shape) > 0 and not isinstance(v.shape[0], int)) for v in graph.inputs]
-    free = [f and x.ndim > 0 for f, x in zip(free, example, strict=True)]
-    rows = next((len(x) for f, x in zip(free, example, strict=True) if f), 0)
-    free = [f and len(x) == rows for f, x in zip(free, example, strict=True)]
-    if any(free):
-        probes = [_resized(example, free, n) for n in _BATCHES]
+def _resolved(original: Session, model: ir.Model, example: tuple[Array, ...]) -> tuple[Native, tuple[Array, ...]]:
+    """Sizes fixed, numbers folded, names given; with all sizes free that the file leaves so, else the batch, else none:
+    the first of these with which the model runs and computes what it did."""
+    symbols = sizes.named(model.graph, example)
+    if sizes.is_wide(symbols):
+        symbols, probes = sizes.probes(symbols, example, original.takes)
+        if sizes.is_wide(symbols):
+            try:
+                return _checked(original, _folded(model.clone(), probes, symbols), probes)
+            except SlimlineError as reason:
+                log.warning("The sizes of the inputs are those of the example but for the batch: %s", reason)
+    symbols = sizes.batch_only(symbols)
+    if rows := sizes.size_of(SYMBOL, symbols, example):
+        probes = [sizes.resized(example, symbols, {SYMBOL: n}) for n in sizes.BATCHES]
         try:
-            return _folded(model.clone(), probes, free), probes[0]
+            return _checked(original, _folded(model.clone(), probes, symbols), probes[:2])
         except SlimlineError as reason:
             log.info("no free batch: %s", reason)
-    fixed = [_resized(example, free, max(rows, 1))]
-    return _folded(model, fixed, [False] * len(free)), fixed[0]
+    fixed = [sizes.resized(example, symbols, {SYMBOL: max(rows, 1)})]
+    return _checked(original, _folded(model, fixed, tuple((None,) * x.ndim for x in example)), fixed)
 
 
-def _resized(example: Sequence[Array], free: Sequence[bool], rows: int) -> tuple[Array, ...]:
-    return tuple(np.resize(x, (rows, *x.shape[1:])) if f else x for x, f in zip(example, free, strict=True))
-
-
-def _folded(model: ir.Model, probes: Sequence[tuple[Array, ...]], free: Sequence[bool]) -> Native:
-    for value, array, batched in zip(model.graph.inputs, probes[0], free, strict=True):
-        value.shape = ir.Shape([SYMBOL if batched and d == 0 else n for d, n in enumerate(array.shape)])
+def _folded(model: ir.Model, probes: Sequence[tuple[Array, ...]], symbols: Symbols) -> Native:
+    for value, array, names in zip(model.graph.inputs, probes[0], symbols, strict=True):
+        value.shape = ir.Shape([n if name is None else name for n, name in zip(array.shape, names, strict=True)])
     for value in model.graph.outputs:
         value.shape = None  # told anew at the end
-    _name(model.graph)
-    editor = Editor(Native(model, probes[0]))
-    _Folder(editor, probes, free).run()
-    native = editor.done()
+    native = Native(model, probes[0])
+    while True:
+        _name(native.model.graph)
+        editor = Editor(native)
+        _Folder(editor, probes, symbols).run()
+        inlined = _inlined(editor)
+        native = editor.done()
+        if not inlined:
+            break
+        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(native.model)
     shapes = [_shapes(native, inputs) for inputs in probes[:2]]
     editor = Editor(native)
     for node in list(editor.graph):
         if is_standard(node, "Slice"):
             _one_by_one(editor, node, shapes[0])
         elif is_standard(node, "Conv"):
-            _padding(node, shapes[0])
+            _padding(node, shapes)
         elif is_standard(node, "Identity", "Dropout") and not any(o.uses() for o in node.outputs[1:]):
             _skip(editor, node)
-    rows = _rows(probes[0], free)
     for output in editor.graph.outputs:
         both = [sizes_by_name.get(str(output.name), ()) for sizes_by_name in (shapes[0], shapes[-1])]
-        sizes = [n if n == m else SYMBOL if n == rows else None for n, m in zip(*both, strict=True)]
-        output.shape = ir.Shape(sizes)
+        output.shape = ir.Shape([n if n == m else _called(n, m, symbols, probes) for n, m in zip(*both, strict=True)])
     for value in editor.values.values():
         if value.producer() is not None and not value.is_graph_output():
             value.shape = value.type = None
     return editor.done()
 
 
+def _called(first: int, second: int, symbols: Symbols, probes: Sequence[tuple[Array, ...]]) -> str | None:
+    """The symbol of these sizes at the first two of the inputs; None where there is none, or several."""
+    ends = probes[0], probes[min(1, len(probes) - 1)]
+    names = [
+        name
+        for name in (*sizes.others(symbols), SYMBOL)
+        if [sizes.size_of(name, symbols, inputs) for inputs in ends] == [first, second]
+    ]
+    return names[0] if len(names) == 1 else None
+
+
 def _shapes(native: Native, inputs: Sequence[Array]) -> dict[str, tuple[int, ...]]:
     """Of inputs and all that is computed of them."""
     ends = {str(v.name): x.shape for v, x in zip(native.model.graph.inputs, inputs, strict=True)}
     return {**ends, **{name: value.shape for name, value in outline(native.model, inputs).items()}}
-
-
-def _rows(inputs: Sequence[Array], free: Sequence[bool]) -> int:
-    """The batch size of inputs."""
-    return next((len(x) for x, f in zip(inputs, free, strict=True) if f), 0)
 
 
 def _name(graph: ir.Graph) -> None:
@@ -267,11 +285,12 @@ def _read_by(value: ir.Value) -> list[ir.Value]:
 
 
 class _Folder:
-    """Computes what sizes and stored tensors alone decide, at several batch sizes, and puts it in its place."""
+    """Computes what sizes and stored tensors alone decide, at several sizes, and puts it in its place."""
 
-    def __init__(self, editor: Editor, probes: Sequence[tuple[Array, ...]], free: Sequence[bool]) -> None:
-        self.editor, self.graph, self.probes, self.free = editor, editor.graph, probes, free
-        self.rows = [_rows(inputs, free) for inputs in probes]
+    def __init__(self, editor: Editor, probes: Sequence[tuple[Array, ...]], symbols: Symbols) -> None:
+        self.editor, self.graph, self.probes, self.symbols = editor, editor.graph, probes, symbols
+        self.rows = [sizes.size_of(SYMBOL, symbols, inputs) for inputs in probes]
+        self.wide = sizes.is_wide(symbols)
         held = editor.values.get(BATCH)
         self.sizes: ir.Value | None = held if counts(held) else None
 
@@ -279,14 +298,15 @@ class _Folder:
         """See the class."""
         decided = self._decided()
         computed = [str(o.name) for node in decided for o in node.outputs if o.name]
-        results = [evaluate(self.editor.model, inputs, computed) for inputs in self.probes]
+        results = evaluate(self.editor.model, self.probes, computed)
+        following = follow.follow(decided, results, follow.PLACES if self.wide else follow.LIMITS)
         for node in decided:
             for output in node.outputs:
                 read = any(user not in decided or is_number(user, index) for user, index in output.uses())
                 # What is made of sizes shall know the batch alone; that itself is asked of an input once.
                 read = read or (node.op_type in ("Shape", "Size") and not any(map(counts, _read_by(output))))
                 if output.name and (read or output.is_graph_output()):
-                    self._put(node, output, [result[str(output.name)] for result in results])
+                    self._put(node, output, [result[str(output.name)] for result in results], following.get(output))
         for node in list(self.graph):
             if is_standard(node, "Reshape"):
                 self._target(node)
@@ -303,18 +323,49 @@ class _Folder:
                 known.update(node.outputs)
         return decided
 
-    def _put(self, node: ir.Node, value: ir.Value, results: Sequence[Array]) -> None:
+    def _put(self, node: ir.Node, value: ir.Value, results: Sequence[Any], following: Following | None) -> None:
         first = results[0]
-        multiple = affine(value)
-        if not isinstance(first, np.ndarray) or (multiple is not None and multiple[0].any()):
+        if not isinstance(first, np.ndarray):
             return
-        if all(r.shape == first.shape and np.array_equal(r, first, equal_nan=first.dtype.kind == "f") for r in results):
+        doubt = following is not None and bool(following.doubted.any())
+        same = all(
+            r.shape == first.shape and np.array_equal(r, first, equal_nan=first.dtype.kind == "f") for r in results
+        )
+        if same and not doubt:
             sources = [stored(v) for v in node.inputs]
             if first.size <= max(FOLDED, *(0 if s is None else 2 * s.size for s in sources)):
                 self._become(node, value, first)
-        elif first.dtype.kind == "i" and first.ndim <= 1 and (line := self._line(results)) is not None:
+            return
+        told = affine(value)
+        if told is not None and told.slope.any() and (counts(told.factor) or _tells(told, following)):
+            return
+        whole = first.dtype.kind == "i" and first.ndim <= 1
+        if whole and not doubt and (line := self._line(results)) is not None:
             slope, start = line
             self.editor.redirect(value, self._affine(node, str(value.name), slope, start, first))
+        elif whole and following is not None and (self.wide or doubt) and following.fixed.shape == first.shape != ():
+            fixed, dims = following.fixed, measured(node)
+            apart = dims is not None and not fixed[[d for d in dims if d < len(fixed)]].any()
+            sized = any((user.op_type, index) in _SIZED for user, index in value.uses() if standard(user))
+            if first.dtype == np.int64 and (sized or (node.op_type == "Shape" and not apart)):
+                self._apart(node, value, fixed, first)
+
+    def _apart(self, node: ir.Node, value: ir.Value, fixed: Array, first: Array) -> None:
+        """The numbers that no size changes as constants, beside those that are computed."""
+        name = str(value.name)
+        scaled = self.editor.append(
+            node,
+            "Mul",
+            [value, self.editor.constant((~fixed).astype(np.int64), f"{name}_slope")],
+            name=f"{name}_scaled",
+        )
+        first_user = scaled.producer()
+        assert first_user is not None
+        result = scaled
+        if fixed.any():
+            start = self.editor.constant(np.where(fixed, first, 0), f"{name}_start")
+            result = self.editor.append(first_user, "Add", [scaled, start], name=f"{name}_sizes")
+        self.editor.redirect(value, result, keep=[first_user])
 
     def _become(self, node: ir.Node, value: ir.Value, content: Array) -> None:
         """A constant, in the name of the tensor that it is made of where it is only turned or cast."""
@@ -331,7 +382,7 @@ class _Folder:
 
     def _line(self, results: Sequence[Array]) -> tuple[Array, Array] | None:
         """Slope and start of numbers that grow with the batch on a line."""
-        if any(r.shape != results[0].shape for r in results):
+        if any(r.shape != results[0].shape for r in results) or not self.rows[0]:
             return None
         rows = self.rows
         rise = results[1].astype(np.int64) - results[0]
@@ -351,7 +402,7 @@ class _Folder:
             return editor.append(source, operator, inputs, dict(attributes), f"{name}_{ending}")
 
         if self.sizes is None:
-            index = next(k for k, f in enumerate(self.free) if f)
+            index = next(k for k, names in enumerate(self.symbols) if names[:1] == (SYMBOL,))
             shape = editor.insert(editor.first(), "Shape", [self.graph.inputs[index]], name=SIZES)
             source = shape.producer()
             assert source is not None
@@ -371,10 +422,46 @@ class _Folder:
         line = affine(node.inputs[1])
         if line is None:
             return
-        slope, start = line
-        counted = slope != 0
+        start, counted = line.start, line.slope != 0
         if counted.sum() == 1 and not np.isin(start[~counted], (-1, 0)).any():
             self.editor.numbers(node, 1, np.where(counted, -1, start))
+
+
+def _tells(told: Affine, following: Following | None) -> bool:
+    """Whether the numbers that no size changes stand apart already."""
+    fixed = None if following is None else following.fixed
+    return fixed is not None and fixed.shape == told.slope.shape and not told.slope[fixed].any()
+
+
+def _inlined(editor: Editor) -> bool:
+    """Put the branch that is taken in the place of every If whose condition is stored; whether there was one."""
+    found = False
+    for node in list(editor.graph):
+        condition = stored(node.inputs[0]) if is_standard(node, "If") else None
+        if condition is None:
+            continue
+        found = True
+        branch = node.attributes["then_branch" if condition.all() else "else_branch"].value
+        results = list(branch.outputs)
+        branch.outputs.clear()
+        for name, held in list(branch.initializers.items()):
+            content = stored(held)
+            assert content is not None
+            instead = editor.constant(content, name)
+            for user, index in list(held.uses()):
+                user.replace_input_with(index, instead)
+            results = [instead if value is held else value for value in results]
+        inner = list(branch)
+        branch.remove(inner)
+        for step in inner:
+            for output in step.outputs:
+                if output.name:
+                    output.name = editor.unique(output.name)
+                    editor.values[output.name] = output
+            editor.graph.insert_before(node, step)
+        for output, value in zip(node.outputs, results, strict=True):
+            editor.redirect(output, value)
+    return found
 
 
 def _one_by_one(editor: Editor, node: ir.Node, sizes: Mapping[str, tuple[int, ...]]) -> None:
@@ -397,8 +484,8 @@ def _one_by_one(editor: Editor, node: ir.Node, sizes: Mapping[str, tuple[int, ..
             value = editor.insert(node, "Slice", inputs, name=f"{node.outputs[0].name}_{k}")
 
 
-def _padding(node: ir.Node, sizes: Mapping[str, tuple[int, ...]]) -> None:
-    """``auto_pad`` as numbers."""
+def _padding(node: ir.Node, shapes: Sequence[Mapping[str, tuple[int, ...]]]) -> None:
+    """``auto_pad`` as numbers, where these are the same at all sizes."""
     auto = attribute(node, "auto_pad", "NOTSET")
     if auto == "NOTSET":
         return
@@ -406,8 +493,10 @@ def _padding(node: ir.Node, sizes: Mapping[str, tuple[int, ...]]) -> None:
     if auto == "VALID":
         node.attributes.pop("pads", None)
         return
-    x, weight = sizes.get(str(node.inputs[0].name)) if node.inputs[0] else None, node.inputs[1]
-    if x is None or weight is None or weight.shape is None:
+    name = str(node.inputs[0].name) if node.inputs[0] else ""
+    x, weight = shapes[0].get(name), node.inputs[1]
+    free = x is not None and any(s.get(name, ())[2:] != x[2:] for s in shapes)
+    if x is None or weight is None or weight.shape is None or (free and set(attribute(node, "strides", [1])) != {1}):
         node.attributes["auto_pad"] = ir.AttrString("auto_pad", auto)
         return
     kernel = list(weight.shape.numpy()[2:])
@@ -434,19 +523,18 @@ def _training(node: ir.Node) -> bool:
     return node.inputs[2] is not None and (mode is None or bool(mode))
 
 
-def _compare(original: Session, native: Native, example: Sequence[Array]) -> None:
-    """Refuse a canonical form that computes something else."""
-    batches = [tuple(example)]
-    if native.free == "batch":
-        free = [not isinstance(v.shape[0], int) if v.shape else False for v in native.model.graph.inputs]
-        batches.append(_resized(example, free, _rows(example, free) + 1))
+def _checked(
+    original: Session, native: Native, probes: Sequence[tuple[Array, ...]]
+) -> tuple[Native, tuple[Array, ...]]:
+    """A canonical form and its example; refuses one that computes something else at any of the sizes."""
     own = Session(ir.to_proto(native.model), optimized=False)
-    for inputs in batches:
+    for inputs in probes:
         if not all(map(_alike, original(inputs), own(inputs))):
             raise SlimlineError(
                 "The ONNX model cannot be brought into slimline's form without a change of what it computes: "
                 "leave out operators that draw random numbers, or report this model to slimline."
             )
+    return native, probes[0]
 
 
 def _alike(left: Any, right: Any) -> bool:

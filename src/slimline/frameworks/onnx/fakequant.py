@@ -109,10 +109,43 @@ def quantize(native: Native, quantization: Quantization) -> Native:
         rounded = place(at, "QuantizeLinear", [value, *numbers], axis, f"{name}_integers")
         own = rounded.producer()
         assert own is not None
-        own.metadata_props[_OWN] = f"{grid.low} {grid.high}"
+        own.metadata_props[_OWN] = _limits(grid)
         real = editor.append(own, "DequantizeLinear", [rounded, *numbers], axis, f"{name}_rounded")
         editor.redirect(value, real, keep=[own])
     return editor.done()
+
+
+def format_mismatches(native: Native, quantization: Quantization) -> list[str]:
+    """The values and tensors that `native` rounds otherwise than `quantization` says."""
+    formats = {**quantization.activations, **quantization.weights}
+    alike: dict[str, bool] = {}
+    for node in native.model.graph:
+        if node.op_type != "QuantizeLinear" or _OWN not in node.metadata_props:
+            continue
+        value, readers = node.inputs[0], [user for user, _ in node.outputs[0].uses()]
+        assert value is not None
+        # A rounded output of the model has the name, and what it is rounded from another.
+        ends = [o for user in readers for o in user.outputs]
+        ends += [o for end in ends for user, _ in end.uses() if user.op_type == "Identity" for o in user.outputs]
+        name = next((str(v.name) for v in (*ends, value) if str(v.name) in formats), str(value.name))
+        both = [node, *readers]
+        others = [user for user, _ in value.uses() if user is not node and user.op_type != "Shape"]
+        pair = not others and len(readers) == 1 and readers[0].op_type == "DequantizeLinear"
+        same = pair and all(_rounds_to(formats.get(name), each, node.metadata_props[_OWN]) for each in both)
+        alike[name] = same and alike.get(name, True)
+    return [name for name in dict.fromkeys((*alike, *formats)) if not alike.get(name, False)]
+
+
+def _rounds_to(each: Format | None, node: ir.Node, limits: str) -> bool:
+    """Whether one of a pair of operators, with these limits, has the numbers of a format."""
+    if not isinstance(each, IntegerGrid) or limits != _limits(each):
+        return False
+    numbers = [stored(value) for value in node.inputs[1:3]]
+    axis = None if numbers[0] is None or not numbers[0].ndim else attribute(node, "axis", 1)
+    return axis == each.axis and all(
+        array is not None and array.dtype == own.dtype and np.array_equal(array, own)
+        for array, own in zip(numbers, _arrays(each), strict=False)
+    )
 
 
 def _grid(name: str, each: Format) -> IntegerGrid:
@@ -143,11 +176,19 @@ def _limit(editor: Editor, name: str, weight: Array, grid: IntegerGrid) -> None:
         editor.put(name, np.where(beyond, rounded, weight))
 
 
+def _limits(grid: IntegerGrid) -> str:
+    return f"{grid.low} {grid.high}"
+
+
+def _arrays(grid: IntegerGrid) -> tuple[Array, Array]:
+    """Scale and zero point as operators hold them."""
+    shape = () if grid.axis is None else (-1,)
+    return grid.scale.reshape(shape), grid.zero.reshape(shape).astype(np.int8 if grid.signed else np.uint8)
+
+
 def _numbers(editor: Editor, name: str, grid: IntegerGrid) -> list[ir.Value]:
     """Scale and zero point."""
-    shape = () if grid.axis is None else (-1,)
-    scale = grid.scale.reshape(shape)
-    zero = grid.zero.reshape(shape).astype(np.int8 if grid.signed else np.uint8)
+    scale, zero = _arrays(grid)
     return [editor.constant(scale, f"{name}_scale"), editor.constant(zero, f"{name}_zero_point")]
 
 

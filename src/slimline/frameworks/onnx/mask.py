@@ -11,7 +11,7 @@ import onnx_ir as ir
 from slimline.basics.errors import SlimlineError
 from slimline.frameworks.base import Array
 from slimline.frameworks.onnx.native import Editor, Native, reduce_node
-from slimline.frameworks.onnx.operators import attribute, float_array, standard, stored
+from slimline.frameworks.onnx.operators import attribute, float_array, named, standard, stored
 from slimline.frameworks.onnx.rewrite import Surgery, place_of
 from slimline.graph.ir import Node
 from slimline.graph.removal import Removal
@@ -44,7 +44,7 @@ def mask(native: Native, plan: Removal) -> Native:
             editor.put(name, zeroed)
     neutral = {node.name: node for node in plan.graph.nodes}
     for node in list(editor.graph):
-        step = neutral.get(str(node.outputs[0].name))
+        step = neutral.get(named(node))
         if step is None:
             continue
         if statistics := plan.statistics(step.name):

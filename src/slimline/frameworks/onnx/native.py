@@ -35,13 +35,15 @@ class Native:
         return Session(ir.to_proto(self.model))
 
     @property
-    def free(self) -> Literal["none", "batch"]:
+    def free(self) -> Literal["none", "batch", "sizes"]:
         """Which sizes of its inputs may change."""
+        if any(None in shape[1:] for shape in self.input_shapes):
+            return "sizes"
         return "batch" if any(None in shape for shape in self.input_shapes) else "none"
 
     @property
     def input_shapes(self) -> list[tuple[int | None, ...]]:
-        """Of each input, with None for the batch where it is free."""
+        """Of each input, with None for sizes that may be any."""
         shapes = [value.shape or () for value in self.model.graph.inputs]
         return [tuple(size if isinstance(size, int) else None for size in shape) for shape in shapes]
 

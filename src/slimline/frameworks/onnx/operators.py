@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -51,6 +52,11 @@ def standard(node: ir.Node) -> bool:
 def label(node: ir.Node) -> str:
     """An operator's name, with its domain where that is not ONNX' own."""
     return node.op_type if standard(node) else f"{node.domain}::{node.op_type}"
+
+
+def named(node: ir.Node) -> str:
+    """What the neutral graph calls an operator: the first value that it makes."""
+    return next((str(output.name) for output in node.outputs if output.name), "")
 
 
 def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
@@ -158,26 +164,77 @@ def scalar(array: Array | None) -> float | None:
     return None if array is None or array.size != 1 else float(np.asarray(array).ravel()[0])
 
 
-def affine(value: ir.Value | None) -> tuple[Array, Array] | None:
-    """Slope and start of the numbers of a value, in multiples of the batch; None where they are not such."""
+class Affine(NamedTuple):
+    """Numbers as ``factor * slope // divisor + start``, where `factor` follows sizes of the inputs alone.
+
+    `factor` is None where the slope is zero, and `divisor` 1 but where a plan made part of a number go.
+    """
+
+    slope: Array
+    start: Array
+    divisor: Array
+    factor: ir.Value | None
+
+
+def affine(value: ir.Value | None) -> Affine | None:
+    """How the numbers of a value follow sizes of the inputs; None where that is not told."""
     content = stored(value)
     if content is not None:
-        return np.zeros_like(content), content
+        return Affine(np.zeros_like(content), content, np.ones_like(content), None)
     node = None if value is None else value.producer()
     if node is None:
         return None
     if node.op_type == "Cast" or (node.op_type == "Reshape" and str(value and value.name).endswith("_number")):
         return affine(node.inputs[0])
-    start = None
+    start = divisor = None
     if node.op_type == "Add":
-        start, product = stored(node.inputs[1]), node.inputs[0]
-        node = None if product is None else product.producer()
-    if node is None or node.op_type != "Mul" or not counts(node.inputs[0]):
+        start, node = _second(node)
+    if node is not None and node.op_type == "Div":
+        divisor, node = _second(node)
+    if node is None or node.op_type != "Mul" or (slope := stored(node.inputs[1])) is None:
         return None
-    slope = stored(node.inputs[1])
-    if slope is None:
+    own = re.fullmatch(r".*_scaled(_\d+)?", str(node.outputs[0].name)) is not None  # as the canonical form calls them
+    factor = node.inputs[0]
+    source = None if factor is None else factor.producer()
+    follows = own and ((source is not None and measured(source) is not None) or follows_sizes(factor))
+    if slope.ndim != 1 or not (counts(factor) or follows):
         return None
-    return slope, np.zeros_like(slope) if start is None else start
+    zeros = np.zeros_like(slope)
+    return Affine(slope, zeros if start is None else start, zeros + 1 if divisor is None else divisor, node.inputs[0])
+
+
+def _second(node: ir.Node) -> tuple[Array | None, ir.Node | None]:
+    """The stored second input of an operator, and what makes the first."""
+    second, first = stored(node.inputs[1]), node.inputs[0]
+    return second, None if first is None or second is None else first.producer()
+
+
+def follows_sizes(value: ir.Value | None) -> bool:
+    """Whether a value is computed of nothing but stored numbers, the batch, and sizes as `measured` tells them."""
+    node = None if value is None else value.producer()
+    if value is None or value.is_initializer() or counts(value):
+        return value is not None
+    if node is None or not standard(node) or any(True for _ in nested(node)):
+        return False
+    source = node.inputs[0].producer() if node.op_type == "Mul" and node.inputs[0] is not None else None
+    if source is not None and measured(source) is not None:
+        return True
+    return bool(node.inputs) and all(v is None or follows_sizes(v) for v in node.inputs)
+
+
+def measured(node: ir.Node) -> list[int] | None:
+    """The dimensions whose sizes are computed with, of a Shape all of whose readers leave the others out by a factor of
+    0; None for any other operator."""
+    if node.op_type != "Shape" or not standard(node) or node.outputs[0].is_graph_output():
+        return None
+    first = int(attribute(node, "start", 0))
+    dims: set[int] = set()
+    for user, index in node.outputs[0].uses():
+        factor = stored(user.inputs[1]) if user.op_type == "Mul" and index == 0 else None
+        if first < 0 or factor is None or factor.ndim != 1 or not np.isin(factor, (0, 1)).all():
+            return None
+        dims.update((first + np.flatnonzero(factor)).tolist())
+    return sorted(dims)
 
 
 def counts(value: ir.Value | None) -> bool:

@@ -75,7 +75,7 @@ def arithmetic(graph: ir.Graph) -> set[ir.Node]:
 
 
 def _measures(node: ir.Node) -> bool:
-    """Whether it takes sizes of what may be pruned; the canonical form asks for the batch alone."""
+    """Whether it takes sizes of what may be pruned, and not the batch alone."""
     return is_standard(node, "Shape", "Size") and not any(
         counts(o) for u, _ in node.outputs[0].uses() for o in u.outputs
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -10,7 +11,7 @@ import onnx_ir as ir
 from slimline.basics.errors import SlimlineError
 from slimline.frameworks.base import Array
 from slimline.frameworks.onnx.native import Editor, Native
-from slimline.frameworks.onnx.operators import affine, counts, is_number, standard, stored
+from slimline.frameworks.onnx.operators import affine, is_number, named, standard, stored
 from slimline.graph.ir import Node
 from slimline.graph.removal import Removal, take
 
@@ -43,7 +44,7 @@ def apply(native: Native, plan: Removal, example: tuple[Array, ...]) -> Native:
     neutral = {node.name: node for node in plan.graph.nodes}
     for node in list(editor.graph):
         edit = EDITS.get(node.op_type) if standard(node) else None
-        name = str(node.outputs[0].name)
+        name = named(node)
         if edit is not None and name in neutral and neutral[name].kind != "unknown":
             edit(surgery, node, neutral[name])
     result = editor.done()
@@ -100,6 +101,11 @@ def _groups(name: str) -> Edit:
     return edit
 
 
+def _width(surgery: Surgery, node: ir.Node, neutral: Node) -> None:
+    if "hidden_size" in node.attributes:
+        node.attributes["hidden_size"] = ir.AttrInt64("hidden_size", surgery.plan.axis_size(neutral.name, "h"))
+
+
 def _sizes(index: int) -> Edit:
     """Sizes of the output; those of a resize may be of some dimensions only."""
 
@@ -113,7 +119,7 @@ def _sizes(index: int) -> Edit:
         line = affine(node.inputs[index])
         if old == new or line is None:
             return
-        slope, start = (np.array(part, np.int64) for part in line)
+        slope, start, divisor = (np.array(part, np.int64) for part in line[:3])
         first = len(old) - len(start)  # an expansion may name the last dimensions only
         source = surgery.new(neutral.inputs[0]) if neutral.inputs else ()
         for k in range(len(start)):
@@ -121,18 +127,22 @@ def _sizes(index: int) -> Edit:
             if before == after or start[k] == -1:
                 continue
             if slope[k]:
-                slope[k] = slope[k] * after // before
+                common = math.gcd(int(slope[k]) * after, int(divisor[k]) * before)
+                slope[k], divisor[k] = slope[k] * after // common, divisor[k] * before // common
             elif start[k] == 0 and node.op_type == "Reshape":
                 start[k] = 0 if k < len(source) and source[k] == after else after
             elif start[k] != 1 or node.op_type != "Expand":
                 start[k] = after
-        if not slope.any():
+        if not slope.any() or line.factor is None:
             surgery.editor.numbers(node, index, start)
             return
         editor = surgery.editor
         name = str(node.outputs[0].name)
-        batch = next(held for held in editor.values.values() if counts(held))
-        value = editor.insert(node, "Mul", [batch, editor.constant(slope, f"{name}_slope")], name=f"{name}_scaled")
+        value = editor.insert(
+            node, "Mul", [line.factor, editor.constant(slope, f"{name}_slope")], name=f"{name}_scaled"
+        )
+        if (divisor != 1).any():
+            value = editor.insert(node, "Div", [value, editor.constant(divisor, f"{name}_divisor")])
         if start.any():
             value = editor.insert(node, "Add", [value, editor.constant(start, f"{name}_start")], name=f"{name}_sizes")
         node.replace_input_with(index, value)
@@ -234,6 +244,9 @@ EDITS: dict[str, Edit] = {
     "Conv": _groups("group"),
     "ConvTranspose": _groups("group"),
     "GroupNormalization": _groups("num_groups"),
+    "LSTM": _width,
+    "GRU": _width,
+    "RNN": _width,
     "Reshape": _sizes(1),
     "Expand": _sizes(1),
     "ConstantOfShape": _sizes(0),

@@ -10,6 +10,7 @@ from slimline.frameworks.onnx.operators import biased, scalar
 from slimline.frameworks.onnx.registry import RULES, Rule, elementwise, rule, unknown, whole
 from slimline.graph import ops
 from slimline.graph.equation import Window, parse
+from slimline.graph.recurrent import stacked
 
 _PLAIN = """Abs Acos Acosh Asin Asinh Atan Atanh Ceil Cos Cosh Erf Exp Floor Log Neg Reciprocal Round Sign Sin Sinh Sqrt
 Tan Tanh Sigmoid Relu Elu Celu Selu Softplus Softsign Mish Gelu Shrink Sub Div Pow Mod And Or Xor Not Equal Greater Less
@@ -219,6 +220,13 @@ def _grid_sample(call: Call) -> None:
     call.emit("pool", call.tensors(0, 1), {"equation": equation, "function": "resize"})
 
 
-@rule("LSTM", "GRU", "RNN")
+_GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+
+
+@rule(*_GATES)
 def _recurrent(call: Call) -> None:
-    unknown(call, "recurrent layers of ONNX files are left as they are")
+    if call.attribute("layout", 0):
+        return unknown(call, "its batch is in front")
+    outputs = [index for index, output in enumerate(call.node.outputs) if output.name]
+    attributes = stacked(_GATES[call.node.op_type], outputs)
+    return call.emit("recurrent", call.tensors(*range(len(call.node.inputs))), attributes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from slimline.frameworks.onnx.call import Call
-from slimline.frameworks.onnx.operators import affine
+from slimline.frameworks.onnx.operators import affine, measured
 from slimline.frameworks.onnx.registry import rule, unknown, whole
 from slimline.graph import ops
 from slimline.graph.equation import parse
@@ -162,6 +162,18 @@ def _gather(call: Call) -> None:
     return call.emit("pool", call.tensors(0), {"equation": parse(text), "function": "other"})
 
 
+@rule("GatherND")
+def _gather_places(call: Call) -> None:
+    """Picks places of the first dimensions; those behind them pass."""
+    names, lead = call.tensors(0, 1), int(call.attribute("batch_dims", 0))
+    index = call.shape(names[1])
+    rest = [f"a{d}" for d in range(lead + index[-1], call.rank)]
+    whole = ["."] * (call.rank - len(rest))
+    dots = ["."] * (len(index) - 1)
+    equation = parse(f"{' '.join([*whole, *rest])}, {' '.join([*dots, '.'])} -> {' '.join([*dots, *rest])}")
+    call.emit("pool", names, {"equation": equation, "function": "other"})
+
+
 @rule("GatherElements")
 def _gather_elements(call: Call) -> None:
     """Picks along one dimension; the others pass where the index goes over all of them."""
@@ -188,4 +200,8 @@ def _positions(call: Call) -> None:
 
 @rule("Shape", "Size")
 def _measured(call: Call) -> None:
-    unknown(call, "its sizes are computed with")
+    dims = measured(call.node)
+    if dims is None or not call.knows(call.value(0)):
+        return unknown(call, "its sizes are computed with")
+    names = " ".join("." if d in dims else f"a{d}" for d in range(call.rank))
+    return call.emit("pool", call.tensors(0), {"equation": parse(f"{names} -> ."), "function": "other"})

@@ -64,6 +64,14 @@ class Session:
             ) from reason
         return result
 
+    def takes(self, inputs: Sequence[Array]) -> bool:
+        """Whether it computes its outputs of these inputs."""
+        try:
+            self(inputs)
+        except SlimlineError:
+            return False
+        return True
+
 
 def reason_of(error: BaseException) -> str:
     """What ONNX Runtime says of an error, in one short line."""
@@ -153,6 +161,9 @@ def typed(array: Array, kind: str) -> Array:
     return array.astype(dtype) if np.can_cast(array.dtype, dtype, "same_kind") else array
 
 
-def evaluate(model: ir.Model, inputs: Sequence[Array], names: Sequence[str]) -> Mapping[str, Any]:
-    """These values, computed of `inputs`."""
-    return dict(zip(names, Session(part(model, names), optimized=False)(inputs), strict=True)) if names else {}
+def evaluate(model: ir.Model, batches: Sequence[Sequence[Array]], names: Sequence[str]) -> list[dict[str, Any]]:
+    """These values, computed of each of the inputs."""
+    if not names:
+        return [{} for _ in batches]
+    session = Session(part(model, names), optimized=False)
+    return [dict(zip(names, session(inputs, names), strict=True)) for inputs in batches]

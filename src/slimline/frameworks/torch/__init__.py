@@ -21,7 +21,9 @@ from slimline.graph.ir import Graph
 from slimline.runtimes.forms import EXPORTED_PROGRAM, ONNX
 
 if TYPE_CHECKING:
+    from slimline.files.slim.archive import Span
     from slimline.graph.edits import Edit
+    from slimline.graph.quantization import Quantization
     from slimline.methods.outputs import Output
     from slimline.recipe.training import Training
 
@@ -76,6 +78,12 @@ class TorchAdapter:
 
         edited: Native = carry_out(native, edits, example, EDITS)
         return edited
+
+    def format_mismatches(self, native: Native, quantization: Quantization) -> list[str]:
+        """See `slimline.frameworks.torch.fakequant.format_mismatches`."""
+        from slimline.frameworks.torch.fakequant import format_mismatches
+
+        return format_mismatches(native, quantization)
 
     def form(self, native: Native, kind: str, example: tuple[Array, ...], integer: bool) -> Any:
         """See `slimline.frameworks.torch.onnx` and `slimline.frameworks.torch.exported`."""
@@ -205,6 +213,12 @@ class TorchAdapter:
     ) -> tuple[Native, tuple[Array, ...], dict[str, Any]]:
         """See `slimline.frameworks.torch.save.open_`."""
         return save.open_(path, allow_pickle, example)
+
+    def spans(self, content: bytes) -> list[Span]:
+        """See `slimline.frameworks.torch.spans`."""
+        from slimline.frameworks.torch.spans import spans
+
+        return spans(content)
 
 
 adapter = TorchAdapter()

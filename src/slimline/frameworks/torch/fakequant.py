@@ -19,6 +19,9 @@ from slimline.methods.formats import Format
 
 _aten = torch.ops.aten
 _TRANSPOSED = {"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
+_FAKE_QUANTIZE = {"fake_quantize_per_tensor_affine", "fake_quantize_per_channel_affine"}
+_HOPS = 3
+"""From a value to the last of the operators that round it, at most."""
 _FOLDS = {"conv1d", "conv2d", "conv3d", "linear", *_TRANSPOSED}
 
 
@@ -71,6 +74,68 @@ def _round(module: fx.GraphModule, node: fx.Node, each: Format, name: str) -> No
     rounded = stored.round(each)
     for user in readers:
         user.replace_input_with(node, rounded)
+
+
+def format_mismatches(native: fx.GraphModule, quantization: Quantization) -> list[str]:
+    """The values and parameters that `native` rounds otherwise than `quantization` says."""
+    rounders: set[fx.Node] = set()
+    different: dict[str, None] = {}
+    unseen = {*quantization.activations, *quantization.weights}
+    for node in native.graph.nodes:
+        read = node.op == "get_attr"
+        name = str(node.target if read else node.name)
+        each = (quantization.weights if read else quantization.activations).get(name)
+        if each is not None:
+            operators = _rounding(native, node, each)
+            if not operators or any(user not in operators and not _reads_no_number(user) for user in node.users):
+                different[name] = None
+            rounders |= operators
+            unseen.discard(name)
+    for node in native.graph.nodes:
+        if _packet(node) in _FAKE_QUANTIZE and node not in rounders:
+            source = node.args[0]
+            different[str(source.target if source.op == "get_attr" else source.name)] = None
+    return [*different, *sorted(unseen - different.keys())]
+
+
+def _reads_no_number(node: fx.Node) -> bool:
+    return _is_guard(node) or _packet(node) == "sym_size"
+
+
+def _rounding(module: fx.GraphModule, source: fx.Node, each: Format) -> set[fx.Node]:
+    """All operators behind `source` that do together what `Rounder` would put there."""
+    scratch = fx.Graph()
+    placeholder = scratch.placeholder("x")
+    placeholder.meta = dict(source.meta)
+    arrays: dict[fx.Node, Tensor] = {}
+
+    def store(part: str, array: Any) -> fx.Node:
+        read = scratch.get_attr(part)
+        arrays[read] = torch.tensor(array)
+        return read
+
+    def same(expected: Any, actual: Any, into: set[fx.Node]) -> bool:
+        if not isinstance(expected, fx.Node) or not isinstance(actual, fx.Node):
+            return type(expected) is type(actual) and bool(expected == actual)
+        if expected is placeholder:
+            return actual is source
+        if expected in arrays:
+            return actual.op == "get_attr" and _equal(_tensor(module, actual), arrays[expected])
+        into.add(actual)
+        pairs = zip(expected.args, actual.args, strict=False)
+        alike = expected.target == actual.target and len(expected.args) == len(actual.args) and not actual.kwargs
+        return alike and all(same(one, other, into) for one, other in pairs)
+
+    last = Rounder(placeholder, store).round(each)
+    operators: set[fx.Node] = set()
+    near = {source}
+    for _ in range(_HOPS):
+        near |= {user for node in near for user in node.users}
+    for node in near:
+        held: set[fx.Node] = set()
+        if same(last, node, held):
+            operators |= held
+    return operators
 
 
 def _store(module: fx.GraphModule, name: str, tensor: Tensor, like: fx.Node) -> fx.Node:

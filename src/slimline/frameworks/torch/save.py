@@ -32,7 +32,6 @@ from slimline.frameworks.torch import native as natives
 from slimline.frameworks.torch import payload, program, prune, read, samples
 from slimline.frameworks.torch.native import Native
 from slimline.frameworks.torch.rehearse import rehearse
-from slimline.recipe.packed import PackedMask
 
 _METADATA, _EXAMPLE = "extra/slimline.json", "extra/slimline_example.safetensors"
 _FORMATS = "extra/slimline_formats.safetensors"
@@ -314,5 +313,5 @@ def _open_pickle(
         raise SlimlineError(
             f"{path} holds a {type(module).__name__}, not a module: give package.module:factory with --weights."
         )
-    masks = {name: PackedMask.of(mask).model_dump(mode="json") for name, mask in prune.masks(module).items()}
+    masks = prune.masks(module)
     return (*read.load(module, example), {"masks": masks} if masks else {})

@@ -24,6 +24,8 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 DOMAIN = "slimline"
 FAKE_QUANTIZE = "FakeQuantize"
+LAYER = "slimline.layer"
+"""The note on an operator that says to which layer of the user's it belongs."""
 _MOVES = {
     "MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze",
     "Slice", "Split", "Gather", "Expand", "Pad", "Identity",
@@ -114,14 +116,14 @@ def name_nodes(graph: ir.Graph) -> None:
     """Name every operator by the user's layer: plainly those with weights, the others with their operator."""
     taken: set[str] = set()
     for node in graph:
-        layer, weighted = "", False
+        layer, weighted = node.metadata_props.get(LAYER, ""), False
         if node.op_type in WEIGHTED and node.inputs[1] is not None:
             weight: ir.Value | None = node.inputs[1]
             while weight is not None and (source := weight.producer()) is not None:
                 weight = source.inputs[0] if source.op_type in (FAKE_QUANTIZE, "Transpose") else None
             if weight is not None and weight.name in graph.initializers:
-                layer, weighted = str(weight.name).rpartition(".")[0], True
-        if not weighted:
+                layer, weighted = layer or str(weight.name).rpartition(".")[0], True
+        if not weighted and not layer:
             scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes", "")
             parts = [part.strip(" '\"") for part in scopes.strip("[]").split(",")]
             layer = parts[-2] if len(parts) > 1 else ""

@@ -69,7 +69,7 @@ def calibrate(
         float_layers={**placement.refused, **exclude},
     )
     _log.info("quantize %d layers, %d activations", len(placement.layers), len(activations))
-    native = folded.edit(Round(quantization))
+    native = folded.edit(Round(quantization, rules.composed))
     record = {**step.model_dump(mode="json"), "target": policy, "float_layers": dict(quantization.float_layers)}
     return model.then(native, record, quantization)
 
@@ -93,10 +93,15 @@ def placed(
     exclude = exclude or {}
     if model.quantization is not None:
         raise SlimlineError("This model is quantized already: apply StaticQuantization to the float model instead.")
+    rounded = model.adapter.format_mismatches(model.native, Quantization())
+    if rounded:
+        raise SlimlineError(f"The network rounds {rounded[0]} by itself: load it as it was before it was quantized.")
     folded = Model(model.adapter, model.edit(FoldNorms()), model.example)
     named = dict.fromkeys(node.layer for node in folded.graph.nodes if node.layer)
     refuse_unmatched("layer for overrides", step.overrides, named, folded.graph.types)
-    keep = (*step.keep, *map(_literal, exclude))
+    own = {name: first_match((name,), step.overrides, folded.graph.types) for name in named}
+    floating = [name for name, pattern in own.items() if pattern and step.overrides[pattern].weights == "float32"]
+    keep = (*step.keep, *map(_literal, (*floating, *exclude)))
     placement = place(folded.graph, runtime(policy).policy, step.layers, keep)
     if not placement.layers:
         if exclude:
@@ -105,7 +110,25 @@ def placed(
             f"StaticQuantization finds no layer to quantize: layers={list(step.layers)} and keep={list(step.keep)} "
             "leave no convolution or linear layer with a stored weight."
         )
-    return folded, placement
+    return folded, replace(placement, weights=_scaled_axes(folded, placement, step, policy))
+
+
+def _scaled_axes(model: Model, placement: Placement, step: StaticQuantization, policy: str) -> Mapping[str, int | None]:
+    """By weight, the dimension that has one scale per position, by the step's overrides; None for one scale in all."""
+    axes = dict(placement.weights)
+    readers = model.graph.consumers()
+    for name, axis in placement.weights.items():
+        layers = [node.layer for node in readers[name]]
+        pattern = first_match(layers, step.overrides, model.graph.types)
+        granularity = None if pattern is None else step.overrides[pattern].granularity
+        if granularity == "channel" and axis is None:
+            raise SlimlineError(
+                f"{policy} takes one scale for the weights of layer {layers[0]}: leave granularity out of the override "
+                f"of {pattern!r}."
+            )
+        if granularity == "tensor":
+            axes[name] = None
+    return axes
 
 
 def observe_ranges(

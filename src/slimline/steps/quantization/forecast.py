@@ -9,7 +9,7 @@ from slimline.graph.cost import macs, node_macs
 from slimline.graph.ir import Graph
 from slimline.graph.placement import Placement
 from slimline.model import Model
-from slimline.recipe.layers import selected
+from slimline.recipe.layers import first_match, selected
 from slimline.steps.base import Forecast
 from slimline.steps.quantization.calibration import placed
 from slimline.steps.quantization.step import StaticQuantization
@@ -61,6 +61,8 @@ def _floating(graph: Graph, placement: Placement, step: StaticQuantization, targ
             continue
         if not selected((layer,), step.layers, step.keep, graph.types):
             reason = "layers and keep leave it out"
+        elif (own := first_match((layer,), step.overrides, graph.types)) and step.overrides[own].weights == "float32":
+            reason = f"the override of {own!r} leaves it out"
         else:
             reason = placement.refused.get(layer, f"{target} is given no integers for {node.target or node.kind}")
         reasons.setdefault(layer, reason)

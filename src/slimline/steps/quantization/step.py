@@ -12,6 +12,8 @@ from slimline.recipe.layers import Globs, LayerPattern
 from slimline.recipe.step import Step
 
 ObserverName = Literal["minmax", "percentile", "mse"]
+WeightType = Literal["int8", "float32"]
+Granularity = Literal["tensor", "channel"]
 Percentage = Annotated[float, Field(gt=50, le=100)]
 
 
@@ -21,10 +23,15 @@ class QuantizationOverride(Config):
     Attributes
     ----------
     observer, percentile : of the values that these layers make.
+    weights : ``int8``, or ``float32`` for layers that stay in float.
+    granularity : whether a weight has one scale in all (``tensor``) or one per output channel (``channel``); else what
+        the target takes best.
     """
 
     observer: ObserverName | None = None
     percentile: Percentage | None = None
+    weights: WeightType | None = None
+    granularity: Granularity | None = None
 
 
 class StaticQuantization(Step):
@@ -39,8 +46,9 @@ class StaticQuantization(Step):
     percentile : of the absolute tail that `percentile` keeps, in percent.
     samples, batch_size : calibration samples, and how many at a time.
     layers, keep : globs of the layers to quantize and of those to leave in float.
-    overrides : by pattern of layers, their own ``{"observer": …, "percentile": …}``; a value takes those of the first
-        pattern that fits a layer which makes it (an input: the layer that reads it first).
+    overrides : by pattern of layers, their own ``{"observer": …, "percentile": …, "weights": …, "granularity": …}``; a
+        value takes those of the first pattern that fits a layer which makes it (an input: the layer that reads it
+        first), a weight those of the first that fits a layer which reads it.
     undo : put back to float every layer whose quantization makes the artifact slower or breaks parity.
     """
 
@@ -75,8 +83,16 @@ class StaticQuantization(Step):
     @model_validator(mode="after")
     def _overrides_mean_something(self) -> StaticQuantization:
         for pattern, own in self.overrides.items():
-            if own.observer is None and own.percentile is None:
-                raise SlimlineError(f"The override of {pattern!r} says nothing: give it an observer or a percentile.")
+            if own == QuantizationOverride():
+                raise SlimlineError(
+                    f"The override of {pattern!r} says nothing: give it an observer, a percentile, weights or a "
+                    "granularity."
+                )
+            if own.weights == "float32" and own != QuantizationOverride(weights="float32"):
+                raise SlimlineError(
+                    f"The override of {pattern!r} leaves layers in float, which have no grid: give it nothing beside "
+                    "weights: float32."
+                )
             if own.percentile is not None and self.observation(pattern)[0] != "percentile":
                 raise SlimlineError(
                     f"The override of {pattern!r} has a percentile for the observer {self.observation(pattern)[0]}: "

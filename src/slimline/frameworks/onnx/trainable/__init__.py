@@ -15,6 +15,7 @@ from torch import fx
 
 from slimline.basics.errors import first_line
 from slimline.frameworks.base import Array
+from slimline.frameworks.onnx import sizes
 from slimline.frameworks.onnx.native import Native
 from slimline.frameworks.onnx.operators import label, standard
 from slimline.frameworks.onnx.read import arithmetic
@@ -94,16 +95,9 @@ def trainable(native: Native) -> Trainable:
 
 
 def _compare(native: Native, module: Module) -> None:
-    """Refuse a module that computes something else than ONNX Runtime, on the example or with a sample more."""
-    batches = [native.example]
-    if native.free == "batch":
-        free = [None in shape for shape in native.input_shapes]
-        batches.append(
-            tuple(
-                np.resize(x, (len(x) + 1, *x.shape[1:])) if f else x for x, f in zip(native.example, free, strict=True)
-            )
-        )
-    for inputs in batches:
+    """Refuse a module that computes something else than ONNX Runtime, on the example or where sizes that are free are
+    others: rules take sizes from the example."""
+    for inputs in _batches(native):
         try:
             with torch.no_grad():  # not by the module's own call, which prints the code of what fails
                 answers = [answer.numpy() for answer in module.forward(*to_tensors(inputs))]
@@ -116,6 +110,14 @@ def _compare(native: Native, module: Module) -> None:
                 )
             if not _alike(mine, theirs):
                 raise Untrainable("as a torch module it computes other numbers than in ONNX Runtime")
+
+
+def _batches(native: Native) -> list[tuple[Array, ...]]:
+    """The example, and inputs in which its free sizes are others; few samples of them."""
+    if native.free == "none":
+        return [native.example]
+    symbols, batches = sizes.probes(sizes.symbols_of(native.model.graph), native.example, native.session.takes)
+    return [inputs for inputs in batches if sizes.size_of(sizes.BATCH, symbols, inputs) <= sizes.BATCHES[1]]
 
 
 def _alike(mine: Array, theirs: Array) -> bool:

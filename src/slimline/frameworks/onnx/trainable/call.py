@@ -13,9 +13,10 @@ from torch import Tensor, fx
 
 from slimline.frameworks.base import Array
 from slimline.frameworks.onnx.native import Native
-from slimline.frameworks.onnx.operators import affine, attribute, stored
+from slimline.frameworks.onnx.operators import affine, attribute, counts, measured, stored
 from slimline.frameworks.onnx.read import is_statistic, is_trained
 from slimline.frameworks.onnx.run import outline
+from slimline.frameworks.onnx.sizes import BATCH, symbols_of
 from slimline.graph.ir import Value
 
 aten = torch.ops.aten
@@ -45,9 +46,11 @@ class Growth:
         self.values: dict[ir.Value, fx.Node] = {}
         self._outline = outline(native.model, native.example)
         self._batch: fx.Node | None = None
-        for number, (value, array) in enumerate(zip(native.model.graph.inputs, native.example, strict=True)):
+        for number, (value, symbols) in enumerate(
+            zip(native.model.graph.inputs, symbols_of(native.model.graph), strict=True)
+        ):
             self.values[value] = self.graph.placeholder(f"input_{number}")
-            if self._batch is None and value.shape is not None and array.ndim and not isinstance(value.shape[0], int):
+            if self._batch is None and symbols[:1] == (BATCH,):
                 self._batch = self.values[value]
         self._inputs = {
             str(value.name): array for value, array in zip(native.model.graph.inputs, native.example, strict=True)
@@ -164,22 +167,33 @@ class Call:
         return [int(n) for n in (numbers if isinstance(numbers, list) else [numbers])]
 
     def sizes(self, index: int) -> list[int | fx.Node]:
-        """The numbers of an operand, in multiples of the batch where they grow with it."""
+        """The numbers of an operand, in multiples of the batch, or of other sizes, where they follow such."""
         line = affine(self._input(index))
         if line is None:
             raise self.refusal("by computed numbers")
         sizes: list[int | fx.Node] = []
-        for slope, start in zip(*(np.ravel(part) for part in line), strict=True):
+        for k, (slope, start, divisor) in enumerate(zip(*(np.ravel(part) for part in line[:3]), strict=True)):
             if not slope:
                 sizes.append(int(start))
                 continue
-            rows = self.growth.batch()
-            rows = rows if slope == 1 else self.emit(operator.mul, rows, int(slope))
-            sizes.append(self.emit(operator.add, rows, int(start)) if start else rows)
+            size = self._size(line.factor, k)
+            size = size if slope == 1 else self.emit(operator.mul, size, int(slope))
+            size = size if divisor == 1 else self.emit(operator.floordiv, size, int(divisor))
+            sizes.append(self.emit(operator.add, size, int(start)) if start else size)
         return sizes
 
+    def _size(self, factor: ir.Value | None, index: int) -> fx.Node:
+        """One of the sizes that numbers follow."""
+        if counts(factor):
+            return self.growth.batch()
+        source = None if factor is None else factor.producer()
+        if source is None or measured(source) is None or source.inputs[0] is None:
+            raise self.refusal("by sizes that are computed")
+        dim = int(attribute(source, "start", 0)) + index
+        return self.emit(aten.sym_size.int, self.growth.value(source.inputs[0]), dim)
+
     def shape(self, index: int = 0) -> tuple[int, ...]:
-        """Shape of an operand for the example; sizes besides the batch are always these."""
+        """Shape of an operand for the example."""
         return self.growth.shape(self._input(index))
 
     def dtype(self, index: int = 0) -> str:

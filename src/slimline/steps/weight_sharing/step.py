@@ -1,0 +1,70 @@
+"""Weights that share few values."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from slimline.methods.clustering import Start
+from slimline.recipe.config import Config
+from slimline.recipe.layers import Globs, LayerPattern
+from slimline.recipe.step import Step
+
+Clusters = Annotated[int, Field(ge=2, le=256)]
+
+
+class SharingOverride(Config):
+    """What is another for some layers.
+
+    Attributes
+    ----------
+    clusters : as of `WeightSharing`.
+    """
+
+    clusters: Clusters
+
+
+class WeightSharing(Step):
+    """The weights of a layer become a few values that many of them share (clustering, a codebook).
+
+    Shapes and types stay, so that the model runs and is exported as before; what it buys is a file that `slimline.pack`
+    makes small. A `Distillation` step right behind it trains the shared values: which weights share one stays fixed
+    (Han et al. 2016, Deep Compression, arXiv:1510.00149). Other training, and pruning, would take the values apart:
+    they come before.
+
+    Attributes
+    ----------
+    clusters : values in a codebook, 2 to 256; 32 are 5 bits. Zero is one of them where a tensor holds zeros, which
+        stay.
+    per : ``tensor``: one codebook for each weight tensor; ``channel``: one for each output channel of it.
+    start : ``optimal``: k-means solved exactly (nearly, for a tensor of very many distinct weights); ``linear``,
+        ``density``, ``random``, ``k-means++``: where Lloyd's iterations begin, for comparison.
+    importance : of a weight in the clustering: ``inputs``, the mean square of the input that it multiplies (the
+        diagonal of the layer's `H`); ``none``, the same for all, as it is too where there are no samples.
+    refresh : recompute batch-norm statistics on calibration data afterwards, where there is any.
+    layers, keep : globs of the layers whose weights are shared (default all) and of those to leave alone.
+    overrides : by pattern of layers, their own ``{"clusters": …}``; a layer takes that of the first pattern it fits.
+    samples, batch_size : of calibration.
+    """
+
+    kind = "sharing"
+    step: Literal["WeightSharing"] = "WeightSharing"
+    clusters: Clusters = 32
+    per: Literal["tensor", "channel"] = "tensor"
+    start: Start = "optimal"
+    importance: Literal["inputs", "none"] = "inputs"
+    refresh: bool = True
+    layers: Globs = ("*",)
+    keep: Globs = ()
+    overrides: dict[LayerPattern, SharingOverride] = Field(default_factory=dict)
+    samples: Annotated[int, Field(ge=1)] = 512
+    batch_size: Annotated[int, Field(ge=1)] = 64
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("calibration",) if self.importance == "inputs" else ()
+
+    def clusters_of(self, pattern: str | None) -> int:
+        """Of layers that fit a pattern of `overrides`; of the others for None."""
+        return self.clusters if pattern is None else self.overrides[pattern].clusters
