@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from slimline.steps.quantization.step import StaticQuantization as StaticQuantization
     from slimline.steps.sparse.step import SparsePruning as SparsePruning
     from slimline.steps.sparse_training.step import SparseTraining as SparseTraining
+    from slimline.steps.weight_quantization import WeightQuantization as WeightQuantization
 
 _HOMES = {
     "slimline.run.compress": ("compress", "resume"),
@@ -70,6 +71,7 @@ _HOMES = {
     "slimline.steps.quantization": ("StaticQuantization",),
     "slimline.steps.sparse": ("SparsePruning",),
     "slimline.steps.sparse_training": ("SparseTraining",),
+    "slimline.steps.weight_quantization": ("WeightQuantization",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -89,6 +91,7 @@ __all__ = [  # noqa: RUF022 - in the order in which they are used
     "SparseTraining",
     "Distillation",
     "StaticQuantization",
+    "WeightQuantization",
     "inspect",
     "preview",
     "plan",

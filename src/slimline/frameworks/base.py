@@ -7,7 +7,7 @@ framework's own model (a torch `GraphModule`, a `keras.Model`, …). No method c
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -190,9 +190,15 @@ class Adapter(Protocol):
     def edit(self, native: Any, edits: Sequence[Edit], example: tuple[Array, ...]) -> Any:
         """A copy to which the edits were done, one after the other; `native` stays as it is."""
 
-    def form(self, native: Any, kind: str, example: tuple[Array, ...], integer: bool) -> Any:
-        """The content of one of the framework's forms; `integer` where `native` simulates what is to be computed in
-        integers.
+    def form(
+        self, native: Any, kind: str, example: tuple[Array, ...], integer: bool, weights: Collection[str] = ()
+    ) -> Any:
+        """The content of one of the framework's forms.
+
+        Parameters
+        ----------
+        integer : whether `native` simulates what is to be computed in integers.
+        weights : stored tensors, by name, that the form keeps apart: a runtime stores codes in their place.
 
         Raises
         ------

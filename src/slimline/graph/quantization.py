@@ -30,6 +30,11 @@ class Quantization:
     layers: tuple[str, ...] = ()
     float_layers: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def stored_only(self) -> bool:
+        """Whether weights are stored in formats, and everything computes in float."""
+        return bool(self.weights) and not self.activations
+
     def notes(self) -> dict[str, Any]:
         """All of it, with arrays as leaves; what `from_notes` reads and `slimline.files.notes` stores."""
         return {

@@ -162,7 +162,7 @@ class OpenVino(Runtime):
         """
         from slimline.runtimes.forms.onnx import serialized, store_weights
 
-        content = serialized(form.content, store_weights)
+        content = serialized(form.content, lambda model: store_weights(model, form.weights))
         _write(_converted(content), _names(form.content), path)
 
     def sample(self, layer: Layer, path: Path) -> None:
@@ -236,7 +236,7 @@ def _core() -> Any:
             del sys.modules[reporter]
     from openvino.frontend.onnx import ConversionExtension
 
-    from slimline.runtimes.forms.onnx import DOMAIN, FAKE_QUANTIZE
+    from slimline.runtimes.forms.onnx_graph import DOMAIN, FAKE_QUANTIZE
 
     core = openvino.Core()
     core.add_extension(ConversionExtension(FAKE_QUANTIZE, DOMAIN, _fake_quantize))

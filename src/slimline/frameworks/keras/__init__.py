@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -92,7 +92,9 @@ class KerasAdapter:
 
         return _like(carry_out(native, edits, example, EDITS), native)
 
-    def form(self, native: Any, kind: str, example: tuple[Array, ...], integer: bool) -> Any:
+    def form(
+        self, native: Any, kind: str, example: tuple[Array, ...], integer: bool, weights: Collection[str] = ()
+    ) -> Any:
         """See `slimline.frameworks.keras.function`."""
         from slimline.frameworks.keras.function import to_function
 

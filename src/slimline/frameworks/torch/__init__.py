@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -78,7 +78,9 @@ class TorchAdapter:
         edited: Native = carry_out(native, edits, example, EDITS)
         return edited
 
-    def form(self, native: Native, kind: str, example: tuple[Array, ...], integer: bool) -> Any:
+    def form(
+        self, native: Native, kind: str, example: tuple[Array, ...], integer: bool, weights: Collection[str] = ()
+    ) -> Any:
         """See `slimline.frameworks.torch.onnx` and `slimline.frameworks.torch.exported`."""
         if kind == EXPORTED_PROGRAM:
             from slimline.frameworks.torch.exported import to_program
@@ -87,7 +89,7 @@ class TorchAdapter:
         from slimline.frameworks.torch.onnx import to_onnx
 
         assert kind == ONNX
-        return to_onnx(native, example, integer)
+        return to_onnx(native, example, integer, weights)
 
     @property
     def parts(self) -> Parts:

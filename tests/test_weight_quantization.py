@@ -1,0 +1,214 @@
+"""Weights in few bits, end to end: from the step to the codes in the artifact."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from sklearn.datasets import load_digits
+from torch import nn
+
+import slimline as sl
+from slimline.methods.formats import FloatFormat, IntegerGrid
+from slimline.runtimes.base import runtime
+from tests.digit_models import Inverted, Perceptron, Recurrent, digits, fitted
+
+X, Y = digits(), load_digits().target
+
+
+class Words(nn.Module):
+    """An embedding, linear layers on sequences with and without a bias, a convolution over time and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(20, 48)
+        self.query, self.key = nn.Linear(48, 96), nn.Linear(48, 96, bias=False)
+        self.over_time, self.norm = nn.Conv1d(96, 24, 3), nn.BatchNorm1d(24)
+        self.head = nn.Linear(24, 7)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.table(x)
+        y = torch.relu(self.query(y)) + self.key(y)
+        return self.head(torch.relu(self.norm(self.over_time(y.transpose(1, 2)))).mean(2))
+
+
+@pytest.fixture(scope="module")
+def words() -> sl.Model:
+    torch.manual_seed(0)
+    return sl.load(Words().eval(), torch.randint(0, 20, (2, 8)))
+
+
+@pytest.fixture(scope="module")
+def perceptron() -> sl.Model:
+    return sl.load(fitted(Perceptron()), X[:8])
+
+
+@pytest.fixture(scope="module")
+def images() -> sl.Data:
+    return sl.Data(train=(X[:1024], Y[:1024]), test=(X[1024:], Y[1024:]))
+
+
+def accuracy(model: sl.Model) -> float:
+    return float(np.mean(model.predict(X[1024:]).argmax(1) == Y[1024:]))
+
+
+def stored(path: Path) -> dict[str, int]:
+    """Numbers in an ONNX file by their type."""
+    counts: dict[str, int] = {}
+    for tensor in onnx.load(path).graph.initializer:
+        kind = onnx.TensorProto.DataType.Name(tensor.data_type)
+        counts[kind] = counts.get(kind, 0) + int(np.prod(tensor.dims))
+    return counts
+
+
+CASES = [
+    ({"dtype": "int8"}, "INT8", 0.27),
+    ({"dtype": "int4"}, "INT4", 0.18),
+    ({"dtype": "int4", "symmetric": False, "group_size": 32}, "UINT4", 0.19),
+    ({"dtype": "int3", "group_size": 24, "rounding": "hqq"}, "INT4", 0.20),
+    ({"dtype": "int8", "group_size": 10, "symmetric": False}, "UINT8", 0.45),
+    ({"dtype": "fp16"}, "FLOAT16", 0.51),
+    ({"dtype": "bf16"}, "BFLOAT16", 0.51),
+    ({"dtype": "fp8_e4m3"}, "FLOAT8E4M3FN", 0.27),
+    ({"dtype": "fp8_e5m2", "group_size": 32}, "FLOAT8E5M2", 0.36),
+]
+
+
+@pytest.mark.parametrize(("fields", "kind", "size"), CASES, ids=lambda value: str(value) if isinstance(value, str) else "")
+def test_the_file_holds_the_codes_and_answers_as_the_model(words, tmp_path, fields, kind, size):
+    small = sl.apply(words, sl.WeightQuantization(**fields))
+    path = sl.export(small, "onnxruntime", tmp_path / "small.onnx")
+    counts = stored(path)
+    weights = sum(a.size for a in words.parameters().values() if a.ndim > 1)
+    assert counts[kind] >= weights
+    assert counts["FLOAT"] < weights / 5  # biases and scales
+    assert path.stat().st_size < size * sl.export(words, "onnxruntime", tmp_path / "whole.onnx").stat().st_size
+    x = np.random.default_rng(0).integers(0, 20, (32, 8))
+    simulated = small.predict(x)
+    error = np.abs(runtime("onnxruntime").load(path).run((x,)) - simulated).max() / np.abs(simulated).max()
+    # MatMulNBits rounds what it multiplies by; all else is exact.
+    fused = fields["dtype"] in ("int8", "int4") and fields.get("group_size") != 10
+    assert error < (0.02 if fused else 1e-5)
+    layers = runtime("onnxruntime").integer_layers(path)
+    assert {layers[name] for name in ("query", "key", "head")} == {"integer" if fused else "float"}
+    assert layers["over_time"] == "float"
+
+
+def test_codes_in_the_file_are_those_of_the_formats(words, tmp_path):
+    small = sl.apply(words, sl.WeightQuantization(dtype="int4", group_size=16))
+    path = sl.export(small, "onnxruntime", tmp_path / "small.onnx")
+    arrays = [numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer]
+    codes = [a.astype(np.int8) for a in arrays if a.dtype == ml_dtypes.int4]
+    for name in ("query.weight", "key.weight", "head.weight"):
+        each, weight = small.quantization.weights[name], small.parameters()[name]
+        assert any(np.array_equal(c, each.encode(weight).T) for c in codes)
+        assert any(a.dtype == np.float32 and np.array_equal(a, each.scale.T) for a in arrays)
+        assert np.array_equal(each.round(weight), weight)
+
+
+def test_a_saved_model_gives_the_same_artifact(words, tmp_path):
+    small = sl.apply(words, sl.WeightQuantization(dtype="int4", rounding="hqq", symmetric=False))
+    first = sl.export(small, "onnxruntime", tmp_path / "first.onnx").read_bytes()
+    loaded = sl.load(small.save(tmp_path / "small.pt2"))
+    assert loaded.quantization == small.quantization
+    assert loaded.history == small.history
+    assert sl.export(loaded, "onnxruntime", tmp_path / "second.onnx").read_bytes() == first
+
+
+@pytest.mark.parametrize(("dtype", "least"), [("int4", 0.005), ("int3", 0.02), ("int2", 0.1)])
+def test_gptq_loses_less_than_nearest(perceptron, images, dtype, least):
+    def errors(rounding):
+        step = sl.WeightQuantization(dtype=dtype, rounding=rounding)
+        small = sl.apply(perceptron, step, images)
+        return np.mean((small.predict(X[1024:]) - perceptron.predict(X[1024:])) ** 2), accuracy(small)
+
+    nearest, mse, gptq, hqq = (errors(r) for r in ("nearest", "mse", "gptq", "hqq"))
+    assert gptq[0] < mse[0] < nearest[0] or gptq[0] < 0.7 * nearest[0]
+    assert gptq[0] < hqq[0]
+    assert gptq[1] >= accuracy(perceptron) - least
+
+
+def test_a_whole_run(perceptron, images, tmp_path):
+    run = sl.compress(
+        perceptron,
+        images,
+        recipe=[sl.WeightQuantization(dtype="int4", group_size=32, rounding="gptq")],
+        output=tmp_path / "run",
+        batch_sizes=(1,),
+    )
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["compressed"]["file_bytes"] == run.artifact.stat().st_size < report["original"]["file_bytes"] * 0.25
+    assert report["compressed"]["accuracy"] > report["original"]["accuracy"] - 0.01
+    assert {row["precision"] for row in report["layers"]} == {"int4 weights"}
+    assert report["integers"]["macs"] == 1.0
+    assert report["parity"]["passed"]
+    step = report["steps"][0]
+    assert step["formats"]["weights"] == {"int4, symmetric, in blocks of 1×32": 3}
+    assert all(0 < layer["error"] < 0.05 and layer["bits"] == 5.0 for layer in step["layers"].values())
+    assert any("linear layers compute from integer codes" in n["reason"] for n in report["notices"])
+
+
+def test_what_was_pruned_stays_pruned(perceptron, images):
+    sparse = sl.apply(perceptron, sl.SparsePruning(amount=0.5), images)
+    small = sl.apply(sparse, sl.WeightQuantization(dtype="int4", rounding="gptq"), images)
+    for name, mask in sparse.masks.items():
+        assert not small.parameters()[name][~mask].any()
+        assert small.quantization.weights[name].round(small.parameters()[name]) is not None
+    narrow = sl.apply(perceptron, sl.ChannelPruning(ratio=0.5), images)
+    assert sl.apply(narrow, sl.WeightQuantization(dtype="int4"), images).predict(X[:4]).shape == (4, 10)
+
+
+def test_convolutions_share_scales_by_whole_kernels():
+    model = sl.load(fitted(Inverted()), X[:8])
+    small = sl.apply(model, sl.WeightQuantization(dtype="int4", overrides={"head": {"dtype": "fp16"}}))
+    weights = small.quantization.weights
+    assert weights["head.weight"] == FloatFormat.plain("float16")
+    depthwise, pointwise = weights["depth.0.weight"], weights["expand.0.weight"]
+    assert isinstance(depthwise, IntegerGrid) and depthwise.blocks == (1, None, None, None)
+    assert pointwise.blocks == (1, None, None, None)
+    # Batch norms are folded first: the artifact has none, and no weight is scaled behind its codes.
+    assert not any(node.kind == "batch_norm" for node in small.graph.nodes)
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"dtype": "fp16", "rounding": "hqq"}, "rounding hqq is for integers, and fp16 is none"),
+        ({"dtype": "bf16", "symmetric": False}, "symmetric false is for integers"),
+        ({"dtype": "int5"}, "WeightQuantization with dtype"),
+        ({"overrides": {"fc": {}}}, "says nothing"),
+        ({"group_size": 0}, "group_size"),
+    ],
+)
+def test_fields_that_mean_nothing_are_refused(fields, reason):
+    with pytest.raises(sl.SlimlineError, match=reason):
+        sl.WeightQuantization(**fields)
+
+
+def test_models_that_cannot_have_it_are_refused(words, perceptron, images, tmp_path):
+    small = sl.apply(words, sl.WeightQuantization(dtype="int4"))
+    with pytest.raises(sl.SlimlineError, match="already"):
+        sl.apply(small, sl.WeightQuantization())
+    with pytest.raises(sl.SlimlineError, match="nope"):
+        sl.apply(words, sl.WeightQuantization(layers=("nope",)))
+    with pytest.raises(sl.SlimlineError, match="finds no weight"):
+        sl.apply(words, sl.WeightQuantization(keep=("*",)))
+    with pytest.raises(sl.SlimlineError, match="gptq needs data"):
+        sl.apply(words, sl.WeightQuantization(rounding="gptq"))
+    with pytest.raises(sl.SlimlineError, match=r"tensorrt cannot store .*choose the target .*onnxruntime"):
+        sl.export(small, "tensorrt", tmp_path)
+    with pytest.raises(sl.SlimlineError, match="executorch cannot store"):
+        sl.apply(words, sl.WeightQuantization(), target="executorch")
+
+
+def test_recurrent_layers_are_said_to_stay():
+    torch.manual_seed(0)
+    model = sl.load(Recurrent(nn.LSTM).eval(), torch.randn(2, 6, 5))
+    small = sl.apply(model, sl.WeightQuantization())
+    assert list(small.quantization.weights) == ["head.weight"]
