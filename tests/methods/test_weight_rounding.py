@@ -17,7 +17,7 @@ from slimline.methods.formats import FloatFormat, IntegerGrid, spread
 from slimline.methods.gptq import gptq, nearest_of, sweeps
 from slimline.methods.hqq import half_quadratic, norm_error
 from slimline.methods.obs import damped
-from slimline.methods.scales import fitting_blocks, least_squares, per_block, squared_error, widest
+from slimline.methods.scales import fitting_blocks, least_squares, per_block, rounding_error, widest
 
 DTYPES = ("int8", "int4", "int3", "int2", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
 BLOCKS = ((), (1, None), (1, 4), (3, 1), (2, 5), (None, None), (7, 100))
@@ -62,8 +62,12 @@ def test_the_widest_grid_holds_every_weight_to_half_a_step(weight, dtype, blocks
 def test_searched_scales_are_never_worse_in_any_block(weight, dtype, symmetric):
     each = widest(weight, dtype, (1, 4), symmetric)
     importance = np.abs(weight[:1]) + 0.1
-    better = least_squares(weight, each, importance)
-    assert (squared_error(weight, better, importance) <= squared_error(weight, each, importance)).all()
+
+    def energy(error):
+        return error**2 * importance
+
+    better = least_squares(weight, each, energy)
+    assert (rounding_error(weight, better, energy) <= rounding_error(weight, each, energy)).all()
 
 
 @pytest.mark.parametrize(("bits", "gain"), [(2, 0.5), (3, 0.8), (4, 0.9)])
@@ -71,12 +75,12 @@ def test_the_search_finds_the_best_scale(bits, gain):
     weight = np.random.default_rng(0).standard_normal((3, 64)).astype(np.float32)
     each = widest(weight, f"int{bits}", (1, None))
     fitted = least_squares(weight, each)
-    assert squared_error(weight, fitted).sum() < gain * squared_error(weight, each).sum()
-    for row, error in zip(weight, squared_error(weight, fitted).ravel(), strict=True):
+    assert rounding_error(weight, fitted).sum() < gain * rounding_error(weight, each).sum()
+    for row, error in zip(weight, rounding_error(weight, fitted).ravel(), strict=True):
         top = float(widest(row[None], f"int{bits}", (1, None)).scale.item())
 
         def cost(scale, row=row):
-            return float(squared_error(row[None], replace(fitted, scale=np.full((1, 1), scale, np.float32))).item())
+            return float(rounding_error(row[None], replace(fitted, scale=np.full((1, 1), scale, np.float32))).item())
 
         exhaustive = min(cost(scale) for scale in np.linspace(0.3 * top, top, 500))
         assert error <= exhaustive * 1.02
@@ -159,7 +163,7 @@ def test_with_uncorrelated_inputs_gptq_is_rounding_to_nearest():
 @pytest.mark.parametrize("seed", range(3))
 def test_gptq_comes_near_the_best_of_all_roundings(seed):
     weight, h = layer(seed, outputs=3, inputs=6)
-    each = least_squares(weight, widest(weight, "int2", (1, None)), np.diag(h))
+    each = least_squares(weight, widest(weight, "int2", (1, None)), lambda error: error**2 * np.diag(h))
     nearest = spread_nearest(each, weight)
     greedy = sweeps(weight, gptq(weight, h, nearest), h, nearest)
     for row in range(3):

@@ -59,7 +59,7 @@ class LayerRow(BaseModel):
 
     Attributes
     ----------
-    precision : what it computes in, ``float`` or ``int8``; or how its weights alone are stored, such as ``int4 weights``.
+    precision : what it computes in, ``float`` or ``int8``, or how its weights alone are stored: ``int4 weights``.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")

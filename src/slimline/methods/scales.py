@@ -1,13 +1,13 @@
 """Scales of a stored tensor: how wide the format of each block is.
 
 `widest` holds the largest number of every block; `least_squares` gives up the largest ones for finer steps where that
-costs less, by a search per block (the "MSE" scale; weighted by how large the inputs are, it is the output error under
-the diagonal of the Gram matrix).
+costs less, by a search per block: of squared error (the "MSE" scale), or of the output error under the Gram matrix of
+the inputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,8 +17,10 @@ from slimline.basics.errors import SlimlineError
 from slimline.methods.formats import Array, Blocks, FloatFormat, IntegerGrid, Scaled
 
 _SMALLEST = float(np.finfo(np.float32).tiny) * 2**23  # scale whose square and reciprocal are still sound in float32
-_FACTORS = tuple(float(f) for f in np.linspace(1.0, 0.3, 71))  # of the widest scale; at 2 bits about half is best
+_FACTORS = tuple(float(f) for f in np.linspace(1.0, 0.3, 36))  # of the widest scale; at 2 bits about half is best
 _PLAIN = ("float16", "bfloat16")
+
+Energy = Callable[[Array], Array]
 
 
 def per_block(function: np.ufunc, x: Array, blocks: Blocks) -> Array:
@@ -86,29 +88,28 @@ def widest(weight: Array, dtype: str, blocks: Blocks, symmetric: bool = True) ->
     return replace(grid, scale=scale, zero_point=np.clip(np.rint(-low / scale), 0, grid.high).astype(np.int32))
 
 
-def least_squares(weight: Array, widest: Scaled, importance: Array | None = None) -> Scaled:
-    """The format of least squared error, with a scale between three tenths of the widest and the widest, per block.
+def least_squares(weight: Array, widest: Scaled, energy: Energy = np.square) -> Scaled:
+    """The format of least error, with a scale between three tenths of the widest and the widest, per block.
 
     Parameters
     ----------
-    importance : of each weight, broadcasts against `weight`; equal by default.
+    energy : of an error of the weights, whose sum over a block is minimised; its square by default.
     """
     if isinstance(widest, FloatFormat) and widest.is_plain:
         return widest
-    best, least = widest, squared_error(weight, widest, importance)
+    best, least = widest, rounding_error(weight, widest, energy)
     for factor in _FACTORS[1:]:
         other = replace(widest, scale=_scale(widest.scale.astype(np.float64) * factor))
-        error = squared_error(weight, other, importance)
+        error = rounding_error(weight, other, energy)
         better = error < least
         best = replace(best, scale=np.where(better, other.scale, best.scale))
         least = np.where(better, error, least)
     return best
 
 
-def squared_error(weight: Array, each: Scaled, importance: Array | None = None) -> Array:
-    """Of rounding the weights of each block to a format; of the scale's shape, float64."""
-    squares = (weight - each.round(weight)).astype(np.float64) ** 2
-    return per_block(np.add, squares if importance is None else squares * importance, each.blocks)
+def rounding_error(weight: Array, each: Scaled, energy: Energy = np.square) -> Array:
+    """Of rounding the weights of each block to a format, see `least_squares`; of the scale's shape."""
+    return per_block(np.add, energy((weight - each.round(weight)).astype(np.float64)), each.blocks)
 
 
 def _scale(scale: Any) -> Array:

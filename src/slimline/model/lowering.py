@@ -88,7 +88,7 @@ def _check_formats(runtime: Runtime, model: Model) -> None:
         return
     if model.quantization.stored_only:
         for name, each in model.quantization.weights.items():
-            check_stored(runtime, each, _owned(name, model))
+            check_stored(runtime, each, f"the weight {_owned(name, model)}")
         return
     sides = (("activation", model.quantization.activations), ("weight", model.quantization.weights))
     for side, formats in sides:
@@ -107,15 +107,15 @@ def _owned(name: str, model: Model) -> str:
     return f"{name} of layer {layer_name(users[0], graph)}" if users else name
 
 
-def check_stored(runtime: Runtime, each: Format, weight: str) -> None:
-    """Refuse a target that cannot hold a weight, such as ``fc.weight of layer fc``, in a format while its layer
-    computes in float."""
+def check_stored(runtime: Runtime, each: Format, what: str = "weights") -> None:
+    """Refuse a target that cannot hold weights in a format while their layers compute in float; `what` names them in
+    the sentence."""
     if runtime.can_store(each):
         return
     others = [name for name in runtimes.names() if runtimes.runtime(name).can_store(each)]
     stores = f"it stores {runtime.stores}" if runtime.stores else "it has no storage for weights alone"
     instead = f"choose the target {' or '.join(others)}, which can" if others else "choose another dtype"
-    raise SlimlineError(f"{runtime.name} cannot store the weight {weight} as {each.describe()}: {stores}; {instead}.")
+    raise SlimlineError(f"{runtime.name} cannot store {what} as {each.describe()}: {stores}; {instead}.")
 
 
 def rounds(runtime: Runtime, model: Model) -> bool:

@@ -87,7 +87,7 @@ def rewrite(model: ir.Model, weights: Mapping[str, Format] = NO_WEIGHTS) -> None
     weights : formats of the weights that are stored by themselves, see `slimline.runtimes.forms.onnx_weights`.
     """
     graph = model.graph
-    _pack(model, weights)
+    _pack(model, weights, ragged=True)
     _pool_means(graph)
     _drop_clamps(graph)
     _carry_grids(graph)
@@ -107,17 +107,17 @@ def store_weights(model: ir.Model, weights: Mapping[str, Format] = NO_WEIGHTS) -
     """Name operators and store codes of weights as initializers, in place; activations stay on
     ``slimline::FakeQuantize``. `weights` as in `rewrite`."""
     graph = model.graph
-    _pack(model, weights)
+    _pack(model, weights, ragged=False)
     _Expander(graph).weights()
     _tidy(model)
     model.opset_imports[DOMAIN] = 1
 
 
-def _pack(model: ir.Model, weights: Mapping[str, Format]) -> None:
+def _pack(model: ir.Model, weights: Mapping[str, Format], ragged: bool) -> None:
     """Name operators, and store weights that are stored by themselves."""
     upgrade(model, weights)
     name_nodes(model.graph)
-    pack(model, weights)
+    pack(model, weights, ragged)
 
 
 def _tidy(model: ir.Model) -> None:

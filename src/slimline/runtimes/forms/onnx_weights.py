@@ -22,6 +22,9 @@ from slimline.runtimes.forms.onnx_graph import DOMAIN, FAKE_QUANTIZE, MARK, attr
 STORES = "integers of 2 to 8 bits with any scales, float16, bfloat16, float8_e4m3fn and float8_e5m2"
 
 _KERNELS = frozenset({16, 32, 64, 128, 256})  # lengths of blocks
+_FUNCTIONS = frozenset({
+    "Relu", "LeakyRelu", "Elu", "Selu", "Sigmoid", "HardSigmoid", "Tanh", "Softplus", "Softsign", "ThresholdedRelu",
+})  # fmt: skip
 _OPSETS = {"float16": 13, "bfloat16": 13, "float8_e4m3fn": 19, "float8_e5m2": 19}
 _INTEGERS = 21
 _FLOATS = {
@@ -48,12 +51,13 @@ def is_fused(each: IntegerGrid, turned: bool = False) -> bool:
     return other == 1 and (block is None or block in _KERNELS)
 
 
-def pack(model: ir.Model, weights: Mapping[str, Format]) -> None:
+def pack(model: ir.Model, weights: Mapping[str, Format], ragged: bool = True) -> None:
     """Store the codes of marked weights, in place.
 
     Parameters
     ----------
     weights : formats by the names of the model's stored tensors.
+    ragged : whether the last block of a DequantizeLinear may be shorter than the others.
 
     Raises
     ------
@@ -62,7 +66,7 @@ def pack(model: ir.Model, weights: Mapping[str, Format]) -> None:
     missing = set(weights)
     for node, name in list(_marked(model.graph)):
         if name in weights:
-            _Packer(model.graph, node, weights[name]).run()
+            _Packer(model.graph, node, weights[name], ragged).run()
             missing.discard(name)
     if missing:
         raise SlimlineError(
@@ -106,6 +110,7 @@ class _Packer:
     graph: ir.Graph
     node: ir.Node
     format: Format
+    ragged: bool
 
     def __post_init__(self) -> None:
         value = self.node.inputs[0]
@@ -119,7 +124,9 @@ class _Packer:
         product = _product(self.node) if isinstance(each, IntegerGrid) else None
         if product is not None and isinstance(each, IntegerGrid):
             reader, turned = product
-            if is_fused(each, turned):
+            block = each.blocks[1 if turned else 0]
+            whole = block is None or self.weight.shape[1 if turned else 0] % block == 0
+            if is_fused(each, turned) and (whole or self.ragged):
                 self._dequantized(each, reader, turned)
                 return
         assert isinstance(each, Scaled)
@@ -140,9 +147,29 @@ class _Packer:
         inputs = [self._stored(_integers(laid(self.codes), each), "codes"), self._stored(ends[0], "scale"), *zero]
         real = ir.node("DequantizeLinear", inputs, attributes, name="")
         self.graph.insert_before(reader, real)
-        reader.replace_input_with(1, real.outputs[0])
-        if reader.op_type == "Gemm":
-            reader.attributes["transB"] = ir.AttrInt64("transB", 0)
+        product = reader
+        if reader.op_type == "MatMul":
+            reader.replace_input_with(1, real.outputs[0])
+        else:
+            product = ir.node("MatMul", [reader.inputs[0], real.outputs[0]], name=reader.name)
+            nodes = [product]
+            if len(reader.inputs) > 2 and reader.inputs[2] is not None:
+                nodes.append(ir.node("Add", [product.outputs[0], reader.inputs[2]], name=f"{reader.name}/Add"))
+            replace(self.graph, reader, nodes)
+        self._part_from_function(product)
+
+    def _part_from_function(self, product: ir.Node) -> None:
+        """Subtract the negative bias where a function follows: of a product, a sum and a function ONNX Runtime would
+        make one operator, and then fuse nothing with the weight."""
+        total = _sole_reader(product.outputs[0])
+        if total is None or total.op_type != "Add":
+            return
+        after, (one, other) = _sole_reader(total.outputs[0]), total.inputs
+        bias = other if one is product.outputs[0] else one
+        if after is None or after.op_type not in _FUNCTIONS or bias is None or bias.const_value is None:
+            return
+        negative = self._stored(-bias.const_value.numpy(), "bias")
+        replace(self.graph, total, [ir.node("Sub", [product.outputs[0], negative], name=total.name)])
 
     def _unpacked(self, each: Scaled) -> None:
         """Cast, and where there are scales Sub and Mul block by block: no more than constants to a runtime."""
@@ -177,6 +204,11 @@ class _Packer:
         value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
         self.graph.register_initializer(value)
         return value
+
+
+def _sole_reader(value: ir.Value) -> ir.Node | None:
+    readers = list(value.uses())
+    return readers[0][0] if len(readers) == 1 and not value.is_graph_output() else None
 
 
 def _product(node: ir.Node) -> tuple[ir.Node, bool] | None:

@@ -25,6 +25,11 @@ class _Handler(Handler[WeightQuantization]):
 
         chosen(model, step)
 
+    def check_target(self, step: WeightQuantization, target: str) -> None:
+        from slimline.steps.weight_quantization.quantize import check_target
+
+        check_target(step, target)
+
     def perform(self, step: WeightQuantization, model: Model, context: Context) -> StepResult:
         from slimline.steps.weight_quantization.quantize import quantize
 

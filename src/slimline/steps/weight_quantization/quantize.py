@@ -25,7 +25,7 @@ from slimline.methods.gptq import gptq, nearest_of, sweeps
 from slimline.methods.gram import Gram, output_energy
 from slimline.methods.hqq import half_quadratic
 from slimline.methods.obs import damped
-from slimline.methods.scales import fitting_blocks, least_squares, widest
+from slimline.methods.scales import Energy, fitting_blocks, least_squares, widest
 from slimline.model import Model
 from slimline.model.lowering import check_stored
 from slimline.recipe.layers import first_match, refuse_unmatched, selected
@@ -85,6 +85,16 @@ def chosen(model: Model, step: WeightQuantization) -> tuple[dict[str, _Weight], 
     return weights, refused
 
 
+def check_target(step: WeightQuantization, target: str) -> None:
+    """Refuse a target that does not store the types of `step`."""
+    for pattern in (None, *step.overrides):
+        dtype, size = step.storage(pattern)
+        group = min(size or 1, 64)
+        blocks = (1, None) if size is None else (1, group)
+        each = widest(np.ones((1, 2 * group), np.float32), _FLOATS.get(dtype, dtype), blocks, step.symmetric)
+        check_stored(runtime(target), each)
+
+
 def quantize(model: Model, step: WeightQuantization, context: Context) -> StepResult:
     """The model with rounded weights, and what was done to each."""
     chosen(model, step)
@@ -94,7 +104,7 @@ def quantize(model: Model, step: WeightQuantization, context: Context) -> StepRe
     target = runtime(context.target)
     formats = {name: _format(stored[name], weight, step, folded) for name, weight in weights.items()}
     for name, each in formats.items():
-        check_stored(target, each, f"{name} of layer {weights[name].layer}")
+        check_stored(target, each, f"the weight {name} of layer {weights[name].layer}")
     grams = _grams(folded, weights, step, context)
     tensors: dict[str, Array] = {}
     layers: dict[str, dict[str, Any]] = {}
@@ -177,7 +187,7 @@ class _Rounding:
     def rounded(self, each: Scaled) -> tuple[Scaled, Array]:
         """The format, and the numbers of it that take the weight's place."""
         if self.step.rounding in ("mse", "gptq"):
-            each = least_squares(self.weight, each, self._importance())
+            each = least_squares(self.weight, each, self._energy(each))
         elif self.step.rounding == "hqq" and isinstance(each, IntegerGrid):
             each = half_quadratic(self.weight, each)
         nearest = each.round(self.weight)
@@ -194,25 +204,34 @@ class _Rounding:
         parts = [output_energy(self.matrix.matrix(x), self.gram.second).sum() for x in (change, self.weight)]
         return float(parts[0] / max(parts[1], 1e-300))
 
-    def _importance(self) -> Array | None:
-        """The energy of the input of each weight."""
-        if self.matrix is None or self.gram is None:
-            return None
-        energy = np.diagonal(self.gram.second, axis1=1, axis2=2)[:, None, :]
-        energy = energy + max(float(energy.mean()) * self.step.damping, 1e-30)
-        return self.matrix.tensor(np.broadcast_to(energy, self.matrix.shape), self.weight.shape)
+    def _energy(self, each: Scaled) -> Energy:
+        """What an error of the weights costs: of the output, as far as weights of one scale make it together."""
+        layer = self.matrix
+        if layer is None or self.gram is None:
+            return np.square
+        count = np.arange(each.scale.size).reshape(each.scale.shape)
+        blocks = self._in_matrix(count, each)[:, 0]  # the same for all outputs, but for where they begin
+        together = blocks[:, :, None] == blocks[:, None, :]
+        h = np.stack([damped(second, self.step.damping) for second in self.gram.second]) * together
+
+        def energy(error: Array) -> Array:
+            matrix = layer.matrix(error)
+            return layer.tensor(matrix * (matrix @ h), error.shape)
+
+        return energy
+
+    def _in_matrix(self, per_block: Array, each: Scaled) -> Array:
+        """What there is per block, for every weight of the matrix."""
+        assert self.matrix is not None
+        shape = self.weight.shape
+        return self.matrix.matrix(np.broadcast_to(spread(per_block, each.blocks, shape), shape))
 
     def _second_order(self, each: Scaled, nearest: Array) -> Array:
         """By GPTQ and coordinate descent behind it, ``(groups, outputs, inputs)``; a row that is no better so stays
         rounded to nearest."""
         assert self.matrix is not None and self.gram is not None
-        shape = self.weight.shape
-
-        def matrix(per_block: Array) -> Array:
-            return self.matrix.matrix(np.broadcast_to(spread(per_block, each.blocks, shape), shape))  # type: ignore[union-attr]
-
-        scale = matrix(each.scale)
-        zero = matrix(each.zero) if isinstance(each, IntegerGrid) else np.zeros_like(scale)
+        scale = self._in_matrix(each.scale, each)
+        zero = self._in_matrix(each.zero, each) if isinstance(each, IntegerGrid) else np.zeros_like(scale)
         weight = np.asarray(self.matrix.matrix(self.weight), np.float64)
         keep = None if self.mask is None else self.matrix.matrix(self.mask)
         result = np.array(self.matrix.matrix(nearest), np.float64)
