@@ -267,8 +267,6 @@ def test_models_that_cannot_have_it_are_refused(words, perceptron, images, tmp_p
         sl.apply(words, sl.WeightQuantization(rounding="gptq"))
     with pytest.raises(sl.SlimlineError, match=r"tensorrt cannot store .*choose the target .*onnxruntime"):
         sl.export(small, "tensorrt", tmp_path)
-    with pytest.raises(sl.SlimlineError, match="executorch cannot store"):
-        sl.apply(words, sl.WeightQuantization(), target="executorch")
 
 
 def test_recurrent_layers_are_said_to_stay():
@@ -276,3 +274,30 @@ def test_recurrent_layers_are_said_to_stay():
     model = sl.load(Recurrent(nn.LSTM).eval(), torch.randn(2, 6, 5))
     small = sl.apply(model, sl.WeightQuantization())
     assert list(small.quantization.weights) == ["head.weight"]
+
+
+def test_keras_simulates_every_format():
+    pytest.importorskip("tensorflow")
+    import keras
+    from keras import layers as L
+
+    keras.utils.set_random_seed(0)
+    x = keras.Input((8, 8, 1))
+    y = L.ReLU()(L.BatchNormalization()(L.Conv2D(12, 3, use_bias=False)(x)))
+    y = L.Flatten()(L.DepthwiseConv2D(3)(y))
+    images = sl.Data(train=(X[:256, 0, :, :, None], Y[:256]), test=(X[1024:, 0, :, :, None], Y[1024:]))
+    model = sl.load(keras.Model(x, L.Dense(10)(L.Dense(40, activation="relu")(y))), X[:4, 0, :, :, None])
+    inputs = X[1024:, 0, :, :, None]
+    before = model.predict(inputs)
+    for dtype, most in (("int8", 0.02), ("int4", 0.3), ("bf16", 0.02), ("fp8_e4m3", 0.1)):
+        small = sl.apply(model, sl.WeightQuantization(dtype=dtype, group_size=32 if dtype == "int4" else None), images)
+        assert 0 < np.abs(small.predict(inputs) - before).mean() / before.std() < most
+        for name, each in small.quantization.weights.items():
+            assert np.array_equal(each.round(small.parameters()[name]), small.parameters()[name])
+    small = sl.apply(model, sl.WeightQuantization(dtype="int4", group_size=9), images)
+    blocks = {small.graph.values[name].shape: each.blocks for name, each in small.quantization.weights.items()}
+    assert blocks[(3, 3, 1, 12)] == (None, None, None, 1)
+    assert blocks[(3, 3, 12, 1)] == (None, None, 1, 1)
+    assert blocks[(40, 10)] == (9, 1)
+    with pytest.raises(sl.SlimlineError, match=r"litert cannot store .*it has no storage for weights alone"):
+        sl.export(small, "litert", "unused.tflite")

@@ -117,6 +117,10 @@ class Runtime(Protocol):
         """Whether its artifact can hold weights in a format while their layers compute in float."""
         return False
 
+    def container(self, each: Format) -> int:
+        """Bits that a code of such a weight takes in its artifact."""
+        return each.stored_bits
+
     def rounds_inputs(self, each: Format) -> bool:
         """Whether, unasked, it rounds what it multiplies by weights that are stored in a format."""
         return False

@@ -83,6 +83,10 @@ class OnnxRuntime(Runtime):
         """See `slimline.runtimes.forms.onnx_weights`."""
         return weights.can_store(each)
 
+    def container(self, each: Format) -> int:
+        """4 at least: ONNX Runtime and OpenVINO take nothing shorter from ONNX."""
+        return weights.container(each)
+
     def rounds_inputs(self, each: Format) -> bool:
         """Its kernel for weights of few bits (MatMulNBits) computes on integers, at the accuracy level that it takes
         by itself."""

@@ -134,6 +134,10 @@ class OpenVino(Runtime):
         """See `slimline.runtimes.forms.onnx_weights`."""
         return weights.can_store(each)
 
+    def container(self, each: Format) -> int:
+        """4 at least: ONNX Runtime and OpenVINO take nothing shorter from ONNX."""
+        return weights.container(each)
+
     def rounds_inputs(self, each: Format) -> bool:
         """It may round rows on the way into a layer with integer weights (its dynamic quantization)."""
         return isinstance(each, IntegerGrid)

@@ -42,6 +42,11 @@ def can_store(each: Format) -> bool:
     return isinstance(each, IntegerGrid) and each.bits <= 8
 
 
+def container(each: Format) -> int:
+    """Bits that a code takes in the file."""
+    return max(each.stored_bits, 4)
+
+
 def is_fused(each: IntegerGrid, turned: bool = False) -> bool:
     """Whether ONNX Runtime multiplies by such a matrix as it is stored, the inputs along dimension 0 or, where it is
     `turned`, 1."""

@@ -29,7 +29,7 @@ from slimline.methods.scales import Energy, fitting_blocks, least_squares, wides
 from slimline.model import Model
 from slimline.model.lowering import check_stored
 from slimline.recipe.layers import first_match, refuse_unmatched, selected
-from slimline.runtimes.base import runtime
+from slimline.runtimes.base import Runtime, runtime
 from slimline.steps.base import Context, StepResult
 from slimline.steps.weight_quantization.step import WeightQuantization
 
@@ -103,8 +103,6 @@ def quantize(model: Model, step: WeightQuantization, context: Context) -> StepRe
     stored = folded.parameters()
     target = runtime(context.target)
     formats = {name: _format(stored[name], weight, step, folded) for name, weight in weights.items()}
-    for name, each in formats.items():
-        check_stored(target, each, f"the weight {name} of layer {weights[name].layer}")
     grams = _grams(folded, weights, step, context)
     tensors: dict[str, Array] = {}
     layers: dict[str, dict[str, Any]] = {}
@@ -127,11 +125,13 @@ def quantize(model: Model, step: WeightQuantization, context: Context) -> StepRe
     return StepResult(changed, record)
 
 
-def _notes(formats: Mapping[str, Scaled], target: Any) -> list[str]:
-    notes = [target.storage] if target.storage else []
-    odd = sorted({each.code_bits for each in formats.values() if each.code_bits != each.stored_bits})
-    notes += [f"codes of {bits} bits take {4 if bits == 3 else bits} in the file" for bits in odd]
-    return notes
+def _notes(formats: Mapping[str, Scaled], target: Runtime) -> list[str]:
+    """What the user should know of how the target holds such weights."""
+    if not all(target.can_store(each) for each in formats.values()):
+        return [f"{target.name} cannot store weights like these; the model simulates them"]
+    spare = sorted({(each.code_bits, target.container(each)) for each in formats.values()})
+    odd = [f"codes of {bits} bits take {held} in the file" for bits, held in spare if bits != held]
+    return [*([target.storage] if target.storage else []), *odd]
 
 
 def _grams(
