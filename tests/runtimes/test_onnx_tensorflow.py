@@ -28,6 +28,7 @@ from slimline.runtimes.forms.onnx_tensorflow import (
     rules_kernels,  # noqa: F401
     rules_moves,  # noqa: F401
     rules_recurrent,  # noqa: F401
+    rules_resize,  # noqa: F401
     to_function,
 )
 from slimline.runtimes.forms.onnx_tensorflow.call import RULES
@@ -92,13 +93,39 @@ def check(names: list[str], least: float) -> None:
 def test_common_operators_as_onnx_defines_them() -> None:
     chosen = [n for n, case in cases().items() if {node.op_type for node in case.model.graph.node} <= set(COMMON)]
     assert len(chosen) > 80
-    check(chosen, 0.55)
+    check(chosen, 0.9)
 
 
 @pytest.mark.slow
 def test_every_operator_as_onnx_defines_it() -> None:
     assert len(cases()) > 500
     check(list(cases()), 0.8)
+
+
+class Uncommon(nn.Module):
+    """What TensorFlow Lite has no operator for, and is written in those that it has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1, padding_mode="replicate")
+        self.wide = nn.ConvTranspose2d(8, 8, 3, stride=2, dilation=2)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        resize = nn.functional.interpolate
+        x = nn.functional.max_pool2d(self.conv(x), 3, 1, padding=1, dilation=2).relu()
+        x = resize(x, scale_factor=0.6, mode="bicubic") + resize(x, (6, 6), mode="nearest")
+        x = resize(self.wide(x), (5, 9), mode="bilinear", antialias=True)
+        return self.head(nn.functional.avg_pool3d(x[:, None], (1, 2, 2))[:, 0].mean((2, 3)))
+
+
+def test_what_litert_has_no_operator_for(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = sl.load(Uncommon().eval(), torch.randn(4, 3, 12, 12))
+    session = runtime("litert").load(sl.export(model, "litert", tmp_path))
+    x = np.random.default_rng(1).normal(size=(6, 3, 12, 12)).astype(np.float32)
+    with torch.no_grad():
+        np.testing.assert_allclose(session.outputs((x,))[0], model.native(torch.from_numpy(x)).numpy(), rtol=1e-4, atol=1e-5)
 
 
 @given(st.permutations(range(4)), st.permutations(range(4)), st.tuples(*[st.integers(1, 3)] * 4))

@@ -7,6 +7,7 @@ what a file may hold.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import operator
 import pickle
@@ -38,6 +39,12 @@ _FORMATS = "extra/slimline_formats.safetensors"
 _ROOT = "model"
 _PLAIN = {"archive_format": b"pt2", "archive_version": b"0", ".data/version": b"6\n", "byteorder": b"little"}
 _WEIGHTS, _CONSTANTS = ("data/weights", "weight_"), ("data/constants", "tensor_")
+# Tensors are stored by slimline; torch before 2.12 cannot be told so, and what it made of them is dropped.
+_WITHOUT_TENSORS: dict[str, Any] = {
+    option: False
+    for option in ("serialize_state_dict", "serialize_constants")
+    if option in inspect.signature(serialize).parameters
+}
 _MODEL, _SAMPLES = "models/model.json", "data/sample_inputs/model.pt"
 _MEMBERS = re.compile(
     r"archive_format|archive_version|byteorder|version|\.data/(version|serialization_id)|\.format_version"
@@ -88,7 +95,7 @@ def _members(exported: torch.export.ExportedProgram) -> dict[str, bytes]:
         for node in module.graph.nodes if isinstance(module, fx.GraphModule) else ():
             paths = [program.escaped(str(path)) for path, *_ in (node.meta.get("nn_module_stack") or {}).values()]
             node.meta["nn_module_stack"] = {f"L{i}": (path, "torch.nn.Module") for i, path in enumerate(paths)}
-    artifact = serialize(exported, serialize_state_dict=False, serialize_constants=False)
+    artifact = serialize(exported, **_WITHOUT_TENSORS)
     members = dict(_PLAIN)
     members[_MODEL] = program.clean(artifact.exported_program)
     for (folder, prefix), state in ((_WEIGHTS, exported.state_dict), (_CONSTANTS, exported.constants)):

@@ -61,6 +61,7 @@ class _Translation:
             rules_kernels,
             rules_moves,
             rules_recurrent,
+            rules_resize,
         )
         from slimline.runtimes.forms.onnx_tensorflow.call import RULES
 

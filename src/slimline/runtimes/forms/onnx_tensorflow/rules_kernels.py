@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -133,19 +134,24 @@ def _transposed(call: Call) -> Value:
     shape = weight.array.shape if isinstance(weight, Rounded) else call.operand(1).shape
     kernel, groups = [int(n or 0) for n in shape[2:]], call.attribute("group", 1)
     flat = len(kernel) == 1
-    if len(kernel) > 2 or any(n != 1 for n in call.attribute("dilations", [1])):
-        raise Untranslatable(f"ConvTranspose over {len(kernel)} dimensions, or with gaps")
-    if call.attribute("auto_pad", "NOTSET") not in ("NOTSET", "VALID") or call.attribute("output_shape"):
-        raise Untranslatable("ConvTranspose to a given size")
+    if len(kernel) > 2:
+        raise Untranslatable(f"ConvTranspose over {len(kernel)} dimensions")
     sizes = list(x.shape[2:])
     if None in sizes:
         raise Untranslatable("ConvTranspose over an open size")
-    strides, _, pads = _window(call, kernel, sizes)
-    more = list(call.attribute("output_padding", [0] * len(kernel)))
-    full = [(n - 1) * s + k for n, s, k in zip(sizes, strides, kernel, strict=True)]  # type: ignore[operator]
+    strides, pads, more = _widening(call, kernel, sizes)
+    gaps = list(call.attribute("dilations", [1] * len(kernel)))
+    reaches = [gap * (k - 1) + 1 for k, gap in zip(kernel, gaps, strict=True)]
+    full = [(n - 1) * s + reach for n, s, reach in zip(sizes, strides, reaches, strict=True)]  # type: ignore[operator]
     image = x.channels_last
     order = (*range(2, 2 + len(kernel)), 1, 0)
     filters = _weight(call, 1, order)
+    if any(n != 1 for n in gaps):  # as zeros between the weights
+        if isinstance(weight, Rounded):
+            raise Untranslatable("ConvTranspose in integers with gaps")
+        spread = np.zeros([*(gap * (k - 1) + 1 for k, gap in zip(kernel, gaps, strict=True)), *filters.shape[-2:]])
+        spread[tuple(slice(None, None, gap) for gap in gaps)] = np.transpose(call.constant(1), order)
+        filters = tf.constant(spread.astype(np.float32))
     if flat:
         image, filters = tf.expand_dims(image, 1), tf.expand_dims(filters, 0)
     outputs = int(shape[1] or 0)
@@ -169,6 +175,26 @@ def _transposed(call: Call) -> Value:
     if any(p[0] or end < f for p, end, f in zip(pads, ends, full, strict=True)):
         y = y[(slice(None), *(slice(p[0], end) for p, end in zip(pads, ends, strict=True)), slice(None))]
     return placed_last(y)
+
+
+def _widening(call: Call, kernel: list[int], sizes: Sequence[int | None]) -> tuple[list[int], Pads, list[int]]:
+    """Strides, what a transposed convolution loses at both ends, and what it gains behind."""
+    rank = len(kernel)
+    strides, gaps = list(call.attribute("strides", [1] * rank)), list(call.attribute("dilations", [1] * rank))
+    more = list(call.attribute("output_padding", [0] * rank))
+    automatic, target = call.attribute("auto_pad", "NOTSET"), call.attribute("output_shape")
+    if target is None and automatic in ("NOTSET", "VALID"):
+        return strides, _window(call, kernel, sizes)[2], more
+    pads, behind = [], []
+    for axis, (size, stride) in enumerate(zip(sizes, strides, strict=True)):
+        assert size is not None
+        size_out = size * stride if target is None else int(target[axis])
+        surplus = stride * (size - 1) + more[axis] + gaps[axis] * (kernel[axis] - 1) + 1 - size_out
+        total = max(surplus, 0)
+        less = total // 2
+        pads.append((less, total - less) if automatic == "SAME_UPPER" else (total - less, less))
+        behind.append(more[axis] + max(-surplus, 0))
+    return strides, pads, behind
 
 
 @rule("Gemm")
@@ -217,35 +243,40 @@ def _mean_pool(call: Call) -> Value:
     x = call.operand(0)
     kernel = list(call.attribute("kernel_shape"))
     sizes = x.shape[2:]
-    strides, _, pads = _window(call, kernel, sizes)
-    ends = _ceiled(call, kernel, strides, pads, sizes)
+    strides, dilations, pads = _window(call, kernel, sizes)
+    ends = _ceiled(call, kernel, strides, pads, sizes, dilations)
     counted = bool(call.attribute("count_include_pad", 0))
     y = _pool(call, tf.nn.avg_pool, 0.0)
-    same = _same(sizes, kernel, strides, [1] * len(kernel), ends)
+    same = _pooled_whole(kernel, dilations) and _same(sizes, kernel, strides, dilations, ends)
     if same and counted:
-        factor = _share(call, kernel, strides, pads, ends, sizes, same=True)
+        factor = _share(call, kernel, pads, ends, same=True)
     elif same or (counted and ends == pads) or not any(map(any, ends)):
         return y
     else:
-        factor = _share(call, kernel, strides, pads, ends, sizes, same=False)
+        factor = _share(call, kernel, pads, ends, same=False)
     return Placed(y.tensor * tf.constant(factor), y.order)
 
 
-def _share(call: Call, kernel: list[int], strides: list[int], pads: Pads, ends: Pads, sizes: Any, same: bool) -> Array:
+def _share(call: Call, kernel: list[int], pads: Pads, ends: Pads, same: bool) -> Array:
     """What the means that TensorFlow takes are to be multiplied by; channels last."""
+    sizes = call.operand(0).shape[2:]
+    strides, dilations, _ = _window(call, kernel, sizes)
     if None in sizes:
         raise Untranslatable("AveragePool with padding over an open size")
     counted = bool(call.attribute("count_include_pad", 0))
     factor = np.ones((1,) * (len(kernel) + 2), np.float64)
-    for axis, (k, stride, pad, end, size) in enumerate(zip(kernel, strides, pads, ends, sizes, strict=True)):
+    for axis, (k, pad, end, size) in enumerate(zip(kernel, pads, ends, sizes, strict=True)):
+        assert size is not None
+        stride, gap = strides[axis], dilations[axis]
         inside = np.zeros(size + sum(end))
         inside[end[0] : end[0] + size] = 1
         divisor = inside.copy()
         if counted:
             divisor[: pad[0] + size + pad[1]] = 1
-        starts = range(0, len(inside) - k + 1, stride)
-        taken = [inside[s : s + k].sum() if same else k for s in starts]
-        own = [divisor[s : s + k].sum() for s in starts]
+        reach = gap * (k - 1) + 1
+        starts = range(0, len(inside) - reach + 1, stride)
+        taken = [inside[s : s + reach : gap].sum() if same else k for s in starts]
+        own = [divisor[s : s + reach : gap].sum() for s in starts]
         shape = [1] * factor.ndim
         shape[axis + 1] = len(taken)
         factor = factor * np.reshape(np.array(taken) / np.array(own), shape)
@@ -273,9 +304,12 @@ def _pool(call: Call, pool: Callable[..., Any], outside: float) -> Placed:
     kernel = list(call.attribute("kernel_shape"))
     sizes = x.shape[2:]
     strides, dilations, pads = _window(call, kernel, sizes)
-    if any(n != 1 for n in dilations):
-        raise Untranslatable(f"{call.node.op_type} with gaps")
-    pads = _ceiled(call, kernel, strides, pads, sizes)
+    pads = _ceiled(call, kernel, strides, pads, sizes, dilations)
+    if not _pooled_whole(kernel, dilations):
+        parts = _taps(_padded(x.channels_last, pads, outside), kernel, strides, dilations)
+        if pool is tf.nn.max_pool:
+            return placed_last(reduce(tf.maximum, parts))
+        return placed_last(tf.add_n(parts) * (1 / len(parts)))
     same = _same(sizes, kernel, strides, dilations, pads)
     image = x.channels_last if same else _padded(x.channels_last, pads, outside)
     flat = len(kernel) == 1
@@ -285,11 +319,30 @@ def _pool(call: Call, pool: Callable[..., Any], outside: float) -> Placed:
     return placed_last(tf.squeeze(y, 1) if flat else y)
 
 
+def _pooled_whole(kernel: list[int], dilations: list[int]) -> bool:
+    """Whether TensorFlow Lite has a pool of such a window; its pools have no gaps, and one or two dimensions."""
+    return len(kernel) < 3 and all(n == 1 for n in dilations)
+
+
+def _taps(image: Any, kernel: list[int], strides: list[int], dilations: list[int]) -> list[Any]:
+    """What each place of the window reads, all results at once, of an image that is padded already."""
+    reaches = [gap * (k - 1) for k, gap in zip(kernel, dilations, strict=True)]
+    parts = []
+    for place in np.ndindex(*kernel):
+        starts = [i * gap for i, gap in zip(place, dilations, strict=True)]
+        cut = (
+            slice(start, start - reach or None, stride)
+            for start, reach, stride in zip(starts, reaches, strides, strict=True)
+        )
+        parts.append(image[(slice(None), *cut, slice(None))])
+    return parts
+
+
 @rule("GlobalAveragePool", "GlobalMaxPool")
 def _global_pool(call: Call) -> Value:
     x = call.operand(0)
-    reduce = tf.reduce_mean if call.node.op_type == "GlobalAveragePool" else tf.reduce_max
-    return Placed(reduce(x.tensor, [x.axis(a) for a in range(2, x.rank)], keepdims=True), x.order)
+    total = tf.reduce_mean if call.node.op_type == "GlobalAveragePool" else tf.reduce_max
+    return Placed(total(x.tensor, [x.axis(a) for a in range(2, x.rank)], keepdims=True), x.order)
 
 
 _REDUCTIONS: dict[str, Callable[..., Any]] = {
@@ -383,19 +436,21 @@ def _scaled_in_integers(image: Any, factor: Array) -> Any:
 
 
 @rule("LayerNormalization", "RMSNormalization")
-def _layer_norm(call: Call) -> Value:
+def _layer_norm(call: Call) -> Sequence[Value]:
     x = call.operand(0)
     axis = call.attribute("axis", -1) % x.rank
     last = x.rank - 1 == axis and x.axis(axis) == x.rank - 1
     order = x.order if last else straight(x.rank)
     tensor, axes = x.to(order), list(range(axis, x.rank)) if not last else [-1]
-    centred = tensor
+    mean, centred = None, tensor
     if call.node.op_type == "LayerNormalization":
-        centred = tensor - tf.reduce_mean(tensor, axes, keepdims=True)
-    variance = tf.reduce_mean(tf.square(centred), axes, keepdims=True)
-    y = centred * tf.math.rsqrt(variance + call.attribute("epsilon", 1e-5))
+        mean = tf.reduce_mean(tensor, axes, keepdims=True)
+        centred = tensor - mean
+    factor = tf.math.rsqrt(tf.reduce_mean(tf.square(centred), axes, keepdims=True) + call.attribute("epsilon", 1e-5))
+    y = centred * factor
     y = y * call.tensor(1) if call.has(1) else y
-    return Placed(y + call.tensor(2) if call.has(2) else y, order)
+    y = Placed(y + call.tensor(2) if call.has(2) else y, order)
+    return [y] if mean is None else [y, Placed(mean, order), Placed(factor, order)]
 
 
 @rule("InstanceNormalization")
@@ -438,49 +493,3 @@ def _unit_norm(call: Call) -> Value:
     if call.attribute("p", 2) != 2:
         raise Untranslatable("LpNormalization by another norm than the second")
     return Placed(tf.math.divide_no_nan(x.tensor, tf.norm(x.tensor, axis=x.axis(axis), keepdims=True)), x.order)
-
-
-@rule("Resize")
-def _resize(call: Call) -> Value:
-    x = call.operand(0)
-    places = x.shape[2:]
-    if x.rank != 4 or None in places:
-        raise Untranslatable("Resize of other than images of known size")
-    if call.attribute("axes") or call.attribute("keep_aspect_ratio_policy", "stretch") != "stretch":
-        raise Untranslatable("Resize that keeps proportions, or of named axes")
-    if call.has(3):
-        target = [int(n) for n in call.constant(3)]
-    else:
-        scales = call.constant(2 if call.opset > 10 else 1)
-        scaled = [(n or 1) * float(s) for n, s in zip(x.shape, scales, strict=True)]
-        if any(abs(n - round(n)) > 1e-4 for n in scaled[2:]):  # TensorFlow takes the scale from the sizes
-            raise Untranslatable("Resize to other than whole sizes")
-        target = [round(n) for n in scaled]
-    resize = _resizing(call, target[2:], [int(n or 0) for n in places])
-    return placed_last(resize(x.channels_last, target[2:]))
-
-
-def _resizing(call: Call, target: list[int], places: list[int]) -> Callable[[Any, list[int]], Any]:
-    """The way in which TensorFlow resizes as the operator says."""
-    mode, way = call.attribute("mode", "nearest"), call.attribute("coordinate_transformation_mode", "half_pixel")
-    if call.opset < 11:
-        way = "asymmetric"
-    whole = all(after % before == 0 for after, before in zip(target, places, strict=True))
-    if mode == "nearest":
-        rounding = call.attribute("nearest_mode", "round_prefer_floor")
-        floored = way == "asymmetric" and (call.opset < 11 or rounding == "floor")
-        # By a whole number half pixels round to the place that they lie in.
-        if floored or (whole and "half_pixel" in way and way != "half_pixel_symmetric" and "round" in rounding):
-            return lambda x, size: tf.compat.v1.image.resize_nearest_neighbor(x, size)
-        raise Untranslatable(f"Resize to the nearest by {way}")
-    if mode != "linear" or call.attribute("antialias", 0):
-        raise Untranslatable(f"Resize in the mode {mode!r}")
-    ways: dict[str, dict[str, bool]] = {
-        "half_pixel": {"half_pixel_centers": True},
-        "pytorch_half_pixel": {"half_pixel_centers": True},
-        "align_corners": {"align_corners": True},
-        "asymmetric": {},
-    }
-    if way not in ways or (1 in target and way == "pytorch_half_pixel"):
-        raise Untranslatable(f"Resize by {way}")
-    return lambda x, size: tf.raw_ops.ResizeBilinear(images=x, size=size, **ways[way])

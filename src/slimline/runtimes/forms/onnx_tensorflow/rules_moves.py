@@ -70,6 +70,8 @@ def _target(call: Call, index: int) -> list[Any]:
         return list(value.values)
     if isinstance(value, np.ndarray):
         return [int(n) for n in np.atleast_1d(value)]
+    if isinstance(value, Placed) and value.tensor.dtype.is_integer and value.rank == 1 and value.shape[0] is not None:
+        return list(tf.unstack(tf.cast(value.tensor, tf.int32)))
     raise Untranslatable(f"{call.node.op_type} to a computed shape")
 
 
@@ -263,10 +265,23 @@ def _pad(call: Call) -> Value:
     if mode == "reflect":
         return Placed(tf.pad(tensor, paddings, "REFLECT"), x.order)
     if mode != "constant":
-        raise Untranslatable(f"Pad in the mode {mode!r}")
+        for axis, pair in enumerate(paddings):
+            tensor = _continued(tensor, axis, pair, mode)
+        return Placed(tensor, x.order)
     value = call.attribute("value", 0.0) if not call.has(2) else float(call.constant(2).ravel()[0])
     filled = tf.pad(tensor, paddings) if value == 0 else tf.pad(tensor, paddings, constant_values=value)
     return Placed(filled, x.order)
+
+
+def _continued(tensor: Any, axis: int, pair: Sequence[int], mode: str) -> Any:
+    """`tensor` with its last place repeated at both ends of an axis, or all of it over again."""
+    size = tensor.shape[axis]
+    if not any(pair):
+        return tensor
+    if size is None:
+        raise Untranslatable(f"Pad in the mode {mode!r} of an open size")
+    places = np.arange(-pair[0], size + pair[1])
+    return tf.gather(tensor, places % size if mode == "wrap" else np.clip(places, 0, size - 1), axis=axis)
 
 
 @rule("DepthToSpace")
