@@ -75,7 +75,7 @@ def write(runtime: Runtime, model: Model, path: Path) -> Form:
     way = road(model.forms, runtime)
     _check_formats(runtime, model)
     quantization = model.quantization
-    weights = quantization.weights if quantization is not None and quantization.stored_only else {}
+    weights = quantization.weights if quantization is not None and quantization.stored else {}
     integer = quantization is not None and not weights
     content = model.adapter.form(model.native, way[0], model.example, integer, tuple(weights))
     form = Form(way[-1], forms.converted(content, way), integer, weights)
@@ -86,7 +86,7 @@ def write(runtime: Runtime, model: Model, path: Path) -> Form:
 def _check_formats(runtime: Runtime, model: Model) -> None:
     if model.quantization is None:
         return
-    if model.quantization.stored_only:
+    if model.quantization.stored:
         for name, each in model.quantization.weights.items():
             check_stored(runtime, each, f"the weight {_owned(name, model)}")
         return
@@ -122,7 +122,7 @@ def rounds(runtime: Runtime, model: Model) -> bool:
     """Whether the artifact of a model computes with rounded activations, so that it may differ from its simulation."""
     if model.quantization is None:
         return False
-    if not model.quantization.stored_only:
+    if not model.quantization.stored:
         return True
     return any(runtime.rounds_inputs(each) for each in model.quantization.weights.values())
 

@@ -251,7 +251,7 @@ def _in_integers(
         operators = runtime(target).integer_layers(folder / f"model{suffix}")
         layers = model.quantization.layers if model.quantization is not None else ()
         every = dict.fromkeys(_weights(model), whole) if whole else {}
-        if model.quantization is not None and model.quantization.stored_only:
+        if model.quantization is not None and model.quantization.stored:
             every = dict.fromkeys(_weights(model), "only its weights are short, and they are turned to floats first")
         shares[name] = integers(model.graph, operators, {**every, **reasons}, layers, target)
     return shares
@@ -345,7 +345,7 @@ def _precisions(model: Model) -> dict[str, str]:
     if quantization is None:
         return {}
     precisions = dict.fromkeys(quantization.layers, "int8")
-    for node in graph.nodes if quantization.stored_only else ():
+    for node in graph.nodes if quantization.stored else ():
         for name in stored_weights(node, graph):
             if name in quantization.weights:
                 each = quantization.weights[name].describe().partition(",")[0]

@@ -116,7 +116,7 @@ def quantize(model: Model, step: WeightQuantization, context: Context) -> StepRe
             "error": float(f"{worker.error(tensors[name]):.4g}"),
         }
         _log.info("%s: %s", weight.layer, layers[weight.layer])
-    quantization = Quantization(weights=formats)
+    quantization = Quantization(weights=formats, stored=True)
     record: dict[str, Any] = step.model_dump(mode="json")
     native = folded.edit(PutTensors(tensors))
     changed = model.then(native, {**record, "target": context.target}, quantization)
