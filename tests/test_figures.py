@@ -200,6 +200,7 @@ SETTINGS = {
     "docs/structured-pruning.md": [],
     "docs/coverage.md": ["at 30 % of every unit", "at least 25 %", "than the 25 % that"],
     "docs/depth-and-activations.md": [],
+    "docs/low_rank.md": ["1 × 1", "k × 1", "1 × k"],
     "docs/parts.md": [],
     "docs/architecture.md": [],
     "docs/certificates.md": ["With 95 % confidence", "wrong in up to 6.8 % of cases", "(5 % are allowed",

@@ -127,6 +127,8 @@ def test_what_is_said_of_a_model_names_the_parts(case: tuple[sl.Model, np.ndarra
     quantized = sl.apply(parted, sl.StaticQuantization(undo=False), sl.Data(calibration=(x,)))
     assert quantized.quantization is not None
     assert parts <= {*quantized.quantization.layers, *quantized.quantization.float_layers}
+    answer = model.predict(x)
+    np.testing.assert_allclose(quantized.predict(x), answer, atol=0.1 * np.abs(answer).max())
 
 
 def test_frozen_layers_give_frozen_parts() -> None:

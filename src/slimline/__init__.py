@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from slimline.steps.channels.step import ChannelPruning as ChannelPruning
     from slimline.steps.depth.step import DepthPruning as DepthPruning
     from slimline.steps.distillation.step import Distillation as Distillation
+    from slimline.steps.low_rank.step import LowRank as LowRank
     from slimline.steps.quantization.step import StaticQuantization as StaticQuantization
     from slimline.steps.sparse.step import SparsePruning as SparsePruning
     from slimline.steps.sparse_training.step import SparseTraining as SparseTraining
@@ -68,6 +69,7 @@ _HOMES = {
     "slimline.steps.channels": ("ChannelPruning",),
     "slimline.steps.depth": ("DepthPruning",),
     "slimline.steps.distillation": ("Distillation",),
+    "slimline.steps.low_rank": ("LowRank",),
     "slimline.steps.quantization": ("StaticQuantization",),
     "slimline.steps.sparse": ("SparsePruning",),
     "slimline.steps.sparse_training": ("SparseTraining",),
@@ -88,6 +90,7 @@ __all__ = [  # noqa: RUF022 - in the order in which they are used
     "DepthPruning",
     "SparsePruning",
     "ActivationPruning",
+    "LowRank",
     "SparseTraining",
     "Distillation",
     "StaticQuantization",

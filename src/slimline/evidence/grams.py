@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -54,6 +54,23 @@ def collect(
 
         model.adapter.observe(model.native, batches, list(readers), see)
     return grams
+
+
+def collect_pair(model: Model, current: Any, layer: LayerMatrix, batches: Sequence[tuple[np.ndarray, ...]]) -> Gram:
+    """The Gram matrix of a layer's inputs in `current`, what `model` has become, and with those in `model` itself."""
+    groups, _, inputs = layer.shape
+    gram = Gram(groups, inputs, inputs)
+    rows: list[np.ndarray] = []
+
+    def see(name: str, array: np.ndarray) -> None:
+        rows.append(np.array(layer.rows(array, ROWS), np.float32))
+
+    for batch in batches:
+        rows.clear()
+        for native in (current, model.native):
+            model.adapter.observe(native, [batch], [layer.input], see)
+        gram.see(rows[0], rows[1])
+    return gram
 
 
 def _size(layer: LayerMatrix) -> int:

@@ -91,8 +91,11 @@ def _hold(native: Native, name: str, operator: Operator, like: nn.Parameter) -> 
 
 
 def _call(graph: fx.Graph, value: fx.Node, part: str, operator: Operator) -> fx.Node:
-    weight = graph.get_attr(f"{part}.weight")
-    bias = None if operator.bias is None else graph.get_attr(f"{part}.bias")
+    # What is stored is read before all that computes: rounding it there comes behind.
+    first = next(node for node in graph.nodes if node.op not in ("placeholder", "get_attr"))
+    with graph.inserting_before(first):
+        weight = graph.get_attr(f"{part}.weight")
+        bias = None if operator.bias is None else graph.get_attr(f"{part}.bias")
     if not isinstance(operator, Convolution):
         return graph.call_function(aten.linear.default, (value, weight, bias))
     window, rank = operator.looks, len(operator.kernel)

@@ -12,7 +12,7 @@ import numpy as np
 
 from slimline.basics.errors import SlimlineError
 from slimline.data.splits import first
-from slimline.evidence.grams import ROWS, collect
+from slimline.evidence.grams import collect, collect_pair
 from slimline.graph.edits import PutTensors
 from slimline.graph.matrix import LayerMatrix, matrices
 from slimline.methods import obs, sparsity
@@ -316,7 +316,7 @@ class _Work:
         current = self.model.native
         for name, layer in self.layers.items():
             if self.step.sequential:
-                gram = _pair(self.model, current, layer, self.batches)
+                gram = collect_pair(self.model, current, layer, self.batches)
                 new[name] = self._fit(name, keep, gram, gram.cross)
                 tensor = self._tensor(name, new[name]).astype(self.stored[name].dtype)
                 current = self.model.adapter.edit(current, (PutTensors({name: tensor}),), self.model.example)
@@ -359,20 +359,3 @@ def _labelled(step: SparsePruning, data: Data) -> list[Batch]:
         if seen >= step.samples:
             break
     return batches
-
-
-def _pair(model: Model, current: Any, layer: LayerMatrix, batches: Batches) -> Gram:
-    """The Gram matrix of a layer's inputs in the pruned network, and with those in the original one."""
-    groups, _, inputs = layer.shape
-    gram = Gram(groups, inputs, inputs)
-    rows: list[Array] = []
-
-    def see(name: str, array: Array) -> None:
-        rows.append(np.array(layer.rows(array, ROWS), np.float32))
-
-    for batch in batches:
-        rows.clear()
-        for native in (current, model.native):
-            model.adapter.observe(native, [batch], [layer.input], see)
-        gram.see(rows[0], rows[1])
-    return gram

@@ -87,7 +87,7 @@ def _reshaped(tensor: Any, target: Sequence[Any]) -> Any:
     open_sizes = len(target) - len(known)
     if open_sizes == 1 and -1 not in known:
         target = [n if isinstance(n, int) else -1 for n in target]
-    if tensor.shape.as_list() == list(target):
+    if all(isinstance(n, int) for n in target) and tensor.shape.as_list() == list(target):
         return tensor
     return tf.reshape(tensor, list(target))
 

@@ -1,0 +1,225 @@
+"""What a layer can be split into: the sizes of the parts, their cost, and the operators that they are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from slimline.graph.equation import Window
+from slimline.graph.ir import Graph, Node
+from slimline.graph.matrix import LayerMatrix
+from slimline.graph.operators import Convolution, Linear, Operator
+from slimline.methods.factorization import Factorization, Tucker, signal_rank
+from slimline.steps.low_rank.step import Method
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Readers = Mapping[str, Sequence[Node]]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer that can be factorised.
+
+    Attributes
+    ----------
+    name : under which its parts are called.
+    matrix : its weight as `W`.
+    kernel : sizes of its kernel, ones where it looks at every position alone; empty for a linear layer.
+    window : where it looks.
+    before, after : sizes of the dimensions over which it moves, in its input and in its output.
+    times : how often it is applied to these, in the whole batch.
+    """
+
+    name: str
+    matrix: LayerMatrix
+    kernel: tuple[int, ...]
+    window: Window | None
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    times: int
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in its weight."""
+        return math.prod(self.matrix.shape)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of the whole batch."""
+        return self.parameters * self.times * math.prod(self.after)
+
+    @property
+    def channels(self) -> int:
+        """Inputs of a group, without the kernel."""
+        return self.matrix.shape[2] // math.prod(self.kernel)
+
+    @classmethod
+    def of(cls, graph: Graph, node: Node, matrix: LayerMatrix, name: str) -> Layer:
+        """Read off the graph."""
+        x, y = (graph.values[n].shape for n in (matrix.input, matrix.output))
+        if node.kind == "linear":
+            return cls(name, matrix, (), None, (), (), math.prod(x[:-1]))
+        own = {axis for axis, _ in (*matrix.groups, *matrix.inputs)}
+        dims = node.attributes["equation"].inputs[0]
+        moved = [d for d, dim in enumerate(dims) if dim != ("b",) and not own & set(dim)]
+        kernel = matrix.kernel or (1,) * len(moved)
+        batch = math.prod(n for n, dim in zip(x, dims, strict=True) if dim == ("b",))
+        return cls(name, matrix, kernel, matrix.window, tuple(x[d] for d in moved), tuple(y[d] for d in moved), batch)
+
+
+def refusal(graph: Graph, node: Node, matrix: LayerMatrix, readers: Readers) -> str:
+    """Why a layer cannot be factorised, or ''."""
+    if node.kind not in ("linear", "conv"):
+        return "its weight is read by an einsum, and no other operator takes its place yet"
+    if node.attributes.get("transposed"):
+        return "it is a transposed convolution"
+    if any(len(readers[name]) > 1 for name in (matrix.weight, matrix.bias) if name is not None):
+        return "it shares its weights with other layers"
+    if matrix.weight not in graph.trainable:
+        return "its weight is no parameter that was trained"
+    groups, outputs, _ = matrix.shape
+    if matrix.bias is not None and math.prod(graph.values[matrix.bias].shape) != groups * outputs:
+        return "its bias is not one number for every output"
+    return ""
+
+
+def ranges(layer: Layer, method: Method) -> tuple[tuple[int, int], ...]:
+    """Of each part, which dimensions of the kernel it has: from, up to."""
+    whole = len(layer.kernel)
+    if method == "svd":
+        return (0, whole), (whole, whole)
+    if method == "input":
+        return (0, 0), (0, whole)
+    if method == "spatial":
+        return (0, 1), (1, whole)
+    return (0, 0), (0, whole), (whole, whole)
+
+
+def methods(layer: Layer, wished: Sequence[Method]) -> tuple[Method, ...]:
+    """Those that mean something for the layer."""
+    return tuple(wished) if math.prod(layer.kernel) > 1 else ("svd",)
+
+
+@dataclass(frozen=True)
+class Split:
+    """A layer, split by one method.
+
+    Attributes
+    ----------
+    weight : `W`, ``(groups, outputs, inputs)``.
+    second : the Gram matrix of its inputs, or their covariance; None for the error of the weights.
+    """
+
+    layer: Layer
+    method: Method
+    weight: Array
+    second: Array | None
+    damping: float
+
+    @cached_property
+    def _factors(self) -> Factorization:
+        return Factorization(self.weight, self.second, self._rest, self.damping)
+
+    @cached_property
+    def _tucker(self) -> Tucker:
+        return Tucker(self.weight, self.second, self._rest, self.damping)
+
+    @property
+    def most(self) -> int:
+        """The highest rank there is."""
+        _, outputs, inputs = self.layer.matrix.shape
+        lead = min(outputs * self._rest, inputs // self._rest)
+        return min(outputs, lead * self._rest) if self.method == "tucker" else lead
+
+    @property
+    def _rest(self) -> int:
+        """Positions of the kernel that the first part leaves to the others."""
+        (_, taken), *_ = ranges(self.layer, self.method)
+        return math.prod(self.layer.kernel[taken:])
+
+    @property
+    def closed(self) -> bool:
+        """Whether the errors of all ranks are known at once."""
+        return self.method == "svd"
+
+    def ranks(self, rank: int) -> tuple[int, ...]:
+        """Channels between the parts, in their order; of Tucker-2 those of the inputs are in proportion."""
+        if self.method != "tucker":
+            return (rank,)
+        outputs, channels = self.layer.matrix.shape[1], self.layer.channels
+        narrow = max(round(rank * channels / outputs), -(-rank // self._rest))
+        return min(narrow, channels, outputs * self._rest), rank
+
+    @property
+    def signal_rank(self) -> int:
+        """The rank up to which the weight stands out from noise; of groups the highest."""
+        rest = 1 if self.method == "tucker" else self._rest
+        _, outputs, inputs = self.weight.shape
+        values = Factorization(self.weight, None, rest).values
+        return max(signal_rank(each, (outputs * rest, inputs // rest)) for each in values)
+
+    def cost(self, rank: int) -> tuple[int, int]:
+        """Numbers in the weights, and multiply-accumulates of the whole batch."""
+        layer = self.layer
+        groups, outputs, _ = layer.matrix.shape
+        widths = (layer.channels, *self.ranks(rank), outputs)
+        parameters = macs = 0
+        for i, (start, stop) in enumerate(ranges(layer, self.method)):
+            size = groups * widths[i] * widths[i + 1] * math.prod(layer.kernel[start:stop])
+            parameters += size
+            macs += size * layer.times * math.prod((*layer.after[:stop], *layer.before[stop:]))
+        return parameters, macs
+
+    def error(self, rank: int) -> float:
+        """Relative to the energy of the outputs (or of the weights)."""
+        if self.method == "tucker":
+            narrow, _ = self.ranks(rank)
+            return self._tucker.error(rank, narrow)
+        return self._factors.error(rank)
+
+    def factors(self, rank: int) -> tuple[tuple[Array, ...], Array]:
+        """The weights of the parts, ``(groups, outputs, inputs)`` each, and their product."""
+        if self.method == "tucker":
+            narrow, _ = self.ranks(rank)
+            three = self._tucker.factors(rank, narrow)
+            return three, self._tucker.product(three)
+        two = self._factors.factors(rank)
+        return two, self._factors.product(two)
+
+
+def operators(layer: Layer, method: Method, factors: Sequence[Array], bias: Array | None) -> tuple[Operator, ...]:
+    """What runs in the place of a layer.
+
+    Parameters
+    ----------
+    factors : ``(groups, outputs, inputs)``, the kernel varying fastest.
+    bias : ``(outputs,)`` of the last.
+    """
+    last = len(factors) - 1
+    if not layer.kernel:
+        return tuple(Linear(factor[0], bias if i == last else None) for i, factor in enumerate(factors))
+    parts: list[Operator] = []
+    for i, (factor, (start, stop)) in enumerate(zip(factors, ranges(layer, method), strict=True)):
+        kernel = tuple(k if start <= d < stop else 1 for d, k in enumerate(layer.kernel))
+        groups, outputs, _ = factor.shape
+        weight = factor.reshape(groups * outputs, -1, *kernel)
+        window = _part(layer.window, start, stop)
+        parts.append(Convolution(weight, bias if i == last else None, window, groups))
+    return tuple(parts)
+
+
+def _part(window: Window | None, start: int, stop: int) -> Window | None:
+    """Where a part looks that has some of the dimensions of a kernel."""
+    if window is None or start == stop:
+        return None
+
+    def own(numbers: Sequence[Any], neutral: Any) -> tuple[Any, ...]:
+        return tuple(n if start <= d < stop else neutral for d, n in enumerate(numbers))
+
+    padding = window.padding if isinstance(window.padding, str) else own(window.padding, (0, 0))
+    return Window(own(window.stride, 1), own(window.dilation, 1), padding)

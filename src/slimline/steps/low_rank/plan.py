@@ -1,0 +1,491 @@
+"""Which layers become products, of which rank, and the plan that puts them in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from slimline.basics.arguments import takes
+from slimline.basics.errors import SlimlineError
+from slimline.data.splits import first
+from slimline.evidence.grams import collect, collect_pair
+from slimline.graph import cost
+from slimline.graph.edits import PutTensors, Replace
+from slimline.graph.ir import Graph
+from slimline.graph.matrix import LayerMatrix, constant_slot, matrices
+from slimline.graph.operators import Operator
+from slimline.methods.factorization import allocate
+from slimline.methods.gram import Gram
+from slimline.methods.reconstruction import reconstruct
+from slimline.model.model import is_model
+from slimline.plans import StructuralPlan
+from slimline.recipe.layers import refuse_unmatched, selected
+from slimline.steps.low_rank.parts import Layer, Split, methods, operators, refusal
+from slimline.steps.low_rank.step import LowRank, Method
+
+if TYPE_CHECKING:
+    from slimline.data import Data
+    from slimline.model import Model
+
+Array = np.ndarray[Any, np.dtype[Any]]
+CLOSED, MEASURED = 128, 16
+"""Ranks of a layer among which a budget chooses, where their errors are known at once and where each is computed."""
+TINY = 1e-9  # of its energy that a layer is taken to retain at least
+NEVER = ("embedding", "recurrent", "experts", "bilinear")
+
+
+@dataclass(frozen=True)
+class Option:
+    """A layer split at one rank; without a split, as it is."""
+
+    split: Split | None
+    rank: int
+    parameters: int
+    macs: int
+    error: float
+
+
+@dataclass(frozen=True)
+class Product:
+    """A layer that becomes a product.
+
+    Attributes
+    ----------
+    layer : what it was.
+    method, ranks : how it is split, and the channels between its parts.
+    operators : the parts.
+    tensors : what has to be put in, of the old shapes, for the layer to compute the same: its weight, and what takes
+        the change of the mean output.
+    error : part of the energy of its outputs (or weights) that is lost.
+    parameters, macs : of its weights before and after; MACs of the whole batch.
+    """
+
+    layer: Layer
+    method: Method
+    ranks: tuple[int, ...]
+    operators: tuple[Operator, ...]
+    tensors: Mapping[str, Array]
+    error: float
+    parameters: tuple[int, int]
+    macs: tuple[int, int]
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What they are called."""
+        return tuple(f"{self.layer.name}.{i}" for i in range(len(self.operators)))
+
+
+class LowRankPlan(StructuralPlan):
+    """Layers that become products. Printable and JSON-serialisable, without the factors; `mask` and `apply` carry it
+    out.
+
+    Parameters
+    ----------
+    graph : of the model it is for.
+    products : in graph order.
+    dense : of the chosen layers that stay as they are, why.
+    notes : what else should be known.
+    """
+
+    def __init__(
+        self, graph: Graph, products: Sequence[Product], dense: Mapping[str, str], notes: Sequence[str] = ()
+    ) -> None:
+        self.graph = graph
+        self.products = tuple(products)
+        self.dense = dict(dense)
+        self.notes = tuple(notes)
+
+    @property
+    def parameters(self) -> int:
+        """Trained numbers that will be left."""
+        return self.graph.size - sum(before - after for before, after in (p.parameters for p in self.products))
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates per sample that will be left."""
+        gone = sum(before - after for before, after in (p.macs for p in self.products))
+        return cost.macs(self.graph) - gone // self.graph.batch
+
+    @takes(model=is_model)
+    def mask(self, model: Model) -> Model:
+        """A new model of the same shapes whose weights are the products."""
+        tensors = {name: array for product in self.products for name, array in product.tensors.items()}
+        return model.edited((PutTensors(tensors),), {"step": "mask", "plan": self.summary()}, self._masks(model))
+
+    @takes(model=is_model)
+    def apply(self, model: Model) -> Model:
+        """A new model with the factors in the place of the layers."""
+        weights = {product.layer.matrix.weight for product in self.products}
+        biases = {product.layer.matrix.bias for product in self.products}
+        others = {
+            name: array
+            for product in self.products
+            for name, array in product.tensors.items()
+            if name not in weights | biases
+        }
+        # From the last to the first: what a layer reads still has its name.
+        changes = [
+            Replace(p.layer.name, p.layer.matrix.input, p.layer.matrix.output, p.operators)
+            for p in reversed(self.products)
+        ]
+        step = {"step": "factorise", "plan": self.summary()}
+        return model.edited((PutTensors(others), *changes), step, self._masks(model))
+
+    def _masks(self, model: Model) -> dict[str, Array]:
+        """Those of the weights that stay: a product has no zeros where its weight had."""
+        weights = {product.layer.matrix.weight for product in self.products}
+        return {name: mask for name, mask in model.masks.items() if name not in weights}
+
+    def summary(self) -> dict[str, Any]:
+        """What becomes what, ready for JSON."""
+        batch = self.graph.batch
+        return {
+            "layers": [
+                {
+                    "layer": p.layer.name,
+                    "method": p.method,
+                    "ranks": list(p.ranks),
+                    "parts": list(p.parts),
+                    "error": float(f"{p.error:.4g}"),
+                    "parameters": dict(zip(("before", "after"), p.parameters, strict=True)),
+                    "macs": {"before": p.macs[0] // batch, "after": p.macs[1] // batch},
+                }
+                for p in self.products
+            ],
+            "dense": [{"layer": name, "reason": reason} for name, reason in self.dense.items()],
+            "frozen": [],
+            "notes": list(self.notes),
+            **self.totals,
+        }
+
+    def __str__(self) -> str:
+        rows = [
+            f"  {p.layer.name}: {p.method}, rank {' and '.join(map(str, p.ranks))}, loses {p.error:.2%}, parameters "
+            f"{p.parameters[0]:,} -> {p.parameters[1]:,}  ({', '.join(p.parts)})"
+            for p in self.products
+        ]
+        dense = [f"  {name} stays: {reason}" for name, reason in self.dense.items()]
+        return "\n".join([self.headline, *rows, *dense, *(f"  note: {note}" for note in self.notes)])
+
+
+def plan_low_rank(model: Model, step: LowRank, data: Data | None = None) -> LowRankPlan:
+    """Which layers of `model` become products, and the factors, without putting them in.
+
+    Raises
+    ------
+    SlimlineError : no layer that can be factorised, a glob that matches none, a rank at which no layer is smaller, a
+        target out of reach, or data missing.
+    """
+    check(model, step)
+    layers, dense = candidates(model, step)
+    work = _Work(model, step, layers, _batches(step, data))
+    chosen, reasons, notes = work.choose()
+    return LowRankPlan(model.graph, work.products(chosen), dense | reasons, notes)
+
+
+def check(model: Model, step: LowRank) -> None:
+    """Refuse what is known to be out of reach without data: as `plan_low_rank` does."""
+    layers, _ = candidates(model, step)
+    _Work(model, step, layers, ()).check()
+
+
+def candidates(model: Model, step: LowRank) -> tuple[list[Layer], dict[str, str]]:
+    """The chosen layers that can be factorised, and why the others cannot.
+
+    Raises
+    ------
+    SlimlineError : a glob that matches none, or no layer that can be factorised.
+    """
+    graph, types = model.graph, model.graph.types
+    nodes, readers = {n.name: n for n in graph.nodes}, graph.consumers()
+    every = matrices(graph)
+    others = [n.layer or n.name for n in graph.nodes if n.kind in NEVER and any(i in graph.trainable for i in n.inputs)]
+    named = [m.layer for m in every]
+    for field, globs in (("layers", step.layers), ("keep", step.keep)):
+        refuse_unmatched(f"layer with a weight matrix for {field}", globs, [*named, *others], types)
+    layers, dense = [], {}
+    for name in others:
+        if selected((name,), step.layers, step.keep, types):
+            dense[name] = "it is neither a linear layer nor a convolution"
+    for matrix in every:
+        if not selected((matrix.layer,), step.layers, step.keep, types):
+            continue
+        node = nodes[matrix.node]
+        reason = refusal(graph, node, matrix, readers)
+        if reason:
+            dense[matrix.layer] = reason
+        else:
+            layers.append(Layer.of(graph, node, matrix, _part_name(graph, matrix, named)))
+    if not layers:
+        why = "; ".join(f"{name}: {reason}" for name, reason in list(dense.items())[:3])
+        raise SlimlineError(f"Nothing can be factorised ({why or 'no layer with a weight is left'}): choose others.")
+    return layers, dense
+
+
+def _part_name(graph: Graph, matrix: LayerMatrix, named: Sequence[str]) -> str:
+    """The layer's name; where parts called by it would meet others, its operator's too."""
+    taken = any(name.startswith((f"{matrix.layer}.0", f"{matrix.layer}.1")) for name in graph.parameters)
+    return f"{matrix.layer}.{matrix.node}" if taken or named.count(matrix.layer) > 1 else matrix.layer
+
+
+def _batches(step: LowRank, data: Data | None) -> list[tuple[np.ndarray, ...]]:
+    if step.criterion == "weight":
+        return []
+    if data is None:
+        raise SlimlineError(
+            "LowRank by output needs data: pass slimline.Data with training or calibration samples, or use the "
+            "criterion weight."
+        )
+    return first(data.split("calibration"), step.samples, step.batch_size)
+
+
+class _Work:
+    """One factorisation: evidence, choice of ranks, factors."""
+
+    def __init__(
+        self, model: Model, step: LowRank, layers: Sequence[Layer], batches: Sequence[tuple[np.ndarray, ...]]
+    ) -> None:
+        self.model, self.step, self.layers, self.batches = model, step, layers, batches
+        self.stored = model.parameters()
+        self.grams = collect(model, [layer.matrix for layer in layers], batches) if batches else {}
+        readers = model.graph.consumers()
+        self.slots = {layer.name: constant_slot(model.graph, layer.matrix, readers) for layer in layers}
+        self.splits = {layer.name: self._splits(layer) for layer in layers}
+
+    def _splits(self, layer: Layer) -> list[Split]:
+        second = self._second(layer, self.grams[layer.matrix.node]) if self.grams else None
+        weight = self._weight(layer)
+        return [Split(layer, m, weight, second, self.step.damping) for m in methods(layer, self.step.methods)]
+
+    def _weight(self, layer: Layer) -> Array:
+        return layer.matrix.matrix(self.stored[layer.matrix.weight]).astype(np.float64)
+
+    def _second(self, layer: Layer, gram: Gram) -> Array:
+        """What an error of the weight costs: the covariance where something takes the change of the mean."""
+        return gram.second if self.slots[layer.name][0] is None else gram.covariance
+
+    def choose(self) -> tuple[list[Option], dict[str, str], list[str]]:
+        """The options taken, why other layers stay dense, and notes."""
+        step = self.step
+        if step.target_parameters is not None or step.target_macs is not None:
+            return *self._allocated(*self._target()), []
+        if step.ratio is not None and step.scope == "global":
+            return self._within_ratio(step.ratio)
+        chosen, dense = [], {}
+        for layer in self.layers:
+            option, reason = self._alone(layer)
+            if option is None:
+                dense[layer.name] = reason
+            else:
+                chosen.append(option)
+        return chosen, dense, []
+
+    def _alone(self, layer: Layer) -> tuple[Option | None, str]:
+        """What the step makes of one layer, or why it stays."""
+        step = self.step
+        found = []
+        reason = "no rank makes it smaller"
+        for split in self.splits[layer.name]:
+            if step.rank is not None:
+                wished = split.signal_rank if step.rank == "evbmf" else step.rank
+                reason = self._misfit(split, wished)
+                found += [] if reason else [_option(split, wished)]
+                continue
+            ranks = self._ranks(split)
+            if not ranks:
+                continue
+            if step.ratio is not None:
+                most = (1 - step.ratio) * layer.parameters
+                found.append(_option(split, max([r for r in ranks if split.cost(r)[0] <= most], default=ranks[0])))
+                continue
+            rank = _first(split, ranks, step.loss or 0.0)
+            if rank is None:
+                reason = f"at every rank that would make it smaller it loses more than {step.loss:.4g} of its energy"
+            else:
+                found.append(_option(split, rank))
+        if not found:
+            return None, reason
+        by_size = step.loss is not None
+        return min(found, key=lambda o: (o.parameters, o.error) if by_size else (o.error, o.parameters)), ""
+
+    def _ranks(self, split: Split) -> list[int]:
+        """The ranks that make a layer smaller, ascending."""
+        by = self.step.round_to if split.most >= self.step.round_to else 1
+        return [rank for rank in range(by, split.most + 1, by) if _smaller(split, rank)]
+
+    def _options(self, layer: Layer) -> list[Option]:
+        """Among which a budget chooses; the first is the layer as it is."""
+        options = [_dense(layer)]
+        for split in self.splits[layer.name]:
+            ranks = self._ranks(split)
+            number = min(len(ranks), CLOSED if split.closed else MEASURED)
+            places = np.unique(np.linspace(0, len(ranks) - 1, number).round().astype(int))
+            options += [_option(split, ranks[i]) for i in places]
+        return options
+
+    def _least(self, price: Callable[[Option], int]) -> int:
+        """What all layers cost at their lowest ranks; no error is asked for."""
+        lowest = 0
+        for layer in self.layers:
+            splits = [(split, ranks[0]) for split in self.splits[layer.name] if (ranks := self._ranks(split))]
+            options = [Option(split, rank, *split.cost(rank), 1.0) for split, rank in splits]
+            lowest += min(map(price, [_dense(layer), *options]))
+        return lowest
+
+    def _within_ratio(self, ratio: float) -> tuple[list[Option], dict[str, str], list[str]]:
+        total = sum(layer.parameters for layer in self.layers)
+        budget, least = (1 - ratio) * total, self._least(_parameters)
+        notes = []
+        if least > budget:
+            notes.append(f"no more than {1 - least / total:.1%} of the parameters of these layers can go")
+        return *self._allocated(max(budget, least), _parameters), notes
+
+    def _target(self) -> tuple[float, Callable[[Option], int]]:
+        """What the layers may cost, and by what it is counted.
+
+        Raises
+        ------
+        SlimlineError : they cost more at their lowest ranks.
+        """
+        step, graph = self.step, self.model.graph
+        if step.target_macs is not None:
+            what, target, price = "MACs", step.target_macs, _macs
+            total = cost.macs(graph) * graph.batch
+        else:
+            what, target, price = "parameters", step.target_parameters or 0.0, _parameters
+            total = graph.size
+        others = total - sum(price(_dense(layer)) for layer in self.layers)
+        budget, least = target * total - others, self._least(price)
+        if least > budget:
+            reached = (others + least) / total
+            raise SlimlineError(
+                f"LowRank cannot bring the model to {target:.4g} of its {what}: {reached:.4g} is the least at rank "
+                f"{step.round_to}; ask for more, or prune channels too."
+            )
+        return budget, price
+
+    def check(self) -> None:
+        """Refuse what is known to be out of reach without data.
+
+        Raises
+        ------
+        SlimlineError : a rank at which no layer is smaller, a target below what the lowest ranks leave.
+        """
+        if isinstance(self.step.rank, int):
+            splits = [split for each in self.splits.values() for split in each]
+            if not any(self._misfit(split, self.step.rank) == "" for split in splits):
+                why = "; ".join(f"{s.layer.name}: {self._misfit(s, self.step.rank)}" for s in splits[:3])
+                raise SlimlineError(f"No layer gets smaller at rank {self.step.rank} ({why}): ask for a lower rank.")
+        if self.step.target_parameters is not None or self.step.target_macs is not None:
+            self._target()
+
+    def _misfit(self, split: Split, rank: int) -> str:
+        """Why a layer is not split at a rank, or ''."""
+        if rank == 0:
+            return "nothing in its weight stands out from noise"
+        if rank > split.most:
+            return f"rank {rank} is more than its matrix can have ({split.most})"
+        return "" if _smaller(split, rank) else f"of rank {rank} it would have no fewer parameters or MACs"
+
+    def _allocated(self, budget: float, price: Callable[[Option], int]) -> tuple[list[Option], dict[str, str]]:
+        options = [self._options(layer) for layer in self.layers]
+        costs = [list(map(price, each)) for each in options]
+        lost = [[-math.log(max(1 - option.error, TINY)) for option in each] for each in options]
+        taken = allocate(costs, lost, budget)
+        assert taken is not None  # the callers saw to it
+        chosen, dense = [], {}
+        for layer, each, place in zip(self.layers, options, taken, strict=True):
+            if each[place].split is not None:
+                chosen.append(each[place])
+            elif len(each) == 1:
+                dense[layer.name] = "no rank makes it smaller"
+            else:
+                dense[layer.name] = "the other layers lose less for the same budget"
+        return chosen, dense
+
+    def products(self, chosen: Sequence[Option]) -> list[Product]:
+        """The layers with their factors, in the order of `chosen`; the one behind makes up for the one before."""
+        current = self.model.native
+        products = []
+        for option in chosen:
+            assert option.split is not None
+            product = self._product(option, option.split, current)
+            products.append(product)
+            if self.step.compensates:
+                current = self.model.adapter.edit(current, (PutTensors(product.tensors),), self.model.example)
+        return products
+
+    def _product(self, option: Option, split: Split, current: Any) -> Product:
+        layer, weight = split.layer, split.weight
+        node = layer.matrix.node
+        mean = seen = self.grams[node].mean if self.grams else None
+        if self.step.compensates:
+            gram = collect_pair(self.model, current, layer.matrix, self.batches)
+            second, cross, seen = self._second(layer, gram), gram.cross, gram.mean
+            if self.slots[layer.name][0] is not None and mean is not None:
+                cross = cross - mean[:, :, None] * seen[:, None, :]
+            split = replace(split, weight=reconstruct(weight, second, weight @ cross), second=second)
+        factors, product = split.factors(option.rank)
+        shift = None
+        if mean is not None and seen is not None:
+            shift = np.einsum("goi,gi->go", weight, mean) - np.einsum("goi,gi->go", product, seen)
+        tensors, bias = self._tensors(layer, product, shift)
+        return Product(
+            layer,
+            split.method,
+            split.ranks(option.rank),
+            operators(layer, split.method, factors, bias),
+            tensors,
+            option.error,
+            (layer.parameters, option.parameters),
+            (layer.macs, option.macs),
+        )
+
+    def _tensors(self, layer: Layer, product: Array, shift: Array | None) -> tuple[dict[str, Array], Array | None]:
+        """What has to be put in for the layer to compute the product; and the bias of its last part."""
+        matrix = layer.matrix
+        old = self.stored[matrix.weight]
+        tensors = {matrix.weight: matrix.tensor(product, old.shape).astype(old.dtype)}
+        slot, negative = self.slots[layer.name]
+        if slot is not None and shift is not None:
+            own = self.stored[slot]
+            tensors[slot] = (own + (-shift if negative else shift).reshape(own.shape)).astype(own.dtype)
+        if matrix.bias is None:
+            return tensors, None
+        return tensors, tensors.get(matrix.bias, self.stored[matrix.bias]).reshape(-1)
+
+
+def _dense(layer: Layer) -> Option:
+    return Option(None, 0, layer.parameters, layer.macs, 0.0)
+
+
+def _parameters(option: Option) -> int:
+    return option.parameters
+
+
+def _macs(option: Option) -> int:
+    return option.macs
+
+
+def _smaller(split: Split, rank: int) -> bool:
+    parameters, macs = split.cost(rank)
+    return parameters < split.layer.parameters and macs < split.layer.macs
+
+
+def _option(split: Split, rank: int) -> Option:
+    return Option(split, rank, *split.cost(rank), split.error(rank))
+
+
+def _first(split: Split, ranks: Sequence[int], loss: float) -> int | None:
+    """The lowest rank at which no more is lost; what is lost falls with the rank."""
+    if split.error(ranks[-1]) > loss:
+        return None
+    below, above = -1, len(ranks) - 1
+    while above - below > 1:
+        middle = (below + above) // 2
+        below, above = (below, middle) if split.error(ranks[middle]) <= loss else (middle, above)
+    return ranks[above]
