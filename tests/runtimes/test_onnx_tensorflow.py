@@ -124,14 +124,7 @@ def test_what_litert_has_no_operator_for(tmp_path: Path) -> None:
     model = sl.load(Uncommon().eval(), torch.randn(4, 3, 12, 12))
     session = runtime("litert").load(sl.export(model, "litert", tmp_path))
     x = np.random.default_rng(1).normal(size=(6, 3, 12, 12)).astype(np.float32)
-<<<<<<< HEAD
-    with torch.no_grad():
-        np.testing.assert_allclose(
-            session.outputs((x,))[0], model.native(torch.from_numpy(x)).numpy(), rtol=1e-4, atol=1e-5
-        )
-=======
     np.testing.assert_allclose(session.outputs((x,))[0], model.outputs(x)[0], rtol=1e-4, atol=1e-5)
->>>>>>> main
 
 
 @given(st.permutations(range(4)), st.permutations(range(4)), st.tuples(*[st.integers(1, 3)] * 4))
