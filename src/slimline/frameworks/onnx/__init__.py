@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -32,6 +32,7 @@ class OnnxAdapter:
     suffix = ".onnx"
     layout: Literal["channels_first"] = "channels_first"
     trains = False
+    marks_weights = True
 
     def accepts(self, source: Any) -> bool:
         """Whether `source` is an `onnx.ModelProto`."""
@@ -84,12 +85,14 @@ class OnnxAdapter:
 
         return format_mismatches(native, quantization)
 
-    def form(self, native: Native, kind: str, example: tuple[Array, ...], integer: bool) -> Any:
+    def form(
+        self, native: Native, kind: str, example: tuple[Array, ...], integer: bool, weights: Collection[str] = ()
+    ) -> Any:
         """See `fakequant.to_onnx`."""
         from slimline.frameworks.onnx.fakequant import to_onnx
 
         assert kind == ONNX
-        return to_onnx(native, example, integer)
+        return to_onnx(native, example, integer, weights)
 
     @property
     def parts(self) -> None:
