@@ -202,6 +202,7 @@ SETTINGS = {
     "docs/depth-and-activations.md": [],
     "docs/low_rank.md": ["1 × 1", "k × 1", "1 × k"],
     "docs/parts.md": [],
+    "docs/sharing.md": ["90 % zeros", "95 % zeros"],
     "docs/architecture.md": [],
     "docs/certificates.md": ["With 95 % confidence", "wrong in up to 6.8 % of cases", "(5 % are allowed",
                              "of the allowed 5 %", "(1 % of samples"],

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from slimline.steps.quantization.step import StaticQuantization as StaticQuantization
     from slimline.steps.sparse.step import SparsePruning as SparsePruning
     from slimline.steps.sparse_training.step import SparseTraining as SparseTraining
+    from slimline.steps.weight_quantization import WeightQuantization as WeightQuantization
     from slimline.steps.weight_sharing.step import WeightSharing as WeightSharing
 
 _HOMES = {
@@ -77,6 +78,7 @@ _HOMES = {
     "slimline.steps.sparse": ("SparsePruning",),
     "slimline.steps.sparse_training": ("SparseTraining",),
     "slimline.steps.weight_sharing": ("WeightSharing",),
+    "slimline.steps.weight_quantization": ("WeightQuantization",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -98,6 +100,7 @@ __all__ = [  # noqa: RUF022 - in the order in which they are used
     "Distillation",
     "StaticQuantization",
     "WeightSharing",
+    "WeightQuantization",
     "inspect",
     "preview",
     "plan",

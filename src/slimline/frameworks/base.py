@@ -7,7 +7,7 @@ framework's own model (a torch `GraphModule`, a `keras.Model`, …). No method c
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -162,6 +162,8 @@ class Adapter(Protocol):
     """Of the files that `save` writes: ``.pt2``, ``.keras``, ``.onnx``."""
     layout: Literal["channels_first", "channels_last"]
     """Where images and outputs have their channels."""
+    marks_weights: bool
+    """Whether its forms keep named weights apart, so that a runtime can store codes in their place."""
 
     def accepts(self, source: Any) -> bool:
         """Whether `source` (an object, never a path) is this framework's model."""
@@ -194,9 +196,15 @@ class Adapter(Protocol):
         """The values and parameters that `native` rounds otherwise than `quantization` says: to another format, or only
         one of both does; no name twice."""
 
-    def form(self, native: Any, kind: str, example: tuple[Array, ...], integer: bool) -> Any:
-        """The content of one of the framework's forms; `integer` where `native` simulates what is to be computed in
-        integers.
+    def form(
+        self, native: Any, kind: str, example: tuple[Array, ...], integer: bool, weights: Collection[str] = ()
+    ) -> Any:
+        """The content of one of the framework's forms.
+
+        Parameters
+        ----------
+        integer : whether `native` simulates what is to be computed in integers.
+        weights : stored tensors, by name, that the form keeps apart: a runtime stores codes in their place.
 
         Raises
         ------

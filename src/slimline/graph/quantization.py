@@ -10,6 +10,8 @@ from typing import Any
 from slimline.basics.errors import SlimlineError
 from slimline.methods.formats import Format, from_notes
 
+_FIELDS = {"activations", "weights", "layers", "float_layers", "stored"}
+
 
 @dataclass(frozen=True)
 class Quantization:
@@ -23,12 +25,15 @@ class Quantization:
     weights : formats of the parameters.
     layers : user's names of the layers that compute in integers.
     float_layers : layers that were put back to float, with the reason.
+    stored : whether the parameters hold the rounded numbers, and everything computes in float: nothing is rounded when
+        the model runs.
     """
 
     activations: Mapping[str, Format] = field(default_factory=dict)
     weights: Mapping[str, Format] = field(default_factory=dict)
     layers: tuple[str, ...] = ()
     float_layers: Mapping[str, str] = field(default_factory=dict)
+    stored: bool = False
 
     def notes(self) -> dict[str, Any]:
         """All of it, with arrays as leaves; what `from_notes` reads and `slimline.files.notes` stores."""
@@ -37,6 +42,7 @@ class Quantization:
             "weights": {name: each.notes() for name, each in self.weights.items()},
             "layers": list(self.layers),
             "float_layers": dict(self.float_layers),
+            **({"stored": True} if self.stored else {}),
         }
 
     @classmethod
@@ -53,12 +59,13 @@ class Quantization:
                 "weights": dict(weights),
                 "layers": list(layers),
                 "float_layers": dict(reasons),
-            } if len(notes) == 4 and all(isinstance(text, str) for text in (*layers, *reasons.values())):
+            } if _plain(notes) and all(isinstance(text, str) for text in (*layers, *reasons.values())):
                 return cls(
                     {name: from_notes(each) for name, each in activations.items()},
                     {name: from_notes(each) for name, each in weights.items()},
                     tuple(layers),
                     reasons,
+                    "stored" in notes,
                 )
         raise SlimlineError("The notes of a quantized model are damaged: quantize the float model again.")
 
@@ -66,3 +73,8 @@ class Quantization:
         """How many activations and weights there are of each format, in words."""
         sides = {"activations": self.activations, "weights": self.weights}
         return {side: dict(Counter(each.describe() for each in held.values())) for side, held in sides.items()}
+
+
+def _plain(notes: Mapping[str, Any]) -> bool:
+    """Whether there are no other fields than these, and `stored` is only noted where it holds."""
+    return notes.keys() <= _FIELDS and notes.get("stored", True) is True

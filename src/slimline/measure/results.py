@@ -55,7 +55,12 @@ class LayerState(BaseModel):
 
 
 class LayerRow(BaseModel):
-    """One layer before and after; `after` is None if it was removed."""
+    """One layer before and after; `after` is None if it was removed.
+
+    Attributes
+    ----------
+    precision : what it computes in, ``float`` or ``int8``, or how its weights alone are stored: ``int4 weights``.
+    """
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -63,7 +68,7 @@ class LayerRow(BaseModel):
     kind: str
     before: LayerState
     after: LayerState | None
-    precision: Literal["float", "int8"] = "float"
+    precision: str = "float"
     note: str = ""
 
 

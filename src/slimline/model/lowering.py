@@ -26,6 +26,7 @@ from slimline.runtimes import forms
 from slimline.runtimes.forms import Form
 
 if TYPE_CHECKING:
+    from slimline.methods.formats import Format
     from slimline.model import Model
     from slimline.runtimes.base import Runtime, Session
 
@@ -73,9 +74,11 @@ def write(runtime: Runtime, model: Model, path: Path) -> Form:
     """
     way = road(model.forms, runtime)
     _check_formats(runtime, model)
-    integer = model.quantization is not None
-    content = model.adapter.form(model.native, way[0], model.example, integer)
-    form = Form(way[-1], forms.converted(content, way), integer)
+    quantization = model.quantization
+    weights = quantization.weights if quantization is not None and quantization.stored else {}
+    integer = quantization is not None and not weights
+    content = model.adapter.form(model.native, way[0], model.example, integer, tuple(weights))
+    form = Form(way[-1], forms.converted(content, way), integer, weights)
     runtime.lower(form, path)
     return form
 
@@ -83,17 +86,55 @@ def write(runtime: Runtime, model: Model, path: Path) -> Form:
 def _check_formats(runtime: Runtime, model: Model) -> None:
     if model.quantization is None:
         return
+    if model.quantization.stored:
+        for name, each in model.quantization.weights.items():
+            check_stored(runtime, each, f"the weight {_owned(name, model)}")
+        check_marks(model)
+        return
     sides = (("activation", model.quantization.activations), ("weight", model.quantization.weights))
     for side, formats in sides:
         for name, each in formats.items():
             if not runtime.can_write(each, side == "weight"):
-                graph = model.graph
-                users = [n for n in graph.nodes if name in n.outputs or name in stored_weights(n, graph)]
-                owner = f" of layer {layer_name(users[0], graph)}" if users else ""
                 raise SlimlineError(
-                    f"{runtime.name} cannot write the {side} {name}{owner} as {each.describe()}: it takes "
+                    f"{runtime.name} cannot write the {side} {_owned(name, model)} as {each.describe()}: it takes "
                     f"{runtime.writes}."
                 )
+
+
+def _owned(name: str, model: Model) -> str:
+    """The name of a tensor, with its layer."""
+    graph = model.graph
+    users = [n for n in graph.nodes if name in n.outputs or name in stored_weights(n, graph)]
+    return f"{name} of layer {layer_name(users[0], graph)}" if users else name
+
+
+def check_stored(runtime: Runtime, each: Format, what: str = "weights") -> None:
+    """Refuse a target that cannot hold weights in a format while their layers compute in float; `what` names them in
+    the sentence."""
+    if runtime.can_store(each):
+        return
+    others = [name for name in runtimes.names() if runtimes.runtime(name).can_store(each)]
+    stores = f"it stores {runtime.stores}" if runtime.stores else "it has no storage for weights alone"
+    instead = f"choose the target {' or '.join(others)}, which can" if others else "choose another dtype"
+    raise SlimlineError(f"{runtime.name} cannot store {what} as {each.describe()}: {stores}; {instead}.")
+
+
+def check_marks(model: Model) -> None:
+    """Refuse a model whose framework has no form in which weights stand apart, so that codes could take their place."""
+    if not model.adapter.marks_weights:
+        raise SlimlineError(
+            "Models of this framework cannot be written with their weights alone as codes: export the model as ONNX "
+            "and compress that file, or use StaticQuantization."
+        )
+
+
+def rounds(runtime: Runtime, model: Model) -> bool:
+    """Whether the artifact of a model computes with rounded activations, so that it may differ from its simulation."""
+    if model.quantization is None:
+        return False
+    if not model.quantization.stored:
+        return True
+    return any(runtime.rounds_inputs(each) for each in model.quantization.weights.values())
 
 
 def _put(part: Path, final: Path) -> None:
@@ -136,7 +177,7 @@ def check(runtime: Runtime, model: Model, path: Path, quick: bool = False) -> Pa
 def compared(runtime: Runtime, session: Session, model: Model, path: Path, quick: bool = False) -> Parity:
     """The worst parity of a loaded artifact and its model, see `lower`; refuses a float artifact that disagrees, and an
     integer one that differs by more than rounding can make it."""
-    integer = model.quantization is not None
+    integer = rounds(runtime, model)
     worst: Parity | None = None
     for what, candidates in _inputs(runtime, model, path, quick):
         references, inputs = _answers(model, candidates)

@@ -24,11 +24,13 @@ class Step(Config):
     Attributes
     ----------
     kind : decides what may follow what (`slimline.recipe.recipe.ORDER`).
+    computes_in_integers : whether it is to have the runtime multiply in integers.
     step : the name of its class, as recipes write it.
     needs : the roles of the samples the step reads (`slimline.data.ROLES`).
     """
 
     kind: ClassVar[Kind]
+    computes_in_integers: ClassVar[bool] = False
     step: str
 
     @property

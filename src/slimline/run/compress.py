@@ -29,7 +29,7 @@ from slimline.run.export import runtime_of
 from slimline.run.permits import code_of, home_of, permit
 from slimline.run.stages import due, original_key, saved, searches, work
 from slimline.runtimes.base import Runtime
-from slimline.steps.base import Tell
+from slimline.steps.base import Tell, handler_of
 from slimline.training.teacher import fingerprint, teacher_for
 from slimline.training.trial import try_augment, try_score
 
@@ -106,6 +106,8 @@ def compress(
         tutor = teacher_for(original, teacher, chosen.steps)
         samples = _fitting(original, data, chosen)
         check(chosen.steps, original)
+        for step in chosen.steps:
+            handler_of(step).check_target(step, chosen.target, original)
         run = Run.create(
             Path(output),
             chosen,

@@ -47,6 +47,7 @@ from slimline.measure.results import (
 from slimline.measure.rows import busy
 from slimline.methods.outputs import Output, bare
 from slimline.model import Model
+from slimline.model.lowering import rounds
 from slimline.runtimes.base import runtime
 
 if TYPE_CHECKING:
@@ -122,8 +123,8 @@ def examine(
     for name, share in shares.items():
         figures[name] = figures[name].model_copy(update={"integer_macs": share.macs})
     if shares and shares["compressed"].macs < MOST:
-        step = next(s.step for s in recipe.steps if s.kind == "quantization")
-        if step not in named:
+        step = next((s.step for s in recipe.steps if s.computes_in_integers), None)
+        if step is not None and step not in named:
             refused.append(Refusal(what=step, reason=f"{shares['compressed'].sentence}, see below"))
     return Report(
         schema=1,
@@ -250,6 +251,8 @@ def _in_integers(
         operators = runtime(target).integer_layers(folder / f"model{suffix}")
         layers = model.quantization.layers if model.quantization is not None else ()
         every = dict.fromkeys(_weights(model), whole) if whole else {}
+        if model.quantization is not None and model.quantization.stored:
+            every = dict.fromkeys(_weights(model), "only its weights are short, and they are turned to floats first")
         shares[name] = integers(model.graph, operators, {**every, **reasons}, layers, target)
     return shares
 
@@ -261,7 +264,7 @@ def _gate(model: Model, artifact: Path, data: Data, target: str) -> tuple[Parity
     references = model.outputs(*rows)
     meanings = _meant(model, references, data)
     answers = runtime(target).load(artifact).outputs(rows)
-    parity = compare(references, answers, integer=model.quantization is not None, known=meanings)
+    parity = compare(references, answers, integer=rounds(runtime(target), model), known=meanings)
     if not parity.passed and not parity.integer:
         raise SlimlineError(
             f"The artifact disagrees with the model on {target}: {parity.reason}; report this model to slimline."
@@ -319,7 +322,7 @@ class _Layer:
 def _layers(before: Model, after: Model, notes: Mapping[str, str]) -> list[LayerRow]:
     """Every layer with weights, before and after."""
     old, new = _weights(before), _weights(after)
-    integer = after.quantization.layers if after.quantization is not None else ()
+    precisions = _precisions(after)
     rows = []
     for name, layer in old.items():
         then = new.get(name)
@@ -329,11 +332,25 @@ def _layers(before: Model, after: Model, notes: Mapping[str, str]) -> list[Layer
                 kind=layer.kind,
                 before=_state(layer),
                 after=None if then is None else _state(then),
-                precision="int8" if name in integer else "float",
+                precision=precisions.get(name, "float"),
                 note=notes.get(name, ""),
             )
         )
     return rows
+
+
+def _precisions(model: Model) -> dict[str, str]:
+    """By layer what it computes in, or how its weights are stored; layers that are float altogether are left out."""
+    quantization, graph = model.quantization, model.graph
+    if quantization is None:
+        return {}
+    precisions = dict.fromkeys(quantization.layers, "int8")
+    for node in graph.nodes if quantization.stored else ():
+        for name in stored_weights(node, graph):
+            if name in quantization.weights:
+                each = quantization.weights[name].describe().partition(",")[0]
+                precisions.setdefault(layer_name(node, graph), f"{each} weights")
+    return precisions
 
 
 def _state(layer: _Layer) -> LayerState:

@@ -108,6 +108,23 @@ class Runtime(Protocol):
             return each.per_tensor
         return each.signed and each.zero_point is None and (each.per_tensor or each.axis is not None)
 
+    stores: str = ""
+    """Formats in which it can hold weights whose layers compute in float, in words; empty where there are none."""
+    storage: str = ""
+    """What it does with such weights when it runs, in words."""
+
+    def can_store(self, each: Format) -> bool:
+        """Whether its artifact can hold weights in a format while their layers compute in float."""
+        return False
+
+    def container(self, each: Format) -> int:
+        """Bits that a code of such a weight takes in its artifact."""
+        return each.stored_bits
+
+    def rounds_inputs(self, each: Format) -> bool:
+        """Whether, unasked, it rounds what it multiplies by weights that are stored in a format."""
+        return False
+
     def available(self) -> str | None:
         """None if its packages are installed, else the sentence with the pip command."""
 

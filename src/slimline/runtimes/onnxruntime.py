@@ -15,9 +15,11 @@ import onnx
 
 from slimline.basics.errors import SlimlineError
 from slimline.graph.placement import Policy
+from slimline.methods.formats import Format, IntegerGrid
 from slimline.runtimes.base import ABILITIES, Runtime
 from slimline.runtimes.chains import chain
 from slimline.runtimes.forms import ONNX, Form
+from slimline.runtimes.forms import onnx_weights as weights
 from slimline.runtimes.onnx_session import OnnxSession
 from slimline.runtimes.processor import saturates
 
@@ -68,8 +70,27 @@ class OnnxRuntime(Runtime):
     abilities = frozenset(ABILITIES)
     description = "ONNX Runtime, CPU: uint8 activations, int8 weights per channel"
 
+    stores = weights.STORES
+    storage = (
+        "linear layers compute from integer codes where groups have 16, 32, 64, 128 or 256 weights or are a channel; "
+        "all other weights are turned to float32 when the file is loaded: it is smaller, memory and time are not"
+    )
+
     def __init__(self, name: str = name, provider: str = "cpu", level: str = "all") -> None:
         self.name, self._provider, self._level = name, provider, level
+
+    def can_store(self, each: Format) -> bool:
+        """See `slimline.runtimes.forms.onnx_weights`."""
+        return weights.can_store(each)
+
+    def container(self, each: Format) -> int:
+        """4 at least: ONNX Runtime and OpenVINO take nothing shorter from ONNX."""
+        return weights.container(each)
+
+    def rounds_inputs(self, each: Format) -> bool:
+        """Its kernel for weights of few bits (MatMulNBits) computes on integers, at the accuracy level that it takes
+        by itself."""
+        return isinstance(each, IntegerGrid) and any(weights.is_fused(each, turned) for turned in (False, True))
 
     def settings(self) -> Mapping[str, Mapping[str, str]]:
         """Execution providers beside the CPU's, and how far graphs are optimised."""
@@ -99,7 +120,7 @@ class OnnxRuntime(Runtime):
         """Write the ONNX file: rounding as QDQ in the layout that ONNX Runtime fuses into integer kernels."""
         from slimline.runtimes.forms.onnx import rewrite, serialized
 
-        content = serialized(form.content, rewrite)
+        content = serialized(form.content, lambda model: rewrite(model, form.weights))
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
             temporary = Path(file.name)
             try:

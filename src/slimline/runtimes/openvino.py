@@ -22,9 +22,11 @@ from slimline.basics.errors import SlimlineError, require
 from slimline.basics.quiet import quiet
 from slimline.files.atomic import atomic_write
 from slimline.graph.placement import Policy
+from slimline.methods.formats import FloatFormat, Format, IntegerGrid
 from slimline.runtimes.base import ABILITIES, Runtime, conform
 from slimline.runtimes.chains import chain
 from slimline.runtimes.forms import ONNX, Form
+from slimline.runtimes.forms import onnx_weights as weights
 from slimline.runtimes.processor import saturates
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 _BIASED = "/WithoutBiases"
 """What OpenVINO puts behind the name of a layer for the part of it that adds no bias yet."""
 _PRECISIONS = {"u8": "integer", "i8": "integer", "f32": "float", "f16": "float", "bf16": "float"}
+_STORED = ("u8", "i8", "u4", "i4", "f8e4m3", "f8e5m2")
 _PRODUCTS = {
     "Convolution", "GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData", "MatMul",
 }  # fmt: skip
@@ -124,6 +127,21 @@ class OpenVino(Runtime):
     def __init__(self, name: str = name, device: str = "cpu", hint: str = "latency") -> None:
         self.name, self._device, self._hint = name, device, hint
 
+    stores = weights.STORES
+    storage = "layers compute in float from weights that are kept as codes, or turned to float32 when it loads the file"
+
+    def can_store(self, each: Format) -> bool:
+        """See `slimline.runtimes.forms.onnx_weights`."""
+        return weights.can_store(each)
+
+    def container(self, each: Format) -> int:
+        """4 at least: ONNX Runtime and OpenVINO take nothing shorter from ONNX."""
+        return weights.container(each)
+
+    def rounds_inputs(self, each: Format) -> bool:
+        """It may round rows on the way into a layer with integer weights (its dynamic quantization)."""
+        return isinstance(each, IntegerGrid)
+
     def settings(self) -> Mapping[str, Mapping[str, str]]:
         """Devices beside the CPU, and what is to be fast."""
         devices = _core().available_devices if self.available() is None else []
@@ -162,8 +180,10 @@ class OpenVino(Runtime):
         """
         from slimline.runtimes.forms.onnx import serialized, store_weights
 
-        content = serialized(form.content, store_weights)
-        _write(_converted(content), _names(form.content), path)
+        content = serialized(form.content, lambda model: store_weights(model, form.weights))
+        # What it leaves out first of all are conversions of short floats, which it does once when it loads the file.
+        short = any(isinstance(each, FloatFormat) and each.is_plain for each in form.weights.values())
+        _write(_converted(content, reduced=not short), _names(form.content), path)
 
     def sample(self, layer: Layer, path: Path) -> None:
         """Write layers such as `layer`, see `slimline.runtimes.base.Runtime`."""
@@ -179,9 +199,12 @@ class OpenVino(Runtime):
         Conversions, operators that only move numbers and arithmetic on sizes are left out.
         """
         layers: dict[str, str] = {}
+        # Where no activation is rounded, the plugin names the type in which weights are stored.
+        rounded = any(operator.get_type_name() == "FakeQuantize" for operator in _read(path).get_ops())
+        precisions = _PRECISIONS if rounded else _PRECISIONS | dict.fromkeys(_STORED, "float")
         for operator in _executed(path, self._compiled(path, 1)):
-            if operator.kind not in _BOUNDARY | _MOVES and operator.precision in _PRECISIONS:
-                layers[_unique(operator.label, layers)] = _PRECISIONS[operator.precision]
+            if operator.kind not in _BOUNDARY | _MOVES and operator.precision in precisions:
+                layers[_unique(operator.label, layers)] = precisions[operator.precision]
         return layers
 
     def profile(self, path: Path, inputs: tuple[Array, ...], threads: int = 1, runs: int = 30) -> dict[str, float]:
@@ -236,7 +259,7 @@ def _core() -> Any:
             del sys.modules[reporter]
     from openvino.frontend.onnx import ConversionExtension
 
-    from slimline.runtimes.forms.onnx import DOMAIN, FAKE_QUANTIZE
+    from slimline.runtimes.forms.onnx_graph import DOMAIN, FAKE_QUANTIZE
 
     core = openvino.Core()
     core.add_extension(ConversionExtension(FAKE_QUANTIZE, DOMAIN, _fake_quantize))
@@ -252,15 +275,16 @@ def _fake_quantize(node: Any) -> Any:
     return opset13.fake_quantize(node.get_input(0), *ends, *ends, levels=high - low + 1).outputs()
 
 
-def _converted(content: bytes) -> Any:
-    """The network of an ONNX file, without what its plugins would leave out first of all."""
+def _converted(content: bytes, reduced: bool = True) -> Any:
+    """The network of an ONNX file; `reduced`, without what its plugins would leave out first of all."""
     core = _core()
     from openvino._offline_transformations import apply_moc_transformations
 
     try:
         with quiet():
             network = core.read_model(content)
-            apply_moc_transformations(network, cf=False)
+            if reduced:
+                apply_moc_transformations(network, cf=False)
     except RuntimeError as error:
         raise SlimlineError(
             f"OpenVINO cannot read the model ({_reason(error)}): express that part of it by common operators."

@@ -137,6 +137,14 @@ class Handler(ABC, Generic[S]):
             of reach.
         """
 
+    def check_target(self, step: S, target: str, model: Model) -> None:
+        """Refuse what the runtime `target` could not hold or run of a model like `model`, before any work.
+
+        Raises
+        ------
+        SlimlineError : it cannot; says which targets can.
+        """
+
     def plan(
         self, step: S, model: Model, data: Data | None = None, seed: int = 0, target: str | None = None
     ) -> AnyPlan:

@@ -235,3 +235,23 @@ def test_branches_that_follow_a_size_stay(axis: int, asked: str) -> None:
     loaded = sl.load(proto, (floats(2, 6, 8),))
     for length in (1, 6, 99, 200):
         same(loaded, proto, floats(2, length, 8) if axis else floats(length, 6, 8))
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_training_at_free_sizes_is_exact_or_refused(name: str) -> None:
+    pytest.importorskip("torch")
+    make, shape, others = CASES[name]
+    loaded = sl.load(make(name), (floats(*shape),))
+    obstacle = loaded.adapter.untrainable(loaded.native)
+    assert (obstacle is None) == (
+        name in ("as another is", "heads", "places in one dimension", "batch and heads in one")
+    )
+    if obstacle is None:
+        trainer = loaded.adapter.trainer(loaded.native, None, sl.Distillation(alpha=0.0), 0, 4)
+        labels = np.zeros(others[0][:2], np.int64)
+        trainer.step(((floats(*others[0]),), labels), 1e-3)
+        native = trainer.native()
+        for other in others:
+            x = floats(*other)
+            expected = loaded.adapter.outputs(native, (x,))[0]
+            np.testing.assert_allclose(trainer.outputs((x,))[0], expected, rtol=1e-4, atol=1e-5)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -50,6 +50,7 @@ class KerasAdapter:
     name = "keras"
     suffix = ".keras"
     layout: Literal["channels_last"] = "channels_last"
+    marks_weights = False
 
     def accepts(self, source: Any) -> bool:
         """Whether `source` is a `keras.Model`."""
@@ -99,7 +100,9 @@ class KerasAdapter:
 
         return format_mismatches(native, quantization)
 
-    def form(self, native: Any, kind: str, example: tuple[Array, ...], integer: bool) -> Any:
+    def form(
+        self, native: Any, kind: str, example: tuple[Array, ...], integer: bool, weights: Collection[str] = ()
+    ) -> Any:
         """See `slimline.frameworks.keras.onnx` and `slimline.frameworks.keras.function`."""
         if kind == ONNX:
             from slimline.frameworks.keras.onnx import to_onnx

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,6 +31,7 @@ class OnnxAdapter:
     name = "onnx"
     suffix = ".onnx"
     layout: Literal["channels_first"] = "channels_first"
+    marks_weights = True
 
     def accepts(self, source: Any) -> bool:
         """Whether `source` is an `onnx.ModelProto`."""
@@ -83,12 +84,14 @@ class OnnxAdapter:
 
         return format_mismatches(native, quantization)
 
-    def form(self, native: Native, kind: str, example: tuple[Array, ...], integer: bool) -> Any:
+    def form(
+        self, native: Native, kind: str, example: tuple[Array, ...], integer: bool, weights: Collection[str] = ()
+    ) -> Any:
         """See `fakequant.to_onnx`."""
         from slimline.frameworks.onnx.fakequant import to_onnx
 
         assert kind == ONNX
-        return to_onnx(native, example, integer)
+        return to_onnx(native, example, integer, weights)
 
     @property
     def parts(self) -> None:

@@ -7,6 +7,7 @@ will (Jacob et al. 2018, arXiv:1712.05877).
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import replace
 
 import numpy as np
@@ -19,7 +20,7 @@ from slimline.frameworks.onnx.operators import WEIGHTED, attribute, layer, root,
 from slimline.frameworks.onnx.run import outline
 from slimline.graph.quantization import Quantization
 from slimline.methods.formats import Format, IntegerGrid
-from slimline.runtimes.forms.onnx import DOMAIN, FAKE_QUANTIZE
+from slimline.runtimes.forms.onnx_graph import DOMAIN, FAKE_QUANTIZE, MARK
 
 _OWN = "slimline.low_high"
 """The note on a QuantizeLinear that slimline made: the least and the largest integer."""
@@ -192,9 +193,16 @@ def _numbers(editor: Editor, name: str, grid: IntegerGrid) -> list[ir.Value]:
     return [editor.constant(scale, f"{name}_scale"), editor.constant(zero, f"{name}_zero_point")]
 
 
-def to_onnx(native: Native, example: tuple[Array, ...], integer: bool) -> ir.Model:
-    """The ONNX model as `slimline.runtimes.forms.onnx` takes it; batch norms are folded unless it is `integer`."""
-    editor = Editor(native if integer else fold(native))
+def to_onnx(native: Native, example: tuple[Array, ...], integer: bool, weights: Collection[str] = ()) -> ir.Model:
+    """The ONNX model as `slimline.runtimes.forms.onnx` takes it; batch norms are folded unless it is `integer`.
+
+    Parameters
+    ----------
+    weights : stored tensors that a rounding operator marks; what it rounds to means nothing.
+    """
+    editor = Editor(native if integer or weights else fold(native))
+    for name, value in editor.named(weights).items():
+        value.metadata_props[MARK] = name
     for name, outlined in outline(editor.model, example).items():
         if not editor.values[name].is_graph_output():
             editor.values[name].shape = ir.Shape([None] * len(outlined.shape))
@@ -206,14 +214,26 @@ def to_onnx(native: Native, example: tuple[Array, ...], integer: bool) -> ir.Mod
     for node in list(editor.graph):
         if node.op_type == "QuantizeLinear" and _OWN in node.metadata_props:
             _fuse(editor, node)
+    for value in list(editor.graph.initializers.values()):
+        if MARK in value.metadata_props:
+            _mark(editor, value)
     model = editor.done().model
     for value in model.graph.initializers.values():  # the runtime may call them as it likes
         if value.const_value is not None:
             tensor = value.const_value
             value.const_value = ir.tensor(tensor.numpy(), name=value.name, dtype=tensor.dtype)
-    if integer:
+    if integer or weights:
         model.opset_imports[DOMAIN] = 1
     return model
+
+
+def _mark(editor: Editor, value: ir.Value) -> None:
+    """The operator of rounding behind a stored tensor."""
+    attributes: dict[str, int | float] = {"low": -128, "high": 127, "scale": 1.0, "zero_point": 0}
+    rounding = ir.node(FAKE_QUANTIZE, [value], attributes, domain=DOMAIN, name=f"{value.name}/mark")
+    rounding.outputs[0].shape, rounding.outputs[0].type = value.shape, value.type
+    editor.graph.insert_before(editor.first(), rounding)
+    editor.redirect(value, rounding.outputs[0], keep=[rounding])
 
 
 def _fuse(editor: Editor, node: ir.Node) -> None:

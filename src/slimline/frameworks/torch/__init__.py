@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -34,6 +34,7 @@ class TorchAdapter:
     name = "torch"
     suffix = ".pt2"
     layout: Literal["channels_first"] = "channels_first"
+    marks_weights = True
 
     def accepts(self, source: Any) -> bool:
         """Whether `source` is an `nn.Module` or an exported program."""
@@ -85,7 +86,9 @@ class TorchAdapter:
 
         return format_mismatches(native, quantization)
 
-    def form(self, native: Native, kind: str, example: tuple[Array, ...], integer: bool) -> Any:
+    def form(
+        self, native: Native, kind: str, example: tuple[Array, ...], integer: bool, weights: Collection[str] = ()
+    ) -> Any:
         """See `slimline.frameworks.torch.onnx` and `slimline.frameworks.torch.exported`."""
         if kind == EXPORTED_PROGRAM:
             from slimline.frameworks.torch.exported import to_program
@@ -94,7 +97,7 @@ class TorchAdapter:
         from slimline.frameworks.torch.onnx import to_onnx
 
         assert kind == ONNX
-        return to_onnx(native, example, integer)
+        return to_onnx(native, example, integer, weights)
 
     @property
     def parts(self) -> Parts:

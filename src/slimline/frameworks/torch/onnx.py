@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from onnxscript import values
 
@@ -16,26 +17,38 @@ from slimline.basics.errors import SlimlineError
 from slimline.frameworks.base import Array
 from slimline.frameworks.torch import onnx_recurrent
 from slimline.frameworks.torch.attention import write_out
-from slimline.frameworks.torch.fakequant import fold
+from slimline.frameworks.torch.fakequant import fold, quantize
 from slimline.frameworks.torch.native import Native, export, output_names
 from slimline.frameworks.torch.operators import layer, packet
 from slimline.frameworks.torch.whole import whole
-from slimline.runtimes.forms.onnx import DOMAIN, FAKE_QUANTIZE, schema
+from slimline.graph.quantization import Quantization
+from slimline.methods.formats import IntegerGrid
+from slimline.runtimes.forms.onnx import schema
+from slimline.runtimes.forms.onnx_graph import DOMAIN, FAKE_QUANTIZE
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+_MARK = IntegerGrid(np.ones((), np.float32), (), 8, True)
 
-def to_onnx(native: Native, example: tuple[Array, ...], integer: bool) -> ir.Model:
+
+def to_onnx(native: Native, example: tuple[Array, ...], integer: bool, weights: Collection[str] = ()) -> ir.Model:
     """The ONNX model, see `slimline.runtimes.forms.onnx`; batch norms are folded unless it is `integer`.
 
     The batch size stays free where the model's is. The same model gives the same bytes.
+
+    Parameters
+    ----------
+    weights : stored tensors that a rounding operator marks, so that the exporter leaves them whole; what it rounds to
+        means nothing.
 
     Raises
     ------
     SlimlineError : an operator that cannot be written as ONNX; names it and its layer where they can be told.
     """
-    module: Any = native if integer else fold(native, example)
+    module: Any = native if integer or weights else fold(native, example)
+    if weights:
+        module = quantize(module, Quantization(weights=dict.fromkeys(weights, _MARK)))
     program = None
     try:
         with _quiet(), whole(), torch.no_grad():

@@ -12,11 +12,13 @@ can be made of another. So a framework or a runtime that is added needs to know 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import import_module
 from itertools import pairwise
 from typing import Any
+
+from slimline.methods.formats import Format
 
 EXPORTED_PROGRAM = "exported_program"
 ONNX = "onnx"
@@ -35,11 +37,13 @@ class Form:
     kind : which form it is.
     content : what this module says of the form; it is the runtime's to change.
     integer : whether it simulates integers that the artifact is to compute with.
+    weights : by name, formats of the stored tensors that the artifact holds as codes, while activations are float.
     """
 
     kind: str
     content: Any
     integer: bool
+    weights: Mapping[str, Format] = field(default_factory=dict)
 
 
 def road(forms: Sequence[str], taken: Sequence[str]) -> tuple[str, ...] | None:

@@ -9,8 +9,9 @@ pairs on uint8. Last, everything that is no part of the computation (names, trac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -18,14 +19,12 @@ import onnx
 import onnx_ir as ir
 
 from slimline.basics.errors import SlimlineError
-from slimline.methods.formats import IntegerGrid, along
+from slimline.methods.formats import Format, IntegerGrid, along
+from slimline.runtimes.forms.onnx_graph import DOMAIN, FAKE_QUANTIZE, LAYER, attribute, replace
+from slimline.runtimes.forms.onnx_weights import pack, upgrade
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-DOMAIN = "slimline"
-FAKE_QUANTIZE = "FakeQuantize"
-LAYER = "slimline.layer"
-"""The note on an operator that says to which layer of the user's it belongs."""
 _MOVES = {
     "MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze",
     "Slice", "Split", "Gather", "Expand", "Pad", "Identity",
@@ -34,11 +33,12 @@ _BIASED = {"Conv", "ConvTranspose", "Gemm"}
 WEIGHTED = frozenset({*_BIASED, "MatMul"})
 """Operators that have the weight of a layer as their second operand."""
 _INT32 = np.iinfo(np.int32)
+NO_WEIGHTS: Mapping[str, Format] = MappingProxyType({})
 
 
 def schema() -> onnx.defs.OpSchema:
     """Of the operator that stands for rounding: ``x``, and ``scales`` where there is one per position of ``axis``."""
-    parameter, attribute = onnx.defs.OpSchema.FormalParameter, onnx.defs.OpSchema.Attribute
+    parameter, field = onnx.defs.OpSchema.FormalParameter, onnx.defs.OpSchema.Attribute
     kinds = onnx.defs.OpSchema.AttrType
     optional = onnx.defs.OpSchema.FormalParameterOption.Optional
     return onnx.defs.OpSchema(
@@ -49,11 +49,11 @@ def schema() -> onnx.defs.OpSchema:
         outputs=[parameter("y", "T")],
         type_constraints=[("T", ["tensor(float)"], "")],
         attributes=[
-            attribute("scale", kinds.FLOAT, required=False),
-            attribute("zero_point", kinds.INT, required=False),
-            attribute("axis", kinds.INT, required=False),
-            attribute("low", kinds.INT),
-            attribute("high", kinds.INT),
+            field("scale", kinds.FLOAT, required=False),
+            field("zero_point", kinds.INT, required=False),
+            field("axis", kinds.INT, required=False),
+            field("low", kinds.INT),
+            field("high", kinds.INT),
         ],
     )
 
@@ -79,10 +79,15 @@ def serialized(model: ir.Model, passes: Callable[[ir.Model], None]) -> bytes:
     return content
 
 
-def rewrite(model: ir.Model) -> None:
-    """Run all passes on `model`, in place."""
+def rewrite(model: ir.Model, weights: Mapping[str, Format] = NO_WEIGHTS) -> None:
+    """Run all passes on `model`, in place.
+
+    Parameters
+    ----------
+    weights : formats of the weights that are stored by themselves, see `slimline.runtimes.forms.onnx_weights`.
+    """
     graph = model.graph
-    name_nodes(graph)
+    _pack(model, weights, ragged=True)
     _pool_means(graph)
     _drop_clamps(graph)
     _carry_grids(graph)
@@ -98,13 +103,21 @@ def explicit(model: ir.Model) -> None:
     _tidy(model)
 
 
-def store_weights(model: ir.Model) -> None:
-    """Name operators and make weights int8 initializers, in place; activations stay on ``slimline::FakeQuantize``."""
+def store_weights(model: ir.Model, weights: Mapping[str, Format] = NO_WEIGHTS) -> None:
+    """Name operators and store codes of weights as initializers, in place; activations stay on
+    ``slimline::FakeQuantize``. `weights` as in `rewrite`."""
     graph = model.graph
-    name_nodes(graph)
+    _pack(model, weights, ragged=False)
     _Expander(graph).weights()
     _tidy(model)
     model.opset_imports[DOMAIN] = 1
+
+
+def _pack(model: ir.Model, weights: Mapping[str, Format], ragged: bool) -> None:
+    """Name operators, and store weights that are stored by themselves."""
+    upgrade(model, weights)
+    name_nodes(model.graph)
+    pack(model, weights, ragged)
 
 
 def _tidy(model: ir.Model) -> None:
@@ -150,14 +163,14 @@ def _pool_means(graph: ir.Graph) -> None:
         mean = node.outputs[0]
         pool = ir.node("GlobalAveragePool", [x], name=node.name)
         replacement = [pool]
-        if not _attribute(node, "keepdims", 1):
+        if not attribute(node, "keepdims", 1):
             rounding = sole_rounding(mean)
             if rounding is not None:  # round before the reshape too, so that the pool itself is integer
                 replacement.append(_rounding_like(rounding, replacement[-1].outputs[0]))
             replacement.append(
                 ir.node("Flatten", [replacement[-1].outputs[0]], {"axis": 1}, name=f"{node.name}/Flatten")
             )
-        _replace(graph, node, replacement)
+        replace(graph, node, replacement)
 
 
 def _drop_clamps(graph: ir.Graph) -> None:
@@ -180,7 +193,7 @@ def _drop_clamps(graph: ir.Graph) -> None:
             high = np.inf if len(limits) < 2 or limits[1] is None else float(limits[1])
         # Less than half a step beyond the limit rounds onto the same level as the limit does.
         if bottom > low - scale / 2 and top < high + scale / 2:
-            _replace(graph, node, [], node.inputs[0])
+            replace(graph, node, [], node.inputs[0])
 
 
 def _carry_grids(graph: ir.Graph) -> None:
@@ -240,7 +253,7 @@ class _Expander:
         ends = [self._store(scale), self._store(grid.zero.astype(np.int8 if grid.signed else np.uint8))]
         rounded = ir.node("QuantizeLinear", [node.inputs[0], *ends], name="")
         real = ir.node("DequantizeLinear", [rounded.outputs[0], *ends], name="")
-        _replace(self.graph, node, [rounded, real])
+        replace(self.graph, node, [rounded, real])
         self.scales[real.outputs[0]] = scale
 
     def _weight(self, node: ir.Node) -> None:
@@ -254,7 +267,7 @@ class _Expander:
         turned = None
         if len(users) == 1 and users[0].op_type == "Transpose":  # a linear layer written as a product
             turned = users[0]
-            order = _attribute(turned, "perm", list(range(weight.ndim))[::-1])
+            order = attribute(turned, "perm", list(range(weight.ndim))[::-1])
             integers = np.ascontiguousarray(np.transpose(integers, order))
             axis = None if axis is None else list(order).index(axis)
         zeros = self._store(np.zeros(scales.shape, np.int8))  # QGemm and QLinearMatMul want them written out
@@ -262,8 +275,8 @@ class _Expander:
         attributes = {} if axis is None else {"axis": axis}
         real = ir.node("DequantizeLinear", [stored, self._store(scales), zeros], attributes, name="")
         if turned is not None:
-            _replace(self.graph, turned, [], node.outputs[0])
-        _replace(self.graph, node, [real])
+            replace(self.graph, turned, [], node.outputs[0])
+        replace(self.graph, node, [real])
         self.scales[real.outputs[0]] = scales
 
     def _keep_float(self, node: ir.Node) -> None:
@@ -278,9 +291,9 @@ class _Expander:
         if source is None or weight is None:
             return
         if node.op_type == "Conv":
-            channels = weight.shape[1] * _attribute(node, "group", 1)
+            channels = weight.shape[1] * attribute(node, "group", 1)
         else:
-            channels = weight.shape[1 if _attribute(node, "transB", 0) else 0]
+            channels = weight.shape[1 if attribute(node, "transB", 0) else 0]
         ends = [_constant(value) for value in source.inputs[1:]]
         spread = [self._store(np.full(channels, end, end.dtype)) for end in ends if end is not None]
         apart = ir.node("DequantizeLinear", [source.inputs[0], *spread], {"axis": 1}, name="")
@@ -293,7 +306,7 @@ class _Expander:
         real = _constant(bias)
         if x is None or weight is None or bias is None or real is None:
             return
-        if node.op_type == "Gemm" and (_attribute(node, "alpha", 1.0), _attribute(node, "beta", 1.0)) != (1.0, 1.0):
+        if node.op_type == "Gemm" and (attribute(node, "alpha", 1.0), attribute(node, "beta", 1.0)) != (1.0, 1.0):
             return
         # ONNX Runtime takes the bias to be on exactly this grid.
         scale = (self.scales[x] * self.scales[weight]).astype(np.float32)
@@ -325,9 +338,9 @@ class _Expander:
 
 def grid_of(node: ir.Node) -> IntegerGrid:
     """The grid that a rounding operator carries."""
-    low, high, axis = (_attribute(node, name, None) for name in ("low", "high", "axis"))
+    low, high, axis = (attribute(node, name, None) for name in ("low", "high", "axis"))
     if axis is None:
-        scale, zero = (np.asarray(_attribute(node, name, None)) for name in ("scale", "zero_point"))
+        scale, zero = (np.asarray(attribute(node, name, None)) for name in ("scale", "zero_point"))
         return IntegerGrid.between(low, high, scale.astype(np.float32), (), zero.astype(np.int32))
     scales, value = _constant(node.inputs[1]), node.inputs[0]
     assert scales is not None and value is not None and value.shape is not None
@@ -359,27 +372,6 @@ def _constant(value: ir.Value | None) -> Array | None:
         return None
     content: Array = value.const_value.numpy()
     return content
-
-
-def _attribute(node: ir.Node, name: str, default: Any) -> Any:
-    attribute = node.attributes.get(name)
-    return default if attribute is None else attribute.value
-
-
-def _replace(graph: ir.Graph, node: ir.Node, replacement: Sequence[ir.Node], result: ir.Value | None = None) -> None:
-    """Put `replacement` in place of `node`; its one result becomes `result`, or that of the last one made."""
-    graph.insert_before(node, replacement)
-    new = result if result is not None else replacement[-1].outputs[0]
-    old = node.outputs[0]
-    if new.shape is None:
-        new.shape, new.type = old.shape, old.type
-    for user, index in list(old.uses()):
-        user.replace_input_with(index, new)
-    for index, output in enumerate(graph.outputs):
-        if output is old:
-            graph.outputs[index] = new
-            old.name, new.name = None, old.name
-    graph.remove(node, safe=True)
 
 
 def _drop_unused(graph: ir.Graph) -> None:

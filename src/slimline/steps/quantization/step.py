@@ -53,6 +53,7 @@ class StaticQuantization(Step):
     """
 
     kind = "quantization"
+    computes_in_integers = True
     step: Literal["StaticQuantization"] = "StaticQuantization"
     weights: Literal["int8"] = "int8"
     activations: Literal["uint8", "int8"] | None = None

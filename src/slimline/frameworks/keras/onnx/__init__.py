@@ -26,7 +26,7 @@ from slimline.frameworks.keras.onnx.rules_recurrent import RECURRENT
 from slimline.frameworks.keras.onnx.writer import Rule, Stored, Writer, straight
 from slimline.frameworks.keras.reader import NoRule
 from slimline.frameworks.keras.unfold import rests
-from slimline.runtimes.forms.onnx import DOMAIN
+from slimline.runtimes.forms.onnx_graph import DOMAIN
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

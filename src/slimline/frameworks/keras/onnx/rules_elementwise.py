@@ -18,7 +18,7 @@ from slimline.frameworks.keras.gridded import FakeQuantize
 from slimline.frameworks.keras.onnx.writer import Operand, Placed, Rule, Stored, Writer, dtype_of
 from slimline.frameworks.keras.reader import NoRule
 from slimline.methods.formats import IntegerGrid
-from slimline.runtimes.forms.onnx import DOMAIN, FAKE_QUANTIZE
+from slimline.runtimes.forms.onnx_graph import DOMAIN, FAKE_QUANTIZE
 
 L = keras.layers
 Activation = Callable[..., Placed]

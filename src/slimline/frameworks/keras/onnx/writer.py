@@ -21,7 +21,7 @@ from slimline.frameworks.keras.canonical import ACTIVATION
 from slimline.frameworks.keras.functional import Call, input_name, is_array
 from slimline.frameworks.keras.reader import NoRule, Reader
 from slimline.methods.formats import Format, IntegerGrid, spread
-from slimline.runtimes.forms.onnx import DOMAIN, FAKE_QUANTIZE, LAYER
+from slimline.runtimes.forms.onnx_graph import DOMAIN, FAKE_QUANTIZE, LAYER
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Order = tuple[int, ...]

@@ -11,13 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import fx
 
 from slimline.basics.errors import first_line
 from slimline.frameworks.base import Array
 from slimline.frameworks.onnx import sizes
 from slimline.frameworks.onnx.native import Native
-from slimline.frameworks.onnx.operators import label, standard
 from slimline.frameworks.onnx.read import arithmetic
 from slimline.frameworks.onnx.trainable import (  # noqa: F401  # they fill the table
     rules_elementwise,
@@ -25,7 +23,7 @@ from slimline.frameworks.onnx.trainable import (  # noqa: F401  # they fill the 
     rules_moves,
     rules_recurrent,
 )
-from slimline.frameworks.onnx.trainable.call import RULES, Call, Growth
+from slimline.frameworks.onnx.trainable.call import Growth
 from slimline.frameworks.onnx.trainable.call import Untrainable as Untrainable
 from slimline.frameworks.torch.native import Native as Module
 from slimline.frameworks.torch.native import to_tensors
@@ -65,21 +63,8 @@ def trainable(native: Native) -> Trainable:
     graph = native.model.graph
     numbers = arithmetic(graph)
     for node in graph:
-        if node in numbers:
-            continue
-        rule = RULES.get(node.op_type) if standard(node) else None
-        if rule is None:
-            raise Untrainable(f"slimline has no rule to train {label(node)} ({node.name})")
-        try:
-            results = rule(Call(node, growth))
-        except (KeyError, ValueError, IndexError, TypeError, RuntimeError) as reason:
-            raise Untrainable(
-                f"slimline has no rule to train {label(node)} as it is used here ({node.name}: {first_line(reason)})"
-            ) from reason
-        for output, result in zip(node.outputs, [results] if isinstance(results, fx.Node) else results, strict=False):
-            growth.values[output] = result
-        if any(output not in growth.values and (output.uses() or output.is_graph_output()) for output in node.outputs):
-            raise Untrainable(f"slimline has no rule to train {label(node)} with all its outputs ({node.name})")
+        if node not in numbers:  # these are computed where a size asks for them
+            growth.compute(node)
     growth.graph.output(tuple(growth.value(value) for value in graph.outputs))
     module = Module(growth.tensors, growth.graph)
     read = {str(node.target) for node in growth.graph.find_nodes(op="get_attr")}

@@ -11,9 +11,10 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, fx
 
+from slimline.basics.errors import first_line
 from slimline.frameworks.base import Array
 from slimline.frameworks.onnx.native import Native
-from slimline.frameworks.onnx.operators import affine, attribute, counts, measured, stored
+from slimline.frameworks.onnx.operators import affine, attribute, counts, label, standard, stored
 from slimline.frameworks.onnx.read import is_statistic, is_trained
 from slimline.frameworks.onnx.run import outline
 from slimline.frameworks.onnx.sizes import BATCH, symbols_of
@@ -80,11 +81,30 @@ class Growth:
     def value(self, value: ir.Value) -> fx.Node:
         """A value of the ONNX graph; what is stored becomes a parameter, a statistic or a constant."""
         if value not in self.values:
-            content = stored(value)
-            if content is None:
-                raise Untrainable(f"slimline cannot train with {value.name}, which is no tensor")
-            self.values[value] = self._stored(value, content)
+            content, node = stored(value), value.producer()
+            if content is not None:
+                self.values[value] = self._stored(value, content)
+            elif node is not None:
+                self.compute(node)
+        if value not in self.values:
+            raise Untrainable(f"slimline cannot train with {value.name}, which is no tensor")
         return self.values[value]
+
+    def compute(self, node: ir.Node) -> None:
+        """Add what an operator of the ONNX graph computes."""
+        rule = RULES.get(node.op_type) if standard(node) else None
+        if rule is None:
+            raise Untrainable(f"slimline has no rule to train {label(node)} ({node.name})")
+        try:
+            results = rule(Call(node, self))
+        except (KeyError, ValueError, IndexError, TypeError, RuntimeError) as reason:
+            raise Untrainable(
+                f"slimline has no rule to train {label(node)} as it is used here ({node.name}: {first_line(reason)})"
+            ) from reason
+        for output, result in zip(node.outputs, [results] if isinstance(results, fx.Node) else results, strict=False):
+            self.values[output] = result
+        if any(output not in self.values and (output.uses() or output.is_graph_output()) for output in node.outputs):
+            raise Untrainable(f"slimline has no rule to train {label(node)} with all its outputs ({node.name})")
 
     def _stored(self, value: ir.Value, content: Array) -> fx.Node:
         trained, statistic = is_trained(value, content), is_statistic(value)
@@ -184,13 +204,9 @@ class Call:
 
     def _size(self, factor: ir.Value | None, index: int) -> fx.Node:
         """One of the sizes that numbers follow."""
-        if counts(factor):
-            return self.growth.batch()
-        source = None if factor is None else factor.producer()
-        if source is None or measured(source) is None or source.inputs[0] is None:
-            raise self.refusal("by sizes that are computed")
-        dim = int(attribute(source, "start", 0)) + index
-        return self.emit(aten.sym_size.int, self.growth.value(source.inputs[0]), dim)
+        if factor is None:
+            raise self.refusal("by computed numbers")
+        return self.growth.batch() if counts(factor) else self.emit(number, self.growth.value(factor), index)
 
     def shape(self, index: int = 0) -> tuple[int, ...]:
         """Shape of an operand for the example."""
@@ -231,6 +247,11 @@ class Call:
         if value is None:
             raise self.refusal(f"without operand {index}")
         return value
+
+
+def number(array: Tensor, index: int) -> int:
+    """One of the numbers of a tensor, or the only one."""
+    return int(array.reshape(-1)[min(index, array.numel() - 1)])
 
 
 Rule = Callable[[Call], fx.Node | Sequence[fx.Node]]

@@ -137,7 +137,7 @@ def from_front(index: Tensor, size: int) -> Tensor:
 def gather(x: Tensor, index: Tensor, axis: int) -> Tensor:
     """Positions of one dimension, in whose place the dimensions of `index` stand."""
     flat = x.index_select(axis, from_front(index, x.shape[axis]).reshape(-1))
-    return flat.reshape(*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])
+    return flat.reshape((*x.shape[:axis], *index.shape, *x.shape[axis + 1 :]))
 
 
 def look_up(table: Tensor, index: Tensor) -> Tensor:

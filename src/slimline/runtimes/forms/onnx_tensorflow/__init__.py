@@ -17,6 +17,7 @@ import onnx_ir as ir
 from slimline.basics.errors import SlimlineError, first_line
 from slimline.basics.quiet import quiet
 from slimline.runtimes.forms import onnx as form
+from slimline.runtimes.forms.onnx_graph import DOMAIN, FAKE_QUANTIZE
 from slimline.runtimes.forms.tensorflow import Function, tensorflow
 
 _MOVES = {"Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Expand", "MaxPool", "Identity"}
@@ -115,7 +116,7 @@ class _Translation:
         from slimline.runtimes.forms.onnx_tensorflow.layout import Placed
 
         operands = tuple(None if value is None else values[value] for value in node.inputs)
-        if node.op_type == form.FAKE_QUANTIZE and node.domain == form.DOMAIN:
+        if node.op_type == FAKE_QUANTIZE and node.domain == DOMAIN:
             return [self._rounded(node, operands[0])]
         rule = self.rules.get(node.op_type) if node.domain in ("", "ai.onnx") else None
         if rule is None:
@@ -171,7 +172,7 @@ class _Translation:
     def _grid(self, value: ir.Value | None) -> Any:
         """The grid that a value lies on, or None."""
         for node in _makers(value):
-            if node.op_type == form.FAKE_QUANTIZE:
+            if node.op_type == FAKE_QUANTIZE:
                 return form.grid_of(node)
         return None
 
@@ -186,7 +187,7 @@ def _rounded_next(value: ir.Value) -> bool:
     users = [user for user, _ in value.uses()]
     if len(users) != 1 or value.is_graph_output():
         return False
-    return users[0].op_type == form.FAKE_QUANTIZE or (users[0].op_type in _FUSED and _rounded_next(users[0].outputs[0]))
+    return users[0].op_type == FAKE_QUANTIZE or (users[0].op_type in _FUSED and _rounded_next(users[0].outputs[0]))
 
 
 def _makers(value: ir.Value | None) -> Iterator[ir.Node]:

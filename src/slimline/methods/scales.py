@@ -1,0 +1,118 @@
+"""Scales of a stored tensor: how wide the format of each block is.
+
+`widest` holds the largest number of every block; `least_squares` gives up the largest ones for finer steps where that
+costs less, by a search per block: of squared error (the "MSE" scale), or of the output error under the Gram matrix of
+the inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from slimline.basics.errors import SlimlineError
+from slimline.methods.formats import Array, Blocks, FloatFormat, IntegerGrid, Scaled
+
+_SMALLEST = float(np.finfo(np.float32).tiny) * 2**23  # scale whose square and reciprocal are still sound in float32
+_FACTORS = tuple(float(f) for f in np.linspace(1.0, 0.3, 36))  # of the widest scale; at 2 bits about half is best
+_PLAIN = ("float16", "bfloat16")
+
+Energy = Callable[[Array], Array]
+
+
+def per_block(function: np.ufunc, x: Array, blocks: Blocks) -> Array:
+    """`x` reduced by `function` over every block, of the shape that a scale has."""
+    if not blocks:
+        return np.asarray(function.reduce(x, axis=None))
+    for axis, block in enumerate(blocks):
+        if block != 1:
+            x = function.reduceat(x, range(0, x.shape[axis], block or x.shape[axis]), axis)
+    return x
+
+
+def fitting_blocks(
+    shape: Sequence[int], outputs: Sequence[int], inputs: Sequence[int], kernel: Sequence[int], size: int | None
+) -> Blocks:
+    """Blocks of at most `size` neighbouring weights of one output; of a convolution as many whole kernels as fit, at
+    least one.
+
+    Parameters
+    ----------
+    outputs, inputs, kernel : the dimensions of `shape` that count outputs, inputs and the kernel's positions; there is
+        one scale along those that are none of them.
+    size : None for one scale per output.
+    """
+    blocks: list[int | None] = [1 if d in outputs else None for d in range(len(shape))]
+    if size is None:
+        return tuple(blocks)
+    room = max(size // int(np.prod([shape[d] for d in kernel], dtype=int)), 1)
+    for d in sorted(inputs, reverse=True):
+        if shape[d] > room:
+            blocks[d] = room
+        room = max(room // shape[d], 1)
+    return tuple(blocks)
+
+
+def widest(weight: Array, dtype: str, blocks: Blocks, symmetric: bool = True) -> Scaled:
+    """The format of `weight` whose ends are the largest numbers of each block.
+
+    Parameters
+    ----------
+    dtype : ``int2`` … ``int8`` or a float format; float16 and bfloat16 need no scales, so `blocks` is not used there.
+    symmetric : of integers, whether zero is the middle; else each block has a zero point.
+
+    Raises
+    ------
+    SlimlineError : NaN or infinity, or a number beyond float16.
+    """
+    if not np.isfinite(weight).all():
+        raise SlimlineError("A weight holds NaN or infinity: mend the model before it is quantized.")
+    if dtype in _PLAIN:
+        plain = FloatFormat.plain(dtype)
+        if weight.size and np.abs(weight).max() > plain.largest:
+            raise SlimlineError(f"A weight holds numbers beyond {dtype}: choose bfloat16, or a format with scales.")
+        return plain
+    low, high = (np.asarray(per_block(f, weight, blocks), np.float64) for f in (np.minimum, np.maximum))
+    if not dtype.startswith("int"):
+        largest = FloatFormat.plain(dtype).largest
+        return FloatFormat(_scale(np.maximum(np.abs(low), np.abs(high)) / largest), blocks, dtype)
+    bits = int(dtype.removeprefix("int"))
+    grid = IntegerGrid(np.ones(low.shape, np.float32), blocks, bits, symmetric, narrow=symmetric and bits == 8)
+    if symmetric:
+        return replace(grid, scale=_scale(np.maximum(high / grid.high, low / grid.low)))
+    low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
+    scale = _scale((high - low) / grid.high)
+    return replace(grid, scale=scale, zero_point=np.clip(np.rint(-low / scale), 0, grid.high).astype(np.int32))
+
+
+def least_squares(weight: Array, widest: Scaled, energy: Energy = np.square) -> Scaled:
+    """The format of least error, with a scale between three tenths of the widest and the widest, per block.
+
+    Parameters
+    ----------
+    energy : of an error of the weights, whose sum over a block is minimised; its square by default.
+    """
+    if isinstance(widest, FloatFormat) and widest.is_plain:
+        return widest
+    best, least = widest, rounding_error(weight, widest, energy)
+    for factor in _FACTORS[1:]:
+        other = replace(widest, scale=_scale(widest.scale.astype(np.float64) * factor))
+        error = rounding_error(weight, other, energy)
+        better = error < least
+        best = replace(best, scale=np.where(better, other.scale, best.scale))
+        least = np.where(better, error, least)
+    return best
+
+
+def rounding_error(weight: Array, each: Scaled, energy: Energy = np.square) -> Array:
+    """Of rounding the weights of each block to a format, see `least_squares`; of the scale's shape."""
+    return per_block(np.add, energy((weight - each.round(weight)).astype(np.float64)), each.blocks)
+
+
+def _scale(scale: Any) -> Array:
+    """As float32, and 1 where all is zero."""
+    scale = np.asarray(scale)
+    return np.where(scale > 0, np.maximum(scale, _SMALLEST), 1.0).astype(np.float32)

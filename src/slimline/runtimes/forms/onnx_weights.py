@@ -1,0 +1,266 @@
+"""Weights in short formats, activations in float: how an ONNX file stores them.
+
+A rounding operator marks such a weight on its way from a framework, `pack` puts its codes in its place. The weight of a
+linear layer on an integer grid becomes DequantizeLinear in the one layout that ONNX Runtime fuses into MatMulNBits:
+``(inputs, outputs)``, blocks along the inputs. All else becomes Cast and Mul, which runtimes compute once, when they
+load the file; a DequantizeLinear that is not fused would run each time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+
+from slimline.basics.errors import SlimlineError
+from slimline.methods.formats import Array, FloatFormat, Format, IntegerGrid, Scaled
+from slimline.runtimes.forms.onnx_graph import DOMAIN, FAKE_QUANTIZE, MARK, attribute, replace
+
+STORES = "integers of 2 to 8 bits with any scales, float16, bfloat16, float8_e4m3fn and float8_e5m2"
+
+_KERNELS = frozenset({16, 32, 64, 128, 256})  # lengths of blocks
+_FUNCTIONS = frozenset({
+    "Relu", "LeakyRelu", "Elu", "Selu", "Sigmoid", "HardSigmoid", "Tanh", "Softplus", "Softsign", "ThresholdedRelu",
+})  # fmt: skip
+_OPSETS = {"float16": 13, "bfloat16": 13, "float8_e4m3fn": 19, "float8_e5m2": 19}
+_INTEGERS = 21
+_FLOATS = {
+    "float16": np.float16,
+    "bfloat16": ml_dtypes.bfloat16,
+    "float8_e4m3fn": ml_dtypes.float8_e4m3fn,
+    "float8_e5m2": ml_dtypes.float8_e5m2,
+}
+
+
+def can_store(each: Format) -> bool:
+    """Whether `pack` takes a format."""
+    if isinstance(each, FloatFormat):
+        return each.dtype in _FLOATS
+    return isinstance(each, IntegerGrid) and each.bits <= 8
+
+
+def container(each: Format) -> int:
+    """Bits that a code takes in the file."""
+    return max(each.stored_bits, 4)
+
+
+def is_fused(each: IntegerGrid, turned: bool = False) -> bool:
+    """Whether ONNX Runtime multiplies by such a matrix as it is stored, the inputs along dimension 0 or, where it is
+    `turned`, 1."""
+    if len(each.blocks) != 2:
+        return False
+    block, other = each.blocks[::-1] if turned else each.blocks
+    return other == 1 and (block is None or block in _KERNELS)
+
+
+def pack(model: ir.Model, weights: Mapping[str, Format], ragged: bool = True) -> None:
+    """Store the codes of marked weights, in place.
+
+    Parameters
+    ----------
+    weights : formats by the names of the model's stored tensors.
+    ragged : whether the last block of a DequantizeLinear may be shorter than the others.
+
+    Raises
+    ------
+    SlimlineError : a weight that the graph does not hold, or an opset that cannot be raised.
+    """
+    missing = set(weights)
+    for node, name in list(_marked(model.graph)):
+        if name in weights:
+            _Packer(model.graph, node, weights[name], ragged).run()
+            missing.discard(name)
+    if missing:
+        raise SlimlineError(
+            f"The exported graph does not read the weight {min(missing)}, so its codes cannot be stored: "
+            "leave its layer out by keep."
+        )
+
+
+def upgrade(model: ir.Model, weights: Mapping[str, Format]) -> None:
+    """Raise the opset to the first that has the types of `weights`, in place."""
+    least = max((_opset(each) for each in weights.values()), default=0)
+    if model.opset_imports[""] >= least:
+        return
+    from onnxscript import version_converter
+
+    own = model.opset_imports.pop(DOMAIN, None)
+    version_converter.convert_version(model, least)
+    if own is not None:
+        model.opset_imports[DOMAIN] = own
+    if model.opset_imports[""] < least:
+        raise SlimlineError(
+            f"The model is of ONNX opset {model.opset_imports['']}, which has no numbers of so few bits, and cannot be "
+            f"raised to {least}: export it anew with opset {least}, or choose the dtype int8."
+        )
+
+
+def _opset(each: Format) -> int:
+    return _OPSETS[each.dtype] if isinstance(each, FloatFormat) else _INTEGERS
+
+
+def _marked(graph: ir.Graph) -> Iterator[tuple[ir.Node, str]]:
+    for node in graph:
+        if node.op_type == FAKE_QUANTIZE and (value := node.inputs[0]) is not None and value.is_initializer():
+            yield node, str(value.metadata_props.get(MARK, value.name))
+
+
+@dataclass
+class _Packer:
+    """Puts codes in the place of one marked weight."""
+
+    graph: ir.Graph
+    node: ir.Node
+    format: Format
+    ragged: bool
+
+    def __post_init__(self) -> None:
+        value = self.node.inputs[0]
+        assert value is not None and value.const_value is not None
+        self.name, self.weight = str(value.name), np.asarray(value.const_value.numpy())
+        self.codes = self.format.encode(self.weight)
+
+    def run(self) -> None:
+        """Do it."""
+        each = self.format
+        product = _product(self.node) if isinstance(each, IntegerGrid) else None
+        if product is not None and isinstance(each, IntegerGrid):
+            reader, turned = product
+            block = each.blocks[1 if turned else 0]
+            whole = block is None or self.weight.shape[1 if turned else 0] % block == 0
+            if is_fused(each, turned) and (whole or self.ragged):
+                self._dequantized(each, reader, turned)
+                return
+        assert isinstance(each, Scaled)
+        self._unpacked(each)
+
+    def _dequantized(self, each: IntegerGrid, reader: ir.Node, turned: bool) -> None:
+        """One DequantizeLinear in front of the product."""
+        block = each.blocks[1 if turned else 0]
+
+        def laid(array: Array) -> Array:
+            return np.ascontiguousarray(array.T if turned else array)
+
+        attributes = {"axis": 1} if block is None else {"axis": 0, "block_size": block}
+        ends = [laid(each.scale)] if each.zero_point is None else [laid(each.scale), laid(each.zero_point)]
+        if block is None:
+            ends = [end.reshape(-1) for end in ends]
+        zero = [self._stored(_integers(end, each), "zero") for end in ends[1:]]
+        inputs = [self._stored(_integers(laid(self.codes), each), "codes"), self._stored(ends[0], "scale"), *zero]
+        real = ir.node("DequantizeLinear", inputs, attributes, name="")
+        self.graph.insert_before(reader, real)
+        product = reader
+        if reader.op_type == "MatMul":
+            reader.replace_input_with(1, real.outputs[0])
+        else:
+            product = ir.node("MatMul", [reader.inputs[0], real.outputs[0]], name=reader.name)
+            nodes = [product]
+            if len(reader.inputs) > 2 and reader.inputs[2] is not None:
+                nodes.append(ir.node("Add", [product.outputs[0], reader.inputs[2]], name=f"{reader.name}/Add"))
+            replace(self.graph, reader, nodes)
+        self._part_from_function(product)
+
+    def _part_from_function(self, product: ir.Node) -> None:
+        """Subtract the negative bias where a function follows: of a product, a sum and a function ONNX Runtime would
+        make one operator, and then fuse nothing with the weight."""
+        total = _sole_reader(product.outputs[0])
+        if total is None or total.op_type != "Add":
+            return
+        after, (one, other) = _sole_reader(total.outputs[0]), total.inputs
+        bias = other if one is product.outputs[0] else one
+        if after is None or after.op_type not in _FUNCTIONS or bias is None or bias.const_value is None:
+            return
+        negative = self._stored(-bias.const_value.numpy(), "bias")
+        replace(self.graph, total, [ir.node("Sub", [product.outputs[0], negative], name=total.name)])
+
+    def _unpacked(self, each: Scaled) -> None:
+        """Cast, and where there are scales Sub and Mul block by block: no more than constants to a runtime."""
+        shape = self.weight.shape
+        lengths = [_length(n, block) for n, block in zip(shape, each.blocks or (None,) * len(shape), strict=True)]
+        counts = [-(-n // length) for n, length in zip(shape, lengths, strict=True)]
+        padded = [(0, count * length - n) for n, count, length in zip(shape, counts, lengths, strict=True)]
+        split = [size for pair in zip(counts, lengths, strict=True) for size in pair if size != 1] or [1]
+        lying = [size for pair in zip(counts, lengths, strict=True) for size in _lying(*pair)] or [1]
+        typed = _typed(np.pad(self.codes, padded).reshape(split), each)
+        nodes = [ir.node("Cast", [self._stored(typed, "codes")], {"to": ir.DataType.FLOAT}, name="")]
+        if isinstance(each, IntegerGrid) and each.zero_point is not None:
+            zero = self._stored(_integers(each.zero_point.reshape(lying), each), "zero")
+            nodes.append(ir.node("Cast", [zero], {"to": ir.DataType.FLOAT}, name=""))
+            nodes.append(ir.node("Sub", [nodes[-2].outputs[0], nodes[-1].outputs[0]], name=""))
+        if not (isinstance(each, FloatFormat) and each.is_plain):
+            scale = self._stored(each.scale.reshape(lying), "scale")
+            nodes.append(ir.node("Mul", [nodes[-1].outputs[0], scale], name=""))
+        if (whole := [n + more for n, (_, more) in zip(shape, padded, strict=True)]) != split:
+            sizes = self._stored(np.array(whole, np.int64), "shape")
+            nodes.append(ir.node("Reshape", [nodes[-1].outputs[0], sizes], name=""))
+        if whole != list(shape):
+            ends = [self._stored(np.array(x, np.int64), "ends") for x in ([0] * len(shape), shape)]
+            nodes.append(ir.node("Slice", [nodes[-1].outputs[0], *ends], name=""))
+        replace(self.graph, self.node, nodes)
+
+    def _stored(self, array: Array, what: str) -> ir.Value:
+        name = f"{self.name}_{what}_{self.node.name}"
+        while name in self.graph.initializers:
+            name += "_"
+        tensor = ir.tensor(array, name=name)
+        value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+        self.graph.register_initializer(value)
+        return value
+
+
+def _sole_reader(value: ir.Value) -> ir.Node | None:
+    readers = list(value.uses())
+    return readers[0][0] if len(readers) == 1 and not value.is_graph_output() else None
+
+
+def _product(node: ir.Node) -> tuple[ir.Node, bool] | None:
+    """The product with a matrix that alone reads a marked weight, and whether it takes it transposed."""
+    turned, made = False, node.outputs[0]
+    while True:
+        readers = list(made.uses())
+        if len(readers) != 1 or made.is_graph_output():
+            return None
+        reader, index = readers[0]
+        value = node.inputs[0]
+        if value is None or value.shape is None or len(value.shape) != 2:
+            return None
+        if reader.op_type == "Transpose":
+            turned, made = not turned, reader.outputs[0]
+            continue
+        if index != 1 or reader.op_type not in ("MatMul", "Gemm"):
+            return None
+        if reader.op_type == "Gemm":
+            plain = all(attribute(reader, name, 1.0) == 1.0 for name in ("alpha", "beta"))
+            if not plain or attribute(reader, "transA", 0):
+                return None
+            turned ^= bool(attribute(reader, "transB", 0))
+        return reader, turned
+
+
+def _length(n: int, block: int | None) -> int:
+    return n if block is None else min(block, n)
+
+
+def _lying(count: int, length: int) -> Iterator[int]:
+    """Of the sizes `count` and `length` of one dimension, those that scales have, without what `split` leaves out."""
+    if count != 1:
+        yield count
+    if length != 1:
+        yield 1
+
+
+def _integers(array: Array, each: IntegerGrid) -> Array:
+    """Codes in the type that the file has."""
+    if each.bits <= 4:
+        return array.astype(ml_dtypes.int4 if each.signed else ml_dtypes.uint4)
+    return array.astype(np.int8 if each.signed else np.uint8)
+
+
+def _typed(codes: Array, each: Scaled) -> Array:
+    if isinstance(each, IntegerGrid):
+        return _integers(codes, each)
+    assert isinstance(each, FloatFormat)
+    return codes.view(_FLOATS[each.dtype])

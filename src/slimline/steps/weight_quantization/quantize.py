@@ -1,0 +1,245 @@
+"""From a float model to one whose weights lie on the numbers of their formats.
+
+The rounded weights take the place of the float ones, so the model computes what the artifact will, and encoding them
+again gives the same codes. Nothing is rounded when the model runs.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from slimline.basics.errors import SlimlineError
+from slimline.data.splits import first
+from slimline.evidence.grams import collect
+from slimline.graph.edits import FoldNorms, PutTensors
+from slimline.graph.ir import Node
+from slimline.graph.matrix import LayerMatrix, matrices
+from slimline.graph.quantization import Quantization
+from slimline.methods.formats import Array, Blocks, IntegerGrid, Scaled, spread
+from slimline.methods.gptq import gptq, nearest_of, sweeps
+from slimline.methods.gram import Gram, output_energy
+from slimline.methods.hqq import half_quadratic
+from slimline.methods.obs import damped
+from slimline.methods.scales import Energy, fitting_blocks, least_squares, widest
+from slimline.model import Model
+from slimline.model.lowering import check_marks, check_stored
+from slimline.recipe.layers import first_match, refuse_unmatched, selected
+from slimline.runtimes.base import Runtime, runtime
+from slimline.steps.base import Context, StepResult
+from slimline.steps.weight_quantization.step import WeightQuantization
+
+_log = logging.getLogger(__name__)
+
+_FLOATS = {"fp16": "float16", "bf16": "bfloat16", "fp8_e4m3": "float8_e4m3fn", "fp8_e5m2": "float8_e5m2"}
+_READERS = ("conv", "linear", "einsum", "embedding")
+
+
+@dataclass(frozen=True)
+class _Weight:
+    """A stored tensor that is rounded: the first operator that reads it, and that layer's matrix where it has one."""
+
+    layer: str
+    node: Node
+    matrix: LayerMatrix | None
+
+
+def chosen(model: Model, step: WeightQuantization) -> tuple[dict[str, _Weight], list[dict[str, str]]]:
+    """By name the weights to round, and layers that cannot have it, with the reason.
+
+    Raises
+    ------
+    SlimlineError : a quantized model, a pattern that fits no layer, or no weight at all.
+    """
+    if model.quantization is not None:
+        raise SlimlineError("This model is quantized already: apply WeightQuantization to the float model instead.")
+    graph = model.graph
+    layers = {node.name: node.layer or node.name for node in graph.nodes}
+    for field in ("layers", "keep", "overrides"):
+        refuse_unmatched(f"layer for {field}", getattr(step, field), layers.values(), graph.types)
+    of_node = {matrix.node: matrix for matrix in matrices(graph)}
+    weights: dict[str, _Weight] = {}
+    refused = []
+    for node in graph.nodes:
+        layer = layers[node.name]
+        if not selected((layer,), step.layers, step.keep, graph.types):
+            continue
+        if node.kind == "recurrent":
+            refused.append({"what": layer, "reason": "weights of recurrent layers have no other storage yet"})
+        name = node.inputs[1] if node.kind in _READERS and len(node.inputs) > 1 else None
+        if name not in graph.trainable or name in weights:
+            continue
+        if graph.values[name].dtype != "float32":
+            refused.append({"what": layer, "reason": f"its weight is stored as {graph.values[name].dtype} already"})
+            continue
+        weights[name] = _Weight(layer, node, of_node.get(node.name))
+    if not weights:
+        raise SlimlineError(
+            f"WeightQuantization finds no weight: layers={list(step.layers)} and keep={list(step.keep)} leave no "
+            "convolution, linear layer or embedding with stored float32 weights."
+        )
+    return weights, refused
+
+
+def check_target(step: WeightQuantization, target: str, model: Model) -> None:
+    """Refuse a target that does not store the types of `step`, or does not for models like `model`."""
+    for pattern in (None, *step.overrides):
+        dtype, size = step.storage(pattern)
+        group = min(size or 1, 64)
+        blocks = (1, None) if size is None else (1, group)
+        each = widest(np.ones((1, 2 * group), np.float32), _FLOATS.get(dtype, dtype), blocks, step.symmetric)
+        check_stored(runtime(target), each)
+    check_marks(model)
+
+
+def quantize(model: Model, step: WeightQuantization, context: Context) -> StepResult:
+    """The model with rounded weights, and what was done to each."""
+    chosen(model, step)
+    folded = Model(model.adapter, model.edit(FoldNorms()), model.example, masks=model.masks)
+    weights, refused = chosen(folded, step)
+    stored = folded.parameters()
+    target = runtime(context.target)
+    formats = {name: _format(stored[name], weight, step, folded) for name, weight in weights.items()}
+    grams = _grams(folded, weights, step, context)
+    tensors: dict[str, Array] = {}
+    layers: dict[str, dict[str, Any]] = {}
+    for name, weight in weights.items():
+        worker = _Rounding(step, stored[name], weight, grams.get(weight.node.name), model.masks.get(name))
+        formats[name], tensors[name] = worker.rounded(formats[name])
+        each = formats[name]
+        layers[weight.layer] = {
+            "format": each.describe(),
+            "bits": round(each.bits_per_value(tensors[name].shape), 3),
+            "error": float(f"{worker.error(tensors[name]):.4g}"),
+        }
+        _log.info("%s: %s", weight.layer, layers[weight.layer])
+    quantization = Quantization(weights=formats, stored=True)
+    record: dict[str, Any] = step.model_dump(mode="json")
+    native = folded.edit(PutTensors(tensors))
+    changed = model.then(native, {**record, "target": context.target}, quantization)
+    record |= {"refused": refused, "formats": quantization.summary(), "layers": layers}
+    record["notes"] = _notes(formats, target)
+    return StepResult(changed, record)
+
+
+def _notes(formats: Mapping[str, Scaled], target: Runtime) -> list[str]:
+    """What the user should know of how the target holds such weights."""
+    if not all(target.can_store(each) for each in formats.values()):
+        return [f"{target.name} cannot store weights like these; the model simulates them"]
+    spare = sorted({(each.code_bits, target.container(each)) for each in formats.values()})
+    odd = [f"codes of {bits} bits take {held} in the file" for bits, held in spare if bits != held]
+    return [*([target.storage] if target.storage else []), *odd]
+
+
+def _grams(
+    model: Model, weights: Mapping[str, _Weight], step: WeightQuantization, context: Context
+) -> Mapping[str, Gram]:
+    """By operator the Gram matrix of what it reads, where rounding asks for it and there are samples."""
+    layers = [weight.matrix for weight in weights.values() if weight.matrix is not None]
+    if step.rounding not in ("mse", "gptq") or not layers:
+        return {}
+    data = context.data
+    if data is None or not data.has("calibration"):
+        if step.rounding == "gptq":
+            raise SlimlineError(
+                "WeightQuantization with gptq needs data: pass slimline.Data with calibration or training samples, or "
+                "choose the rounding hqq."
+            )
+        return {}
+    return collect(model, layers, first(data.split("calibration"), step.samples, step.batch_size))
+
+
+def _format(weight: Array, of: _Weight, step: WeightQuantization, model: Model) -> Scaled:
+    """The format that holds the whole range of a weight."""
+    dtype, size = step.storage(first_match((of.layer,), step.overrides, model.graph.types))
+    try:
+        return widest(weight, _FLOATS.get(dtype, dtype), _blocks(weight.shape, of.node, size), step.symmetric)
+    except SlimlineError as reason:
+        raise SlimlineError(f"{of.layer}: {reason}") from reason
+
+
+def _blocks(shape: Sequence[int], node: Node, size: int | None) -> Blocks:
+    """How scales lie over the weight that an operator reads."""
+    equation = node.attributes["equation"]
+    dims = equation.inputs[1]
+    if node.kind == "embedding":
+        return fitting_blocks(shape, (0,), (1,), (), size)
+    read = {axis for dim in equation.inputs[0] for axis in dim}
+    written = {axis for dim in equation.outputs[0] for axis in dim}
+    kernel = [d for d, dim in enumerate(dims) if dim == (".",)]
+    plain = [d for d, dim in enumerate(dims) if d not in kernel and dim != ("1",)]
+    outputs = [d for d in plain if all(axis in written for axis in dims[d])]
+    inputs = [d for d in plain if all(axis in read and axis not in written for axis in dims[d])]
+    return fitting_blocks(shape, outputs, inputs, kernel, size)
+
+
+class _Rounding:
+    """The rounding of one weight."""
+
+    def __init__(
+        self, step: WeightQuantization, weight: Array, of: _Weight, gram: Gram | None, mask: Array | None
+    ) -> None:
+        self.step, self.weight, self.matrix, self.gram, self.mask = step, weight, of.matrix, gram, mask
+
+    def rounded(self, each: Scaled) -> tuple[Scaled, Array]:
+        """The format, and the numbers of it that take the weight's place."""
+        if self.step.rounding in ("mse", "gptq"):
+            each = least_squares(self.weight, each, self._energy(each))
+        elif self.step.rounding == "hqq" and isinstance(each, IntegerGrid):
+            each = half_quadratic(self.weight, each)
+        nearest = each.round(self.weight)
+        if self.step.rounding != "gptq" or self.matrix is None or self.gram is None:
+            return each, nearest
+        better = self.matrix.tensor(self._second_order(each, nearest), self.weight.shape)
+        return each, each.round(better.astype(self.weight.dtype))
+
+    def error(self, rounded: Array) -> float:
+        """Of the layer's output where its inputs are known, else of the weight; relative to its energy."""
+        change = np.asarray(self.weight - rounded, np.float64)
+        if self.matrix is None or self.gram is None:
+            return float((change**2).sum() / (np.asarray(self.weight, np.float64) ** 2).sum().clip(1e-300))
+        parts = [output_energy(self.matrix.matrix(x), self.gram.second).sum() for x in (change, self.weight)]
+        return float(parts[0] / max(parts[1], 1e-300))
+
+    def _energy(self, each: Scaled) -> Energy:
+        """What an error of the weights costs: of the output, as far as weights of one scale make it together."""
+        layer = self.matrix
+        if layer is None or self.gram is None:
+            return np.square
+        count = np.arange(each.scale.size).reshape(each.scale.shape)
+        blocks = self._in_matrix(count, each)[:, 0]  # the same for all outputs, but for where they begin
+        together = blocks[:, :, None] == blocks[:, None, :]
+        h = np.stack([damped(second, self.step.damping) for second in self.gram.second]) * together
+
+        def energy(error: Array) -> Array:
+            matrix = layer.matrix(error)
+            return layer.tensor(matrix * (matrix @ h), error.shape)
+
+        return energy
+
+    def _in_matrix(self, per_block: Array, each: Scaled) -> Array:
+        """What there is per block, for every weight of the matrix."""
+        assert self.matrix is not None
+        shape = self.weight.shape
+        return self.matrix.matrix(np.broadcast_to(spread(per_block, each.blocks, shape), shape))
+
+    def _second_order(self, each: Scaled, nearest: Array) -> Array:
+        """By GPTQ and coordinate descent behind it, ``(groups, outputs, inputs)``; a row that is no better so stays
+        rounded to nearest."""
+        assert self.matrix is not None and self.gram is not None
+        scale = self._in_matrix(each.scale, each)
+        zero = self._in_matrix(each.zero, each) if isinstance(each, IntegerGrid) else np.zeros_like(scale)
+        weight = np.asarray(self.matrix.matrix(self.weight), np.float64)
+        keep = None if self.mask is None else self.matrix.matrix(self.mask)
+        result = np.array(self.matrix.matrix(nearest), np.float64)
+        for group, second in enumerate(self.gram.second):
+            h, own = damped(second, self.step.damping), None if keep is None else keep[group]
+            code = nearest_of(each, scale[group], zero[group])
+            found = sweeps(weight[group], gptq(weight[group], h, code, own), h, code, own)
+            errors = [output_energy((weight[group] - x)[None], h[None])[0] for x in (found, result[group])]
+            result[group] = np.where((errors[0] < errors[1])[:, None], found, result[group])
+        return result

@@ -1,0 +1,91 @@
+"""The step that stores weights in fewer bits."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from slimline.basics.errors import SlimlineError
+from slimline.recipe.config import Config
+from slimline.recipe.layers import Globs, LayerPattern
+from slimline.recipe.step import Step
+
+WeightType = Literal["int8", "int4", "int3", "int2", "fp16", "bf16", "fp8_e4m3", "fp8_e5m2"]
+GroupSize = Annotated[int, Field(ge=1)] | Literal["channel"]
+
+_GROUP = 64
+
+
+class WeightOverride(Config):
+    """What is another for some layers; what is None is the step's.
+
+    Attributes
+    ----------
+    dtype, group_size : of the weights of these layers.
+    """
+
+    dtype: WeightType | None = None
+    group_size: GroupSize | None = None
+
+
+class WeightQuantization(Step):
+    """Weights are stored in fewer bits; activations stay in float (weight-only quantization).
+
+    Attributes
+    ----------
+    dtype : how weights are stored. ``fp16`` and ``bf16`` have no scales.
+    group_size : neighbouring weights of one output that share a scale; ``channel`` is all of them. A convolution has as
+        many whole kernels in a group as fit, an embedding parts of a row. None is 64 for less than 8 bits, else
+        ``channel``.
+    symmetric : of integers, whether zero is in the middle of the codes; else each group has a zero point.
+    rounding : ``nearest`` is to the nearest code of a scale that holds the largest weight; ``mse`` searches each scale
+        for the least squared error, weighted by the inputs' energy where there are calibration samples; ``gptq`` does
+        that and lets later weights make up for the error of earlier ones, by calibration samples (Frantar et al. 2022,
+        arXiv:2210.17323); ``hqq`` fits scales that ignore outliers, without data (Badri and Shaji 2023).
+    samples, batch_size : calibration samples, and how many at a time.
+    damping : part of the mean diagonal of a Gram matrix that is added to it, with ``gptq``.
+    layers, keep : patterns of the layers whose weights are rounded, and of those that stay as they are.
+    overrides : by pattern of layers, their own ``{"dtype": …, "group_size": …}``; the first pattern that fits counts.
+    """
+
+    kind = "quantization"
+    step: Literal["WeightQuantization"] = "WeightQuantization"
+    dtype: WeightType = "int8"
+    group_size: GroupSize | None = None
+    symmetric: bool = True
+    rounding: Literal["nearest", "mse", "gptq", "hqq"] = "mse"
+    samples: Annotated[int, Field(ge=1)] = 512
+    batch_size: Annotated[int, Field(ge=1)] = 64
+    damping: Annotated[float, Field(gt=0, le=1)] = 0.01
+    layers: Globs = ("*",)
+    keep: Globs = ()
+    overrides: dict[LayerPattern, WeightOverride] = Field(default_factory=dict)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("calibration",) if self.rounding == "gptq" else ()
+
+    @property
+    def reads_together(self) -> int | None:
+        return self.batch_size if self.rounding in ("mse", "gptq") else None
+
+    def storage(self, pattern: str | None = None) -> tuple[WeightType, int | None]:
+        """Type and group size (None is a channel) of layers that fit a pattern of `overrides`; of the others for
+        None."""
+        own = WeightOverride() if pattern is None else self.overrides[pattern]
+        dtype = own.dtype or self.dtype
+        group = own.group_size or self.group_size or (_GROUP if dtype in ("int4", "int3", "int2") else "channel")
+        return dtype, None if group == "channel" else group
+
+    @model_validator(mode="after")
+    def _fields_fit_together(self) -> WeightQuantization:
+        dtypes = {self.dtype, *(own.dtype for own in self.overrides.values() if own.dtype)}
+        floats = sorted(d for d in dtypes if not d.startswith("int"))
+        if floats and (self.rounding == "hqq" or not self.symmetric):
+            what = "rounding hqq" if self.rounding == "hqq" else "symmetric false"
+            raise SlimlineError(f"{what} is for integers, and {floats[0]} is none: leave it out, or choose int4.")
+        for pattern, own in self.overrides.items():
+            if own.dtype is None and own.group_size is None:
+                raise SlimlineError(f"The override of {pattern!r} says nothing: give it a dtype or a group_size.")
+        return self

@@ -1,0 +1,230 @@
+"""Scales, GPTQ, coordinate sweeps and HQQ against exhaustive search and slow references."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy.optimize import minimize_scalar
+
+from slimline.basics.errors import SlimlineError
+from slimline.methods.formats import FloatFormat, IntegerGrid, spread
+from slimline.methods.gptq import gptq, nearest_of, sweeps
+from slimline.methods.hqq import half_quadratic, norm_error
+from slimline.methods.obs import damped
+from slimline.methods.scales import fitting_blocks, least_squares, per_block, rounding_error, widest
+
+DTYPES = ("int8", "int4", "int3", "int2", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
+BLOCKS = ((), (1, None), (1, 4), (3, 1), (2, 5), (None, None), (7, 100))
+
+weights = arrays(np.float32, (6, 11), elements=st.floats(-8, 8, width=32).map(lambda x: float(np.float32(round(x, 3)))))
+
+
+@settings(max_examples=30)
+@given(weights, st.sampled_from(BLOCKS))
+def test_reductions_over_blocks_are_those_of_slices(weight, blocks):
+    sizes = [n if b is None else b for n, b in zip(weight.shape, blocks or (None, None), strict=True)]
+    slow = [
+        [weight[i : i + sizes[0], j : j + sizes[1]].max() for j in range(0, 11, sizes[1])]
+        for i in range(0, 6, sizes[0])
+    ]
+    fast = per_block(np.maximum, weight, blocks)
+    assert np.array_equal(fast if blocks else fast.reshape(1, 1), slow)
+
+
+@settings(max_examples=30)
+@given(weights, st.sampled_from(DTYPES), st.sampled_from(BLOCKS), st.booleans())
+def test_rounded_weights_are_numbers_of_their_format_for_ever(weight, dtype, blocks, symmetric):
+    each = widest(weight, dtype, blocks, symmetric)
+    for fitted in (each, least_squares(weight, each)):
+        rounded = fitted.round(weight)
+        assert np.array_equal(fitted.round(rounded), rounded)
+        assert np.array_equal(fitted.decode(fitted.encode(rounded)), rounded)
+        assert not rounded[weight == 0].any()
+
+
+@settings(max_examples=30)
+@given(weights, st.sampled_from([d for d in DTYPES if d.startswith("int")]), st.sampled_from(BLOCKS), st.booleans())
+def test_the_widest_grid_holds_every_weight_to_half_a_step(weight, dtype, blocks, symmetric):
+    each = widest(weight, dtype, blocks, symmetric)
+    step = spread(each.scale, each.blocks, weight.shape)
+    # A zero point is rounded, by which the ends of the grid move up to half a step.
+    assert (np.abs(each.round(weight) - weight) <= step * (0.501 if symmetric else 1.001)).all()
+
+
+@settings(max_examples=30)
+@given(weights, st.sampled_from(DTYPES), st.booleans())
+def test_searched_scales_are_never_worse_in_any_block(weight, dtype, symmetric):
+    each = widest(weight, dtype, (1, 4), symmetric)
+    importance = np.abs(weight[:1]) + 0.1
+
+    def energy(error):
+        return error**2 * importance
+
+    better = least_squares(weight, each, energy)
+    assert (rounding_error(weight, better, energy) <= rounding_error(weight, each, energy)).all()
+
+
+@pytest.mark.parametrize(("bits", "gain"), [(2, 0.5), (3, 0.8), (4, 0.9)])
+def test_the_search_finds_the_best_scale(bits, gain):
+    weight = np.random.default_rng(0).standard_normal((3, 64)).astype(np.float32)
+    each = widest(weight, f"int{bits}", (1, None))
+    fitted = least_squares(weight, each)
+    assert rounding_error(weight, fitted).sum() < gain * rounding_error(weight, each).sum()
+    for row, error in zip(weight, rounding_error(weight, fitted).ravel(), strict=True):
+        top = float(widest(row[None], f"int{bits}", (1, None)).scale.item())
+
+        def cost(scale, row=row):
+            return float(rounding_error(row[None], replace(fitted, scale=np.full((1, 1), scale, np.float32))).item())
+
+        exhaustive = min(cost(scale) for scale in np.linspace(0.3 * top, top, 500))
+        assert error <= exhaustive * 1.02
+        local = minimize_scalar(cost, bounds=(0.3 * top, top), method="bounded").fun
+        assert error <= max(local, exhaustive) * 1.02
+
+
+@pytest.mark.parametrize(
+    ("shape", "roles", "size", "blocks"),
+    [
+        ((10, 100), ((0,), (1,), ()), None, (1, None)),
+        ((10, 100), ((0,), (1,), ()), 64, (1, 64)),
+        ((10, 100), ((0,), (1,), ()), 128, (1, None)),
+        ((100, 10), ((1,), (0,), ()), 32, (32, 1)),
+        ((8, 16, 3, 3), ((0,), (1,), (2, 3)), 64, (1, 7, None, None)),
+        ((8, 16, 3, 3), ((0,), (1,), (2, 3)), 4, (1, 1, None, None)),
+        ((8, 16, 3, 3), ((0,), (1,), (2, 3)), 144, (1, None, None, None)),
+        ((3, 3, 16, 8), ((3,), (2,), (0, 1)), 64, (None, None, 7, 1)),
+        ((8, 1, 3, 3), ((0,), (), (2, 3)), 64, (1, None, None, None)),
+        ((4, 16, 32), ((2,), (0, 1), ()), 32, (2, None, 1)),
+        ((4, 16, 32), ((2,), (0, 1), ()), 8, (1, 8, 1)),
+    ],
+)
+def test_groups_hold_whole_kernels(shape, roles, size, blocks):
+    assert fitting_blocks(shape, *roles, size) == blocks
+
+
+def layer(seed, outputs=5, inputs=12, rows=200):
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((rows, inputs)) @ rng.standard_normal((inputs, inputs))
+    weight = rng.standard_normal((outputs, inputs)).astype(np.float32)
+    return weight, damped(x.T @ x / rows, 0.01)
+
+
+def cost(weight, rounded, h):
+    change = np.asarray(weight - rounded, np.float64)
+    return np.einsum("oi,ij,oj->o", change, h, change)
+
+
+def spread_nearest(each, weight):
+    zero = each.zero if isinstance(each, IntegerGrid) else np.zeros(each.scale.shape, np.int32)
+    return nearest_of(
+        each,
+        *(np.broadcast_to(spread(x, each.blocks, weight.shape), weight.shape) for x in (each.scale, zero)),
+    )
+
+
+def textbook(weight, h, each):
+    """GPTQ as its paper derives it: one input after the other, the inverse of what is left computed anew each time."""
+    w = np.array(weight, np.float64)
+    left = sorted(range(w.shape[1]), key=lambda i: -h[i, i])
+    nearest = spread_nearest(each, weight)
+    while left:
+        q = left[0]
+        inverse = np.linalg.inv(h[np.ix_(left, left)])
+        value = nearest(w[:, [q]], np.array([q]))[:, 0]
+        w[:, left] -= np.outer((w[:, q] - value) / inverse[0, 0], inverse[0])
+        w[:, q] = value
+        left = left[1:]
+    return w
+
+
+@pytest.mark.parametrize("dtype", ["int4", "int3", "float8_e4m3fn"])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("block", [1, 5, 64])
+def test_gptq_is_that_of_the_textbook(dtype, symmetric, block):
+    weight, h = layer(0)
+    each = widest(weight, dtype, (1, 4), symmetric)
+    fast = gptq(weight, h, spread_nearest(each, weight), block=block)
+    assert np.allclose(fast, textbook(weight, h, each), atol=1e-6)
+    assert np.allclose(each.round(fast.astype(np.float32)), fast, atol=1e-6)
+
+
+def test_with_uncorrelated_inputs_gptq_is_rounding_to_nearest():
+    weight, _ = layer(1)
+    each = widest(weight, "int3", (1, None))
+    assert np.allclose(gptq(weight, np.diag(np.arange(1.0, 13.0)), spread_nearest(each, weight)), each.round(weight))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_gptq_comes_near_the_best_of_all_roundings(seed):
+    weight, h = layer(seed, outputs=3, inputs=6)
+    each = least_squares(weight, widest(weight, "int2", (1, None)), lambda error: error**2 * np.diag(h))
+    nearest = spread_nearest(each, weight)
+    greedy = sweeps(weight, gptq(weight, h, nearest), h, nearest)
+    for row in range(3):
+        levels = np.arange(each.low, each.high + 1) * each.scale[row, 0]
+        every = np.array(list(itertools.product(levels, repeat=6)))
+        best = cost(weight[row], every, h).min()
+        nearby = cost(weight[row : row + 1], each.round(weight)[row : row + 1], h)[0]
+        assert best - 1e-9 <= cost(weight[row : row + 1], greedy[row : row + 1], h)[0] <= max(nearby, 1.5 * best)
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 10_000), st.sampled_from(["int4", "int2", "float8_e5m2"]))
+def test_sweeps_never_cost(seed, dtype):
+    weight, h = layer(seed, 4, 8, 40)
+    each = widest(weight, dtype, (1, 3))
+    nearest = spread_nearest(each, weight)
+    start = each.round(weight)
+    swept = sweeps(weight, start, h, nearest)
+    assert (cost(weight, swept, h) <= cost(weight, start, h) * (1 + 1e-4) + 1e-9).all()
+    assert np.allclose(each.round(swept.astype(np.float32)), swept, atol=1e-6)
+
+
+def test_what_is_pruned_stays_zero_and_the_others_make_up_for_it():
+    weight, h = layer(0)
+    keep = np.random.default_rng(0).random(weight.shape) > 0.5
+    pruned = np.where(keep, weight, 0)
+    nearest = spread_nearest(widest(pruned, "int4", (1, None)), weight)
+    rounded = gptq(pruned, h, nearest, keep)
+    assert not rounded[~keep].any()
+    assert not sweeps(pruned, rounded, h, nearest, keep)[~keep].any()
+    assert cost(pruned, rounded, h).sum() < cost(pruned, np.where(keep, gptq(pruned, h, nearest), 0), h).sum()
+
+
+@settings(max_examples=30)
+@given(weights, st.sampled_from(["int4", "int3", "int2"]), st.booleans())
+def test_half_quadratic_scales_are_never_worse_in_the_norm(weight, dtype, symmetric):
+    start = widest(weight, dtype, (1, 5), symmetric)
+    fitted = half_quadratic(weight, start)
+    assert (norm_error(weight, fitted) <= norm_error(weight, start)).all()
+    assert np.array_equal(fitted.round(fitted.round(weight)), fitted.round(weight))
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_half_quadratic_scales_ignore_outliers(symmetric):
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((16, 64)).astype(np.float32)
+    weight[:, 0] *= 12
+    start = widest(weight, "int4", (1, None), symmetric)
+    fitted = half_quadratic(weight, start)
+    assert norm_error(weight, fitted).sum() < 0.85 * norm_error(weight, start).sum()
+
+
+def test_weights_that_no_format_holds_are_refused():
+    with pytest.raises(SlimlineError, match="NaN or infinity"):
+        widest(np.array([[np.nan]], np.float32), "int4", (1, None))
+    with pytest.raises(SlimlineError, match="beyond float16: choose bfloat16"):
+        widest(np.array([[1e5]], np.float32), "float16", ())
+    assert widest(np.array([[1e5]], np.float32), "bfloat16", ()) == FloatFormat.plain("bfloat16")
+
+
+def test_blocks_of_zeros_have_a_scale():
+    each = widest(np.zeros((2, 8), np.float32), "int4", (1, 4), symmetric=False)
+    assert np.array_equal(each.scale, np.ones((2, 2), np.float32))
+    assert not each.round(np.zeros((2, 8), np.float32)).any()
