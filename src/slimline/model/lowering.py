@@ -123,8 +123,8 @@ def check_marks(model: Model) -> None:
     """Refuse a model whose framework has no form in which weights stand apart, so that codes could take their place."""
     if not model.adapter.marks_weights:
         raise SlimlineError(
-            "Models of this framework cannot be written with their weights alone as codes: export the model as ONNX and "
-            "compress that file, or use StaticQuantization."
+            "Models of this framework cannot be written with their weights alone as codes: export the model as ONNX "
+            "and compress that file, or use StaticQuantization."
         )
 
 
