@@ -209,7 +209,8 @@ def test_every_step_says_what_it_reads() -> None:
         sl.ActivationPruning(sparsity=0.5), sl.ChannelPruning(ratio=0.5, criterion="taylor"),
         sl.DepthPruning(blocks=1), sl.Distillation(), sl.LowRank(ratio=0.5),
         sl.SparsePruning(amount=0.5, criterion="obs"),
-        sl.SparseTraining(strength=0.1), sl.StaticQuantization(), sl.WeightQuantization(), sl.WeightSharing(),
+        sl.SparseTraining(strength=0.1), sl.StaticQuantization(), sl.WeightQuantization(rounding="gptq"),
+        sl.WeightSharing(),
     ]  # fmt: skip
     own = {name for name, each in handlers().items() if type(each).__module__.startswith("slimline.")}
     assert own == {step.step for step in examples}, "a step without an example here"
