@@ -78,7 +78,7 @@ def main(
     path = HERE / f"results/zoo_{zoo}.json"
     for name in args.names or order(cases):
         if not (args.resume and _rows(path).get(name, {"covered": False})["covered"]):
-            row = {"model": name, **_fresh(name), "parts": list(cases[name].parts)}
+            row = {"model": name, "exported": None, **_fresh(name), "parts": list(cases[name].parts)}
             print(_line(row), flush=True)
             rows = {**_rows(path), name: row}  # read anew: several sweeps may share the work
             pending = dict.fromkeys((name for name in cases if name not in rows), "not yet")

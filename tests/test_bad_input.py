@@ -236,8 +236,8 @@ COMMANDS = [
     ("export m:f --target nope -o OUT", "There is no target 'nope'"),
     ("export none.pt2 --target onnxruntime -o OUT", "There is no model file none.pt2"),
     (
-        "export slimline.zoo.keras:residual_cnn --input-shape 28,28,1 --target openvino -o OUT",
-        "openvino does not take such models yet: choose the target litert",
+        "export slimline.zoo.keras:residual_cnn --input-shape 28,28,1 --target executorch -o OUT",
+        "executorch does not take such models yet: choose the target litert",
     ),
     ("resume OUT", "holds no run"),
     ("report OUT", "holds no run"),

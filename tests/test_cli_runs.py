@@ -94,7 +94,10 @@ def test_what_compress_says(whole: tuple[Path, str, str]) -> None:
     assert "pack.models:net on onnxruntime" in page and "What took how long" in page
 
 
-@pytest.mark.parametrize(("how", "stage"), [(signal.SIGKILL, "01-ChannelPruning"), (signal.SIGINT, "baseline")])
+@pytest.mark.parametrize(
+    ("how", "stage"),
+    [pytest.param(signal.SIGKILL, "01-ChannelPruning", marks=pytest.mark.slow), (signal.SIGINT, "baseline")],
+)
 def test_stopped_and_resumed_from_its_sources(
     project: Path, whole: tuple[Path, str, str], tmp_path: Path, how: signal.Signals, stage: str
 ) -> None:
@@ -214,27 +217,25 @@ def test_verify_says_in_json_what_is_wrong(project: Path, whole: tuple[Path, str
     assert not found["sound"] and "report.html" in [each["file"] for each in found["differences"]]
 
 
-def test_what_a_factory_prints_is_not_in_the_json(project: Path) -> None:
+@pytest.fixture
+def loud(project: Path) -> Path:
+    """A project whose factory prints."""
     (project / "loud.py").write_text(
         "from pack.models import net as quiet\ndef net():\n    print('hello')\n    return quiet()\n"
     )
-    code, out, err = done("inspect", "loud:net", "--input-shape", "1,8,8", "--json", folder=project)
+    return project
+
+
+def test_what_a_factory_prints_is_not_in_the_json(loud: Path) -> None:
+    code, out, err = done("inspect", "loud:net", "--input-shape", "1,8,8", "--json", folder=loud)
     assert code == 0 and "hello" in err
     assert json.loads(out)["parameters"] == 2650
-    (project / "small.yaml").write_text("steps:\n  - {step: ChannelPruning, ratio: 0.5}\nbudget: {max_drop: 0.9}\n")
-    words = (
-        "compress",
-        "loud:net",
-        "--data",
-        "d.npz",
-        "--recipe",
-        "small.yaml",
-        "--batch",
-        "1",
-        "-o",
-        "loud",
-        "--json",
-    )
-    code, out, err = done(*words, folder=project)
+
+
+@pytest.mark.slow
+def test_what_a_factory_prints_is_not_in_the_json_of_a_run(loud: Path) -> None:
+    (loud / "small.yaml").write_text("steps:\n  - {step: ChannelPruning, ratio: 0.5}\nbudget: {max_drop: 0.9}\n")
+    words = "compress loud:net --data d.npz --recipe small.yaml --batch 1 -o loud --json"
+    code, out, err = done(*words.split(), folder=loud)
     assert code == 0 and "hello" in err
-    assert json.loads(out) == json.loads((project / "loud" / "report.json").read_text())
+    assert json.loads(out) == json.loads((loud / "loud" / "report.json").read_text())

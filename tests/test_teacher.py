@@ -166,7 +166,7 @@ def test_frameworks_do_not_teach_each_other() -> None:
 
 
 @pytest.mark.usefixtures("no_clock")
-@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("named", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_run_keeps_its_teacher(model: sl.Model, data: sl.Data, tmp_path: Path, named: bool) -> None:
     """A run of a pruned model learns from what it was pruned from, before a kill and after; times say nothing of it."""
     pruned = sl.apply(model, PRUNE)

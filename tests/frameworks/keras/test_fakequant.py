@@ -190,9 +190,9 @@ def test_lone_batch_norm_is_a_depthwise_convolution() -> None:
 
 def test_a_layer_without_integer_form_is_named() -> None:
     i = keras.Input((4, 4, 4, 3))
-    native, _ = _loaded(keras.Model(i, L.Conv3D(2, 2, name="volume")(i)))
+    native, _ = _loaded(keras.Model(i, L.Conv3DTranspose(2, 2, name="volume")(i)))
     kernel = KERAS.parameters(native)["volume/kernel"]
-    with pytest.raises(SlimlineError, match=r"'volume' \(Conv3D\).*keep="):
+    with pytest.raises(SlimlineError, match=r"'volume' \(Conv3DTranspose\).*keep="):
         fakequant.quantize(native, Quantization(weights={"volume/kernel": ranges.symmetric_grid(kernel, 4)}))
 
 
