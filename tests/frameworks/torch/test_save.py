@@ -148,3 +148,17 @@ def test_places_that_do_not_exist(native, tmp_path):
         TORCH.open(tmp_path / "none.pt2", False)
     with pytest.raises(SlimlineError, match="Cannot write"):
         TORCH.save(native, tmp_path / "none" / "model.pt2", (X,), {})
+
+
+def test_every_way_to_transpose_a_matrix_is_saved(tmp_path):
+    class Turned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(4, 4))
+
+        def forward(self, x):
+            return x @ self.weight.T @ self.weight.mT @ self.weight.H @ self.weight.t()
+
+    model = sl.load(Turned().eval(), X[:, :4])
+    again = sl.load(model.save(tmp_path / "model.pt2"))
+    np.testing.assert_array_equal(again.predict(X[:, :4]), model.predict(X[:, :4]))

@@ -66,13 +66,13 @@ linalg_svdvals linalg_tensorinv linalg_tensorsolve linalg_vander linalg_vecdot l
 log log10 log10_ log1p log1p_ log2 log2_ log_ log_sigmoid log_sigmoid_forward log_softmax logaddexp logaddexp2
 logcumsumexp logdet logical_and logical_and_ logical_not logical_not_ logical_or logical_or_ logical_xor
 logical_xor_ logit logit_ logspace logsumexp lstm lstm_cell lt lt_ mH mT masked_fill masked_fill_ masked_scatter
-masked_scatter_ masked_select matmul matrix_exp matrix_power max max_pool1d max_pool1d_with_indices max_pool2d
+masked_scatter_ masked_select matmul matrix_H matrix_exp matrix_power max max_pool1d max_pool1d_with_indices max_pool2d
 max_pool2d_with_indices max_pool3d max_pool3d_with_indices max_unpool2d max_unpool3d maximum mean median meshgrid
 min minimum mish mish_ mm moveaxis movedim msort mul mul_ multiply multiply_ mv mvlgamma mvlgamma_ nan_to_num
 nan_to_num_ nanmean nanmedian nanquantile nansum narrow narrow_copy native_batch_norm native_channel_shuffle
 native_dropout native_group_norm native_layer_norm ne ne_ neg neg_ negative negative_ new_empty new_empty_strided
 new_full new_ones new_zeros nextafter nextafter_ nonzero norm norm_except_dim normal normal_ normal_functional
-not_equal not_equal_ nuclear_norm one_hot ones ones_like outer pad pad_sequence pairwise_distance permute
+not_equal not_equal_ nuclear_norm numpy_T one_hot ones ones_like outer pad pad_sequence pairwise_distance permute
 permute_copy pinverse pixel_shuffle pixel_unshuffle polar polygamma polygamma_ positive pow pow_ prelu prod put
 put_ qr quantile rad2deg rad2deg_ rand rand_like randint randint_like randn randn_like randperm ravel real
 reciprocal reciprocal_ reflection_pad1d reflection_pad2d reflection_pad3d relu relu6 relu6_ relu_ remainder
