@@ -185,6 +185,8 @@ def test_a_target_that_cannot_is_refused_before_any_work(perceptron, images, tmp
             output=tmp_path / "run",
         )
     assert not (tmp_path / "run").exists()
+    with pytest.raises(sl.SlimlineError, match="executorch cannot store"):
+        sl.preview(perceptron, sl.WeightQuantization(dtype="int4"), target="executorch")
 
 
 @pytest.mark.parametrize(("dtype", "drop"), [("int4", 0.01), ("int3", 0.02), ("int2", 0.05)])

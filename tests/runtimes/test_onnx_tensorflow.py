@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
@@ -33,9 +32,9 @@ from slimline.runtimes.forms.onnx_tensorflow import (
 )
 from slimline.runtimes.forms.onnx_tensorflow.call import RULES
 from slimline.runtimes.forms.onnx_tensorflow.layout import Placed, aligned, arranged
+from tests.onnx_cases import cases_of, first_input_free
 from tests.zoo_torch import ZOO
 
-DTYPES = {"float32", "int64", "int32", "bool"}
 QUICK = ("mobilenet_v3", "unet", "vit", "lstm")
 COMMON = ("Conv", "ConvTranspose", "Gemm", "AveragePool", "MaxPool", "Resize", "Pad")
 
@@ -43,29 +42,14 @@ COMMON = ("Conv", "ConvTranspose", "Gemm", "AveragePool", "MaxPool", "Resize", "
 @cache
 def cases() -> dict[str, Any]:
     """The cases that come with ONNX of operators that have a rule, by name."""
-    with np.errstate(all="ignore"):
-        from onnx.backend.test.case.node import collect_testcases
-
-        return {
-            case.name: case
-            for case in list[Any](collect_testcases(None))
-            if {node.op_type for node in case.model.graph.node} <= set(RULES)
-            and all(getattr(x, "dtype", np.dtype("O")).name in DTYPES for s in case.data_sets[0] for x in s)
-        }
+    return cases_of(RULES)
 
 
 def outcome(case: Any) -> str:
     """What comes of a case whose first input is free: ``equal``, the sentence of a refusal, or what is wrong."""
-    model = onnx.ModelProto()
-    model.CopyFrom(case.model)
     inputs, expected = case.data_sets[0]
-    values = list(model.graph.input)
-    del model.graph.input[1:]
-    model.graph.initializer.extend(
-        onnx.numpy_helper.from_array(x, value.name) for value, x in zip(values[1:], inputs[1:], strict=True)
-    )
     try:
-        answers = to_function(ir.from_proto(model)).concrete(*[tf.constant(x) for x in inputs[:1]])
+        answers = to_function(ir.from_proto(first_input_free(case))).concrete(*[tf.constant(x) for x in inputs[:1]])
     except sl.SlimlineError as error:
         return str(error)
     except Exception as error:

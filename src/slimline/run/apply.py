@@ -83,10 +83,13 @@ def apply(
     return model
 
 
-def check(steps: Sequence[Step], model: Model) -> None:
-    """Refuse what `steps` could not do to `model`; see `slimline.steps.base.Handler.check`."""
+def check(steps: Sequence[Step], model: Model, target: str | None = None) -> None:
+    """Refuse what `steps` could not do to `model`, or `target`, where it is known, could not hold; see `check` and
+    `check_target` of `slimline.steps.base.Handler`."""
     for position, step in enumerate(steps):
         handler_of(step).check(step, model, steps[:position])
+        if target is not None:
+            handler_of(step).check_target(step, target, model)
 
 
 @overload

@@ -29,7 +29,7 @@ from slimline.run.export import runtime_of
 from slimline.run.permits import code_of, home_of, permit
 from slimline.run.stages import due, original_key, saved, searches, work
 from slimline.runtimes.base import Runtime
-from slimline.steps.base import Tell, handler_of
+from slimline.steps.base import Tell
 from slimline.training.teacher import fingerprint, teacher_for
 from slimline.training.trial import try_augment, try_score
 
@@ -105,9 +105,7 @@ def compress(
         check_order_after(chosen.steps, original, teacher)
         tutor = teacher_for(original, teacher, chosen.steps)
         samples = _fitting(original, data, chosen)
-        check(chosen.steps, original)
-        for step in chosen.steps:
-            handler_of(step).check_target(step, chosen.target, original)
+        check(chosen.steps, original, chosen.target)
         run = Run.create(
             Path(output),
             chosen,
@@ -178,7 +176,7 @@ def resume(
             data = _again(run, "data", None)(original.adapter.layout)
         samples = _fitting(original, data, run.recipe)
         run.check("data", samples.fingerprint())
-        check(run.wish.steps, original)
+        check(run.wish.steps, original, run.wish.target)
 
         def tutor() -> Model | None:
             named = _again(run, "teacher", data) if teacher is None and original.origin is None else teacher

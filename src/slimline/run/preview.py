@@ -153,7 +153,7 @@ def preview(
         check_order_after(chosen.steps, loaded, None)
         _refuse_without_samples(chosen.steps, data)
         samples = None if data is None else data.check(loaded.inputs)
-        check(chosen.steps, loaded)
+        check(chosen.steps, loaded, name)
         return _rehearsed(loaded, chosen, samples, name)
 
 

@@ -56,7 +56,7 @@ def _stretches(call: Call, shape: Sequence[int | None]) -> list[Stretch]:
     """The axes that change."""
     axes = [a % len(shape) for a in call.attribute("axes") or range(len(shape))]
     if call.has(3):
-        sizes = _sizes(call, [shape[a] for a in axes])
+        sizes = _sizes(call, axes)
         scales = [n / (shape[a] or n) for a, n in zip(axes, sizes, strict=True)]
         policy = call.attribute("keep_aspect_ratio_policy", "stretch")
         if policy != "stretch":
@@ -77,12 +77,12 @@ def _stretches(call: Call, shape: Sequence[int | None]) -> list[Stretch]:
     return stretches
 
 
-def _sizes(call: Call, before: Sequence[int | None]) -> list[int]:
-    """The sizes that the axes get; 1 for an open one that keeps its own, as the batch does in what exporters write."""
+def _sizes(call: Call, axes: Sequence[int]) -> list[int]:
+    """The sizes that the axes get; 1 for the batch where it is open, which exporters write as its own size."""
     value = call.inputs[3]
     if not isinstance(value, Sizes):
         return [int(n) for n in call.constant(3)]
-    if any(n is not None and not isinstance(v, int) for n, v in zip(before, value.values, strict=True)):
+    if any(axis and not isinstance(v, int) for axis, v in zip(axes, value.values, strict=True)):
         raise Untranslatable("Resize to a computed size")
     return [v if isinstance(v, int) else 1 for v in value.values]
 
