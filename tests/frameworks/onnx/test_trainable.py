@@ -331,3 +331,16 @@ def test_without_torch_all_but_training_goes_on(monkeypatch: pytest.MonkeyPatch)
         sl.apply(loaded, sl.ChannelPruning(ratio=0.3, criterion="taylor"))
     with pytest.raises(SlimlineError, match="need gradients, but ONNX models are trained by PyTorch"):
         loaded.adapter.gradients(loaded.native, [], "norm")
+
+
+def test_weights_that_are_written_back_wrongly_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = sl.load(images("d = Relu(c)"))
+    trainer = OnnxTrainer(loaded.native, None, sl.Distillation(alpha=0.0), 0, 2)
+    trainer.step((tuple(loaded.example), np.zeros(len(loaded.example[0]), np.int64)), 1e-2)
+    trainer.native()
+    named = type(trainer._form).named
+    monkeypatch.setattr(
+        type(trainer._form), "named", lambda self, arrays: {n: x * 1.1 for n, x in named(self, arrays).items()}
+    )
+    with pytest.raises(SlimlineError, match="mean something else in the ONNX model"):
+        trainer.native()

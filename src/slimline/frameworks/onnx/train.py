@@ -170,10 +170,26 @@ class OnnxTrainer:
         self._trainer.restore(state)
 
     def native(self) -> Native:
-        """A copy of the model with the weights and statistics as they are now."""
+        """A copy of the model with the weights and statistics as they are now.
+
+        Raises
+        ------
+        SlimlineError : it computes other numbers than the torch module that was trained.
+        """
         if not self._begun:
             return self._native
-        return replace(self._native, self._form.named(torch_adapter().parameters(self._trainer.native())))
+        from slimline.frameworks.onnx.trainable import Untrainable, compare
+
+        trained = self._trainer.native()
+        written = replace(self._native, self._form.named(torch_adapter().parameters(trained)))
+        try:
+            compare(written, trained)
+        except Untrainable as reason:
+            raise SlimlineError(
+                f"The weights that were trained mean something else in the ONNX model ({reason}): report this model to "
+                "slimline."
+            ) from reason
+        return written
 
 
 def _refreshed(native: Native, batches: Iterable[Batch]) -> Native:

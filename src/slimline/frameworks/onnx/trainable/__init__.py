@@ -75,11 +75,11 @@ def trainable(native: Native) -> Trainable:
         growth.names,
         {str(value.name): result.name for value, result in growth.values.items()},
     )
-    _compare(native, form.module)
+    compare(native, form.module)
     return form
 
 
-def _compare(native: Native, module: Module) -> None:
+def compare(native: Native, module: Module) -> None:
     """Refuse a module that computes something else than ONNX Runtime, on the example or where sizes that are free are
     others: rules take sizes from the example."""
     for inputs in _batches(native):
