@@ -435,12 +435,12 @@ def _tells(told: Affine, following: Following | None) -> bool:
 
 def _inlined(editor: Editor) -> bool:
     """Put the branch that is taken in the place of every If whose condition is stored; whether there was one."""
-    found = False
+    inlined = False
     for node in list(editor.graph):
         condition = stored(node.inputs[0]) if is_standard(node, "If") else None
         if condition is None:
             continue
-        found = True
+        inlined = True
         branch = node.attributes["then_branch" if condition.all() else "else_branch"].value
         results = list(branch.outputs)
         branch.outputs.clear()
@@ -461,7 +461,7 @@ def _inlined(editor: Editor) -> bool:
             editor.graph.insert_before(node, step)
         for output, value in zip(node.outputs, results, strict=True):
             editor.redirect(output, value)
-    return found
+    return inlined
 
 
 def _one_by_one(editor: Editor, node: ir.Node, sizes: Mapping[str, tuple[int, ...]]) -> None:

@@ -218,17 +218,17 @@ def _sole_reader(value: ir.Value) -> ir.Node | None:
 
 def _product(node: ir.Node) -> tuple[ir.Node, bool] | None:
     """The product with a matrix that alone reads a marked weight, and whether it takes it transposed."""
-    turned, made = False, node.outputs[0]
+    turned, result = False, node.outputs[0]
     while True:
-        readers = list(made.uses())
-        if len(readers) != 1 or made.is_graph_output():
+        readers = list(result.uses())
+        if len(readers) != 1 or result.is_graph_output():
             return None
         reader, index = readers[0]
         value = node.inputs[0]
         if value is None or value.shape is None or len(value.shape) != 2:
             return None
         if reader.op_type == "Transpose":
-            turned, made = not turned, reader.outputs[0]
+            turned, result = not turned, reader.outputs[0]
             continue
         if index != 1 or reader.op_type not in ("MatMul", "Gemm"):
             return None

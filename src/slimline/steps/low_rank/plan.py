@@ -287,30 +287,30 @@ class _Work:
     def _alone(self, layer: Layer) -> tuple[Option | None, str]:
         """What the step makes of one layer, or why it stays."""
         step = self.step
-        found = []
+        options = []
         reason = "no rank makes it smaller"
         for split in self.splits[layer.name]:
             if step.rank is not None:
                 wished = split.signal_rank if step.rank == "evbmf" else step.rank
                 reason = self._misfit(split, wished)
-                found += [] if reason else [_option(split, wished)]
+                options += [] if reason else [_option(split, wished)]
                 continue
             ranks = self._ranks(split)
             if not ranks:
                 continue
             if step.ratio is not None:
                 most = (1 - step.ratio) * layer.parameters
-                found.append(_option(split, max([r for r in ranks if split.cost(r)[0] <= most], default=ranks[0])))
+                options.append(_option(split, max([r for r in ranks if split.cost(r)[0] <= most], default=ranks[0])))
                 continue
             rank = _first(split, ranks, step.loss or 0.0)
             if rank is None:
                 reason = f"at every rank that would make it smaller it loses more than {step.loss:.4g} of its energy"
             else:
-                found.append(_option(split, rank))
-        if not found:
+                options.append(_option(split, rank))
+        if not options:
             return None, reason
         by_size = step.loss is not None
-        return min(found, key=lambda o: (o.parameters, o.error) if by_size else (o.error, o.parameters)), ""
+        return min(options, key=lambda o: (o.parameters, o.error) if by_size else (o.error, o.parameters)), ""
 
     def _ranks(self, split: Split) -> list[int]:
         """The ranks that make a layer smaller, ascending."""

@@ -239,7 +239,7 @@ class _Rounding:
         for group, second in enumerate(self.gram.second):
             h, own = damped(second, self.step.damping), None if keep is None else keep[group]
             code = nearest_of(each, scale[group], zero[group])
-            found = sweeps(weight[group], gptq(weight[group], h, code, own), h, code, own)
-            errors = [output_energy((weight[group] - x)[None], h[None])[0] for x in (found, result[group])]
-            result[group] = np.where((errors[0] < errors[1])[:, None], found, result[group])
+            refined = sweeps(weight[group], gptq(weight[group], h, code, own), h, code, own)
+            errors = [output_energy((weight[group] - x)[None], h[None])[0] for x in (refined, result[group])]
+            result[group] = np.where((errors[0] < errors[1])[:, None], refined, result[group])
         return result

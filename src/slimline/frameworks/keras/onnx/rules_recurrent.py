@@ -70,7 +70,7 @@ def _masked(
     steps, count = w.size(x, 1), len(keras.tree.flatten(cell.state_size))
     nothing = w.each("Mul", selected(w, sliced(w, x, {2: (0, 1, 1)}), 1, 0), Stored(np.zeros(cell.units, x.dtype)))
     states = states or [nothing] * count
-    given: list[Operand] = [nothing] * steps
+    sequence: list[Operand] = [nothing] * steps
     before: Operand = nothing
     for step in reversed(range(steps)) if reverse else range(steps):
         part = sliced(w, x, {1: (step, step + 1, 1)})
@@ -78,8 +78,8 @@ def _masked(
         counts = sliced(w, mask, {1: (step, step + 1, 1)})
         states = [w.each("Where", counts, new, old, dtype=old.dtype) for new, old in zip(ends, states, strict=True)]
         before = w.each("Where", counts, selected(w, y, 1, 0), nothing if zeros else before, dtype=y.dtype)
-        given[step] = w.widened(before, [1])
-    return joined(w, given, 1, (x.shape[0], steps, cell.units)), states, before
+        sequence[step] = w.widened(before, [1])
+    return joined(w, sequence, 1, (x.shape[0], steps, cell.units)), states, before
 
 
 def _cell(w: Writer, x: Operand, cell: Any, states: list[Operand], reverse: bool) -> tuple[Placed, list[Operand]]:
@@ -133,15 +133,15 @@ def _activations(cell: Any, kind: str) -> dict[str, Any]:
     """The functions of a cell, with the numbers of those that have some."""
     own = [cell.activation] if kind == "RNN" else [cell.recurrent_activation, cell.activation]
     functions = own + own[1:] if kind == "LSTM" else own
-    found = []
+    functions = []
     for function in functions:
         name = getattr(function, "__name__", type(function).__name__)
         name = ALIASES.get(name, name)
         if name not in _FUNCTIONS or getattr(keras.activations, name, None) is not function:
             raise NoRule(f"ONNX' recurrent operators have no function {name!r}")
-        found.append(_FUNCTIONS[name])
-    alphas, betas = ([f[i] for f in found] for i in (1, 2))
-    names = [f[0] for f in found]
+        functions.append(_FUNCTIONS[name])
+    alphas, betas = ([f[i] for f in functions] for i in (1, 2))
+    names = [f[0] for f in functions]
     numbered = any(alphas) or any(betas)
     return {"activations": names} | ({"activation_alpha": alphas, "activation_beta": betas} if numbered else {})
 
