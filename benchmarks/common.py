@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 import slimline as sl
-from slimline.data.data import Proof
+from slimline.data.proof import Proof
 from slimline.measure import environment, file_bytes, measure_latency, outputs, score, speedup
 from slimline.measure.figures import Latency
 

@@ -21,7 +21,7 @@ from common import MAX_DROP, Row, fashion, log, write
 from fashion_torch import CASE, RECOVERY, original
 
 import slimline as sl
-from slimline.data.data import Proof
+from slimline.data.proof import Proof
 from slimline.recipe import Step
 
 

@@ -10,18 +10,19 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
-import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 
 from slimline.basics.arguments import whole
-from slimline.basics.arrays import Array, Example, in_order, is_array
+from slimline.basics.arrays import Array, Example, is_array
 from slimline.basics.errors import SlimlineError, unknown
 from slimline.basics.named import Labels, Named, parts
-from slimline.data import repeats
+from slimline.data import matching, repeats
+from slimline.data.classes import check_classes, class_numbers
+from slimline.data.proof import Proof
 from slimline.data.splits import (
     Augment,
     Batch,
@@ -35,10 +36,9 @@ from slimline.data.splits import (
     specs_of,
 )
 from slimline.graph.ir import InputSpec
-from slimline.measure.accuracy import Metric, Scores
-from slimline.measure.certificate import Certificate, certify, check_range
-from slimline.measure.set_certificate import certify_set
-from slimline.measure.set_metrics import SetMetric, SetScores
+from slimline.measure.accuracy import Metric
+from slimline.measure.certificate import check_range
+from slimline.measure.set_metrics import SetMetric
 from slimline.methods.outputs import IGNORED, Output, aligned, declared, described
 
 log = logging.getLogger(__name__)
@@ -186,9 +186,9 @@ class Data:
         inputs : what the model or the artifact takes.
         batch : samples in a calibration batch; fewer calibration samples are refused.
         """
-        taken = {name: _in_order(split, inputs) for name, split in self._splits.items()}
+        taken = {name: matching.ordered(split, inputs) for name, split in self._splits.items()}
         for split in taken.values():
-            dtypes = _match(split, inputs)
+            dtypes = matching.matched(split, inputs)
         if batch is not None and self.has("calibration") and len(self._splits["calibration"]) < batch:
             raise SlimlineError(
                 f"Calibration has {len(self._splits['calibration'])} samples, fewer than a batch of {batch}: "
@@ -244,7 +244,7 @@ class Data:
         for output, own in zip(kinds, aligned(split.labels, outputs), strict=True):
             if own is not None and output.labelled and output.kind == "classes" and output.axis is not None:
                 counted = own[own != IGNORED] if output.ignores else own
-                _in_range(counted, output.shape[output.axis], split.name)
+                check_classes(counted, output.shape[output.axis], split.name)
         return kinds
 
     def fingerprint(self) -> str:
@@ -399,7 +399,7 @@ class Data:
             if len(own) > 1 and bool((own == own.flat[0]).all()):
                 raise SlimlineError(f"All {where} labels{of} are {own.flat[0]}: accuracy needs at least two classes.")
             if self.classes is not None and index == 0:
-                _in_range(own, self.classes, where)
+                check_classes(own, self.classes, where)
         return labels
 
     def _cut(self) -> dict[str, Split | Stream]:
@@ -445,73 +445,6 @@ class Data:
         return splits
 
 
-@dataclass(frozen=True)
-class Proof:
-    """The certification samples as a certificate counts them.
-
-    Attributes
-    ----------
-    index : positions in the split of those that count: all but copies of others.
-    groups : of these, a name each, or None.
-    copies : samples left out.
-    keys : of these, hashes of what they are.
-    notes : what a reader of the certificate must know of them.
-    """
-
-    index: Array
-    groups: Array | None
-    copies: int
-    keys: Array
-    notes: tuple[str, ...] = ()
-
-    def certify(
-        self,
-        original: Scores,
-        compressed: Scores,
-        max_drop: float | None,
-        confidence: float = 0.95,
-        *,
-        metric: str,
-        score_range: tuple[float, float] | Literal["known"] | None,
-        seed: int = 0,
-        use: int | None = None,
-        note: str = "",
-        progress: Callable[[float], None] | None = None,
-    ) -> Certificate:
-        """`slimline.measure.certify` of scores ``(samples of the split,)``, bool if they can only be 0 or 1; of a
-        metric of the whole set its bootstrap, which tells its `progress`."""
-        notes = (*self.notes, *([note] if note else []))
-        if isinstance(original, SetScores):
-            assert isinstance(compressed, SetScores)
-            return certify_set(
-                original[self.index],
-                compressed[self.index],
-                max_drop,
-                confidence,
-                seed=seed,
-                groups=self.groups,
-                copies=self.copies,
-                use=use,
-                notes=notes,
-                progress=progress,
-            )
-        assert not isinstance(compressed, SetScores)
-        return certify(
-            original[self.index],
-            compressed[self.index],
-            max_drop,
-            confidence,
-            metric=metric,
-            seed=seed,
-            score_range=score_range,
-            binary=original.dtype == bool and compressed.dtype == bool,
-            groups=self.groups,
-            copies=self.copies,
-            use=use,
-            notes=notes,
-        )
-
-
 def _metric(metric: Any) -> Metric | None:
     """The metric as it is called, of a function, a `SetMetric` or the name of one."""
     if isinstance(metric, str):
@@ -555,78 +488,6 @@ def _from_test(test: Split, missing: Sequence[str], units: Array | None, rng: np
     sizes_text = ", ".join(f"{len(piece)} for {name}" for name, piece in pieces.items())
     log.info("The %d test samples are divided, as there is no other data for it: %s.", len(test), sizes_text)
     return pieces
-
-
-def class_numbers(labels: Array) -> Array:
-    """Labels with one-hot rows and a last dimension of one turned to class numbers; others as they are."""
-    if labels.ndim == 2 and labels.shape[1] == 1 and labels.dtype.kind in "iub":
-        return labels[:, 0].astype(np.int64)
-    if labels.ndim == 2 and labels.shape[1] > 1 and (labels == (labels > 0)).all() and (labels.sum(1) == 1).all():
-        return np.asarray(labels.argmax(1))
-    return labels.astype(np.int64) if labels.dtype.kind in "iub" else labels
-
-
-def _in_range(labels: Array, classes: int, where: str) -> None:
-    if not labels.size or (labels.min() >= 0 and labels.max() < classes):
-        return
-    raise SlimlineError(
-        f"The {where} labels go from {labels.min()} to {labels.max()}, but the model has {classes} outputs: "
-        f"labels must be in 0 to {classes - 1}."
-    )
-
-
-def _in_order(split: Split | Stream, inputs: Sequence[InputSpec]) -> Split | Stream:
-    """The split with its inputs in the model's order, where several were given by name."""
-    names = tuple(spec.name for spec in inputs)
-    if len(split.names) <= 1 or len(split.names) != len(names):
-        return split
-    places = {name: place for place, name in enumerate(sorted(split.names))}
-    return replace(split, names=names, order=in_order(places, names, f"The {split.name} data"))
-
-
-def _match(split: Split | Stream, inputs: Sequence[InputSpec]) -> tuple[str, ...]:
-    """The dtypes the model takes, if `split` fits its shapes; else the error that says both shapes."""
-    if len(split.specs) != len(inputs):
-        raise SlimlineError(
-            f"The model takes {len(inputs)} inputs ({', '.join(spec.name for spec in inputs)}) and the {split.name} "
-            f"data has {len(split.specs)}: give several inputs as a tuple or dict x inside (x, y) or (x,)."
-        )
-    for (shape, dtype), spec in zip(split.specs, inputs, strict=True):
-        what = f"The {split.name} data" if len(inputs) == 1 else f"Input {spec.name} of the {split.name} data"
-        sizes = spec.shape[1:]
-        if not _fits(shape, sizes):
-            raise SlimlineError(
-                f"{what} has samples of shape {shape} but the model takes {sample_shape(spec)}: {_mend(shape, sizes)}."
-            )
-        if np.dtype(dtype).kind == "f" and np.dtype(spec.dtype).kind in "iub":
-            raise SlimlineError(f"{what} is {dtype} but the model takes {spec.dtype}: give integers (token ids).")
-    return tuple(spec.dtype for spec in inputs)
-
-
-def sample_shape(spec: InputSpec) -> str:
-    """The shape of one sample, such as ``(3, any, any)``."""
-    sizes = ["any" if size is None else str(size) for size in spec.shape[1:]]
-    return f"({', '.join(sizes)}{',' if len(sizes) == 1 else ''})"
-
-
-def _fits(shape: tuple[int, ...], sizes: tuple[int | None, ...]) -> bool:
-    """Whether a sample has these sizes, of which None is any."""
-    return len(shape) == len(sizes) and all(size in (None, n) for n, size in zip(shape, sizes, strict=True))
-
-
-def _mend(shape: tuple[int, ...], sizes: tuple[int | None, ...]) -> str:
-    if len(shape) == len(sizes) >= 3 or (len(shape) == len(sizes) == 2 and _fits(shape[::-1], sizes)):
-        if _fits((*shape[1:], shape[0]), sizes):
-            return "put the channels last with np.moveaxis(x, 1, -1)"
-        if _fits((shape[-1], *shape[:-1]), sizes):
-            return "put the channels first with np.moveaxis(x, -1, 1)"
-    if _fits((1, *shape), sizes):
-        return "add the channel with x[:, None]"
-    if _fits((*shape, 1), sizes):
-        return "add the channel with x[..., None]"
-    if None not in sizes and int(np.prod(shape)) == math.prod(size or 0 for size in sizes):
-        return f"reshape it with x.reshape(-1, {', '.join(map(str, sizes))})"
-    return "resize the data, or load the model with example inputs of this shape"
 
 
 def is_data(name: str, value: Any) -> None:

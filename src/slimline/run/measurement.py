@@ -11,8 +11,8 @@ from slimline.basics.arguments import takes
 from slimline.basics.errors import SlimlineError
 from slimline.basics.progress import Progress
 from slimline.data import Data
-from slimline.data.data import sample_shape
 from slimline.data.datasets import NAMES
+from slimline.data.matching import sample_shape
 from slimline.graph.ir import InputSpec
 from slimline.measure import file_bytes, ledger, measure_latency, measure_memory, outputs, score
 from slimline.measure.certificate import Certificate
