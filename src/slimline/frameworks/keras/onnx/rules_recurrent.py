@@ -132,12 +132,11 @@ def _bias(w: Writer, cell: Any, gates: tuple[int, ...]) -> Any:
 def _activations(cell: Any, kind: str) -> dict[str, Any]:
     """The functions of a cell, with the numbers of those that have some."""
     own = [cell.activation] if kind == "RNN" else [cell.recurrent_activation, cell.activation]
-    functions = own + own[1:] if kind == "LSTM" else own
     functions = []
-    for function in functions:
-        name = getattr(function, "__name__", type(function).__name__)
+    for activation in own + own[1:] if kind == "LSTM" else own:
+        name = getattr(activation, "__name__", type(activation).__name__)
         name = ALIASES.get(name, name)
-        if name not in _FUNCTIONS or getattr(keras.activations, name, None) is not function:
+        if name not in _FUNCTIONS or getattr(keras.activations, name, None) is not activation:
             raise NoRule(f"ONNX' recurrent operators have no function {name!r}")
         functions.append(_FUNCTIONS[name])
     alphas, betas = ([f[i] for f in functions] for i in (1, 2))

@@ -322,8 +322,8 @@ def _softmax(call: Call) -> fx.Node:
 def place(x: Tensor, axis: int, keep: bool, last: bool, least: bool) -> Tensor:
     """Where the greatest or the least number is, the first or the last of equals."""
     x = x.flip(axis) if last else x
-    place = (torch.argmin if least else torch.argmax)(x, axis, keep)
-    return x.shape[axis] - 1 - place if last else place
+    index = (torch.argmin if least else torch.argmax)(x, axis, keep)
+    return x.shape[axis] - 1 - index if last else index
 
 
 @rule("ArgMax", "ArgMin")
