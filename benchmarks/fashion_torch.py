@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import quantizers
 import torch
 from common import WEIGHTS, Entry, cached, compare, fashion, options, peer, slimline_entry, write
 from safetensors.torch import load_file
@@ -128,32 +129,6 @@ def accuracy(model: nn.Module, split: Any) -> float:
     return float((np.concatenate(classes) == split.labels).mean())
 
 
-def ort_quantized(source: Path, target: Path, calibration: np.ndarray) -> None:
-    """ONNX Runtime's own static quantization: QDQ, uint8 activations, int8 weights per channel, folded first."""
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    class Reader(CalibrationDataReader):
-        def __init__(self) -> None:
-            self.batches = iter(np.array_split(calibration, max(1, len(calibration) // 64)))
-
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            batch = next(self.batches, None)
-            return None if batch is None else {"x": batch}
-
-    prepared = target.with_name("prepared.onnx")
-    quant_pre_process(str(source), str(prepared))
-    quantize_static(
-        str(prepared),
-        str(target),
-        Reader(),
-        quant_format=QuantFormat.QDQ,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-        per_channel=True,
-    )
-
-
 def peer_entries(
     data: sl.Data, recovery: sl.Distillation, prunings: Sequence[Any], quick: bool, fresh: bool
 ) -> list[Entry]:
@@ -163,7 +138,7 @@ def peer_entries(
 
     def quantize_only(artifact: Path, folder: Path) -> None:
         export(original(), folder / "float.onnx")
-        ort_quantized(folder / "float.onnx", artifact, calibration)
+        quantizers.onnxruntime(folder / "float.onnx", artifact, {"x": calibration})
 
     entries = [cached("ONNX Runtime", "quantize_static", ".onnx", config, quantize_only, fresh)]
     for ratio, round_to in prunings:
@@ -176,7 +151,7 @@ def peer_entries(
         in_float = cached("Torch-Pruning", recipe, ".onnx", config, pruned, fresh)
 
         def quantized(artifact: Path, folder: Path, source: Path = in_float.artifact) -> None:
-            ort_quantized(source, artifact, calibration)
+            quantizers.onnxruntime(source, artifact, {"x": calibration})
 
         name = f"{recipe}, quantize_static"
         in_int8 = cached("Torch-Pruning + ONNX Runtime", name, ".onnx", config, quantized, fresh)

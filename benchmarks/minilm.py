@@ -63,12 +63,12 @@ def texts(split: str) -> tuple[list[str], np.ndarray]:
     return [row[1] for row in rows], np.array([names.index(row[0]) for row in rows])
 
 
-def tokens(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Ids and mask, both ``(n, 128)`` int64."""
+def tokens(texts: list[str], length: int = LENGTH) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and mask, both ``(n, length)`` int64."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
-    encoded = tokenizer(texts, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="np")
+    encoded = tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="np")
     return encoded["input_ids"].astype(np.int64), encoded["attention_mask"].astype(np.int64)
 
 

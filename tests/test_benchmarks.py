@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gzip
+import importlib
 import importlib.util
 import struct
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,3 +59,55 @@ def test_fashion_leaves_out_test_images_that_are_training_images(common: ModuleT
     proof = data.proof()
     assert proof.copies == 3
     assert row.bound == proof.certify(right, right, 0.01, metric="accuracy", score_range="known").bound
+
+
+@pytest.fixture
+def targets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
+    monkeypatch.syspath_prepend(str(COMMON.parent))
+    common, targets = (importlib.import_module(name) for name in ("common", "targets"))
+    monkeypatch.setattr(common, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(targets, "INT8", sl.StaticQuantization(undo=False, samples=64))
+    return targets
+
+
+def study(targets: ModuleType) -> tuple[Any, np.ndarray]:
+    """A case of random images, and the classes that its network gives them."""
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10)).eval()
+    known, test = (rng.normal(size=(n, 1, 8, 8)).astype(np.float32) for n in (64, 40))
+    model = sl.load(net, (known[:2],))
+    classes = model.predict(test).argmax(1)
+    return targets.Study("stand-in", {"original": model}, (known,), (test,), (classes + (classes == 3)) % 10), classes
+
+
+def test_a_target_is_measured_beside_its_own_quantizer(targets: ModuleType) -> None:
+    case, classes = study(targets)
+    every = list(targets.artifacts(case, "onnxruntime", quick=True, fresh=False))
+    original, ours, theirs = (row for row in targets.measured(case, every, quick=True) if row.batch == 1)
+    assert (original.tool, ours.tool) == ("original", "slimline") and theirs.tool.startswith("quantize_static ")
+    assert original.agreement == 1.0 and original.speedup == 1.0 and original.drop is None
+    assert original.accuracy == (classes != 3).mean()
+    for row in (ours, theirs):
+        assert row.recipe == "INT8" and row.agreement >= 0.8 and row.samples_ms and row.file_bytes
+        assert row.drop == pytest.approx(original.accuracy - row.accuracy)
+
+
+def test_a_quantizer_that_is_not_there_gets_a_row_that_says_so(
+    targets: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_: object) -> None:
+        sys.exit("peer is not installed: run pip install peer.")
+
+    monkeypatch.setattr(targets, "QUANTIZERS", {"onnxruntime": ("peer", "peer", missing)})
+    case, _ = study(targets)
+    last = list(targets.artifacts(case, "onnxruntime", quick=True, fresh=False))[-1]
+    assert last.path is None and last.tool == "peer (not installed)"
+    assert last.recipe == "INT8: not there (peer is not installed: run pip install peer.)"
+
+
+def test_embeddings_are_compared_by_their_nearest_neighbour(targets: ModuleType) -> None:
+    case, _ = study(targets)
+    near = targets.Study(case.case, case.networks, case.calibration, case.test, nearest=True)
+    points = np.array([[1, 0], [0.9, 0.1], [0, 1], [0.2, 0.8]], np.float32)
+    assert near.scores(points).argmax(1).tolist() == [1, 0, 3, 2]

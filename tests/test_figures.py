@@ -73,6 +73,23 @@ def seeds(tool: str, recipe: str) -> str:
     return f"{percent(mean(found))} ({points(min(found))} to {points(max(found))})"
 
 
+def side_by_side() -> list[str]:
+    """The rows of the table in docs/targets.md, of the ResNet at batch 32; none where it was not measured."""
+    if not (RESULTS / "targets.json").exists():
+        return []
+    of = [r for r in rows("targets") if "ResNet" in r["case"] and r["batch"] == 32 and r["median_ms"] is not None]
+    lines = []
+    for target in dict.fromkeys(r["target"] for r in of):
+        for recipe in ("INT8", "half of the MACs pruned, INT8"):
+            (ours,) = [r for r in of if (r["target"], r["recipe"], r["tool"]) == (target, recipe, "slimline")]
+            cells = [f"{milliseconds(ours)}, {times(ours['speedup'])} faster", percent(ours["agreement"])]
+            theirs = [r for r in of if (r["target"], r["recipe"]) == (target, recipe) and r["tool"] != "slimline"]
+            for peer in theirs:
+                cells += [f"{peer['tool']}: {milliseconds(peer)}, {times(peer['speedup'])}", percent(peer["agreement"])]
+            lines.append(f"| `{target}` | {recipe} | {' | '.join(cells if theirs else [*cells, '–', '–'])} |")
+    return lines
+
+
 SCORES = {
     "accuracy, 1 point, no gains": "accuracy, lost in 1 %, never gained",
     "accuracy, 1 point, few gains": "accuracy, lost in 1.3 %, gained in 0.3 %",
@@ -157,6 +174,7 @@ def claims() -> dict[str, list[str]]:
             f"[{covered('zoo_keras_hub')} KerasHub backbones]",
         ],
         "docs/certificates.md": false_rates(),
+        "docs/targets.md": side_by_side(),
         "docs/sparsity.md": [f"90 % zeros is {_gzip():.1f} times smaller"],
         "docs/sparse-training.md": [
             f"(digits, {training('none')} right), half of every width cut at once leaves {training('no training')} "
@@ -204,6 +222,7 @@ SETTINGS = {
     "docs/low_rank.md": ["1 × 1", "k × 1", "1 × k"],
     "docs/parts.md": [],
     "docs/sharing.md": [],
+    "docs/targets.md": [],
     "docs/architecture.md": [],
     "docs/certificates.md": ["With 95 % confidence", "wrong in up to 6.8 % of cases", "(5 % are allowed",
                              "of the allowed 5 %", "(1 % of samples"],
