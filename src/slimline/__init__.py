@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from slimline.model.parts import PartedModel as PartedModel
     from slimline.recipe import Budget as Budget
     from slimline.recipe import Recipe as Recipe
+    from slimline.recipe.training import FeatureLoss as FeatureLoss
+    from slimline.recipe.training import View as View
     from slimline.run.apply import apply as apply
     from slimline.run.apply import plan as plan
     from slimline.run.compress import compress as compress
@@ -69,6 +71,7 @@ _HOMES = {
     "slimline.model.packing": ("pack", "unpack"),
     "slimline.model.parts": ("PartedModel",),
     "slimline.recipe": ("Budget", "Recipe"),
+    "slimline.recipe.training": ("FeatureLoss", "View"),
     "slimline.steps.activations": ("ActivationPruning",),
     "slimline.steps.channels": ("ChannelPruning",),
     "slimline.steps.depth": ("DepthPruning",),
@@ -98,6 +101,8 @@ __all__ = [  # noqa: RUF022 - in the order in which they are used
     "LowRank",
     "SparseTraining",
     "Distillation",
+    "FeatureLoss",
+    "View",
     "StaticQuantization",
     "WeightSharing",
     "WeightQuantization",

@@ -119,6 +119,16 @@ def mean_teacher(xp: Any, teachers: Sequence[Any], output: Output, temperature: 
     return temperature * _mean_of_exp(xp, [log_softmax(xp, x / temperature, axis) for x in teachers])
 
 
+def joint_teacher(
+    xp: Any, kind: Kind, outputs: Sequence[Output], teachers: Sequence[Sequence[Any]], temperature: float
+) -> list[Any]:
+    """`mean_teacher` of every output; of each teacher there are its outputs."""
+    return [
+        mean_teacher(xp, every, output, temperature, kind == "mse") if output.floating else every[0]
+        for output, every in zip(outputs, zip(*teachers, strict=True), strict=True)
+    ]
+
+
 def cross_entropy(xp: Any, logits: Any, labels: Any, axis: int = -1, ignore: int | None = None) -> Any:
     """Mean negative log-likelihood in nats of integer `labels`, shaped as `logits` without `axis`.
 
