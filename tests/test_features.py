@@ -197,3 +197,43 @@ def test_what_does_not_fit_is_one_sentence(loss: Any, sentence: str) -> None:
     with pytest.raises(sl.SlimlineError, match=sentence) as caught:
         terms(sl.Distillation(features=[loss]), student, (teacher,), 0)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_the_loss_is_there_for_loops_of_ones_own(framework: str) -> None:
+    rng = np.random.default_rng(1)
+    s, t, u = rng.normal(size=(3, 6, 4)).astype(np.float32)
+    y = np.array([0, 1, 2, 3, 0, 1])
+    for step in (sl.Distillation(alpha=0.3), sl.Distillation(loss="dkd", beta=2.0), sl.SparseTraining(loss="mse")):
+        loss = sl.DistillationLoss(step)
+        expected = distillation.loss(
+            np, step.loss, s, t, y, distillation.Output("classes", axis=1), alpha=step.alpha, beta=step.beta
+        )
+        if framework == "torch":
+            import torch
+
+            student = torch.tensor(s, requires_grad=True)
+            value = loss(student, torch.tensor(t), torch.tensor(y))
+            value.backward()
+            assert student.grad is not None and torch.isfinite(student.grad).all()
+            several = loss(student, [torch.tensor(t), torch.tensor(u)])
+            wrong = [torch.tensor(s), torch.zeros(6, 5)]
+        else:
+            adapter("keras")
+            import tensorflow as tf
+
+            student, own = tf.constant(s), tf.constant(y)
+            with tf.GradientTape() as tape:
+                tape.watch(student)
+                value = loss(student, tf.constant(t), own)
+            assert np.isfinite(tape.gradient(value, student)).all()
+            several = loss(student, [tf.constant(t), tf.constant(u)])
+            wrong = [student, tf.zeros((6, 5))]
+        assert float(value) == pytest.approx(float(expected), rel=1e-4)
+        assert float(several) > 0
+    with pytest.raises(sl.SlimlineError, match="must have the same classes"):
+        loss(*wrong)
+    with pytest.raises(sl.SlimlineError, match="no tensor of a framework"):
+        loss(s, t)
+    with pytest.raises(sl.SlimlineError, match="inside the networks"):
+        sl.DistillationLoss(sl.Distillation(features=["hint"]))

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from slimline.steps.sparse_training.step import SparseTraining as SparseTraining
     from slimline.steps.weight_quantization import WeightQuantization as WeightQuantization
     from slimline.steps.weight_sharing.step import WeightSharing as WeightSharing
+    from slimline.training.criterion import DistillationLoss as DistillationLoss
 
 _HOMES = {
     "slimline.run.compress": ("compress", "resume"),
@@ -71,6 +72,7 @@ _HOMES = {
     "slimline.model.packing": ("pack", "unpack"),
     "slimline.model.parts": ("PartedModel",),
     "slimline.recipe": ("Budget", "Recipe"),
+    "slimline.training.criterion": ("DistillationLoss",),
     "slimline.recipe.training": ("FeatureLoss", "View"),
     "slimline.steps.activations": ("ActivationPruning",),
     "slimline.steps.channels": ("ChannelPruning",),
@@ -101,6 +103,7 @@ __all__ = [  # noqa: RUF022 - in the order in which they are used
     "LowRank",
     "SparseTraining",
     "Distillation",
+    "DistillationLoss",
     "FeatureLoss",
     "View",
     "StaticQuantization",

@@ -201,6 +201,10 @@ class Adapter(Protocol):
     marks_weights: bool
     """Whether its forms keep named weights apart, so that a runtime can store codes in their place."""
 
+    @property
+    def namespace(self) -> Any:
+        """The array namespace in which the framework differentiates, for `slimline.methods`."""
+
     def accepts(self, source: Any) -> bool:
         """Whether `source` (an object, never a path) is this framework's model."""
 
@@ -430,6 +434,20 @@ def adapter_for(source: Any) -> Adapter:
         f"A {type(source).__name__} is no model slimline can read: give a torch.nn.Module, a keras.Model, an "
         "onnx.ModelProto or a path."
     )
+
+
+def adapter_of_tensor(tensor: Any) -> Adapter:
+    """The adapter whose framework a tensor is of.
+
+    Raises
+    ------
+    SlimlineError : there is none that trains.
+    """
+    roots = {cls.__module__.partition(".")[0] for cls in type(tensor).__mro__}
+    for name, each in frameworks().items():
+        if roots & {*each.packages, name}:
+            return adapter(name)
+    raise SlimlineError(f"A {type(tensor).__name__} is no tensor of a framework that trains: give those of its models.")
 
 
 def imported() -> list[Adapter]:

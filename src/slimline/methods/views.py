@@ -14,7 +14,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 def mirrored(images: Array, rng: np.random.Generator) -> Array:
     """Every image by chance of a half with left and right exchanged."""
-    return np.where(rng.random(len(images))[:, None, None, None] < 0.5, images[:, :, ::-1], images)
+    return np.asarray(np.where(rng.random(len(images))[:, None, None, None] < 0.5, images[:, :, ::-1], images))
 
 
 def shifted(images: Array, pixels: int, rng: np.random.Generator) -> Array:
@@ -22,7 +22,7 @@ def shifted(images: Array, pixels: int, rng: np.random.Generator) -> Array:
     n, height, width = images.shape[:3]
     padded = np.pad(images, ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0)))
     rows, columns = (rng.integers(0, 2 * pixels + 1, n)[:, None] + np.arange(size) for size in (height, width))
-    return padded[np.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    return np.asarray(padded[np.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]])
 
 
 def cropped(images: Array, least: float, rng: np.random.Generator) -> Array:
@@ -40,7 +40,7 @@ def cropped(images: Array, least: float, rng: np.random.Generator) -> Array:
 def noisy(values: Array, strength: float, rng: np.random.Generator) -> Array:
     """With normal noise, whose standard deviation is the part `strength` of that of the whole batch."""
     deviation = strength * float(values.std())
-    return values + rng.normal(0, deviation, values.shape).astype(values.dtype)
+    return np.asarray(values + np.asarray(rng.normal(0, deviation, values.shape), values.dtype))
 
 
 def mixing(samples: int, alpha: float, rng: np.random.Generator) -> tuple[Array, Array]:
@@ -52,7 +52,7 @@ def mixing(samples: int, alpha: float, rng: np.random.Generator) -> tuple[Array,
 def mixed(values: Array, parts: Array, others: Array) -> Array:
     """The values with those of the `others` mixed in, see `mixing`."""
     part = parts.reshape(-1, *[1] * (values.ndim - 1)).astype(values.dtype)
-    return part * values + (1 - part) * values[others]
+    return np.asarray(part * values + (1 - part) * values[others])
 
 
 def _window(images: Array, axis: int, start: Array, part: Array) -> Array:
@@ -66,4 +66,4 @@ def _window(images: Array, axis: int, start: Array, part: Array) -> Array:
     shape[axis] = size
     weight = (at - low).astype(images.dtype).reshape(shape)
     below, above = (np.take_along_axis(images, index.reshape(shape), axis) for index in (low, high))
-    return below + weight * (above - below)
+    return np.asarray(below + weight * (above - below))

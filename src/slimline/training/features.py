@@ -111,7 +111,7 @@ class Inside:
     def __init__(self, model: Model, who: str) -> None:
         self.graph, self.who = model.graph, who
         self._inside = model.adapter.layout == "channels_first"
-        self._producers = self.graph.producers()
+        self._producers, self._readers = self.graph.producers(), self.graph.consumers()
 
     @cached_property
     def layers(self) -> Mapping[str, Tap]:
@@ -138,8 +138,17 @@ class Inside:
             if node.kind == "elementwise" and len(computed) > 1 and all(
                 self.graph.values[name].shape == tap.shape for name in computed
             ):  # fmt: skip
-                sums.setdefault(tap.size, []).append(tap)
+                sums.setdefault(tap.size, []).append(self._activated(node, tap))
         return {size: sums.get(size, taps) for size, taps in last.items()}
+
+    def _activated(self, node: Node, tap: Tap) -> Tap:
+        """The value behind the activation of a sum, where nothing else reads the sum."""
+        readers = self._readers[node.outputs[0]]
+        if len(readers) != 1 or readers[0].kind != "elementwise":
+            return tap
+        computed = [name for name in readers[0].inputs if name in self._producers]
+        following = self._tap(readers[0])
+        return following if len(computed) == 1 and following is not None else tap
 
     @cached_property
     def embedding(self) -> Tap | None:
