@@ -252,6 +252,22 @@ def test_complex_pairs_behind_a_cut_of_odd_width():
     exact(model, {name: (1, 2, 5)})
 
 
+def test_complex_numbers_that_move_are_exported(tmp_path):
+    class Turned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(8, 12), nn.Linear(12, 3)
+            self.register_buffer("turns", torch.polar(torch.ones(6, 2), torch.arange(12.0).reshape(6, 2)))
+
+        def forward(self, x):
+            pairs = torch.view_as_complex(self.first(x).unflatten(-1, (3, 2, 2)))  # batch, tokens, heads, pairs
+            turned = pairs * self.turns.unsqueeze(-2)
+            turned = turned + pairs.select(-2, 1).unsqueeze(2).expand(-1, -1, 3, -1)
+            return self.last(torch.view_as_real(turned).flatten(2))
+
+    sl.export(model_of(Turned(), TOKENS), "onnxruntime", tmp_path)  # which compares the answers
+
+
 def grouped(rows: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
     """As transformers registers it: rows sorted by expert, each run times its matrix."""
     starts = [0, *ends.tolist()]

@@ -20,6 +20,7 @@ from slimline.frameworks.torch.attention import write_out
 from slimline.frameworks.torch.fakequant import fold, quantize
 from slimline.frameworks.torch.native import Native, export, output_names
 from slimline.frameworks.torch.operators import layer, packet
+from slimline.frameworks.torch.pairs import move_as_pairs
 from slimline.frameworks.torch.whole import whole
 from slimline.graph.quantization import Quantization
 from slimline.methods.formats import IntegerGrid
@@ -57,6 +58,7 @@ def to_onnx(native: Native, example: tuple[Array, ...], integer: bool, weights: 
         with _quiet(), whole(), torch.no_grad():
             program = export(module, example)
             write_out(program)
+            move_as_pairs(program)
             exported = torch.onnx.export(program, dynamo=True, verbose=False, custom_translation_table=_translations())
         assert exported is not None
         _name_outputs(exported.model.graph, output_names(native))
