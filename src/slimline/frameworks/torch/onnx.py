@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from onnxscript import values
+from torch.onnx._internal.exporter import _registration
 
 from slimline.basics.errors import SlimlineError
 from slimline.frameworks.base import Array
@@ -29,6 +32,8 @@ from slimline.runtimes.forms.onnx_graph import DOMAIN, FAKE_QUANTIZE
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+_Registry: Any = _registration.ONNXRegistry
+_from_torchlib = _Registry.from_torchlib
 _MARK = IntegerGrid(np.ones((), np.float32), (), 8, True)
 
 
@@ -51,7 +56,7 @@ def to_onnx(native: Native, example: tuple[Array, ...], integer: bool, weights: 
         module = quantize(module, Quantization(weights=dict.fromkeys(weights, _MARK)))
     program = None
     try:
-        with _quiet(), whole(), torch.no_grad():
+        with _quiet(), _read_once(), whole(), torch.no_grad():
             program = export(module, example)
             write_out(program)
             exported = torch.onnx.export(program, dynamo=True, verbose=False, custom_translation_table=_translations())
@@ -92,6 +97,31 @@ def _translations() -> dict[Any, Callable[..., Any]]:
         torch.ops.aten.fake_quantize_per_channel_affine.default: channel,
         **onnx_recurrent.translations(),
     }
+
+
+@contextmanager
+def _read_once() -> Iterator[None]:
+    """Have the exporter read its own translations once, not at each export: that is half of the time of a small one."""
+    before = vars(_Registry)["from_torchlib"]
+
+    def from_torchlib(opset_version: int) -> Any:
+        known = _translations_of_torch(opset_version, "torchvision" in sys.modules)
+        registry = _Registry()
+        registry._opset_version = opset_version
+        registry.functions = {operator: list(ways) for operator, ways in known.functions.items()}
+        return registry
+
+    _Registry.from_torchlib = staticmethod(from_torchlib)
+    try:
+        yield
+    finally:
+        _Registry.from_torchlib = before
+
+
+@cache
+def _translations_of_torch(opset_version: int, vision: bool) -> Any:
+    """As torch reads them; those of torchvision's operators are there once that is loaded."""
+    return _from_torchlib(opset_version)
 
 
 def _reason(error: BaseException, program: Any) -> str:
