@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
 
 from slimline.basics.errors import SlimlineError
 from slimline.graph.placement import Policy
@@ -19,7 +18,7 @@ from slimline.methods.formats import Format, IntegerGrid
 from slimline.runtimes.base import ABILITIES, Runtime
 from slimline.runtimes.chains import chain
 from slimline.runtimes.forms import ONNX, Form
-from slimline.runtimes.forms import onnx_weights as weights
+from slimline.runtimes.forms import onnx_formats as weights
 from slimline.runtimes.onnx_session import OnnxSession
 from slimline.runtimes.processor import saturates
 
@@ -80,7 +79,7 @@ class OnnxRuntime(Runtime):
         self.name, self._provider, self._level = name, provider, level
 
     def can_store(self, each: Format) -> bool:
-        """See `slimline.runtimes.forms.onnx_weights`."""
+        """See `slimline.runtimes.forms.onnx_formats`."""
         return weights.can_store(each)
 
     def container(self, each: Format) -> int:
@@ -147,6 +146,7 @@ class OnnxRuntime(Runtime):
         Named by layer as `lower` names nodes; conversions between float and integer and operators that only
         deal in sizes are left out. Read before the last optimisation level, which only changes memory layouts.
         """
+        import onnx
         import onnxruntime
 
         with tempfile.TemporaryDirectory() as folder:
@@ -243,6 +243,8 @@ def _blocked_names(path: Path) -> dict[str, str]:
 
     VALUE is the output of the last operator that was fused into the convolution.
     """
+    import onnx
+
     nodes = onnx.load(str(path), load_external_data=False).graph.node
     makers = {output: node for node in nodes for output in node.output}
     layers = {}

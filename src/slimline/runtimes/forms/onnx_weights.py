@@ -17,43 +17,14 @@ import onnx_ir as ir
 
 from slimline.basics.errors import SlimlineError
 from slimline.methods.formats import Array, FloatFormat, Format, IntegerGrid, Scaled
+from slimline.runtimes.forms.onnx_formats import FLOATS, is_fused
 from slimline.runtimes.forms.onnx_graph import DOMAIN, FAKE_QUANTIZE, MARK, attribute, replace
 
-STORES = "integers of 2 to 8 bits with any scales, float16, bfloat16, float8_e4m3fn and float8_e5m2"
-
-_KERNELS = frozenset({16, 32, 64, 128, 256})  # lengths of blocks
 _FUNCTIONS = frozenset({
     "Relu", "LeakyRelu", "Elu", "Selu", "Sigmoid", "HardSigmoid", "Tanh", "Softplus", "Softsign", "ThresholdedRelu",
 })  # fmt: skip
 _OPSETS = {"float16": 13, "bfloat16": 13, "float8_e4m3fn": 19, "float8_e5m2": 19}
 _INTEGERS = 21
-_FLOATS = {
-    "float16": np.float16,
-    "bfloat16": ml_dtypes.bfloat16,
-    "float8_e4m3fn": ml_dtypes.float8_e4m3fn,
-    "float8_e5m2": ml_dtypes.float8_e5m2,
-}
-
-
-def can_store(each: Format) -> bool:
-    """Whether `pack` takes a format."""
-    if isinstance(each, FloatFormat):
-        return each.dtype in _FLOATS
-    return isinstance(each, IntegerGrid) and each.bits <= 8
-
-
-def container(each: Format) -> int:
-    """Bits that a code takes in the file."""
-    return max(each.stored_bits, 4)
-
-
-def is_fused(each: IntegerGrid, turned: bool = False) -> bool:
-    """Whether ONNX Runtime multiplies by such a matrix as it is stored, the inputs along dimension 0 or, where it is
-    `turned`, 1."""
-    if len(each.blocks) != 2:
-        return False
-    block, other = each.blocks[::-1] if turned else each.blocks
-    return other == 1 and (block is None or block in _KERNELS)
 
 
 def pack(model: ir.Model, weights: Mapping[str, Format], ragged: bool = True) -> None:
@@ -263,4 +234,4 @@ def _typed(codes: Array, each: Scaled) -> Array:
     if isinstance(each, IntegerGrid):
         return _integers(codes, each)
     assert isinstance(each, FloatFormat)
-    return codes.view(_FLOATS[each.dtype])
+    return codes.view(FLOATS[each.dtype])
