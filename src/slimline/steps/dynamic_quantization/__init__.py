@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from slimline.recipe.step import Step
-from slimline.steps.base import Context, Handler, StepResult
+from slimline.steps.base import Context, Forecast, Handler, StepResult
 from slimline.steps.dynamic_quantization.step import DynamicQuantization
 
 if TYPE_CHECKING:
@@ -49,8 +50,11 @@ class _Handler(Handler[DynamicQuantization]):
             record["notes"] = _notes(undone.model, undone.bits, context.target)
         return StepResult(undone.model, record)
 
-    def rehearsal(self, step: DynamicQuantization) -> DynamicQuantization:
-        return step
+    def forecast(self, step: DynamicQuantization, model: Model, context: Context) -> Forecast:
+        """Without a clock: what is slower only a run tells."""
+        told = super().forecast(step.model_copy(update={"undo": False}), model, context)
+        note = f"note: what turns out slower in integers on {context.target} goes back to float; only a run tells"
+        return replace(told, lines=(*told.lines, note)) if step.undo else told
 
 
 def _notes(model: Model, bits: int, target: str) -> list[str]:

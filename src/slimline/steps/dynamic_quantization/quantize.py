@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from slimline.basics.errors import SlimlineError
 from slimline.data.splits import first
 from slimline.graph.edits import FoldNorms, PutTensors, Round
@@ -144,11 +146,10 @@ def check_target(step: DynamicQuantization, target: str, model: Model) -> None:
     """Refuse a target that has no such integers, or cannot store such weights, and models that cannot be written so."""
     check_dynamic(runtime(target))
     check_marks(model)
-    chosen = selection(model, step, target)
-    shapes = {name: model.graph.values[name].shape for name in chosen.weights}
-    for name, weight in chosen.weights.items():
-        blocks = weight.blocks(shapes[name], step.weights)
-        check_stored(runtime(target), widest(model.parameters()[name], _dtype(weight, step, 8), blocks))
+    for name, weight in selection(model, step, target).weights.items():
+        shape = model.graph.values[name].shape
+        each = widest(np.ones(shape, np.float32), _dtype(weight, step, 8), weight.blocks(shape, step.weights))
+        check_stored(runtime(target), each)
 
 
 def quantize(
