@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import torch
-from onnxscript import values
+from onnxscript import opset18, values
 
 from slimline.basics.errors import SlimlineError
 from slimline.frameworks.base import Array
@@ -21,6 +21,7 @@ from slimline.frameworks.torch.attention import write_out
 from slimline.frameworks.torch.fakequant import fold, quantize
 from slimline.frameworks.torch.native import Native, export, output_names
 from slimline.frameworks.torch.operators import layer, packet
+from slimline.frameworks.torch.pairs import move_as_pairs
 from slimline.frameworks.torch.rounding import WHOLE
 from slimline.frameworks.torch.whole import whole
 from slimline.graph.quantization import Quantization
@@ -29,6 +30,9 @@ from slimline.methods.formats import IntegerGrid
 from slimline.runtimes.forms.onnx import schema
 from slimline.runtimes.forms.onnx_graph import DOMAIN, FAKE_QUANTIZE, attribute, replace
 
+op: Any = opset18  # its operators are typed without those that may be left out
+
+_INT64 = 7
 _PARTS = ("scale", "zero_point", "low", "high")
 _MARK = IntegerGrid(np.ones((), np.float32), (), 8, True)
 
@@ -55,6 +59,7 @@ def to_onnx(native: Native, example: tuple[Array, ...], integer: bool, weights: 
         with _quiet(), whole(), torch.no_grad():
             program = export(module, example)
             write_out(program)
+            move_as_pairs(program)
             exported = torch.onnx.export(program, dynamo=True, verbose=False, custom_translation_table=_translations())
         assert exported is not None
         _fuse_dynamic(exported.model.graph)
@@ -101,6 +106,7 @@ def _name_outputs(graph: ir.Graph, names: Sequence[str]) -> None:
 
 def _translations() -> dict[Any, Callable[..., Any]]:
     """The ``custom_translation_table`` for `torch.onnx.export` that keeps rounding and recurrent operators whole."""
+    experts = getattr(torch.ops.transformers, "grouped_mm_fallback", None)  # registered by transformers, if it is used
     operator = values.Op(values.Opset(DOMAIN, 1), FAKE_QUANTIZE, schema())
 
     def tensor(x: Any, scale: float, zero_point: int, quant_min: int, quant_max: int) -> Any:
@@ -113,7 +119,20 @@ def _translations() -> dict[Any, Callable[..., Any]]:
         torch.ops.aten.fake_quantize_per_tensor_affine.default: tensor,
         torch.ops.aten.fake_quantize_per_channel_affine.default: channel,
         **onnx_recurrent.translations(),
+        **({experts.default: _experts} if experts else {}),
     }
+
+
+def _experts(rows: Any, weight: Any, ends: Any) -> Any:
+    """Runs of rows, each times its matrix, zero past the last run: every matrix times all rows, of which each row's
+    own is taken."""
+    weight = op.Pad(weight, op.Constant(value_ints=[0, 0, 0, 1, 0, 0]))
+    products = op.MatMul(op.Unsqueeze(rows, [0]), weight)
+    count = op.Gather(op.Shape(rows), op.Constant(value_int=0))
+    place = op.Range(op.Constant(value_int=0), count, op.Constant(value_int=1))
+    ends = op.Unsqueeze(op.Cast(ends, to=_INT64), [1])
+    expert = op.ReduceSum(op.Cast(op.GreaterOrEqual(op.Unsqueeze(place, [0]), ends), to=_INT64), [0], keepdims=0)
+    return op.GatherND(products, op.Concat(op.Unsqueeze(expert, [1]), op.Unsqueeze(place, [1]), axis=-1))
 
 
 def _reason(error: BaseException, program: Any) -> str:
