@@ -10,9 +10,10 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import torch
 from onnxscript import opset18, values
 
@@ -24,18 +25,18 @@ from slimline.frameworks.torch.fakequant import fold, quantize
 from slimline.frameworks.torch.native import Native, export, output_names
 from slimline.frameworks.torch.operators import layer, packet
 from slimline.frameworks.torch.pairs import move_as_pairs
+from slimline.frameworks.torch.rounding import WHOLE
 from slimline.frameworks.torch.whole import whole
 from slimline.graph.quantization import Quantization
+from slimline.methods.dynamic import LEVELS
 from slimline.methods.formats import IntegerGrid
 from slimline.runtimes.forms.onnx import schema
-from slimline.runtimes.forms.onnx_graph import DOMAIN, FAKE_QUANTIZE
-
-if TYPE_CHECKING:
-    import onnx_ir as ir
+from slimline.runtimes.forms.onnx_graph import DOMAIN, FAKE_QUANTIZE, attribute, replace
 
 op: Any = opset18  # its operators are typed without those that may be left out
 
 _INT64 = 7
+_PARTS = ("scale", "zero_point", "low", "high")
 _MARK = IntegerGrid(np.ones((), np.float32), (), 8, True)
 
 
@@ -64,6 +65,7 @@ def to_onnx(native: Native, example: tuple[Array, ...], integer: bool, weights: 
             move_as_pairs(program)
             exported = torch.onnx.export(program, dynamo=True, verbose=False, custom_translation_table=_translations())
         assert exported is not None
+        _fuse_dynamic(exported.model.graph)
         _name_outputs(exported.model.graph, output_names(native))
         return exported.model
     except SlimlineError:
@@ -73,6 +75,26 @@ def to_onnx(native: Native, example: tuple[Array, ...], integer: bool, weights: 
             f"The model cannot be written as ONNX ({_reason(error, program)}): "
             "express that part of it by common operators."
         ) from error
+
+
+def _fuse_dynamic(graph: ir.Graph) -> None:
+    """Of what rounds to a grid made at run time, the one operator that stands for it; the rest is nobody's then."""
+    for node in list(graph):
+        if node.op_type != FAKE_QUANTIZE or tuple(attribute(node, name, None) for name in _PARTS) != WHOLE:
+            continue
+        scaling = None if node.inputs[0] is None else node.inputs[0].producer()
+        end: ir.Node | None = node
+        for operator in ("Add", "Clip", "Sub", "Mul"):
+            users = [] if end is None else [user for user, _ in end.outputs[0].uses()]
+            end = users[0] if len(users) == 1 and users[0].op_type == operator else None
+        if scaling is None or scaling.op_type != "Div" or end is None:
+            raise SlimlineError(
+                "The exporter changed how values are rounded to ranges found at run time: report this model to "
+                "slimline."
+            )
+        attributes = {"dynamic": 1, "low": 0, "high": LEVELS}
+        rounding = ir.node(FAKE_QUANTIZE, [scaling.inputs[0]], attributes, domain=DOMAIN, name=str(node.name))
+        replace(graph, end, [rounding])
 
 
 def _name_outputs(graph: ir.Graph, names: Sequence[str]) -> None:
@@ -180,13 +202,16 @@ def _reason(error: BaseException, program: Any) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's remarks (missing torchvision, deprecations inside torch) off the user's terminal."""
-    logger = logging.getLogger("torch.onnx")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
+    """Keep the exporter's remarks (missing torchvision, deprecations inside torch, what is not folded) off the user's
+    terminal."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(before)
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)

@@ -20,6 +20,7 @@ import onnx_ir as ir
 
 from slimline.basics.errors import SlimlineError
 from slimline.methods.formats import Format, IntegerGrid, along
+from slimline.runtimes.forms.onnx_dynamic import expand, pack_recurrent
 from slimline.runtimes.forms.onnx_graph import DOMAIN, FAKE_QUANTIZE, LAYER, attribute, replace
 from slimline.runtimes.forms.onnx_weights import pack, upgrade
 
@@ -37,7 +38,8 @@ NO_WEIGHTS: Mapping[str, Format] = MappingProxyType({})
 
 
 def schema() -> onnx.defs.OpSchema:
-    """Of the operator that stands for rounding: ``x``, and ``scales`` where there is one per position of ``axis``."""
+    """Of the operator that stands for rounding: ``x``, and ``scales`` where there is one per position of ``axis``;
+    where it is ``dynamic`` the grid is made of what is there when the model runs, as by DynamicQuantizeLinear."""
     parameter, field = onnx.defs.OpSchema.FormalParameter, onnx.defs.OpSchema.Attribute
     kinds = onnx.defs.OpSchema.AttrType
     optional = onnx.defs.OpSchema.FormalParameterOption.Optional
@@ -52,6 +54,7 @@ def schema() -> onnx.defs.OpSchema:
             field("scale", kinds.FLOAT, required=False),
             field("zero_point", kinds.INT, required=False),
             field("axis", kinds.INT, required=False),
+            field("dynamic", kinds.INT, required=False),
             field("low", kinds.INT),
             field("high", kinds.INT),
         ],
@@ -117,6 +120,8 @@ def _pack(model: ir.Model, weights: Mapping[str, Format], ragged: bool) -> None:
     """Name operators, and store weights that are stored by themselves."""
     upgrade(model, weights)
     name_nodes(model.graph)
+    expand(model.graph)
+    pack_recurrent(model, weights)
     pack(model, weights, ragged)
 
 

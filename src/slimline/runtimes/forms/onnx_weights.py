@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from slimline.basics.errors import SlimlineError
 from slimline.methods.formats import Array, FloatFormat, Format, IntegerGrid, Scaled
+from slimline.runtimes.forms.onnx_dynamic import dynamic_source, integer_product
 from slimline.runtimes.forms.onnx_formats import FLOATS, is_fused
 from slimline.runtimes.forms.onnx_graph import DOMAIN, FAKE_QUANTIZE, MARK, attribute, replace
 
@@ -100,6 +101,10 @@ class _Packer:
         product = _product(self.node) if isinstance(each, IntegerGrid) else None
         if product is not None and isinstance(each, IntegerGrid):
             reader, turned = product
+            rounded = dynamic_source(reader.inputs[0])
+            if rounded is not None and each.axis == (0 if turned else 1):
+                self._integer(each, reader, turned, rounded)
+                return
             block = each.blocks[1 if turned else 0]
             whole = block is None or self.weight.shape[1 if turned else 0] % block == 0
             if is_fused(each, turned) and (whole or self.ragged):
@@ -107,6 +112,13 @@ class _Packer:
                 return
         assert isinstance(each, Scaled)
         self._unpacked(each)
+
+    def _integer(self, each: IntegerGrid, reader: ir.Node, turned: bool, rounded: ir.Node) -> None:
+        """A product of integers, since what it reads is rounded as well."""
+        codes = self._stored(np.ascontiguousarray(_integers(self.codes.T if turned else self.codes, each)), "codes")
+        bias = reader.inputs[2] if len(reader.inputs) > 2 else None
+        nodes = integer_product(reader, rounded, codes, self._stored(each.scale.reshape(-1), "scale"), bias)
+        replace(self.graph, reader, nodes)
 
     def _dequantized(self, each: IntegerGrid, reader: ir.Node, turned: bool) -> None:
         """One DequantizeLinear in front of the product."""
