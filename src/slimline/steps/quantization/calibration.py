@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from slimline.basics.errors import SlimlineError
 from slimline.graph.edits import FoldNorms, Round
+from slimline.graph.ends import first_layers, last_layers
+from slimline.graph.ir import Graph
 from slimline.graph.placement import Placement, place
 from slimline.graph.quantization import Quantization
 from slimline.methods.formats import IntegerGrid
-from slimline.methods.ranges import Observer, affine_grid, observer, symmetric_grid
+from slimline.methods.ranges import Observer, affine_grid, centred_grid, observer, symmetric_grid
 from slimline.model import Model
-from slimline.recipe.layers import first_match, refuse_unmatched
+from slimline.recipe.layers import Types, first_match, refuse_unmatched
 from slimline.runtimes.base import runtime
-from slimline.steps.quantization.step import StaticQuantization
+from slimline.steps.quantization.step import Granularity, QuantizationOverride, StaticQuantization, WeightType
 
 _log = logging.getLogger(__name__)
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -58,8 +60,11 @@ def calibrate(
     signed = (step.activations or rules.activations) == "int8"
     if rules.symmetric and not signed:
         raise SlimlineError(f"{policy} takes int8 activations without a zero point: leave activations out.")
+    grid = centred_grid if rules.symmetric or step.symmetric else affine_grid
     activations = {
-        name: _grid(placement.ranges.get(name, ranges[group]), signed, rules.symmetric)
+        name: affine_grid(*placement.ranges[name], signed=signed)
+        if name in placement.ranges
+        else grid(*ranges[group], signed=signed)
         for name, group in placement.groups.items()
     }
     quantization = Quantization(
@@ -72,13 +77,6 @@ def calibrate(
     native = folded.edit(Round(quantization, rules.composed))
     record = {**step.model_dump(mode="json"), "target": policy, "float_layers": dict(quantization.float_layers)}
     return model.then(native, record, quantization)
-
-
-def _grid(limits: tuple[float, float], signed: bool, symmetric: bool) -> IntegerGrid:
-    """Of an activation with these limits."""
-    if not symmetric:
-        return affine_grid(*limits, signed=signed)
-    return replace(symmetric_grid(np.asarray(limits, np.float64), None), narrow=False)
 
 
 def placed(
@@ -97,10 +95,8 @@ def placed(
     if rounded:
         raise SlimlineError(f"The network rounds {rounded[0]} by itself: load it as it was before it was quantized.")
     folded = Model(model.adapter, model.edit(FoldNorms()), model.example)
-    named = dict.fromkeys(node.layer for node in folded.graph.nodes if node.layer)
-    refuse_unmatched("layer for overrides", step.overrides, named, folded.graph.types)
-    own = {name: first_match((name,), step.overrides, folded.graph.types) for name in named}
-    floating = [name for name, pattern in own.items() if pattern and step.overrides[pattern].weights == "float32"]
+    choices = Choices.of(step, folded.graph)
+    floating = [name for name in choices.layers if choices.of_layers((name,)).type == "float32"]
     keep = (*step.keep, *map(_literal, (*floating, *exclude)))
     placement = place(folded.graph, runtime(policy).policy, step.layers, keep)
     if not placement.layers:
@@ -110,23 +106,58 @@ def placed(
             f"StaticQuantization finds no layer to quantize: layers={list(step.layers)} and keep={list(step.keep)} "
             "leave no convolution or linear layer with a stored weight."
         )
-    return folded, replace(placement, weights=_scaled_axes(folded, placement, step, policy))
+    return folded, replace(placement, weights=_scaled_axes(folded, placement, choices, policy))
 
 
-def _scaled_axes(model: Model, placement: Placement, step: StaticQuantization, policy: str) -> Mapping[str, int | None]:
-    """By weight, the dimension that has one scale per position, by the step's overrides; None for one scale in all."""
+@dataclass(frozen=True)
+class Choice:
+    """What a step says of the weights of a layer; `pattern` is that of the override which says so."""
+
+    type: WeightType
+    granularity: Granularity | None
+    pattern: str | None = None
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a step says of the weights of every layer of a graph."""
+
+    step: StaticQuantization
+    types: Types
+    layers: tuple[str, ...]
+    first: frozenset[str]
+    last: frozenset[str]
+
+    @classmethod
+    def of(cls, step: StaticQuantization, graph: Graph) -> Choices:
+        """Refuses overrides whose pattern fits no layer."""
+        layers = tuple(dict.fromkeys(node.layer for node in graph.nodes if node.layer))
+        refuse_unmatched("layer for overrides", step.overrides, layers, graph.types)
+        return cls(step, graph.types, layers, first_layers(graph), last_layers(graph))
+
+    def of_layers(self, layers: Sequence[str]) -> Choice:
+        """Of weights that these layers read: of the first override that fits one of them, then of the step's rules."""
+        step = self.step
+        pattern = first_match(layers, step.overrides, self.types)
+        own = QuantizationOverride() if pattern is None else step.overrides[pattern]
+        first = step.first_layers if self.first.intersection(layers) else None
+        last = step.last_layers if self.last.intersection(layers) else None
+        return Choice(own.weights or first or last or step.weights, own.granularity or step.granularity, pattern)
+
+
+def _scaled_axes(model: Model, placement: Placement, choices: Choices, policy: str) -> Mapping[str, int | None]:
+    """By weight, the dimension that has one scale per position; None for one scale in all."""
     axes = dict(placement.weights)
     readers = model.graph.consumers()
     for name, axis in placement.weights.items():
         layers = [node.layer for node in readers[name]]
-        pattern = first_match(layers, step.overrides, model.graph.types)
-        granularity = None if pattern is None else step.overrides[pattern].granularity
-        if granularity == "channel" and axis is None:
+        choice = choices.of_layers(layers)
+        if choice.granularity == "channel" and axis is None:
+            where = "" if choice.pattern is None else f" of the override of {choice.pattern!r}"
             raise SlimlineError(
-                f"{policy} takes one scale for the weights of layer {layers[0]}: leave granularity out of the override "
-                f"of {pattern!r}."
+                f"{policy} takes one scale for the weights of layer {layers[0]}: leave granularity out{where}."
             )
-        if granularity == "tensor":
+        if choice.granularity == "tensor":
             axes[name] = None
     return axes
 
@@ -146,7 +177,8 @@ def observe_ranges(
     def observer_of(group: str) -> Observer:
         makers = [layer for name in placement.groups if name in members[group] for layer in placement.makers[name]]
         pattern = first_match(makers, step.overrides, model.graph.types)
-        return observer(*step.observation(pattern), f"value {group!r} of layer {placement.owners[group]!r}")
+        value = f"value {group!r} of layer {placement.owners[group]!r}"
+        return observer(*step.observation(pattern), value, symmetric=step.symmetric)
 
     observers = {group: observer_of(group) for group, key in keys.items() if key not in known}
     seen = 0

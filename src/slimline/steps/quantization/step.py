@@ -11,7 +11,7 @@ from slimline.recipe.config import Config
 from slimline.recipe.layers import Globs, LayerPattern
 from slimline.recipe.step import Step
 
-ObserverName = Literal["minmax", "percentile", "mse"]
+ObserverName = Literal["minmax", "moving_average", "percentile", "mse", "entropy"]
 WeightType = Literal["int8", "float32"]
 Granularity = Literal["tensor", "channel"]
 Percentage = Annotated[float, Field(gt=50, le=100)]
@@ -40,9 +40,17 @@ class StaticQuantization(Step):
     Attributes
     ----------
     weights : ``int8``, symmetric, per output channel.
-    activations : ``uint8`` or ``int8``, affine, per tensor; None takes what the target runs fastest
+    granularity : whether weights have one scale in all (``tensor``) or one per output channel (``channel``); None takes
+        what the target runs best.
+    first_layers, last_layers : another of `weights` for layers that read no other layer with weights, and for those
+        that none reads; None leaves them like the rest. An override goes before.
+    activations : ``uint8`` or ``int8``, per tensor; None takes what the target runs fastest
         (``uint8`` on ONNX Runtime, ``int8`` on LiteRT).
-    observer : ``minmax``, ``percentile`` or ``mse`` (the range of least squared rounding error).
+    symmetric : of activations, whether zero is the middle of the codes (of ``uint8`` the first code, where a value is
+        never negative); else each has a zero point of its own. Some targets take symmetric ones only.
+    observer : the range of an activation: ``minmax`` is all that calibration saw, ``moving_average`` that of the latest
+        batches, ``percentile`` all but a tail, ``mse`` the range of least squared rounding error, ``entropy`` the one
+        of least Kullback-Leibler divergence.
     percentile : of the absolute tail that `percentile` keeps, in percent.
     samples, batch_size : calibration samples, and how many at a time.
     layers, keep : globs of the layers to quantize and of those to leave in float.
@@ -56,7 +64,11 @@ class StaticQuantization(Step):
     computes_in_integers = True
     step: Literal["StaticQuantization"] = "StaticQuantization"
     weights: Literal["int8"] = "int8"
+    granularity: Granularity | None = None
+    first_layers: WeightType | None = None
+    last_layers: WeightType | None = None
     activations: Literal["uint8", "int8"] | None = None
+    symmetric: bool = False
     observer: ObserverName = "mse"
     percentile: Percentage = 99.99
     samples: Annotated[int, Field(ge=1)] = 512
