@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from slimline.basics.errors import SlimlineError
-from slimline.graph.edits import FoldNorms, Round
-from slimline.graph.ends import first_layers, last_layers
-from slimline.graph.ir import Graph
+from slimline.graph.edits import FoldNorms, PutTensors, Round
 from slimline.graph.placement import Placement, place
 from slimline.graph.quantization import Quantization
-from slimline.methods.formats import IntegerGrid
-from slimline.methods.ranges import Observer, affine_grid, centred_grid, observer, symmetric_grid
+from slimline.methods.gram import Gram
+from slimline.methods.ranges import Observer, affine_grid, centred_grid, observer
 from slimline.model import Model
-from slimline.recipe.layers import Types, first_match, refuse_unmatched
-from slimline.runtimes.base import runtime
-from slimline.steps.quantization.step import Granularity, QuantizationOverride, StaticQuantization, WeightType
+from slimline.recipe.layers import first_match
+from slimline.runtimes.base import names, runtime
+from slimline.steps.quantization.choices import Choices
+from slimline.steps.quantization.preparation import equalized
+from slimline.steps.quantization.step import StaticQuantization
+from slimline.steps.quantization.weights import QuantizedWeights, layer_grams, layer_means, short_weights
 
 _log = logging.getLogger(__name__)
 Array = np.ndarray[Any, np.dtype[Any]]
 Ranges = dict[frozenset[str], tuple[float, float]]
 """By the values that share a grid, their range."""
-_BIAS_STEPS = 2**30  # of the product of both scales that a bias may take: half of what int32 holds
 
 
 def calibrate(
@@ -37,6 +37,7 @@ def calibrate(
     exclude: Mapping[str, str] | None = None,
     known: Ranges | None = None,
     bits: int | None = None,
+    grams: dict[str, Gram] | None = None,
 ) -> Model:
     """A model that simulates the integer artifact of the runtime `policy`; `model` stays as it is.
 
@@ -48,12 +49,15 @@ def calibrate(
     known : ranges of the same model, step and batches from earlier calls, which are not observed again; new ones
         are added.
     bits : of the int8 weights; None takes what the runtime's kernels bear on this processor (`Runtime.weight_bits`).
+    grams : by operator, Gram matrices of inputs from earlier calls, as with `known`; where rounding asks for them,
+        `batches` are run through a second time.
 
     Raises
     ------
     SlimlineError : for a model that is quantized already, no layer to quantize, no batches, or NaN.
     """
     exclude = dict(exclude or {})
+    batches = batches if isinstance(batches, Sequence) else list(batches)
     folded, placement = placed(model, step, policy, exclude)
     ranges = observe_ranges(folded, placement, step, batches, {} if known is None else known)
     rules = runtime(policy).policy
@@ -67,13 +71,19 @@ def calibrate(
         else grid(*ranges[group], signed=signed)
         for name, group in placement.groups.items()
     }
+    held = layer_grams(folded, placement, step, batches, {} if grams is None else grams)
+    means = layer_means(model, folded, placement, step, held)
+    own_bits = bits or runtime(policy).weight_bits
+    weights = QuantizedWeights(folded, placement, step, activations, own_bits, held, means, model.masks)
     quantization = Quantization(
         activations=activations,
-        weights=weight_grids(folded.parameters(), placement, activations, bits or runtime(policy).weight_bits),
+        weights=weights.grids,
         layers=placement.layers,
         float_layers={**placement.refused, **exclude},
     )
     _log.info("quantize %d layers, %d activations", len(placement.layers), len(activations))
+    if weights.tensors:
+        folded = replace(folded, native=folded.edit(PutTensors(weights.tensors)))
     native = folded.edit(Round(quantization, rules.composed))
     record = {**step.model_dump(mode="json"), "target": policy, "float_layers": dict(quantization.float_layers)}
     return model.then(native, record, quantization)
@@ -82,7 +92,8 @@ def calibrate(
 def placed(
     model: Model, step: StaticQuantization, policy: str, exclude: Mapping[str, str] | None = None
 ) -> tuple[Model, Placement]:
-    """`model` with its norms folded, and where the grids go in it; the parameters are those of `calibrate`.
+    """`model` with its norms folded and its channels equalised, and where the grids go in it; the parameters are those
+    of `calibrate`.
 
     Raises
     ------
@@ -95,6 +106,8 @@ def placed(
     if rounded:
         raise SlimlineError(f"The network rounds {rounded[0]} by itself: load it as it was before it was quantized.")
     folded = Model(model.adapter, model.edit(FoldNorms()), model.example)
+    if step.equalize:
+        folded, _ = equalized(folded)
     choices = Choices.of(step, folded.graph)
     floating = [name for name in choices.layers if choices.of_layers((name,)).type == "float32"]
     keep = (*step.keep, *map(_literal, (*floating, *exclude)))
@@ -106,43 +119,10 @@ def placed(
             f"StaticQuantization finds no layer to quantize: layers={list(step.layers)} and keep={list(step.keep)} "
             "leave no convolution or linear layer with a stored weight."
         )
-    return folded, replace(placement, weights=_scaled_axes(folded, placement, choices, policy))
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What a step says of the weights of a layer; `pattern` is that of the override which says so."""
-
-    type: WeightType
-    granularity: Granularity | None
-    pattern: str | None = None
-
-
-@dataclass(frozen=True)
-class Choices:
-    """What a step says of the weights of every layer of a graph."""
-
-    step: StaticQuantization
-    types: Types
-    layers: tuple[str, ...]
-    first: frozenset[str]
-    last: frozenset[str]
-
-    @classmethod
-    def of(cls, step: StaticQuantization, graph: Graph) -> Choices:
-        """Refuses overrides whose pattern fits no layer."""
-        layers = tuple(dict.fromkeys(node.layer for node in graph.nodes if node.layer))
-        refuse_unmatched("layer for overrides", step.overrides, layers, graph.types)
-        return cls(step, graph.types, layers, first_layers(graph), last_layers(graph))
-
-    def of_layers(self, layers: Sequence[str]) -> Choice:
-        """Of weights that these layers read: of the first override that fits one of them, then of the step's rules."""
-        step = self.step
-        pattern = first_match(layers, step.overrides, self.types)
-        own = QuantizationOverride() if pattern is None else step.overrides[pattern]
-        first = step.first_layers if self.first.intersection(layers) else None
-        last = step.last_layers if self.last.intersection(layers) else None
-        return Choice(own.weights or first or last or step.weights, own.granularity or step.granularity, pattern)
+    placement = replace(placement, weights=_scaled_axes(folded, placement, choices, policy))
+    for layer in short_weights(folded.graph, placement, choices):
+        check_short(policy, layer)
+    return folded, placement
 
 
 def _scaled_axes(model: Model, placement: Placement, choices: Choices, policy: str) -> Mapping[str, int | None]:
@@ -160,6 +140,16 @@ def _scaled_axes(model: Model, placement: Placement, choices: Choices, policy: s
         if choice.granularity == "tensor":
             axes[name] = None
     return axes
+
+
+def check_short(policy: str, layer: str) -> None:
+    """Refuse a target whose integer layers take no weights of fewer than 8 bits."""
+    if not runtime(policy).short_weights:
+        others = " or ".join(name for name in names() if runtime(name).short_weights)
+        raise SlimlineError(
+            f"{policy} computes with no int4 weights beside integer activations (layer {layer}): choose weights: int8, "
+            f"or the target {others}."
+        )
 
 
 def observe_ranges(
@@ -199,28 +189,6 @@ def observe_ranges(
             raise SlimlineError("There is no calibration batch: give calibration samples to StaticQuantization.")
     known.update({keys[group]: estimator.range() for group, estimator in observers.items()})
     return {group: known[key] for group, key in keys.items()}
-
-
-def weight_grids(
-    parameters: Mapping[str, Array], placement: Placement, activations: Mapping[str, IntegerGrid], bits: int = 8
-) -> dict[str, IntegerGrid]:
-    """Symmetric grids of the weights, wide enough that every bias fits int32 steps of input times weight scale.
-
-    `bits` are those of `Runtime.weight_bits`. Folded batch norm can leave a channel with next to no weight and an
-    ordinary bias; on the grid of that weight alone the bias would overflow.
-    """
-    grids = {}
-    for name, axis in placement.weights.items():
-        grid = symmetric_grid(parameters[name], axis, bits)
-        if name in placement.biases:
-            read, bias = placement.biases[name]
-            size = np.abs(np.asarray(parameters[bias], np.float64)).ravel()
-            step = float(activations[read].scale) * _BIAS_STEPS
-            own = size if axis is not None and size.size == grid.scale.size else size.max(keepdims=True)
-            scale = np.maximum(grid.scale.ravel(), own / step).astype(np.float32)
-            grid = replace(grid, scale=scale.reshape(grid.scale.shape))
-        grids[name] = grid
-    return grids
 
 
 def _literal(name: str) -> str:

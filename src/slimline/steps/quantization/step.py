@@ -12,7 +12,7 @@ from slimline.recipe.layers import Globs, LayerPattern
 from slimline.recipe.step import Step
 
 ObserverName = Literal["minmax", "moving_average", "percentile", "mse", "entropy"]
-WeightType = Literal["int8", "float32"]
+WeightType = Literal["int8", "int4", "float32"]
 Granularity = Literal["tensor", "channel"]
 Percentage = Annotated[float, Field(gt=50, le=100)]
 
@@ -23,7 +23,7 @@ class QuantizationOverride(Config):
     Attributes
     ----------
     observer, percentile : of the values that these layers make.
-    weights : ``int8``, or ``float32`` for layers that stay in float.
+    weights : ``int8``, ``int4``, or ``float32`` for layers that stay in float.
     granularity : whether a weight has one scale in all (``tensor``) or one per output channel (``channel``); else what
         the target takes best.
     """
@@ -39,7 +39,18 @@ class StaticQuantization(Step):
 
     Attributes
     ----------
-    weights : ``int8``, symmetric, per output channel.
+    weights : ``int8`` or ``int4``, symmetric, per output channel. What a target does with int4 is in its report; one
+        that takes none refuses it.
+    rounding : of weights. ``nearest`` is to the nearest code of a scale that holds the largest weight; ``mse`` searches
+        each scale for the least error of the outputs; ``gptq`` does that and lets later weights make up for the error
+        of earlier ones (Frantar et al. 2022, arXiv:2210.17323); ``adaround`` chooses up or down for each weight, for
+        the least error of the outputs (Nagel et al. 2020, arXiv:2004.10568). All by the calibration samples.
+    equalize : bring the channels between two layers to like ranges first, which changes no answer (cross-layer
+        equalisation, Nagel et al. 2019, arXiv:1906.04721); where nothing but ReLU, its leaky forms and pooling lies
+        between.
+    bias_correction : let the bias of each layer make up for what the rounding of its weights does to the mean of its
+        output; the mean of its input is that of the calibration samples (``empirical``), or what the batch norm before
+        it says (``analytic``; layers without one are left as they are).
     granularity : whether weights have one scale in all (``tensor``) or one per output channel (``channel``); None takes
         what the target runs best.
     first_layers, last_layers : another of `weights` for layers that read no other layer with weights, and for those
@@ -63,7 +74,10 @@ class StaticQuantization(Step):
     kind = "quantization"
     computes_in_integers = True
     step: Literal["StaticQuantization"] = "StaticQuantization"
-    weights: Literal["int8"] = "int8"
+    weights: Literal["int8", "int4"] = "int8"
+    rounding: Literal["nearest", "mse", "gptq", "adaround"] = "nearest"
+    equalize: bool = False
+    bias_correction: Literal["empirical", "analytic"] | None = None
     granularity: Granularity | None = None
     first_layers: WeightType | None = None
     last_layers: WeightType | None = None

@@ -26,6 +26,7 @@ from slimline.data.splits import first
 from slimline.files.decisions import checked
 from slimline.measure.limits import Cost, Trial, judged_batch
 from slimline.measure.parity import compare
+from slimline.methods.gram import Gram
 from slimline.methods.outputs import bare
 from slimline.methods.search import culprits
 from slimline.model import Model
@@ -181,13 +182,15 @@ class Artifacts:
         self.bits = checked(WeightBits, bits, "the bits of weights").bits
         self.count = 0
         self._ranges: Ranges = {}
+        self._grams: dict[str, Gram] = {}
         self._batch = 0
         self._simulations: dict[frozenset[str], Model] = {}
         self._paths: dict[frozenset[str] | None, Path] = {}
 
     def quantized(self, back: Mapping[str, str]) -> Model:
         """With these layers in float; they and the reasons are in its history."""
-        return calibrate(self.model, self.step, self.batches, self.target, back, self._ranges, self.bits)
+        known = self._ranges, self.bits, self._grams
+        return calibrate(self.model, self.step, self.batches, self.target, back, *known)
 
     def simulation(self, back: Sequence[str]) -> Model:
         """What the artifact with these layers in float should compute."""
