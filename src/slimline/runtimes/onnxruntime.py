@@ -70,9 +70,16 @@ class OnnxRuntime(Runtime):
     packages = ("onnxruntime", "onnx", "onnx-ir", "onnxscript")
     abilities = frozenset(ABILITIES)
     description = "ONNX Runtime, CPU: uint8 activations, int8 weights per channel"
-
     dynamic = frozenset({"linear", "lstm"})
 
+    writes = (
+        "integer grids of 8 bits, of weights also of 4, symmetric for weights, with one scale per tensor or per "
+        "position of an axis"
+    )
+    short_weights = (
+        "weights of 4 bits are stored so and turned to 8 when the file is loaded, for the INT8 kernels: the file is "
+        "smaller, memory and time are those of INT8"
+    )
     stores = weights.STORES
     storage = (
         "linear layers compute from integer codes where groups have 16, 32, 64, 128 or 256 weights or are a channel; "

@@ -25,7 +25,7 @@ _FUNCTIONS = frozenset({
     "Relu", "LeakyRelu", "Elu", "Selu", "Sigmoid", "HardSigmoid", "Tanh", "Softplus", "Softsign", "ThresholdedRelu",
 })  # fmt: skip
 _OPSETS = {"float16": 13, "bfloat16": 13, "float8_e4m3fn": 19, "float8_e5m2": 19}
-_INTEGERS = 21
+INT4_OPSET = 21
 
 
 def pack(model: ir.Model, weights: Mapping[str, Format], ragged: bool = True) -> None:
@@ -54,7 +54,16 @@ def pack(model: ir.Model, weights: Mapping[str, Format], ragged: bool = True) ->
 
 def upgrade(model: ir.Model, weights: Mapping[str, Format]) -> None:
     """Raise the opset to the first that has the types of `weights`, in place."""
-    least = max((_opset(each) for each in weights.values()), default=0)
+    raise_opset(model, max((_opset(each) for each in weights.values()), default=0))
+
+
+def raise_opset(model: ir.Model, least: int) -> None:
+    """Raise the opset to `least`, in place.
+
+    Raises
+    ------
+    SlimlineError : there is an operator that cannot be raised.
+    """
     if model.opset_imports[""] >= least:
         return
     from onnxscript import version_converter
@@ -71,7 +80,7 @@ def upgrade(model: ir.Model, weights: Mapping[str, Format]) -> None:
 
 
 def _opset(each: Format) -> int:
-    return _OPSETS[each.dtype] if isinstance(each, FloatFormat) else _INTEGERS
+    return _OPSETS[each.dtype] if isinstance(each, FloatFormat) else INT4_OPSET
 
 
 def _marked(graph: ir.Graph) -> Iterator[tuple[ir.Node, str]]:
