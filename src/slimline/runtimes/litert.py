@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,7 +109,7 @@ class Session:
             while len(self._interpreters) >= _INTERPRETERS:
                 del self._interpreters[next(iter(self._interpreters))]
             interpreter = _interpreter(self._path, self._threads, self._reference)
-            with quiet():
+            with quiet(), _reading(self._path):
                 for detail, shape in zip(interpreter.get_input_details(), shapes, strict=True):
                     interpreter.resize_tensor_input(detail["index"], shape)
                 interpreter.allocate_tensors()
@@ -188,10 +189,12 @@ class LiteRT(Runtime):
     def integer_layers(self, path: Path) -> Mapping[str, str]:
         """Operators in the order in which they run, ``layer`` or ``layer (OPERATOR)`` where it has several, to
         ``"integer"`` or ``"float"``; rounding itself and arithmetic on sizes are left out."""
-        interpreter = _allocated(Path(path))
-        details = {t["index"]: t for t in interpreter.get_tensor_details()}
+        with _reading(Path(path)):
+            interpreter = _allocated(Path(path))
+            details = {t["index"]: t for t in interpreter.get_tensor_details()}
+            operators = interpreter._get_ops_details()
         precisions: dict[str, str] = {}
-        for operator in interpreter._get_ops_details():
+        for operator in operators:
             if operator["op_name"] in _BOUNDARY:
                 continue
             if details[operator["outputs"][0]]["dtype"] not in _NUMBERS:
@@ -224,7 +227,9 @@ runtime = LiteRT()
 def input_specs(path: Path) -> list[tuple[str, tuple[int | None, ...], str]]:
     """Name, shape (None where any size goes) and dtype of each input of a ``.tflite`` file."""
     specs = []
-    for detail in _interpreter(path).get_input_details():
+    with _reading(path):
+        details = _interpreter(path).get_input_details()
+    for detail in details:
         shape = tuple(None if size < 0 else int(size) for size in detail["shape_signature"])
         specs.append((str(detail["name"]), shape, np.dtype(detail["dtype"]).name))
     return specs
@@ -247,6 +252,15 @@ def _interpreter(path: Path, threads: int = 1, reference: bool = False) -> Any:
             return Interpreter(str(path), num_threads=threads, experimental_op_resolver_type=resolver)
     except (ValueError, RuntimeError) as error:
         raise SlimlineError(f"{path} is a damaged LiteRT model: export it again ({_first_line(error)}).") from error
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Say of a file that LiteRT opens, and only then finds damaged, that it is."""
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:
+        raise SlimlineError(f"LiteRT cannot run {path}: export the model again ({_first_line(error)}).") from error
 
 
 def _allocated(path: Path) -> Any:
