@@ -117,7 +117,9 @@ def write_keras(name: str, own: bool, path: Path) -> None:
 
     if own:
         sys.path.append(os.environ.get("PEERS", "/tmp/peers"))
-        zoo_keras.build(name).export(path, format="onnx", verbose=False)
+        model = zoo_keras.build(name)
+        model(np.zeros((1, *model.input_shape[1:]), np.float32))  # the exporter takes the shapes of a call
+        model.export(path, format="onnx", verbose=False)
         return
     with tempfile.TemporaryDirectory() as folder:
         artifact = sl.export(sl.load(zoo_keras.build(name)), "onnxruntime", folder)
