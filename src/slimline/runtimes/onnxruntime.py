@@ -29,8 +29,10 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-_INTEGER = re.compile(r"^(QLinear|QGemm|QAttention|ConvInteger|MatMulInteger|DynamicQuantizeMatMul|MatMulNBits)")
-_CASTS = {"QuantizeLinear", "DequantizeLinear"}
+_INTEGER = re.compile(r"^(QLinear|QGemm|QAttention|ConvInteger|MatMulInteger|DynamicQuantize(MatMul|LSTM)|MatMulNBits)")
+_REAL = re.compile(r"^(MatMulIntegerToFloat|DynamicQuantize(MatMul|LSTM)|MatMulNBits)")
+"""Integer operators whose results are real numbers."""
+_CASTS = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
 _MOVES = {"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Identity", "Concat"}
 _SIZES = {"Shape", "Constant", "ConstantOfShape", "Gather", "Cast", "Range", "ReorderInput", "ReorderOutput"}
 
@@ -68,7 +70,16 @@ class OnnxRuntime(Runtime):
     packages = ("onnxruntime", "onnx", "onnx-ir", "onnxscript")
     abilities = frozenset(ABILITIES)
     description = "ONNX Runtime, CPU: uint8 activations, int8 weights per channel"
+    dynamic = frozenset({"linear", "lstm"})
 
+    writes = (
+        "integer grids of 8 bits, of weights also of 4, symmetric for weights, with one scale per tensor or per "
+        "position of an axis"
+    )
+    short_weights = (
+        "weights of 4 bits are stored so and turned to 8 when the file is loaded, for the INT8 kernels: the file is "
+        "smaller, memory and time are those of INT8"
+    )
     stores = weights.STORES
     storage = (
         "linear layers compute from integer codes where groups have 16, 32, 64, 128 or 256 weights or are a channel; "
@@ -152,7 +163,8 @@ class OnnxRuntime(Runtime):
         for node in graph.node:
             moved = node.op_type in _MOVES and node.input[0] in integers
             integer = moved or _INTEGER.match(node.op_type) is not None
-            if integer or node.op_type == "QuantizeLinear":
+            rounds = node.op_type in ("QuantizeLinear", "DynamicQuantizeLinear")
+            if rounds or (integer and not _REAL.match(node.op_type)):
                 integers.update(node.output)
             if node.op_type not in _CASTS and node.op_type not in _SIZES:
                 name = _origin(node.name, original) or node.op_type

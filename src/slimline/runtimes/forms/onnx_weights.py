@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from slimline.basics.errors import SlimlineError
 from slimline.methods.formats import Array, FloatFormat, Format, IntegerGrid, Scaled
+from slimline.runtimes.forms.onnx_dynamic import dynamic_source, integer_product
 from slimline.runtimes.forms.onnx_formats import FLOATS, is_fused
 from slimline.runtimes.forms.onnx_graph import DOMAIN, FAKE_QUANTIZE, MARK, attribute, replace
 
@@ -24,7 +25,7 @@ _FUNCTIONS = frozenset({
     "Relu", "LeakyRelu", "Elu", "Selu", "Sigmoid", "HardSigmoid", "Tanh", "Softplus", "Softsign", "ThresholdedRelu",
 })  # fmt: skip
 _OPSETS = {"float16": 13, "bfloat16": 13, "float8_e4m3fn": 19, "float8_e5m2": 19}
-_INTEGERS = 21
+INT4_OPSET = 21
 
 
 def pack(model: ir.Model, weights: Mapping[str, Format], ragged: bool = True) -> None:
@@ -53,7 +54,16 @@ def pack(model: ir.Model, weights: Mapping[str, Format], ragged: bool = True) ->
 
 def upgrade(model: ir.Model, weights: Mapping[str, Format]) -> None:
     """Raise the opset to the first that has the types of `weights`, in place."""
-    least = max((_opset(each) for each in weights.values()), default=0)
+    raise_opset(model, max((_opset(each) for each in weights.values()), default=0))
+
+
+def raise_opset(model: ir.Model, least: int) -> None:
+    """Raise the opset to `least`, in place.
+
+    Raises
+    ------
+    SlimlineError : there is an operator that cannot be raised.
+    """
     if model.opset_imports[""] >= least:
         return
     from onnxscript import version_converter
@@ -70,7 +80,7 @@ def upgrade(model: ir.Model, weights: Mapping[str, Format]) -> None:
 
 
 def _opset(each: Format) -> int:
-    return _OPSETS[each.dtype] if isinstance(each, FloatFormat) else _INTEGERS
+    return _OPSETS[each.dtype] if isinstance(each, FloatFormat) else INT4_OPSET
 
 
 def _marked(graph: ir.Graph) -> Iterator[tuple[ir.Node, str]]:
@@ -100,6 +110,10 @@ class _Packer:
         product = _product(self.node) if isinstance(each, IntegerGrid) else None
         if product is not None and isinstance(each, IntegerGrid):
             reader, turned = product
+            rounded = dynamic_source(reader.inputs[0])
+            if rounded is not None and each.axis == (0 if turned else 1):
+                self._integer(each, reader, turned, rounded)
+                return
             block = each.blocks[1 if turned else 0]
             whole = block is None or self.weight.shape[1 if turned else 0] % block == 0
             if is_fused(each, turned) and (whole or self.ragged):
@@ -107,6 +121,13 @@ class _Packer:
                 return
         assert isinstance(each, Scaled)
         self._unpacked(each)
+
+    def _integer(self, each: IntegerGrid, reader: ir.Node, turned: bool, rounded: ir.Node) -> None:
+        """A product of integers, since what it reads is rounded as well."""
+        codes = self._stored(np.ascontiguousarray(_integers(self.codes.T if turned else self.codes, each)), "codes")
+        bias = reader.inputs[2] if len(reader.inputs) > 2 else None
+        nodes = integer_product(reader, rounded, codes, self._stored(each.scale.reshape(-1), "scale"), bias)
+        replace(self.graph, reader, nodes)
 
     def _dequantized(self, each: IntegerGrid, reader: ir.Node, turned: bool) -> None:
         """One DequantizeLinear in front of the product."""
