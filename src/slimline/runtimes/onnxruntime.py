@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
 
 from slimline.basics.errors import SlimlineError
 from slimline.graph.placement import Policy
@@ -19,7 +18,7 @@ from slimline.methods.formats import Format, IntegerGrid
 from slimline.runtimes.base import ABILITIES, Runtime
 from slimline.runtimes.chains import chain
 from slimline.runtimes.forms import ONNX, Form
-from slimline.runtimes.forms import onnx_weights as weights
+from slimline.runtimes.forms import onnx_formats as weights
 from slimline.runtimes.onnx_session import OnnxSession
 from slimline.runtimes.processor import saturates
 
@@ -71,9 +70,16 @@ class OnnxRuntime(Runtime):
     packages = ("onnxruntime", "onnx", "onnx-ir", "onnxscript")
     abilities = frozenset(ABILITIES)
     description = "ONNX Runtime, CPU: uint8 activations, int8 weights per channel"
-
     dynamic = frozenset({"linear", "lstm"})
 
+    writes = (
+        "integer grids of 8 bits, of weights also of 4, symmetric for weights, with one scale per tensor or per "
+        "position of an axis"
+    )
+    short_weights = (
+        "weights of 4 bits are stored so and turned to 8 when the file is loaded, for the INT8 kernels: the file is "
+        "smaller, memory and time are those of INT8"
+    )
     stores = weights.STORES
     storage = (
         "linear layers compute from integer codes where groups have 16, 32, 64, 128 or 256 weights or are a channel; "
@@ -84,7 +90,7 @@ class OnnxRuntime(Runtime):
         self.name, self._provider, self._level = name, provider, level
 
     def can_store(self, each: Format) -> bool:
-        """See `slimline.runtimes.forms.onnx_weights`."""
+        """See `slimline.runtimes.forms.onnx_formats`."""
         return weights.can_store(each)
 
     def container(self, each: Format) -> int:
@@ -151,6 +157,7 @@ class OnnxRuntime(Runtime):
         Named by layer as `lower` names nodes; conversions between float and integer and operators that only
         deal in sizes are left out. Read before the last optimisation level, which only changes memory layouts.
         """
+        import onnx
         import onnxruntime
 
         with tempfile.TemporaryDirectory() as folder:
@@ -248,6 +255,8 @@ def _blocked_names(path: Path) -> dict[str, str]:
 
     VALUE is the output of the last operator that was fused into the convolution.
     """
+    import onnx
+
     nodes = onnx.load(str(path), load_external_data=False).graph.node
     makers = {output: node for node in nodes for output in node.output}
     layers = {}

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -56,7 +59,7 @@ def to_onnx(native: Native, example: tuple[Array, ...], integer: bool, weights: 
         module = quantize(module, Quantization(weights=dict.fromkeys(weights, _MARK)))
     program = None
     try:
-        with _quiet(), whole(), torch.no_grad():
+        with _quiet(), _read_once(), whole(), torch.no_grad():
             program = export(module, example)
             write_out(program)
             move_as_pairs(program)
@@ -133,6 +136,50 @@ def _experts(rows: Any, weight: Any, ends: Any) -> Any:
     ends = op.Unsqueeze(op.Cast(ends, to=_INT64), [1])
     expert = op.ReduceSum(op.Cast(op.GreaterOrEqual(op.Unsqueeze(place, [0]), ends), to=_INT64), [0], keepdims=0)
     return op.GatherND(products, op.Concat(op.Unsqueeze(expert, [1]), op.Unsqueeze(place, [1]), axis=-1))
+
+
+@contextmanager
+def _read_once() -> Iterator[None]:
+    """Have the exporter read its own translations once, not at each export: that is half of the time of a small one.
+
+    torch promises none of the names that this takes, so where they are others the exporter does as it likes.
+    """
+    registry = _registry()
+    if registry is None:
+        yield
+        return
+    before = vars(registry)["from_torchlib"]
+
+    def from_torchlib(opset_version: int) -> Any:
+        known = _translations_of_torch(before, opset_version, "torchvision" in sys.modules)
+        copy = registry()
+        copy._opset_version = opset_version
+        copy.functions = {operator: list(ways) for operator, ways in known.functions.items()}
+        return copy
+
+    registry.from_torchlib = staticmethod(from_torchlib)
+    try:
+        yield
+    finally:
+        registry.from_torchlib = before
+
+
+@cache
+def _registry() -> Any:
+    """The exporter's class of translations, if it is as it was."""
+    try:
+        registry: Any = import_module("torch.onnx._internal.exporter._registration").ONNXRegistry
+        instance = registry()
+    except (ImportError, AttributeError, TypeError):
+        return None
+    known = isinstance(vars(registry).get("from_torchlib"), classmethod)
+    return registry if known and {"_opset_version", "functions"} <= vars(instance).keys() else None
+
+
+@cache
+def _translations_of_torch(read: Any, opset_version: int, vision: bool) -> Any:
+    """As torch reads them by its class method; those of torchvision's operators are there once that is loaded."""
+    return read.__get__(None, _registry())(opset_version)
 
 
 def _reason(error: BaseException, program: Any) -> str:

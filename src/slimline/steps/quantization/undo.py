@@ -27,6 +27,7 @@ from slimline.data.splits import first
 from slimline.files.decisions import checked
 from slimline.measure.limits import Cost, Trial, judged_batch
 from slimline.measure.parity import compare
+from slimline.methods.gram import Gram
 from slimline.methods.outputs import bare
 from slimline.methods.search import culprits
 from slimline.model import Model
@@ -278,13 +279,15 @@ class StaticArtifacts(Artifacts):
         super().__init__(model, step, context, first(context.data.split("calibration"), step.samples, step.batch_size))
         self._static = step
         self._ranges: Ranges = {}
+        self._grams: dict[str, Gram] = {}
 
     @property
     def settings(self) -> tuple[object, ...]:
         return self._static.layers, self._static.keep, self._static.activations
 
     def quantized(self, back: Mapping[str, str]) -> Model:
-        return calibrate(self.model, self._static, self.batches, self.target, back, self._ranges, self.bits)
+        known = self._ranges, self.bits, self._grams
+        return calibrate(self.model, self._static, self.batches, self.target, back, *known)
 
 
 def by_the_clock(artifacts: Candidates, seed: int = 0) -> dict[str, Any]:
