@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from slimline.basics.errors import SlimlineError
 from slimline.frameworks.base import Array
+from slimline.frameworks.edit import refuse_unread
 from slimline.frameworks.onnx.native import Editor, Native, is_standard
 from slimline.frameworks.onnx.operators import WEIGHTED, attribute, layer, root, stored
 from slimline.frameworks.onnx.run import outline
@@ -123,7 +124,9 @@ def quantize(native: Native, quantization: Quantization) -> Native:
 def _round_inputs(editor: Editor, weights: Collection[str]) -> None:
     """Let products with these weights read what they multiply rounded to the grid of its own range."""
     rounded: dict[ir.Value, ir.Value] = {}
-    for product in [each for found in _products(editor.model, weights).values() for each in found]:
+    products = _products(editor.model, weights)
+    refuse_unread(products)
+    for product in [each for found in products.values() for each in found]:
         x = product.inputs[0]
         assert x is not None
         if x not in rounded:

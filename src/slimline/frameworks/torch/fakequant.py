@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from slimline.basics.errors import SlimlineError
+from slimline.frameworks.edit import refuse_unread
 from slimline.frameworks.torch.native import sharing
 from slimline.frameworks.torch.rounding import Rounder, is_dynamic, round_dynamically
 from slimline.graph.quantization import Quantization
@@ -77,7 +78,9 @@ def quantize(native: fx.GraphModule, quantization: Quantization) -> fx.GraphModu
 def _round_inputs(module: fx.GraphModule, weights: Collection[str]) -> None:
     """Let products with these weights read what they multiply rounded to the grid of its own range."""
     rounded: dict[fx.Node, fx.Node] = {}
-    for product, position in [each for found in _products(module, weights).values() for each in found]:
+    products = _products(module, weights)
+    refuse_unread(products)
+    for product, position in [each for found in products.values() for each in found]:
         x = product.args[position]
         assert isinstance(x, fx.Node)
         if x not in rounded:
