@@ -42,6 +42,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/sparse_training.py
 	$(BIN)/python benchmarks/sparse.py --train
 	$(BIN)/python benchmarks/zeros.py
+	$(BIN)/python benchmarks/quantization.py
 	$(BIN)/python benchmarks/picture.py
 
 $(READY): pyproject.toml constraints.txt

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from slimline.steps.depth.step import DepthPruning as DepthPruning
     from slimline.steps.distillation.step import Distillation as Distillation
     from slimline.steps.low_rank.step import LowRank as LowRank
+    from slimline.steps.mixed_precision.step import MixedPrecision as MixedPrecision
     from slimline.steps.quantization.step import StaticQuantization as StaticQuantization
     from slimline.steps.sparse.step import SparsePruning as SparsePruning
     from slimline.steps.sparse_training.step import SparseTraining as SparseTraining
@@ -74,6 +75,7 @@ _HOMES = {
     "slimline.steps.depth": ("DepthPruning",),
     "slimline.steps.distillation": ("Distillation",),
     "slimline.steps.low_rank": ("LowRank",),
+    "slimline.steps.mixed_precision": ("MixedPrecision",),
     "slimline.steps.quantization": ("StaticQuantization",),
     "slimline.steps.sparse": ("SparsePruning",),
     "slimline.steps.sparse_training": ("SparseTraining",),
@@ -99,6 +101,7 @@ __all__ = [  # noqa: RUF022 - in the order in which they are used
     "SparseTraining",
     "Distillation",
     "StaticQuantization",
+    "MixedPrecision",
     "WeightSharing",
     "WeightQuantization",
     "inspect",
