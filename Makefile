@@ -43,6 +43,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/sparse.py --train
 	$(BIN)/python benchmarks/zeros.py
 	$(BIN)/python benchmarks/quantization.py
+	$(BIN)/python benchmarks/dynamic.py lstm
 	$(BIN)/python benchmarks/picture.py
 
 $(READY): pyproject.toml constraints.txt

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from slimline.steps.channels.step import ChannelPruning as ChannelPruning
     from slimline.steps.depth.step import DepthPruning as DepthPruning
     from slimline.steps.distillation.step import Distillation as Distillation
+    from slimline.steps.dynamic_quantization.step import DynamicQuantization as DynamicQuantization
     from slimline.steps.low_rank.step import LowRank as LowRank
     from slimline.steps.mixed_precision.step import MixedPrecision as MixedPrecision
     from slimline.steps.quantization.step import StaticQuantization as StaticQuantization
@@ -77,6 +78,7 @@ _HOMES = {
     "slimline.steps.low_rank": ("LowRank",),
     "slimline.steps.mixed_precision": ("MixedPrecision",),
     "slimline.steps.quantization": ("StaticQuantization",),
+    "slimline.steps.dynamic_quantization": ("DynamicQuantization",),
     "slimline.steps.sparse": ("SparsePruning",),
     "slimline.steps.sparse_training": ("SparseTraining",),
     "slimline.steps.weight_sharing": ("WeightSharing",),
@@ -95,6 +97,7 @@ __all__ = [  # noqa: RUF022 - in the order in which they are used
     "Recipe",
     "ChannelPruning",
     "DepthPruning",
+    "DynamicQuantization",
     "SparsePruning",
     "ActivationPruning",
     "LowRank",

@@ -126,6 +126,10 @@ class Runtime(Protocol):
         """Bits that a code of such a weight takes in its artifact."""
         return each.stored_bits
 
+    dynamic: frozenset[str] = frozenset()
+    """Layers (``linear``, ``lstm``) that it computes in integers whose ranges are found at run time, as by
+    DynamicQuantizeLinear of ONNX."""
+
     def rounds_inputs(self, each: Format) -> bool:
         """Whether, unasked, it rounds what it multiplies by weights that are stored in a format."""
         return False

@@ -21,6 +21,7 @@ import onnx_ir as ir
 
 from slimline.basics.errors import SlimlineError
 from slimline.methods.formats import Format, IntegerGrid, along
+from slimline.runtimes.forms.onnx_dynamic import expand, pack_recurrent
 from slimline.runtimes.forms.onnx_graph import DOMAIN, FAKE_QUANTIZE, LAYER, attribute, replace
 from slimline.runtimes.forms.onnx_weights import INT4_OPSET, pack, raise_opset, upgrade
 
@@ -38,7 +39,8 @@ NO_WEIGHTS: Mapping[str, Format] = MappingProxyType({})
 
 
 def schema() -> onnx.defs.OpSchema:
-    """Of the operator that stands for rounding: ``x``, and ``scales`` where there is one per position of ``axis``."""
+    """Of the operator that stands for rounding: ``x``, and ``scales`` where there is one per position of ``axis``;
+    where it is ``dynamic`` the grid is made of what is there when the model runs, as by DynamicQuantizeLinear."""
     parameter, field = onnx.defs.OpSchema.FormalParameter, onnx.defs.OpSchema.Attribute
     kinds = onnx.defs.OpSchema.AttrType
     optional = onnx.defs.OpSchema.FormalParameterOption.Optional
@@ -53,6 +55,7 @@ def schema() -> onnx.defs.OpSchema:
             field("scale", kinds.FLOAT, required=False),
             field("zero_point", kinds.INT, required=False),
             field("axis", kinds.INT, required=False),
+            field("dynamic", kinds.INT, required=False),
             field("low", kinds.INT),
             field("high", kinds.INT),
         ],
@@ -120,6 +123,8 @@ def _pack(model: ir.Model, weights: Mapping[str, Format], ragged: bool) -> None:
     if any(node.op_type == FAKE_QUANTIZE and _is_weight(node) and grid_of(node).bits <= 4 for node in model.graph):
         raise_opset(model, INT4_OPSET)
     name_nodes(model.graph)
+    expand(model.graph)
+    pack_recurrent(model, weights)
     pack(model, weights, ragged)
 
 
