@@ -39,6 +39,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/fashion_keras.py
 	$(BIN)/python benchmarks/structured.py
 	$(BIN)/python benchmarks/recovery.py
+	$(BIN)/python benchmarks/distillation.py
 	$(BIN)/python benchmarks/sparse_training.py
 	$(BIN)/python benchmarks/sparse.py --train
 	$(BIN)/python benchmarks/zeros.py

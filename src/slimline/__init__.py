@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from slimline.model.parts import PartedModel as PartedModel
     from slimline.recipe import Budget as Budget
     from slimline.recipe import Recipe as Recipe
+    from slimline.recipe.training import FeatureLoss as FeatureLoss
+    from slimline.recipe.training import View as View
     from slimline.run.apply import apply as apply
     from slimline.run.apply import plan as plan
     from slimline.run.compress import compress as compress
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     from slimline.steps.sparse_training.step import SparseTraining as SparseTraining
     from slimline.steps.weight_quantization import WeightQuantization as WeightQuantization
     from slimline.steps.weight_sharing.step import WeightSharing as WeightSharing
+    from slimline.training.criterion import DistillationLoss as DistillationLoss
 
 _HOMES = {
     "slimline.run.compress": ("compress", "resume"),
@@ -71,6 +74,8 @@ _HOMES = {
     "slimline.model.packing": ("pack", "unpack"),
     "slimline.model.parts": ("PartedModel",),
     "slimline.recipe": ("Budget", "Recipe"),
+    "slimline.training.criterion": ("DistillationLoss",),
+    "slimline.recipe.training": ("FeatureLoss", "View"),
     "slimline.steps.activations": ("ActivationPruning",),
     "slimline.steps.channels": ("ChannelPruning",),
     "slimline.steps.depth": ("DepthPruning",),
@@ -103,6 +108,9 @@ __all__ = [  # noqa: RUF022 - in the order in which they are used
     "LowRank",
     "SparseTraining",
     "Distillation",
+    "DistillationLoss",
+    "FeatureLoss",
+    "View",
     "StaticQuantization",
     "MixedPrecision",
     "WeightSharing",
