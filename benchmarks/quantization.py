@@ -81,7 +81,7 @@ def mobilenet(data: sl.Data, quick: bool) -> tuple[nn.Module, Path]:
     model = MobileNet()
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        train(model, data, 1 if quick else EPOCHS)
+        train(model, data, 3 if quick else EPOCHS)
         save_file(model.state_dict(), path)
     model.load_state_dict(load_file(path))
     return model.eval(), path
