@@ -43,6 +43,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/sparse_training.py
 	$(BIN)/python benchmarks/sparse.py --train
 	$(BIN)/python benchmarks/zeros.py
+	$(BIN)/python benchmarks/quantization.py
 	$(BIN)/python benchmarks/dynamic.py lstm
 	$(BIN)/python benchmarks/targets.py
 	$(BIN)/python benchmarks/picture.py

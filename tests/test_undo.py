@@ -252,7 +252,11 @@ def test_the_same_shapes_are_the_same_question_whatever_the_weights(context):
         native=model.edit(PutTensors({k: v + 1 for k, v in model.parameters().items() if v.dtype.kind == "f"})),
     )
     narrow = sl.apply(model, sl.ChannelPruning(ratio=0.5))
-    ask = lambda m, step=STEP, **more: undo._question(m, step, replace(context, **more))  # noqa: E731
+
+    def ask(m, step=STEP, **more):
+        asked = replace(context, **more)
+        return undo._question(undo.StaticArtifacts(m, step, asked), asked)
+
     assert ask(trained) == ask(model) == ask(model, STEP.model_copy(update={"samples": 9}))
     others = [
         ask(narrow),
@@ -265,7 +269,7 @@ def test_the_same_shapes_are_the_same_question_whatever_the_weights(context):
 
 def test_a_carried_decision_is_obeyed_and_an_estimate_asks_no_gate(context, monkeypatch):
     monkeypatch.setattr(undo.Artifacts, "parity", lambda *_: pytest.fail("an estimate's weights are not trained"))
-    name = undo._question(context.teacher, STEP, context)
+    name = undo._question(undo.StaticArtifacts(context.teacher, STEP, context), context)
     record = {"seconds": 1.0, "artifacts": 2, "batch": 16, "threads": 2, "trials": [], "slower": "", "back": ["stem"]}
     carried = replace(context, decide=lambda asked, choose: {name: record, "weight-bits": {"bits": 8}}[asked])
     found = undo.quantize_what_pays(context.teacher, STEP, carried, gate=False)

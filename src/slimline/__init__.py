@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from slimline.steps.distillation.step import Distillation as Distillation
     from slimline.steps.dynamic_quantization.step import DynamicQuantization as DynamicQuantization
     from slimline.steps.low_rank.step import LowRank as LowRank
+    from slimline.steps.mixed_precision.step import MixedPrecision as MixedPrecision
     from slimline.steps.quantization.step import StaticQuantization as StaticQuantization
     from slimline.steps.sparse.step import SparsePruning as SparsePruning
     from slimline.steps.sparse_training.step import SparseTraining as SparseTraining
@@ -80,6 +81,7 @@ _HOMES = {
     "slimline.steps.depth": ("DepthPruning",),
     "slimline.steps.distillation": ("Distillation",),
     "slimline.steps.low_rank": ("LowRank",),
+    "slimline.steps.mixed_precision": ("MixedPrecision",),
     "slimline.steps.quantization": ("StaticQuantization",),
     "slimline.steps.dynamic_quantization": ("DynamicQuantization",),
     "slimline.steps.sparse": ("SparsePruning",),
@@ -110,6 +112,7 @@ __all__ = [  # noqa: RUF022 - in the order in which they are used
     "FeatureLoss",
     "View",
     "StaticQuantization",
+    "MixedPrecision",
     "WeightSharing",
     "WeightQuantization",
     "inspect",

@@ -110,7 +110,7 @@ def placed(
         folded, _ = equalized(folded)
     choices = Choices.of(step, folded.graph)
     floating = [name for name in choices.layers if choices.of_layers((name,)).type == "float32"]
-    keep = (*step.keep, *map(_literal, (*floating, *exclude)))
+    keep = (*step.keep, *map(literal, (*floating, *exclude)))
     placement = place(folded.graph, runtime(policy).policy, step.layers, keep)
     if not placement.layers:
         if exclude:
@@ -191,7 +191,7 @@ def observe_ranges(
     return {group: known[key] for group, key in keys.items()}
 
 
-def _literal(name: str) -> str:
+def literal(name: str) -> str:
     """A glob that matches `name` alone."""
     return "".join(f"[{c}]" if c in "*?[" else c for c in name)
 

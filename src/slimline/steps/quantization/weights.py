@@ -20,7 +20,7 @@ from slimline.methods.scales import widest
 from slimline.model import Model
 from slimline.steps.quantization.choices import Choices
 from slimline.steps.quantization.preparation import equalized, mean_inputs
-from slimline.steps.quantization.step import StaticQuantization
+from slimline.steps.quantization.step import StaticQuantization, WeightType
 from slimline.steps.weight_rounding import MEASURED, WeightRounding
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -58,11 +58,7 @@ class QuantizedWeights:
         readers, layers = model.graph.consumers(), integer_matrices(model.graph, placement)
         for name, axis in placement.weights.items():
             choice = choices.of_layers([node.layer for node in readers[name]])
-            grid = symmetric_grid(parameters[name], axis, bits)
-            if choice.type == "int4":
-                short = widest(parameters[name], "int4", grid.blocks)
-                assert isinstance(short, IntegerGrid)
-                grid = short
+            grid = widest_grid(parameters[name], axis, choice.type, bits)
             layer = layers.get(name)
             gram = grams.get(layer.node) if layer is not None else None
             worker = WeightRounding(parameters[name], layer, gram, masks.get(name))
@@ -92,6 +88,16 @@ class QuantizedWeights:
         if vector is not None:
             lack = np.einsum("goi,gi->go", np.asarray(layer.matrix(change), np.float64), mean)
             self.tensors[layer.bias] = layer.as_bias(vector + lack, bias.shape).astype(bias.dtype)
+
+
+def widest_grid(weight: Array, axis: int | None, kind: WeightType, bits: int) -> IntegerGrid:
+    """The grid of a weight that holds all of it; `bits` are those of an int8 one."""
+    grid = symmetric_grid(weight, axis, bits)
+    if kind == "int4":
+        short = widest(weight, "int4", grid.blocks)
+        assert isinstance(short, IntegerGrid)
+        return short
+    return grid
 
 
 def _with_room(

@@ -1,0 +1,70 @@
+"""A format for each layer, by what it costs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from slimline.basics.errors import SlimlineError
+from slimline.steps.base import Context, Handler, StepResult, handler_of
+from slimline.steps.mixed_precision.step import MixedPrecision
+
+if TYPE_CHECKING:
+    from slimline.model import Model
+
+__all__ = ["MixedPrecision", "handler"]
+
+
+class _Handler(Handler[MixedPrecision]):
+    config = MixedPrecision
+    summary = "chooses a format for each layer under a limit, and gives float back where accuracy needs it"
+    reads = (("calibration", ""), ("selection", "max_drop"))
+
+    def check_target(self, step: MixedPrecision, target: str, model: Model) -> None:
+        from slimline.steps.quantization.calibration import check_short, placed
+
+        _, placement = placed(model, step.quantization, target)
+        if "int4" in step.formats:
+            check_short(target, placement.layers[0])
+
+    def perform(self, step: MixedPrecision, model: Model, context: Context) -> StepResult:
+        from slimline.data.splits import first
+        from slimline.steps.mixed_precision.choose import Accuracy, Control, chosen, options, with_formats
+
+        base, data = step.quantization, context.data
+        if data is None:
+            raise SlimlineError("MixedPrecision needs data: pass slimline.Data with calibration or training samples.")
+        batches = first(data.split("calibration"), base.samples, base.batch_size)
+        formats = chosen(options(model, step, context.target, batches), step)
+        resolved = with_formats(base, {layer: option.format for layer, option in formats.items()}, model)
+        record: dict[str, Any] = step.model_dump(mode="json")
+        record["layers"] = {
+            layer: {"format": option.format, "bytes": option.bytes, "error": float(f"{option.error:.4g}")}
+            for layer, option in formats.items()
+        }
+        if step.max_drop is not None and not context.rehearsal:
+            if not data.has("selection"):
+                raise SlimlineError(
+                    "max_drop needs selection samples: pass slimline.Data(selection=...) or a test set."
+                )
+
+            def control() -> dict[str, Any]:
+                accuracy = Accuracy(model, data, base.batch_size)
+                back, before, after = Control(model, resolved, context.target, batches, accuracy, limit).run()
+                return {"back": back, "drop_before": before, "drop": after}
+
+            limit = step.max_drop
+            record["accuracy"] = control()
+            floats = dict.fromkeys(record["accuracy"]["back"], "float32")
+            resolved = with_formats(resolved, floats, model)  # type: ignore[arg-type]
+        result = handler_of(resolved).perform(resolved, model, context)
+        settings = {*type(step).model_fields, *type(resolved).model_fields}
+        record |= {key: value for key, value in result.record.items() if key not in settings}
+        record["quantization"] = resolved.model_dump(mode="json")
+        return StepResult(result.model, record)
+
+    def rehearsal(self, step: MixedPrecision) -> MixedPrecision:
+        quick = handler_of(step.quantization).rehearsal(step.quantization)
+        return step.model_copy(update={"quantization": quick})
+
+
+handler = _Handler()
