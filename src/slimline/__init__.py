@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from slimline.steps.distillation.step import Distillation as Distillation
     from slimline.steps.low_rank.step import LowRank as LowRank
     from slimline.steps.quantization.step import StaticQuantization as StaticQuantization
+    from slimline.steps.quantization_aware.step import QuantizationAwareTraining as QuantizationAwareTraining
     from slimline.steps.sparse.step import SparsePruning as SparsePruning
     from slimline.steps.sparse_training.step import SparseTraining as SparseTraining
     from slimline.steps.weight_quantization import WeightQuantization as WeightQuantization
@@ -75,6 +76,7 @@ _HOMES = {
     "slimline.steps.distillation": ("Distillation",),
     "slimline.steps.low_rank": ("LowRank",),
     "slimline.steps.quantization": ("StaticQuantization",),
+    "slimline.steps.quantization_aware": ("QuantizationAwareTraining",),
     "slimline.steps.sparse": ("SparsePruning",),
     "slimline.steps.sparse_training": ("SparseTraining",),
     "slimline.steps.weight_sharing": ("WeightSharing",),
@@ -99,6 +101,7 @@ __all__ = [  # noqa: RUF022 - in the order in which they are used
     "SparseTraining",
     "Distillation",
     "StaticQuantization",
+    "QuantizationAwareTraining",
     "WeightSharing",
     "WeightQuantization",
     "inspect",

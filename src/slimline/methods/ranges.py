@@ -173,14 +173,15 @@ def squared_error(points: Array, counts: Array, grid: IntegerGrid) -> float:
     return float(np.dot(counts, difference * difference))
 
 
-def observer(name: str, percentile: float = 99.99, value: str = "the value") -> Observer:
-    """An observer by its name in a recipe: ``minmax``, ``percentile`` or ``mse``; `value` is for messages."""
+def observer(name: str, percentile: float = 99.99, value: str = "the value", bits: int = 8) -> Observer:
+    """An observer by its name in a recipe: ``minmax``, ``percentile`` or ``mse`` (of a grid of `bits`); `value` is for
+    messages."""
     if name == "minmax":
         return MinMax(value)
     if name == "percentile":
         return Percentile(percentile, value)
     if name == "mse":
-        return MSE(8, value)
+        return MSE(bits, value)
     raise unknown("observer", name, ("minmax", "percentile", "mse"))
 
 

@@ -51,6 +51,7 @@ class KerasAdapter:
     suffix = ".keras"
     layout: Literal["channels_last"] = "channels_last"
     marks_weights = False
+    learns_formats = False
 
     def accepts(self, source: Any) -> bool:
         """Whether `source` is a `keras.Model`."""

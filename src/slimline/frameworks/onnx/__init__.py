@@ -32,6 +32,7 @@ class OnnxAdapter:
     suffix = ".onnx"
     layout: Literal["channels_first"] = "channels_first"
     marks_weights = True
+    learns_formats = False
 
     def accepts(self, source: Any) -> bool:
         """Whether `source` is an `onnx.ModelProto`."""

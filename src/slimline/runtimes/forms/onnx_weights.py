@@ -16,10 +16,13 @@ import numpy as np
 import onnx_ir as ir
 
 from slimline.basics.errors import SlimlineError
-from slimline.methods.formats import Array, FloatFormat, Format, IntegerGrid, Scaled
+from slimline.methods.formats import Array, FloatFormat, Format, IntegerGrid, Levels, Scaled
 from slimline.runtimes.forms.onnx_graph import DOMAIN, FAKE_QUANTIZE, MARK, attribute, replace
 
-STORES = "integers of 2 to 8 bits with any scales, float16, bfloat16, float8_e4m3fn and float8_e5m2"
+STORES = (
+    "integers of 2 to 8 bits with any scales, levels that are whole multiples of a power of two (binary, ternary), "
+    "float16, bfloat16, float8_e4m3fn and float8_e5m2"
+)
 
 _KERNELS = frozenset({16, 32, 64, 128, 256})  # lengths of blocks
 _FUNCTIONS = frozenset({
@@ -35,22 +38,34 @@ _FLOATS = {
 }
 
 
+def coded(each: Format) -> Format:
+    """The format whose codes are in the file: of levels an integer grid that holds the same numbers, if there is."""
+    return (each.grid or each) if isinstance(each, Levels) else each
+
+
 def can_store(each: Format) -> bool:
-    """Whether `pack` takes a format."""
+    """Whether `pack` takes a format and writes it without a table, see `tabled`."""
+    each = coded(each)
     if isinstance(each, FloatFormat):
         return each.dtype in _FLOATS
     return isinstance(each, IntegerGrid) and each.bits <= 8
 
 
+def tabled(each: Format) -> bool:
+    """Whether `pack` writes a format as numbers of places in a table."""
+    return isinstance(each, Levels) and each.grid is None and each.codebook.size <= 256
+
+
 def container(each: Format) -> int:
     """Bits that a code takes in the file."""
-    return max(each.stored_bits, 4)
+    return 8 if tabled(each) else max(coded(each).stored_bits, 4)
 
 
-def is_fused(each: IntegerGrid, turned: bool = False) -> bool:
+def is_fused(each: Format, turned: bool = False) -> bool:
     """Whether ONNX Runtime multiplies by such a matrix as it is stored, the inputs along dimension 0 or, where it is
     `turned`, 1."""
-    if len(each.blocks) != 2:
+    each = coded(each)
+    if not isinstance(each, IntegerGrid) or len(each.blocks) != 2:
         return False
     block, other = each.blocks[::-1] if turned else each.blocks
     return other == 1 and (block is None or block in _KERNELS)
@@ -121,6 +136,7 @@ class _Packer:
         value = self.node.inputs[0]
         assert value is not None and value.const_value is not None
         self.name, self.weight = str(value.name), np.asarray(value.const_value.numpy())
+        self.format = coded(self.format)
         self.codes = self.format.encode(self.weight)
 
     def run(self) -> None:
@@ -185,7 +201,10 @@ class _Packer:
         split = [size for pair in zip(counts, lengths, strict=True) for size in pair if size != 1] or [1]
         lying = [size for pair in zip(counts, lengths, strict=True) for size in _lying(*pair)] or [1]
         typed = _typed(np.pad(self.codes, padded).reshape(split), each)
-        nodes = [ir.node("Cast", [self._stored(typed, "codes")], {"to": ir.DataType.FLOAT}, name="")]
+        codes, kind = self._stored(typed, "codes"), ir.DataType.INT32 if tabled(each) else ir.DataType.FLOAT
+        nodes = [ir.node("Cast", [codes], {"to": kind}, name="")]
+        if isinstance(each, Levels):
+            nodes.append(ir.node("Gather", [self._stored(each.codebook, "levels"), nodes[0].outputs[0]], name=""))
         if isinstance(each, IntegerGrid) and each.zero_point is not None:
             zero = self._stored(_integers(each.zero_point.reshape(lying), each), "zero")
             nodes.append(ir.node("Cast", [zero], {"to": ir.DataType.FLOAT}, name=""))
@@ -262,5 +281,7 @@ def _integers(array: Array, each: IntegerGrid) -> Array:
 def _typed(codes: Array, each: Scaled) -> Array:
     if isinstance(each, IntegerGrid):
         return _integers(codes, each)
+    if isinstance(each, Levels):
+        return codes
     assert isinstance(each, FloatFormat)
     return codes.view(_FLOATS[each.dtype])

@@ -58,10 +58,7 @@ def calibrate(
     signed = (step.activations or rules.activations) == "int8"
     if rules.symmetric and not signed:
         raise SlimlineError(f"{policy} takes int8 activations without a zero point: leave activations out.")
-    activations = {
-        name: _grid(placement.ranges.get(name, ranges[group]), signed, rules.symmetric)
-        for name, group in placement.groups.items()
-    }
+    activations = activation_grids(placement, ranges, signed, rules.symmetric)
     quantization = Quantization(
         activations=activations,
         weights=weight_grids(folded.parameters(), placement, activations, bits or runtime(policy).weight_bits),
@@ -74,17 +71,32 @@ def calibrate(
     return model.then(native, record, quantization)
 
 
-def _grid(limits: tuple[float, float], signed: bool, symmetric: bool) -> IntegerGrid:
+def activation_grids(
+    placement: Placement, ranges: Mapping[str, tuple[float, float]], signed: bool, symmetric: bool, bits: int = 8
+) -> dict[str, IntegerGrid]:
+    """Of the activations, by the ranges of their groups."""
+    return {
+        name: _grid(placement.ranges.get(name, ranges[group]), signed, symmetric, bits)
+        for name, group in placement.groups.items()
+    }
+
+
+def _grid(limits: tuple[float, float], signed: bool, symmetric: bool, bits: int) -> IntegerGrid:
     """Of an activation with these limits."""
     if not symmetric:
-        return affine_grid(*limits, signed=signed)
-    return replace(symmetric_grid(np.asarray(limits, np.float64), None), narrow=False)
+        return affine_grid(*limits, bits, signed)
+    return replace(symmetric_grid(np.asarray(limits, np.float64), None, bits), narrow=False)
 
 
 def placed(
-    model: Model, step: StaticQuantization, policy: str, exclude: Mapping[str, str] | None = None
+    model: Model,
+    step: StaticQuantization,
+    policy: str,
+    exclude: Mapping[str, str] | None = None,
+    fold: bool = True,
 ) -> tuple[Model, Placement]:
-    """`model` with its norms folded, and where the grids go in it; the parameters are those of `calibrate`.
+    """`model` with its norms folded, unless `fold` is False, and where the grids go in it; the other parameters are
+    those of `calibrate`.
 
     Raises
     ------
@@ -96,7 +108,7 @@ def placed(
     rounded = model.adapter.format_mismatches(model.native, Quantization())
     if rounded:
         raise SlimlineError(f"The network rounds {rounded[0]} by itself: load it as it was before it was quantized.")
-    folded = Model(model.adapter, model.edit(FoldNorms()), model.example)
+    folded = Model(model.adapter, model.edit(FoldNorms()) if fold else model.native, model.example)
     named = dict.fromkeys(node.layer for node in folded.graph.nodes if node.layer)
     refuse_unmatched("layer for overrides", step.overrides, named, folded.graph.types)
     own = {name: first_match((name,), step.overrides, folded.graph.types) for name in named}
@@ -132,9 +144,14 @@ def _scaled_axes(model: Model, placement: Placement, step: StaticQuantization, p
 
 
 def observe_ranges(
-    model: Model, placement: Placement, step: StaticQuantization, batches: Iterable[tuple[Array, ...]], known: Ranges
+    model: Model,
+    placement: Placement,
+    step: StaticQuantization,
+    batches: Iterable[tuple[Array, ...]],
+    known: Ranges,
+    bits: int = 8,
 ) -> dict[str, tuple[float, float]]:
-    """The calibrated range of every group of values that share a grid, in one pass over `batches`.
+    """The calibrated range of every group of values that share a grid of `bits`, in one pass over `batches`.
 
     Groups whose range is `known` are not observed; the others' are added to it.
     """
@@ -146,7 +163,7 @@ def observe_ranges(
     def observer_of(group: str) -> Observer:
         makers = [layer for name in placement.groups if name in members[group] for layer in placement.makers[name]]
         pattern = first_match(makers, step.overrides, model.graph.types)
-        return observer(*step.observation(pattern), f"value {group!r} of layer {placement.owners[group]!r}")
+        return observer(*step.observation(pattern), f"value {group!r} of layer {placement.owners[group]!r}", bits)
 
     observers = {group: observer_of(group) for group, key in keys.items() if key not in known}
     seen = 0
@@ -177,18 +194,26 @@ def weight_grids(
     `bits` are those of `Runtime.weight_bits`. Folded batch norm can leave a channel with next to no weight and an
     ordinary bias; on the grid of that weight alone the bias would overflow.
     """
-    grids = {}
-    for name, axis in placement.weights.items():
-        grid = symmetric_grid(parameters[name], axis, bits)
-        if name in placement.biases:
-            read, bias = placement.biases[name]
-            size = np.abs(np.asarray(parameters[bias], np.float64)).ravel()
-            step = float(activations[read].scale) * _BIAS_STEPS
-            own = size if axis is not None and size.size == grid.scale.size else size.max(keepdims=True)
-            scale = np.maximum(grid.scale.ravel(), own / step).astype(np.float32)
-            grid = replace(grid, scale=scale.reshape(grid.scale.shape))
-        grids[name] = grid
-    return grids
+    grids = {name: symmetric_grid(parameters[name], axis, bits) for name, axis in placement.weights.items()}
+    return with_room_for_biases(grids, parameters, placement, activations)
+
+
+def with_room_for_biases(
+    grids: Mapping[str, IntegerGrid],
+    parameters: Mapping[str, Array],
+    placement: Placement,
+    activations: Mapping[str, IntegerGrid],
+) -> dict[str, IntegerGrid]:
+    """The grids of the weights, wider where a bias would not fit int32 steps of input times weight scale."""
+    wide = dict(grids)
+    for name, (read, bias) in placement.biases.items():
+        grid = grids[name]
+        size = np.abs(np.asarray(parameters[bias], np.float64)).ravel()
+        step = float(activations[read].scale) * _BIAS_STEPS
+        own = size if not grid.per_tensor and size.size == grid.scale.size else size.max(keepdims=True)
+        scale = np.maximum(grid.scale.ravel(), own / step).astype(np.float32)
+        wide[name] = replace(grid, scale=scale.reshape(grid.scale.shape))
+    return wide
 
 
 def _literal(name: str) -> str:
