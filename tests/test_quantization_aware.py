@@ -247,3 +247,44 @@ def test_what_a_target_cannot_hold_is_refused_before_training(model, data):
     step = QuantizationAwareTraining(weights="int4", **SHORT)
     with pytest.raises(sl.SlimlineError, match="litert cannot write weights as int4"):
         sl.apply(model, step, data, target="litert")
+
+
+def test_a_loop_of_the_users_own(model, data):
+    step = QuantizationAwareTraining(weights="int4", activations="uint4", samples=64)
+    prepared = sl.prepare(model, step, data)
+    before, net = sl.convert(prepared), prepared.native.train()
+    optimizer = torch.optim.AdamW(net.parameters(), 3e-3)
+    for (x,), y in data.split("train").batches(48):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(torch.from_numpy(x)), torch.from_numpy(y)).backward()
+        optimizer.step()
+    found, x = sl.convert(prepared), inputs(data)
+    assert before.quantization.weights != found.quantization.weights
+    assert found.history[-1]["step"] == "QuantizationAwareTraining"
+    expected = model.adapter.outputs(net.eval(), (x,))[0]
+    assert np.mean(found.predict(x).argmax(1) == expected.argmax(1)) >= 0.9
+    assert not found.adapter.format_mismatches(found.native, found.quantization)
+    for wrong, sentence in ((sl.Distillation(), "prepares nothing"), (step.model_copy(update={"delay": 1}), "delay")):
+        with pytest.raises(sl.SlimlineError, match=sentence):
+            sl.prepare(sl.apply(model, sl.SparsePruning(amount=0.1)), wrong, data)
+    with pytest.raises(sl.SlimlineError, match=r"not what slimline.prepare gave"):
+        sl.convert(net)
+
+
+@pytest.mark.parametrize(("dtype", "most"), [("binary", 1.0), ("ternary", 1.6), ((-2, -1, 0, 1), 2.0)])
+def test_archives_hold_levels_packed(dtype, most, tmp_path):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(256, 128, bias=False)).eval()
+    plain = sl.load(net, np.zeros((2, 256), np.float32))
+    packed = [
+        sl.pack(sl.apply(plain, sl.WeightQuantization(dtype=kind)), tmp_path / f"{number}.slim").packed_bytes
+        for number, kind in enumerate((dtype, "fp16"))
+    ]
+    empty = packed[1] - 2 * 256 * 128  # of which a random mantissa leaves nothing out
+    assert packed[0] <= 256 * 128 * most / 8 + 128 * 4 + 8000
+    assert empty < 8000
+    found = sl.load(tmp_path / "0.slim")
+    np.testing.assert_array_equal(
+        found.predict(np.ones((1, 256), np.float32)),
+        sl.apply(plain, sl.WeightQuantization(dtype=dtype)).predict(np.ones((1, 256), np.float32)),
+    )

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from slimline.run.export import export as export
     from slimline.run.inspection import inspect as inspect
     from slimline.run.measurement import measure as measure
+    from slimline.run.own_loop import convert as convert
+    from slimline.run.own_loop import prepare as prepare
     from slimline.run.preview import preview as preview
     from slimline.steps.activations.step import ActivationPruning as ActivationPruning
     from slimline.steps.channels.step import ChannelPruning as ChannelPruning
@@ -81,6 +83,7 @@ _HOMES = {
     "slimline.steps.sparse_training": ("SparseTraining",),
     "slimline.steps.weight_sharing": ("WeightSharing",),
     "slimline.steps.weight_quantization": ("WeightQuantization",),
+    "slimline.run.own_loop": ("convert", "prepare"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -112,6 +115,8 @@ __all__ = [  # noqa: RUF022 - in the order in which they are used
     "pruning",
     "PruningCallback",
     "to_torch_prune",
+    "prepare",
+    "convert",
     "export",
     "pack",
     "unpack",

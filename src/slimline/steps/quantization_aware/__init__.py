@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from slimline.recipe.step import Step
-from slimline.steps.base import Context, Forecast, Handler, StepResult
+from slimline.steps.base import Context, Forecast, Handler, Prepared, StepResult
 from slimline.steps.quantization_aware.step import QuantizationAwareTraining
 
 if TYPE_CHECKING:
@@ -34,6 +34,11 @@ class _Handler(Handler[QuantizationAwareTraining]):
         from slimline.steps.quantization_aware.train import quantize
 
         return quantize(step, model, context)
+
+    def prepare(self, step: QuantizationAwareTraining, model: Model, context: Context) -> Prepared:
+        from slimline.steps.quantization_aware.train import prepare
+
+        return prepare(step, model, context)
 
     def forecast_needs(self, step: QuantizationAwareTraining) -> tuple[str, ...]:
         """As of `rehearsal`."""

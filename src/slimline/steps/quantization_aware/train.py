@@ -20,7 +20,7 @@ from slimline.graph.quantization import Quantization
 from slimline.methods.formats import Format, IntegerGrid, Scaled
 from slimline.model import Model
 from slimline.runtimes.base import runtime
-from slimline.steps.base import Context, StepResult
+from slimline.steps.base import Context, Prepared, StepResult
 from slimline.steps.quantization.calibration import activation_grids, observe_ranges
 from slimline.steps.quantization.undo import WeightBits
 from slimline.steps.quantization_aware import formats as of
@@ -50,6 +50,23 @@ def quantize(step: QuantizationAwareTraining, model: Model, context: Context) ->
         history += records
         chosen.append(best)
     return state.finished({"best_epochs": chosen, "history": history})
+
+
+def prepare(step: QuantizationAwareTraining, model: Model, context: Context) -> Prepared:
+    """A network whose formats learn, and how what it has learned becomes a model."""
+    if step.delay or step.fold_norms:
+        raise SlimlineError("delay and fold_norms are of slimline's own loop: leave them out.")
+    of.check(step, model)
+    of.check_target(step, context.target, model)
+    state = start(step, model, context)
+    state = (state if step.fold_norms is None else state.folded()).calibrated()
+    native = state.site.model.edit(state.learning())
+
+    def finish() -> Model:
+        student = replace(state.site.model, native=native, quantization=None)
+        return state.taught(student).finished({}).model
+
+    return Prepared(native, finish)
 
 
 @dataclass(frozen=True)
