@@ -16,6 +16,7 @@ from slimline.files import archive, strictjson
 from slimline.graph.edits import PutTensors, Round
 from slimline.graph.quantization import Quantization
 from slimline.methods.formats import FloatFormat, Format, IntegerGrid, Levels, Masked, along
+from slimline.runtimes.base import runtime
 
 INPUTS, UNITS = 10, 6
 RNG = np.random.default_rng(0)

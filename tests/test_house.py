@@ -78,6 +78,9 @@ from slimline.recipe.registry import handlers
 from slimline.runtimes.base import names, runtime
 assert {"coreml", "executorch", "litert", "onnxruntime", "openvino", "tensorrt"} <= set(names())
 assert all(runtime(name).policy for name in names())
+# A process that measures asks which targets there are, and so do commands: that loads none of their libraries.
+slow = {"onnx", "onnx_ir", "onnxscript", "onnxruntime", "scipy", "sklearn"} & set(sys.modules)
+assert not slow, slow
 assert "ChannelPruning" in handlers()
 environment()
 """

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from slimline.model.parts import PartedModel as PartedModel
     from slimline.recipe import Budget as Budget
     from slimline.recipe import Recipe as Recipe
+    from slimline.recipe.training import FeatureLoss as FeatureLoss
+    from slimline.recipe.training import View as View
     from slimline.run.apply import apply as apply
     from slimline.run.apply import plan as plan
     from slimline.run.compress import compress as compress
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from slimline.steps.channels.step import ChannelPruning as ChannelPruning
     from slimline.steps.depth.step import DepthPruning as DepthPruning
     from slimline.steps.distillation.step import Distillation as Distillation
+    from slimline.steps.dynamic_quantization.step import DynamicQuantization as DynamicQuantization
     from slimline.steps.low_rank.step import LowRank as LowRank
     from slimline.steps.quantization.step import StaticQuantization as StaticQuantization
     from slimline.steps.quantization_aware.step import QuantizationAwareTraining as QuantizationAwareTraining
@@ -50,6 +53,7 @@ if TYPE_CHECKING:
     from slimline.steps.sparse_training.step import SparseTraining as SparseTraining
     from slimline.steps.weight_quantization import WeightQuantization as WeightQuantization
     from slimline.steps.weight_sharing.step import WeightSharing as WeightSharing
+    from slimline.training.criterion import DistillationLoss as DistillationLoss
 
 _HOMES = {
     "slimline.run.compress": ("compress", "resume"),
@@ -72,6 +76,8 @@ _HOMES = {
     "slimline.model.packing": ("pack", "unpack"),
     "slimline.model.parts": ("PartedModel",),
     "slimline.recipe": ("Budget", "Recipe"),
+    "slimline.training.criterion": ("DistillationLoss",),
+    "slimline.recipe.training": ("FeatureLoss", "View"),
     "slimline.steps.activations": ("ActivationPruning",),
     "slimline.steps.channels": ("ChannelPruning",),
     "slimline.steps.depth": ("DepthPruning",),
@@ -79,6 +85,7 @@ _HOMES = {
     "slimline.steps.low_rank": ("LowRank",),
     "slimline.steps.quantization": ("StaticQuantization",),
     "slimline.steps.quantization_aware": ("QuantizationAwareTraining",),
+    "slimline.steps.dynamic_quantization": ("DynamicQuantization",),
     "slimline.steps.sparse": ("SparsePruning",),
     "slimline.steps.sparse_training": ("SparseTraining",),
     "slimline.steps.weight_sharing": ("WeightSharing",),
@@ -98,11 +105,15 @@ __all__ = [  # noqa: RUF022 - in the order in which they are used
     "Recipe",
     "ChannelPruning",
     "DepthPruning",
+    "DynamicQuantization",
     "SparsePruning",
     "ActivationPruning",
     "LowRank",
     "SparseTraining",
     "Distillation",
+    "DistillationLoss",
+    "FeatureLoss",
+    "View",
     "StaticQuantization",
     "QuantizationAwareTraining",
     "WeightSharing",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -100,3 +101,18 @@ def test_damage_is_refused_or_gives_as_many_symbols() -> None:
             decode(wrong, 700, 9)
     with pytest.raises(Corrupt):
         decode(b"x", 0, 9)
+
+
+def test_many_short_streams_take_little_memory() -> None:
+    """A code of a few bytes a stream may not ask for a table of the highest precision for each."""
+    drawn = [Stream(np.arange(2, dtype=np.uint16), 2)] * 2000
+    content = entropy.encode(drawn)
+    precise = content.replace(bytes([8, 128, 1, 128, 1]), bytes([14, 128, 64, 128, 64]))
+    assert len(precise) == len(content) and precise != content
+    tracemalloc.start()
+    assert len(entropy.decode(content, [(2, 2)] * 2000)) == 2000
+    with pytest.raises(Corrupt, match="precision"):
+        entropy.decode(precise, [(2, 2)] * 2000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 12e6

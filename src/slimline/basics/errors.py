@@ -5,12 +5,15 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+import re
 from collections.abc import Iterable
 from types import ModuleType
 from typing import Any
 
 _MOST_CHOICES = 12
 _LONGEST = 80
+_TERMINAL = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+"""Codes by which frameworks make their messages bold or coloured."""
 
 
 class SlimlineError(Exception):
@@ -46,7 +49,7 @@ def raised(error: BaseException) -> str:
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's message without the full stop, to be quoted; the error's type where it has none."""
-    lines = (line.strip() for line in str(error).splitlines())
+    lines = (line.strip() for line in _TERMINAL.sub("", str(error)).splitlines())
     return next((line.rstrip(".:") for line in lines if line), type(error).__name__)
 
 

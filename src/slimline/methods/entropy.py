@@ -223,8 +223,8 @@ def _decoded(content: bytes | memoryview, sizes: Sequence[tuple[int, int]]) -> l
     if not 1 <= steps <= max(min(total, _STEPS), -(-total // LANES)):
         raise Corrupt("a code of as many steps as no encoder takes")
     tables, precisions, at = [], [], _HEAD.size
-    for _, alphabet in sizes:
-        if at >= len(content) or not _LEAST_PRECISION <= content[at] <= PRECISION:
+    for count, alphabet in sizes:
+        if at >= len(content) or content[at] != _precision(count, alphabet):
             raise Corrupt("a code of another precision than any encoder takes")
         precisions.append(content[at])
         table, at = _from_varints(content, at + 1, alphabet)
@@ -246,25 +246,26 @@ def _pop(words: Array, states: Array, lanes: _Lanes, tables: Sequence[Array], pr
     state = states.astype(np.int64)  # as wide as an index, so that nothing is converted on the way
     if (state < _LOW).any():
         raise Corrupt("a state that no encoder leaves")
+    # By slot the symbol alone: a code of many short streams has far more slots than symbols.
     symbol_at = np.concatenate([np.repeat(np.arange(len(table), dtype=np.uint16), table) for table in tables])
-    frequency_at = np.concatenate([np.repeat(table, table) for table in tables])
-    offset_at = np.concatenate(
-        [np.arange(table.sum()) - np.repeat(np.cumsum(table) - table, table) for table in tables]
-    )
-    ranges = np.array([1 << precision for precision in precisions])
+    frequency_of = np.concatenate(tables)
+    start_of = np.concatenate([np.cumsum(table) - table for table in tables])
+    ranges, sizes = np.array([1 << precision for precision in precisions]), np.array([len(table) for table in tables])
     base, last = (np.cumsum(ranges) - ranges)[lanes.owner], ranges[lanes.owner] - 1
-    shift = np.array(precisions)[lanes.owner]
+    first, shift = (np.cumsum(sizes) - sizes)[lanes.owner], np.array(precisions)[lanes.owner]
     dealt = np.empty((len(lanes.active), len(state)), np.uint16)
-    slots, factors = np.empty_like(state), np.empty_like(state)
+    slots, places, factors = np.empty_like(state), np.empty_like(state), np.empty_like(state)
     at, total = 0, len(words)
     for step, here in enumerate(lanes.active):
-        x, slot, factor = state[:here], slots[:here], factors[:here]
+        x, slot, place, factor = state[:here], slots[:here], places[:here], factors[:here]
         np.bitwise_and(x, last[:here], out=slot)
-        slot += base[:here]  # within the lane's table: mode="clip" only spares a check
-        symbol_at.take(slot, out=dealt[step, :here], mode="clip")
+        np.add(slot, base[:here], out=place)  # within the lane's table: mode="clip" only spares a check
+        symbol_at.take(place, out=dealt[step, :here], mode="clip")
+        np.add(dealt[step, :here], first[:here], out=place)
         x >>= shift[:here]
-        x *= frequency_at.take(slot, out=factor, mode="clip")
-        x += offset_at.take(slot, out=factor, mode="clip")
+        x *= frequency_of.take(place, out=factor, mode="clip")
+        x += slot
+        x -= start_of.take(place, out=factor, mode="clip")
         empty = np.flatnonzero(x < _LOW)
         if empty.size:
             following = at + empty.size

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import Bounds, LinearConstraint, milp
 
 from slimline.methods.gram import diagonal_loading
 
@@ -84,6 +83,8 @@ def cheapest(errors: Sequence[Array], costs: Sequence[Array], limit: float) -> l
     -------
     Per layer the number of its option; None where the cheapest options are too dear together.
     """
+    from scipy.optimize import Bounds, LinearConstraint, milp  # slow to import, and every graph imports this module
+
     if sum(float(c.min()) for c in costs) > limit:
         return None
     useful = [_useful(e, c) for e, c in zip(errors, costs, strict=True)]

@@ -252,7 +252,8 @@ def _in_integers(
         layers = model.quantization.layers if model.quantization is not None else ()
         every = dict.fromkeys(_weights(model), whole) if whole else {}
         if model.quantization is not None and model.quantization.stored:
-            every = dict.fromkeys(_weights(model), "only its weights are short, and they are turned to floats first")
+            short = [name for name in _weights(model) if name not in layers]
+            every = dict.fromkeys(short, "only its weights are short, and they are turned to floats first")
         shares[name] = integers(model.graph, operators, {**every, **reasons}, layers, target)
     return shares
 
@@ -348,8 +349,8 @@ def _precisions(model: Model) -> dict[str, str]:
     for node in graph.nodes if quantization.stored else ():
         for name in stored_weights(node, graph):
             if name in quantization.weights:
-                each = quantization.weights[name].describe().partition(",")[0]
-                precisions.setdefault(layer_name(node, graph), f"{each} weights")
+                each, layer = quantization.weights[name].describe().partition(",")[0], layer_name(node, graph)
+                precisions[layer] = each if layer in quantization.layers else precisions.get(layer, f"{each} weights")
     return precisions
 
 

@@ -43,6 +43,14 @@ def prepare(model: Model, step: Step, data: Data | None = None, target: str | No
     return handler_of(step).prepare(step, model, Context(None, data, target or model.usual_target))
 
 
+def _is_prepared(name: str, value: Any) -> None:
+    if not isinstance(value, Prepared):
+        raise SlimlineError(
+            f"{name} is a {type(value).__name__}, not what slimline.prepare gave: train its native, and give it back."
+        )
+
+
+@takes(prepared=_is_prepared)
 def convert(prepared: Prepared) -> Model:
     """The model, as `slimline.apply` would give it, of what `prepare` gave and you have trained.
 
@@ -50,7 +58,4 @@ def convert(prepared: Prepared) -> Model:
     ----------
     prepared : may be trained on, and converted again.
     """
-    if not isinstance(prepared, Prepared):
-        what: Any = type(prepared).__name__
-        raise SlimlineError(f"prepared is a {what}, not what slimline.prepare gave: train its native, and give it back.")
     return prepared.finish()

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
 
 from slimline.basics.errors import SlimlineError
 from slimline.graph.placement import Policy
@@ -20,7 +19,7 @@ from slimline.methods.formats import Format, IntegerGrid
 from slimline.runtimes.base import ABILITIES, Runtime
 from slimline.runtimes.chains import chain
 from slimline.runtimes.forms import ONNX, Form
-from slimline.runtimes.forms import onnx_weights as weights
+from slimline.runtimes.forms import onnx_formats as weights
 from slimline.runtimes.onnx_session import OnnxSession
 from slimline.runtimes.processor import saturates
 
@@ -31,21 +30,14 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-_INTEGER = re.compile(r"^(QLinear|QGemm|QAttention|ConvInteger|MatMulInteger|DynamicQuantizeMatMul|MatMulNBits)")
-_CASTS = {"QuantizeLinear", "DequantizeLinear"}
+_INTEGER = re.compile(r"^(QLinear|QGemm|QAttention|ConvInteger|MatMulInteger|DynamicQuantize(MatMul|LSTM)|MatMulNBits)")
+_REAL = re.compile(r"^(MatMulIntegerToFloat|DynamicQuantize(MatMul|LSTM)|MatMulNBits)")
+"""Integer operators whose results are real numbers."""
+_CASTS = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
 _MOVES = {
-    "MaxPool",
-    "Reshape",
-    "Flatten",
-    "Transpose",
-    "Squeeze",
-    "Unsqueeze",
-    "Slice",
-    "Split",
-    "Identity",
-    "Concat",
-    "Clip",
-}
+    "MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze",
+    "Slice", "Split", "Identity", "Concat", "Clip",
+}  # fmt: skip
 _SIZES = {"Shape", "Constant", "ConstantOfShape", "Gather", "Cast", "Range", "ReorderInput", "ReorderOutput"}
 
 _CPU = "CPUExecutionProvider"
@@ -82,8 +74,13 @@ class OnnxRuntime(Runtime):
     packages = ("onnxruntime", "onnx", "onnx-ir", "onnxscript")
     abilities = frozenset(ABILITIES)
     description = "ONNX Runtime, CPU: uint8 activations, int8 weights per channel"
+    dynamic = frozenset({"linear", "lstm"})
 
     writes = "integer grids of 2 to 8 bits, symmetric for weights, with one scale per tensor or per position of an axis"
+    short_weights = (
+        "weights of 4 bits are stored so and turned to 8 when the file is loaded, for the INT8 kernels: the file is "
+        "smaller, memory and time are those of INT8"
+    )
     stores = f"{weights.STORES}, and any other levels"
     storage = (
         "linear layers compute from integer codes where groups have 16, 32, 64, 128 or 256 weights or are a channel; "
@@ -94,11 +91,11 @@ class OnnxRuntime(Runtime):
         self.name, self._provider, self._level = name, provider, level
 
     def can_store(self, each: Format) -> bool:
-        """See `slimline.runtimes.forms.onnx_weights`."""
+        """See `slimline.runtimes.forms.onnx_formats`."""
         return weights.can_store(each) or weights.tabled(each)
 
     def can_write(self, each: Format, stored: bool) -> bool:
-        """Of fewer than 8 bits too: as int8 and uint8 whose numbers are limited."""
+        """Of fewer than 8 bits too: in bytes (weights of at most 4 in half of one) whose numbers are limited."""
         if isinstance(each, IntegerGrid) and each.bits < 8:
             each = dataclasses.replace(each, bits=8)
         return super().can_write(each, stored)
@@ -167,6 +164,7 @@ class OnnxRuntime(Runtime):
         Named by layer as `lower` names nodes; conversions between float and integer and operators that only
         deal in sizes are left out. Read before the last optimisation level, which only changes memory layouts.
         """
+        import onnx
         import onnxruntime
 
         with tempfile.TemporaryDirectory() as folder:
@@ -183,7 +181,8 @@ class OnnxRuntime(Runtime):
         for node in graph.node:
             moved = node.op_type in _MOVES and node.input[0] in integers
             integer = moved or _INTEGER.match(node.op_type) is not None
-            if integer or node.op_type == "QuantizeLinear":
+            rounds = node.op_type in ("QuantizeLinear", "DynamicQuantizeLinear")
+            if rounds or (integer and not _REAL.match(node.op_type)):
                 integers.update(node.output)
             if node.op_type not in _CASTS and node.op_type not in _SIZES:
                 name = _origin(node.name, original) or node.op_type
@@ -263,6 +262,8 @@ def _blocked_names(path: Path) -> dict[str, str]:
 
     VALUE is the output of the last operator that was fused into the convolution.
     """
+    import onnx
+
     nodes = onnx.load(str(path), load_external_data=False).graph.node
     makers = {output: node for node in nodes for output in node.output}
     layers = {}

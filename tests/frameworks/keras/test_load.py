@@ -151,3 +151,19 @@ def test_what_is_refused_is_refused_in_one_sentence(make: object, example: objec
         adapter.load(make(), example)  # type: ignore[operator]
     assert says in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_model_that_cannot_be_called_is_a_sentence() -> None:
+    words = keras.Input((5,), dtype="int32")
+    model = keras.Model(words, L.Softmax()(L.Embedding(9, 6, mask_zero=True)(words)))
+    with pytest.raises(SlimlineError, match="cannot be called with its example inputs") as refused:
+        adapter.load(model, (np.ones((2, 5), "int32"),))
+    assert str(refused.value).isprintable()
+
+
+def test_what_is_not_finite_for_the_example_is_no_hidden_state() -> None:
+    x = keras.Input((4,))
+    model = keras.Model(x, keras.ops.log(L.Dense(3)(x)))
+    native, example = adapter.load(model, None)
+    assert np.isnan(model(example[0])).any()
+    np.testing.assert_array_equal(adapter.outputs(native, example)[0], model(example[0]))

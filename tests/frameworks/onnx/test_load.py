@@ -16,6 +16,7 @@ from onnx import TensorProto, helper
 
 import slimline as sl
 from slimline.basics.errors import SlimlineError
+from slimline.frameworks.onnx import payload
 from slimline.graph.edits import PutTensors
 from slimline.model.lowering import lower
 from slimline.run.sources import ModelSource, load_model
@@ -263,6 +264,20 @@ def test_weights_outside_the_folder_are_not(tmp_path: Path) -> None:
     refused(external(folder, "weights.bin", offset="x"), "no number")
 
 
+def test_a_small_file_beside_a_model_is_not_read_a_thousand_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = external(tmp_path, "weights.bin")
+    proto = onnx.load(path, load_external_data=False)
+    for k in range(100):
+        proto.graph.initializer.add().CopyFrom(proto.graph.initializer[0])
+        proto.graph.initializer[-1].name = f"copy_{k}"
+    path.write_bytes(proto.SerializeToString())
+    sl.load(path)
+    monkeypatch.setattr(payload, "FREE_BYTES", 1000)
+    refused(path, "38,784 bytes of weights from 384 beside it")
+
+
 # -- files that lie ----------------------------------------------------------------------------
 
 
@@ -323,6 +338,10 @@ def test_graphs_that_cannot_be(tmp_path: Path) -> None:
     large = model("z = ConstantOfShape(n) s = ReduceSum(z) y = Mul(x, s)", ints(n=[10**6, 10**6]), "float[N,2] x")
     refused(write(tmp_path, large), "too large")
     refused(write(tmp_path, model("y = Relu(x)", {}, "float[N,1000000,1000000] x")), "too large")
+    body = "z = ConstantOfShape(n) s = ReduceSum(z) y = Mul(x, s)"
+    refused(write(tmp_path, model(body, ints(n=[2**14, 2**13]), "float[N,2] x")), "536,870,912 bytes")
+    body = "z = ConstantOfShape(n) a = Neg(z) b = Neg(a) s = ReduceSum(b) y = Mul(x, s)"
+    refused(write(tmp_path, model(body, ints(n=[2**12, 2**13]), "float[N,2] x")), "too large")
 
 
 def test_depth_is_bounded(tmp_path: Path) -> None:

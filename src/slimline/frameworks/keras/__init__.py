@@ -53,6 +53,13 @@ class KerasAdapter:
     marks_weights = False
     learns_formats = False
 
+    @property
+    def namespace(self) -> Any:
+        """The array namespace in which it differentiates."""
+        import keras
+
+        return keras.ops
+
     def accepts(self, source: Any) -> bool:
         """Whether `source` is a `keras.Model`."""
         return isinstance(source, keras.Model)

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from slimline.basics.arrays import Example, in_order
-from slimline.basics.errors import NoExample, SlimlineError
+from slimline.basics.errors import NoExample, SlimlineError, raised
 from slimline.frameworks.keras.canonical import ACTIVATION, canonical
 from slimline.frameworks.keras.functional import freeze_like, input_name, is_functional, stored
 from slimline.frameworks.keras.unfold import functional
@@ -140,11 +140,18 @@ def _prove(source: Any, native: keras.Model, example: tuple[Array, ...]) -> None
     """Refuse a model whose canonical copy computes something else: a layer hides state from its config."""
     graph = source._functional if isinstance(source, keras.Sequential) else source
     arguments = keras.tree.pack_sequence_as(graph._inputs_struct, list(example))
-    before = keras.tree.flatten(source(arguments, training=False))
+    try:
+        before = keras.tree.flatten(source(arguments, training=False))
+    except Exception as reason:  # layers raise many types
+        raise SlimlineError(
+            f"Model {source.name!r} cannot be called with its example inputs ({raised(reason)}): check the model and "
+            "its inputs."
+        ) from reason
     after = keras.tree.flatten(native(list(example) if len(example) > 1 else example[0], training=False))
     for old, new in zip(before, after, strict=True):
         a, b = (np.asarray(keras.ops.convert_to_numpy(t), np.float64) for t in (old, new))
-        if not np.allclose(a, b, rtol=TOLERANCE, atol=TOLERANCE * max(1.0, float(np.abs(a).max(initial=0)))):
+        largest = float(np.abs(a[np.isfinite(a)]).max(initial=0))
+        if not np.allclose(a, b, rtol=TOLERANCE, atol=TOLERANCE * max(1.0, largest), equal_nan=True):
             raise SlimlineError(
                 f"A copy of model {source.name!r} made from its configs computes something else: "
                 "one of its layers keeps state that get_config does not tell."

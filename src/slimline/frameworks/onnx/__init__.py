@@ -34,6 +34,13 @@ class OnnxAdapter:
     marks_weights = True
     learns_formats = False
 
+    @property
+    def namespace(self) -> Any:
+        """That of PyTorch, which trains."""
+        from slimline.frameworks.onnx.train import torch_adapter
+
+        return torch_adapter().namespace
+
     def accepts(self, source: Any) -> bool:
         """Whether `source` is an `onnx.ModelProto`."""
         return isinstance(source, onnx.ModelProto)

@@ -18,6 +18,7 @@ What comes out is run and compared with what came in.
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -49,7 +50,7 @@ from slimline.frameworks.onnx.operators import (
     standard,
     stored,
 )
-from slimline.frameworks.onnx.run import Session, evaluate, outline, reason_of, typed
+from slimline.frameworks.onnx.run import Session, evaluate, outline, read_names, reason_of, typed
 from slimline.frameworks.onnx.sizes import BATCH as SYMBOL
 from slimline.frameworks.onnx.sizes import Symbols
 
@@ -59,8 +60,11 @@ OLDEST = 13
 """The version of operators that models of older ones are converted to."""
 FOLDED = 2**22
 """Most numbers of a constant that is stored instead of computed, unless what it is computed from is as large."""
-MEMORY = 2**30
-"""Most numbers that any tensor of the example may have."""
+MEMORY = 2**28
+"""Most numbers that an input may have for which there is no example."""
+FREE_BYTES, RATIO = 256 << 20, 256
+"""What any tensor that is computed of the example may take, and all together that are computed of stored tensors alone:
+so many bytes, or so many times those of weights and example if that is more."""
 _SIZED = frozenset({("Reshape", 1), ("Expand", 1), ("ConstantOfShape", 0), ("Resize", 3)})
 """Operators, and which of their inputs are the sizes of what they make."""
 _RANDOM = frozenset(
@@ -180,10 +184,28 @@ def _bounded(model: ir.Model, example: Sequence[Array]) -> None:
     except Exception as reason:  # it raises many types, of what ONNX Runtime says better
         log.info("no shapes: %s", reason_of(reason))
         return
+    held = sum(tensor.nbytes for v in model.graph.initializers.values() if (tensor := v.const_value) is not None)
+    limit = max(FREE_BYTES, RATIO * (held + sum(array.nbytes for array in example)))
+    following = {str(value.name) for value in model.graph.inputs}
+    for node in proto.graph.node:
+        if not following.isdisjoint(read_names(node)):
+            following.update(node.output)
+    together = 0
     for value in inferred:
-        sizes = [d.dim_value for d in value.type.tensor_type.shape.dim if d.HasField("dim_value")]
-        if np.prod(sizes, dtype=float) > MEMORY:
-            raise SlimlineError(f"The model computes {value.name[:60]!r} of shape {tuple(sizes)}, which is too large.")
+        size = _bytes(value.type.tensor_type)
+        together += 0 if value.name in following else size
+        if max(size, together) > limit:
+            raise SlimlineError(
+                f"The model computes {value.name[:60]!r}, of {size:,} bytes, which is too large for its weights and "
+                "inputs: export it with smaller inputs."
+            )
+
+
+def _bytes(kind: onnx.TypeProto.Tensor) -> int:
+    """Of a tensor, as far as its sizes are known."""
+    sizes = [d.dim_value for d in kind.shape.dim if d.HasField("dim_value")]
+    wide = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).itemsize if kind.elem_type else 1
+    return math.prod(max(n, 0) for n in sizes) * wide
 
 
 def _resolved(original: Session, model: ir.Model, example: tuple[Array, ...]) -> tuple[Native, tuple[Array, ...]]:

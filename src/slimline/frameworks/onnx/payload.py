@@ -21,6 +21,9 @@ from slimline.frameworks.onnx.run import LARGEST
 
 DEPTH, NODES, FUNCTIONS = 16, 200_000, 2_000
 """Levels of graphs in graphs, operators in all, and functions that a model may have."""
+FREE_BYTES, RATIO = 256 << 20, 100
+"""What the weights beside a file may take: so many bytes, or so many times those of their files if that is more. Tensors
+may share a place in them."""
 OLDEST = 7
 """The version of ONNX' operators from which models are read."""
 
@@ -78,9 +81,14 @@ def checked(model: onnx.ModelProto, folder: Path | None = None) -> onnx.ModelPro
     if len(model.functions) > FUNCTIONS:
         raise Malformed(f"holds more than {FUNCTIONS} functions")
     _not_recursive(model)
-    total = 0
+    total = beside = 0
+    backing: dict[Path, int] = {}
     for tensor in _tensors(model):
-        total += _size(tensor, folder, total)
+        outside = tensor.data_location == _T.EXTERNAL
+        size = _size(tensor, folder, total, backing)
+        total, beside = total + size, beside + outside * size
+        if beside > max(FREE_BYTES, RATIO * sum(backing.values())):
+            raise Malformed(f"reads {beside:,} bytes of weights from {sum(backing.values()):,} beside it")
     _runs(model)
     return model
 
@@ -125,8 +133,9 @@ def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
                 pending += [(depth + 1, g, list(g.node)) for g in inner]
 
 
-def _size(tensor: onnx.TensorProto, folder: Path | None, total: int) -> int:
-    """Bytes of a tensor, which it has to back; those of an external one are read into it."""
+def _size(tensor: onnx.TensorProto, folder: Path | None, total: int, backing: dict[Path, int]) -> int:
+    """Bytes of a tensor, which it has to back; those of an external one are read into it, and the size of its file is
+    noted in `backing`."""
     name = tensor.name[:60]
     if tensor.data_type == _T.STRING:
         return sum(map(len, tensor.string_data))
@@ -141,7 +150,7 @@ def _size(tensor: onnx.TensorProto, folder: Path | None, total: int) -> int:
     if tensor.HasField("segment"):
         raise Malformed(f"holds {name!r} in segments")
     if tensor.data_location == _T.EXTERNAL:
-        tensor.raw_data = _external(tensor, folder, size)
+        tensor.raw_data = _external(tensor, folder, size, backing)
         tensor.data_location = _T.DEFAULT
         del tensor.external_data[:]
     elif tensor.HasField("raw_data"):
@@ -167,7 +176,7 @@ def _in_range(field: object, kind: int, name: str) -> None:
         raise Malformed(f"holds numbers in {name!r} that its type cannot hold")
 
 
-def _external(tensor: onnx.TensorProto, folder: Path | None, size: int) -> bytes:
+def _external(tensor: onnx.TensorProto, folder: Path | None, size: int, backing: dict[Path, int]) -> bytes:
     """The bytes of a tensor that lies in another file of the model's folder."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
     name = tensor.name[:60]
@@ -184,7 +193,8 @@ def _external(tensor: onnx.TensorProto, folder: Path | None, size: int) -> bytes
         offset, length = int(entries.get("offset", 0)), int(entries.get("length", size))
     except ValueError as reason:
         raise Malformed(f"names a place of {name!r} that is no number") from reason
-    if length != size or offset < 0 or offset + size > path.stat().st_size:
+    backing[path] = path.stat().st_size
+    if length != size or offset < 0 or offset + size > backing[path]:
         raise Malformed(f"keeps {name!r} at a place that {location[:80]!r} does not have")
     with path.open("rb") as file:
         file.seek(offset)

@@ -110,7 +110,7 @@ def part(model: ir.Model, outputs: Sequence[str], sources: Mapping[str, Array] |
         needed.add(name)
         if name in makers:
             needed.update(str(o.name) for o in makers[name].outputs)
-            pending += _read(nodes[name])
+            pending += read_names(nodes[name])
     nodes_left = [node for node in proto.graph.node if any(o in needed for o in node.output)]
     initializers = [t for t in proto.graph.initializer if t.name in needed]
     del proto.graph.node[:], proto.graph.initializer[:], proto.graph.output[:], proto.graph.value_info[:]
@@ -120,14 +120,14 @@ def part(model: ir.Model, outputs: Sequence[str], sources: Mapping[str, Array] |
     return proto
 
 
-def _read(node: onnx.NodeProto) -> list[str]:
+def read_names(node: onnx.NodeProto) -> list[str]:
     """Names that an operator reads, those of the graphs in it included."""
     names = [name for name in node.input if name]
     for held in node.attribute:
         for graph in (*([held.g] if held.HasField("g") else ()), *held.graphs):
             names += [output.name for output in graph.output]
             for inner in graph.node:
-                names += _read(inner)
+                names += read_names(inner)
     return names
 
 

@@ -37,6 +37,13 @@ class TorchAdapter:
     marks_weights = True
     learns_formats = True
 
+    @property
+    def namespace(self) -> Any:
+        """The array namespace in which it differentiates."""
+        import array_api_compat.torch as namespace
+
+        return namespace
+
     def accepts(self, source: Any) -> bool:
         """Whether `source` is an `nn.Module` or an exported program."""
         return isinstance(source, (torch.nn.Module, torch.export.ExportedProgram))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -20,7 +20,8 @@ from slimline.model import Model
 from slimline.model.lowering import check_marks, check_stored, check_written
 from slimline.recipe.layers import first_match
 from slimline.runtimes.base import runtime
-from slimline.steps.quantization.calibration import placed, with_room_for_biases
+from slimline.steps.quantization.calibration import placed
+from slimline.steps.quantization.weights import with_room
 from slimline.steps.quantization_aware.step import QuantizationAwareTraining, WeightType
 from slimline.steps.weight_quantization.quantize import blocks_of, chosen, refuse_revival
 from slimline.steps.weight_quantization.step import WeightQuantization
@@ -204,10 +205,15 @@ def finished(site: Site, formats: Quantization, target: str) -> tuple[Any, Quant
         held[name] = grid
         if isinstance(each, Levels):
             tensors[name] = rounded[name]
-    wide = with_room_for_biases(held, stored, site.placement, formats.activations)  # type: ignore[arg-type]
-    weights = {name: held[name] if name in tensors else wide[name] for name in held}
-    for name, (read, bias) in site.placement.biases.items():
-        tensors[bias] = _whole(stored[bias], formats.activations[read], weights[name])
+    placement, activations = site.placement, cast("Mapping[str, IntegerGrid]", formats.activations)
+    weights = {
+        name: grid
+        if name in tensors
+        else with_room(grid, name, placement.weights[name], stored, placement, activations)
+        for name, grid in held.items()
+    }
+    for name, (read, bias) in placement.biases.items():
+        tensors[bias] = _whole(stored[bias], activations[read], weights[name])
     final = replace(formats, weights=weights)
     return model.edit(PutTensors(tensors), Round(final, runtime(target).policy.composed)), final
 
