@@ -288,3 +288,11 @@ def test_archives_hold_levels_packed(dtype, most, tmp_path):
         found.predict(np.ones((1, 256), np.float32)),
         sl.apply(plain, sl.WeightQuantization(dtype=dtype)).predict(np.ones((1, 256), np.float32)),
     )
+
+
+@pytest.mark.slow
+def test_a_run_trains_measures_and_reports(tiny, data, tmp_path, no_clock):
+    step = QuantizationAwareTraining(weights="ternary", activations="uint4", **{**SHORT, "epochs": 1})
+    run = sl.compress(tiny, data, recipe=[step], output=tmp_path / "run", batch_sizes=(1,), progress=False)
+    assert {name: each.bits for name, each in run.model.quantization.weights.items()} == {"0.weight": 2, "4.weight": 2}
+    assert run.artifact.is_file()
