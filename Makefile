@@ -41,6 +41,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/recovery.py
 	$(BIN)/python benchmarks/distillation.py
 	$(BIN)/python benchmarks/sparse_training.py
+	$(BIN)/python benchmarks/qat.py
 	$(BIN)/python benchmarks/sparse.py --train
 	$(BIN)/python benchmarks/zeros.py
 	$(BIN)/python benchmarks/quantization.py

@@ -16,6 +16,7 @@ from slimline.files import archive, strictjson
 from slimline.graph.edits import PutTensors, Round
 from slimline.graph.quantization import Quantization
 from slimline.methods.formats import FloatFormat, Format, IntegerGrid, Levels, Masked, along
+from slimline.runtimes.base import runtime
 
 INPUTS, UNITS = 10, 6
 RNG = np.random.default_rng(0)
@@ -154,8 +155,10 @@ def test_a_target_refuses_a_format_that_it_cannot_write(model: sl.Model, name: s
     weight, value = NAMES[model.framework]
     each = FORMATS[model.framework][name]
     target = TARGETS[model.framework]
+    if runtime(target).can_write(each, stored=True):
+        pytest.skip(f"{target} writes it")
     simulated = rounded(model, Quantization(weights={weight: each}))
-    said = rf"{target} cannot write the weight {weight} of layer fc.* as {each.describe()}.*it takes integer grids of 8"
+    said = rf"{target} cannot write the weight {weight} of layer fc.* as {each.describe()}.*it takes integer grids of "
     with pytest.raises(SlimlineError, match=said):
         sl.export(simulated, target, tmp_path)
     simulated = rounded(model, Quantization({value: each if each.fits(X.shape) else FloatFormat.plain("float16")}))

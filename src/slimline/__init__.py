@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from slimline.run.export import export as export
     from slimline.run.inspection import inspect as inspect
     from slimline.run.measurement import measure as measure
+    from slimline.run.own_loop import convert as convert
+    from slimline.run.own_loop import prepare as prepare
     from slimline.run.preview import preview as preview
     from slimline.steps.activations.step import ActivationPruning as ActivationPruning
     from slimline.steps.channels.step import ChannelPruning as ChannelPruning
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     from slimline.steps.low_rank.step import LowRank as LowRank
     from slimline.steps.mixed_precision.step import MixedPrecision as MixedPrecision
     from slimline.steps.quantization.step import StaticQuantization as StaticQuantization
+    from slimline.steps.quantization_aware.step import QuantizationAwareTraining as QuantizationAwareTraining
     from slimline.steps.sparse.step import SparsePruning as SparsePruning
     from slimline.steps.sparse_training.step import SparseTraining as SparseTraining
     from slimline.steps.weight_quantization import WeightQuantization as WeightQuantization
@@ -83,11 +86,13 @@ _HOMES = {
     "slimline.steps.low_rank": ("LowRank",),
     "slimline.steps.mixed_precision": ("MixedPrecision",),
     "slimline.steps.quantization": ("StaticQuantization",),
+    "slimline.steps.quantization_aware": ("QuantizationAwareTraining",),
     "slimline.steps.dynamic_quantization": ("DynamicQuantization",),
     "slimline.steps.sparse": ("SparsePruning",),
     "slimline.steps.sparse_training": ("SparseTraining",),
     "slimline.steps.weight_sharing": ("WeightSharing",),
     "slimline.steps.weight_quantization": ("WeightQuantization",),
+    "slimline.run.own_loop": ("convert", "prepare"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -113,6 +118,7 @@ __all__ = [  # noqa: RUF022 - in the order in which they are used
     "View",
     "StaticQuantization",
     "MixedPrecision",
+    "QuantizationAwareTraining",
     "WeightSharing",
     "WeightQuantization",
     "inspect",
@@ -123,6 +129,8 @@ __all__ = [  # noqa: RUF022 - in the order in which they are used
     "pruning",
     "PruningCallback",
     "to_torch_prune",
+    "prepare",
+    "convert",
     "export",
     "pack",
     "unpack",

@@ -200,6 +200,8 @@ class Adapter(Protocol):
     """Where images and outputs have their channels."""
     marks_weights: bool
     """Whether its forms keep named weights apart, so that a runtime can store codes in their place."""
+    learns_formats: bool
+    """Whether `edit` can let formats learn (`slimline.graph.edits.LearnRounding`)."""
 
     @property
     def namespace(self) -> Any:
@@ -235,6 +237,9 @@ class Adapter(Protocol):
     def format_mismatches(self, native: Any, quantization: Quantization) -> list[str]:
         """The values and parameters that `native` rounds otherwise than `quantization` says: to another format, or only
         one of both does; no name twice."""
+
+    def learned(self, native: Any, quantization: Quantization) -> Quantization:
+        """`quantization` as a model that a `LearnRounding` of it has made, and training has changed, rounds now."""
 
     def form(
         self, native: Any, kind: str, example: tuple[Array, ...], integer: bool, weights: Collection[str] = ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from numpy.typing import NDArray
@@ -118,11 +118,48 @@ class Round:
     composed: frozenset[str] = frozenset()
 
 
-Edit = Resize | Mask | Narrow | Replace | Rewire | Silence | Threshold | PutTensors | FoldNorms | Round
+@dataclass(frozen=True)
+class LearnRounding:
+    """As `Round`, but what formats are made of are weights that training moves: scales and, of affine grids with their
+    zero inside, zero points. For training only: `Adapter.learned` reads the formats.
+
+    Attributes
+    ----------
+    shared : by activation a name under which it shares its format with others; those left out have their own.
+    fixed : activations whose format stays as it is.
+    """
+
+    quantization: Quantization
+    shared: Mapping[str, str] = field(default_factory=dict)
+    fixed: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Unround:
+    """What `Round` put there for these formats is gone again."""
+
+    quantization: Quantization
+
+
+Edit = (
+    Resize
+    | Mask
+    | Narrow
+    | Replace
+    | Rewire
+    | Silence
+    | Threshold
+    | PutTensors
+    | FoldNorms
+    | Round
+    | LearnRounding
+    | Unround
+)
 
 __all__ = [
     "Edit",
     "FoldNorms",
+    "LearnRounding",
     "Mask",
     "Narrow",
     "PutTensors",
@@ -132,4 +169,5 @@ __all__ = [
     "Round",
     "Silence",
     "Threshold",
+    "Unround",
 ]

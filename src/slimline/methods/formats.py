@@ -463,6 +463,22 @@ class Levels(Scaled):
         return int(self.codebook.size - 1).bit_length()
 
     @property
+    def grid(self) -> IntegerGrid | None:
+        """The narrowest signed integer grid of at most 8 bits that holds exactly these numbers, of more perhaps; None
+        where there is none."""
+        exponent = np.floor(np.log2(np.abs(self.codebook[self.codebook != 0]).min()))
+        for unit in np.float32(2.0) ** (exponent - np.arange(8)).astype(np.float32):  # by which numbers stay exact
+            codes = self.codebook / unit
+            if np.array_equal(codes, np.rint(codes)):
+                lowest, highest = codes[0], codes[-1]
+                fitting = (b for b in range(2, 9) if lowest >= -(2 ** (b - 1)) and highest < 2 ** (b - 1))
+                if (bits := next(fitting, None)) is None:
+                    return None
+                narrow = bool(lowest > -(2 ** (bits - 1)))
+                return IntegerGrid(self.scale * unit, self.blocks, bits, True, narrow)
+        return None
+
+    @property
     def bounds(self) -> Array:
         """The middles between neighbouring levels, float32 ``(n - 1,)``."""
         low, high = self.codebook[:-1], self.codebook[1:]

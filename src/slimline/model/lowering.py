@@ -97,10 +97,14 @@ def _check_formats(runtime: Runtime, model: Model) -> None:
     for side, formats in sides:
         for name, each in formats.items():
             if not runtime.can_write(each, side == "weight"):
-                raise SlimlineError(
-                    f"{runtime.name} cannot write the {side} {_owned(name, model)} as {each.describe()}: it takes "
-                    f"{runtime.writes}."
-                )
+                check_written(runtime, each, side == "weight", f"the {side} {_owned(name, model)}")
+
+
+def check_written(runtime: Runtime, each: Format, stored: bool, what: str = "") -> None:
+    """Refuse a target that cannot write a format, see `Runtime.can_write`; `what` names the tensor in the sentence."""
+    if not runtime.can_write(each, stored):
+        what = what or ("weights" if stored else "activations")
+        raise SlimlineError(f"{runtime.name} cannot write {what} as {each.describe()}: it takes {runtime.writes}.")
 
 
 def _owned(name: str, model: Model) -> str:

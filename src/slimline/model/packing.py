@@ -16,7 +16,7 @@ from slimline.files.atomic import atomic_write
 from slimline.files.slim import archive
 from slimline.files.slim.arrays import Grid
 from slimline.graph.edits import PutTensors
-from slimline.methods.formats import Format, IntegerGrid
+from slimline.methods.formats import Format, IntegerGrid, Levels
 from slimline.model.loading import load, packed_file
 from slimline.model.model import Model
 
@@ -123,6 +123,7 @@ def _grids(model: Model, formats: Mapping[str, Format]) -> dict[tuple[int, ...],
     shapes: dict[tuple[int, ...], list[Grid]] = {}
     for name, each in formats.items():
         shape = model.graph.values[name].shape
+        each = (each.grid or each) if isinstance(each, Levels) else each
         if not isinstance(each, IntegerGrid) or np.any(each.zero) or each.axis not in (None, 0, len(shape) - 1):
             continue
         if each.per_tensor or each.axis is not None:

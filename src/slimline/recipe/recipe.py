@@ -169,7 +169,7 @@ def check_order(
         name = type(step).__name__
         joined = position > 0 and steps[position - 1].kind == "sharing" and steps[position - 1].joins(step)
         for before, kind in earlier:
-            if kind == "sharing" and joined:
+            if (kind == "sharing" and joined) or before in step.refines:
                 continue
             if reason := ORDER.get((kind, step.kind)):
                 raise SlimlineError(f"{name} cannot follow {before}, because {reason}: put it before {before}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import tempfile
@@ -33,7 +34,10 @@ _INTEGER = re.compile(r"^(QLinear|QGemm|QAttention|ConvInteger|MatMulInteger|Dyn
 _REAL = re.compile(r"^(MatMulIntegerToFloat|DynamicQuantize(MatMul|LSTM)|MatMulNBits)")
 """Integer operators whose results are real numbers."""
 _CASTS = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
-_MOVES = {"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Identity", "Concat"}
+_MOVES = {
+    "MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze",
+    "Slice", "Split", "Identity", "Concat", "Clip",
+}  # fmt: skip
 _SIZES = {"Shape", "Constant", "ConstantOfShape", "Gather", "Cast", "Range", "ReorderInput", "ReorderOutput"}
 
 _CPU = "CPUExecutionProvider"
@@ -72,15 +76,12 @@ class OnnxRuntime(Runtime):
     description = "ONNX Runtime, CPU: uint8 activations, int8 weights per channel"
     dynamic = frozenset({"linear", "lstm"})
 
-    writes = (
-        "integer grids of 8 bits, of weights also of 4, symmetric for weights, with one scale per tensor or per "
-        "position of an axis"
-    )
+    writes = "integer grids of 2 to 8 bits, symmetric for weights, with one scale per tensor or per position of an axis"
     short_weights = (
         "weights of 4 bits are stored so and turned to 8 when the file is loaded, for the INT8 kernels: the file is "
         "smaller, memory and time are those of INT8"
     )
-    stores = weights.STORES
+    stores = f"{weights.STORES}, and any other levels"
     storage = (
         "linear layers compute from integer codes where groups have 16, 32, 64, 128 or 256 weights or are a channel; "
         "all other weights are turned to float32 when the file is loaded: it is smaller, memory and time are not"
@@ -91,7 +92,13 @@ class OnnxRuntime(Runtime):
 
     def can_store(self, each: Format) -> bool:
         """See `slimline.runtimes.forms.onnx_formats`."""
-        return weights.can_store(each)
+        return weights.can_store(each) or weights.tabled(each)
+
+    def can_write(self, each: Format, stored: bool) -> bool:
+        """Of fewer than 8 bits too: in bytes (weights of at most 4 in half of one) whose numbers are limited."""
+        if isinstance(each, IntegerGrid) and each.bits < 8:
+            each = dataclasses.replace(each, bits=8)
+        return super().can_write(each, stored)
 
     def container(self, each: Format) -> int:
         """4 at least: ONNX Runtime and OpenVINO take nothing shorter from ONNX."""
@@ -100,7 +107,7 @@ class OnnxRuntime(Runtime):
     def rounds_inputs(self, each: Format) -> bool:
         """Its kernel for weights of few bits (MatMulNBits) computes on integers, at the accuracy level that it takes
         by itself."""
-        return isinstance(each, IntegerGrid) and any(weights.is_fused(each, turned) for turned in (False, True))
+        return any(weights.is_fused(each, turned) for turned in (False, True))
 
     def settings(self) -> Mapping[str, Mapping[str, str]]:
         """Execution providers beside the CPU's, and how far graphs are optimised."""

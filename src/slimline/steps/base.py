@@ -104,6 +104,20 @@ class Forecast:
     stored_bytes: Mapping[str, int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A network on its way into a training loop of the user's own, see `slimline.prepare`.
+
+    Attributes
+    ----------
+    native : the framework's model, to be trained in place.
+    finish : makes of it, as it is then, what the step would have made.
+    """
+
+    native: Any
+    finish: Callable[[], Model] = field(repr=False)
+
+
 class Handler(ABC, Generic[S]):
     """Everything that slimline does with one kind of step. A module of `slimline.steps` makes one called ``handler``.
 
@@ -191,6 +205,15 @@ class Handler(ABC, Generic[S]):
         SlimlineError : the step has no part in such a loop.
         """
         raise SlimlineError(f"{step.step} does not act in a loop of your own: give a SparsePruning that trains.")
+
+    def prepare(self, step: S, model: Model, context: Context) -> Prepared:
+        """What the step would train, for a training loop of the user's own.
+
+        Raises
+        ------
+        SlimlineError : the step trains nothing that can be trained so.
+        """
+        raise SlimlineError(f"{step.step} prepares nothing for a loop of your own: give a QuantizationAwareTraining.")
 
     def with_strength(self, step: S, strength: float) -> S | None:
         """The step that takes the part `strength` in (0, 1) of what it can, to fit a budget; None where it has no such

@@ -8,7 +8,7 @@ import numpy as np
 
 from slimline.graph.matrix import LayerMatrix
 from slimline.methods.adaround import adaround
-from slimline.methods.formats import Array, IntegerGrid, Scaled, spread
+from slimline.methods.formats import Array, IntegerGrid, Levels, Scaled, spread
 from slimline.methods.gptq import gptq, nearest_of, sweeps
 from slimline.methods.gram import Gram, output_energy
 from slimline.methods.hqq import half_quadratic
@@ -46,7 +46,7 @@ class WeightRounding:
 
     def fitted(self, each: Scaled, rounding: RoundingName) -> Scaled:
         """`each`, which holds the whole range of the weight, with the scales of a way of rounding."""
-        if rounding in MEASURED:
+        if rounding in MEASURED and not isinstance(each, Levels):  # whose scale is of least error already
             return least_squares(self.weight, each, self._energy(each))
         if rounding == "hqq" and isinstance(each, IntegerGrid):
             return half_quadratic(self.weight, each)

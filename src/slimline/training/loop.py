@@ -49,6 +49,8 @@ _MEAN = "mean/"
 
 log = logging.getLogger(__name__)
 
+_TITLES = {"recovery": "recovery", "training": "sparse training", "quantization": "training in few bits"}
+
 
 @dataclass(frozen=True)
 class Recovered:
@@ -193,7 +195,7 @@ class _Loop:
     def epoch(self, number: int, scale: float = 1.0) -> tuple[float, float]:
         """Train for an epoch, counted from 1, at `scale` times the rate; the mean loss, and the last learning rate."""
         step, companion = self.step, self.companion
-        what = "recovery" if step.kind == "recovery" else "sparse training"
+        what = _TITLES.get(step.kind, "training")
         losses: list[float] = []
         rate = 0.0
         for batch in _large(self.train.batches(step.batch_size, seed=self.seed, epoch=number)):

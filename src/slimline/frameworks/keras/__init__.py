@@ -51,6 +51,7 @@ class KerasAdapter:
     suffix = ".keras"
     layout: Literal["channels_last"] = "channels_last"
     marks_weights = False
+    learns_formats = False
 
     @property
     def namespace(self) -> Any:

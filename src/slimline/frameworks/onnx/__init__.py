@@ -32,6 +32,7 @@ class OnnxAdapter:
     suffix = ".onnx"
     layout: Literal["channels_first"] = "channels_first"
     marks_weights = True
+    learns_formats = False
 
     @property
     def namespace(self) -> Any:

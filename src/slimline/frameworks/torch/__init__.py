@@ -35,6 +35,7 @@ class TorchAdapter:
     suffix = ".pt2"
     layout: Literal["channels_first"] = "channels_first"
     marks_weights = True
+    learns_formats = True
 
     @property
     def namespace(self) -> Any:
@@ -92,6 +93,12 @@ class TorchAdapter:
         from slimline.frameworks.torch.fakequant import format_mismatches
 
         return format_mismatches(native, quantization)
+
+    def learned(self, native: Native, quantization: Quantization) -> Quantization:
+        """See `slimline.frameworks.torch.learned`."""
+        from slimline.frameworks.torch.learned import learned
+
+        return learned(native, quantization)
 
     def form(
         self, native: Native, kind: str, example: tuple[Array, ...], integer: bool, weights: Collection[str] = ()

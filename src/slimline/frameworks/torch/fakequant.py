@@ -175,6 +175,23 @@ def format_mismatches(native: fx.GraphModule, quantization: Quantization) -> lis
     return [*different, *sorted(unseen - different.keys())]
 
 
+def unround(native: fx.GraphModule, quantization: Quantization) -> fx.GraphModule:
+    """A copy that reads as they are the numbers that `quantize` lets it read rounded."""
+    plain = sharing(native)
+    for node in list(plain.graph.nodes):
+        read = node.op == "get_attr"
+        name = str(node.target if read else node.name)
+        each = (quantization.weights if read else quantization.activations).get(name)
+        operators = set() if each is None else _rounding(plain, node, each)
+        for reader, operator in [(user, each) for each in operators for user in each.users if user not in operators]:
+            reader.replace_input_with(operator, node)
+        for operator in [n for n in reversed(plain.graph.nodes) if n in operators]:
+            plain.graph.erase_node(operator)
+    _drop_unread(plain)
+    plain.recompile()
+    return plain
+
+
 def _reads_no_number(node: fx.Node) -> bool:
     return _is_guard(node) or _packet(node) == "sym_size"
 

@@ -257,11 +257,17 @@ class _Expander:
 
     def _activation(self, node: ir.Node) -> None:
         grid = grid_of(node)
-        scale = grid.scale
-        ends = [self._store(scale), self._store(grid.zero.astype(np.int8 if grid.signed else np.uint8))]
-        rounded = ir.node("QuantizeLinear", [node.inputs[0], *ends], name="")
-        real = ir.node("DequantizeLinear", [rounded.outputs[0], *ends], name="")
-        replace(self.graph, node, [rounded, real])
+        scale, kind = grid.scale, np.int8 if grid.signed else np.uint8
+        first = 0
+        if grid.bits < 8:  # always from 0 on: what lies between limits is not taken from signed to unsigned later
+            first, kind = grid.low, np.uint8
+        ends = [self._store(scale), self._store((grid.zero - first).astype(kind))]
+        nodes = [ir.node("QuantizeLinear", [node.inputs[0], *ends], name="")]
+        if grid.bits < 8:  # the type would hold more
+            limits = [self._store(np.asarray(end - first, kind)) for end in (grid.low, grid.high)]
+            nodes.append(ir.node("Clip", [nodes[0].outputs[0], *limits], name=""))
+        real = ir.node("DequantizeLinear", [nodes[-1].outputs[0], *ends], name="")
+        replace(self.graph, node, [*nodes, real])
         self.scales[real.outputs[0]] = scale
 
     def _weight(self, node: ir.Node) -> None:

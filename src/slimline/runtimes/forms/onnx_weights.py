@@ -16,9 +16,9 @@ import numpy as np
 import onnx_ir as ir
 
 from slimline.basics.errors import SlimlineError
-from slimline.methods.formats import Array, FloatFormat, Format, IntegerGrid, Scaled
+from slimline.methods.formats import Array, FloatFormat, Format, IntegerGrid, Levels, Scaled
 from slimline.runtimes.forms.onnx_dynamic import dynamic_source, integer_product
-from slimline.runtimes.forms.onnx_formats import FLOATS, is_fused
+from slimline.runtimes.forms.onnx_formats import FLOATS, coded, is_fused, tabled
 from slimline.runtimes.forms.onnx_graph import DOMAIN, FAKE_QUANTIZE, MARK, attribute, replace
 
 _FUNCTIONS = frozenset({
@@ -102,6 +102,7 @@ class _Packer:
         value = self.node.inputs[0]
         assert value is not None and value.const_value is not None
         self.name, self.weight = str(value.name), np.asarray(value.const_value.numpy())
+        self.format = coded(self.format)
         self.codes = self.format.encode(self.weight)
 
     def run(self) -> None:
@@ -177,7 +178,10 @@ class _Packer:
         split = [size for pair in zip(counts, lengths, strict=True) for size in pair if size != 1] or [1]
         lying = [size for pair in zip(counts, lengths, strict=True) for size in _lying(*pair)] or [1]
         typed = _typed(np.pad(self.codes, padded).reshape(split), each)
-        nodes = [ir.node("Cast", [self._stored(typed, "codes")], {"to": ir.DataType.FLOAT}, name="")]
+        codes, kind = self._stored(typed, "codes"), ir.DataType.INT32 if tabled(each) else ir.DataType.FLOAT
+        nodes = [ir.node("Cast", [codes], {"to": kind}, name="")]
+        if isinstance(each, Levels):
+            nodes.append(ir.node("Gather", [self._stored(each.codebook, "levels"), nodes[0].outputs[0]], name=""))
         if isinstance(each, IntegerGrid) and each.zero_point is not None:
             zero = self._stored(_integers(each.zero_point.reshape(lying), each), "zero")
             nodes.append(ir.node("Cast", [zero], {"to": ir.DataType.FLOAT}, name=""))
@@ -254,5 +258,7 @@ def _integers(array: Array, each: IntegerGrid) -> Array:
 def _typed(codes: Array, each: Scaled) -> Array:
     if isinstance(each, IntegerGrid):
         return _integers(codes, each)
+    if isinstance(each, Levels):
+        return codes
     assert isinstance(each, FloatFormat)
     return codes.view(FLOATS[each.dtype])

@@ -13,6 +13,7 @@ from slimline.basics.errors import SlimlineError
 from slimline.graph.edits import FoldNorms, PutTensors, Round
 from slimline.graph.placement import Placement, place
 from slimline.graph.quantization import Quantization
+from slimline.methods.formats import IntegerGrid
 from slimline.methods.gram import Gram
 from slimline.methods.ranges import Observer, affine_grid, centred_grid, observer
 from slimline.model import Model
@@ -64,13 +65,7 @@ def calibrate(
     signed = (step.activations or rules.activations) == "int8"
     if rules.symmetric and not signed:
         raise SlimlineError(f"{policy} takes int8 activations without a zero point: leave activations out.")
-    grid = centred_grid if rules.symmetric or step.symmetric else affine_grid
-    activations = {
-        name: affine_grid(*placement.ranges[name], signed=signed)
-        if name in placement.ranges
-        else grid(*ranges[group], signed=signed)
-        for name, group in placement.groups.items()
-    }
+    activations = activation_grids(placement, ranges, signed, rules.symmetric or step.symmetric)
     held = layer_grams(folded, placement, step, batches, {} if grams is None else grams)
     means = layer_means(model, folded, placement, step, held)
     own_bits = bits or runtime(policy).weight_bits
@@ -89,11 +84,28 @@ def calibrate(
     return model.then(native, record, quantization)
 
 
+def activation_grids(
+    placement: Placement, ranges: Mapping[str, tuple[float, float]], signed: bool, symmetric: bool, bits: int = 8
+) -> dict[str, IntegerGrid]:
+    """Of the activations, by the ranges of their groups; `symmetric` ones have their zero in the middle."""
+    grid = centred_grid if symmetric else affine_grid
+    return {
+        name: affine_grid(*placement.ranges[name], bits, signed)
+        if name in placement.ranges
+        else grid(*ranges[group], bits, signed)
+        for name, group in placement.groups.items()
+    }
+
+
 def placed(
-    model: Model, step: StaticQuantization, policy: str, exclude: Mapping[str, str] | None = None
+    model: Model,
+    step: StaticQuantization,
+    policy: str,
+    exclude: Mapping[str, str] | None = None,
+    fold: bool = True,
 ) -> tuple[Model, Placement]:
-    """`model` with its norms folded and its channels equalised, and where the grids go in it; the parameters are those
-    of `calibrate`.
+    """`model` with its norms folded, unless `fold` is False, and its channels equalised, and where the grids go in it;
+    the other parameters are those of `calibrate`.
 
     Raises
     ------
@@ -105,7 +117,7 @@ def placed(
     rounded = model.adapter.format_mismatches(model.native, Quantization())
     if rounded:
         raise SlimlineError(f"The network rounds {rounded[0]} by itself: load it as it was before it was quantized.")
-    folded = Model(model.adapter, model.edit(FoldNorms()), model.example)
+    folded = Model(model.adapter, model.edit(FoldNorms()) if fold else model.native, model.example)
     if step.equalize:
         folded, _ = equalized(folded)
     choices = Choices.of(step, folded.graph)
@@ -153,9 +165,14 @@ def check_short(policy: str, layer: str) -> None:
 
 
 def observe_ranges(
-    model: Model, placement: Placement, step: StaticQuantization, batches: Iterable[tuple[Array, ...]], known: Ranges
+    model: Model,
+    placement: Placement,
+    step: StaticQuantization,
+    batches: Iterable[tuple[Array, ...]],
+    known: Ranges,
+    bits: int = 8,
 ) -> dict[str, tuple[float, float]]:
-    """The calibrated range of every group of values that share a grid, in one pass over `batches`.
+    """The calibrated range of every group of values that share a grid of `bits`, in one pass over `batches`.
 
     Groups whose range is `known` are not observed; the others' are added to it.
     """
@@ -168,7 +185,7 @@ def observe_ranges(
         makers = [layer for name in placement.groups if name in members[group] for layer in placement.makers[name]]
         pattern = first_match(makers, step.overrides, model.graph.types)
         value = f"value {group!r} of layer {placement.owners[group]!r}"
-        return observer(*step.observation(pattern), value, symmetric=step.symmetric)
+        return observer(*step.observation(pattern), value, bits, step.symmetric)
 
     observers = {group: observer_of(group) for group, key in keys.items() if key not in known}
     seen = 0

@@ -64,7 +64,7 @@ class QuantizedWeights:
             worker = WeightRounding(parameters[name], layer, gram, masks.get(name))
             fitted: Scaled = worker.fitted(grid, step.rounding)
             assert isinstance(fitted, IntegerGrid)
-            self.grids[name] = _with_room(fitted, name, axis, parameters, placement, activations)
+            self.grids[name] = with_room(fitted, name, axis, parameters, placement, activations)
             rounded = worker.rounded(self.grids[name], step.rounding)
             if layer is not None and name in means:
                 self._correct(layer, parameters[name] - rounded, means[name], parameters, readers)
@@ -100,7 +100,7 @@ def widest_grid(weight: Array, axis: int | None, kind: WeightType, bits: int) ->
     return grid
 
 
-def _with_room(
+def with_room(
     grid: IntegerGrid,
     name: str,
     axis: int | None,

@@ -7,7 +7,7 @@ again gives the same codes. Nothing is rounded when the model runs.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,13 +22,14 @@ from slimline.graph.matrix import LayerMatrix, matrices
 from slimline.graph.quantization import Quantization
 from slimline.methods.formats import Array, Blocks, Scaled
 from slimline.methods.gram import Gram
+from slimline.methods.levels import fitted, levels
 from slimline.methods.scales import fitting_blocks, widest
 from slimline.model import Model
 from slimline.model.lowering import check_marks, check_stored
 from slimline.recipe.layers import first_match, refuse_unmatched, selected
 from slimline.runtimes.base import Runtime, runtime
 from slimline.steps.base import Context, StepResult
-from slimline.steps.weight_quantization.step import WeightQuantization
+from slimline.steps.weight_quantization.step import WeightQuantization, WeightType
 from slimline.steps.weight_rounding import MEASURED, SECOND_ORDER, WeightRounding
 
 _log = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ def chosen(model: Model, step: WeightQuantization) -> tuple[dict[str, _Weight], 
     """
     if model.quantization is not None:
         raise SlimlineError("This model is quantized already: apply WeightQuantization to the float model instead.")
+    refuse_revival([step.dtype, *(own.dtype for own in step.overrides.values())], bool(model.masks))
     graph = model.graph
     layers = {node.name: node.layer or node.name for node in graph.nodes}
     for field in ("layers", "keep", "overrides"):
@@ -83,14 +85,20 @@ def chosen(model: Model, step: WeightQuantization) -> tuple[dict[str, _Weight], 
     return weights, refused
 
 
+def refuse_revival(dtypes: Iterable[Any], masked: bool) -> None:
+    """Refuse levels without a zero for weights of which some have to stay zero."""
+    units = [levels(dtype) for dtype in dtypes if dtype is not None]
+    if masked and any(unit is not None and 0 not in unit.codebook for unit in units):
+        raise SlimlineError("Levels without a zero would revive what was pruned: choose ternary instead of binary.")
+
+
 def check_target(step: WeightQuantization, target: str, model: Model) -> None:
     """Refuse a target that does not store the types of `step`, or does not for models like `model`."""
     for pattern in (None, *step.overrides):
         dtype, size = step.storage(pattern)
         group = min(size or 1, 64)
         blocks = (1, None) if size is None else (1, group)
-        each = widest(np.ones((1, 2 * group), np.float32), _FLOATS.get(dtype, dtype), blocks, step.symmetric)
-        check_stored(runtime(target), each)
+        check_stored(runtime(target), _start(np.ones((1, 2 * group), np.float32), dtype, blocks, step))
     check_marks(model)
 
 
@@ -153,15 +161,23 @@ def _grams(
 
 
 def _format(weight: Array, of: _Weight, step: WeightQuantization, model: Model) -> Scaled:
-    """The format that holds the whole range of a weight."""
+    """The format that a weight's rounding starts from."""
     dtype, size = step.storage(first_match((of.layer,), step.overrides, model.graph.types))
     try:
-        return widest(weight, _FLOATS.get(dtype, dtype), _blocks(weight.shape, of.node, size), step.symmetric)
+        return _start(weight, dtype, blocks_of(weight.shape, of.node, size), step)
     except SlimlineError as reason:
         raise SlimlineError(f"{of.layer}: {reason}") from reason
 
 
-def _blocks(shape: Sequence[int], node: Node, size: int | None) -> Blocks:
+def _start(weight: Array, dtype: WeightType, blocks: Blocks, step: WeightQuantization) -> Scaled:
+    """The format that holds the whole range of a weight, or levels of least squared error."""
+    if (unit := levels(dtype)) is not None:
+        return fitted(weight, unit, blocks)
+    name = str(dtype)
+    return widest(weight, _FLOATS.get(name, name), blocks, step.symmetric)
+
+
+def blocks_of(shape: Sequence[int], node: Node, size: int | None) -> Blocks:
     """How scales lie over the weight that an operator reads."""
     equation = node.attributes["equation"]
     dims = equation.inputs[1]

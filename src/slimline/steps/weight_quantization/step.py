@@ -7,12 +7,14 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from slimline.basics.errors import SlimlineError
+from slimline.methods.levels import levels
 from slimline.recipe.config import Config
 from slimline.recipe.layers import Globs, LayerPattern
 from slimline.recipe.step import Step
 from slimline.steps.weight_rounding import MEASURED, SECOND_ORDER, RoundingName
 
-WeightType = Literal["int8", "int4", "int3", "int2", "fp16", "bf16", "fp8_e4m3", "fp8_e5m2"]
+LevelsType = Literal["binary", "ternary", "pow2"] | tuple[float, ...]
+WeightType = Literal["int8", "int4", "int3", "int2", "fp16", "bf16", "fp8_e4m3", "fp8_e5m2"] | LevelsType
 GroupSize = Annotated[int, Field(ge=1)] | Literal["channel"]
 
 _GROUP = 64
@@ -35,10 +37,11 @@ class WeightQuantization(Step):
 
     Attributes
     ----------
-    dtype : how weights are stored. ``fp16`` and ``bf16`` have no scales.
+    dtype : how weights are stored. ``fp16`` and ``bf16`` have no scales. ``binary`` (-1, 1), ``ternary`` (-1, 0, 1),
+        ``pow2`` (0 and ±1, ±1/2 … ±1/64) and lists of numbers are levels times the scale of least squared error.
     group_size : neighbouring weights of one output that share a scale; ``channel`` is all of them. A convolution has as
-        many whole kernels in a group as fit, an embedding parts of a row. None is 64 for less than 8 bits, else
-        ``channel``.
+        many whole kernels in a group as fit, an embedding parts of a row. None is 64 for integers of less than 8 bits,
+        else ``channel``.
     symmetric : of integers, whether zero is in the middle of the codes; else each group has a zero point.
     rounding : ``nearest`` is to the nearest code of a scale that holds the largest weight; ``mse`` searches each scale
         for the least squared error, weighted by the inputs' energy where there are calibration samples; ``gptq`` does
@@ -83,8 +86,13 @@ class WeightQuantization(Step):
     @model_validator(mode="after")
     def _fields_fit_together(self) -> WeightQuantization:
         dtypes = {self.dtype, *(own.dtype for own in self.overrides.values() if own.dtype)}
-        floats = sorted(d for d in dtypes if not d.startswith("int"))
+        on_levels = [d for d in dtypes if levels(d) is not None]
         integers_only = self.rounding in ("hqq", "adaround")
+        if on_levels and integers_only:
+            raise SlimlineError(
+                f"rounding {self.rounding} is for integers, and {on_levels[0]} are levels: choose mse or gptq."
+            )
+        floats = sorted(d for d in dtypes if isinstance(d, str) and not d.startswith("int") and d not in on_levels)
         if floats and (integers_only or not self.symmetric):
             what = f"rounding {self.rounding}" if integers_only else "symmetric false"
             raise SlimlineError(f"{what} is for integers, and {floats[0]} is none: leave it out, or choose int4.")

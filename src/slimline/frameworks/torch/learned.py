@@ -1,0 +1,198 @@
+"""Rounding to formats whose numbers are learned (LSQ: Esser et al. 2020, arXiv:1902.08153).
+
+Scales are learned as factors on those they start with, by their logarithm (Jain et al. 2020, arXiv:1903.08066): they
+stay positive, and a step of the optimiser means the same of small and large ones. Zero points are learned as shifts
+(LSQ+: Bhalgat et al. 2020, arXiv:2004.09576). Gradients go straight through the rounding; beyond the ends of a grid
+they reach its ends instead. On levels, which weights alone have, they always reach the weight.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from slimline.basics.errors import SlimlineError
+from slimline.frameworks.torch.native import sharing
+from slimline.graph.edits import LearnRounding
+from slimline.graph.quantization import Quantization
+from slimline.methods.formats import IntegerGrid, Levels, Scaled, spread
+
+_NAME = "learned_rounding"
+_SMALLEST = float(np.finfo(np.float32).tiny) * 2**23  # scale whose square and reciprocal are still sound in float32
+_TINY = 1e-3  # of the largest scale, below which a slice's own does not decide how fast it learns
+
+
+class _Grid(torch.autograd.Function):
+    """``(clip(round(x / scale), low - zero, high - zero)) * scale``; `zero` holds whole numbers."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero: Tensor, low: int, high: int) -> Tensor:
+        units = x / scale
+        bottom, top = low - zero, high - zero
+        codes = units.round().clamp(bottom, top)
+        inside = (units >= bottom) & (units <= top)
+        ctx.save_for_backward(torch.where(inside, codes - units, codes), inside, scale, zero)
+        return codes * scale
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        slope, inside, scale, zero = ctx.saved_tensors
+        by_scale = (gradient * slope).sum_to_size(scale.shape)
+        by_zero = None
+        if ctx.needs_input_grad[2]:
+            by_zero = -(gradient * ~inside * scale).sum_to_size(zero.shape)
+        return gradient * inside, by_scale, by_zero, None, None
+
+
+class _Nearest(torch.autograd.Function):
+    """``codebook[nearest(x / scale)] * scale``."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, bounds: Tensor, codebook: Tensor) -> Tensor:
+        levels = codebook[torch.bucketize((x / scale).contiguous(), bounds)]
+        ctx.save_for_backward(levels, scale)
+        return levels * scale
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        levels, scale = ctx.saved_tensors
+        return gradient, (gradient * levels).sum_to_size(scale.shape), None, None
+
+
+class LearnedRounding(nn.Module):
+    """Rounds to a format that is learned.
+
+    Parameters
+    ----------
+    each : the format to start from.
+    count : numbers that are rounded; of an activation those of a sample.
+    fixed : whether it stays.
+    """
+
+    scale: Tensor
+    speed: Tensor
+    zero: Tensor
+    bounds: Tensor
+    codebook: Tensor
+
+    def __init__(self, each: Scaled, count: int, fixed: bool = False) -> None:
+        super().__init__()
+        self.each, self.fixed = each, fixed
+        self.register_buffer("scale", torch.tensor(each.scale).reshape(-1))
+        share = max(count // each.scale.size, 1)
+        top = each.high if isinstance(each, IntegerGrid) else 1
+        sizes = np.maximum(each.scale.ravel(), _TINY * each.scale.max()).astype(np.float64) ** 2
+        self.register_buffer("speed", torch.tensor(1 / (np.sqrt(share * max(top, 1)) * sizes), dtype=torch.float32))
+        if not fixed:
+            self.log_step = nn.Parameter(torch.zeros_like(self.scale))
+        if isinstance(each, Levels):
+            self.register_buffer("bounds", torch.tensor(each.bounds))
+            self.register_buffer("codebook", torch.tensor(each.codebook))
+            return
+        assert isinstance(each, IntegerGrid)
+        self.register_buffer("zero", torch.tensor(each.zero.astype(np.float32)))
+        inside = each.zero_point is not None and bool(((each.zero > each.low) & (each.zero < each.high)).all())
+        if inside and not fixed:
+            self.shift = nn.Parameter(torch.zeros_like(self.zero.reshape(-1)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x`, rounded."""
+        scale = self._spread(self._scale(), x)
+        if isinstance(self.each, Levels):
+            return _Nearest.apply(x.float(), scale, self.bounds, self.codebook).to(x.dtype)  # type: ignore[no-untyped-call,no-any-return]
+        zero = self._spread(self._zero(), x)
+        return _Grid.apply(x.float(), scale, zero, self.each.low, self.each.high).to(x.dtype)  # type: ignore[no-untyped-call,attr-defined,no-any-return]
+
+    def format(self) -> Scaled:
+        """As it is now."""
+        with torch.no_grad():
+            scale, zero = self._scale().cpu().numpy(), self._zero().cpu().numpy()
+        learned = replace(self.each, scale=scale.reshape(self.each.scale.shape).astype(np.float32))
+        if isinstance(learned, IntegerGrid) and learned.zero_point is not None:
+            learned = replace(learned, zero_point=zero.reshape(learned.scale.shape).astype(np.int32))
+        return learned
+
+    def _scale(self) -> Tensor:
+        if self.fixed:
+            return self.scale
+        slowed = self.log_step * self.speed
+        step = slowed + (self.log_step - slowed).detach()
+        return (self.scale * step.exp()).clamp(min=_SMALLEST)
+
+    def _zero(self) -> Tensor:
+        """Whole numbers, within the codes."""
+        if not isinstance(self.each, IntegerGrid):
+            return torch.zeros(())
+        if not hasattr(self, "shift"):
+            return self.zero.reshape(-1)
+        # A shift of one is all of the range, so that a step of the optimiser means the same of few and many codes.
+        moved = self.zero.reshape(-1) + self.shift * (self.each.high - self.each.low)
+        near = moved.clamp(self.each.low, self.each.high)
+        return near + (near.round() - near).detach()
+
+    def _spread(self, numbers: Tensor, x: Tensor) -> Tensor:
+        """One number per block, so that they broadcast against `x`."""
+        each = self.each
+        if all(block in (None, 1) for block in each.blocks):
+            return numbers.reshape(each.scale.shape)
+        own = np.arange(each.scale.size).reshape(each.scale.shape)
+        return numbers[torch.from_numpy(spread(own, each.blocks, x.shape)).to(numbers.device)]
+
+
+def learn(native: fx.GraphModule, edit: LearnRounding) -> fx.GraphModule:
+    """A copy that rounds the named activations and weights to formats that are learned."""
+    learning = sharing(native)
+    graph = learning.graph
+    nodes = {node.name: node for node in graph.nodes}
+    first = next(node for node in graph.nodes if node.op not in ("placeholder", "get_attr"))
+    modules: dict[str, str] = {}
+
+    def put(node: fx.Node, each: Any, key: str, fixed: bool) -> None:
+        if not isinstance(each, IntegerGrid | Levels):
+            raise SlimlineError(f"PyTorch does not learn {each.describe()}: choose integers or levels.")
+        if key not in modules:
+            modules[key] = f"{_NAME}_{len(modules)}"
+            value = node.meta.get("val")
+            sizes = () if value is None else value.shape[int(node.op != "get_attr") :]
+            count = math.prod(n for n in sizes if isinstance(n, int))
+            learning.add_submodule(modules[key], LearnedRounding(each, count, fixed))
+        readers = [user for user in node.users if user.op != "call_module"]
+        rounded = graph.call_module(modules[key], (node,))
+        rounded.meta = dict(node.meta)
+        for user in readers:
+            user.replace_input_with(node, rounded)
+
+    for name, each in edit.quantization.activations.items():
+        if name not in nodes:
+            raise SlimlineError(f"The model computes no value called {name!r}: quantize the model that was calibrated.")
+        node = nodes[name]
+        with graph.inserting_before(first if node.op == "placeholder" else node.next):
+            put(node, each, f"value {edit.shared.get(name, name)}", name in edit.fixed)
+    for node in nodes.values():
+        if node.op == "get_attr" and node.target in edit.quantization.weights:
+            with graph.inserting_before(first):
+                put(node, edit.quantization.weights[str(node.target)], f"weight {node.target}", False)
+    learning.recompile()
+    return learning
+
+
+def learned(native: fx.GraphModule, quantization: Quantization) -> Quantization:
+    """`quantization`, with the formats that a model of `learn` has now."""
+    found: dict[str, Any] = {}
+    for node in native.graph.nodes:
+        module = native.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if isinstance(module, LearnedRounding):
+            source = node.args[0]
+            found[str(source.target if source.op == "get_attr" else source.name)] = module.format()
+    return replace(
+        quantization,
+        activations={name: found[name] for name in quantization.activations},
+        weights={name: found[name] for name in quantization.weights},
+    )

@@ -1,0 +1,134 @@
+"""The step that trains a network while it is rounded."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from slimline.basics.errors import SlimlineError
+from slimline.methods.levels import levels
+from slimline.recipe.config import Config
+from slimline.recipe.layers import Globs, LayerPattern
+from slimline.recipe.training import Training
+from slimline.steps.quantization.step import (
+    Granularity,
+    ObserverName,
+    Percentage,
+    QuantizationOverride,
+    StaticQuantization,
+)
+
+Integers = Literal["int2", "int3", "int4", "int5", "int6", "int7", "int8"]
+Unsigned = Literal["uint2", "uint3", "uint4", "uint5", "uint6", "uint7", "uint8"]
+WeightType = Integers | Literal["binary", "ternary", "pow2"] | tuple[float, ...]
+
+
+class QuantizationAwareOverride(Config):
+    """What is another for some layers; what is None is the step's.
+
+    Attributes
+    ----------
+    weights : a type of `QuantizationAwareTraining`, or ``float32`` for layers that stay in float.
+    observer, percentile, granularity : as of `slimline.steps.quantization.step.QuantizationOverride`.
+    """
+
+    weights: WeightType | Literal["float32"] | None = None
+    observer: ObserverName | None = None
+    percentile: Percentage | None = None
+    granularity: Granularity | None = None
+
+    @property
+    def static(self) -> QuantizationOverride | None:
+        """Without the type of weights; None where nothing else is said."""
+        fields = self.model_dump(exclude={"weights"}, exclude_none=True)
+        if self.weights == "float32":
+            fields["weights"] = "float32"
+        return QuantizationOverride(**fields) if fields else None
+
+
+class QuantizationAwareTraining(Training):
+    """Train the network while it computes with rounded weights and activations, towards the float original.
+
+    Gradients go straight through the rounding, and scales are learned with the weights (LSQ, Esser et al. 2020,
+    arXiv:1902.08153), zero points too where a grid has its zero inside (LSQ+, Bhalgat et al. 2020, arXiv:2004.09576).
+    What comes out is as of `StaticQuantization` and written by the same targets; with float activations as of
+    `WeightQuantization`. After `StaticQuantization` it goes on from its grids, where they are of the same type.
+
+    Attributes
+    ----------
+    weights : ``int2`` … ``int8``, symmetric, or levels times a scale: ``binary`` (-1, 1), ``ternary`` (-1, 0, 1),
+        ``pow2`` (0 and ±1, ±1/2 … ±1/64), or a list of numbers. Scales are per output channel where the target takes
+        that. Levels start with the scale of least squared error.
+    activations : ``uint2`` … ``uint8`` or ``int2`` … ``int8``, affine, per tensor; None takes the target's own of 8
+        bits; ``float32`` leaves them in float.
+    scales : ``learned``, or as they were ``calibrated``.
+    delay : epochs before activations are rounded; they are observed then, on the weights that were trained so far.
+    fold_norms : epochs before batch norms are folded, from when on their statistics stay; None is at the end, where the
+        scales of the channels take the factors in. They are folded before training where scales or levels could not.
+    observer, percentile, samples : of the activations' first ranges, see `StaticQuantization`.
+    layers, keep : globs of the layers to quantize and of those to leave in float.
+    overrides : by pattern of layers, their own ``{"weights": …, "observer": …, "percentile": …, "granularity": …}``.
+    loss, temperature, alpha, epochs, batch_size, optimizer, learning_rate, weight_decay, momentum, warmup,
+    refresh_batches, precision : see `Training`. The rate begins anew behind `delay` and `fold_norms`.
+    """
+
+    kind = "quantization"
+    computes_in_integers = True
+    refines: ClassVar[tuple[str, ...]] = ("StaticQuantization",)
+    step: Literal["QuantizationAwareTraining"] = "QuantizationAwareTraining"
+    weights: WeightType = "int8"
+    activations: Integers | Unsigned | Literal["float32"] | None = None
+    scales: Literal["learned", "calibrated"] = "learned"
+    delay: Annotated[int, Field(ge=0)] = 0
+    fold_norms: Annotated[int, Field(ge=0)] | None = None
+    observer: ObserverName = "mse"
+    percentile: Percentage = 99.99
+    samples: Annotated[int, Field(ge=1)] = 512
+    layers: Globs = ("*",)
+    keep: Globs = ()
+    overrides: dict[LayerPattern, QuantizationAwareOverride] = Field(default_factory=dict)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        calibration = () if self.activations == "float32" else ("calibration",)
+        return (*super().needs, *calibration)
+
+    @property
+    def static(self) -> StaticQuantization:
+        """The step that says of the same layers where activations are rounded, and how they are observed."""
+        return StaticQuantization(
+            observer=self.observer,
+            percentile=self.percentile,
+            samples=self.samples,
+            batch_size=self.batch_size,
+            layers=self.layers,
+            keep=self.keep,
+            overrides={name: own.static for name, own in self.overrides.items() if own.static is not None},
+            undo=False,
+        )
+
+    def weights_of(self, pattern: str | None) -> WeightType:
+        """Of layers that fit a pattern of `overrides`; of the others for None."""
+        own = None if pattern is None else self.overrides[pattern].weights
+        return self.weights if own is None or own == "float32" else own
+
+    def phases(self) -> list[tuple[int, int]]:
+        """Epochs between which nothing changes but what is trained: first and behind the last of each."""
+        ends = sorted({0, min(self.delay, self.epochs), min(self.fold_norms or 0, self.epochs), self.epochs})
+        return list(pairwise(ends))
+
+    @model_validator(mode="after")
+    def _meaningful(self) -> QuantizationAwareTraining:
+        for pattern, own in self.overrides.items():
+            if own == QuantizationAwareOverride():
+                raise SlimlineError(f"The override of {pattern!r} says nothing: give it weights, such as int8.")
+        for dtype in (self.weights, *(own.weights for own in self.overrides.values())):
+            if isinstance(dtype, tuple):
+                levels(dtype)
+        if self.delay > self.epochs or (self.fold_norms or 0) > self.epochs:
+            raise SlimlineError(f"delay and fold_norms lie within the {self.epochs} epochs: make them smaller.")
+        if self.delay and self.activations == "float32":
+            raise SlimlineError("delay is of activations, which stay in float here: leave it out.")
+        return self
