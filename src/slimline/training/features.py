@@ -137,7 +137,7 @@ class Inside:
         sums: dict[tuple[int, ...], list[Tap]] = {}
         last: dict[tuple[int, ...], list[Tap]] = {}
         for node in self.graph.nodes:
-            if (tap := self._tap(node)) is None or not tap.size:
+            if (tap := self._tap(node)) is None or not tap.size or node.kind == "pad":
                 continue
             last[tap.size] = [tap]
             computed = [name for name in node.inputs if name in self._producers]
