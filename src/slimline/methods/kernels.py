@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from slimline.methods.gram import diagonal_loading
+from slimline.methods.gram import loaded
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Window = tuple[tuple[int, int, int], ...]
@@ -63,8 +63,7 @@ def lost(weight: Array, gram: Array, stay: NDArray[np.bool_], damping: float) ->
     stay : ``(inputs,)``.
     damping : added to the diagonal of H, relative to its mean.
     """
-    second = np.asarray(gram, np.float64)
-    second = second + diagonal_loading(second, damping)[:, None, None] * np.eye(second.shape[1])
+    second = loaded(np.asarray(gram, np.float64), damping)
     cross = np.asarray(weight, np.float64) @ second
     energy = float((cross * weight).sum())
     retained = cross[:, :, stay]

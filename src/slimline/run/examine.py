@@ -115,10 +115,10 @@ def examine(
     notices = [Refusal(what=str(r.get("step", "the plan")), reason=n) for r in records for n in _notes(r)]
     waits = [latency.waited for each in figures.values() for latency in each.latency.values()]
     doubts.append(load.busy(proof.others) if None in waits else busy(figures["original"], figures["compressed"]))
-    kept_float = {k: v for r in records for k, v in r.get("float_layers", {}).items()}
+    float_layers = {k: v for r in records for k, v in r.get("float_layers", {}).items()}
     named = {r.what for r in refused}
-    refused += [Refusal(what=layer, reason=why) for layer, why in kept_float.items() if layer not in named]
-    reasons = {**{r.what: r.reason for r in refused}, **kept_float}
+    refused += [Refusal(what=layer, reason=why) for layer, why in float_layers.items() if layer not in named]
+    reasons = {**{r.what: r.reason for r in refused}, **float_layers}
     shares = {} if elsewhere else _in_integers(recipe, before, after, suffix, reasons)
     for name, share in shares.items():
         figures[name] = figures[name].model_copy(update={"integer_macs": share.macs})
@@ -148,7 +148,7 @@ def examine(
         trials=(*trials, *_undoing(records)),
         frozen=tuple(Frozen(unit=f.name, reason=f.reason) for f in Units(before[0].graph).frozen),
         steps=tuple(_brief(r) for r in records),
-        layers=tuple(_layers(before[0], after[0], kept_float)),
+        layers=tuple(_layers(before[0], after[0], float_layers)),
         history=tuple(Epoch.model_validate(h) for r in records for h in r.get("history", ())),
         durations=tuple(
             Duration(stage=stage, seconds=seconds)

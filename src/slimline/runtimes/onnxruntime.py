@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import tempfile
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from slimline.basics.errors import SlimlineError
+from slimline.files.atomic import atomic_write
 from slimline.graph.placement import Policy
 from slimline.methods.formats import Format, IntegerGrid
 from slimline.runtimes.base import ABILITIES, Runtime
@@ -130,18 +130,7 @@ class OnnxRuntime(Runtime):
         """Write the ONNX file: rounding as QDQ in the layout that ONNX Runtime fuses into integer kernels."""
         from slimline.runtimes.forms.onnx import rewrite, serialized
 
-        content = serialized(form.content, lambda model: rewrite(model, form.weights))
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-            temporary = Path(file.name)
-            try:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            except OSError:
-                temporary.unlink()
-                raise
-        temporary.chmod(0o644)
-        temporary.replace(path)
+        atomic_write(path, serialized(form.content, lambda model: rewrite(model, form.weights)))
 
     def sample(self, layer: Layer, path: Path) -> None:
         """Write an ONNX file of layers such as `layer`, see `slimline.runtimes.base.Runtime`."""
