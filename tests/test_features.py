@@ -173,6 +173,39 @@ def test_several_teachers_teach_their_mean(framework: str) -> None:
         sl.apply(student, sl.Distillation(), data, teacher=[teachers[0], convolutional(framework, 3, classes=5)])
 
 
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_blocks_of_unequal_depth_and_pruned_students_are_paired(framework: str) -> None:
+    networks = []
+    for widths, blocks in (((4, 8), 1), ((8, 16), 2)):
+        if framework == "torch":
+            import torch
+
+            from slimline.zoo.torch import ResidualCNN
+
+            torch.manual_seed(0)
+            net: Any = ResidualCNN(widths, blocks).eval()
+        else:
+            adapter("keras")
+            from slimline.zoo.keras import residual_cnn
+
+            net = residual_cnn(widths, blocks, size=6)
+        networks.append(sl.load(net, images(framework)[:2]))
+    student, teacher = networks
+    (term,) = terms(sl.Distillation(features=["attention"]), student, (teacher,), 0)
+    own, other = (
+        observed(student, term.students, images(framework)),
+        observed(teacher, term.teachers, images(framework)),
+    )
+    axis = 1 if framework == "torch" else -1
+    widths = [[a.shape[axis] for a in each] for each in (own, other)]
+    # The pooled values have one position, and no branch ends there.
+    assert [each[:2] for each in widths] == [[4, 8], [8, 16]]
+    assert all(a.min() >= 0 for a in (*own[:2], *other[:2]))  # behind the activation
+    pruned = sl.apply(teacher, sl.ChannelPruning(ratio=0.5))
+    (term,) = terms(sl.Distillation(features=["attention"]), pruned, (teacher,), 0)
+    assert term.students == term.teachers
+
+
 def _softmax(z: np.ndarray) -> np.ndarray:
     e = np.exp(z.astype(np.float64) - z.max(1, keepdims=True))
     return np.asarray(e / e.sum(1, keepdims=True))
@@ -229,8 +262,8 @@ def test_the_loss_is_there_for_loops_of_ones_own(framework: str) -> None:
             assert np.isfinite(tape.gradient(value, student)).all()
             several = loss(student, [tf.constant(t), tf.constant(u)])
             wrong = [student, tf.zeros((6, 5))]
-        assert float(value) == pytest.approx(float(expected), rel=1e-4)
-        assert float(several) > 0
+        numbers = [float(x.detach() if framework == "torch" else x) for x in (value, several)]
+        assert numbers[0] == pytest.approx(float(expected), rel=1e-4) and numbers[1] > 0
     with pytest.raises(sl.SlimlineError, match="must have the same classes"):
         loss(*wrong)
     with pytest.raises(sl.SlimlineError, match="no tensor of a framework"):

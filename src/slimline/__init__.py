@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from slimline.run.export import export as export
     from slimline.run.inspection import inspect as inspect
     from slimline.run.measurement import measure as measure
+    from slimline.run.mutual import mutual as mutual
     from slimline.run.own_loop import convert as convert
     from slimline.run.own_loop import prepare as prepare
     from slimline.run.preview import preview as preview
@@ -61,6 +62,7 @@ _HOMES = {
     "slimline.run.apply": ("apply", "plan"),
     "slimline.run.export": ("export",),
     "slimline.run.inspection": ("inspect",),
+    "slimline.run.mutual": ("mutual",),
     "slimline.run.measurement": ("measure",),
     "slimline.run.preview": ("preview",),
     "slimline.model.loading": ("load",),
@@ -125,6 +127,7 @@ __all__ = [  # noqa: RUF022 - in the order in which they are used
     "preview",
     "plan",
     "apply",
+    "mutual",
     "finalize",
     "pruning",
     "PruningCallback",

@@ -119,6 +119,10 @@ class Trainer(Protocol):
     def add(self, term: Term) -> None:
         """Add a term to the training loss; before the first step."""
 
+    def follow(self, others: Sequence[Any]) -> None:
+        """Learn from the students of other trainers of the framework too, as they are at every step; before the first.
+        They answer in inference mode."""
+
     def weights(self) -> dict[str, Array]:
         """Copies of the weights that are trained as they are, by graph name; frozen ones are not among them."""
 

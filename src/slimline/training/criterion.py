@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -36,7 +35,7 @@ class DistillationLoss:
             )
         self.step, self.output = step, output
 
-    def __call__(self, student: Any, teacher: Any | Sequence[Any], labels: Any | None = None) -> Any:
+    def __call__(self, student: Any, teacher: Any, labels: Any | None = None) -> Any:
         """The loss, a scalar tensor.
 
         Parameters
@@ -49,7 +48,7 @@ class DistillationLoss:
         ------
         SlimlineError : outputs of different shapes.
         """
-        step, teachers = self.step, list(teacher) if isinstance(teacher, list | tuple) else [teacher]
+        step, teachers = self.step, teacher if isinstance(teacher, list | tuple) else [teacher]
         adapter = adapter_of_tensor(student)
         for each in teachers:
             if tuple(each.shape) != tuple(student.shape):

@@ -22,6 +22,12 @@ T = TypeVar("T")
 _CHANNELS_INSIDE = ("conv", "batch_norm", "group_norm", "pool")
 _CHANNELS_LAST = ("linear", "layer_norm", "embedding", "attention", "einsum", "matmul")
 _AS_ITS_INPUT = ("elementwise", "normalize", "softmax", "pad", "concat", "slice")
+_DISTANCES: Mapping[str, Callable[..., Any]] = {
+    "hint": features.hint,
+    "attention": features.attention,
+    "similarity": features.similarity,
+    "rkd": features.relational,
+}
 _DEEPEST_ALONE = ("similarity", "rkd", "relations")
 """Losses that the deepest pair of layers has by itself where none is named."""
 
@@ -131,7 +137,7 @@ class Inside:
         sums: dict[tuple[int, ...], list[Tap]] = {}
         last: dict[tuple[int, ...], list[Tap]] = {}
         for node in self.graph.nodes:
-            if (tap := self._tap(node)) is None or not tap.size:
+            if (tap := self._tap(node)) is None or not tap.size or node.kind == "pad":
                 continue
             last[tap.size] = [tap]
             computed = [name for name in node.inputs if name in self._producers]
@@ -231,10 +237,10 @@ class Inside:
         last = combine.inputs[-1]
         if len(operands) != 2 or last not in self._producers:
             return None
-        query, key = operands if product.kind == "matmul" else operands[::-1]
-        triple = [self._heads(name, positions) for name in (query, key, self._unscaled(last))]
+        names = [*(operands if product.kind == "matmul" else operands[::-1]), self._unscaled(last)]
+        query, key, value = (self._heads(name, positions) for name in names)
         layer = (node.layer or node.name).removesuffix(".softmax")
-        return Attention(layer, node.outputs[0], *triple)
+        return Attention(layer, node.outputs[0], query, key, value)
 
     def _back(self, name: str | None, kinds: Sequence[str]) -> Node | None:
         """The nearest operator of these kinds behind operators that only scale or shift."""
@@ -278,8 +284,10 @@ def terms(step: Training, student: Model, teachers: Sequence[Model], seed: int) 
 def _term(loss: FeatureLoss, student: Inside, teacher: Inside, seed: int) -> Term:
     if loss.loss in ("maps", "relations"):
         return _of_attention(loss, student, teacher)
-    pairs = _named(loss, student, teacher) if loss.layers else _matched(loss, student, teacher)
-    taps = [(student.tap(a), teacher.tap(b)) for a, b in pairs] if loss.layers else pairs
+    if loss.layers:
+        taps = [(student.tap(a), teacher.tap(b)) for a, b in _named(loss, student, teacher)]
+    else:
+        taps = _matched(loss, student, teacher)
     for a, b in taps:
         if loss.loss in ("hint", "attention", "fsp") and a.size != b.size:
             raise SlimlineError(
@@ -299,20 +307,14 @@ def _term(loss: FeatureLoss, student: Inside, teacher: Inside, seed: int) -> Ter
             learned[f"{index}/weight"], learned[f"{index}/bias"] = features.projection(
                 a.channels, b.channels, seed + index
             )
-    distance: Callable[..., Any] = {
-        "hint": features.hint,
-        "attention": features.attention,
-        "similarity": features.similarity,
-        "rkd": features.relational,
-    }[loss.loss]
+    distance = _DISTANCES[loss.loss]
 
     def value(xp: Any, own: Sequence[Any], other: Sequence[Any], weights: Mapping[str, Any]) -> Any:
-        total = None
+        parts = []
         for index, ((a, b), x, y) in enumerate(zip(taps, own, other, strict=True)):
             extra = [weights[f"{index}/{name}"] for name in ("weight", "bias")] if weights else []
-            part = distance(xp, a.read(xp, x), b.read(xp, y), *extra)
-            total = part if total is None else total + part
-        return loss.strength * total
+            parts.append(distance(xp, a.read(xp, x), b.read(xp, y), *extra))
+        return loss.strength * sum(parts)
 
     return Term(tuple(a.name for a, _ in taps), tuple(b.name for _, b in taps), value, learned)
 

@@ -110,8 +110,8 @@ def recover(
     unheeded = step.alpha == 0 and not step.features and next(train.batches(1))[1] is not None
     if not teachers and not unheeded:
         raise SlimlineError(f"{step.step} learns from the uncompressed network, but this model {UNKNOWN}.")
-    outputs = _outputs(student, teachers, step, data)
-    score = _scorer(teachers or (student,), outputs, step, data)
+    outputs = described(student, teachers, step, data)
+    score = scorer(teachers or (student,), outputs, step, data)
     total = step.epochs * -(-len(train) // step.batch_size)
     tutors = () if unheeded else tuple(each.native for each in teachers)
     tutor = tutors if len(tutors) > 1 else next(iter(tutors), None)
@@ -130,7 +130,7 @@ def recover(
     companion = Companion() if company is None else company.begin(updates)
     companion.start(trainer)
     channels_first = student.adapter.layout == "channels_first"
-    loop = _Loop(step, train, trainer, companion, seed, total, progress, channels_first)
+    loop = Loop(step, train, trainer, companion, seed, total, progress, channels_first)
     facts = [s.model_dump(mode="json") for s in (step, *(() if company is None else company.steps))]
     key = _fingerprint((student, *teachers), facts, seed, len(train))
     store = None if checkpoint is None else _Store(checkpoint, key)
@@ -139,7 +139,7 @@ def recover(
     if saved is None:
         start = time.perf_counter()
         loop.refresh(0)
-        records = [_record(0, None, score(trainer.outputs), 0.0, start, companion)]
+        records = [record(0, None, score(trainer.outputs), 0.0, start, companion)]
         best = loop.state()
         if store is not None:
             store.write(best, best, records)
@@ -153,8 +153,8 @@ def recover(
         loss, rate = loop.epoch(epoch, schedules.plateau(scores, step.plateau) if step.schedule == "plateau" else 1.0)
         state = loop.state()
         with loop.averaged(epoch) as scored:
-            records.append(_record(epoch, loss, score(trainer.outputs), rate, start, companion))
-            if _best(records) == epoch:
+            records.append(record(epoch, loss, score(trainer.outputs), rate, start, companion))
+            if best_epoch(records) == epoch:
                 best = loop.state() if scored else state
         if store is not None:
             store.write(state, best, records)
@@ -165,11 +165,11 @@ def recover(
         log.warning("%s changed the selection score from %.4g to %.4g: lower its strength.", step.step, first, last)
     loop.restore(best)
     recovered = student.then(trainer.native(), step.model_dump(mode="json"), masks={**student.masks, **companion.masks})
-    return Recovered(recovered, records, _best(records))
+    return Recovered(recovered, records, best_epoch(records))
 
 
 @dataclass(frozen=True)
-class _Loop:
+class Loop:
     """Epochs of optimiser steps, `total` of them in all.
 
     Attributes
@@ -256,14 +256,14 @@ def _updates(train: Split | Stream, size: int) -> int:
     return whole + (2 * remainder >= min(size, len(train)) and remainder > 0)
 
 
-def _record(
+def record(
     epoch: int, loss: float | None, score: float, rate: float, start: float, companion: Companion
 ) -> dict[str, Any]:
     seconds = round(time.perf_counter() - start, 3)
     return {"epoch": epoch, "loss": loss, "score": score, "rate": rate, "seconds": seconds, **companion.record()}
 
 
-def _best(records: list[dict[str, Any]]) -> int:
+def best_epoch(records: list[dict[str, Any]]) -> int:
     """The latest of the best epochs: of equal scores, the one trained longer; while pruning goes on, the latest."""
     return max(range(len(records)), key=lambda e: (_pruned(records[e]), _pruned(records[e]) and records[e]["score"], e))
 
@@ -296,7 +296,7 @@ def _large(batches: Iterable[Batch]) -> Iterator[Batch]:
             yield batch
 
 
-def _outputs(student: Model, teachers: Sequence[Model], step: Training, data: Data) -> tuple[Output, ...]:
+def described(student: Model, teachers: Sequence[Model], step: Training, data: Data) -> tuple[Output, ...]:
     """What the outputs mean for the loss, once student and teachers are known to fit together."""
     own = bare_outputs(student, data)
     for teacher in teachers:
@@ -317,7 +317,7 @@ def _outputs(student: Model, teachers: Sequence[Model], step: Training, data: Da
     return described_outputs(student, data, "train", judge=judge, weights=step.output_weights, lenient=lenient)
 
 
-def _scorer(
+def scorer(
     judges: Sequence[Model], outputs: Sequence[Output], step: Training, data: Data
 ) -> Callable[[Callable[[tuple[Array, ...]], tuple[Array, ...]]], float]:
     """The function that scores a predictor on the selection split; higher is better."""

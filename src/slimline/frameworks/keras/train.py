@@ -133,6 +133,11 @@ class KerasTrainer:
         self._terms.append((term, own))
         self._optimizer, self._train, self._slopes = self._make_optimizer(), None, None
 
+    def follow(self, others: Sequence[KerasTrainer]) -> None:
+        """Learn from the students of other trainers too, as they are at every step."""
+        self._sources = (*self._sources, *(other._source for other in others))
+        self._teachers += [other._student for other in others]
+
     @property
     def _learned(self) -> list[keras.Variable]:
         """Weights that only serve a term of the loss."""

@@ -148,6 +148,10 @@ class OnnxTrainer:
         teachers = tuple(self._tutors[0].values[name] for name in term.teachers)
         self._trainer.add(dataclasses.replace(term, students=students, teachers=teachers))
 
+    def follow(self, others: Sequence[OnnxTrainer]) -> None:
+        """Learn from the students of other trainers too, as they are at every step."""
+        self._trainer.follow([other._trainer for other in others])
+
     def weights(self) -> dict[str, Array]:
         """Copies of the trained weights."""
         return self._form.named(self._trainer.weights())

@@ -132,6 +132,10 @@ class TorchTrainer:
 
         self._terms.append(value)
 
+    def follow(self, others: Sequence[TorchTrainer]) -> None:
+        """Learn from the students of other trainers too, as they are at every step."""
+        self._teachers += [other._student for other in others]
+
     @property
     def _trained(self) -> dict[str, torch.nn.Parameter]:
         """All that the optimiser changes: the student's weights, and those that only serve a term of the loss."""
@@ -171,9 +175,11 @@ class TorchTrainer:
             with torch.no_grad(), low:
                 every = []
                 for teacher in self._teachers:
+                    teacher.mode(training=False)
                     raw = teacher(inputs)
                     self._outputs = self._outputs or _described(raw, labels)
                     every.append(teacher.logits(raw, self._outputs))
+                assert self._outputs is not None
                 teachers = distillation.joint_teacher(xp, config.loss, self._outputs, every, config.temperature)
         with drawing(self._device, self._random), low:
             raw = self._student(inputs)
