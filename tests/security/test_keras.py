@@ -295,6 +295,6 @@ def test_one_operation_may_not_make_tensors_without_end(tmp_path: Path, monkeypa
 
     original = keras.KerasTensor.__init__
     monkeypatch.setattr(keras.KerasTensor, "__init__", counted)
-    with pytest.raises(SlimlineError, match="cannot be loaded by Keras|more than 1,000 tensors"):
+    with pytest.raises(SlimlineError, match=r"cannot be loaded by Keras|more than 1,000 tensors"):
         sl.load(path)
     assert made <= 1000
