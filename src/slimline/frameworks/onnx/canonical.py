@@ -222,7 +222,7 @@ def _bytes(kind: onnx.TypeProto.Tensor) -> int:
     """Of a tensor, as far as its sizes are known."""
     sizes = [d.dim_value for d in kind.shape.dim if d.HasField("dim_value")]
     wide = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).itemsize if kind.elem_type else 1
-    return math.prod(max(n, 0) for n in sizes) * wide
+    return int(math.prod(max(n, 0) for n in sizes) * wide)
 
 
 def _resolved(original: Session, model: ir.Model, example: tuple[Array, ...]) -> tuple[Native, tuple[Array, ...]]:
