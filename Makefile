@@ -39,9 +39,11 @@ bench: $(READY)
 	$(BIN)/python benchmarks/fashion_keras.py
 	$(BIN)/python benchmarks/structured.py
 	$(BIN)/python benchmarks/recovery.py
+	$(BIN)/python benchmarks/distillation.py
 	$(BIN)/python benchmarks/sparse_training.py
 	$(BIN)/python benchmarks/sparse.py --train
 	$(BIN)/python benchmarks/zeros.py
+	$(BIN)/python benchmarks/dynamic.py lstm
 	$(BIN)/python benchmarks/picture.py
 
 $(READY): pyproject.toml constraints.txt

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -10,11 +11,14 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
+
+from slimline import cli
 
 pytest.importorskip("torch")
 
@@ -48,9 +52,15 @@ def slimline(*words: str, folder: Path) -> subprocess.Popen[str]:
 
 
 def done(*words: str, folder: Path) -> tuple[int, str, str]:
-    process = slimline(*words, folder=folder)
-    out, err = process.communicate()
-    return process.returncode, out, err
+    """Exit code, output and errors of ``slimline WORDS`` in `folder`, in this process, which has loaded torch."""
+    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["slimline", *words])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+    said = [stream.buffer.getvalue().decode() for stream in (out, err)]  # type: ignore[attr-defined]
+    return int(end.value.code or 0), said[0], said[1]
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +83,9 @@ COMPRESS = ("compress", "pack.models:net", "--data", "d.npz", "--recipe", "recip
 @pytest.fixture(scope="module")
 def whole(project: Path) -> tuple[Path, str, str]:
     """A run that nobody disturbed, and what the command said."""
-    code, out, err = done(*COMPRESS, "whole", folder=project)
-    assert code == 0, err
+    process = slimline(*COMPRESS, "whole", folder=project)
+    out, err = process.communicate()
+    assert process.returncode == 0, err
     return project / "whole", out, err
 
 

@@ -62,6 +62,24 @@ def test_each_family_of_steps_has_one_handler() -> None:
     assert sorted(homes) == sorted(folders)
 
 
+def test_each_step_is_a_public_name() -> None:
+    import slimline
+    from slimline.recipe.registry import handlers
+
+    assert handlers().keys() <= set(slimline.__all__)
+
+
+def test_no_table_of_the_command_line_lacks_json() -> None:
+    tree = ast.parse((SOURCE / "cli.py").read_text("utf-8"))
+    commands = [each for each in tree.body if isinstance(each, ast.FunctionDef) and each.decorator_list]
+    prints = {"_print", "_show", "Table"}
+    tables = [
+        each for each in commands if any(isinstance(node, ast.Name) and node.id in prints for node in ast.walk(each))
+    ]
+    assert len(tables) >= 10
+    assert all("as_json" in {argument.arg for argument in each.args.args} for each in tables)
+
+
 BARE = """
 import sys
 
@@ -78,6 +96,9 @@ from slimline.recipe.registry import handlers
 from slimline.runtimes.base import names, runtime
 assert {"coreml", "executorch", "litert", "onnxruntime", "openvino", "tensorrt"} <= set(names())
 assert all(runtime(name).policy for name in names())
+# A process that measures asks which targets there are, and so do commands: that loads none of their libraries.
+slow = {"onnx", "onnx_ir", "onnxscript", "onnxruntime", "scipy", "sklearn"} & set(sys.modules)
+assert not slow, slow
 assert "ChannelPruning" in handlers()
 environment()
 """

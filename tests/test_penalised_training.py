@@ -7,6 +7,7 @@ import pytest
 
 import slimline as sl
 from slimline.basics.progress import Progress
+from slimline.frameworks.base import Term
 from slimline.graph.matrix import matrices
 from slimline.steps.activations.plan import observed, relus
 from slimline.steps.sparse_training.penalties import penalised
@@ -149,7 +150,7 @@ def test_a_term_of_the_loss_is_the_mean_over_its_activations(framework):
     for strength in (None, 2.0):
         trainer = model.adapter.trainer(model.native, None, sl.SparseTraining(), 0, 10)
         if strength is not None:
-            trainer.penalise(names, lambda xp, a: xp.mean(xp.abs(a)), strength)
+            trainer.add(Term.mean(names, lambda xp, a: xp.mean(xp.abs(a)), strength))
         trainer.refresh([batch])
         if strength is None:
             native = trainer.native()  # with the statistics that training mode has

@@ -45,7 +45,7 @@ trainings = st.builds(
     strength=st.none() | st.floats(1e-6, 1e3),
     layers=globs,
 )
-quantizations = st.builds(StaticQuantization, observer=st.sampled_from(["minmax", "percentile", "mse"]), keep=globs)
+quantizations = st.builds(StaticQuantization, observer=st.sampled_from(["minmax", "percentile", "entropy"]), keep=globs)
 recipes = st.builds(
     Recipe,
     steps=st.tuples(trainings, prunings, prunings, distillations, quantizations)

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from slimline.model.parts import PartedModel as PartedModel
     from slimline.recipe import Budget as Budget
     from slimline.recipe import Recipe as Recipe
+    from slimline.recipe.training import FeatureLoss as FeatureLoss
+    from slimline.recipe.training import View as View
     from slimline.run.apply import apply as apply
     from slimline.run.apply import plan as plan
     from slimline.run.compress import compress as compress
@@ -41,12 +43,14 @@ if TYPE_CHECKING:
     from slimline.steps.channels.step import ChannelPruning as ChannelPruning
     from slimline.steps.depth.step import DepthPruning as DepthPruning
     from slimline.steps.distillation.step import Distillation as Distillation
+    from slimline.steps.dynamic_quantization.step import DynamicQuantization as DynamicQuantization
     from slimline.steps.low_rank.step import LowRank as LowRank
     from slimline.steps.quantization.step import StaticQuantization as StaticQuantization
     from slimline.steps.sparse.step import SparsePruning as SparsePruning
     from slimline.steps.sparse_training.step import SparseTraining as SparseTraining
     from slimline.steps.weight_quantization import WeightQuantization as WeightQuantization
     from slimline.steps.weight_sharing.step import WeightSharing as WeightSharing
+    from slimline.training.criterion import DistillationLoss as DistillationLoss
 
 _HOMES = {
     "slimline.run.compress": ("compress", "resume"),
@@ -69,12 +73,15 @@ _HOMES = {
     "slimline.model.packing": ("pack", "unpack"),
     "slimline.model.parts": ("PartedModel",),
     "slimline.recipe": ("Budget", "Recipe"),
+    "slimline.training.criterion": ("DistillationLoss",),
+    "slimline.recipe.training": ("FeatureLoss", "View"),
     "slimline.steps.activations": ("ActivationPruning",),
     "slimline.steps.channels": ("ChannelPruning",),
     "slimline.steps.depth": ("DepthPruning",),
     "slimline.steps.distillation": ("Distillation",),
     "slimline.steps.low_rank": ("LowRank",),
     "slimline.steps.quantization": ("StaticQuantization",),
+    "slimline.steps.dynamic_quantization": ("DynamicQuantization",),
     "slimline.steps.sparse": ("SparsePruning",),
     "slimline.steps.sparse_training": ("SparseTraining",),
     "slimline.steps.weight_sharing": ("WeightSharing",),
@@ -93,11 +100,15 @@ __all__ = [  # noqa: RUF022 - in the order in which they are used
     "Recipe",
     "ChannelPruning",
     "DepthPruning",
+    "DynamicQuantization",
     "SparsePruning",
     "ActivationPruning",
     "LowRank",
     "SparseTraining",
     "Distillation",
+    "DistillationLoss",
+    "FeatureLoss",
+    "View",
     "StaticQuantization",
     "WeightSharing",
     "WeightQuantization",

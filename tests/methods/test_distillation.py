@@ -1,3 +1,5 @@
+from typing import get_args
+
 import array_api_compat.torch as torch_xp
 import numpy as np
 import pytest
@@ -78,7 +80,7 @@ def test_every_namespace_gives_the_same_value_and_gradient():
     keras = pytest.importorskip("slimline.frameworks.keras") and pytest.importorskip("keras")
     tf = pytest.importorskip("tensorflow")
     s, t, y = random(4, 6).astype("f"), random(4, 6, seed=1).astype("f"), np.array([0, 5, 2, 2])
-    for kind in ("kl", "logit-standard", "mse"):
+    for kind in get_args(d.Kind):
         expected = d.loss(np, kind, s, t, y, CLASSES)
         student = torch.tensor(s, requires_grad=True)
         loss = d.loss(torch_xp, kind, student, torch.tensor(t), torch.tensor(y), CLASSES)
@@ -149,3 +151,83 @@ def test_every_output_counts_by_its_weight_in_every_namespace():
     assert d.joint(torch_xp, "kl", outputs, *tensors).item() == pytest.approx(sum(parts))
     tensors = [[None if x is None else keras.ops.convert_to_tensor(x) for x in each] for each in (s, t, y)]
     assert float(d.joint(keras.ops, "kl", outputs, *tensors)) == pytest.approx(sum(parts), rel=1e-5)
+
+
+def published_dkd(s, t, y, temperature, beta):
+    """``dkd_loss`` of the authors' repository (megvii-research/mdistiller), with alpha=1."""
+    s, t, y = torch.tensor(s), torch.tensor(t), torch.tensor(y)
+    mask = torch.nn.functional.one_hot(y, s.shape[1])
+
+    def both(z):
+        p = (z / temperature).softmax(1)
+        return torch.stack([(p * mask).sum(1), (p * (1 - mask)).sum(1)], 1)
+
+    kl_div, n = torch.nn.functional.kl_div, len(y)
+    target = kl_div(both(s).log(), both(t), reduction="sum") * temperature**2 / n
+    rest_s = (s / temperature - 1000.0 * mask).log_softmax(1)
+    rest_t = (t / temperature - 1000.0 * mask).softmax(1)
+    return (target + beta * kl_div(rest_s, rest_t, reduction="sum") * temperature**2 / n).item()
+
+
+@given(LOGITS, LOGITS, st.floats(1, 8), st.floats(0, 10))
+def test_decoupled_is_the_published_loss(s, t, temperature, beta):
+    y = np.array([0, 4, 2])
+    value = d.decoupled(np, s, t, y, temperature, beta)
+    assert value == pytest.approx(published_dkd(s, t, y, temperature, beta), rel=1e-6, abs=1e-6)
+    assert d.decoupled(np, s, t, None, temperature, beta) == pytest.approx(
+        d.decoupled(np, s, t, t.argmax(1), temperature, beta)
+    )
+    # With the teacher's doubt as weight the two parts are the whole divergence (eq. 7 of the paper).
+    one = s[:1], t[:1], y[:1], temperature
+    target = d.decoupled(np, *one, 0.0)
+    doubt = 1 - scipy.special.softmax(t[0] / temperature)[y[0]]
+    whole = target + doubt * (d.decoupled(np, *one, 1.0) - target)
+    assert whole == pytest.approx(d.kl(np, s[:1], t[:1], temperature), rel=1e-6, abs=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(2, 7, 3, 4), (6, 7)])
+def test_decoupled_takes_dense_outputs_and_ignores_labels(shape):
+    s, t = random(*shape), random(*shape, seed=1)
+    y = np.random.default_rng(2).integers(0, 7, np.delete(shape, 1))
+    flat = [np.moveaxis(x, 1, -1).reshape(-1, 7) for x in (s, t)]
+    assert d.decoupled(np, s, t, y, 2.0, axis=1) == pytest.approx(published_dkd(*flat, y.ravel(), 2.0, 8.0))
+    ignored = np.where(t.argmax(1) == y, -100, y)
+    assert d.decoupled(np, s, t, ignored, 2.0, axis=1, ignore=-100) == pytest.approx(
+        d.decoupled(np, s, t, y, 2.0, axis=1)
+    )
+
+
+@given(LOGITS, LOGITS, st.floats(0.5, 8))
+def test_correlation_is_the_published_loss(s, t, temperature):
+    """``DIST`` of the authors' repository (hunto/DIST_KD), with beta=gamma=1."""
+
+    def relation(a, b):
+        a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
+        return 1 - ((a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + 1e-8)).mean()
+
+    p, q = ((torch.tensor(x) / temperature).softmax(1) for x in (s, t))
+    assume(min(x.std(0).min() for x in (p, q)) > 1e-3 and min(x.std(1).min() for x in (p, q)) > 1e-3)
+    expected = temperature**2 * (relation(p, q) + relation(p.T, q.T))
+    assert d.correlation(np, s, t, temperature) == pytest.approx(expected.item(), rel=1e-3, abs=1e-3)
+    assert d.correlation(np, s, s + 1, temperature) == pytest.approx(0, abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["dkd", "dist"])
+def test_extreme_logits_have_finite_gradients(kind):
+    student = torch.full((3, 4), 0.0, requires_grad=True)
+    teacher = torch.tensor([[0.0] * 4, [1e4, -1e4, 0, 0], [0.0] * 4])
+    loss = d.loss(torch_xp, kind, student, teacher, torch.tensor([0, 1, 2]), CLASSES)
+    loss.backward()
+    assert torch.isfinite(loss) and torch.isfinite(student.grad).all()
+
+
+def test_several_teachers_answer_with_the_mean_of_their_probabilities():
+    every = [random(4, 5, seed=i) for i in range(3)]
+    stands = d.mean_teacher(np, every, CLASSES, 2.0)
+    mean = np.mean([scipy.special.softmax(x / 2.0, -1) for x in every], axis=0)
+    assert scipy.special.softmax(stands / 2.0, -1) == pytest.approx(mean)
+    stands = d.mean_teacher(np, every, Output("multilabel"), 2.0)
+    assert scipy.special.expit(stands / 2.0) == pytest.approx(np.mean([scipy.special.expit(x / 2) for x in every], 0))
+    for raw in (d.mean_teacher(np, every, CLASSES, raw=True), d.mean_teacher(np, every, Output("regression"))):
+        assert raw == pytest.approx(np.mean(every, 0))
+    assert d.mean_teacher(np, every[:1], CLASSES) is every[0]

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy.stats import entropy
 
 from slimline.basics.errors import SlimlineError
 from slimline.methods.ranges import (
     MSE,
+    Entropy,
     MinMax,
+    MovingAverage,
     Percentile,
     affine_grid,
+    centred_grid,
     observer,
     symmetric_grid,
 )
+
+OBSERVERS = ("minmax", "moving_average", "percentile", "mse", "entropy")
 
 few = settings(deadline=None, max_examples=25)
 reals = st.floats(-1e4, 1e4, width=32)
@@ -81,7 +90,7 @@ def test_symmetric_grid_refuses_nan() -> None:
 @few
 def test_the_order_of_batches_does_not_matter(batches: list[np.ndarray], random: object) -> None:
     shuffled = sorted(batches, key=lambda b: random.random())  # type: ignore[attr-defined]
-    for name in ("minmax", "percentile", "mse"):
+    for name in ("minmax", "percentile", "mse", "entropy"):
         one, other = observer(name, 99.0), observer(name, 99.0)
         for batch in batches:
             one.see(batch)
@@ -93,7 +102,7 @@ def test_the_order_of_batches_does_not_matter(batches: list[np.ndarray], random:
 @given(hnp.arrays(np.float32, st.integers(1, 200), elements=reals))
 @few
 def test_no_observer_answers_a_range_wider_than_what_it_saw(x: np.ndarray) -> None:
-    for name in ("minmax", "percentile", "mse"):
+    for name in OBSERVERS:
         found = observer(name, 99.0)
         found.see(x)
         low, high = found.range()
@@ -153,8 +162,97 @@ def test_mse_of_a_one_sided_tensor_keeps_zero_and_clips_the_tail() -> None:
     assert _error(x, low, high) <= best * 1.03
 
 
+@given(hnp.arrays(np.float32, st.integers(2, 60), elements=reals))
+@few
+def test_a_symmetric_range_has_its_zero_in_the_middle(x: np.ndarray) -> None:
+    found = observer("mse", symmetric=True)
+    found.see(x)
+    low, high = found.range()
+    assert low == 0 <= high or low == -high or (high == 0 and x.max() <= 0)
+    signed, unsigned = centred_grid(low, high, signed=True), centred_grid(low, high)
+    assert (signed.low, signed.high, int(signed.zero)) == (-128, 127, 0)
+    assert unsigned.zero == (0 if low == 0 else 128)
+    for grid in (signed, unsigned):
+        inside = np.clip(x, low, high)
+        assert np.abs(grid.round(inside) - inside).max() <= grid.scale * 0.501
+
+
+def test_the_symmetric_range_of_least_error_is_that_of_exhaustive_search() -> None:
+    x = np.append(np.random.default_rng(0).normal(size=4000) + 0.3, [20.0, -9.0])
+    found = observer("mse", symmetric=True)
+    found.see(x)
+    low, high = found.range()
+    best = min(_error(x, -20 * f, 20 * f) for f in np.linspace(0.02, 1, 500))
+    assert _error(x, low, high) <= best * 1.02
+
+
+def test_a_moving_average_in_closed_form() -> None:
+    found = MovingAverage()
+    for batch in ([-1.0, 2.0], [-3.0, 1.0], [0.0, 100.0]):
+        found.see(np.array(batch, np.float32))
+    low, high = -1.0, 2.0
+    for bottom, top in ((-3.0, 1.0), (0.0, 100.0)):
+        low, high = 0.9 * low + 0.1 * bottom, 0.9 * high + 0.1 * top
+    assert found.range() == pytest.approx((low, high))
+
+
+def _divergence(x: np.ndarray, width: float, low: float, high: float, bits: int) -> float:
+    """Kullback and Leibler's, number by number, from its definition."""
+    grid = affine_grid(low, high, bits)
+    bins: dict[int, int] = {}
+    inside: dict[int, int] = {}
+    for number in x.tolist():
+        index = math.floor(number / width)
+        first, last = round(low / width), round(high / width) - 1
+        at = min(max(index, first), last)
+        bins[at] = bins.get(at, 0) + 1
+        inside[at] = inside.get(at, 0) + (at == index)
+    code = {at: int(grid.encode(np.clip(np.array((at + 0.5) * width), low, high))) for at in bins}
+    members = Counter(code.values())
+    mass = Counter[int]()
+    for at, count in inside.items():
+        mass[code[at]] += count
+    p = np.array([bins[at] for at in bins], np.float64)
+    q = np.array([max(mass[code[at]] / members[code[at]], 1e-4) for at in bins], np.float64)
+    return float(entropy(p, q))
+
+
+@pytest.mark.parametrize("kind", ["normal", "rectified", "outlier"])
+def test_entropy_is_that_of_the_definition(kind: str) -> None:
+    rng = np.random.default_rng(5)
+    x = {
+        "normal": rng.normal(size=900),
+        "rectified": np.maximum(rng.laplace(size=900), 0),
+        "outlier": np.append(rng.normal(size=900), 40.0),
+    }[kind]
+    found = Entropy(4)
+    for part in np.array_split(x, 3):
+        found.see(part)
+    low, high = found.range()
+    others = np.linspace(0.05, 1, 15) * max(-x.min(), x.max())
+    grid_ends = [round(t / found.width) * found.width for t in others]
+    limits = [(max(min(x.min(), 0.0), -t), min(x.max(), t)) for t in grid_ends]
+    held = x[x != 0]
+    chosen = _divergence(held, found.width, *_edges(low, high, found.width), 4)
+    exhaustive = min(_divergence(held, found.width, *_edges(a, b, found.width), 4) for a, b in limits)
+    assert chosen <= exhaustive * 1.05 + 1e-6
+
+
+def _edges(low: float, high: float, width: float) -> tuple[float, float]:
+    return math.floor(low / width) * width, math.ceil(high / width) * width
+
+
+def test_entropy_clips_an_outlier_and_nothing_of_what_is_even() -> None:
+    rng = np.random.default_rng(6)
+    far, even = Entropy(), Entropy()
+    far.see(np.append(rng.normal(size=20000), 100.0))
+    even.see(rng.uniform(-1, 1, size=20000))
+    assert 3 < far.range()[1] < 30
+    assert even.range()[1] > 0.97
+
+
 def test_all_zero_and_constant_tensors() -> None:
-    for name in ("minmax", "percentile", "mse"):
+    for name in OBSERVERS:
         found = observer(name)
         found.see(np.zeros((4, 4), np.float32))
         assert found.range() == (0.0, 0.0)
@@ -164,7 +262,7 @@ def test_all_zero_and_constant_tensors() -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("name", ["minmax", "percentile", "mse"])
+@pytest.mark.parametrize("name", OBSERVERS)
 def test_numbers_that_are_none_are_refused_by_name(name: str, bad: float) -> None:
     found = observer(name, value="value 'relu_3'")
     with pytest.raises(SlimlineError, match="relu_3"):

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from slimline.methods import schedules
 from slimline.methods.schedules import dense_phase, ratios, regrown, sparsity, warmup_cosine
 
 
@@ -61,3 +62,40 @@ def test_what_is_exchanged_falls_to_nothing():
     assert regrown(0, 0.3) == pytest.approx(0.3)
     assert regrown(0.5, 0.3) == pytest.approx(0.15)
     assert regrown(1, 0.3) == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize(("total", "warmup"), [(20, 0.3), (7, 0.5), (10, 0.2)])
+def test_one_cycle_is_torchs(total, warmup):
+    import torch
+
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    oracle = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.0, total, pct_start=warmup)
+    for step in range(total):
+        assert schedules.rate("one-cycle", step, total, warmup) == pytest.approx(optimizer.param_groups[0]["lr"]), step
+        optimizer.step()
+        if step < total - 1:
+            oracle.step()
+
+
+def test_one_cycle_without_a_rise_begins_at_the_top():
+    rates = [schedules.rate("one-cycle", i, 5, 0.0) for i in range(5)]
+    assert rates[0] == 1 and rates[-1] == pytest.approx(4e-6) and rates == sorted(rates, reverse=True)
+
+
+def test_other_rates_rise_alike():
+    rates = {kind: [schedules.rate(kind, i, 10, 0.2) for i in range(10)] for kind in ("linear", "constant", "plateau")}
+    assert rates["linear"] == pytest.approx([0.5, 1, 1, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125])
+    assert rates["constant"] == rates["plateau"] == [0.5, *[1] * 9]
+    assert schedules.rate("cosine", 3, 10, 0.2) == schedules.warmup_cosine(3, 10, 0.2)
+
+
+def test_a_plateau_lowers_the_rate_as_torchs_does():
+    import torch
+
+    scores = [1, 2, 2, 2, 3, 2, 3, 2, 1, 4, 4, 4, 4, 4.0]
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    options = {"mode": "max", "patience": 1, "threshold": 0, "eps": 0}  # torch's patience is one less
+    oracle = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, **options)
+    for i in range(len(scores)):
+        oracle.step(scores[i])
+        assert schedules.plateau(scores[: i + 1], 2) == pytest.approx(optimizer.param_groups[0]["lr"])

@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import os
 import re
-import secrets
 import stat
 import struct
 import zipfile
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import IO
 
 from slimline.basics.errors import SlimlineError
+from slimline.files.atomic import replacing
 
 EPOCH = (1980, 1, 1, 0, 0, 0)
 MEMBERS = 100_000
@@ -211,18 +211,12 @@ def write(path: Path, members: Mapping[str, bytes]) -> None:
     SlimlineError : the place cannot be written to, or is full.
     """
     try:
-        temporary = path.parent / f".{path.name}.{secrets.token_hex(8)}"
-        try:
-            with temporary.open("xb") as file:
-                with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-                    for name, content in members.items():
-                        archive.writestr(zipfile.ZipInfo(name, EPOCH), content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        with replacing(path) as part, part.open("xb") as file:
+            with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+                for name, content in members.items():
+                    archive.writestr(zipfile.ZipInfo(name, EPOCH), content)
+            file.flush()
+            os.fsync(file.fileno())
     except OSError as reason:
         raise SlimlineError(
             f"Cannot write {path} ({reason.strerror}): choose a place that can be written to."

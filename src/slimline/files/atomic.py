@@ -125,20 +125,28 @@ def atomic_write(path: str | Path, data: bytes, part: Path | None = None) -> Pat
     path = Path(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        if part is None:
-            part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-        else:
-            part.parent.mkdir(parents=True, exist_ok=True)
-            part.unlink(missing_ok=True)
-        try:
+        with replacing(path, part) as part:
             write_new(part, data)
-            part.replace(path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                part.unlink(missing_ok=True)
-            raise
-        sync(path.parent)
     return path
+
+
+@contextmanager
+def replacing(path: Path, part: Path | None = None) -> Iterator[Path]:
+    """Where a file is to be written and brought to disk before it takes the place of `path`; nothing is left of it if
+    that fails. `part` is as of `atomic_write`."""
+    if part is None:
+        part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    else:
+        part.parent.mkdir(parents=True, exist_ok=True)
+        part.unlink(missing_ok=True)
+    try:
+        yield part
+        part.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
 
 
 def install(part: Path, final: Path) -> None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
@@ -19,7 +20,7 @@ import numpy as np
 
 from slimline.basics.arrays import Example
 from slimline.basics.errors import SlimlineError, unknown
-from slimline.basics.named import Labels
+from slimline.basics.named import Labels, rows
 from slimline.basics.plugins import plugins
 from slimline.runtimes.forms import EXPORTED_PROGRAM, ONNX, TENSORFLOW_FUNCTION
 
@@ -76,6 +77,29 @@ class Masked(Protocol):
         """By weight name, boolean; True stays."""
 
 
+@dataclass(frozen=True)
+class Term:
+    """A part of a training loss that is about inner values.
+
+    Attributes
+    ----------
+    students, teachers : names of the values that are read, in the graphs of the student and of the teacher.
+    learned : by name the first values of weights that are trained for it with the student, and are no part of it.
+    value : ``value(xp, students, teachers, learned)``, a scalar of the array namespace, of these arrays as float32.
+    """
+
+    students: tuple[str, ...]
+    teachers: tuple[str, ...]
+    value: Callable[[Any, Sequence[Any], Sequence[Any], Mapping[str, Any]], Any]
+    learned: Mapping[str, Array] = field(default_factory=dict)
+
+    @classmethod
+    def mean(cls, values: Sequence[str], of: Callable[[Any, Any], Any], strength: float) -> Term:
+        """`strength` times the mean of ``of(xp, value)`` over the student's `values`, see
+        `slimline.methods.activations`."""
+        return cls(tuple(values), (), lambda xp, seen, *_: strength / len(seen) * sum(of(xp, each) for each in seen))
+
+
 class Trainer(Protocol):
     """One student under training; the loop around it is `slimline.training.loop`."""
 
@@ -92,11 +116,8 @@ class Trainer(Protocol):
         Replaces what was held before; what is free again begins at zero, without momentum.
         """
 
-    def penalise(self, values: Sequence[str], term: Callable[[Any, Any], Any], strength: float) -> None:
-        """Add to the training loss the mean over these activations (graph names) of `term`, times `strength`.
-
-        ``term(xp, activation)`` gives a scalar of the array namespace, see `slimline.methods.activations`.
-        """
+    def add(self, term: Term) -> None:
+        """Add a term to the training loss; before the first step."""
 
     def weights(self) -> dict[str, Array]:
         """Copies of the weights that are trained as they are, by graph name; frozen ones are not among them."""
@@ -121,6 +142,21 @@ class Trainer(Protocol):
 
     def native(self) -> Any:
         """The student as it is now, as a new native model in inference mode."""
+
+
+def in_parts(batch: Batch, number: int) -> list[Batch]:
+    """A batch as at most so many of nearly equal size."""
+    inputs, labels = batch
+    bounds = np.linspace(0, len(inputs[0]), min(number, len(inputs[0])) + 1).astype(int)
+    slices = [slice(start, stop) for start, stop in pairwise(bounds)]
+    return [(tuple(x[part] for x in inputs), rows(labels, part)) for part in slices] if number > 1 else [batch]
+
+
+def teachers_of(teacher: Any) -> tuple[Any, ...]:
+    """The native models that teach, of a `trainer`'s argument."""
+    if isinstance(teacher, tuple):
+        return teacher
+    return () if teacher is None else (teacher,)
 
 
 class Parts(Protocol):
@@ -164,6 +200,10 @@ class Adapter(Protocol):
     """Where images and outputs have their channels."""
     marks_weights: bool
     """Whether its forms keep named weights apart, so that a runtime can store codes in their place."""
+
+    @property
+    def namespace(self) -> Any:
+        """The array namespace in which the framework differentiates, for `slimline.methods`."""
 
     def accepts(self, source: Any) -> bool:
         """Whether `source` (an object, never a path) is this framework's model."""
@@ -296,6 +336,7 @@ class Adapter(Protocol):
     ) -> Trainer:
         """Start to train a copy of `native` towards `teacher` and the labels.
 
+        Several teachers are a tuple; they teach what `slimline.methods.distillation.mean_teacher` makes of them.
         `outputs` says what each output means; None leaves that to the labels of the first batch. The loss is
         `slimline.methods.distillation.joint`; a classifier that ends in a softmax is compared by its log-probabilities.
         """
@@ -393,6 +434,20 @@ def adapter_for(source: Any) -> Adapter:
         f"A {type(source).__name__} is no model slimline can read: give a torch.nn.Module, a keras.Model, an "
         "onnx.ModelProto or a path."
     )
+
+
+def adapter_of_tensor(tensor: Any) -> Adapter:
+    """The adapter whose framework a tensor is of.
+
+    Raises
+    ------
+    SlimlineError : there is none that trains.
+    """
+    roots = {cls.__module__.partition(".")[0] for cls in type(tensor).__mro__}
+    for name, each in frameworks().items():
+        if roots & {*each.packages, name}:
+            return adapter(name)
+    raise SlimlineError(f"A {type(tensor).__name__} is no tensor of a framework that trains: give those of its models.")
 
 
 def imported() -> list[Adapter]:

@@ -101,6 +101,31 @@ class LayerMatrix:
         sizes = [n for _, n in (*self.groups, *self.outputs)]
         return np.ascontiguousarray(vector.reshape(sizes).transpose(np.argsort(order)).reshape(shape))
 
+    def per_output(self, vector: Array) -> Array | None:
+        """Numbers for every channel of the output as ``(groups, outputs, 1)``; None where the channels are not one
+        dimension, or as many."""
+        spread = self._spread(vector, self._output_dims, self.outputs)
+        return None if spread is None else spread[:, :, None]
+
+    def per_input(self, vector: Array) -> Array | None:
+        """Numbers for every channel of the input as ``(groups, 1, inputs)``; None as of `per_output`."""
+        spread = self._spread(vector, self._dims, self.inputs)
+        return None if spread is None else spread[:, None]
+
+    def _spread(self, vector: Array, dims: Sequence[tuple[str, ...]], inner: Terms) -> Array | None:
+        terms = (*self.groups, *inner)
+        channels = {name for name, _ in terms if not name.startswith(".")}
+        held = [dim for dim in dims if channels.intersection(dim)]
+        if len(held) != 1 or set(held[0]) != channels:
+            return None
+        sizes, names = dict(terms), held[0]
+        if math.prod(sizes[name] for name in names) != vector.size:
+            return None
+        order = [names.index(name) for name, _ in terms if name in channels]
+        array = vector.reshape([sizes[name] for name in names]).transpose(order)
+        array = array.reshape([n if name in channels else 1 for name, n in terms])
+        return np.broadcast_to(array, [n for _, n in terms]).reshape(_size(self.groups), _size(inner))
+
     def _vector_order(self) -> list[int] | None:
         order = [name for name, _ in (*self.groups, *self.outputs)]
         return [self._bias.index(name) for name in order] if sorted(order) == sorted(self._bias) else None

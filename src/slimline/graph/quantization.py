@@ -10,7 +10,7 @@ from typing import Any
 from slimline.basics.errors import SlimlineError
 from slimline.methods.formats import Format, from_notes
 
-_FIELDS = {"activations", "weights", "layers", "float_layers", "stored"}
+_FIELDS = {"activations", "weights", "layers", "float_layers", "stored", "dynamic"}
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,9 @@ class Quantization:
     weights : formats of the parameters.
     layers : user's names of the layers that compute in integers.
     float_layers : layers that were put back to float, with the reason.
-    stored : whether the parameters hold the rounded numbers, and everything computes in float: nothing is rounded when
-        the model runs.
+    stored : whether the parameters hold the rounded numbers, so that none of them is rounded when the model runs.
+    dynamic : weights, by parameter name, whose layers round what they multiply by them when the model runs, to the grid
+        of `slimline.methods.dynamic`.
     """
 
     activations: Mapping[str, Format] = field(default_factory=dict)
@@ -34,6 +35,7 @@ class Quantization:
     layers: tuple[str, ...] = ()
     float_layers: Mapping[str, str] = field(default_factory=dict)
     stored: bool = False
+    dynamic: tuple[str, ...] = ()
 
     def notes(self) -> dict[str, Any]:
         """All of it, with arrays as leaves; what `from_notes` reads and `slimline.files.notes` stores."""
@@ -43,6 +45,7 @@ class Quantization:
             "layers": list(self.layers),
             "float_layers": dict(self.float_layers),
             **({"stored": True} if self.stored else {}),
+            **({"dynamic": list(self.dynamic)} if self.dynamic else {}),
         }
 
     @classmethod
@@ -59,13 +62,16 @@ class Quantization:
                 "weights": dict(weights),
                 "layers": list(layers),
                 "float_layers": dict(reasons),
-            } if _plain(notes) and all(isinstance(text, str) for text in (*layers, *reasons.values())):
+            } if _plain(notes) and all(
+                isinstance(text, str) for text in (*layers, *reasons.values(), *notes.get("dynamic", ()))
+            ):
                 return cls(
                     {name: from_notes(each) for name, each in activations.items()},
                     {name: from_notes(each) for name, each in weights.items()},
                     tuple(layers),
                     reasons,
                     "stored" in notes,
+                    tuple(notes.get("dynamic", ())),
                 )
         raise SlimlineError("The notes of a quantized model are damaged: quantize the float model again.")
 
@@ -76,5 +82,6 @@ class Quantization:
 
 
 def _plain(notes: Mapping[str, Any]) -> bool:
-    """Whether there are no other fields than these, and `stored` is only noted where it holds."""
-    return notes.keys() <= _FIELDS and notes.get("stored", True) is True
+    """Whether there are no other fields than these, and the last two are only noted where they say something."""
+    dynamic = notes.get("dynamic", [""])
+    return notes.keys() <= _FIELDS and notes.get("stored", True) is True and isinstance(dynamic, list) and bool(dynamic)

@@ -25,7 +25,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from slimline.files.atomic import sha256
+from slimline.files.atomic import atomic_write, sha256
 from slimline.files.state import state_folder
 from slimline.runtimes.base import files_of
 
@@ -100,11 +100,11 @@ def _enter_kept(folder: Path, hashes: np.ndarray, entry: str, model: str) -> Use
     number = _enter(records, {**whole, entry: hashes}, entry, model)
     # Entries come before their samples: a kill in between leaves what the same use completes, and no doubt.
     if damaged or len(records) > known:
-        _replace(folder / "uses.jsonl", b"".join(json.dumps(record).encode() + b"\n" for record in records))
+        atomic_write(folder / "uses.jsonl", b"".join(json.dumps(record).encode() + b"\n" for record in records))
     if entry not in whole:
         stream = io.BytesIO()
         np.save(stream, hashes)
-        _replace(folder / "samples" / f"{entry}.npy", stream.getvalue())
+        atomic_write(folder / "samples" / f"{entry}.npy", stream.getvalue())
     return Use(number, _FORGOTTEN if damaged or doubted else "")
 
 
@@ -192,17 +192,6 @@ def _free(path: Path) -> Path:
             break
         numbered = path.with_stem(f"{path.stem}-{number}")
     return numbered
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(exist_ok=True)
-    part = path.with_suffix(".part")
-    with part.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import numpy as np
 from scipy.special import log_softmax
-from scipy.stats import rankdata
 
 from slimline.basics.errors import SlimlineError
 from slimline.measure.set_metrics import SetMetric
@@ -37,7 +36,7 @@ def miou(intersections: Array, unions: Array) -> float:
 def auc(scores: Array, truth: Array) -> float:
     """The mean over columns ``(n, columns)`` of the area under the ROC curve; NaN where one is all true or false."""
     positive = truth.sum(0)
-    ranks = rankdata(scores, axis=0)
+    ranks = _ranks(scores)
     above = (ranks * truth).sum(0) - positive * (positive + 1) / 2
     return float((above / (positive * (len(truth) - positive))).mean())
 
@@ -68,7 +67,15 @@ def pearson(outputs: Array, labels: Array) -> float:
 
 def spearman(outputs: Array, labels: Array) -> float:
     """The mean over columns ``(n, columns)`` of the correlation of ranks; NaN where a column is constant."""
-    return pearson(rankdata(outputs, axis=0), rankdata(labels, axis=0))
+    return pearson(_ranks(outputs), _ranks(labels))
+
+
+def _ranks(columns: Array) -> Array:
+    """From 1, down each column ``(n, columns)``; equals share their mean."""
+    from scipy.stats import rankdata  # slow to import, and every run imports this module
+
+    ranks: Array = rankdata(columns, axis=0)
+    return ranks
 
 
 def _classes(outputs: Array, labels: Array | None) -> Pair:

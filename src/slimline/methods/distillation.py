@@ -9,15 +9,19 @@ and means over everything else, natural logarithms, and scalars of the namespace
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
 from slimline.basics.errors import SlimlineError
 from slimline.methods.outputs import IGNORED, Output
 
-Kind = Literal["kl", "logit-standard", "mse"]
+Kind = Literal["kl", "logit-standard", "dkd", "dist", "mse"]
 
 _EPSILON = 1e-7
+_SMALL = 1e-8
+_NEVER = -1e9
+"""Logarithm of a probability that is zero, as `-inf` has no gradients."""
 
 
 def log_softmax(xp: Any, logits: Any, axis: int = -1) -> Any:
@@ -51,6 +55,78 @@ def logit_standard(xp: Any, logits: Any, axis: int = -1) -> Any:
 def mse(xp: Any, student: Any, teacher: Any) -> Any:
     """Mean squared difference of two arrays of one shape, in squared units of the outputs."""
     return xp.mean((student - teacher) ** 2)
+
+
+def decoupled(
+    xp: Any,
+    student: Any,
+    teacher: Any,
+    labels: Any | None = None,
+    temperature: float = 1.0,
+    beta: float = 8.0,
+    axis: int = -1,
+    ignore: int | None = None,
+) -> Any:
+    """Decoupled distillation (DKD; Zhao et al. 2022, arXiv:2203.08679), in nats.
+
+    ``T² (KL of target against the rest + beta · KL among the other classes)``, where `kl` weighs the latter by the
+    teacher's doubt. The target is the label; without `labels`, and where a label is `ignore`, it is the teacher's
+    largest logit.
+    """
+    target = xp.argmax(teacher, axis=axis)
+    if labels is not None:
+        target = labels if ignore is None else xp.where(labels != ignore, labels, target)
+    numbers = xp.cumsum(xp.ones_like(student), axis=axis) - 1
+    aimed = xp.equal(numbers, xp.expand_dims(target, axis=axis))
+    parts = []
+    for logits in (student, teacher):
+        logs = log_softmax(xp, logits / temperature, axis)
+        nothing = xp.full_like(logs, _NEVER)
+        pair = [xp.where(aimed, logs, nothing), xp.where(aimed, nothing, logs)]
+        parts.append([*(_log_sum_exp(xp, part, axis) for part in pair), log_softmax(xp, pair[1], axis)])
+    (right, wrong, others), (true_right, true_wrong, true_others) = parts
+    binary = xp.exp(true_right) * (true_right - right) + xp.exp(true_wrong) * (true_wrong - wrong)
+    among = xp.sum(xp.where(aimed, xp.zeros_like(others), xp.exp(true_others) * (true_others - others)), axis=axis)
+    return temperature**2 * (xp.mean(binary) + beta * xp.mean(among))
+
+
+def correlation(xp: Any, student: Any, teacher: Any, temperature: float = 1.0, axis: int = -1) -> Any:
+    """DIST (Huang et al. 2022, arXiv:2205.10536): ``T²`` times one less the Pearson correlation of softened outputs.
+
+    Twice: over the classes of a sample and over the samples (and positions) of a class, each averaged over the others.
+    """
+    own, other = (xp.moveaxis(xp.exp(log_softmax(xp, x / temperature, axis)), axis, -1) for x in (student, teacher))
+    own, other = (xp.reshape(x, (-1, x.shape[-1])) for x in (own, other))
+    pair = [1 - xp.mean(_pearson(xp, own, other, along)) for along in (1, 0)]
+    return temperature**2 * (pair[0] + pair[1])
+
+
+def mean_teacher(xp: Any, teachers: Sequence[Any], output: Output, temperature: float = 1.0, raw: bool = False) -> Any:
+    """One output that stands for those of several teachers.
+
+    Of classes the logits whose softmax at `temperature` is the mean of the teachers' softmaxes at it, of independent
+    labels likewise; of quantities and features, and where the logits themselves are compared (`raw`), the mean.
+    """
+    if len(teachers) == 1:
+        return teachers[0]
+    if raw or output.kind in ("regression", "features", None):
+        return sum(teachers[1:], teachers[0]) / len(teachers)
+    if output.kind == "multilabel":
+        pairs = [log_softmax(xp, two_classes(xp, x / temperature)) for x in teachers]
+        no, yes = (_mean_of_exp(xp, [pair[..., i] for pair in pairs]) for i in (0, 1))
+        return temperature * (yes - no)
+    axis = -1 if output.axis is None else output.axis
+    return temperature * _mean_of_exp(xp, [log_softmax(xp, x / temperature, axis) for x in teachers])
+
+
+def joint_teacher(
+    xp: Any, kind: Kind, outputs: Sequence[Output], teachers: Sequence[Sequence[Any]], temperature: float
+) -> list[Any]:
+    """`mean_teacher` of every output; of each teacher there are its outputs."""
+    return [
+        mean_teacher(xp, every, output, temperature, kind == "mse") if output.floating else every[0]
+        for output, every in zip(outputs, zip(*teachers, strict=True), strict=True)
+    ]
 
 
 def cross_entropy(xp: Any, logits: Any, labels: Any, axis: int = -1, ignore: int | None = None) -> Any:
@@ -91,13 +167,16 @@ def loss(
     *,
     temperature: float = 4.0,
     alpha: float = 0.9,
+    beta: float = 8.0,
 ) -> Any | None:
     """``alpha * distillation + (1 - alpha) * hard`` of one output; the whole weight goes to the part that is there.
 
     Parameters
     ----------
-    kind : ``kl``, ``logit-standard`` or ``mse``, the distillation part of classes and labels; of quantities and
-        features it is the squared error.
+    kind : the distillation part of classes: `kl`, ``logit-standard`` (`kl` of standardised logits), ``dkd``
+        (`decoupled`), ``dist`` (`correlation`) or `mse`. Of independent labels it is `kl` or `mse`, of quantities and
+        features the squared error.
+    beta : of `decoupled`.
     teacher : the teacher's output, shaped as `student`, or None to learn from the labels alone.
     labels : as `slimline.methods.outputs.targets` gives them, or None.
 
@@ -115,6 +194,10 @@ def loss(
             soft = kl(xp, two_classes(xp, student), two_classes(xp, teacher), temperature)
         elif kind == "kl":
             soft = kl(xp, student, teacher, temperature, axis)
+        elif kind == "dkd":
+            soft = decoupled(xp, student, teacher, labels, temperature, beta, axis, IGNORED if output.ignores else None)
+        elif kind == "dist":
+            soft = correlation(xp, student, teacher, temperature, axis)
         else:
             soft = kl(xp, logit_standard(xp, student, axis), logit_standard(xp, teacher, axis), temperature, axis)
     if labels is not None:
@@ -139,6 +222,7 @@ def joint(
     *,
     temperature: float = 4.0,
     alpha: float = 0.9,
+    beta: float = 8.0,
 ) -> Any:
     """The sum of `loss` over all outputs of real numbers, each times its weight.
 
@@ -151,7 +235,7 @@ def joint(
         if not output.floating or output.weight == 0:
             continue
         teacher = None if teachers is None else teachers[index]
-        part = loss(xp, kind, student, teacher, own, output, temperature=temperature, alpha=alpha)
+        part = loss(xp, kind, student, teacher, own, output, temperature=temperature, alpha=alpha, beta=beta)
         if part is not None:
             part = part if output.weight == 1 else output.weight * part
             total = part if total is None else total + part
@@ -162,3 +246,20 @@ def joint(
 
 def _scaled(error: Any, output: Output) -> Any:
     return error if output.scale == 1 else error / output.scale
+
+
+def _log_sum_exp(xp: Any, logs: Any, axis: int) -> Any:
+    most = xp.max(logs, axis=axis, keepdims=True)
+    return xp.squeeze(most, axis=axis) + xp.log(xp.sum(xp.exp(logs - most), axis=axis))
+
+
+def _mean_of_exp(xp: Any, logs: Sequence[Any]) -> Any:
+    """Logarithm of the mean of what these are the logarithms of."""
+    return _log_sum_exp(xp, xp.stack(list(logs), axis=-1), -1) - math.log(len(logs))
+
+
+def _pearson(xp: Any, a: Any, b: Any, axis: int) -> Any:
+    a, b = (x - xp.mean(x, axis=axis, keepdims=True) for x in (a, b))
+    # Inside the root, so that the gradient of constant rows is 0 and not NaN.
+    squares = xp.sum(a * a, axis=axis) * xp.sum(b * b, axis=axis)
+    return xp.sum(a * b, axis=axis) / xp.sqrt(squares + _SMALL**2)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from scipy import optimize
 
-from slimline.methods.gram import diagonal_loading, output_energy
+from slimline.methods.gram import loaded, output_energy
 
 Array = np.ndarray[Any, np.dtype[Any]]
 DAMPING = 1e-3
@@ -46,7 +46,7 @@ class Factorization:
         self.lead = inputs // rest
         unfolded = self.weight.reshape(groups, outputs, self.lead, rest).swapaxes(2, 3)
         self._unfolded = unfolded.reshape(groups, outputs * rest, self.lead)
-        self._second = None if second is None else _damped(second, damping)
+        self._second = None if second is None else loaded(second, damping)
         seen = self._unfolded
         if self._second is not None:
             blocks = self._second.reshape(groups, self.lead, rest, self.lead, rest)
@@ -113,10 +113,6 @@ def root(second: Array) -> Array:
         values, vectors = np.linalg.eigh(second)
         lower = vectors * np.sqrt(np.maximum(values, 0))[:, None, :]
     return lower
-
-
-def _damped(second: Array, damping: float) -> Array:
-    return np.asarray(second + diagonal_loading(second, damping)[..., None, None] * np.eye(second.shape[-1]))
 
 
 def expanded(first: Array, rest: int) -> Array:

@@ -87,3 +87,8 @@ def diagonal_loading(second: Array, part: float, least: float = 1e-12) -> Array:
     """``(…,)``: what is added to the diagonal of `H`, ``(…, inputs, inputs)``: a `part` of its mean, and at least so
     much that it can be inverted."""
     return np.asarray(np.maximum(part * np.diagonal(second, axis1=-2, axis2=-1).mean(axis=-1), least))
+
+
+def loaded(second: Array, part: float) -> Array:
+    """`H` with `diagonal_loading` on its diagonal."""
+    return np.asarray(second + diagonal_loading(second, part)[..., None, None] * np.eye(second.shape[-1]))

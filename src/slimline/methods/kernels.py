@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import Bounds, LinearConstraint, milp
 
-from slimline.methods.gram import diagonal_loading
+from slimline.methods.gram import loaded
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Window = tuple[tuple[int, int, int], ...]
@@ -64,8 +63,7 @@ def lost(weight: Array, gram: Array, stay: NDArray[np.bool_], damping: float) ->
     stay : ``(inputs,)``.
     damping : added to the diagonal of H, relative to its mean.
     """
-    second = np.asarray(gram, np.float64)
-    second = second + diagonal_loading(second, damping)[:, None, None] * np.eye(second.shape[1])
+    second = loaded(np.asarray(gram, np.float64), damping)
     cross = np.asarray(weight, np.float64) @ second
     energy = float((cross * weight).sum())
     retained = cross[:, :, stay]
@@ -84,6 +82,8 @@ def cheapest(errors: Sequence[Array], costs: Sequence[Array], limit: float) -> l
     -------
     Per layer the number of its option; None where the cheapest options are too dear together.
     """
+    from scipy.optimize import Bounds, LinearConstraint, milp  # slow to import, and every graph imports this module
+
     if sum(float(c.min()) for c in costs) > limit:
         return None
     useful = [_useful(e, c) for e, c in zip(errors, costs, strict=True)]

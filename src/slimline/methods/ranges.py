@@ -2,12 +2,15 @@
 
 An observer sees the batches of one tensor and answers the range its grid should cover. Histograms have
 bins whose width is a power of two and whose edges include zero, so that doubling the width merges pairs
-of bins exactly: what an observer answers does not depend on the order of the batches.
+of bins exactly: what an observer answers does not depend on the order of the batches (but for the moving
+average, whose point it is).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,6 +21,9 @@ from slimline.methods.formats import IntegerGrid, along
 Array = np.ndarray[Any, np.dtype[Any]]
 
 _BINS = 4096  # on each side of zero; at least half of the longer side is in use
+_AVERAGING = 0.1  # part of a moving average that the latest batch is
+_TRACE = 1e-4  # of a number, where a divergence would be infinite
+_THRESHOLDS = 128  # that `Entropy` tries
 _NARROWEST = 2.0**-100  # bin width; its reciprocal is still a float32
 _SMALLEST = float(np.finfo(np.float32).tiny) * 2**23  # scale whose square and reciprocal are still sound in float32
 
@@ -44,18 +50,38 @@ class MinMax:
         """Widen the range by `array`; NaN and infinity are refused."""
         if array.size == 0:
             return
+        low, high = self._ends(array)
+        self.low, self.high = min(self.low, low), max(self.high, high)
+
+    def _ends(self, array: Array) -> tuple[float, float]:
         low, high = float(array.min()), float(array.max())
         if not (math.isfinite(low) and math.isfinite(high)):
             raise SlimlineError(
                 f"Calibration met NaN or infinity in {self.name}: check the calibration data and the model's weights."
             )
-        self.low, self.high = min(self.low, low), max(self.high, high)
+        return low, high
 
     def range(self) -> tuple[float, float]:
         """The least and the greatest number seen."""
         if self.low > self.high:
             raise SlimlineError(f"Calibration saw no number of {self.name}: give at least one calibration batch.")
         return self.low, self.high
+
+
+class MovingAverage(MinMax):
+    """The exponential moving average of the least and of the greatest number of each batch (Jacob et al. 2018,
+    arXiv:1712.05877): one batch with an outlier moves it little."""
+
+    def see(self, array: Array) -> None:
+        """Move the range towards that of `array`; NaN and infinity are refused."""
+        if array.size == 0:
+            return
+        low, high = self._ends(array)
+        if self.low > self.high:
+            self.low, self.high = low, high
+        else:
+            self.low += _AVERAGING * (low - self.low)
+            self.high += _AVERAGING * (high - self.high)
 
 
 class _Histogram(MinMax):
@@ -130,23 +156,26 @@ class Percentile(_Histogram):
 
 
 class MSE(_Histogram):
-    """The clipping range of least squared quantization error on an affine grid of `bits`.
+    """The clipping range of least squared quantization error on a grid of `bits`.
 
     A range is searched first by shrinking both ends together, then one end at a time. A range that lies
-    on one side of zero keeps zero as its other end.
+    on one side of zero keeps zero as its other end, and one that is `symmetric` both ends at the same distance.
     """
 
-    def __init__(self, bits: int = 8, name: str = "the value") -> None:
+    def __init__(self, bits: int = 8, name: str = "the value", symmetric: bool = False) -> None:
         super().__init__(name)
         self.bits = bits
+        self.symmetric = symmetric
 
     def range(self) -> tuple[float, float]:
-        """The best range found; never wider than what was seen."""
+        """The best range; never wider than what was seen, but for the other end of a symmetric one."""
         low, high = super().range()
         low, high = min(low, 0.0), max(high, 0.0)
         centres, counts = self.points()
         if centres.size == 0:
             return low, high
+        if self.symmetric and low < 0.0:
+            low, high = min(low, -high), max(high, -low)
 
         def best(candidates: list[tuple[float, float]]) -> tuple[float, float]:
             errors = [squared_error(centres, counts, affine_grid(a, b, self.bits)) for a, b in candidates]
@@ -154,7 +183,7 @@ class MSE(_Histogram):
 
         coarse = [float(f) for f in np.linspace(1.0, 0.02, 99)]
         ends = best([(low * f, high * f) for f in coarse])
-        if low == 0.0 or high == 0.0:
+        if low == 0.0 or high == 0.0 or self.symmetric:
             best_factor = (ends[1] - ends[0]) / (high - low)
             factors = np.linspace(max(best_factor - 0.01, 1e-3), min(best_factor + 0.01, 1.0), 21)
             return best([ends, *((low * float(f), high * float(f)) for f in factors)])
@@ -167,21 +196,73 @@ class MSE(_Histogram):
         return ends
 
 
+class Entropy(_Histogram):
+    """The clipping range whose codes tell the most of the histogram: the least Kullback-Leibler divergence of what is
+    clipped to its ends from what a grid of `bits` makes of the rest (Migacz 2017, "8-bit Inference with TensorRT").
+
+    Both ends are clipped at the same distance from zero. Exact zeros, which any grid holds, do not count.
+    """
+
+    def __init__(self, bits: int = 8, name: str = "the value") -> None:
+        super().__init__(name)
+        self.bits = bits
+
+    def range(self) -> tuple[float, float]:
+        """The best range; never wider than what was seen."""
+        low, high = super().range()
+        low, high = min(low, 0.0), max(high, 0.0)
+        used = np.flatnonzero(self.counts)
+        if used.size == 0:
+            return low, high
+        reach = int(np.abs(used - _BINS + 0.5).max() + 0.5)  # bins on the longer side
+        # With fewer bins than codes nothing but the clipping would count.
+        bins = np.unique(np.linspace(min(2**self.bits, reach), reach, _THRESHOLDS).astype(np.int64))[::-1]
+        limits = [(max(low, -n * self.width), min(high, n * self.width)) for n in bins.tolist()]
+        divergences = [self._divergence(n, *ends) for n, ends in zip(bins.tolist(), limits, strict=True)]
+        return limits[int(np.argmin(divergences))]
+
+    def _divergence(self, n: int, low: float, high: float) -> float:
+        """Of clipping to `n` bins on each side of zero, which the grid from `low` to `high` holds."""
+        inside = self.counts[_BINS - n : _BINS + n]
+        clipped = inside.copy()
+        clipped[0] += self.counts[: _BINS - n].sum()
+        clipped[-1] += self.counts[_BINS + n :].sum()
+        held = np.flatnonzero(clipped)
+        centres = np.clip((held - n + 0.5) * self.width, low, high)
+        codes = affine_grid(low, high, self.bits).encode(centres)
+        shares = np.bincount(codes, inside[held]) / np.maximum(np.bincount(codes), 1)
+        told = np.maximum(shares[codes], _TRACE)  # a code may hold nothing but what was clipped
+        truth, told = clipped[held] / clipped.sum(), told / told.sum()
+        return float(np.dot(truth, np.log(truth / told)))
+
+
 def squared_error(points: Array, counts: Array, grid: IntegerGrid) -> float:
     """Sum of ``counts * (points - grid.round(points))**2`` on a per-tensor grid."""
     difference = points - grid.round(points)
     return float(np.dot(counts, difference * difference))
 
 
-def observer(name: str, percentile: float = 99.99, value: str = "the value") -> Observer:
-    """An observer by its name in a recipe: ``minmax``, ``percentile`` or ``mse``; `value` is for messages."""
-    if name == "minmax":
-        return MinMax(value)
-    if name == "percentile":
-        return Percentile(percentile, value)
-    if name == "mse":
-        return MSE(8, value)
-    raise unknown("observer", name, ("minmax", "percentile", "mse"))
+def observer(
+    name: str, percentile: float = 99.99, value: str = "the value", bits: int = 8, symmetric: bool = False
+) -> Observer:
+    """An observer by its name in a recipe: ``minmax``, ``moving_average``, ``percentile``, ``mse`` or ``entropy``.
+
+    Parameters
+    ----------
+    value : its name, for messages.
+    bits : of the grid that is to cover the range, for `mse` and `entropy`.
+    symmetric : whether its zero is in the middle, for `mse`.
+    """
+    makers: dict[str, Callable[[], Observer]] = {
+        "minmax": lambda: MinMax(value),
+        "moving_average": lambda: MovingAverage(value),
+        "percentile": lambda: Percentile(percentile, value),
+        "mse": lambda: MSE(bits, value, symmetric),
+        "entropy": lambda: Entropy(bits, value),
+    }
+    if name not in makers:
+        raise unknown("observer", name, makers)
+    return makers[name]()
 
 
 def affine_grid(low: float, high: float, bits: int = 8, signed: bool = False) -> IntegerGrid:
@@ -196,6 +277,18 @@ def affine_grid(low: float, high: float, bits: int = 8, signed: bool = False) ->
     scale = 1.0 if high == low else max(float(np.float32((high - low) / levels)), _SMALLEST)
     zero = min(max(first + round(-low / scale), first), first + levels)
     return IntegerGrid(np.asarray(scale, np.float32), (), bits, signed, zero_point=np.asarray(zero, np.int32))
+
+
+def centred_grid(low: float, high: float, bits: int = 8, signed: bool = False) -> IntegerGrid:
+    """The per-tensor grid over ``[low, high]`` whose zero is the middle of its codes; an unsigned one of numbers that
+    are never negative begins with zero."""
+    if signed:
+        return replace(symmetric_grid(np.asarray((low, high), np.float64), None, bits), narrow=False)
+    if low >= 0.0:
+        return affine_grid(low, high, bits)
+    middle = 2 ** (bits - 1)
+    scale = symmetric_grid(np.asarray((low, high), np.float64), None, bits).scale
+    return IntegerGrid(scale, (), bits, False, zero_point=np.asarray(middle, np.int32))
 
 
 def symmetric_grid(weight: Array, axis: int | None, bits: int = 8) -> IntegerGrid:

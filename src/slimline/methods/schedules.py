@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +22,41 @@ def warmup_cosine(step: Any, total: int, warmup: float) -> Any:
     progress = np.clip((step - rise) / max(total - rise, 1), 0.0, 1.0)
     factor = np.where(step < rise, (step + 1) / max(rise, 1), 0.5 * (1 + np.cos(np.pi * progress)))
     return factor if factor.ndim else float(factor)
+
+
+Rate = Literal["cosine", "linear", "constant", "one-cycle", "plateau"]
+
+
+def rate(schedule: Rate, step: int, total: int, warmup: float) -> float:
+    """Factor in [0, 1] of the learning rate at an optimiser step, from 0, of `total`.
+
+    ``cosine`` : `warmup_cosine`. ``linear`` and ``constant`` : the same rise, then a line to zero, or 1 for ever.
+    ``plateau`` : as ``constant``, to be multiplied by `plateau`. ``one-cycle`` : cosines from 1/25 to 1 in the part
+    `warmup` of the steps, then to 4e-6 (Smith 2018, arXiv:1708.07120, as frameworks have it).
+    """
+    if schedule == "cosine":
+        return float(warmup_cosine(step, total, warmup))
+    if schedule == "one-cycle":
+        top, last = warmup * total - 1, total - 1
+        start, end, low, high = (0.0, top, 1 / 25, 1.0) if step <= top else (max(top, 0.0), last, 1.0, 1 / 25e4)
+        progress = (step - start) / (end - start) if end > start else 1.0
+        return float(high + (low - high) / 2 * (1 + np.cos(np.pi * min(progress, 1.0))))
+    rise = round(warmup * total)
+    if step < rise:
+        return (step + 1) / rise
+    return max(0.0, 1 - (step - rise) / max(total - rise, 1)) if schedule == "linear" else 1.0
+
+
+def plateau(scores: Sequence[float], epochs: int, factor: float = 0.1) -> float:
+    """What the learning rate is multiplied by after epochs of these scores, of which higher is better: by `factor`
+    again whenever `epochs` in a row brought nothing better."""
+    best, waited, scale = -np.inf, 0, 1.0
+    for score in scores:
+        waited = 0 if score > best else waited + 1
+        best = max(best, score)
+        if waited == epochs:
+            waited, scale = 0, scale * factor
+    return scale
 
 
 def ratios(schedule: Literal["oneshot", "uniform", "iterative"], rounds: int, target: float) -> list[float]:

@@ -87,6 +87,8 @@ def _check_formats(runtime: Runtime, model: Model) -> None:
     if model.quantization is None:
         return
     if model.quantization.stored:
+        if model.quantization.layers:
+            check_dynamic(runtime)
         for name, each in model.quantization.weights.items():
             check_stored(runtime, each, f"the weight {_owned(name, model)}")
         check_marks(model)
@@ -119,6 +121,17 @@ def check_stored(runtime: Runtime, each: Format, what: str = "weights") -> None:
     raise SlimlineError(f"{runtime.name} cannot store {what} as {each.describe()}: {stores}; {instead}.")
 
 
+def check_dynamic(runtime: Runtime) -> None:
+    """Refuse a target that makes no grids of activations when it runs."""
+    if runtime.dynamic:
+        return
+    others = [name for name in runtimes.names() if runtimes.runtime(name).dynamic]
+    raise SlimlineError(
+        f"{runtime.name} is given no integers whose ranges are found at run time: choose the target "
+        f"{' or '.join(others)}, which has them, or StaticQuantization."
+    )
+
+
 def check_marks(model: Model) -> None:
     """Refuse a model whose framework has no form in which weights stand apart, so that codes could take their place."""
     if not model.adapter.marks_weights:
@@ -132,7 +145,7 @@ def rounds(runtime: Runtime, model: Model) -> bool:
     """Whether the artifact of a model computes with rounded activations, so that it may differ from its simulation."""
     if model.quantization is None:
         return False
-    if not model.quantization.stored:
+    if not model.quantization.stored or model.quantization.layers:
         return True
     return any(runtime.rounds_inputs(each) for each in model.quantization.weights.values())
 

@@ -2,11 +2,69 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from slimline.recipe.config import Config
 from slimline.recipe.step import Step
+
+Layer = Annotated[str, Field(min_length=1)]
+
+_STRENGTHS = {"hint": 100.0, "attention": 1000.0, "fsp": 50.0, "similarity": 3000.0, "rkd": 25.0}
+"""Weights of the losses beside cross-entropy in Tian et al. 2020, arXiv:1910.10699; others have 1."""
+
+
+class FeatureLoss(Config):
+    """A distance between inner values of student and teacher, beside that of their outputs.
+
+    Attributes
+    ----------
+    loss : ``hint`` (FitNets, also hidden states and embeddings of transformers; a linear projection is learned),
+        ``attention`` (where squares are large; Zagoruyko and Komodakis 2017), ``fsp`` (flow between two layers; Yim et
+        al. 2017), ``similarity`` (between samples of a batch; Tung and Mori 2019), ``rkd`` (distances and angles
+        between them; Park et al. 2019); of transformers ``maps`` (attention distributions; MiniLM) and ``relations``
+        (among queries, keys and values; MiniLMv2).
+    layers : pairs ``(student's, teacher's)`` of layers or of globs that match as many of both; one name or glob stands
+        for the layers of that name in both. A name may be that of a block, whose last value is meant. None are matched:
+        layers of equal positions at even depths, for ``similarity``, ``rkd`` and ``relations`` the last pair of them.
+    weight : of it in the training loss, summed over pairs; None takes the published one.
+    """
+
+    loss: Literal["hint", "attention", "fsp", "similarity", "rkd", "maps", "relations"]
+    layers: tuple[Layer | tuple[Layer, Layer], ...] = ()
+    weight: Annotated[float, Field(gt=0)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, data: Any) -> Any:
+        """A name alone is the loss of that name."""
+        return {"loss": data} if isinstance(data, str) else data
+
+    @property
+    def strength(self) -> float:
+        """`weight`, or the published one."""
+        return _STRENGTHS.get(self.loss, 1.0) if self.weight is None else self.weight
+
+
+class View(Config):
+    """How teacher and student both see the training samples, each batch another way; needs no labels.
+
+    Attributes
+    ----------
+    flip : exchange left and right of every second image.
+    shift : by how many pixels images are moved at most.
+    crop : least part of the area of a rectangle that is cut out and brought to the image's size; None cuts nothing.
+    noise : standard deviation of normal noise, as a part of that of the inputs.
+    mixup : mixes every sample with another by a part drawn from ``Beta(mixup, mixup)``: 1 is uniform, 0 mixes nothing.
+        Mixed samples have no labels, so ``alpha`` has to be 1.
+    """
+
+    flip: bool = False
+    shift: Annotated[int, Field(ge=0)] = 0
+    crop: Annotated[float, Field(gt=0, le=1)] | None = None
+    noise: Annotated[float, Field(ge=0)] = 0.0
+    mixup: Annotated[float, Field(ge=0)] = 0.0
 
 
 class Training(Step):
@@ -15,23 +73,37 @@ class Training(Step):
     Attributes
     ----------
     loss : ``kl`` between softened outputs, ``logit-standard`` the same with standardised logits
-        (Sun et al. 2024, arXiv:2403.01427), ``mse`` between raw outputs. Outputs of quantities and of features are
-        always compared by the squared error.
+        (Sun et al. 2024, arXiv:2403.01427), ``dkd`` with the right class and the others apart (Zhao et al. 2022,
+        arXiv:2203.08679), ``dist`` the correlation over classes and over samples (Huang et al. 2022,
+        arXiv:2205.10536), ``mse`` between raw outputs. Outputs of quantities and of features are always compared by the
+        squared error, those of independent labels by ``kl`` or ``mse``.
+    features : losses of inner values, added to that of the outputs: names, such as ``attention``, or `FeatureLoss`.
     temperature : of the softening.
+    beta : weight of the other classes in ``dkd``, where the right one weighs 1.
     output_weights : of the losses of single outputs in their sum, by the outputs' names; 1 where none is given, 0
         leaves an output out.
     alpha : weight of the distance to the original's outputs; ``1 - alpha`` weighs the hard labels, where there are
         any.
     epochs, batch_size : of training.
     optimizer, learning_rate, weight_decay, momentum : ``adamw`` or ``sgd`` (Nesterov momentum).
-    warmup : part of all optimiser steps in which the rate rises linearly; a cosine to zero follows.
+    warmup : part of all optimiser steps in which the rate rises linearly, or by a cosine for ``one-cycle``.
+    schedule : of the rate after it: a ``cosine`` or a ``linear`` fall to zero, ``constant``, ``one-cycle`` (Smith
+        2018), or ``plateau``, a tenth of it whenever `plateau` epochs in a row brought no better selection score.
+    plateau : those epochs.
+    clip : largest norm of all gradients of a step together, to which larger ones are scaled; None leaves them.
+    accumulate : in how many parts each batch is computed, one after the other, to save memory. Batch norms, and losses
+        between samples, see one part at a time.
+    ema : decay per step of an exponential mean of the weights, such as 0.999; the mean is then what is scored and what
+        stays. 0 keeps the weights themselves.
+    view : how teacher and student both see the samples, see `View`; None as they are.
     refresh_batches : batches over which batch-norm statistics are recomputed.
     precision : ``float32``, or ``bfloat16`` for forward and backward passes where the framework has it.
     """
 
     step: str
-    loss: Literal["kl", "logit-standard", "mse"] = "kl"
+    loss: Literal["kl", "logit-standard", "dkd", "dist", "mse"] = "kl"
     temperature: Annotated[float, Field(gt=0)] = 4.0
+    beta: Annotated[float, Field(ge=0)] = 8.0
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.9
     epochs: Annotated[int, Field(ge=0)] = 5
     batch_size: Annotated[int, Field(ge=1)] = 128
@@ -40,8 +112,15 @@ class Training(Step):
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    schedule: Literal["cosine", "linear", "constant", "one-cycle", "plateau"] = "cosine"
+    plateau: Annotated[int, Field(ge=1)] = 2
+    clip: Annotated[float, Field(gt=0)] | None = None
+    accumulate: Annotated[int, Field(ge=1)] = 1
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    view: View | None = None
     refresh_batches: Annotated[int, Field(ge=0)] = 16
     precision: Literal["float32", "bfloat16"] = "float32"
+    features: tuple[FeatureLoss, ...] = ()
     output_weights: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
 
     @property

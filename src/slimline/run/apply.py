@@ -18,7 +18,7 @@ from slimline.recipe.step import are_steps
 from slimline.report.console import telling
 from slimline.steps.base import Context, Tell, handler_of, neighbours, perform
 from slimline.steps.channels import parted
-from slimline.training.teacher import teacher_for
+from slimline.training.teacher import teachers_for
 from slimline.training.trial import try_augment
 
 if TYPE_CHECKING:
@@ -56,7 +56,8 @@ def apply(
     data : needed by recovery, quantization and gradient criteria.
     target : the runtime that quantization is for; the framework's usual one by default.
     progress : as of `compress`.
-    teacher : what training learns from, anything `load` takes; by default the uncompressed model that `model` was made
+    teacher : what training learns from, anything `load` takes, or a list of several, whose probabilities are averaged;
+        by default the uncompressed model that `model` was made
         of, also by earlier calls. A model that was saved and loaded does not know it any more.
     device : where training, calibration and gradients are computed: ``cuda``, ``cuda:1``, ``mps`` or ``cpu``; by
         default what the environment variable ``SLIMLINE_DEVICE`` says, else the best there is.
@@ -73,7 +74,7 @@ def apply(
             try_augment(data)
     if len(sequence) > 1:
         check(sequence, model)
-    tutor = teacher_for(model, teacher, sequence)
+    tutor = teachers_for(model, teacher, sequence)
     with on(model.adapter, device), telling(progress) as tell:
         for position, step in enumerate(sequence):
             context = Context(

@@ -115,10 +115,10 @@ def examine(
     notices = [Refusal(what=str(r.get("step", "the plan")), reason=n) for r in records for n in _notes(r)]
     waits = [latency.waited for each in figures.values() for latency in each.latency.values()]
     doubts.append(load.busy(proof.others) if None in waits else busy(figures["original"], figures["compressed"]))
-    kept_float = {k: v for r in records for k, v in r.get("float_layers", {}).items()}
+    float_layers = {k: v for r in records for k, v in r.get("float_layers", {}).items()}
     named = {r.what for r in refused}
-    refused += [Refusal(what=layer, reason=why) for layer, why in kept_float.items() if layer not in named]
-    reasons = {**{r.what: r.reason for r in refused}, **kept_float}
+    refused += [Refusal(what=layer, reason=why) for layer, why in float_layers.items() if layer not in named]
+    reasons = {**{r.what: r.reason for r in refused}, **float_layers}
     shares = {} if elsewhere else _in_integers(recipe, before, after, suffix, reasons)
     for name, share in shares.items():
         figures[name] = figures[name].model_copy(update={"integer_macs": share.macs})
@@ -148,7 +148,7 @@ def examine(
         trials=(*trials, *_undoing(records)),
         frozen=tuple(Frozen(unit=f.name, reason=f.reason) for f in Units(before[0].graph).frozen),
         steps=tuple(_brief(r) for r in records),
-        layers=tuple(_layers(before[0], after[0], kept_float)),
+        layers=tuple(_layers(before[0], after[0], float_layers)),
         history=tuple(Epoch.model_validate(h) for r in records for h in r.get("history", ())),
         durations=tuple(
             Duration(stage=stage, seconds=seconds)
@@ -252,7 +252,8 @@ def _in_integers(
         layers = model.quantization.layers if model.quantization is not None else ()
         every = dict.fromkeys(_weights(model), whole) if whole else {}
         if model.quantization is not None and model.quantization.stored:
-            every = dict.fromkeys(_weights(model), "only its weights are short, and they are turned to floats first")
+            short = [name for name in _weights(model) if name not in layers]
+            every = dict.fromkeys(short, "only its weights are short, and they are turned to floats first")
         shares[name] = integers(model.graph, operators, {**every, **reasons}, layers, target)
     return shares
 
@@ -348,8 +349,8 @@ def _precisions(model: Model) -> dict[str, str]:
     for node in graph.nodes if quantization.stored else ():
         for name in stored_weights(node, graph):
             if name in quantization.weights:
-                each = quantization.weights[name].describe().partition(",")[0]
-                precisions.setdefault(layer_name(node, graph), f"{each} weights")
+                each, layer = quantization.weights[name].describe().partition(",")[0], layer_name(node, graph)
+                precisions[layer] = each if layer in quantization.layers else precisions.get(layer, f"{each} weights")
     return precisions
 
 

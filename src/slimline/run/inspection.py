@@ -151,7 +151,7 @@ class Inspection(Printed):
         if self.blocks:
             rows = [(block.name, f"{block.parameters:,}", ", ".join(block.layers)) for block in self.blocks]
             columns = ("block", "parameters", "layers")
-            tables.append(Table("Can be left out by DepthPruning", columns, rows, ("parameters",)))
+            tables.append(Table("Blocks that can be left out", columns, rows, ("parameters",)))
         return tables
 
 

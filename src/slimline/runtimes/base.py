@@ -95,6 +95,9 @@ class Runtime(Protocol):
     writes: str = "integer grids of 8 bits, symmetric for weights, with one scale per tensor or per position of an axis"
     """Formats of tensors that it can write, in words."""
 
+    short_weights: str = ""
+    """What it does with int4 weights of layers that compute in integers; empty where it takes none."""
+
     def can_write(self, each: Format, stored: bool) -> bool:
         """Whether its artifact can hold a tensor in a format.
 
@@ -102,7 +105,9 @@ class Runtime(Protocol):
         ----------
         stored : whether it is a weight, whose codes are in the file; else an activation.
         """
-        if not isinstance(each, IntegerGrid) or each.bits not in (7, 8):  # 7 where the kernels bear no more
+        short = stored and bool(self.short_weights)
+        # 7 where the kernels bear no more
+        if not isinstance(each, IntegerGrid) or not (each.bits in (7, 8) or (short and each.bits == 4)):
             return False
         if not stored:
             return each.per_tensor
@@ -120,6 +125,10 @@ class Runtime(Protocol):
     def container(self, each: Format) -> int:
         """Bits that a code of such a weight takes in its artifact."""
         return each.stored_bits
+
+    dynamic: frozenset[str] = frozenset()
+    """Layers (``linear``, ``lstm``) that it computes in integers whose ranges are found at run time, as by
+    DynamicQuantizeLinear of ONNX."""
 
     def rounds_inputs(self, each: Format) -> bool:
         """Whether, unasked, it rounds what it multiplies by weights that are stored in a format."""

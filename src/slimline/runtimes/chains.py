@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx
-from onnx import helper, numpy_helper
 
 if TYPE_CHECKING:
     from slimline.runtimes.base import Layer
@@ -14,6 +12,8 @@ if TYPE_CHECKING:
 
 def chain(layer: Layer) -> bytes:
     """An ONNX model of float layers such as `layer`, see `slimline.runtimes.base.Runtime.sample`."""
+    from onnx import TensorProto, helper, numpy_helper
+
     rng = np.random.default_rng(0)
     nodes, weights = [], []
     for i, (inputs, outputs) in enumerate(layer.chain):
@@ -30,7 +30,7 @@ def chain(layer: Layer) -> bytes:
         nodes.append(node)
         weights.append(numpy_helper.from_array(rng.normal(size=shape).astype(np.float32), f"w{i}"))
     size: list[str | int | None] = ["batch", layer.inputs, *(layer.places if layer.kernel else ())]
-    kind = onnx.TensorProto.FLOAT
+    kind = TensorProto.FLOAT
     ends = [helper.make_tensor_value_info(name, kind, size) for name in ("x0", f"x{len(layer.chain)}")]
     graph = helper.make_graph(nodes, "sample", ends[:1], ends[1:], weights)
     opset = [helper.make_opsetid("", 20)]

@@ -7,8 +7,6 @@ what rounding in numpy costs, so an integer interface would gain nothing and bin
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +15,7 @@ import numpy as np
 
 from slimline.basics.errors import SlimlineError, require
 from slimline.basics.quiet import quiet
+from slimline.files.atomic import atomic_write
 from slimline.graph.placement import Policy
 from slimline.runtimes.base import ABILITIES, Runtime, conform
 from slimline.runtimes.forms import TENSORFLOW_FUNCTION, Form
@@ -153,7 +152,9 @@ class LiteRT(Runtime):
         from slimline.runtimes.forms.flatbuffer import compact
 
         function = form.content
-        _write(path, compact(_convert(function, form.integer), function.inputs, function.layers, function.outputs))
+        atomic_write(
+            path, compact(_convert(function, form.integer), function.inputs, function.layers, function.outputs)
+        )
 
     def sample(self, layer: Layer, path: Path) -> None:
         """Write a ``.tflite`` file of layers such as `layer`, see `slimline.runtimes.base.Runtime`."""
@@ -179,7 +180,7 @@ class LiteRT(Runtime):
         traced = tf.function(run).get_concrete_function(tf.TensorSpec(size))
         with quiet():
             data = tf.lite.TFLiteConverter.from_concrete_functions([traced]).convert()
-        _write(path, bytes(data))
+        atomic_write(path, bytes(data))
 
     def load(self, path: Path, threads: int = 1) -> Session:
         """Load a ``.tflite`` file."""
@@ -274,20 +275,6 @@ def _kernel(layer: Layer, inputs: int, outputs: int, rng: np.random.Generator) -
     if layer.depthwise:
         return rng.normal(size=(*(1, *layer.kernel)[-2:], inputs, 1)).astype(np.float32)
     return rng.normal(size=(*layer.kernel, inputs, outputs)).astype(np.float32)
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Put `data` in the place of `path` at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-            Path(file.name).replace(path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
 
 
 def _first_line(error: BaseException) -> str:

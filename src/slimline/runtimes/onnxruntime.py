@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import tempfile
 from collections.abc import Mapping
@@ -11,15 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
 
 from slimline.basics.errors import SlimlineError
+from slimline.files.atomic import atomic_write
 from slimline.graph.placement import Policy
 from slimline.methods.formats import Format, IntegerGrid
 from slimline.runtimes.base import ABILITIES, Runtime
 from slimline.runtimes.chains import chain
 from slimline.runtimes.forms import ONNX, Form
-from slimline.runtimes.forms import onnx_weights as weights
+from slimline.runtimes.forms import onnx_formats as weights
 from slimline.runtimes.onnx_session import OnnxSession
 from slimline.runtimes.processor import saturates
 
@@ -30,8 +29,10 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-_INTEGER = re.compile(r"^(QLinear|QGemm|QAttention|ConvInteger|MatMulInteger|DynamicQuantizeMatMul|MatMulNBits)")
-_CASTS = {"QuantizeLinear", "DequantizeLinear"}
+_INTEGER = re.compile(r"^(QLinear|QGemm|QAttention|ConvInteger|MatMulInteger|DynamicQuantize(MatMul|LSTM)|MatMulNBits)")
+_REAL = re.compile(r"^(MatMulIntegerToFloat|DynamicQuantize(MatMul|LSTM)|MatMulNBits)")
+"""Integer operators whose results are real numbers."""
+_CASTS = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
 _MOVES = {"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Identity", "Concat"}
 _SIZES = {"Shape", "Constant", "ConstantOfShape", "Gather", "Cast", "Range", "ReorderInput", "ReorderOutput"}
 
@@ -69,7 +70,16 @@ class OnnxRuntime(Runtime):
     packages = ("onnxruntime", "onnx", "onnx-ir", "onnxscript")
     abilities = frozenset(ABILITIES)
     description = "ONNX Runtime, CPU: uint8 activations, int8 weights per channel"
+    dynamic = frozenset({"linear", "lstm"})
 
+    writes = (
+        "integer grids of 8 bits, of weights also of 4, symmetric for weights, with one scale per tensor or per "
+        "position of an axis"
+    )
+    short_weights = (
+        "weights of 4 bits are stored so and turned to 8 when the file is loaded, for the INT8 kernels: the file is "
+        "smaller, memory and time are those of INT8"
+    )
     stores = weights.STORES
     storage = (
         "linear layers compute from integer codes where groups have 16, 32, 64, 128 or 256 weights or are a channel; "
@@ -80,7 +90,7 @@ class OnnxRuntime(Runtime):
         self.name, self._provider, self._level = name, provider, level
 
     def can_store(self, each: Format) -> bool:
-        """See `slimline.runtimes.forms.onnx_weights`."""
+        """See `slimline.runtimes.forms.onnx_formats`."""
         return weights.can_store(each)
 
     def container(self, each: Format) -> int:
@@ -120,18 +130,7 @@ class OnnxRuntime(Runtime):
         """Write the ONNX file: rounding as QDQ in the layout that ONNX Runtime fuses into integer kernels."""
         from slimline.runtimes.forms.onnx import rewrite, serialized
 
-        content = serialized(form.content, lambda model: rewrite(model, form.weights))
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-            temporary = Path(file.name)
-            try:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            except OSError:
-                temporary.unlink()
-                raise
-        temporary.chmod(0o644)
-        temporary.replace(path)
+        atomic_write(path, serialized(form.content, lambda model: rewrite(model, form.weights)))
 
     def sample(self, layer: Layer, path: Path) -> None:
         """Write an ONNX file of layers such as `layer`, see `slimline.runtimes.base.Runtime`."""
@@ -147,6 +146,7 @@ class OnnxRuntime(Runtime):
         Named by layer as `lower` names nodes; conversions between float and integer and operators that only
         deal in sizes are left out. Read before the last optimisation level, which only changes memory layouts.
         """
+        import onnx
         import onnxruntime
 
         with tempfile.TemporaryDirectory() as folder:
@@ -163,7 +163,8 @@ class OnnxRuntime(Runtime):
         for node in graph.node:
             moved = node.op_type in _MOVES and node.input[0] in integers
             integer = moved or _INTEGER.match(node.op_type) is not None
-            if integer or node.op_type == "QuantizeLinear":
+            rounds = node.op_type in ("QuantizeLinear", "DynamicQuantizeLinear")
+            if rounds or (integer and not _REAL.match(node.op_type)):
                 integers.update(node.output)
             if node.op_type not in _CASTS and node.op_type not in _SIZES:
                 name = _origin(node.name, original) or node.op_type
@@ -243,6 +244,8 @@ def _blocked_names(path: Path) -> dict[str, str]:
 
     VALUE is the output of the last operator that was fused into the convolution.
     """
+    import onnx
+
     nodes = onnx.load(str(path), load_external_data=False).graph.node
     makers = {output: node for node in nodes for output in node.output}
     layers = {}

@@ -26,7 +26,7 @@ from slimline.methods.formats import FloatFormat, Format, IntegerGrid
 from slimline.runtimes.base import ABILITIES, Runtime, conform
 from slimline.runtimes.chains import chain
 from slimline.runtimes.forms import ONNX, Form
-from slimline.runtimes.forms import onnx_weights as weights
+from slimline.runtimes.forms import onnx_formats as weights
 from slimline.runtimes.processor import saturates
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ class OpenVino(Runtime):
     storage = "layers compute in float from weights that are kept as codes, or turned to float32 when it loads the file"
 
     def can_store(self, each: Format) -> bool:
-        """See `slimline.runtimes.forms.onnx_weights`."""
+        """See `slimline.runtimes.forms.onnx_formats`."""
         return weights.can_store(each)
 
     def container(self, each: Format) -> int:

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
-from onnx import numpy_helper
 
 from slimline.basics.errors import SlimlineError
 from slimline.basics.quiet import silent
@@ -24,6 +22,7 @@ from slimline.runtimes.forms import ONNX, Form
 from slimline.runtimes.onnx_session import OnnxSession
 
 if TYPE_CHECKING:
+    import onnx
     import onnxruntime as ort
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -84,6 +83,8 @@ class TensorRT(Runtime):
         ------
         SlimlineError : a rule is broken, or the parser refuses the file.
         """
+        import onnx
+
         broken = list(violations(onnx.load(str(path))))
         if broken:
             raise SlimlineError(
@@ -96,7 +97,7 @@ class TensorRT(Runtime):
 
     def input_specs(self, path: Path) -> Specs:
         """Name, shape (None where any size goes) and dtype of each input."""
-        return _specs(onnx.load(str(path), load_external_data=False))
+        return _specs(path)
 
 
 runtime = TensorRT()
@@ -129,13 +130,15 @@ def violations(model: onnx.ModelProto) -> Iterator[str]:
 
 def _rounding(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> Iterator[str]:
     """What is wrong with one operator that rounds or unrounds."""
+    from onnx import TensorProto, numpy_helper
+
     if any(name not in constants for name in node.input[1:]):
         yield f"the grid of {node.input[0]} is computed"
         return
     scale = numpy_helper.to_array(constants[node.input[1]])
     zero = numpy_helper.to_array(constants[node.input[2]]) if len(node.input) > 2 else None
     weight = node.op_type == "DequantizeLinear" and node.input[0] in constants
-    if weight and constants[node.input[0]].data_type != onnx.TensorProto.INT8:
+    if weight and constants[node.input[0]].data_type != TensorProto.INT8:
         yield f"the weight {node.input[0]} is not int8"
     if zero is None and not weight:
         yield f"the grid of {node.input[0]} is of uint8"
@@ -171,7 +174,7 @@ def _command(path: Path, integer: bool) -> str:
     words = ["trtexec", f"--onnx={path.name}", f"--saveEngine={path.stem}.engine", "--fp16"]
     if integer:
         words.append("--int8")
-    specs = _specs(onnx.load(str(path), load_external_data=False))
+    specs = _specs(path)
     if any(None in shape for _, shape, _ in specs):
         for bound, size in (("min", 1), ("opt", OPTIMAL), ("max", LARGEST)):
             shapes = (f"{name}:{'x'.join(str(size if n is None else n) for n in shape)}" for name, shape, _ in specs)
@@ -179,9 +182,11 @@ def _command(path: Path, integer: bool) -> str:
     return " ".join(words)
 
 
-def _specs(model: onnx.ModelProto) -> Specs:
+def _specs(path: Path) -> Specs:
+    import onnx
+
     specs: Specs = []
-    for each in model.graph.input:
+    for each in onnx.load(str(path), load_external_data=False).graph.input:
         tensor = each.type.tensor_type
         shape = tuple(int(d.dim_value) if d.HasField("dim_value") else None for d in tensor.shape.dim)
         dtype = str(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)))

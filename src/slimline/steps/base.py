@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from slimline.model import Model
     from slimline.plans import AnyPlan
     from slimline.training.companions import Company
+    from slimline.training.teacher import Teacher
 
 S = TypeVar("S", bound=Step)
 Tell = Callable[["Progress"], None]
@@ -38,8 +39,8 @@ class Context:
 
     Attributes
     ----------
-    teacher : what training learns from: the uncompressed model, or another that the user named; None where neither is
-        known.
+    teacher : what training learns from: the uncompressed model, or another or several that the user named; None where
+        none is known.
     target : the runtime the result is for.
     before, following : the steps right before and behind, where they work together.
     rehearsal : whether the result is only measured, never left: its artifacts need not agree with the model.
@@ -48,7 +49,7 @@ class Context:
     batch_sizes, threads : with which the result will be timed.
     """
 
-    teacher: Model | None
+    teacher: Teacher
     data: Data | None
     target: str
     seed: int = 0

@@ -15,7 +15,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,16 +31,21 @@ from slimline.files.atomic import sync, writing
 from slimline.frameworks.base import Array, Batch, Trainer
 from slimline.measure.accuracy import as_outputs
 from slimline.measure.accuracy import score as scores
+from slimline.methods import schedules
 from slimline.methods.outputs import Output, aligned
-from slimline.methods.schedules import warmup_cosine
 from slimline.model import Model
 from slimline.model.outputs import bare_outputs, described_outputs
 from slimline.recipe.training import Training
 from slimline.training.companions import Companion, Company
-from slimline.training.teacher import UNKNOWN, fingerprint
+from slimline.training.features import terms
+from slimline.training.teacher import UNKNOWN, Teacher, every_teacher, fingerprint
+from slimline.training.views import check as check_view
+from slimline.training.views import seen
 
 if TYPE_CHECKING:
     from slimline.data import Data
+
+_MEAN = "mean/"
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +70,7 @@ class Recovered:
 
 def recover(
     student: Model,
-    teacher: Model | None,
+    teacher: Teacher,
     step: Training,
     data: Data,
     seed: int,
@@ -82,8 +87,9 @@ def recover(
 
     Parameters
     ----------
-    student, teacher : models of one framework with outputs of one shape; neither is changed. No teacher is needed
-        where only labels are learned from (``alpha=0``).
+    student, teacher : models of one framework with outputs of one shape; none is changed. Several teachers are a
+        tuple and teach by the mean of their probabilities. No teacher is needed where only labels are learned from
+        (``alpha=0``).
     seed : decides the order of the samples, augmentation and dropout.
     checkpoint : folder in which ``recovery.safetensors`` keeps the state to resume from; made when missing.
     progress : told after every optimiser step.
@@ -98,22 +104,34 @@ def recover(
     train = data.split("train")
     if len(train) == 0:
         raise SlimlineError(f"Training needs training data: give Data(train=...) or drop the {step.step} step.")
-    unheeded = step.alpha == 0 and next(train.batches(1))[1] is not None
-    if teacher is None and not unheeded:
+    teachers = every_teacher(teacher)
+    unheeded = step.alpha == 0 and not step.features and next(train.batches(1))[1] is not None
+    if not teachers and not unheeded:
         raise SlimlineError(f"{step.step} learns from the uncompressed network, but this model {UNKNOWN}.")
-    outputs = _outputs(student, teacher, step, data)
-    score = _scorer(teacher or student, outputs, step, data)
+    outputs = _outputs(student, teachers, step, data)
+    score = _scorer(teachers or (student,), outputs, step, data)
     total = step.epochs * -(-len(train) // step.batch_size)
-    tutor = None if unheeded or teacher is None else teacher.native
+    tutors = () if unheeded else tuple(each.native for each in teachers)
+    tutor = tutors if len(tutors) > 1 else next(iter(tutors), None)
+    if step.view is not None:
+        check_view(step, student.example, next(train.batches(1))[1] is not None)
+    if step.ema and company is not None:
+        names = ", ".join(each.step for each in company.steps)
+        raise SlimlineError(f"A mean of the weights (ema) would undo what {names} does to them: set ema to 0.")
+    parts = terms(step, student, teachers, seed)
     trainer = student.adapter.trainer(student.native, tutor, step, seed, total, outputs)
+    for part in parts:
+        trainer.add(part)
     if student.masks:
         trainer.hold(student.masks)
     updates = step.epochs * _updates(train, step.batch_size)
     companion = Companion() if company is None else company.begin(updates)
     companion.start(trainer)
-    loop = _Loop(step, train, trainer, companion, seed, total, progress)
+    channels_first = student.adapter.layout == "channels_first"
+    loop = _Loop(step, train, trainer, companion, seed, total, progress, channels_first)
     facts = [s.model_dump(mode="json") for s in (step, *(() if company is None else company.steps))]
-    store = None if checkpoint is None else _Store(checkpoint, _fingerprint(student, teacher, facts, seed, len(train)))
+    key = _fingerprint((student, *teachers), facts, seed, len(train))
+    store = None if checkpoint is None else _Store(checkpoint, key)
 
     saved = None if store is None else store.read()
     if saved is None:
@@ -129,11 +147,13 @@ def recover(
 
     while len(records) <= step.epochs and not _stale(records, step):
         start, epoch = time.perf_counter(), len(records)
-        loss, rate = loop.epoch(epoch)
-        records.append(_record(epoch, loss, score(trainer.outputs), rate, start, companion))
+        scores = [record["score"] for record in records[1:]]
+        loss, rate = loop.epoch(epoch, schedules.plateau(scores, step.plateau) if step.schedule == "plateau" else 1.0)
         state = loop.state()
-        if _best(records) == epoch:
-            best = state
+        with loop.averaged(epoch) as scored:
+            records.append(_record(epoch, loss, score(trainer.outputs), rate, start, companion))
+            if _best(records) == epoch:
+                best = loop.state() if scored else state
         if store is not None:
             store.write(state, best, records)
         log.info("recovery epoch %(epoch)d: loss %(loss).4g, score %(score).4f", records[-1])
@@ -148,7 +168,12 @@ def recover(
 
 @dataclass(frozen=True)
 class _Loop:
-    """Epochs of optimiser steps, `total` of them in all."""
+    """Epochs of optimiser steps, `total` of them in all.
+
+    Attributes
+    ----------
+    means : the exponential means of the weights, by name, where there are such.
+    """
 
     step: Training
     train: Split | Stream
@@ -157,24 +182,31 @@ class _Loop:
     seed: int
     total: int
     tell: Callable[[Progress], None] | None
+    channels_first: bool = True
+    means: dict[str, Array] = field(default_factory=dict)
 
     def refresh(self, epoch: int) -> None:
         """Compute the batch-norm statistics anew."""
         batches = self.train.batches(self.step.batch_size, seed=self.seed, epoch=epoch)
         self.trainer.refresh(islice(batches, self.step.refresh_batches))
 
-    def epoch(self, number: int) -> tuple[float, float]:
-        """Train for an epoch, counted from 1; the mean loss, and the last learning rate."""
+    def epoch(self, number: int, scale: float = 1.0) -> tuple[float, float]:
+        """Train for an epoch, counted from 1, at `scale` times the rate; the mean loss, and the last learning rate."""
         step, companion = self.step, self.companion
         what = "recovery" if step.kind == "recovery" else "sparse training"
         losses: list[float] = []
         rate = 0.0
         for batch in _large(self.train.batches(step.batch_size, seed=self.seed, epoch=number)):
             steps_taken = (number - 1) * (self.total // step.epochs) + len(losses)
-            rate = step.learning_rate * warmup_cosine(steps_taken, self.total, step.warmup)
+            rate = step.learning_rate * scale * schedules.rate(step.schedule, steps_taken, self.total, step.warmup)
+            if step.view is not None:
+                rng = np.random.default_rng((self.seed, number, len(losses)))
+                batch = seen(step.view, batch, self.channels_first, rng)
             companion.before(self.trainer)
             losses.append(_finite(self.trainer.step(batch, rate), number, step))
             companion.after(self.trainer, rate, batch)
+            if step.ema:
+                self._average(steps_taken)
             if self.tell is not None:
                 told = {"epoch": number, "loss": losses[-1]}
                 self.tell(Progress(what, min(steps_taken + 1, self.total), self.total, told))
@@ -184,12 +216,34 @@ class _Loop:
 
     def state(self) -> dict[str, Array]:
         """All that the next epoch depends on."""
-        return self.trainer.state() | self.companion.state()
+        means = {f"{_MEAN}{name}": array for name, array in self.means.items()}
+        return self.trainer.state() | self.companion.state() | means
 
     def restore(self, state: Mapping[str, Array]) -> None:
         """Continue from `state`."""
         self.trainer.restore(state)
         self.companion.restore(state, self.trainer)
+        self.means.clear()
+        self.means.update({n.removeprefix(_MEAN): np.array(a) for n, a in state.items() if n.startswith(_MEAN)})
+
+    @contextlib.contextmanager
+    def averaged(self, epoch: int) -> Iterator[bool]:
+        """The student with the mean weights and statistics to them for a while, if there are means; whether so."""
+        if not self.means:
+            yield False
+            return
+        state = self.state()
+        self.trainer.set_weights(self.means)
+        self.refresh(epoch)
+        yield True
+        self.restore(state)
+
+    def _average(self, steps_taken: int) -> None:
+        """Mix the weights of a step into the means, the first ones with more weight."""
+        decay = np.float32(min(self.step.ema, (1 + steps_taken) / (10 + steps_taken)))
+        for name, weight in self.trainer.weights().items():
+            mean = self.means.get(name, weight)
+            self.means[name] = decay * mean + (1 - decay) * weight
 
 
 def _updates(train: Split | Stream, size: int) -> int:
@@ -240,27 +294,29 @@ def _large(batches: Iterable[Batch]) -> Iterator[Batch]:
             yield batch
 
 
-def _outputs(student: Model, teacher: Model | None, step: Training, data: Data) -> tuple[Output, ...]:
-    """What the outputs mean for the loss, once student and teacher are known to fit together."""
-    if teacher is not None and student.framework != teacher.framework:
-        raise SlimlineError(
-            f"A {student.framework} student cannot learn from a {teacher.framework} teacher: "
-            "load both in one framework."
-        )
-    judge = teacher or student
-    own, expected = (bare_outputs(model, data) for model in (student, judge))
-    if [o.shape for o in own] != [o.shape for o in expected]:
-        shapes = [", ".join(str(o.shape) for o in each) for each in (own, expected)]
-        raise SlimlineError(
-            f"The student's outputs {shapes[0]} and the teacher's {shapes[1]} differ in shape: "
-            "recover a model from the original it was made of."
-        )
+def _outputs(student: Model, teachers: Sequence[Model], step: Training, data: Data) -> tuple[Output, ...]:
+    """What the outputs mean for the loss, once student and teachers are known to fit together."""
+    own = bare_outputs(student, data)
+    for teacher in teachers:
+        if student.framework != teacher.framework:
+            raise SlimlineError(
+                f"A {student.framework} student cannot learn from a {teacher.framework} teacher: "
+                "load both in one framework."
+            )
+        expected = bare_outputs(teacher, data)
+        if [o.shape for o in own] != [o.shape for o in expected]:
+            shapes = [", ".join(str(o.shape) for o in each) for each in (own, expected)]
+            raise SlimlineError(
+                f"The student's outputs {shapes[0]} and the teacher's {shapes[1]} differ in shape: "
+                "recover a model from the original it was made of."
+            )
+    judge = teachers[0] if teachers else student
     lenient = step.alpha == 1 and data.metric is not None
     return described_outputs(student, data, "train", judge=judge, weights=step.output_weights, lenient=lenient)
 
 
 def _scorer(
-    judge: Model, outputs: Sequence[Output], step: Training, data: Data
+    judges: Sequence[Model], outputs: Sequence[Output], step: Training, data: Data
 ) -> Callable[[Callable[[tuple[Array, ...]], tuple[Array, ...]]], float]:
     """The function that scores a predictor on the selection split; higher is better."""
     split = data.split("selection")
@@ -280,7 +336,10 @@ def _scorer(
         return tuple(np.concatenate(arrays) if arrays else None for arrays in held)
 
     several = data.metric is None and any(output.labelled and output.kind == "multilabel" for output in outputs)
-    original = whole(lambda part: judge.adapter.answers(judge.native, [part])[0]) if compared or several else ()
+    original: tuple[Array | None, ...] = ()
+    if compared or several:
+        every = [whole(lambda part, j=judge: j.adapter.answers(j.native, [part])[0]) for judge in judges]  # type: ignore[misc]
+        original = tuple(_mean([a for a in answers if a is not None]) for answers in zip(*every, strict=True))
     reference = as_outputs(original, names) if several else None
     classes = [output for output in outputs if output.kind == "classes"]
 
@@ -301,10 +360,15 @@ def _scorer(
     return score
 
 
-def _fingerprint(student: Model, teacher: Model | None, steps: list[dict[str, Any]], seed: int, samples: int) -> str:
+def _mean(answers: Sequence[Array]) -> Array | None:
+    """Of the same output of several models."""
+    return answers[0] if len(answers) == 1 else np.mean(answers, axis=0) if answers else None
+
+
+def _fingerprint(models: Sequence[Model], steps: list[dict[str, Any]], seed: int, samples: int) -> str:
     """What makes two recoveries the same, as far as it is cheap to know."""
-    models = [fingerprint(model) for model in (student, teacher) if model is not None]
-    return hashlib.sha256(json.dumps([steps, seed, samples, models]).encode()).hexdigest()
+    weights = [fingerprint(model) for model in models]
+    return hashlib.sha256(json.dumps([steps, seed, samples, weights]).encode()).hexdigest()
 
 
 def _sha256(tensors: Mapping[str, Array], metadata: Mapping[str, str]) -> str:

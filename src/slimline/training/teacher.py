@@ -21,6 +21,26 @@ UNKNOWN = (
 )
 
 
+Teacher = Model | tuple[Model, ...] | None
+"""What training learns from: one network, several, or none."""
+
+
+def every_teacher(teacher: Teacher) -> tuple[Model, ...]:
+    """All of them."""
+    if isinstance(teacher, tuple):
+        return teacher
+    return () if teacher is None else (teacher,)
+
+
+def teachers_for(student: Model, named: Any, steps: Sequence[Step]) -> Teacher:
+    """What `teacher_for` gives; of a list or tuple of several that are named, each."""
+    if not isinstance(named, list | tuple):
+        return teacher_for(student, named, steps)
+    if not named:
+        raise SlimlineError("teacher= is empty: name one or several networks to learn from, or leave it out.")
+    return tuple(model for each in named if (model := teacher_for(student, each, steps)) is not None)
+
+
 def teacher_for(student: Model, named: Any, steps: Sequence[Step]) -> Model | None:
     """The model that training in `steps` learns from; None where none of them does.
 
@@ -44,7 +64,7 @@ def teacher_for(student: Model, named: Any, steps: Sequence[Step]) -> Model | No
         return None
     if named is None:
         known = student.uncompressed
-        if known is None and (needs := next((s.step for s in learning if s.alpha > 0), None)):
+        if known is None and (needs := next((s.step for s in learning if s.alpha > 0 or s.features), None)):
             raise SlimlineError(f"{needs} learns from the uncompressed network, but this model {UNKNOWN}.")
         return known
     if not learning:
@@ -66,6 +86,8 @@ def fingerprint(model: Model) -> str:
 def _loaded(student: Model, named: Any) -> Model:
     from slimline.model.loading import load
 
+    if isinstance(named, list | tuple):
+        raise SlimlineError("A run learns from one teacher: name one, or use slimline.apply, which takes several.")
     if isinstance(named, PartedModel):
         raise SlimlineError("A model by parts cannot teach: name a model that is captured whole.")
     if not isinstance(named, Model | str | Path):

@@ -21,6 +21,7 @@ from sklearn.datasets import load_digits
 import slimline as sl
 from slimline import cli
 from slimline.basics.errors import SlimlineError
+from slimline.frameworks.base import Term
 from slimline.frameworks.onnx.canonical import canonical
 from slimline.frameworks.onnx.train import OnnxTrainer
 from slimline.frameworks.onnx.trainable import Untrainable, trainable
@@ -188,7 +189,7 @@ def test_a_trainer_does_what_torch_s_does() -> None:
         mask = np.arange(8 * 8 * 9).reshape(8, 8, 3, 3) % 3 > 0
         trainer.hold({weight: mask})
         first = next(n for n in loaded.graph.nodes if n.attributes.get("function") == "relu").outputs[0]
-        trainer.penalise([first], lambda xp, a: xp.mean(xp.abs(a)), 0.1)
+        trainer.add(Term.mean([first], lambda xp, a: xp.mean(xp.abs(a)), 0.1))
         losses = [trainer.step(((x[k * 32 : k * 32 + 32],), y[k * 32 : k * 32 + 32]), 0.003) for k in range(3)]
         slopes = trainer.slopes()
         gradients = trainer.gradients(((x[:64],), y[:64]))

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 import slimline as sl
 from slimline.basics.errors import SlimlineError
 from slimline.evidence.grams import collect
-from slimline.frameworks.base import adapter
+from slimline.frameworks.base import Term, adapter
 from slimline.frameworks.device import using
 from slimline.frameworks.torch import device as devices
 from slimline.frameworks.torch import observe as observing
@@ -209,7 +209,7 @@ def test_a_trainer_leaves_nothing_behind_on_the_cpu(pretended, native):
     values = [node.name for node in native.graph.nodes if "relu" in str(node.target)]
     with Apart() as apart:
         trainer = TorchTrainer(native, native, step, 0, 2, pretended)
-        trainer.penalise(values, l1, 0.1)
+        trainer.add(Term.mean(values, l1, 0.1))
         trainer.hold({"head.weight": np.ones((5, 8), bool)})
         trainer.refresh([((X,), None)])
         trainer.step(((X,), Y), 1e-2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -250,10 +252,27 @@ def test_complex_pairs_behind_a_cut_of_odd_width():
     exact(model, {name: (1, 2, 5)})
 
 
+def test_complex_numbers_that_move_are_exported(tmp_path):
+    class Turned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(8, 12), nn.Linear(12, 3)
+            self.register_buffer("turns", torch.polar(torch.ones(6, 2), torch.arange(12.0).reshape(6, 2)))
+
+        def forward(self, x):
+            pairs = torch.view_as_complex(self.first(x).unflatten(-1, (3, 2, 2)))  # batch, tokens, heads, pairs
+            turned = pairs * self.turns.unsqueeze(-2)
+            turned = turned + pairs.select(-2, 1).unsqueeze(2).expand(-1, -1, 3, -1)
+            return self.last(torch.view_as_real(turned).flatten(2))
+
+    sl.export(model_of(Turned(), TOKENS), "onnxruntime", tmp_path)  # which compares the answers
+
+
 def grouped(rows: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
     """As transformers registers it: rows sorted by expert, each run times its matrix."""
     starts = [0, *ends.tolist()]
-    return torch.cat([rows[a:b] @ w for a, b, w in zip(starts, starts[1:], weight, strict=False)])
+    runs = [rows[a:b] @ w for a, b, w in zip(starts, starts[1:], weight, strict=False)]
+    return torch.cat([*runs, rows.new_zeros(len(rows) - starts[-1], weight.shape[2])])
 
 
 @pytest.fixture(scope="module")
@@ -269,22 +288,26 @@ def experts():
         library._destroy()
 
 
+class Routed(nn.Module):
+    """Each row goes to one of three experts."""
+
+    def __init__(self, experts) -> None:
+        super().__init__()
+        self.first, self.router, self.last = nn.Linear(8, 12), nn.Linear(12, 3), nn.Linear(12, 5)
+        self.up, self.down = nn.Parameter(torch.randn(3, 12, 9)), nn.Parameter(torch.randn(3, 12, 9))
+        self.experts = experts
+
+    def forward(self, x):
+        rows = self.first(x).flatten(0, 1)
+        chosen, order = self.router(rows).argmax(-1).sort()
+        ends = torch.histc(chosen.float(), 3, 0, 2).cumsum(0).int()
+        wide = self.experts(rows[order], self.up, ends)
+        back = self.experts(F.relu(wide), self.down.transpose(-1, -2), ends)
+        return self.last(back[order.argsort()]).unflatten(0, (-1, 6))
+
+
 def test_experts_lose_their_widths_and_none_of_them_goes(experts):
-    class Routed(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first, self.router, self.last = nn.Linear(8, 12), nn.Linear(12, 3), nn.Linear(12, 5)
-            self.up, self.down = nn.Parameter(torch.randn(3, 12, 9)), nn.Parameter(torch.randn(3, 12, 9))
-
-        def forward(self, x):
-            rows = self.first(x).flatten(0, 1)
-            chosen, order = self.router(rows).argmax(-1).sort()
-            ends = torch.histc(chosen.float(), 3, 0, 2).cumsum(0).int()
-            wide = experts(rows[order], self.up, ends)
-            back = experts(F.relu(wide), self.down.transpose(-1, -2), ends)
-            return self.last(back[order.argsort()]).unflatten(0, (-1, 6))
-
-    model = model_of(Routed(), TOKENS)
+    model = model_of(Routed(experts), TOKENS)
     units = Units(model.graph)
     sizes = {u.size: u.name for u in units.units}
     assert set(sizes) == {9, 12} and len(units.units) == 3
@@ -292,6 +315,30 @@ def test_experts_lose_their_widths_and_none_of_them_goes(experts):
         exact(model, {unit.name: (2, 5)})
     plan = exact(model, {sizes[9]: (0,)})
     assert plan.shape("up") == (3, 12, 8) and plan.shape("down") == (3, 12, 8)
+
+
+def test_experts_are_saved_and_exported(experts, tmp_path, monkeypatch):
+    model = model_of(Routed(experts), TOKENS)
+    saved = model.save(tmp_path / "model.pt2")
+    assert np.array_equal(sl.load(saved).predict(TOKENS), model.predict(TOKENS))
+    sl.export(model, "onnxruntime", tmp_path)  # which compares the answers
+
+    class Direct(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(3, 8, 5))
+            self.register_buffer("ends", torch.tensor([1, 1, 4]))
+
+        def forward(self, x):
+            return experts(x.flatten(0, 1), self.weight, self.ends).unflatten(0, (-1, 6))
+
+    direct = model_of(Direct(), TOKENS)
+    assert not direct.predict(TOKENS)[0, 4:].any(), "past the last expert's rows"
+    sl.export(direct, "onnxruntime", tmp_path)
+    empty = SimpleNamespace(aten=torch.ops.aten, transformers=SimpleNamespace())  # as where nobody imported it
+    monkeypatch.setattr("slimline.frameworks.torch.allowed.torch", SimpleNamespace(ops=empty))
+    with pytest.raises(sl.SlimlineError, match="import transformers"):
+        sl.load(saved)
 
 
 @pytest.mark.parametrize("in_place", [False, True])

@@ -52,6 +52,13 @@ class KerasAdapter:
     layout: Literal["channels_last"] = "channels_last"
     marks_weights = False
 
+    @property
+    def namespace(self) -> Any:
+        """The array namespace in which it differentiates."""
+        import keras
+
+        return keras.ops
+
     def accepts(self, source: Any) -> bool:
         """Whether `source` is a `keras.Model`."""
         return isinstance(source, keras.Model)

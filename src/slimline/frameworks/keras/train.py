@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from slimline.basics.errors import SlimlineError
 from slimline.basics.named import Labels
-from slimline.frameworks.base import Array, Batch
+from slimline.frameworks.base import Array, Batch, Term, in_parts, teachers_of
 from slimline.frameworks.keras.canonical import canonical
 from slimline.frameworks.keras.device import computing, placed
 from slimline.frameworks.keras.functional import SEED_STATE, calls, like, variables
@@ -39,7 +39,7 @@ class KerasTrainer:
     def __init__(
         self,
         native: keras.Model,
-        teacher: keras.Model | None,
+        teacher: keras.Model | tuple[keras.Model, ...] | None,
         step: Training,
         seed: int,
         total_steps: int,
@@ -49,9 +49,9 @@ class KerasTrainer:
         self._wished = wished
         self._outputs = outputs
         with computing(wished):
-            self._start(native, teacher, step, seed)
+            self._start(native, teachers_of(teacher), step, seed)
 
-    def _start(self, native: keras.Model, teacher: keras.Model | None, step: Training, seed: int) -> None:
+    def _start(self, native: keras.Model, teachers: tuple[keras.Model, ...], step: Training, seed: int) -> None:
         if keras.backend.backend() != "tensorflow":
             raise SlimlineError(
                 f"Keras models are trained on the TensorFlow backend, not {keras.backend.backend()}: "
@@ -62,16 +62,17 @@ class KerasTrainer:
         self._student = fused(native)
         for source, own in zip(native.variables, self._student.variables, strict=True):
             own.trainable = source.trainable
-        self._teacher = None if teacher is None else fused(teacher)
+        self._sources = teachers
+        self._teachers = [fused(teacher) for teacher in teachers]
         seeds = [v for name, v in variables(self._student).items() if name.endswith(SEED_STATE)]
         for index, variable in enumerate(seeds):
             variable.assign(np.array([seed % 2**32, index], variable.dtype))
         self._decayed = [v.ndim > 1 for v in self._student.trainable_variables]
+        self._terms: list[tuple[Term, dict[str, keras.Variable]]] = []
         self._optimizer = self._make_optimizer()
         self._train: Callable[..., tuple[tf.Tensor, list[tf.Tensor]]] | None = None
         self._slopes: Callable[..., list[tf.Tensor]] | None = None
         self._last: list[tf.Tensor] = []
-        self._term: tuple[Sequence[str], Callable[[Any, Any], Any], float] | None = None
         self._masks: dict[str, tf.Variable] = {}
         self._infer = tf.function(_flat(self._student, training=False), input_signature=[_signature(self._student)])
 
@@ -93,12 +94,17 @@ class KerasTrainer:
     @placed
     def step(self, batch: Batch, rate: float) -> float:
         """One step of the optimiser at learning rate `rate`; the loss before it."""
-        operands = self._operands(batch)
+        parts = in_parts(batch, self._config.accumulate)
+        operands = [self._operands(part) for part in parts]
         if self._train is None:
-            self._train = self._compile(operands)
+            self._train = self._compile(operands[0])
         self._optimizer.learning_rate = rate
         with _bfloat16(self._config.precision == "bfloat16"):
-            loss, self._last = self._train(*operands)
+            if self._config.accumulate == 1:
+                loss, self._last = self._train(*operands[0])
+            else:
+                shares = [tf.constant(len(part[0][0]) / len(batch[0][0]), tf.float32) for part in parts]
+                loss, self._last = self._train(operands, shares)
         return float(loss)
 
     @placed
@@ -106,7 +112,7 @@ class KerasTrainer:
         """Keep weights at zero, and their moments where the mask is or was False."""
         weights = self._named
         slots = self._optimizer.variables[2:]  # behind its counter and its rate
-        each = len(slots) // len(weights)
+        each = len(slots) // (len(weights) + len(self._learned))
         places = {name: slots[i * each : (i + 1) * each] for i, name in enumerate(weights)}
         masks = {name: mask for name, mask in masks.items() if name in weights}  # what is frozen at zero stays so
         if set(masks) != set(self._masks):  # they are part of the compiled step
@@ -119,9 +125,18 @@ class KerasTrainer:
                 moment.assign(moment * stays)
 
     @placed
-    def penalise(self, values: Sequence[str], term: Callable[[Any, Any], Any], strength: float) -> None:
-        """Add ``strength`` times the mean of ``term(xp, activation)`` to the loss."""
-        self._term, self._train, self._slopes = (tuple(values), term, strength), None, None
+    def add(self, term: Term) -> None:
+        """Add a term to the training loss."""
+        # Named here, as Keras would number them anew in every process.
+        names = {name: f"term{len(self._terms)}_{name.replace('/', '_')}" for name in term.learned}
+        own = {n: keras.Variable(array, dtype="float32", name=names[n]) for n, array in term.learned.items()}
+        self._terms.append((term, own))
+        self._optimizer, self._train, self._slopes = self._make_optimizer(), None, None
+
+    @property
+    def _learned(self) -> list[keras.Variable]:
+        """Weights that only serve a term of the loss."""
+        return [variable for _, own in self._terms for variable in own.values()]
 
     @placed
     def weights(self) -> dict[str, Array]:
@@ -147,7 +162,7 @@ class KerasTrainer:
         if self._slopes is None:
             graph = self._graph(training=False)
             self._slopes = tf.function(lambda *x: graph(*x)[1], input_signature=self._signatures(operands))
-        return {n: np.array(g) for n, g in zip(self._named, self._slopes(*operands), strict=True)}
+        return {n: np.array(g) for n, g in zip(self._named, self._slopes(*operands), strict=False)}
 
     @cached_property
     def _named(self) -> dict[str, Any]:
@@ -162,7 +177,7 @@ class KerasTrainer:
         tensors = _tensors(inputs)
         if self._outputs is None:
             self._outputs = _described(self._infer(tensors), labels)
-        if self._teacher is not None and self._config.alpha == 1:
+        if self._teachers and self._config.alpha == 1:
             labels = None
         return tensors, [own for own in targets(self._outputs, labels) if own is not None]
 
@@ -192,14 +207,18 @@ class KerasTrainer:
 
     def _variables(self) -> dict[str, Any]:
         # By position: Keras numbers the paths of random states anew in every copy.
-        parts = {"model": self._student, "optimizer": self._optimizer}
-        return {f"{part}/{i}/{v.name}": v for part, owner in parts.items() for i, v in enumerate(owner.variables)}
+        parts = {
+            "model": self._student.variables,
+            "optimizer": self._optimizer.variables,
+            "learned": self._learned,
+        }
+        return {f"{part}/{i}/{v.name}": v for part, owned in parts.items() for i, v in enumerate(owned)}
 
     def _make_optimizer(self) -> keras.optimizers.Optimizer:
-        config, weights = self._config, self._student.trainable_variables
+        config, weights = self._config, [*self._student.trainable_variables, *self._learned]
         if config.optimizer == "adamw":
             optimizer = keras.optimizers.AdamW(config.learning_rate, weight_decay=config.weight_decay, epsilon=1e-8)
-            plain = [v for v, decayed in zip(weights, self._decayed, strict=True) if not decayed]
+            plain = [v for v in weights if v.ndim <= 1]
             optimizer.exclude_from_weight_decay(var_list=plain)
         else:
             optimizer = keras.optimizers.SGD(config.learning_rate, config.momentum, nesterov=config.momentum > 0)
@@ -214,61 +233,77 @@ class KerasTrainer:
         """The loss and its gradients, as a function to be compiled."""
         config, outputs = self._config, self._outputs
         assert outputs is not None
-        weights = self._student.trainable_variables
-        student = self._forward(training)
-        teacher = None if self._teacher is None else _logits(self._teacher, outputs, training=False)
+        weights = [*self._student.trainable_variables, *self._learned]
+        names = [name for term, _ in self._terms for name in term.students]
+        student = _forward(self._source, self._student, outputs, names, training)
+        names = [name for term, _ in self._terms for name in term.teachers]
+        tutors = [
+            _forward(source, teacher, outputs, () if index else names, training=False)
+            for index, (source, teacher) in enumerate(zip(self._sources, self._teachers, strict=True))
+        ]
 
         def run(inputs: list[tf.Tensor], labels: list[tf.Tensor]) -> tuple[tf.Tensor, list[tf.Tensor]]:
-            teachers = None if teacher is None else teacher(inputs)
+            every = [tutor(inputs) for tutor in tutors]
+            taught, known = None, every[0][1] if every else {}
+            if every:
+                answers = [logits for logits, _ in every]
+                taught = distillation.joint_teacher(keras.ops, config.loss, outputs, answers, config.temperature)
             with tf.GradientTape() as tape:
-                students, penalty = student(inputs)
-                loss = penalty + distillation.joint(
-                    keras.ops, config.loss, outputs, students, teachers, _by_output(outputs, labels),
-                    temperature=config.temperature, alpha=config.alpha,
+                students, seen = student(inputs)
+                loss = distillation.joint(
+                    keras.ops, config.loss, outputs, students, taught, _by_output(outputs, labels),
+                    temperature=config.temperature, alpha=config.alpha, beta=config.beta,
                 )  # fmt: skip
+                for term, own in self._terms:
+                    pair = [seen[name] for name in term.students], [known[name] for name in term.teachers]
+                    loss = term.value(keras.ops, *pair, own) + loss
             # Of a Keras variable TensorFlow cannot make the zeros where an output does not depend on it.
             gradients = tape.gradient(loss, [w.value for w in weights], unconnected_gradients="zero")
             return loss, [tf.convert_to_tensor(g) for g in gradients]
 
         return run
 
-    def _forward(self, training: bool) -> Callable[[list[tf.Tensor]], tuple[list[tf.Tensor], Any]]:
-        """The student's logits, and what is added to the loss."""
-        assert self._outputs is not None
-        if self._term is None:
-            plain = _logits(self._student, self._outputs, training)
-            return lambda inputs: (plain(inputs), 0.0)
-        values, term, strength = self._term
-        pairs = zip(calls(self._source), calls(self._student), strict=True)
-        copies = {name: t for old, new in pairs for name, t in zip(old.names, new.outputs, strict=True)}
-        probe = keras.Model(self._student.inputs, [*self._student.outputs, *(copies[name] for name in values)])
-        run, logits = _flat(probe, training), _as_logits(self._student, self._outputs)
-        number = len(self._outputs)
-
-        def forward(inputs: list[tf.Tensor]) -> tuple[list[tf.Tensor], Any]:
-            tensors = run(inputs)
-            seen = [tf.cast(a, tf.float32) for a in tensors[number:]]
-            return logits(tensors[:number]), strength / len(seen) * sum(term(keras.ops, a) for a in seen)
-
-        return forward
-
     def _compile(self, operands: tuple[Any, ...]) -> Callable[..., tuple[tf.Tensor, list[tf.Tensor]]]:
         """The training step as a compiled function."""
         named = self._named
-        weights = list(named.values())
+        weights = [*named.values(), *self._learned]
+        decayed = [*self._decayed, *(v.ndim > 1 for v in self._learned)]
         run = self._graph(training=True)
         coupled = self._config.weight_decay if self._config.optimizer == "sgd" else 0.0
 
-        def train(*operands: Any) -> tuple[tf.Tensor, list[tf.Tensor]]:
-            loss, slopes = run(*operands)
+        def update(slopes: list[tf.Tensor]) -> None:
+            masks = [*(self._masks.get(name) for name in named), *(None for _ in self._learned)]
             updates = slopes
+            if self._config.clip is not None:
+                updates = [g if mask is None else g * mask for mask, g in zip(masks, updates, strict=True)]
+                updates, _ = tf.clip_by_global_norm(updates, self._config.clip)
             if coupled:
-                updates = [g + coupled * w if d else g for g, w, d in zip(updates, weights, self._decayed, strict=True)]
-            updates = [g * self._masks[n] if n in self._masks else g for n, g in zip(named, updates, strict=True)]
+                updates = [g + coupled * w if d else g for g, w, d in zip(updates, weights, decayed, strict=True)]
+            updates = [g if mask is None else g * mask for mask, g in zip(masks, updates, strict=True)]
             self._optimizer.apply(updates, weights)
             for name, mask in self._masks.items():
                 named[name].assign(named[name] * mask)
-            return loss, slopes
+
+        if self._config.accumulate > 1:
+            gradient = tf.function(run, input_signature=self._signatures(operands))
+            change = tf.function(update)
+
+            def train_by_parts(
+                parts: list[tuple[Any, ...]], shares: list[tf.Tensor]
+            ) -> tuple[tf.Tensor, list[tf.Tensor]]:
+                every = [gradient(*part) for part in parts]
+                loss = sum(share * loss for share, (loss, _) in zip(shares, every, strict=True))
+                each = zip(*(slopes for _, slopes in every), strict=True)
+                slopes = [sum(share * g for share, g in zip(shares, of, strict=True)) for of in each]
+                change(slopes)
+                return loss, slopes[: len(named)]
+
+            return train_by_parts
+
+        def train(*operands: Any) -> tuple[tf.Tensor, list[tf.Tensor]]:
+            loss, slopes = run(*operands)
+            update(slopes)
+            return loss, slopes[: len(named)]
 
         signature = self._signatures(operands)
         compiled: Callable[..., tuple[tf.Tensor, list[tf.Tensor]]] = tf.function(train, input_signature=signature)
@@ -363,12 +398,25 @@ def _flat(model: keras.Model, training: bool) -> Callable[[list[tf.Tensor]], lis
     return run
 
 
-def _logits(
-    model: keras.Model, outputs: Sequence[Output], training: bool
-) -> Callable[[list[tf.Tensor]], list[tf.Tensor]]:
-    """The function from the flat inputs to the outputs as losses compare them."""
-    run, logits = _flat(model, training), _as_logits(model, outputs)
-    return lambda inputs: logits(run(inputs))
+def _forward(
+    source: keras.Model, copy: keras.Model, outputs: Sequence[Output], values: Sequence[str], training: bool
+) -> Callable[[list[tf.Tensor]], tuple[list[tf.Tensor], dict[str, tf.Tensor]]]:
+    """The function from the flat inputs to the outputs as losses compare them, and to inner values as float32 by the
+    names that they have in the source of a copy."""
+    logits, number, names = _as_logits(copy, outputs), len(outputs), list(dict.fromkeys(values))
+    if not names:
+        run = _flat(copy, training)
+        return lambda inputs: (logits(run(inputs)), {})
+    pairs = zip(calls(source), calls(copy), strict=True)
+    copies = {name: t for old, new in pairs for name, t in zip(old.names, new.outputs, strict=True)}
+    probe = _flat(keras.Model(copy.inputs, [*copy.outputs, *(copies[name] for name in names)]), training)
+
+    def forward(inputs: list[tf.Tensor]) -> tuple[list[tf.Tensor], dict[str, tf.Tensor]]:
+        tensors = probe(inputs)
+        seen = [tf.cast(a, tf.float32) for a in tensors[number:]]
+        return logits(tensors[:number]), dict(zip(names, seen, strict=True))
+
+    return forward
 
 
 def _as_logits(model: keras.Model, outputs: Sequence[Output]) -> Callable[[Sequence[tf.Tensor]], list[tf.Tensor]]:

@@ -33,6 +33,13 @@ class OnnxAdapter:
     layout: Literal["channels_first"] = "channels_first"
     marks_weights = True
 
+    @property
+    def namespace(self) -> Any:
+        """That of PyTorch, which trains."""
+        from slimline.frameworks.onnx.train import torch_adapter
+
+        return torch_adapter().namespace
+
     def accepts(self, source: Any) -> bool:
         """Whether `source` is an `onnx.ModelProto`."""
         return isinstance(source, onnx.ModelProto)

@@ -19,11 +19,14 @@ from slimline.frameworks.onnx.native import Editor, Native, is_standard
 from slimline.frameworks.onnx.operators import WEIGHTED, attribute, layer, root, stored
 from slimline.frameworks.onnx.run import outline
 from slimline.graph.quantization import Quantization
+from slimline.methods.dynamic import LEVELS
 from slimline.methods.formats import Format, IntegerGrid
 from slimline.runtimes.forms.onnx_graph import DOMAIN, FAKE_QUANTIZE, MARK
 
 _OWN = "slimline.low_high"
 """The note on a QuantizeLinear that slimline made: the least and the largest integer."""
+_DYNAMIC = "0 255"
+"""That note on a DynamicQuantizeLinear."""
 
 
 def fold(native: Native) -> Native:
@@ -113,7 +116,49 @@ def quantize(native: Native, quantization: Quantization) -> Native:
         own.metadata_props[_OWN] = _limits(grid)
         real = editor.append(own, "DequantizeLinear", [rounded, *numbers], axis, f"{name}_rounded")
         editor.redirect(value, real, keep=[own])
+    _round_inputs(editor, quantization.dynamic)
     return editor.done()
+
+
+def _round_inputs(editor: Editor, weights: Collection[str]) -> None:
+    """Let products with these weights read what they multiply rounded to the grid of its own range."""
+    rounded: dict[ir.Value, ir.Value] = {}
+    for product in [each for found in _products(editor.model, weights).values() for each in found]:
+        x = product.inputs[0]
+        assert x is not None
+        if x not in rounded:
+            source = x.producer()
+            at, place = (editor.first(), editor.insert) if source is None else (source, editor.append)
+            own = place(at, "DynamicQuantizeLinear", [x], None, f"{x.name}_integers").producer()
+            assert own is not None
+            own.metadata_props[_OWN] = _DYNAMIC
+            own.resize_outputs(3)
+            for output, what in zip(own.outputs[1:], ("scale", "zero_point"), strict=True):
+                output.name = editor.unique(f"{x.name}_{what}")
+                editor.values[output.name] = output
+            rounded[x] = editor.append(own, "DequantizeLinear", own.outputs, {}, f"{x.name}_rounded")
+        product.replace_input_with(0, rounded[x])
+
+
+def _products(model: ir.Model, weights: Collection[str]) -> dict[str, list[ir.Node]]:
+    """By weight, the products of something computed with it."""
+    found: dict[str, list[ir.Node]] = {name: [] for name in weights}
+    for node in model.graph:
+        weight = node.inputs[1] if is_standard(node, "MatMul", "Gemm") else None
+        if weight is not None and weight.name in found and root(node.inputs[0]) is None:
+            found[str(weight.name)].append(node)
+    return found
+
+
+def _dynamic_source(value: ir.Value | None) -> ir.Node | None:
+    """The operator that rounds what `value` is, if that is `_round_inputs`' own."""
+    real = None if value is None else value.producer()
+    codes = real.inputs[0] if real is not None and real.op_type == "DequantizeLinear" else None
+    own = None if codes is None else codes.producer()
+    if own is None or real is None or own.metadata_props.get(_OWN) != _DYNAMIC:
+        return None
+    pair = own.op_type == "DynamicQuantizeLinear" and tuple(real.inputs) == tuple(own.outputs)
+    return own if pair else None
 
 
 def format_mismatches(native: Native, quantization: Quantization) -> list[str]:
@@ -134,7 +179,18 @@ def format_mismatches(native: Native, quantization: Quantization) -> list[str]:
         pair = not others and len(readers) == 1 and readers[0].op_type == "DequantizeLinear"
         same = pair and all(_rounds_to(formats.get(name), each, node.metadata_props[_OWN]) for each in both)
         alike[name] = same and alike.get(name, True)
-    return [name for name in dict.fromkeys((*alike, *formats)) if not alike.get(name, False)]
+    different = [name for name in dict.fromkeys((*alike, *formats)) if not alike.get(name, False)]
+    products = _products(native.model, quantization.dynamic)
+    sources = {name: [_dynamic_source(node.inputs[0]) for node in found] for name, found in products.items()}
+    known = {node for found in products.values() for node in found}
+    strangers = [
+        str(node.inputs[0].name)
+        for node in native.model.graph
+        if (node.op_type == "DynamicQuantizeLinear" and node.inputs[0] is not None)
+        and not {user for real, _ in node.outputs[0].uses() for user, _ in real.outputs[0].uses()} <= known
+    ]
+    unrounded = [name for name, found in sources.items() if not found or None in found]
+    return list(dict.fromkeys((*different, *unrounded, *strangers)))
 
 
 def _rounds_to(each: Format | None, node: ir.Node, limits: str) -> bool:
@@ -214,6 +270,8 @@ def to_onnx(native: Native, example: tuple[Array, ...], integer: bool, weights: 
     for node in list(editor.graph):
         if node.op_type == "QuantizeLinear" and _OWN in node.metadata_props:
             _fuse(editor, node)
+        elif (rounding := _dynamic_source(node.outputs[0])) is not None:
+            _fuse_dynamic(editor, rounding, node)
     for value in list(editor.graph.initializers.values()):
         if MARK in value.metadata_props:
             _mark(editor, value)
@@ -234,6 +292,16 @@ def _mark(editor: Editor, value: ir.Value) -> None:
     rounding.outputs[0].shape, rounding.outputs[0].type = value.shape, value.type
     editor.graph.insert_before(editor.first(), rounding)
     editor.redirect(value, rounding.outputs[0], keep=[rounding])
+
+
+def _fuse_dynamic(editor: Editor, node: ir.Node, real: ir.Node) -> None:
+    """The pair that rounds to a grid of its own as the one operator that stands for it."""
+    attributes = {"low": 0, "high": LEVELS, "dynamic": 1}
+    rounding = ir.node(FAKE_QUANTIZE, [node.inputs[0]], attributes, domain=DOMAIN, name=str(node.name))
+    rounding.outputs[0].name = editor.unique(f"{real.outputs[0].name}_fake")
+    editor.graph.insert_before(node, rounding)
+    editor.values[str(rounding.outputs[0].name)] = rounding.outputs[0]
+    editor.redirect(real.outputs[0], rounding.outputs[0])
 
 
 def _fuse(editor: Editor, node: ir.Node) -> None:

@@ -22,8 +22,8 @@ from slimline.frameworks.onnx.run import LARGEST
 DEPTH, NODES, FUNCTIONS = 16, 200_000, 2_000
 """Levels of graphs in graphs, operators in all, and functions that a model may have."""
 FREE_BYTES, RATIO = 256 << 20, 100
-"""What the weights beside a file may take: so many bytes, or so many times those of their files if that is more, as
-tensors may share a place in them."""
+"""What the weights beside a file may take: so many bytes, or so many times those of their files if that is more.
+Tensors may share a place in them."""
 OLDEST = 7
 """The version of ONNX' operators from which models are read."""
 

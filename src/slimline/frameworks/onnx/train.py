@@ -5,6 +5,7 @@ Batch-norm statistics need no gradients: before training begins ONNX Runtime com
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from slimline.basics.errors import SlimlineError
-from slimline.frameworks.base import Adapter, Array, Batch, Trainer, adapter
+from slimline.frameworks.base import Adapter, Array, Batch, Term, Trainer, adapter, teachers_of
 from slimline.frameworks.onnx.native import Editor, Native, is_standard, reduce_node
 from slimline.frameworks.onnx.operators import attribute, stored
 from slimline.frameworks.onnx.rewrite import replace
@@ -101,7 +102,7 @@ class OnnxTrainer:
     def __init__(
         self,
         native: Native,
-        teacher: Native | None,
+        teacher: Native | tuple[Native, ...] | None,
         step: Training,
         seed: int,
         total_steps: int,
@@ -116,10 +117,14 @@ class OnnxTrainer:
         return _trainable(self._native)
 
     @cached_property
+    def _tutors(self) -> tuple[Trainable, ...]:
+        return tuple(_trainable(each) for each in teachers_of(self._teacher))
+
+    @cached_property
     def _trainer(self) -> Trainer:
-        tutor = None if self._teacher is None else _trainable(self._teacher).module
         self._begun = True
-        return torch_adapter().trainer(self._form.module, tutor, *self._settings)
+        tutors = tuple(each.module for each in self._tutors)
+        return torch_adapter().trainer(self._form.module, tutors, *self._settings)
 
     def refresh(self, batches: Iterable[Batch]) -> None:
         """Set every batch norm's statistics to the mean of those of `batches`, each normalised by its own."""
@@ -137,9 +142,11 @@ class OnnxTrainer:
         own = self._form.tensors
         self._trainer.hold({own[name]: mask for name, mask in masks.items() if name in own})
 
-    def penalise(self, values: Sequence[str], term: Callable[[Any, Any], Any], strength: float) -> None:
-        """Add ``strength`` times the mean of ``term(xp, activation)`` to the loss."""
-        self._trainer.penalise([self._form.values[name] for name in values], term, strength)
+    def add(self, term: Term) -> None:
+        """Add a term to the training loss."""
+        students = tuple(self._form.values[name] for name in term.students)
+        teachers = tuple(self._tutors[0].values[name] for name in term.teachers)
+        self._trainer.add(dataclasses.replace(term, students=students, teachers=teachers))
 
     def weights(self) -> dict[str, Array]:
         """Copies of the trained weights."""

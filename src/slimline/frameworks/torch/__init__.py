@@ -36,6 +36,13 @@ class TorchAdapter:
     layout: Literal["channels_first"] = "channels_first"
     marks_weights = True
 
+    @property
+    def namespace(self) -> Any:
+        """The array namespace in which it differentiates."""
+        import array_api_compat.torch as namespace
+
+        return namespace
+
     def accepts(self, source: Any) -> bool:
         """Whether `source` is an `nn.Module` or an exported program."""
         return isinstance(source, (torch.nn.Module, torch.export.ExportedProgram))

@@ -127,6 +127,9 @@ SIZES: dict[str, Callable[..., Any]] = {
 # Blocks with a graph of their own, which `inline` puts in their place.
 BLOCKS = {f"torch.ops.higher_order.{name}": name for name in ("wrap_with_set_grad_enabled", "wrap_with_autocast")}
 
+# Operators of other packages that rules read; they are there once that package is imported.
+FOREIGN = {"torch.ops.transformers.grouped_mm_fallback.default": "transformers.integrations.moe"}
+
 _OVERLOAD = re.compile(r"torch\.ops\.aten\.([A-Za-z0-9_]{1,80})\.([A-Za-z0-9_]{1,80})")
 
 
@@ -134,6 +137,10 @@ def known(target: str) -> bool:
     """Whether a file may call `target`, and this torch has it."""
     if target in SIZES or target in BLOCKS:
         return True
+    if target in FOREIGN:
+        _, _, space, name, overload = target.split(".")
+        packet = getattr(getattr(torch.ops, space), name, None)
+        return packet is not None and overload in packet.overloads()
     match = _OVERLOAD.fullmatch(target)
     if match is None or match[1] not in ATEN:
         return False

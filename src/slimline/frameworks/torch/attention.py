@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from slimline.frameworks.torch.operators import argument, aten, packet
+from slimline.frameworks.torch.operators import argument, aten, emitted, packet
 
 _ATTENTION = aten.scaled_dot_product_attention.default
 _BOUNDED = [
@@ -78,7 +78,6 @@ class _Written:
 
     def __init__(self, graph: fx.Graph, node: fx.Node, finite: set[str]) -> None:
         self.graph, self.node, self.finite = graph, node, finite
-        self.mode = node.meta["val"].fake_mode
 
     def result(self) -> fx.Node:
         """The node that gives what the attention gave."""
@@ -129,8 +128,4 @@ class _Written:
 
     def emit(self, target: Any, *args: Any) -> fx.Node:
         """Add an operator."""
-        node = self.graph.call_function(target, args)
-        node.meta = {k: v for k, v in self.node.meta.items() if k in ("nn_module_stack", "stack_trace")}
-        with self.mode, torch.no_grad():
-            node.meta["val"] = target(*(a.meta["val"] if isinstance(a, fx.Node) else a for a in args))
-        return node
+        return emitted(self.node, target, *args)

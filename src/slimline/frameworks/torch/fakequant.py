@@ -6,6 +6,7 @@ Fake quantization rounds a float tensor to its format, so that the float model c
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from slimline.basics.errors import SlimlineError
 from slimline.frameworks.torch.native import sharing
-from slimline.frameworks.torch.rounding import Rounder
+from slimline.frameworks.torch.rounding import Rounder, is_dynamic, round_dynamically
 from slimline.graph.quantization import Quantization
 from slimline.methods.formats import Format
 
@@ -22,6 +23,11 @@ _TRANSPOSED = {"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
 _FAKE_QUANTIZE = {"fake_quantize_per_tensor_affine", "fake_quantize_per_channel_affine"}
 _HOPS = 3
 """From a value to the last of the operators that round it, at most."""
+_DEPTH = 6
+"""Operators on the way from a value to what `round_dynamically` makes of it."""
+_TURNS = {"t", "transpose", "permute", "numpy_T", "mT"}
+_PRODUCTS = {"linear", "matmul", "mm", "bmm", "addmm"}
+"""Operators that have what is multiplied by a weight right before it."""
 _FOLDS = {"conv1d", "conv2d", "conv3d", "linear", *_TRANSPOSED}
 
 
@@ -63,8 +69,68 @@ def quantize(native: fx.GraphModule, quantization: Quantization) -> fx.GraphModu
         if node.op == "get_attr" and node.target in quantization.weights:
             with graph.inserting_before(first):
                 _round(simulated, node, quantization.weights[str(node.target)], str(node.target))
+    _round_inputs(simulated, quantization.dynamic)
     simulated.recompile()
     return simulated
+
+
+def _round_inputs(module: fx.GraphModule, weights: Collection[str]) -> None:
+    """Let products with these weights read what they multiply rounded to the grid of its own range."""
+    rounded: dict[fx.Node, fx.Node] = {}
+    for product, position in [each for found in _products(module, weights).values() for each in found]:
+        x = product.args[position]
+        assert isinstance(x, fx.Node)
+        if x not in rounded:
+            with module.graph.inserting_before(min((product, *x.users), key=list(module.graph.nodes).index)):
+                rounded[x] = round_dynamically(x)
+        product.update_arg(position, rounded[x])
+
+
+def _products(module: fx.GraphModule, weights: Collection[str]) -> dict[str, list[tuple[fx.Node, int]]]:
+    """By weight, the products with it and the position of what they multiply by it."""
+    found: dict[str, list[tuple[fx.Node, int]]] = {name: [] for name in weights}
+    for node in module.graph.nodes:
+        if node.op != "get_attr" or node.target not in found:
+            continue
+        turned = [node]
+        for each in turned:
+            for user in each.users:
+                if _packet(user) in _TURNS:
+                    turned.append(user)
+                elif _packet(user) in _PRODUCTS and (position := user.args.index(each)):
+                    found[str(node.target)].append((user, position - 1))
+    return found
+
+
+def _is_rounded(node: Any) -> bool:
+    """Whether `node` is what `round_dynamically` makes of another."""
+    source = node
+    for _ in range(_DEPTH):
+        source = source.args[0] if isinstance(source, fx.Node) and source.args else None
+    if not isinstance(node, fx.Node) or not isinstance(source, fx.Node):
+        return False
+    placeholder = fx.Graph().placeholder("x")
+    return _alike(round_dynamically(placeholder), node, placeholder, source)
+
+
+def _end(rounding: fx.Node) -> fx.Node:
+    """What `round_dynamically` made, of its operator that rounds; of somebody else's, what comes last of the like."""
+    for operator in ("add", "clamp", "sub", "mul"):
+        users = list(rounding.users)
+        if len(users) != 1 or _packet(users[0]) != operator:
+            break
+        rounding = users[0]
+    return rounding
+
+
+def _alike(expected: Any, actual: Any, placeholder: fx.Node, source: fx.Node) -> bool:
+    if not isinstance(expected, fx.Node) or not isinstance(actual, fx.Node):
+        return type(expected) is type(actual) and bool(expected == actual)
+    if expected is placeholder:
+        return actual is source
+    same = expected.target == actual.target and len(expected.args) == len(actual.args) and not actual.kwargs
+    pairs = zip(expected.args, actual.args, strict=False)
+    return same and all(_alike(one, other, placeholder, source) for one, other in pairs)
 
 
 def _round(module: fx.GraphModule, node: fx.Node, each: Format, name: str) -> None:
@@ -92,9 +158,17 @@ def format_mismatches(native: fx.GraphModule, quantization: Quantization) -> lis
             rounders |= operators
             unseen.discard(name)
     for node in native.graph.nodes:
-        if _packet(node) in _FAKE_QUANTIZE and node not in rounders:
+        if _packet(node) in _FAKE_QUANTIZE and node not in rounders and not is_dynamic(node):
             source = node.args[0]
             different[str(source.target if source.op == "get_attr" else source.name)] = None
+    products = _products(native, quantization.dynamic)
+    for name, found in products.items():
+        if not found or not all(_is_rounded(product.args[position]) for product, position in found):
+            different[name] = None
+    known = {product for found in products.values() for product, _ in found}
+    for node in native.graph.nodes:
+        if is_dynamic(node) and not set(_end(node).users) <= known:
+            different[node.name] = None
     return [*different, *sorted(unseen - different.keys())]
 
 

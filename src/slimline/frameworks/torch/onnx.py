@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from importlib import import_module
+from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import torch
-from onnxscript import values
+from onnxscript import opset18, values
 
 from slimline.basics.errors import SlimlineError
 from slimline.frameworks.base import Array
@@ -20,15 +24,19 @@ from slimline.frameworks.torch.attention import write_out
 from slimline.frameworks.torch.fakequant import fold, quantize
 from slimline.frameworks.torch.native import Native, export, output_names
 from slimline.frameworks.torch.operators import layer, packet
+from slimline.frameworks.torch.pairs import move_as_pairs
+from slimline.frameworks.torch.rounding import WHOLE
 from slimline.frameworks.torch.whole import whole
 from slimline.graph.quantization import Quantization
+from slimline.methods.dynamic import LEVELS
 from slimline.methods.formats import IntegerGrid
 from slimline.runtimes.forms.onnx import schema
-from slimline.runtimes.forms.onnx_graph import DOMAIN, FAKE_QUANTIZE
+from slimline.runtimes.forms.onnx_graph import DOMAIN, FAKE_QUANTIZE, attribute, replace
 
-if TYPE_CHECKING:
-    import onnx_ir as ir
+op: Any = opset18  # its operators are typed without those that may be left out
 
+_INT64 = 7
+_PARTS = ("scale", "zero_point", "low", "high")
 _MARK = IntegerGrid(np.ones((), np.float32), (), 8, True)
 
 
@@ -51,11 +59,13 @@ def to_onnx(native: Native, example: tuple[Array, ...], integer: bool, weights: 
         module = quantize(module, Quantization(weights=dict.fromkeys(weights, _MARK)))
     program = None
     try:
-        with _quiet(), whole(), torch.no_grad():
+        with _quiet(), _read_once(), whole(), torch.no_grad():
             program = export(module, example)
             write_out(program)
+            move_as_pairs(program)
             exported = torch.onnx.export(program, dynamo=True, verbose=False, custom_translation_table=_translations())
         assert exported is not None
+        _fuse_dynamic(exported.model.graph)
         _name_outputs(exported.model.graph, output_names(native))
         return exported.model
     except SlimlineError:
@@ -65,6 +75,26 @@ def to_onnx(native: Native, example: tuple[Array, ...], integer: bool, weights: 
             f"The model cannot be written as ONNX ({_reason(error, program)}): "
             "express that part of it by common operators."
         ) from error
+
+
+def _fuse_dynamic(graph: ir.Graph) -> None:
+    """Of what rounds to a grid made at run time, the one operator that stands for it; the rest is nobody's then."""
+    for node in list(graph):
+        if node.op_type != FAKE_QUANTIZE or tuple(attribute(node, name, None) for name in _PARTS) != WHOLE:
+            continue
+        scaling = None if node.inputs[0] is None else node.inputs[0].producer()
+        end: ir.Node | None = node
+        for operator in ("Add", "Clip", "Sub", "Mul"):
+            users = [] if end is None else [user for user, _ in end.outputs[0].uses()]
+            end = users[0] if len(users) == 1 and users[0].op_type == operator else None
+        if scaling is None or scaling.op_type != "Div" or end is None:
+            raise SlimlineError(
+                "The exporter changed how values are rounded to ranges found at run time: report this model to "
+                "slimline."
+            )
+        attributes = {"dynamic": 1, "low": 0, "high": LEVELS}
+        rounding = ir.node(FAKE_QUANTIZE, [scaling.inputs[0]], attributes, domain=DOMAIN, name=str(node.name))
+        replace(graph, end, [rounding])
 
 
 def _name_outputs(graph: ir.Graph, names: Sequence[str]) -> None:
@@ -79,6 +109,7 @@ def _name_outputs(graph: ir.Graph, names: Sequence[str]) -> None:
 
 def _translations() -> dict[Any, Callable[..., Any]]:
     """The ``custom_translation_table`` for `torch.onnx.export` that keeps rounding and recurrent operators whole."""
+    experts = getattr(torch.ops.transformers, "grouped_mm_fallback", None)  # registered by transformers, if it is used
     operator = values.Op(values.Opset(DOMAIN, 1), FAKE_QUANTIZE, schema())
 
     def tensor(x: Any, scale: float, zero_point: int, quant_min: int, quant_max: int) -> Any:
@@ -91,7 +122,64 @@ def _translations() -> dict[Any, Callable[..., Any]]:
         torch.ops.aten.fake_quantize_per_tensor_affine.default: tensor,
         torch.ops.aten.fake_quantize_per_channel_affine.default: channel,
         **onnx_recurrent.translations(),
+        **({experts.default: _experts} if experts else {}),
     }
+
+
+def _experts(rows: Any, weight: Any, ends: Any) -> Any:
+    """Runs of rows, each times its matrix, zero past the last run: every matrix times all rows, of which each row's
+    own is taken."""
+    weight = op.Pad(weight, op.Constant(value_ints=[0, 0, 0, 1, 0, 0]))
+    products = op.MatMul(op.Unsqueeze(rows, [0]), weight)
+    count = op.Gather(op.Shape(rows), op.Constant(value_int=0))
+    place = op.Range(op.Constant(value_int=0), count, op.Constant(value_int=1))
+    ends = op.Unsqueeze(op.Cast(ends, to=_INT64), [1])
+    expert = op.ReduceSum(op.Cast(op.GreaterOrEqual(op.Unsqueeze(place, [0]), ends), to=_INT64), [0], keepdims=0)
+    return op.GatherND(products, op.Concat(op.Unsqueeze(expert, [1]), op.Unsqueeze(place, [1]), axis=-1))
+
+
+@contextmanager
+def _read_once() -> Iterator[None]:
+    """Have the exporter read its own translations once, not at each export: that is half of the time of a small one.
+
+    torch promises none of the names that this takes, so where they are others the exporter does as it likes.
+    """
+    registry = _registry()
+    if registry is None:
+        yield
+        return
+    before = vars(registry)["from_torchlib"]
+
+    def from_torchlib(opset_version: int) -> Any:
+        known = _translations_of_torch(before, opset_version, "torchvision" in sys.modules)
+        copy = registry()
+        copy._opset_version = opset_version
+        copy.functions = {operator: list(ways) for operator, ways in known.functions.items()}
+        return copy
+
+    registry.from_torchlib = staticmethod(from_torchlib)
+    try:
+        yield
+    finally:
+        registry.from_torchlib = before
+
+
+@cache
+def _registry() -> Any:
+    """The exporter's class of translations, if it is as it was."""
+    try:
+        registry: Any = import_module("torch.onnx._internal.exporter._registration").ONNXRegistry
+        instance = registry()
+    except (ImportError, AttributeError, TypeError):
+        return None
+    known = isinstance(vars(registry).get("from_torchlib"), classmethod)
+    return registry if known and {"_opset_version", "functions"} <= vars(instance).keys() else None
+
+
+@cache
+def _translations_of_torch(read: Any, opset_version: int, vision: bool) -> Any:
+    """As torch reads them by its class method; those of torchvision's operators are there once that is loaded."""
+    return read.__get__(None, _registry())(opset_version)
 
 
 def _reason(error: BaseException, program: Any) -> str:
@@ -114,13 +202,16 @@ def _reason(error: BaseException, program: Any) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's remarks (missing torchvision, deprecations inside torch) off the user's terminal."""
-    logger = logging.getLogger("torch.onnx")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
+    """Keep the exporter's remarks (missing torchvision, deprecations inside torch, what is not folded) off the user's
+    terminal."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(before)
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)

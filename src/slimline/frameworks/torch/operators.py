@@ -57,3 +57,12 @@ def add_constant(native: fx.GraphModule, name: str, value: Tensor) -> str:
 def writes(node: fx.Node) -> bool:
     """Whether an operator writes into one of its arguments."""
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def emitted(origin: fx.Node, target: Any, *args: Any) -> fx.Node:
+    """A further operator of an exported program, where its graph inserts, in the layer of `origin`."""
+    node = origin.graph.call_function(target, args)
+    node.meta = {k: v for k, v in origin.meta.items() if k in ("nn_module_stack", "stack_trace")}
+    with origin.meta["val"].fake_mode, torch.no_grad():
+        node.meta["val"] = target(*(a.meta["val"] if isinstance(a, fx.Node) else a for a in args))
+    return node

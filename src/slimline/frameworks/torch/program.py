@@ -274,6 +274,8 @@ class _Builder:
         if self._nodes > NODES:
             raise Malformed(f"has more than {NODES:,} operators")
         if not allowed.known(node.target):
+            if node.target in allowed.FOREIGN:
+                raise Malformed(f"calls {node.target!r}: import {allowed.FOREIGN[node.target]} before it is loaded")
             raise Malformed(f"calls {node.target[:80]!r}, which is none of the operators that slimline reads")
         block = node.target in allowed.BLOCKS
         for argument in node.inputs:

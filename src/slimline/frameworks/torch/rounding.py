@@ -16,9 +16,13 @@ import torch
 from torch import fx
 
 from slimline.basics.errors import SlimlineError
+from slimline.methods.dynamic import LEVELS
 from slimline.methods.formats import FloatFormat, Format, IntegerGrid, Levels, Masked, Scaled
 
 _aten = torch.ops.aten
+_FAKE_QUANTIZE = _aten.fake_quantize_per_tensor_affine.default
+WHOLE = (1.0, 0, -256, 255)
+"""Scale, zero point and ends with which that operator rounds to whole numbers; no grid of 8 bits has such ends."""
 Store = Callable[[str, np.ndarray], fx.Node]
 
 
@@ -39,7 +43,7 @@ class Rounder:
         x = self.source
         if isinstance(each, IntegerGrid) and each.per_tensor:
             step = each.scale.item(), each.zero.item()
-            return self._call(_aten.fake_quantize_per_tensor_affine.default, x, *step, *_ends(each))
+            return self._call(_FAKE_QUANTIZE, x, *step, *_ends(each))
         if isinstance(each, IntegerGrid) and each.axis is not None:
             scale, zero = self.store("scale", each.scale.ravel()), self.store("zero_point", each.zero.ravel())
             args = x, scale, zero, each.axis, *_ends(each)
@@ -105,6 +109,30 @@ class Rounder:
         if all(value is not None for value in values):
             node.meta["val"] = operator(*values)
         return node
+
+
+def round_dynamically(source: fx.Node) -> fx.Node:
+    """The node that computes ``dynamic_grid(source).round(source)``, see `slimline.methods.dynamic`; put where the
+    graph's cursor is.
+
+    Numbers are divided by the scale before the operator of rounding sees them, which would multiply by its inverse.
+    """
+    put = Rounder(source, lambda part, array: source)._emit
+    low = put(_aten.clamp.default, put(_aten.min.default, source), None, 0.0)
+    high = put(_aten.clamp.default, put(_aten.max.default, source), 0.0)
+    span = put(_aten.sub.Tensor, high, low)
+    nothing = put(_aten.to.dtype, put(_aten.eq.Scalar, span, 0.0), torch.float32)
+    scale = put(_aten.add.Tensor, put(_aten.div.Tensor, span, float(LEVELS)), nothing)
+    zero = put(_aten.clamp.default, put(_aten.neg.default, put(_aten.div.Tensor, low, scale)), 0.0, float(LEVELS))
+    zero = put(_aten.round.default, zero)
+    whole = put(_FAKE_QUANTIZE, put(_aten.div.Tensor, source, scale), *WHOLE)
+    codes = put(_aten.clamp.default, put(_aten.add.Tensor, whole, zero), 0, LEVELS)
+    return put(_aten.mul.Tensor, put(_aten.sub.Tensor, codes, zero), scale)
+
+
+def is_dynamic(node: fx.Node) -> bool:
+    """Whether an operator is the rounding in what `round_dynamically` puts."""
+    return node.target is _FAKE_QUANTIZE and node.args[1:] == WHOLE
 
 
 def _ends(each: IntegerGrid) -> tuple[int, int]:

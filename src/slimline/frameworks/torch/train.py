@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import array_api_compat.torch as xp
@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from slimline.basics.errors import SlimlineError
 from slimline.basics.named import Labels
-from slimline.frameworks.base import Array, Batch
+from slimline.frameworks.base import Array, Batch, Term, in_parts, teachers_of
 from slimline.frameworks.torch.device import (
     CPU,
     computing,
@@ -32,6 +32,7 @@ from slimline.methods import distillation
 from slimline.methods.outputs import Output, described, targets
 from slimline.recipe.training import Training
 
+LEARNED = "learned/"
 _BATCH_NORM = torch.ops.aten.batch_norm.default
 _SOFTMAX = (torch.ops.aten.softmax.int, torch.ops.aten._softmax.default)
 
@@ -48,7 +49,7 @@ class TorchTrainer:
     def __init__(
         self,
         native: fx.GraphModule,
-        teacher: fx.GraphModule | None,
+        teacher: fx.GraphModule | tuple[fx.GraphModule, ...] | None,
         step: Training,
         seed: int,
         total_steps: int,
@@ -64,12 +65,13 @@ class TorchTrainer:
         self._outputs = outputs
         with computing(device):
             self._student = _Fast(native, device)
-            self._teacher = None if teacher is None else _Fast(teacher, device)
+            self._teachers = [_Fast(each, device) for each in teachers_of(teacher)]
         self._weights = {n: p for n, p in self._student.module.named_parameters() if p.requires_grad}
+        self._learned: dict[str, torch.nn.Parameter] = {}
         self._optimizer = _optimizer(self._weights, step)
         self._random = seeded(device, seed)
         self._masks: dict[str, Tensor] = {}
-        self._term: Callable[[], Tensor] | None = None
+        self._terms: list[Callable[[], Tensor]] = []
 
     def refresh(self, batches: Iterable[Batch]) -> None:
         """Set every batch norm's statistics to the mean of those of `batches`, dropout being on as in training."""
@@ -86,11 +88,14 @@ class TorchTrainer:
         self._optimizer.zero_grad(set_to_none=True)
         self._student.mode(training=True)
         with computing(self._device):
-            loss = self._backward(batch)
+            parts = in_parts(batch, self._config.accumulate)
+            loss = sum(self._backward(part, len(part[0][0]) / len(batch[0][0])) for part in parts)
             for name, mask in self._masks.items():
                 gradient = self._weights[name].grad
                 if gradient is not None:
                     gradient.mul_(mask)
+            if self._config.clip is not None:
+                torch.nn.utils.clip_grad_norm_(self._trained.values(), self._config.clip)
             for group in self._optimizer.param_groups:
                 group["lr"] = rate
             self._optimizer.step()
@@ -111,15 +116,26 @@ class TorchTrainer:
                     moment.mul_(stays)
         self._zero()
 
-    def penalise(self, values: Sequence[str], term: Callable[[Any, Any], Any], strength: float) -> None:
-        """Add ``strength`` times the mean of ``term(xp, activation)`` to the loss."""
-        seen = self._student.watch(values)
+    def add(self, term: Term) -> None:
+        """Add a term to the training loss."""
+        seen = self._student.watch(term.students)
+        taught = self._teachers[0].watch(term.teachers) if term.teachers else {}
+        own = {name: torch.nn.Parameter(move(torch.tensor(x), self._device)) for name, x in term.learned.items()}
+        self._learned |= {f"{len(self._terms)}/{name}": weight for name, weight in own.items()}
+        self._optimizer = _optimizer(self._trained, self._config)
 
-        def weighted() -> Tensor:
-            total: Tensor = sum(term(xp, activation.float()) for activation in seen)
-            return strength / len(seen) * total
+        def value() -> Tensor:
+            students = [seen[name].float() for name in term.students]
+            teachers = [taught[name].float() for name in term.teachers]
+            total: Tensor = term.value(xp, students, teachers, own)
+            return total
 
-        self._term = weighted
+        self._terms.append(value)
+
+    @property
+    def _trained(self) -> dict[str, torch.nn.Parameter]:
+        """All that the optimiser changes: the student's weights, and those that only serve a term of the loss."""
+        return self._weights | {f"{LEARNED}{name}": weight for name, weight in self._learned.items()}
 
     def weights(self) -> dict[str, Array]:
         """Copies of the trainable weights."""
@@ -146,16 +162,19 @@ class TorchTrainer:
     def _gradients(self) -> dict[str, Array]:
         return {n: _array(torch.zeros_like(w) if w.grad is None else w.grad) for n, w in self._weights.items()}
 
-    def _backward(self, batch: Batch) -> float:
-        """Gradients of the loss on a batch, and the loss."""
+    def _backward(self, batch: Batch, share: float = 1.0) -> float:
+        """Gradients of the loss on a batch, times its share in a larger one, added to those there are; that product."""
         inputs, labels = batch
         config, teachers = self._config, None
         low = torch.autocast(kind(self._device), torch.bfloat16, enabled=config.precision == "bfloat16")
-        if self._teacher is not None:
+        if self._teachers:
             with torch.no_grad(), low:
-                raw = self._teacher(inputs)
-                self._outputs = self._outputs or _described(raw, labels)
-                teachers = self._teacher.logits(raw, self._outputs)
+                every = []
+                for teacher in self._teachers:
+                    raw = teacher(inputs)
+                    self._outputs = self._outputs or _described(raw, labels)
+                    every.append(teacher.logits(raw, self._outputs))
+                teachers = distillation.joint_teacher(xp, config.loss, self._outputs, every, config.temperature)
         with drawing(self._device, self._random), low:
             raw = self._student(inputs)
             self._outputs = self._outputs or _described(raw, labels)
@@ -163,10 +182,12 @@ class TorchTrainer:
         own = None if teachers is not None and config.alpha == 1 else labels
         loss: Tensor = distillation.joint(
             xp, config.loss, self._outputs, students, teachers, _targets(self._outputs, own, self._device),
-            temperature=config.temperature, alpha=config.alpha,
+            temperature=config.temperature, alpha=config.alpha, beta=config.beta,
         )  # fmt: skip
-        if self._term is not None:
-            loss = loss + self._term()
+        for term in self._terms:
+            loss = loss + term()
+        if share != 1:
+            loss = share * loss
         loss.backward()  # type: ignore[no-untyped-call]
         return float(loss.detach())
 
@@ -186,7 +207,8 @@ class TorchTrainer:
         """Weights and buffers (``model/``), optimiser (``optimizer/NAME/…``) and ``random`` (of a GPU
         ``random/KIND``), all copies."""
         state = {f"model/{n}": _array(t) for n, t in self._student.module.state_dict().items()}
-        for name, weight in self._weights.items():
+        state |= {f"{LEARNED}{name}": _array(weight) for name, weight in self._learned.items()}
+        for name, weight in self._trained.items():
             for key, value in self._optimizer.state[weight].items():
                 state[f"optimizer/{name}/{key}"] = _array(value)
         return state | {random_name(self._device): _array(self._random)}
@@ -198,8 +220,10 @@ class TorchTrainer:
         with torch.no_grad():
             for name, tensor in self._student.module.state_dict().items():
                 tensor.copy_(tensors[f"model/{name}"])
+            for name, weight in self._learned.items():
+                weight.copy_(tensors[f"{LEARNED}{name}"])
         self._optimizer.state.clear()
-        for name, weight in self._weights.items():
+        for name, weight in self._trained.items():
             moments = {}
             for path, tensor in tensors.items():
                 place, _, key = path.rpartition("/")
@@ -339,17 +363,16 @@ class _Fast:
                     tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
         place(self.module, device)
 
-    def watch(self, values: Sequence[str]) -> list[Tensor]:
-        """A list that holds these values, by the names of fx nodes, of the last forward pass."""
-        seen: list[Tensor] = []
+    def watch(self, values: Collection[str]) -> dict[str, Tensor]:
+        """A dict that holds these values, by the names of fx nodes, of the last forward pass."""
+        seen: dict[str, Tensor] = {}
 
-        def see(index: int, value: Tensor) -> None:
-            seen[index:] = [value]
+        def see(name: str, value: Tensor) -> None:
+            seen[name] = value
 
-        nodes = [node for node in self.module.graph.nodes if node.name in values]
-        for index, node in enumerate(nodes):
+        for node in [node for node in self.module.graph.nodes if node.name in values]:
             with self.module.graph.inserting_after(node):
-                self.module.graph.call_function(see, (index, node))
+                self.module.graph.call_function(see, (node.name, node))
         self.module.recompile()
         return seen
 

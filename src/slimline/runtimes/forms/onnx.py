@@ -14,14 +14,16 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
 
 from slimline.basics.errors import SlimlineError
 from slimline.methods.formats import Format, IntegerGrid, along
+from slimline.runtimes.forms.onnx_dynamic import expand, pack_recurrent
 from slimline.runtimes.forms.onnx_graph import DOMAIN, FAKE_QUANTIZE, LAYER, attribute, replace
-from slimline.runtimes.forms.onnx_weights import pack, upgrade
+from slimline.runtimes.forms.onnx_weights import INT4_OPSET, pack, raise_opset, upgrade
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -37,7 +39,8 @@ NO_WEIGHTS: Mapping[str, Format] = MappingProxyType({})
 
 
 def schema() -> onnx.defs.OpSchema:
-    """Of the operator that stands for rounding: ``x``, and ``scales`` where there is one per position of ``axis``."""
+    """Of the operator that stands for rounding: ``x``, and ``scales`` where there is one per position of ``axis``;
+    where it is ``dynamic`` the grid is made of what is there when the model runs, as by DynamicQuantizeLinear."""
     parameter, field = onnx.defs.OpSchema.FormalParameter, onnx.defs.OpSchema.Attribute
     kinds = onnx.defs.OpSchema.AttrType
     optional = onnx.defs.OpSchema.FormalParameterOption.Optional
@@ -52,6 +55,7 @@ def schema() -> onnx.defs.OpSchema:
             field("scale", kinds.FLOAT, required=False),
             field("zero_point", kinds.INT, required=False),
             field("axis", kinds.INT, required=False),
+            field("dynamic", kinds.INT, required=False),
             field("low", kinds.INT),
             field("high", kinds.INT),
         ],
@@ -116,7 +120,11 @@ def store_weights(model: ir.Model, weights: Mapping[str, Format] = NO_WEIGHTS) -
 def _pack(model: ir.Model, weights: Mapping[str, Format], ragged: bool) -> None:
     """Name operators, and store weights that are stored by themselves."""
     upgrade(model, weights)
+    if any(node.op_type == FAKE_QUANTIZE and _is_weight(node) and grid_of(node).bits <= 4 for node in model.graph):
+        raise_opset(model, INT4_OPSET)
     name_nodes(model.graph)
+    expand(model.graph)
+    pack_recurrent(model, weights)
     pack(model, weights, ragged)
 
 
@@ -271,7 +279,13 @@ class _Expander:
             integers = np.ascontiguousarray(np.transpose(integers, order))
             axis = None if axis is None else list(order).index(axis)
         zeros = self._store(np.zeros(scales.shape, np.int8))  # QGemm and QLinearMatMul want them written out
-        stored = self._initializer(integers, f"{value.name}_quantized")
+        stored = self._initializer(
+            integers.astype(ml_dtypes.int4) if grid.bits <= 4 else integers, f"{value.name}_quantized"
+        )
+        if grid.bits <= 4:  # a constant that ONNX Runtime computes at load; it fuses no DequantizeLinear of int4
+            widened = ir.node("Cast", [stored], {"to": ir.DataType.INT8}, name="")
+            self.graph.insert_before(node, widened)
+            stored = widened.outputs[0]
         attributes = {} if axis is None else {"axis": axis}
         real = ir.node("DequantizeLinear", [stored, self._store(scales), zeros], attributes, name="")
         if turned is not None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from slimline.basics.errors import SlimlineError
+from slimline.methods.formats import IntegerGrid
+from slimline.runtimes.base import runtime
 from slimline.steps.base import Context, Forecast, Handler, StepResult
 from slimline.steps.quantization.step import StaticQuantization
 
@@ -35,11 +37,16 @@ class _Handler(Handler[StaticQuantization]):
             record["integer_layers"] = list(quantization.layers)
             record["weight_bits"] = undone.bits
             record["formats"] = quantization.summary()
+            notes = []
+            if any(isinstance(each, IntegerGrid) and each.bits < 7 for each in quantization.weights.values()):
+                notes.append(runtime(context.target).short_weights)
             if undone.bits < 8:
-                record["notes"] = [
+                notes.append(
                     f"weights have {undone.bits} bits, since integer kernels of {context.target} overflow with 8 on "
                     "this processor, which has no VNNI; compress on one that has for the last bit"
-                ]
+                )
+            if notes:
+                record["notes"] = notes
         return StepResult(undone.model, record)
 
     def forecast_needs(self, step: StaticQuantization) -> tuple[str, ...]:

@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from slimline.basics.errors import SlimlineError
-from slimline.graph.edits import FoldNorms, Round
+from slimline.graph.edits import FoldNorms, PutTensors, Round
 from slimline.graph.placement import Placement, place
 from slimline.graph.quantization import Quantization
-from slimline.methods.formats import IntegerGrid
-from slimline.methods.ranges import Observer, affine_grid, observer, symmetric_grid
+from slimline.methods.gram import Gram
+from slimline.methods.ranges import Observer, affine_grid, centred_grid, observer
 from slimline.model import Model
-from slimline.recipe.layers import first_match, refuse_unmatched
-from slimline.runtimes.base import runtime
+from slimline.recipe.layers import first_match
+from slimline.runtimes.base import names, runtime
+from slimline.steps.quantization.choices import Choices
+from slimline.steps.quantization.preparation import equalized
 from slimline.steps.quantization.step import StaticQuantization
+from slimline.steps.quantization.weights import QuantizedWeights, layer_grams, layer_means, short_weights
 
 _log = logging.getLogger(__name__)
 Array = np.ndarray[Any, np.dtype[Any]]
 Ranges = dict[frozenset[str], tuple[float, float]]
 """By the values that share a grid, their range."""
-_BIAS_STEPS = 2**30  # of the product of both scales that a bias may take: half of what int32 holds
 
 
 def calibrate(
@@ -35,6 +37,7 @@ def calibrate(
     exclude: Mapping[str, str] | None = None,
     known: Ranges | None = None,
     bits: int | None = None,
+    grams: dict[str, Gram] | None = None,
 ) -> Model:
     """A model that simulates the integer artifact of the runtime `policy`; `model` stays as it is.
 
@@ -46,45 +49,51 @@ def calibrate(
     known : ranges of the same model, step and batches from earlier calls, which are not observed again; new ones
         are added.
     bits : of the int8 weights; None takes what the runtime's kernels bear on this processor (`Runtime.weight_bits`).
+    grams : by operator, Gram matrices of inputs from earlier calls, as with `known`; where rounding asks for them,
+        `batches` are run through a second time.
 
     Raises
     ------
     SlimlineError : for a model that is quantized already, no layer to quantize, no batches, or NaN.
     """
     exclude = dict(exclude or {})
+    batches = batches if isinstance(batches, Sequence) else list(batches)
     folded, placement = placed(model, step, policy, exclude)
     ranges = observe_ranges(folded, placement, step, batches, {} if known is None else known)
     rules = runtime(policy).policy
     signed = (step.activations or rules.activations) == "int8"
     if rules.symmetric and not signed:
         raise SlimlineError(f"{policy} takes int8 activations without a zero point: leave activations out.")
+    grid = centred_grid if rules.symmetric or step.symmetric else affine_grid
     activations = {
-        name: _grid(placement.ranges.get(name, ranges[group]), signed, rules.symmetric)
+        name: affine_grid(*placement.ranges[name], signed=signed)
+        if name in placement.ranges
+        else grid(*ranges[group], signed=signed)
         for name, group in placement.groups.items()
     }
+    held = layer_grams(folded, placement, step, batches, {} if grams is None else grams)
+    means = layer_means(model, folded, placement, step, held)
+    own_bits = bits or runtime(policy).weight_bits
+    weights = QuantizedWeights(folded, placement, step, activations, own_bits, held, means, model.masks)
     quantization = Quantization(
         activations=activations,
-        weights=weight_grids(folded.parameters(), placement, activations, bits or runtime(policy).weight_bits),
+        weights=weights.grids,
         layers=placement.layers,
         float_layers={**placement.refused, **exclude},
     )
     _log.info("quantize %d layers, %d activations", len(placement.layers), len(activations))
+    if weights.tensors:
+        folded = replace(folded, native=folded.edit(PutTensors(weights.tensors)))
     native = folded.edit(Round(quantization, rules.composed))
     record = {**step.model_dump(mode="json"), "target": policy, "float_layers": dict(quantization.float_layers)}
     return model.then(native, record, quantization)
 
 
-def _grid(limits: tuple[float, float], signed: bool, symmetric: bool) -> IntegerGrid:
-    """Of an activation with these limits."""
-    if not symmetric:
-        return affine_grid(*limits, signed=signed)
-    return replace(symmetric_grid(np.asarray(limits, np.float64), None), narrow=False)
-
-
 def placed(
     model: Model, step: StaticQuantization, policy: str, exclude: Mapping[str, str] | None = None
 ) -> tuple[Model, Placement]:
-    """`model` with its norms folded, and where the grids go in it; the parameters are those of `calibrate`.
+    """`model` with its norms folded and its channels equalised, and where the grids go in it; the parameters are those
+    of `calibrate`.
 
     Raises
     ------
@@ -97,10 +106,10 @@ def placed(
     if rounded:
         raise SlimlineError(f"The network rounds {rounded[0]} by itself: load it as it was before it was quantized.")
     folded = Model(model.adapter, model.edit(FoldNorms()), model.example)
-    named = dict.fromkeys(node.layer for node in folded.graph.nodes if node.layer)
-    refuse_unmatched("layer for overrides", step.overrides, named, folded.graph.types)
-    own = {name: first_match((name,), step.overrides, folded.graph.types) for name in named}
-    floating = [name for name, pattern in own.items() if pattern and step.overrides[pattern].weights == "float32"]
+    if step.equalize:
+        folded, _ = equalized(folded)
+    choices = Choices.of(step, folded.graph)
+    floating = [name for name in choices.layers if choices.of_layers((name,)).type == "float32"]
     keep = (*step.keep, *map(_literal, (*floating, *exclude)))
     placement = place(folded.graph, runtime(policy).policy, step.layers, keep)
     if not placement.layers:
@@ -110,25 +119,37 @@ def placed(
             f"StaticQuantization finds no layer to quantize: layers={list(step.layers)} and keep={list(step.keep)} "
             "leave no convolution or linear layer with a stored weight."
         )
-    return folded, replace(placement, weights=_scaled_axes(folded, placement, step, policy))
+    placement = replace(placement, weights=_scaled_axes(folded, placement, choices, policy))
+    for layer in short_weights(folded.graph, placement, choices):
+        check_short(policy, layer)
+    return folded, placement
 
 
-def _scaled_axes(model: Model, placement: Placement, step: StaticQuantization, policy: str) -> Mapping[str, int | None]:
-    """By weight, the dimension that has one scale per position, by the step's overrides; None for one scale in all."""
+def _scaled_axes(model: Model, placement: Placement, choices: Choices, policy: str) -> Mapping[str, int | None]:
+    """By weight, the dimension that has one scale per position; None for one scale in all."""
     axes = dict(placement.weights)
     readers = model.graph.consumers()
     for name, axis in placement.weights.items():
         layers = [node.layer for node in readers[name]]
-        pattern = first_match(layers, step.overrides, model.graph.types)
-        granularity = None if pattern is None else step.overrides[pattern].granularity
-        if granularity == "channel" and axis is None:
+        choice = choices.of_layers(layers)
+        if choice.granularity == "channel" and axis is None:
+            where = "" if choice.pattern is None else f" of the override of {choice.pattern!r}"
             raise SlimlineError(
-                f"{policy} takes one scale for the weights of layer {layers[0]}: leave granularity out of the override "
-                f"of {pattern!r}."
+                f"{policy} takes one scale for the weights of layer {layers[0]}: leave granularity out{where}."
             )
-        if granularity == "tensor":
+        if choice.granularity == "tensor":
             axes[name] = None
     return axes
+
+
+def check_short(policy: str, layer: str) -> None:
+    """Refuse a target whose integer layers take no weights of fewer than 8 bits."""
+    if not runtime(policy).short_weights:
+        others = " or ".join(name for name in names() if runtime(name).short_weights)
+        raise SlimlineError(
+            f"{policy} computes with no int4 weights beside integer activations (layer {layer}): choose weights: int8, "
+            f"or the target {others}."
+        )
 
 
 def observe_ranges(
@@ -146,7 +167,8 @@ def observe_ranges(
     def observer_of(group: str) -> Observer:
         makers = [layer for name in placement.groups if name in members[group] for layer in placement.makers[name]]
         pattern = first_match(makers, step.overrides, model.graph.types)
-        return observer(*step.observation(pattern), f"value {group!r} of layer {placement.owners[group]!r}")
+        value = f"value {group!r} of layer {placement.owners[group]!r}"
+        return observer(*step.observation(pattern), value, symmetric=step.symmetric)
 
     observers = {group: observer_of(group) for group, key in keys.items() if key not in known}
     seen = 0
@@ -167,28 +189,6 @@ def observe_ranges(
             raise SlimlineError("There is no calibration batch: give calibration samples to StaticQuantization.")
     known.update({keys[group]: estimator.range() for group, estimator in observers.items()})
     return {group: known[key] for group, key in keys.items()}
-
-
-def weight_grids(
-    parameters: Mapping[str, Array], placement: Placement, activations: Mapping[str, IntegerGrid], bits: int = 8
-) -> dict[str, IntegerGrid]:
-    """Symmetric grids of the weights, wide enough that every bias fits int32 steps of input times weight scale.
-
-    `bits` are those of `Runtime.weight_bits`. Folded batch norm can leave a channel with next to no weight and an
-    ordinary bias; on the grid of that weight alone the bias would overflow.
-    """
-    grids = {}
-    for name, axis in placement.weights.items():
-        grid = symmetric_grid(parameters[name], axis, bits)
-        if name in placement.biases:
-            read, bias = placement.biases[name]
-            size = np.abs(np.asarray(parameters[bias], np.float64)).ravel()
-            step = float(activations[read].scale) * _BIAS_STEPS
-            own = size if axis is not None and size.size == grid.scale.size else size.max(keepdims=True)
-            scale = np.maximum(grid.scale.ravel(), own / step).astype(np.float32)
-            grid = replace(grid, scale=scale.reshape(grid.scale.shape))
-        grids[name] = grid
-    return grids
 
 
 def _literal(name: str) -> str:

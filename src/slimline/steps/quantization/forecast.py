@@ -9,12 +9,14 @@ from slimline.graph.cost import macs, node_macs
 from slimline.graph.ir import Graph
 from slimline.graph.placement import Placement
 from slimline.model import Model
-from slimline.recipe.layers import first_match, selected
+from slimline.recipe.layers import selected
 from slimline.steps.base import Forecast
 from slimline.steps.quantization.calibration import placed
+from slimline.steps.quantization.choices import Choices
 from slimline.steps.quantization.step import StaticQuantization
 
-_WEIGHT_BYTES, _SCALE_BYTES = 1, 4 + 1  # of an INT8 weight; of a float scale and a zero point
+_BITS = {"int8": 8, "int4": 4}
+_SCALE_BYTES = 4 + 1  # of a float scale and a zero point
 
 
 def forecast(step: StaticQuantization, model: Model, target: str) -> Forecast:
@@ -34,6 +36,8 @@ def forecast(step: StaticQuantization, model: Model, target: str) -> Forecast:
         lines.append(
             f"note: what turns out slower or wrong in integers on {target} goes back to float; only a run tells"
         )
+    choices, readers = Choices.of(step, graph), graph.consumers()
+    types = {name: choices.of_layers([node.layer for node in readers[name]]).type for name in placement.weights}
     return Forecast(
         replace(model, native=folded.native),
         f"puts {len(placement.layers)} layers and {len(placement.activations)} activations on grids of {target}",
@@ -45,7 +49,7 @@ def forecast(step: StaticQuantization, model: Model, target: str) -> Forecast:
             "integer_macs": part,
         },
         stored_bytes={
-            name: _WEIGHT_BYTES * math.prod(shape := graph.values[name].shape)
+            name: math.prod(shape := graph.values[name].shape) * _BITS[types[name]] // 8
             + _SCALE_BYTES * (1 if axis is None else shape[axis])
             for name, axis in placement.weights.items()
         },
@@ -55,14 +59,18 @@ def forecast(step: StaticQuantization, model: Model, target: str) -> Forecast:
 def _floating(graph: Graph, placement: Placement, step: StaticQuantization, target: str) -> dict[str, str]:
     """The layers that multiply and would stay in float, with the reason."""
     reasons: dict[str, str] = {}
+    choices = Choices.of(step, graph)
     for node in graph.nodes:
         layer = node.layer or node.name
         if layer in placement.layers or not node_macs(node, lambda name: graph.values[name].shape):
             continue
         if not selected((layer,), step.layers, step.keep, graph.types):
             reason = "layers and keep leave it out"
-        elif (own := first_match((layer,), step.overrides, graph.types)) and step.overrides[own].weights == "float32":
-            reason = f"the override of {own!r} leaves it out"
+        elif (choice := choices.of_layers((layer,))).type == "float32":
+            rule = (
+                "the rule of first and last layers" if choice.pattern is None else f"the override of {choice.pattern!r}"
+            )
+            reason = f"{rule} leaves it out"
         else:
             reason = placement.refused.get(layer, f"{target} is given no integers for {node.target or node.kind}")
         reasons.setdefault(layer, reason)

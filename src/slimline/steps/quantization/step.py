@@ -11,8 +11,8 @@ from slimline.recipe.config import Config
 from slimline.recipe.layers import Globs, LayerPattern
 from slimline.recipe.step import Step
 
-ObserverName = Literal["minmax", "percentile", "mse"]
-WeightType = Literal["int8", "float32"]
+ObserverName = Literal["minmax", "moving_average", "percentile", "mse", "entropy"]
+WeightType = Literal["int8", "int4", "float32"]
 Granularity = Literal["tensor", "channel"]
 Percentage = Annotated[float, Field(gt=50, le=100)]
 
@@ -23,7 +23,7 @@ class QuantizationOverride(Config):
     Attributes
     ----------
     observer, percentile : of the values that these layers make.
-    weights : ``int8``, or ``float32`` for layers that stay in float.
+    weights : ``int8``, ``int4``, or ``float32`` for layers that stay in float.
     granularity : whether a weight has one scale in all (``tensor``) or one per output channel (``channel``); else what
         the target takes best.
     """
@@ -39,10 +39,29 @@ class StaticQuantization(Step):
 
     Attributes
     ----------
-    weights : ``int8``, symmetric, per output channel.
-    activations : ``uint8`` or ``int8``, affine, per tensor; None takes what the target runs fastest
+    weights : ``int8`` or ``int4``, symmetric, per output channel. What a target does with int4 is in its report; one
+        that takes none refuses it.
+    rounding : of weights. ``nearest`` is to the nearest code of a scale that holds the largest weight; ``mse`` searches
+        each scale for the least error of the outputs; ``gptq`` does that and lets later weights make up for the error
+        of earlier ones (Frantar et al. 2022, arXiv:2210.17323); ``adaround`` chooses up or down for each weight, for
+        the least error of the outputs (Nagel et al. 2020, arXiv:2004.10568). All by the calibration samples.
+    equalize : bring the channels between two layers to like ranges first, which changes no answer (cross-layer
+        equalisation, Nagel et al. 2019, arXiv:1906.04721); where nothing but ReLU, its leaky forms and pooling lies
+        between.
+    bias_correction : let the bias of each layer make up for what the rounding of its weights does to the mean of its
+        output; the mean of its input is that of the calibration samples (``empirical``), or what the batch norm before
+        it says (``analytic``; layers without one are left as they are).
+    granularity : whether weights have one scale in all (``tensor``) or one per output channel (``channel``); None takes
+        what the target runs best.
+    first_layers, last_layers : another of `weights` for layers that read no other layer with weights, and for those
+        that none reads; None leaves them like the rest. An override goes before.
+    activations : ``uint8`` or ``int8``, per tensor; None takes what the target runs fastest
         (``uint8`` on ONNX Runtime, ``int8`` on LiteRT).
-    observer : ``minmax``, ``percentile`` or ``mse`` (the range of least squared rounding error).
+    symmetric : of activations, whether zero is the middle of the codes (of ``uint8`` the first code, where a value is
+        never negative); else each has a zero point of its own. Some targets take symmetric ones only.
+    observer : the range of an activation: ``minmax`` is all that calibration saw, ``moving_average`` that of the latest
+        batches, ``percentile`` all but a tail, ``mse`` the range of least squared rounding error, ``entropy`` the one
+        of least Kullback-Leibler divergence.
     percentile : of the absolute tail that `percentile` keeps, in percent.
     samples, batch_size : calibration samples, and how many at a time.
     layers, keep : globs of the layers to quantize and of those to leave in float.
@@ -55,8 +74,15 @@ class StaticQuantization(Step):
     kind = "quantization"
     computes_in_integers = True
     step: Literal["StaticQuantization"] = "StaticQuantization"
-    weights: Literal["int8"] = "int8"
+    weights: Literal["int8", "int4"] = "int8"
+    rounding: Literal["nearest", "mse", "gptq", "adaround"] = "nearest"
+    equalize: bool = False
+    bias_correction: Literal["empirical", "analytic"] | None = None
+    granularity: Granularity | None = None
+    first_layers: WeightType | None = None
+    last_layers: WeightType | None = None
     activations: Literal["uint8", "int8"] | None = None
+    symmetric: bool = False
     observer: ObserverName = "mse"
     percentile: Percentage = 99.99
     samples: Annotated[int, Field(ge=1)] = 512

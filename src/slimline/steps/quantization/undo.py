@@ -13,6 +13,7 @@ import hashlib
 import logging
 import math
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,7 @@ from slimline.data.splits import first
 from slimline.files.decisions import checked
 from slimline.measure.limits import Cost, Trial, judged_batch
 from slimline.measure.parity import compare
+from slimline.methods.gram import Gram
 from slimline.methods.outputs import bare
 from slimline.methods.search import culprits
 from slimline.model import Model
@@ -37,6 +39,7 @@ from slimline.steps.quantization.step import StaticQuantization
 if TYPE_CHECKING:
     from slimline.measure.figures import Latency
     from slimline.measure.parity import Parity
+    from slimline.recipe.step import Step
     from slimline.steps.base import Context
 
 log = logging.getLogger(__name__)
@@ -64,39 +67,44 @@ class Undone:
 
 
 def quantize_what_pays(model: Model, step: StaticQuantization, context: Context, gate: bool = True) -> Undone:
-    """Quantize `model`, and put back what is slower or wrong in integers.
+    """`model` on calibrated grids where these pay, see `what_pays`."""
+    return what_pays(StaticArtifacts(model, step, context), step.undo, context, gate)
+
+
+def what_pays(artifacts: Artifacts, undo: bool, context: Context, gate: bool = True) -> Undone:
+    """The quantized model, with what is slower or wrong in integers put back.
 
     All of it goes back where integers as a whole are slower than float, or where no choice of layers passes the parity
     gate.
 
     Parameters
     ----------
+    undo : whether anything goes back.
     gate : whether the artifact has to agree with its simulation; False for an estimate, whose weights are not trained.
     """
-    assert context.data is not None
-    artifacts = Artifacts(model, step, context)
-    if not step.undo or artifacts.runtime.elsewhere:  # what is slower or wrong shows where artifacts run
+    if not undo or artifacts.runtime.elsewhere:  # what is slower or wrong shows where artifacts run
         return Undone(artifacts.quantized({}), bits=artifacts.bits)
+    model, name = artifacts.model, artifacts.step.step
     with tempfile.TemporaryDirectory(prefix="slimline-undo-") as folder:
         artifacts.folder = Path(folder)
-        answer = context.decide(_question(model, step, context), lambda: by_the_clock(artifacts, context.seed))
+        answer = context.decide(_question(artifacts, context), lambda: by_the_clock(artifacts, context.seed))
         clock = checked(Clocked, answer, "what the clock said of integers")
         record = clock.model_dump(mode="json", exclude={"back", "slower"})
         if clock.slower:
-            return Undone(model, [{"what": step.step, "reason": clock.slower}], record)
+            return Undone(model, [{"what": name, "reason": clock.slower}], record)
         back = dict.fromkeys(clock.back, SLOWER)
         if gate:
             gated = checked(Gated, context.decide("parity", lambda: _agreeing(artifacts, back)), "the parity gate")
             record["parity_artifacts"] = gated.artifacts
             if gated.back is None:
                 reason = f"no choice of layers passes the parity gate on {context.target} ({gated.reason})"
-                return Undone(model, [{"what": step.step, "reason": reason}], record)
+                return Undone(model, [{"what": name, "reason": reason}], record)
             wrong = f"in integers the artifact disagreed with its simulation: {gated.reason}"
             back |= dict.fromkeys(gated.back, wrong)
             if gated.back:
                 again = context.decide("undo-again", lambda: {"slower": _slower(artifacts, back, context.seed)})
                 if slower := checked(Again, again, "what the clock said of integers").slower:
-                    return Undone(model, [{"what": step.step, "reason": slower}], record)
+                    return Undone(model, [{"what": name, "reason": slower}], record)
         refused = [{"what": layer, "reason": reason} for layer, reason in back.items()]
         return Undone(artifacts.quantized(back), refused, record, artifacts.bits)
 
@@ -165,29 +173,37 @@ class Candidates(Protocol):
         """By artifact, in interleaved rounds."""
 
 
-class Artifacts:
-    """The real ones, see `Candidates`."""
+class Artifacts(ABC):
+    """The real ones, see `Candidates`.
+
+    Parameters
+    ----------
+    batches : inputs that are timed and compared with, at least one batch.
+    """
 
     folder: Path
 
-    def __init__(self, model: Model, step: StaticQuantization, context: Context) -> None:
-        assert context.data is not None
+    def __init__(self, model: Model, step: Step, context: Context, batches: list[tuple[np.ndarray, ...]]) -> None:
         self.model, self.step, self.target, self.threads = model, step, context.target, context.threads
         self.judged, self.seed = judged_batch(context.batch_sizes), context.seed
-        self.batches = first(context.data.split("calibration"), step.samples, step.batch_size)
+        self.batches = batches
         self.runtime = runtime(context.target)
         # What the processor bears is decided once, as what a clock says is.
         bits = context.decide("weight-bits", lambda: {"bits": self.runtime.weight_bits})
         self.bits = checked(WeightBits, bits, "the bits of weights").bits
         self.count = 0
-        self._ranges: Ranges = {}
         self._batch = 0
         self._simulations: dict[frozenset[str], Model] = {}
         self._paths: dict[frozenset[str] | None, Path] = {}
 
+    @property
+    @abstractmethod
+    def settings(self) -> tuple[object, ...]:
+        """What of the step decides which layers compute in integers."""
+
+    @abstractmethod
     def quantized(self, back: Mapping[str, str]) -> Model:
         """With these layers in float; they and the reasons are in its history."""
-        return calibrate(self.model, self.step, self.batches, self.target, back, self._ranges, self.bits)
 
     def simulation(self, back: Sequence[str]) -> Model:
         """What the artifact with these layers in float should compute."""
@@ -253,6 +269,25 @@ class Artifacts:
         references = simulation.outputs(*rows)
         known = bare(simulation.output_names, references)
         return compare(references, session.outputs(rows), integer=True, known=known)
+
+
+class StaticArtifacts(Artifacts):
+    """Those of `StaticQuantization`."""
+
+    def __init__(self, model: Model, step: StaticQuantization, context: Context) -> None:
+        assert context.data is not None
+        super().__init__(model, step, context, first(context.data.split("calibration"), step.samples, step.batch_size))
+        self._static = step
+        self._ranges: Ranges = {}
+        self._grams: dict[str, Gram] = {}
+
+    @property
+    def settings(self) -> tuple[object, ...]:
+        return self._static.layers, self._static.keep, self._static.activations
+
+    def quantized(self, back: Mapping[str, str]) -> Model:
+        known = self._ranges, self.bits, self._grams
+        return calibrate(self.model, self._static, self.batches, self.target, back, *known)
 
 
 def by_the_clock(artifacts: Candidates, seed: int = 0) -> dict[str, Any]:
@@ -363,11 +398,11 @@ def _slower(artifacts: Artifacts, back: Mapping[str, str], seed: int) -> str:
     return f"in integers the artifact takes {1 / gain.ratio:.2f} times as long as in float on {artifacts.target}"
 
 
-def _question(model: Model, step: StaticQuantization, context: Context) -> str:
+def _question(artifacts: Artifacts, context: Context) -> str:
     """The name of the clock's decision, by all that it depends on: the same shapes need not be timed again."""
-    graph = model.graph
+    graph = artifacts.model.graph
     shapes = [(name, graph.values[name].shape) for name in (*graph.inputs, *sorted(graph.trainable))]
-    settings = step.layers, step.keep, step.activations, context.target, context.batch_sizes, context.threads
+    settings = *artifacts.settings, context.target, context.batch_sizes, context.threads
     return f"undo-{hashlib.sha256(repr((shapes, settings)).encode()).hexdigest()[:12]}"
 
 

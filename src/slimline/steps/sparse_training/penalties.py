@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from slimline.basics.errors import SlimlineError
-from slimline.frameworks.base import Batch, Trainer
+from slimline.frameworks.base import Batch, Term, Trainer
 from slimline.graph.groups import Groups
 from slimline.graph.units import Units
 from slimline.methods import activations, gates
@@ -77,7 +77,7 @@ class Penalty(Companion):
         """Put the terms into the loss."""
         if self.terms:
             term = activations.l1 if self.step.penalty == "l1" else activations.hoyer_square
-            trainer.penalise(self.terms, term, self.step.strength_at(1.0))
+            trainer.add(Term.mean(self.terms, term, self.step.strength_at(1.0)))
 
     def after(self, trainer: Trainer, rate: float, batch: Batch) -> None:
         """Count the step."""

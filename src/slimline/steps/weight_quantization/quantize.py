@@ -20,18 +20,16 @@ from slimline.graph.edits import FoldNorms, PutTensors
 from slimline.graph.ir import Node
 from slimline.graph.matrix import LayerMatrix, matrices
 from slimline.graph.quantization import Quantization
-from slimline.methods.formats import Array, Blocks, IntegerGrid, Scaled, spread
-from slimline.methods.gptq import gptq, nearest_of, sweeps
-from slimline.methods.gram import Gram, output_energy
-from slimline.methods.hqq import half_quadratic
-from slimline.methods.obs import damped
-from slimline.methods.scales import Energy, fitting_blocks, least_squares, widest
+from slimline.methods.formats import Array, Blocks, Scaled
+from slimline.methods.gram import Gram
+from slimline.methods.scales import fitting_blocks, widest
 from slimline.model import Model
 from slimline.model.lowering import check_marks, check_stored
 from slimline.recipe.layers import first_match, refuse_unmatched, selected
 from slimline.runtimes.base import Runtime, runtime
 from slimline.steps.base import Context, StepResult
 from slimline.steps.weight_quantization.step import WeightQuantization
+from slimline.steps.weight_rounding import MEASURED, SECOND_ORDER, WeightRounding
 
 _log = logging.getLogger(__name__)
 
@@ -108,9 +106,10 @@ def quantize(model: Model, step: WeightQuantization, context: Context) -> StepRe
     tensors: dict[str, Array] = {}
     layers: dict[str, dict[str, Any]] = {}
     for name, weight in weights.items():
-        worker = _Rounding(step, stored[name], weight, grams.get(weight.node.name), model.masks.get(name))
-        formats[name], tensors[name] = worker.rounded(formats[name])
-        each = formats[name]
+        gram, mask = grams.get(weight.node.name), model.masks.get(name)
+        worker = WeightRounding(stored[name], weight.matrix, gram, mask, step.damping)
+        each = formats[name] = worker.fitted(formats[name], step.rounding)
+        tensors[name] = worker.rounded(each, step.rounding)
         layers[weight.layer] = {
             "format": each.describe(),
             "bits": round(each.bits_per_value(tensors[name].shape), 3),
@@ -140,14 +139,14 @@ def _grams(
 ) -> Mapping[str, Gram]:
     """By operator the Gram matrix of what it reads, where rounding asks for it and there are samples."""
     layers = [weight.matrix for weight in weights.values() if weight.matrix is not None]
-    if step.rounding not in ("mse", "gptq") or not layers:
+    if step.rounding not in MEASURED or not layers:
         return {}
     data = context.data
     if data is None or not data.has("calibration"):
-        if step.rounding == "gptq":
+        if step.rounding in SECOND_ORDER:
             raise SlimlineError(
-                "WeightQuantization with gptq needs data: pass slimline.Data with calibration or training samples, or "
-                "choose the rounding hqq."
+                f"WeightQuantization with {step.rounding} needs data: pass slimline.Data with calibration or training "
+                "samples, or choose the rounding hqq."
             )
         return {}
     return collect(model, layers, first(data.split("calibration"), step.samples, step.batch_size))
@@ -175,71 +174,3 @@ def _blocks(shape: Sequence[int], node: Node, size: int | None) -> Blocks:
     outputs = [d for d in plain if all(axis in written for axis in dims[d])]
     inputs = [d for d in plain if all(axis in read and axis not in written for axis in dims[d])]
     return fitting_blocks(shape, outputs, inputs, kernel, size)
-
-
-class _Rounding:
-    """The rounding of one weight."""
-
-    def __init__(
-        self, step: WeightQuantization, weight: Array, of: _Weight, gram: Gram | None, mask: Array | None
-    ) -> None:
-        self.step, self.weight, self.matrix, self.gram, self.mask = step, weight, of.matrix, gram, mask
-
-    def rounded(self, each: Scaled) -> tuple[Scaled, Array]:
-        """The format, and the numbers of it that take the weight's place."""
-        if self.step.rounding in ("mse", "gptq"):
-            each = least_squares(self.weight, each, self._energy(each))
-        elif self.step.rounding == "hqq" and isinstance(each, IntegerGrid):
-            each = half_quadratic(self.weight, each)
-        nearest = each.round(self.weight)
-        if self.step.rounding != "gptq" or self.matrix is None or self.gram is None:
-            return each, nearest
-        better = self.matrix.tensor(self._second_order(each, nearest), self.weight.shape)
-        return each, each.round(better.astype(self.weight.dtype))
-
-    def error(self, rounded: Array) -> float:
-        """Of the layer's output where its inputs are known, else of the weight; relative to its energy."""
-        change = np.asarray(self.weight - rounded, np.float64)
-        if self.matrix is None or self.gram is None:
-            return float((change**2).sum() / (np.asarray(self.weight, np.float64) ** 2).sum().clip(1e-300))
-        parts = [output_energy(self.matrix.matrix(x), self.gram.second).sum() for x in (change, self.weight)]
-        return float(parts[0] / max(parts[1], 1e-300))
-
-    def _energy(self, each: Scaled) -> Energy:
-        """What an error of the weights costs: of the output, as far as weights of one scale make it together."""
-        layer = self.matrix
-        if layer is None or self.gram is None:
-            return np.square
-        count = np.arange(each.scale.size).reshape(each.scale.shape)
-        blocks = self._in_matrix(count, each)[:, 0]  # the same for all outputs, but for where they begin
-        together = blocks[:, :, None] == blocks[:, None, :]
-        h = np.stack([damped(second, self.step.damping) for second in self.gram.second]) * together
-
-        def energy(error: Array) -> Array:
-            matrix = layer.matrix(error)
-            return layer.tensor(matrix * (matrix @ h), error.shape)
-
-        return energy
-
-    def _in_matrix(self, per_block: Array, each: Scaled) -> Array:
-        """What there is per block, for every weight of the matrix."""
-        assert self.matrix is not None
-        shape = self.weight.shape
-        return self.matrix.matrix(np.broadcast_to(spread(per_block, each.blocks, shape), shape))
-
-    def _second_order(self, each: Scaled, nearest: Array) -> Array:
-        """By GPTQ and coordinate descent behind it, ``(groups, outputs, inputs)``; a row that is no better so stays
-        rounded to nearest."""
-        assert self.matrix is not None and self.gram is not None
-        scale = self._in_matrix(each.scale, each)
-        zero = self._in_matrix(each.zero, each) if isinstance(each, IntegerGrid) else np.zeros_like(scale)
-        weight = np.asarray(self.matrix.matrix(self.weight), np.float64)
-        keep = None if self.mask is None else self.matrix.matrix(self.mask)
-        result = np.array(self.matrix.matrix(nearest), np.float64)
-        for group, second in enumerate(self.gram.second):
-            h, own = damped(second, self.step.damping), None if keep is None else keep[group]
-            code = nearest_of(each, scale[group], zero[group])
-            refined = sweeps(weight[group], gptq(weight[group], h, code, own), h, code, own)
-            errors = [output_energy((weight[group] - x)[None], h[None])[0] for x in (refined, result[group])]
-            result[group] = np.where((errors[0] < errors[1])[:, None], refined, result[group])
-        return result

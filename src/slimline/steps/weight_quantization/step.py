@@ -10,6 +10,7 @@ from slimline.basics.errors import SlimlineError
 from slimline.recipe.config import Config
 from slimline.recipe.layers import Globs, LayerPattern
 from slimline.recipe.step import Step
+from slimline.steps.weight_rounding import MEASURED, SECOND_ORDER, RoundingName
 
 WeightType = Literal["int8", "int4", "int3", "int2", "fp16", "bf16", "fp8_e4m3", "fp8_e5m2"]
 GroupSize = Annotated[int, Field(ge=1)] | Literal["channel"]
@@ -42,9 +43,10 @@ class WeightQuantization(Step):
     rounding : ``nearest`` is to the nearest code of a scale that holds the largest weight; ``mse`` searches each scale
         for the least squared error, weighted by the inputs' energy where there are calibration samples; ``gptq`` does
         that and lets later weights make up for the error of earlier ones, by calibration samples (Frantar et al. 2022,
-        arXiv:2210.17323); ``hqq`` fits scales that ignore outliers, without data (Badri and Shaji 2023).
+        arXiv:2210.17323); ``adaround`` does it by choosing up or down for each weight, of integers (Nagel et al. 2020,
+        arXiv:2004.10568); ``hqq`` fits scales that ignore outliers, without data (Badri and Shaji 2023).
     samples, batch_size : calibration samples, and how many at a time.
-    damping : part of the mean diagonal of a Gram matrix that is added to it, with ``gptq``.
+    damping : part of the mean diagonal of a Gram matrix that is added to it, with ``mse``, ``gptq`` and ``adaround``.
     layers, keep : patterns of the layers whose weights are rounded, and of those that stay as they are.
     overrides : by pattern of layers, their own ``{"dtype": …, "group_size": …}``; the first pattern that fits counts.
     """
@@ -54,7 +56,7 @@ class WeightQuantization(Step):
     dtype: WeightType = "int8"
     group_size: GroupSize | None = None
     symmetric: bool = True
-    rounding: Literal["nearest", "mse", "gptq", "hqq"] = "mse"
+    rounding: RoundingName = "mse"
     samples: Annotated[int, Field(ge=1)] = 512
     batch_size: Annotated[int, Field(ge=1)] = 64
     damping: Annotated[float, Field(gt=0, le=1)] = 0.01
@@ -64,11 +66,11 @@ class WeightQuantization(Step):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        return ("calibration",) if self.rounding == "gptq" else ()
+        return ("calibration",) if self.rounding in SECOND_ORDER else ()
 
     @property
     def reads_together(self) -> int | None:
-        return self.batch_size if self.rounding in ("mse", "gptq") else None
+        return self.batch_size if self.rounding in MEASURED else None
 
     def storage(self, pattern: str | None = None) -> tuple[WeightType, int | None]:
         """Type and group size (None is a channel) of layers that fit a pattern of `overrides`; of the others for
@@ -82,8 +84,9 @@ class WeightQuantization(Step):
     def _fields_fit_together(self) -> WeightQuantization:
         dtypes = {self.dtype, *(own.dtype for own in self.overrides.values() if own.dtype)}
         floats = sorted(d for d in dtypes if not d.startswith("int"))
-        if floats and (self.rounding == "hqq" or not self.symmetric):
-            what = "rounding hqq" if self.rounding == "hqq" else "symmetric false"
+        integers_only = self.rounding in ("hqq", "adaround")
+        if floats and (integers_only or not self.symmetric):
+            what = f"rounding {self.rounding}" if integers_only else "symmetric false"
             raise SlimlineError(f"{what} is for integers, and {floats[0]} is none: leave it out, or choose int4.")
         for pattern, own in self.overrides.items():
             if own.dtype is None and own.group_size is None:

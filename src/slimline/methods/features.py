@@ -1,0 +1,146 @@
+"""Distances between inner values of a student and a teacher.
+
+Every function takes the array namespace ``xp`` first (``numpy``, ``array_api_compat.torch``, ``keras.ops``), as
+`slimline.methods.distillation` does. *Features* are ``(batch, positions, channels)``, *heads*
+``(batch, heads, positions, width)``; both float. Student and teacher may differ in channels, heads and width wherever
+the formula allows it. Losses are scalars of the namespace.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+_EPSILON = 1e-12
+
+
+def hint(xp: Any, student: Any, teacher: Any, weight: Any, bias: Any) -> Any:
+    """Mean squared error of the student's features, projected linearly, to the teacher's (FitNets; Romero et al. 2015,
+    arXiv:1412.6550; TinyBERT's of hidden states and embeddings, Jiao et al. 2020, arXiv:1909.10351).
+
+    `weight` is ``(student's channels, teacher's channels)``, `bias` ``(teacher's channels,)``.
+    """
+    return xp.mean((xp.matmul(student, weight) + bias - teacher) ** 2)
+
+
+def projection(inputs: int, outputs: int, seed: int) -> tuple[Any, Any]:
+    """The first weight and bias of a `hint`, float32: the identity between equal numbers of channels, else normally
+    distributed by `seed`, so that the squares keep their mean."""
+    if inputs == outputs:
+        return np.eye(inputs, dtype=np.float32), np.zeros(outputs, np.float32)
+    drawn = np.random.default_rng([seed, inputs, outputs]).normal(size=(inputs, outputs)) / math.sqrt(inputs)
+    return drawn.astype(np.float32), np.zeros(outputs, np.float32)
+
+
+def attention(xp: Any, student: Any, teacher: Any) -> Any:
+    """Mean squared error of attention maps: the squares' mean over channels, by position, as vectors of length 1
+    (Zagoruyko and Komodakis 2017, arXiv:1612.03928)."""
+    own, other = (_unit(xp, xp.mean(x**2, axis=-1)) for x in (student, teacher))
+    return xp.mean((own - other) ** 2)
+
+
+def flow(xp: Any, student: tuple[Any, Any], teacher: tuple[Any, Any]) -> Any:
+    """Mean squared error of the matrices of inner products between the channels of two layers, averaged over positions
+    (FSP; Yim et al. 2017). Both layers have the same positions; channels are those of the teacher."""
+    own, other = (xp.matmul(xp.swapaxes(a, 1, 2), b) / a.shape[1] for a, b in (student, teacher))
+    return xp.mean((own - other) ** 2)
+
+
+def similarity(xp: Any, student: Any, teacher: Any) -> Any:
+    """Mean squared error of the inner products between the samples of a batch, each row of length 1
+    (Tung and Mori 2019, arXiv:1907.09682)."""
+
+    def gram(x: Any) -> Any:
+        flat = _rows(xp, x)
+        return _unit(xp, xp.matmul(flat, xp.swapaxes(flat, 0, 1)))
+
+    return xp.mean((gram(student) - gram(teacher)) ** 2)
+
+
+def distances(xp: Any, student: Any, teacher: Any) -> Any:
+    """Huber distance of the distances between the samples of a batch, each relative to their mean
+    (RKD-D; Park et al. 2019, arXiv:1904.05068)."""
+
+    def relative(x: Any) -> Any:
+        flat = _rows(xp, x)
+        away = xp.expand_dims(flat, axis=0) - xp.expand_dims(flat, axis=1)
+        squares = xp.sum(away * away, axis=-1)
+        apart = squares > _EPSILON
+        # The root of a constant where two samples are one, as the root of zero has no gradient.
+        lengths = xp.where(apart, xp.sqrt(xp.where(apart, squares, xp.ones_like(squares))), xp.zeros_like(squares))
+        number = xp.sum(xp.where(apart, xp.ones_like(squares), xp.zeros_like(squares)))
+        return lengths * number / (xp.sum(lengths) + _EPSILON)
+
+    return _huber(xp, relative(student), relative(teacher))
+
+
+def angles(xp: Any, student: Any, teacher: Any) -> Any:
+    """Huber distance of the cosines of all angles between three samples of a batch (RKD-A; Park et al. 2019)."""
+
+    def cosines(x: Any) -> Any:
+        flat = _rows(xp, x)
+        away = _unit(xp, xp.expand_dims(flat, axis=0) - xp.expand_dims(flat, axis=1))
+        return xp.matmul(away, xp.swapaxes(away, 1, 2))
+
+    return _huber(xp, cosines(student), cosines(teacher))
+
+
+def relational(xp: Any, student: Any, teacher: Any) -> Any:
+    """`distances` once and `angles` twice, as published."""
+    return distances(xp, student, teacher) + 2.0 * angles(xp, student, teacher)
+
+
+def attention_map(xp: Any, query: Any, key: Any) -> Any:
+    """``softmax(q kᵀ / √width)`` of heads, ``(batch, heads, positions, positions)``; without any mask."""
+    return xp.exp(_log_relation(xp, query, key))
+
+
+def maps(xp: Any, student: Any, teacher: Any) -> Any:
+    """Mean KL divergence of attention distributions, ``(batch, heads, positions, positions)``, from the teacher's
+    (MiniLM; Wang et al. 2020, arXiv:2002.10957); of their means over heads where there are more on one side."""
+    if student.shape[1] != teacher.shape[1]:
+        student, teacher = (xp.mean(x, axis=1, keepdims=True) for x in (student, teacher))
+    own, other = (xp.log(x + _EPSILON) for x in (student, teacher))
+    return xp.mean(xp.sum(teacher * (other - own), axis=-1))
+
+
+def relation(xp: Any, student: Any, teacher: Any) -> Any:
+    """Mean KL divergence of ``softmax(x xᵀ / √width)``, x being queries, keys or values
+    (MiniLMv2; Wang et al. 2021, arXiv:2012.15828).
+
+    Heads are split anew, into as many as the teacher has, or into the most that divide both widths and that number.
+    """
+    (own_heads, own_width), (heads, width) = ((x.shape[1], x.shape[-1]) for x in (student, teacher))
+    number = math.gcd(heads, own_heads * own_width, heads * width)
+    own, other = (_log_relation(xp, x, x) for x in (_heads(xp, student, number), _heads(xp, teacher, number)))
+    return xp.mean(xp.sum(xp.exp(other) * (other - own), axis=-1))
+
+
+def _heads(xp: Any, x: Any, number: int) -> Any:
+    if x.shape[1] == number:
+        return x
+    heads, positions, width = x.shape[1:]
+    joined = xp.reshape(xp.swapaxes(x, 1, 2), (-1, positions, number, heads * width // number))
+    return xp.swapaxes(joined, 1, 2)
+
+
+def _log_relation(xp: Any, a: Any, b: Any) -> Any:
+    scores = xp.matmul(a, xp.swapaxes(b, -1, -2)) / math.sqrt(a.shape[-1])
+    shifted = scores - xp.max(scores, axis=-1, keepdims=True)
+    return shifted - xp.log(xp.sum(xp.exp(shifted), axis=-1, keepdims=True))
+
+
+def _rows(xp: Any, x: Any) -> Any:
+    return xp.reshape(x, (-1, math.prod(x.shape[1:])))
+
+
+def _unit(xp: Any, x: Any) -> Any:
+    """Vectors along the last axis, of length 1; where they are zero they stay so, with a finite gradient."""
+    return x / xp.sqrt(xp.sum(x * x, axis=-1, keepdims=True) + _EPSILON**2)
+
+
+def _huber(xp: Any, a: Any, b: Any) -> Any:
+    error = xp.abs(a - b)
+    return xp.mean(xp.where(error < 1, 0.5 * error * error, error - 0.5))

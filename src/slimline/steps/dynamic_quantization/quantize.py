@@ -1,0 +1,213 @@
+"""From a float model to one whose weights lie on integer grids and whose linear layers round what they read.
+
+As with weights that are stored alone, the rounded numbers take the float ones' place, so that encoding them again gives
+the same codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from slimline.basics.errors import SlimlineError
+from slimline.data.splits import first
+from slimline.graph.edits import FoldNorms, PutTensors, Round
+from slimline.graph.ir import Graph, Node
+from slimline.graph.quantization import Quantization
+from slimline.methods.formats import Array, Blocks, Scaled
+from slimline.methods.scales import least_squares, widest
+from slimline.model import Model
+from slimline.model.lowering import check_dynamic, check_marks, check_stored
+from slimline.recipe.layers import refuse_unmatched, selected
+from slimline.runtimes.base import runtime
+from slimline.steps.base import Context
+from slimline.steps.dynamic_quantization.step import DynamicQuantization
+from slimline.steps.quantization.undo import Artifacts
+
+SAMPLES, BATCH = 256, 64
+"""Calibration samples that are timed and compared with, and how many at a time."""
+_GROUP = 32
+_LSTM_GATES = 4
+_CONVOLUTION = "with ranges found at run time convolutions were 7 times slower than in float: use StaticQuantization"
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A stored tensor on a grid.
+
+    Attributes
+    ----------
+    layer : the user's name of the layer that reads it.
+    kind : ``linear``, ``lstm`` or ``embedding``.
+    outputs : dimensions that have a scale per position.
+    """
+
+    layer: str
+    kind: str
+    outputs: tuple[int, ...]
+
+    def blocks(self, shape: tuple[int, ...], dtype: str) -> Blocks:
+        """How scales lie over it."""
+        inner = _GROUP if dtype == "int4" and self.kind == "linear" else None
+        return tuple(1 if d in self.outputs else inner for d in range(len(shape)))
+
+
+@dataclass
+class Selection:
+    """By name the weights to put on grids, and by layer why others are left."""
+
+    weights: dict[str, Weight] = field(default_factory=dict)
+    left: dict[str, str] = field(default_factory=dict)
+
+
+def selection(model: Model, step: DynamicQuantization, target: str | None = None) -> Selection:
+    """What the step is about; of all targets together where none is named.
+
+    Raises
+    ------
+    SlimlineError : a quantized model, a pattern that fits no layer, or no weight at all.
+    """
+    if model.quantization is not None:
+        raise SlimlineError("This model is quantized already: apply DynamicQuantization to the float model instead.")
+    graph = model.graph
+    names = [node.layer or node.name for node in graph.nodes]
+    for side in ("layers", "keep"):
+        refuse_unmatched(f"layer for {side}", getattr(step, side), names, graph.types)
+    dynamic = frozenset({"linear", "lstm"}) if target is None else runtime(target).dynamic
+    result = Selection()
+    for node, layer in zip(graph.nodes, names, strict=True):
+        if not selected((layer,), step.layers, step.keep, graph.types):
+            continue
+        kind, weights = _weights(node, graph)
+        reason = "" if kind in dynamic or kind == "embedding" else _reason(node, kind, target)
+        if reason:
+            result.left.setdefault(layer, reason)
+            continue
+        for name, outputs in weights.items():
+            result.weights.setdefault(name, Weight(layer, kind, outputs))
+    if not result.weights:
+        raise SlimlineError(
+            f"DynamicQuantization finds no weight: layers={list(step.layers)} and keep={list(step.keep)} leave no "
+            "linear layer, LSTM or embedding with stored float32 weights."
+        )
+    return result
+
+
+def _weights(node: Node, graph: Graph) -> tuple[str, dict[str, tuple[int, ...]]]:
+    """What kind of layer an operator is, and its stored matrices with the dimensions that are outputs."""
+
+    def stored(index: int) -> str | None:
+        name = node.inputs[index] if index < len(node.inputs) else None
+        return name if name in graph.trainable and graph.values[name].dtype == "float32" else None
+
+    match node.kind:
+        case "embedding" if (table := stored(1)) is not None:
+            return "embedding", {table: (0,)}
+        case "linear" if (name := stored(1)) is not None and len(graph.values[name].shape) == 2:
+            equation = node.attributes["equation"]
+            made = {axis for dim in equation.outputs[0] for axis in dim}
+            outputs = tuple(d for d, dim in enumerate(equation.inputs[1]) if all(axis in made for axis in dim))
+            if len(outputs) == 1:
+                return "linear", {name: outputs}
+        case "recurrent":
+            equation, kernels = node.attributes["equation"], node.attributes["kernels"]
+            gated = {axis for axis, size in equation.sizes.items() if size == _LSTM_GATES}
+            matrices: dict[str, tuple[int, ...]] = {}
+            for index in kernels:
+                rows = [d for d, dim in enumerate(equation.inputs[index]) if len(dim) > 1 and gated & set(dim)]
+                name = stored(index)
+                if name is None or not rows or rows[0] != len(equation.inputs[index]) - 2:
+                    return "recurrent", {}
+                matrices[name] = tuple(range(rows[0] + 1))
+            return "lstm", matrices
+    return node.kind, {}
+
+
+def _reason(node: Node, kind: str, target: str | None) -> str:
+    """Why an operator with weights stays in float; '' for others."""
+    if node.kind == "conv":
+        return _CONVOLUTION
+    if node.kind == "recurrent":
+        what = "LSTMs" if kind == "lstm" else "recurrent layers other than plain LSTMs (GRU, RNN, projected)"
+        return f"{target or 'no target'} has no integer operator with ranges found at run time for {what}"
+    if node.kind == "einsum":
+        return "a product written as an einsum has no integer operator: write it as a linear layer"
+    return ""
+
+
+def check(step: DynamicQuantization, model: Model) -> None:
+    """Refuse what has nothing to quantize."""
+    selection(model, step)
+
+
+def check_target(step: DynamicQuantization, target: str, model: Model) -> None:
+    """Refuse a target that has no such integers, or cannot store such weights, and models that cannot be written so."""
+    check_dynamic(runtime(target))
+    check_marks(model)
+    for name, weight in selection(model, step, target).weights.items():
+        shape = model.graph.values[name].shape
+        each = widest(np.ones(shape, np.float32), _dtype(weight, step, 8), weight.blocks(shape, step.weights))
+        check_stored(runtime(target), each)
+
+
+def quantize(
+    model: Model, step: DynamicQuantization, target: str, bits: int, exclude: Mapping[str, str] | None = None
+) -> Model:
+    """The model that simulates the artifact of a target; `model` stays as it is.
+
+    Parameters
+    ----------
+    bits : of int8 weights, see `Runtime.weight_bits`.
+    exclude : layers that must stay in float, with the reason that the report gives.
+    """
+    exclude = dict(exclude or {})
+    folded = Model(model.adapter, model.edit(FoldNorms()), model.example, masks=model.masks)
+    weights = {n: w for n, w in selection(folded, step, target).weights.items() if w.layer not in exclude}
+    stored = folded.parameters()
+    formats = {name: _format(stored[name], weight, step, bits) for name, weight in weights.items()}
+    rounded = {name: each.round(stored[name]) for name, each in formats.items()}
+    dynamic = tuple(n for n, w in weights.items() if w.kind == "linear" and step.weights == "int8")
+    quantization = Quantization(
+        weights=formats,
+        layers=tuple(dict.fromkeys(w.layer for w in weights.values() if w.kind != "embedding")),
+        float_layers=exclude,
+        stored=True,
+        dynamic=dynamic,
+    )
+    native = folded.edit(PutTensors(rounded), Round(Quantization(dynamic=dynamic)))
+    record = {**step.model_dump(mode="json"), "target": target, "float_layers": exclude}
+    return model.then(native, record, quantization)
+
+
+def _dtype(weight: Weight, step: DynamicQuantization, bits: int) -> str:
+    return "int4" if step.weights == "int4" and weight.kind == "linear" else f"int{bits}"
+
+
+def _format(array: Array, weight: Weight, step: DynamicQuantization, bits: int) -> Scaled:
+    dtype = _dtype(weight, step, bits if weight.kind != "embedding" else 8)
+    try:
+        each = widest(array, dtype, weight.blocks(array.shape, step.weights))
+    except SlimlineError as reason:
+        raise SlimlineError(f"{weight.layer}: {reason}") from reason
+    return least_squares(array, each) if dtype == "int4" else each
+
+
+class DynamicArtifacts(Artifacts):
+    """Artifacts of the step with different layers in float."""
+
+    def __init__(self, model: Model, step: DynamicQuantization, context: Context) -> None:
+        data = context.data
+        batches = [model.example]
+        if data is not None and data.has("calibration"):
+            batches = first(data.split("calibration"), SAMPLES, BATCH)
+        super().__init__(model, step, context, batches)
+        self._dynamic = step
+
+    @property
+    def settings(self) -> tuple[object, ...]:
+        return self._dynamic.layers, self._dynamic.keep, self._dynamic.weights, self._dynamic.step
+
+    def quantized(self, back: Mapping[str, str]) -> Model:
+        return quantize(self.model, self._dynamic, self.target, self.bits, back)

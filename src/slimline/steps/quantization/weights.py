@@ -1,0 +1,165 @@
+"""Grids of the weights, and the numbers on them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from slimline.evidence.grams import collect
+from slimline.graph.edits import FoldNorms
+from slimline.graph.ir import Graph, Node
+from slimline.graph.matrix import LayerMatrix, matrices
+from slimline.graph.placement import Placement
+from slimline.methods.formats import IntegerGrid, Scaled
+from slimline.methods.gram import Gram
+from slimline.methods.ranges import symmetric_grid
+from slimline.methods.scales import widest
+from slimline.model import Model
+from slimline.steps.quantization.choices import Choices
+from slimline.steps.quantization.preparation import equalized, mean_inputs
+from slimline.steps.quantization.step import StaticQuantization
+from slimline.steps.weight_rounding import MEASURED, WeightRounding
+
+Array = np.ndarray[Any, np.dtype[Any]]
+_BIAS_STEPS = 2**30  # of the product of both scales that a bias may take: half of what int32 holds
+
+
+class QuantizedWeights:
+    """The weights of integer layers.
+
+    Attributes
+    ----------
+    grids : by parameter, symmetric and wide enough that every bias fits int32 steps of input times weight scale.
+        (Folded batch norm can leave a channel with next to no weight and an ordinary bias; on the grid of that weight
+        alone the bias would overflow.)
+    tensors : by parameter, numbers of its grid in place of the float ones, where not each is rounded to the nearest;
+        and corrected biases.
+    errors : by layer of `tensors`, the error of its output relative to the output's energy.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        placement: Placement,
+        step: StaticQuantization,
+        activations: Mapping[str, IntegerGrid],
+        bits: int,
+        grams: Mapping[str, Gram],
+        means: Mapping[str, Array],
+        masks: Mapping[str, Array],
+    ) -> None:
+        self.grids: dict[str, IntegerGrid] = {}
+        self.tensors: dict[str, Array] = {}
+        self.errors: dict[str, float] = {}
+        parameters, choices = model.parameters(), Choices.of(step, model.graph)
+        readers, layers = model.graph.consumers(), integer_matrices(model.graph, placement)
+        for name, axis in placement.weights.items():
+            choice = choices.of_layers([node.layer for node in readers[name]])
+            grid = symmetric_grid(parameters[name], axis, bits)
+            if choice.type == "int4":
+                short = widest(parameters[name], "int4", grid.blocks)
+                assert isinstance(short, IntegerGrid)
+                grid = short
+            layer = layers.get(name)
+            gram = grams.get(layer.node) if layer is not None else None
+            worker = WeightRounding(parameters[name], layer, gram, masks.get(name))
+            fitted: Scaled = worker.fitted(grid, step.rounding)
+            assert isinstance(fitted, IntegerGrid)
+            self.grids[name] = _with_room(fitted, name, axis, parameters, placement, activations)
+            rounded = worker.rounded(self.grids[name], step.rounding)
+            if layer is not None and name in means:
+                self._correct(layer, parameters[name] - rounded, means[name], parameters, readers)
+            if step.rounding != "nearest":
+                self.tensors[name] = rounded
+                self.errors[readers[name][0].layer] = worker.error(self.tensors[name])
+
+    def _correct(
+        self,
+        layer: LayerMatrix,
+        change: Array,
+        mean: Array,
+        parameters: Mapping[str, Array],
+        readers: Mapping[str, Sequence[Node]],
+    ) -> None:
+        """Let the bias make up for what the lack of `change` takes from the mean output."""
+        if layer.bias is None or len(readers[layer.bias]) != 1:
+            return
+        bias = parameters[layer.bias]
+        vector = layer.vector(bias)
+        if vector is not None:
+            lack = np.einsum("goi,gi->go", np.asarray(layer.matrix(change), np.float64), mean)
+            self.tensors[layer.bias] = layer.as_bias(vector + lack, bias.shape).astype(bias.dtype)
+
+
+def _with_room(
+    grid: IntegerGrid,
+    name: str,
+    axis: int | None,
+    parameters: Mapping[str, Array],
+    placement: Placement,
+    activations: Mapping[str, IntegerGrid],
+) -> IntegerGrid:
+    """`grid`, made wide enough for the bias of its layer."""
+    if name not in placement.biases:
+        return grid
+    read, bias = placement.biases[name]
+    size = np.abs(np.asarray(parameters[bias], np.float64)).ravel()
+    step = float(activations[read].scale) * _BIAS_STEPS
+    own = size if axis is not None and size.size == grid.scale.size else size.max(keepdims=True)
+    scale = np.maximum(grid.scale.ravel(), own / step).astype(np.float32)
+    return replace(grid, scale=scale.reshape(grid.scale.shape))
+
+
+def integer_matrices(graph: Graph, placement: Placement) -> dict[str, LayerMatrix]:
+    """By weight, the matrix of the integer layer that reads it; none where several do."""
+    layers: dict[str, list[LayerMatrix]] = {}
+    for layer in matrices(graph):
+        if layer.weight in placement.weights:
+            layers.setdefault(layer.weight, []).append(layer)
+    return {weight: each[0] for weight, each in layers.items() if len(each) == 1}
+
+
+def layer_grams(
+    model: Model,
+    placement: Placement,
+    step: StaticQuantization,
+    batches: Sequence[tuple[Array, ...]],
+    known: dict[str, Gram],
+) -> Mapping[str, Gram]:
+    """By operator the Gram matrix of what it reads, where rounding asks for it; those that are not `known` are added
+    to it."""
+    if step.rounding not in MEASURED and step.bias_correction != "empirical":
+        return {}
+    layers = [layer for layer in integer_matrices(model.graph, placement).values() if layer.node not in known]
+    if layers:
+        known.update(collect(model, layers, batches))
+    return known
+
+
+def layer_means(
+    model: Model, folded: Model, placement: Placement, step: StaticQuantization, grams: Mapping[str, Gram]
+) -> Mapping[str, Array]:
+    """By weight, the mean of each input of its layer, where biases are corrected.
+
+    Parameters
+    ----------
+    model, folded : with its batch norms in place; without them, as it is quantized.
+    grams : of `layer_grams`.
+    """
+    if step.bias_correction is None:
+        return {}
+    if step.bias_correction == "analytic":
+        plain = Model(model.adapter, model.edit(FoldNorms()), model.example) if step.equalize else None
+        return mean_inputs(model, equalized(plain)[1] if plain is not None else {})
+    layers = integer_matrices(folded.graph, placement)
+    return {name: grams[layer.node].mean for name, layer in layers.items()}
+
+
+def short_weights(graph: Graph, placement: Placement, choices: Choices) -> list[str]:
+    """Layers whose weights have fewer than 8 bits."""
+    readers = graph.consumers()
+    layers = {name: [node.layer for node in readers[name]] for name in placement.weights}
+    return [names[0] for names in layers.values() if choices.of_layers(names).type == "int4"]

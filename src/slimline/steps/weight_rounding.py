@@ -1,0 +1,112 @@
+"""The rounding of one weight, which all steps that quantize weights share: scales, and the number for each weight."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from slimline.graph.matrix import LayerMatrix
+from slimline.methods.adaround import adaround
+from slimline.methods.formats import Array, IntegerGrid, Scaled, spread
+from slimline.methods.gptq import gptq, nearest_of, sweeps
+from slimline.methods.gram import Gram, output_energy
+from slimline.methods.hqq import half_quadratic
+from slimline.methods.obs import damped
+from slimline.methods.scales import Energy, least_squares
+
+RoundingName = Literal["nearest", "mse", "gptq", "adaround", "hqq"]
+SECOND_ORDER = ("gptq", "adaround")
+"""Those that cannot do without calibration samples."""
+MEASURED = ("mse", *SECOND_ORDER)
+"""Those that weigh errors by the inputs' Gram matrix where there is one."""
+
+
+class WeightRounding:
+    """The rounding of one weight.
+
+    Parameters
+    ----------
+    weight : of any layout.
+    matrix : the layer that reads it; None where it is no matrix.
+    gram : of that layer's inputs; None where they are unknown.
+    mask : boolean, of the weight's shape; what is False stays zero.
+    damping : part of the mean diagonal of the Gram matrix that is added to it.
+    """
+
+    def __init__(
+        self,
+        weight: Array,
+        matrix: LayerMatrix | None = None,
+        gram: Gram | None = None,
+        mask: Array | None = None,
+        damping: float = 0.01,
+    ) -> None:
+        self.weight, self.matrix, self.gram, self.mask, self.damping = weight, matrix, gram, mask, damping
+
+    def fitted(self, each: Scaled, rounding: RoundingName) -> Scaled:
+        """`each`, which holds the whole range of the weight, with the scales of a way of rounding."""
+        if rounding in MEASURED:
+            return least_squares(self.weight, each, self._energy(each))
+        if rounding == "hqq" and isinstance(each, IntegerGrid):
+            return half_quadratic(self.weight, each)
+        return each
+
+    def rounded(self, each: Scaled, rounding: RoundingName) -> Array:
+        """The numbers of a format that take the weight's place."""
+        nearest = each.round(self.weight)
+        if rounding not in SECOND_ORDER or self.matrix is None or self.gram is None:
+            return nearest
+        better = self.matrix.tensor(self._second_order(each, nearest, rounding), self.weight.shape)
+        return each.round(better.astype(self.weight.dtype))
+
+    def error(self, rounded: Array) -> float:
+        """Of the layer's output where its inputs are known, else of the weight; relative to its energy."""
+        change = np.asarray(self.weight - rounded, np.float64)
+        if self.matrix is None or self.gram is None:
+            return float((change**2).sum() / (np.asarray(self.weight, np.float64) ** 2).sum().clip(1e-300))
+        parts = [output_energy(self.matrix.matrix(x), self.gram.second).sum() for x in (change, self.weight)]
+        return float(parts[0] / max(parts[1], 1e-300))
+
+    def _energy(self, each: Scaled) -> Energy:
+        """What an error of the weights costs: of the output, as far as weights of one scale make it together."""
+        layer = self.matrix
+        if layer is None or self.gram is None:
+            return np.square
+        count = np.arange(each.scale.size).reshape(each.scale.shape)
+        blocks = self._in_matrix(count, each)[:, 0]  # the same for all outputs, but for where they begin
+        together = blocks[:, :, None] == blocks[:, None, :]
+        h = np.stack([damped(second, self.damping) for second in self.gram.second]) * together
+
+        def energy(error: Array) -> Array:
+            matrix = layer.matrix(error)
+            return layer.tensor(matrix * (matrix @ h), error.shape)
+
+        return energy
+
+    def _in_matrix(self, per_block: Array, each: Scaled) -> Array:
+        """What there is per block, for every weight of the matrix."""
+        assert self.matrix is not None
+        shape = self.weight.shape
+        return self.matrix.matrix(np.broadcast_to(spread(per_block, each.blocks, shape), shape))
+
+    def _second_order(self, each: Scaled, nearest: Array, rounding: RoundingName) -> Array:
+        """By AdaRound, or GPTQ and coordinate descent behind it, ``(groups, outputs, inputs)``; a row that is no better
+        so stays rounded to nearest."""
+        assert self.matrix is not None and self.gram is not None
+        scale = self._in_matrix(each.scale, each)
+        zero = self._in_matrix(each.zero, each) if isinstance(each, IntegerGrid) else np.zeros_like(scale)
+        weight = np.asarray(self.matrix.matrix(self.weight), np.float64)
+        keep = None if self.mask is None else self.matrix.matrix(self.mask)
+        result = np.array(self.matrix.matrix(nearest), np.float64)
+        for group, second in enumerate(self.gram.second):
+            h, own = damped(second, self.damping), None if keep is None else keep[group]
+            if rounding == "adaround" and isinstance(each, IntegerGrid):
+                steps = np.asarray(scale[group], np.float64)
+                refined = adaround(weight[group], h, steps, each.low - zero[group], each.high - zero[group], own)
+            else:
+                code = nearest_of(each, scale[group], zero[group])
+                refined = sweeps(weight[group], gptq(weight[group], h, code, own), h, code, own)
+            errors = [output_energy((weight[group] - x)[None], h[None])[0] for x in (refined, result[group])]
+            result[group] = np.where((errors[0] < errors[1])[:, None], refined, result[group])
+        return result
