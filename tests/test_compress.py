@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -81,6 +82,20 @@ def test_killed_and_resumed_ends_with_the_same_bytes(finished, tmp_path, stage):
     run = sl.resume(path, compress_job.model(framework), compress_job.data(framework))
     assert run.artifact.read_bytes() == (whole / ARTIFACT[framework]).read_bytes()
     assert run.report.compressed.accuracy == json.loads((whole / "report.json").read_text())["compressed"]["accuracy"]
+
+
+def test_killed_after_the_last_stage_it_ends_without_the_model_and_the_data(finished, tmp_path):
+    """All that is missing are copies: of a file of the report, and the line that says that the run is finished."""
+    _, whole = finished
+    path = tmp_path / "run"
+    shutil.copytree(whole, path)
+    lines = (path / "journal.jsonl").read_text().splitlines(keepends=True)
+    assert '"event": "finished"' in lines[-1]
+    (path / "journal.jsonl").write_text("".join(lines[:-1]))
+    (path / "report.json").unlink()
+    run = sl.resume(path)
+    assert run.finished and not run.verify()
+    assert (path / "report.json").read_bytes() == (whole / "report.json").read_bytes()
 
 
 def wait_for(path: Path, stage: str, process: subprocess.Popen) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 import slimline as sl
 from slimline.basics.errors import SlimlineError
-from slimline.frameworks.keras import config
+from slimline.frameworks.keras import config, stored
 
 import keras  # isort: skip
 from keras import layers as L  # isort: skip
@@ -274,3 +274,27 @@ def test_every_listed_layer_and_activation_exists_and_is_of_keras() -> None:
     present = [name for name in config.LAYERS if hasattr(L, name)]
     assert len(present) > 0.9 * len(config.LAYERS)
     assert not {"Lambda", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer", "StringLookup"} & config.LAYERS
+
+
+def test_one_operation_may_not_make_tensors_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = keras.Input((8,), name="x")
+    rows = keras.ops.unstack(L.Dense(4)(x), axis=1)
+    path = tmp_path / "model.keras"
+    keras.Model(x, L.Dense(2)(keras.ops.stack(rows[:2], 1))).save(path)
+    sl.load(path)
+    held = _members(path)
+    held["config.json"] = held["config.json"].replace(b'"num": null', b'"num": 3000')
+    _write(path, held)
+    monkeypatch.setattr(stored, "TENSORS", 1000)
+    made = 0
+
+    def counted(self: Any, *args: Any, **named: Any) -> None:
+        nonlocal made
+        made += 1
+        original(self, *args, **named)
+
+    original = keras.KerasTensor.__init__
+    monkeypatch.setattr(keras.KerasTensor, "__init__", counted)
+    with pytest.raises(SlimlineError, match=r"cannot be loaded by Keras|more than 1,000 tensors"):
+        sl.load(path)
+    assert made <= 1000

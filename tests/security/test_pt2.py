@@ -389,3 +389,31 @@ def test_no_listed_operator_opens_files_or_changes_the_process() -> None:
             arguments = getattr(packet, overload)._schema.arguments
             texts = [a.name for a in arguments if "str" in str(a.type)]
             assert not any("file" in text or "path" in text for text in texts), name
+
+
+class _Apart(torch.nn.Module):
+    def __init__(self, split: bool) -> None:
+        super().__init__()
+        self.layer, self.split = torch.nn.Linear(8, 4), split
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        wide = (self.layer(x) > 0)[:, :1].expand(-1, 7)
+        return self.layer(x) + (torch.split(wide, 1, 1) if self.split else torch.unbind(wide, 1))[0].float()[:, None]
+
+
+@pytest.mark.parametrize("split", [True, False])
+def test_a_tensor_is_not_taken_apart_without_end(split: bool, tmp_path: Path) -> None:
+    """A byte a piece is little; a tensor for each is not."""
+    path = tmp_path / "model.pt2"
+    torch.export.save(torch.export.export(_Apart(split).eval(), (torch.ones(2, 8),)), path)
+    sl.load(path)
+    root, held = h.members(path)
+    h.in_json(h.MODEL, _widened)(held)
+    h.write(path, root, held)
+    with pytest.raises(SlimlineError, match="takes tensors apart into more than"):
+        sl.load(path)
+
+
+def _widened(program: Any) -> None:
+    node = next(n for n in h.nodes(program) if "expand" in n["target"])
+    next(i for i in node["inputs"] if "as_ints" in i["arg"])["arg"]["as_ints"] = [2, 2**26]

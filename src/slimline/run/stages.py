@@ -202,7 +202,7 @@ class _Pipeline:
         self.say(1, f"Exporting the original to {self.target}")
         baseline, _ = run.stage("baseline", lambda f: self.lower("original", f), key=lowered_key(run, "original"))
         baseline_file = baseline / f"model{self.runtime.suffix}"
-        selection = Selection(lambda: self.data, wish, baseline_file, self.original.output_names)
+        selection = Selection(lambda: self.data, wish, baseline_file, lambda: self.original.output_names)
         ended = search(
             rungs,
             start,

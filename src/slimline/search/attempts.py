@@ -197,9 +197,14 @@ class _Attempts(Generic[R]):
 
 
 class Selection:
-    """What artifacts lose against the original's on the selection samples, run by the runtime itself."""
+    """What artifacts lose against the original's on the selection samples, run by the runtime itself.
 
-    def __init__(self, data: Callable[[], Data], recipe: Recipe, baseline: Path, names: Sequence[str] = ()) -> None:
+    Samples and the names of outputs are asked for when they are needed: a run that only has to be ended has neither.
+    """
+
+    def __init__(
+        self, data: Callable[[], Data], recipe: Recipe, baseline: Path, names: Callable[[], Sequence[str]]
+    ) -> None:
         self.data, self.recipe, self.baseline, self.names = data, recipe, baseline, names
         self._reference: Any = None
 
@@ -213,10 +218,10 @@ class Selection:
         split = data.split("selection")
         batch = max(self.recipe.batch_sizes)
         artifacts = (self.baseline, artifact) if self._reference is None else (artifact,)
-        needed = scored(self.names, split.labels, data.metric, data.declared) if self.names else None
+        names = self.names()
+        needed = scored(names, split.labels, data.metric, data.declared) if names else None
         answers = [
-            outputs(each, split.inputs, batch, self.recipe.threads, names=self.names, needed=needed)
-            for each in artifacts
+            outputs(each, split.inputs, batch, self.recipe.threads, names=names, needed=needed) for each in artifacts
         ]
         self._reference = self._reference if self._reference is not None else answers[0]
         before, after = (

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import slimline as sl
 from tests.frameworks.keras.blocks import agree, frozen, model_of, pruned, series, tokens, words
 
+import keras  # isort: skip
 from keras import layers as L  # isort: skip
 from keras import ops  # isort: skip
 
@@ -86,6 +88,16 @@ def test_a_mean_over_what_is_not_padding_is_not_one_over_all():
     some = np.array([[3, 4, 0, 0, 0, 0, 0, 0]], "int32")
     table, kernel, bias = (model.parameters()[n] for n in ("embed/embeddings", "head/kernel", "head/bias"))
     np.testing.assert_allclose(model.predict(some)[0], table[[3, 4]].mean(axis=0) @ kernel + bias, rtol=1e-4, atol=1e-6)
+
+
+def test_a_query_that_may_look_at_nothing_answers_as_keras_does():
+    x, seen = keras.Input((5, 8)), keras.Input((5, 5), dtype="bool")
+    model = keras.Model([x, seen], L.MultiHeadAttention(2, 4)(x, x, attention_mask=seen))
+    mask = np.ones((2, 5, 5), bool)
+    mask[0, 2:] = mask[1] = False
+    inputs = (np.random.default_rng(0).normal(size=(2, 5, 8)).astype("float32"), mask)
+    loaded = sl.load(model, (inputs[0], np.ones((2, 5, 5), bool)))
+    np.testing.assert_allclose(loaded.outputs(*inputs)[0], model(list(inputs)), atol=1e-5)
 
 
 def test_names_do_not_depend_on_what_the_process_made_before():

@@ -155,6 +155,7 @@ FAMILIES: dict[str, Callable[[], keras.Model]] = {
     ),
     "recurrent": lambda: several(
         (4, 5), L.LSTM(6), L.LSTM(6, return_sequences=True, go_backwards=True), L.GRU(6), L.GRU(6, reset_after=False),
+        L.GRU(6, activation="elu"), L.LSTM(6, activation="linear"),
         L.SimpleRNN(6, activation="relu"), L.LSTM(6, use_bias=False, recurrent_activation="hard_sigmoid"),
         L.Bidirectional(L.LSTM(6, return_sequences=True)), L.Bidirectional(L.GRU(6), merge_mode="sum"),
         L.RNN([L.LSTMCell(6), L.GRUCell(4)], return_sequences=True),

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 
 import slimline as sl
 from slimline.basics.errors import SlimlineError
-from slimline.frameworks.onnx import payload
+from slimline.frameworks.onnx import canonical, payload
 from slimline.graph.edits import PutTensors
 from slimline.model.lowering import lower
 from slimline.run.sources import ModelSource, load_model
@@ -342,6 +342,30 @@ def test_graphs_that_cannot_be(tmp_path: Path) -> None:
     refused(write(tmp_path, model(body, ints(n=[2**14, 2**13]), "float[N,2] x")), "536,870,912 bytes")
     body = "z = ConstantOfShape(n) a = Neg(z) b = Neg(a) s = ReduceSum(b) y = Mul(x, s)"
     refused(write(tmp_path, model(body, ints(n=[2**12, 2**13]), "float[N,2] x")), "too large")
+
+
+def test_a_loop_without_an_end_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def counted(times: int) -> Path:
+        names = [helper.make_tensor_value_info("i", TensorProto.INT64, [])]
+        names += [
+            helper.make_tensor_value_info(n, k, []) for n, k in (("go", TensorProto.BOOL), ("s", TensorProto.FLOAT))
+        ]
+        outputs = [helper.make_tensor_value_info("go_on", TensorProto.BOOL, [])]
+        outputs += [helper.make_tensor_value_info("next", TensorProto.FLOAT, [])]
+        steps = [helper.make_node("Identity", ["go"], ["go_on"]), helper.make_node("Cos", ["s"], ["next"])]
+        proto = model("h = MatMul(x, w) s = ReduceMax<keepdims=0>(h) y = Add(h, s)", weights(w=(2, 2)), "float[N,2] x")
+        proto.graph.initializer.add().CopyFrom(onnx.numpy_helper.from_array(np.array(times), "times"))
+        proto.graph.initializer.add().CopyFrom(onnx.numpy_helper.from_array(np.array(True), "true"))
+        loop = helper.make_node(
+            "Loop", ["times", "true", "s"], ["l"], body=helper.make_graph(steps, "b", names, outputs)
+        )
+        proto.graph.node.insert(2, loop)
+        proto.graph.node[3].input[1] = "l"
+        return write(tmp_path, proto)
+
+    sl.load(counted(9))
+    monkeypatch.setattr(canonical, "PATIENCE", 0.5)
+    refused(counted(2**62), "within 0.5 seconds")
 
 
 def test_depth_is_bounded(tmp_path: Path) -> None:

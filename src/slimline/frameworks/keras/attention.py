@@ -54,7 +54,12 @@ def attention(
     softmax = parts.make(layer, "softmax", lambda name: clone(layer._softmax, name=name))
     combine = parts.make(layer, "combine", lambda name: Einsum(layer._combine_equation, name=name))
     attended = scores(k, scale(q, layer._inverse_sqrt_key_dim))
-    weights = softmax(attended) if mask is None else softmax(attended, mask=mask)
+    if attention_mask is not None and not layer.dropout and len(query.shape) == 3:
+        # By Keras' fast way, in which a query that may look at nothing looks at all alike.
+        seen = parts.make(layer, "seen", lambda name: Where(name=name))
+        weights = softmax(seen(mask, attended, _least(attended)))
+    else:
+        weights = softmax(attended) if mask is None else softmax(attended, mask=mask)
     if layer.dropout > 0:
         weights = project(weights, layer._dropout_layer, "dropout")
     return project(combine(weights, v), layer.output_dense, "attention_output")
@@ -80,6 +85,11 @@ def _mask(parts: Parts, layer: Any, lengths: tuple[int, int], mask: Any, causal:
     while mask.ndim < len(layer._attention_axes) * 2 + 2:
         mask = np.expand_dims(mask, axis)
     return mask
+
+
+def _least(scores: Any) -> float:
+    """The score of what must not be looked at."""
+    return -0.7 * float(np.finfo("float16" if scores.dtype == "float16" else "float32").max)
 
 
 def can_be_parted(operation: Any, args: tuple[Any, ...]) -> bool:
@@ -119,7 +129,6 @@ def dot_product(
         past = np.tril(np.ones((1, 1, query.shape[1], key.shape[1]), bool))
         mask = past if mask is None else part(LogicalAnd, "causal")(mask, past)
     if mask is not None:
-        least = -0.7 * float(np.finfo("float16" if scores.dtype == "float16" else "float32").max)
-        scores = part(Where, "seen")(mask, scores, least)
+        scores = part(Where, "seen")(mask, scores, _least(scores))
     weights = part(Softmax, "softmax", axis=-1)(scores)
     return part(Einsum, "combine", "bnts,bsnh->btnh")(weights, value)

@@ -15,6 +15,8 @@ from slimline.basics.errors import require
 from slimline.files.strictjson import Malformed
 
 OBJECTS, DEPTH, SLACK = 200_000, 64, 1 << 16
+TENSORS = 100_000
+"""That Keras may make while it puts a model together."""
 FREE_BYTES, RATIO = 256 << 20, 256
 """A value may take so many bytes, or so many times those of weights and inputs if that is more."""
 
@@ -81,9 +83,17 @@ class _Walk:
 
 @contextlib.contextmanager
 def no_more_weights(numbers: int) -> Iterator[None]:
-    """While it lasts, layers may not make more weights than `numbers`, which a file holds for them: so a config
-    cannot ask for memory that no file backs."""
+    """While it lasts, layers may not make more weights than `numbers`, which a file holds for them, nor all together
+    more tensors than `TENSORS`: so a config cannot ask for memory that no file backs."""
     original, total = keras.layers.Layer.add_weight, 0
+    make, tensors = keras.KerasTensor.__init__, 0
+
+    def init(self: Any, *args: Any, **named: Any) -> None:
+        nonlocal tensors
+        tensors += 1
+        if tensors > TENSORS:
+            raise Malformed(f"describes more than {TENSORS:,} tensors")
+        make(self, *args, **named)
 
     def add_weight(self: Any, shape: Any = None, *args: Any, **named: Any) -> Any:
         nonlocal total
@@ -93,7 +103,10 @@ def no_more_weights(numbers: int) -> Iterator[None]:
             raise Malformed(f"describes a layer {self.name[:60]!r} with more weights than it holds")
         return original(self, shape, *args, **named)
 
-    with mock.patch.object(keras.layers.Layer, "add_weight", add_weight):
+    with (
+        mock.patch.object(keras.layers.Layer, "add_weight", add_weight),
+        mock.patch.object(keras.KerasTensor, "__init__", init),
+    ):
         yield
 
 

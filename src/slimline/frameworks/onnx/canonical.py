@@ -65,6 +65,8 @@ MEMORY = 2**28
 FREE_BYTES, RATIO = 256 << 20, 256
 """What any tensor that is computed of the example may take, and all together that are computed of stored tensors alone:
 so many bytes, or so many times those of weights and example if that is more."""
+PATIENCE = 120.0
+"""Seconds that the example may take in a model with loops, which could have no end."""
 _SIZED = frozenset({("Reshape", 1), ("Expand", 1), ("ConstantOfShape", 0), ("Resize", 3)})
 """Operators, and which of their inputs are the sizes of what they make."""
 _RANDOM = frozenset(
@@ -92,6 +94,8 @@ def canonical(proto: onnx.ModelProto, example: Example | None) -> tuple[Native, 
             raise SlimlineError("The ONNX model computes nothing of its inputs: export it anew.")
         arrays = _example(model.graph, example)
         _bounded(model, arrays)
+        if any(node.op_type in ("Loop", "Scan") for node in model.graph.all_nodes()):
+            _ends(proto, arrays)
         return _resolved(original, model, arrays)
 
 
@@ -167,6 +171,19 @@ def _fits(value: ir.Value, array: Array) -> None:
             f"The example of the input {value.name} is {array.dtype}{array.shape}, and the model takes "
             f"{np.dtype(value.dtype.numpy()).name} of {shape_text}: give that."
         )
+
+
+def _ends(proto: onnx.ModelProto, example: Sequence[Array]) -> None:
+    """Refuse a model with loops that do not come to an end."""
+    try:
+        Session(proto, optimized=False, patience=PATIENCE)(example)
+    except SlimlineError as reason:
+        if "terminate" not in str(reason):
+            raise
+        raise SlimlineError(
+            f"The ONNX model does not compute its example within {PATIENCE:g} seconds: let its loops end sooner, or "
+            "export it without them."
+        ) from reason
 
 
 def _bounded(model: ir.Model, example: Sequence[Array]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,9 +27,15 @@ _NUMPY = {"float": "float32", "double": "float64"}
 
 
 class Session:
-    """A model, or a part of it, loaded by ONNX Runtime."""
+    """A model, or a part of it, loaded by ONNX Runtime.
 
-    def __init__(self, proto: onnx.ModelProto, optimized: bool = True) -> None:
+    Parameters
+    ----------
+    optimized : whether ONNX Runtime may change the graph.
+    patience : seconds that a call may take; None for any time.
+    """
+
+    def __init__(self, proto: onnx.ModelProto, optimized: bool = True, patience: float | None = None) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -47,6 +55,7 @@ class Session:
             raise SlimlineError(
                 f"ONNX Runtime cannot load the model ({reason_of(reason)}): export it anew."
             ) from reason
+        self._patience = patience
         self.inputs = [i.name for i in self._session.get_inputs()]
         self.types = {o.name: numpy_name(o.type) for o in self._session.get_outputs()}
 
@@ -55,7 +64,8 @@ class Session:
         if len(inputs) != len(self.inputs):
             raise SlimlineError(f"The model takes {len(self.inputs)} inputs, not {len(inputs)}: give one array each.")
         try:
-            result: list[Array] = self._session.run(names, dict(zip(self.inputs, inputs, strict=True)))
+            with self._options() as options:
+                result: list[Array] = self._session.run(names, dict(zip(self.inputs, inputs, strict=True)), options)
         except Exception as reason:
             shapes = ", ".join(f"{x.dtype}{x.shape}" for x in inputs)
             raise SlimlineError(
@@ -63,6 +73,23 @@ class Session:
                 "its example inputs."
             ) from reason
         return result
+
+    @contextmanager
+    def _options(self) -> Iterator[ort.RunOptions | None]:
+        """Those of one call, which end it when patience does."""
+        if self._patience is None:
+            yield None
+            return
+        import onnxruntime
+
+        options = onnxruntime.RunOptions()
+        timer = threading.Timer(self._patience, setattr, (options, "terminate", True))
+        timer.daemon = True
+        timer.start()
+        try:
+            yield options
+        finally:
+            timer.cancel()
 
     def takes(self, inputs: Sequence[Array]) -> bool:
         """Whether it computes its outputs of these inputs."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,6 +31,8 @@ _UNKNOWN = (
 )
 FREE_BYTES, RATIO, COUNT = 256 << 20, 256, 2**62
 """A value may take so many bytes, or so many times those of weights and inputs if that is more."""
+PIECES = 2**17
+"""Into how many tensors all operators together may take tensors apart."""
 
 
 def rehearse(native: Native, example: Sequence[Array]) -> None:
@@ -73,8 +75,13 @@ class _Rehearsal(fx.Interpreter):
     def __init__(self, native: Native, limit: int) -> None:
         super().__init__(native)
         self._limit = limit
+        self._pieces = 0
 
     def run_node(self, n: fx.Node) -> Any:
+        if isinstance(n.target, torch._ops.OpOverload):
+            self._pieces += _pieces(n.target, *self.fetch_args_kwargs_from_env(n))
+            if self._pieces > PIECES:
+                raise Malformed(f"takes tensors apart into more than {PIECES:,} at {n.name}")
         result = super().run_node(n)
         for value in result if isinstance(result, (list, tuple)) else (result,):
             if isinstance(value, int) and abs(value) > COUNT:
@@ -84,3 +91,22 @@ class _Rehearsal(fx.Interpreter):
                 if isinstance(size, int) and size > self._limit:
                     raise Malformed(f"makes a value of {size:,} bytes at {n.name}: export it with smaller inputs")
         return result
+
+
+def _pieces(target: torch._ops.OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
+    """How many tensors an operator gives that cuts one along a dimension, at most; 0 for others."""
+    schema = target._schema
+    if not (len(schema.returns) == 1 and str(schema.returns[0].type) == "List[Tensor]" and args):
+        return 0
+    x = args[0]
+    given = dict(zip((a.name for a in schema.arguments), args, strict=False)) | dict(kwargs)
+    if not isinstance(x, Tensor) or not x.dim():
+        return 0
+    dim = given.get("dim", 0)
+    longest = max(x.shape) if "dim" not in {a.name for a in schema.arguments} else x.shape[dim]
+    for name in ("chunks", "sections"):
+        if isinstance(given.get(name), int):
+            return min(int(longest), int(given[name]))
+    if isinstance(given.get("split_size"), int):
+        return -(-int(longest) // max(int(given["split_size"]), 1))
+    return int(longest) if schema.name == "aten::unbind" else 0

@@ -24,16 +24,17 @@ L = keras.layers
 _KINDS: Mapping[type, str] = {L.LSTMCell: "LSTM", L.GRUCell: "GRU", L.SimpleRNNCell: "RNN"}
 _GATES = {"LSTM": (0, 3, 1, 2), "GRU": (0, 1, 2), "RNN": (0,)}
 """ONNX has the gates i, o, f, c of an LSTM; Keras i, f, c, o."""
-_FUNCTIONS: Mapping[str, tuple[str, float, float]] = {
-    "tanh": ("Tanh", 0.0, 0.0),
-    "sigmoid": ("Sigmoid", 0.0, 0.0),
-    "relu": ("Relu", 0.0, 0.0),
-    "hard_sigmoid": ("HardSigmoid", 1 / 6, 0.5),
-    "softsign": ("Softsign", 0.0, 0.0),
-    "softplus": ("Softplus", 0.0, 0.0),
-    "linear": ("Affine", 1.0, 0.0),
-    "elu": ("Elu", 1.0, 0.0),
+_FUNCTIONS: Mapping[str, tuple[str, tuple[float, ...], tuple[float, ...]]] = {
+    "tanh": ("Tanh", (), ()),
+    "sigmoid": ("Sigmoid", (), ()),
+    "relu": ("Relu", (), ()),
+    "hard_sigmoid": ("HardSigmoid", (1 / 6,), (0.5,)),
+    "softsign": ("Softsign", (), ()),
+    "softplus": ("Softplus", (), ()),
+    "linear": ("Affine", (1.0,), (0.0,)),
+    "elu": ("Elu", (1.0,), ()),
 }
+"""ONNX' name of a function, and its alpha and beta where it has them: those that have none take none of the list."""
 
 
 def recurrent(w: Writer, call: Call) -> list[Operand]:
@@ -139,10 +140,9 @@ def _activations(cell: Any, kind: str) -> dict[str, Any]:
         if name not in _FUNCTIONS or getattr(keras.activations, name, None) is not activation:
             raise NoRule(f"ONNX' recurrent operators have no function {name!r}")
         functions.append(_FUNCTIONS[name])
-    alphas, betas = ([f[i] for f in functions] for i in (1, 2))
-    names = [f[0] for f in functions]
-    numbered = any(alphas) or any(betas)
-    return {"activations": names} | ({"activation_alpha": alphas, "activation_beta": betas} if numbered else {})
+    numbers = {"activation_alpha": [a for f in functions for a in f[1]]}
+    numbers["activation_beta"] = [b for f in functions for b in f[2]]
+    return {"activations": [f[0] for f in functions]} | {name: held for name, held in numbers.items() if held}
 
 
 RECURRENT: Mapping[type, Rule] = dict.fromkeys((L.RNN, L.SimpleRNN, L.GRU, L.LSTM), recurrent)
