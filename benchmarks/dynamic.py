@@ -79,11 +79,11 @@ def lstm(quick: bool) -> tuple[nn.Module, tuple[Array, ...], Array]:
         return np.array([row + [0] * (128 - len(row)) for row in rows], np.int64)
 
     torch.manual_seed(0)
-    module, x, wanted = Memory(), torch.tensor(numbers(train)), torch.tensor(y)
+    module, x, labels = Memory(), torch.tensor(numbers(train)), torch.tensor(y)
     optimiser = torch.optim.Adam(module.parameters(), 3e-3)
     for epoch in range(1 if quick else EPOCHS):
         for rows in torch.randperm(len(x)).split(64):
-            loss = nn.functional.cross_entropy(module(x[rows]), wanted[rows])
+            loss = nn.functional.cross_entropy(module(x[rows]), labels[rows])
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -128,11 +128,11 @@ def run(name: str, quick: bool, fresh: bool) -> list[Row]:
     model = sl.load(module, tuple(x[:2] for x in inputs))
 
     def entry(tool: str, recipe: str, write: Callable[[Path], Any]) -> Entry:
-        def made(artifact: Path, folder: Path) -> None:
+        def compressed(artifact: Path, folder: Path) -> None:
             write(folder / "out.onnx")
             shutil.move(folder / "out.onnx", artifact)
 
-        return cached(tool, f"{name} {recipe}", ".onnx", {"quick": quick}, made, fresh)
+        return cached(tool, f"{name} {recipe}", ".onnx", {"quick": quick}, compressed, fresh)
 
     def own(step: sl.DynamicQuantization) -> Callable[[Path], Any]:
         return lambda path: sl.export(sl.apply(model, step), "onnxruntime", path)

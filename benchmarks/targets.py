@@ -170,29 +170,29 @@ def artifacts(study: Study, target: str, quick: bool, fresh: bool) -> Iterator[A
 
 def _version(package: str) -> str:
     """Of a package, also of one in the folder of peers."""
-    for found in metadata.distributions(name=package, path=[*sys.path, str(PEERS)]):
-        return found.version
+    for distribution in metadata.distributions(name=package, path=[*sys.path, str(PEERS)]):
+        return distribution.version
     return "(not installed)"
 
 
 def measured(study: Study, every: Sequence[Artifact], quick: bool) -> Iterator[Row]:
     """The rows of all artifacts of a study, timed in the same rounds."""
     references = {name: study.scores(model.predict(*study.test)) for name, model in study.networks.items()}
-    agreed, right, there = dict[str, float](), dict[str, float](), dict[str, Path]()
+    agreed, right, paths = dict[str, float](), dict[str, float](), dict[str, Path]()
     for each in every:
         if each.path is None:
             continue
         log.info("answers of %s", each.name)
         scores = study.scores(outputs(each.path, study.test, 50))
-        there[each.name] = each.path
+        paths[each.name] = each.path
         agreed[each.name] = float(agreement(scores, references[each.network]).mean())
         if study.labels is not None:
             right[each.name] = float((scores.argmax(1) == study.labels).mean())
     seconds, fewest = (0.1, 5) if quick else (4.0, 60)
-    times = measure_latency(there, study.test, BATCHES, 1, seconds, fewest)
+    times = measure_latency(paths, study.test, BATCHES, 1, seconds, fewest)
     firsts = {each.target: each.name for each in every if each.original}
     for target, batch in itertools.product(firsts, BATCHES):
-        before, size = times[firsts[target]][batch], file_bytes(there[firsts[target]])
+        before, size = times[firsts[target]][batch], file_bytes(paths[firsts[target]])
         base = right.get(firsts[target])
         for each in every:
             if each.target != target:

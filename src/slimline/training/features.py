@@ -122,14 +122,14 @@ class Inside:
     @cached_property
     def layers(self) -> Mapping[str, Tap]:
         """By layer, or by what its name begins with up to a dot, the last value that it computes."""
-        found: dict[str, Tap] = {}
+        taps: dict[str, Tap] = {}
         for node in self.graph.nodes:
             if (tap := self._tap(node)) is None:
                 continue
             parts = tap.layer.split(".")
             for name in (".".join(parts[:number]) for number in range(1, len(parts) + 1)):
-                found[name] = tap
-        return found
+                taps[name] = tap
+        return taps
 
     @cached_property
     def stages(self) -> dict[tuple[int, ...], list[Tap]]:
@@ -167,8 +167,7 @@ class Inside:
     @cached_property
     def attentions(self) -> tuple[Attention, ...]:
         """In their order."""
-        found = [each for node in self.graph.nodes if (each := self._attention(node)) is not None]
-        return tuple(found)
+        return tuple(each for node in self.graph.nodes if (each := self._attention(node)) is not None)
 
     def tap(self, pattern: str) -> Tap:
         """The value of one layer.

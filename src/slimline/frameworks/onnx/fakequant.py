@@ -126,7 +126,7 @@ def _round_inputs(editor: Editor, weights: Collection[str]) -> None:
     rounded: dict[ir.Value, ir.Value] = {}
     products = _products(editor.model, weights)
     refuse_unread(products)
-    for product in [each for found in products.values() for each in found]:
+    for product in [each for users in products.values() for each in users]:
         x = product.inputs[0]
         assert x is not None
         if x not in rounded:
@@ -145,12 +145,12 @@ def _round_inputs(editor: Editor, weights: Collection[str]) -> None:
 
 def _products(model: ir.Model, weights: Collection[str]) -> dict[str, list[ir.Node]]:
     """By weight, the products of something computed with it."""
-    found: dict[str, list[ir.Node]] = {name: [] for name in weights}
+    users: dict[str, list[ir.Node]] = {name: [] for name in weights}
     for node in model.graph:
         weight = node.inputs[1] if is_standard(node, "MatMul", "Gemm") else None
-        if weight is not None and weight.name in found and root(node.inputs[0]) is None:
-            found[str(weight.name)].append(node)
-    return found
+        if weight is not None and weight.name in users and root(node.inputs[0]) is None:
+            users[str(weight.name)].append(node)
+    return users
 
 
 def _dynamic_source(value: ir.Value | None) -> ir.Node | None:
@@ -184,15 +184,15 @@ def format_mismatches(native: Native, quantization: Quantization) -> list[str]:
         alike[name] = same and alike.get(name, True)
     different = [name for name in dict.fromkeys((*alike, *formats)) if not alike.get(name, False)]
     products = _products(native.model, quantization.dynamic)
-    sources = {name: [_dynamic_source(node.inputs[0]) for node in found] for name, found in products.items()}
-    known = {node for found in products.values() for node in found}
+    sources = {name: [_dynamic_source(node.inputs[0]) for node in users] for name, users in products.items()}
+    known = {node for users in products.values() for node in users}
     strangers = [
         str(node.inputs[0].name)
         for node in native.model.graph
         if (node.op_type == "DynamicQuantizeLinear" and node.inputs[0] is not None)
         and not {user for real, _ in node.outputs[0].uses() for user, _ in real.outputs[0].uses()} <= known
     ]
-    unrounded = [name for name, found in sources.items() if not found or None in found]
+    unrounded = [name for name, users in sources.items() if not users or None in users]
     return list(dict.fromkeys((*different, *unrounded, *strangers)))
 
 

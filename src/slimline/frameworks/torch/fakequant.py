@@ -80,7 +80,7 @@ def _round_inputs(module: fx.GraphModule, weights: Collection[str]) -> None:
     rounded: dict[fx.Node, fx.Node] = {}
     products = _products(module, weights)
     refuse_unread(products)
-    for product, position in [each for found in products.values() for each in found]:
+    for product, position in [each for uses in products.values() for each in uses]:
         x = product.args[position]
         assert isinstance(x, fx.Node)
         if x not in rounded:
@@ -91,9 +91,9 @@ def _round_inputs(module: fx.GraphModule, weights: Collection[str]) -> None:
 
 def _products(module: fx.GraphModule, weights: Collection[str]) -> dict[str, list[tuple[fx.Node, int]]]:
     """By weight, the products with it and the position of what they multiply by it."""
-    found: dict[str, list[tuple[fx.Node, int]]] = {name: [] for name in weights}
+    uses: dict[str, list[tuple[fx.Node, int]]] = {name: [] for name in weights}
     for node in module.graph.nodes:
-        if node.op != "get_attr" or node.target not in found:
+        if node.op != "get_attr" or node.target not in uses:
             continue
         turned = [node]
         for each in turned:
@@ -101,8 +101,8 @@ def _products(module: fx.GraphModule, weights: Collection[str]) -> dict[str, lis
                 if _packet(user) in _TURNS:
                     turned.append(user)
                 elif _packet(user) in _PRODUCTS and (position := user.args.index(each)):
-                    found[str(node.target)].append((user, position - 1))
-    return found
+                    uses[str(node.target)].append((user, position - 1))
+    return uses
 
 
 def _is_rounded(node: Any) -> bool:
@@ -165,10 +165,10 @@ def format_mismatches(native: fx.GraphModule, quantization: Quantization) -> lis
             source = node.args[0]
             different[str(source.target if source.op == "get_attr" else source.name)] = None
     products = _products(native, quantization.dynamic)
-    for name, found in products.items():
-        if not found or not all(_is_rounded(product.args[position]) for product, position in found):
+    for name, uses in products.items():
+        if not uses or not all(_is_rounded(product.args[position]) for product, position in uses):
             different[name] = None
-    known = {product for found in products.values() for product, _ in found}
+    known = {product for uses in products.values() for product, _ in uses}
     for node in native.graph.nodes:
         if is_dynamic(node) and not set(_end(node).users) <= known:
             different[node.name] = None

@@ -185,14 +185,14 @@ def learn(native: fx.GraphModule, edit: LearnRounding) -> fx.GraphModule:
 
 def learned(native: fx.GraphModule, quantization: Quantization) -> Quantization:
     """`quantization`, with the formats that a model of `learn` has now."""
-    found: dict[str, Any] = {}
+    by_name: dict[str, Any] = {}
     for node in native.graph.nodes:
         module = native.get_submodule(str(node.target)) if node.op == "call_module" else None
         if isinstance(module, LearnedRounding):
             source = node.args[0]
-            found[str(source.target if source.op == "get_attr" else source.name)] = module.format()
+            by_name[str(source.target if source.op == "get_attr" else source.name)] = module.format()
     return replace(
         quantization,
-        activations={name: found[name] for name in quantization.activations},
-        weights={name: found[name] for name in quantization.weights},
+        activations={name: by_name[name] for name in quantization.activations},
+        weights={name: by_name[name] for name in quantization.weights},
     )

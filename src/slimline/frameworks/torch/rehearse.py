@@ -99,14 +99,14 @@ def _pieces(target: torch._ops.OpOverload, args: Sequence[Any], kwargs: Mapping[
     if not (len(schema.returns) == 1 and str(schema.returns[0].type) == "List[Tensor]" and args):
         return 0
     x = args[0]
-    given = dict(zip((a.name for a in schema.arguments), args, strict=False)) | dict(kwargs)
+    passed = dict(zip((a.name for a in schema.arguments), args, strict=False)) | dict(kwargs)
     if not isinstance(x, Tensor) or not x.dim():
         return 0
-    dim = given.get("dim", 0)
+    dim = passed.get("dim", 0)
     longest = max(x.shape) if "dim" not in {a.name for a in schema.arguments} else x.shape[dim]
     for name in ("chunks", "sections"):
-        if isinstance(given.get(name), int):
-            return min(int(longest), int(given[name]))
-    if isinstance(given.get("split_size"), int):
-        return -(-int(longest) // max(int(given["split_size"]), 1))
+        if isinstance(passed.get(name), int):
+            return min(int(longest), int(passed[name]))
+    if isinstance(passed.get("split_size"), int):
+        return -(-int(longest) // max(int(passed["split_size"]), 1))
     return int(longest) if schema.name == "aten::unbind" else 0

@@ -152,7 +152,7 @@ def _read(model: ir.Model, value: ir.Value | None, weights: Mapping[str, Format]
 
 def _evaluated(model: ir.Model, value: ir.Value, arrays: Mapping[ir.Node, Array]) -> Array:
     """`value`, where the results of some operators are these arrays."""
-    given = {str(node.outputs[0].name): array for node, array in arrays.items()}
+    feeds = {str(node.outputs[0].name): array for node, array in arrays.items()}
     own = value.producer()
     if own is not None and own in arrays:
         return arrays[own]
@@ -162,10 +162,10 @@ def _evaluated(model: ir.Model, value: ir.Value, arrays: Mapping[ir.Node, Array]
             if source is not None and source.producer() is None:
                 if source.const_value is None:
                     raise SlimlineError("The weights of an LSTM depend on the model's inputs: leave it out by keep.")
-                given[str(source.name)] = source.const_value.numpy()
-    ends = [onnx.helper.make_empty_tensor_value_info(name) for name in given]
+                feeds[str(source.name)] = source.const_value.numpy()
+    ends = [onnx.helper.make_empty_tensor_value_info(name) for name in feeds]
     end = onnx.helper.make_empty_tensor_value_info(str(value.name))
     graph = onnx.helper.make_graph([ir.serde.serialize_node(node) for node in nodes], "weights", ends, [end])
     opsets = [onnx.helper.make_opsetid("", model.opset_imports[""])]
-    (result,) = ReferenceEvaluator(onnx.helper.make_model(graph, opset_imports=opsets)).run([str(value.name)], given)
+    (result,) = ReferenceEvaluator(onnx.helper.make_model(graph, opset_imports=opsets)).run([str(value.name)], feeds)
     return np.asarray(result)

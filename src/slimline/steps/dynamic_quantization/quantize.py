@@ -107,8 +107,8 @@ def _weights(node: Node, graph: Graph) -> tuple[str, dict[str, tuple[int, ...]]]
             return "embedding", {table: (0,)}
         case "linear" if (name := stored(1)) is not None and len(graph.values[name].shape) == 2:
             equation = node.attributes["equation"]
-            made = {axis for dim in equation.outputs[0] for axis in dim}
-            outputs = tuple(d for d, dim in enumerate(equation.inputs[1]) if all(axis in made for axis in dim))
+            axes = {axis for dim in equation.outputs[0] for axis in dim}
+            outputs = tuple(d for d, dim in enumerate(equation.inputs[1]) if all(axis in axes for axis in dim))
             if len(outputs) == 1:
                 return "linear", {name: outputs}
         case "recurrent":

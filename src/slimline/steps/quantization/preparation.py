@@ -34,7 +34,7 @@ class Pair:
 def pairs(graph: Graph) -> list[Pair]:
     """All pairs of a graph whose batch norms are folded."""
     readers, layers = graph.consumers(), {layer.node: layer for layer in matrices(graph)}
-    found = []
+    crossings = []
     for first in layers.values():
         second = _reader(graph, first, readers, layers)
         held = [first.weight, *([] if first.bias is None else [first.bias]), *([second.weight] if second else [])]
@@ -44,8 +44,8 @@ def pairs(graph: Graph) -> list[Pair]:
         one = np.ones(groups * outputs)
         biased = first.bias is None or first.vector(np.zeros(graph.values[first.bias].shape)) is not None
         if first.one_to_one and biased and first.per_output(one) is not None and second.per_input(one) is not None:
-            found.append(Pair(first, second, one.size))
-    return found
+            crossings.append(Pair(first, second, one.size))
+    return crossings
 
 
 def _reader(
@@ -82,12 +82,12 @@ def equalized(model: Model) -> tuple[Model, dict[str, Array]]:
     for _ in range(_ROUNDS):
         largest = 0.0
         for pair in every:
-            made, read = _channels(pair)
+            outputs, read = _channels(pair)
             scale = equal_scales(
-                _most(weights[pair.first.weight], made, pair.channels),
+                _most(weights[pair.first.weight], outputs, pair.channels),
                 _most(weights[pair.second.weight], read, pair.channels),
             )
-            weights[pair.first.weight] /= scale[made]
+            weights[pair.first.weight] /= scale[outputs]
             weights[pair.second.weight] *= scale[read]
             divisors[pair.second.weight] *= scale
             biases[pair.first.weight] *= scale
@@ -114,9 +114,9 @@ def equalized(model: Model) -> tuple[Model, dict[str, Array]]:
 def _channels(pair: Pair) -> tuple[Array, Array]:
     """Which channel each weight of the first layer makes, and each of the second reads."""
     every = np.arange(pair.channels)
-    made, read = pair.first.per_output(every), pair.second.per_input(every)
-    assert made is not None and read is not None
-    return made, read
+    outputs, read = pair.first.per_output(every), pair.second.per_input(every)
+    assert outputs is not None and read is not None
+    return outputs, read
 
 
 def _most(weight: Array, channel: Array, channels: int) -> Array:
