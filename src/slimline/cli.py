@@ -32,7 +32,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    help="Compress a trained PyTorch or Keras network for the runtime that serves it, and prove what was lost.",
+    help="Compress a trained PyTorch, Keras or ONNX network for the runtime that serves it, and prove what was lost.",
 )
 recipes_app = typer.Typer(invoke_without_command=True, help="List the recipes that come with slimline, or show one.")
 app.add_typer(recipes_app, name="recipes")

@@ -283,7 +283,9 @@ class StaticArtifacts(Artifacts):
 
     @property
     def settings(self) -> tuple[object, ...]:
-        return self._static.layers, self._static.keep, self._static.activations
+        step = self._static
+        own = [(pattern, own.weights) for pattern, own in step.overrides.items()]
+        return step.layers, step.keep, step.activations, step.weights, step.first_layers, step.last_layers, own
 
     def quantized(self, back: Mapping[str, str]) -> Model:
         known = self._ranges, self.bits, self._grams
