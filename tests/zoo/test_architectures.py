@@ -25,7 +25,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "mobilenet_v3_large": {"width": 0.25},
     "mobilenet_v3_small": {"width": 0.25},
     "squeezenet": {"width": 0.25, "resolution": 0.17},
-    "shufflenet_v1": {"width": 0.25, "groups": 2},
+    "shufflenet_v1": {"width": 0.25},
     "shufflenet_v2": {"width": 0.25},
     "ghostnet": {"width": 0.25},
     "efficientnet_lite": {"width": 0.25, "depth": 0.5},
@@ -33,10 +33,12 @@ SMALL: dict[str, dict[str, Any]] = {
     "tinybert": {"width": 0.1, "depth": 2, "heads": 3, "length": 7, "vocabulary": 30},
 }
 """Settings of one small network of each architecture."""
-QUICK = ("squeezenet", "vit", "tinybert")
+PRUNABLE = {"shufflenet_v1": {"groups": 1}}
+"""Settings with which channels can go: with groups, sums, shuffles and concatenations tie them all together."""
 
 
-def quick(names: tuple[str, ...] = QUICK) -> list[Any]:
+def quick(*names: str) -> list[Any]:
+    """All architectures, of which those that are not named are slow to test."""
     return [pytest.param(name, marks=[] if name in names else pytest.mark.slow) for name in SMALL]
 
 
@@ -160,7 +162,7 @@ def test_the_function_is_that_of_keras_applications(
     close(network(x), other(x))
 
 
-@pytest.mark.parametrize("name", quick())
+@pytest.mark.parametrize("name", quick("mobilenet_v3_small", "squeezenet", "vit", "tinybert"))
 def test_weights_move_across_and_outputs_agree(name: str, tmp_path: Path) -> None:
     network = unsettled(name)
     save_file(network.state_dict(), tmp_path / "weights.safetensors")
@@ -174,9 +176,9 @@ def test_weights_move_across_and_outputs_agree(name: str, tmp_path: Path) -> Non
     assert twin.count_params() == sum(value.numel() for value in state.values())
 
 
-@pytest.mark.parametrize("name", quick())
+@pytest.mark.parametrize("name", quick("squeezenet", "tinybert"))
 def test_pruned_exactly_in_torch_and_equal_in_onnx_runtime(name: str, tmp_path: Path) -> None:
-    network = unsettled(name)
+    network = unsettled(name, **small(name), **PRUNABLE.get(name, {}))
     model = sl.load(network, network.architecture.example())
     plan = sl.plan(model, sl.ChannelPruning(ratio=0.4, criterion="l2"))
     less, masked = plan.apply(model), plan.mask(model)
@@ -186,6 +188,32 @@ def test_pruned_exactly_in_torch_and_equal_in_onnx_runtime(name: str, tmp_path: 
     close(less.outputs(*inputs)[0], expected)
     session = runtime("onnxruntime").load(sl.export(less, "onnxruntime", tmp_path))
     close(session.outputs(inputs)[0], expected)
+
+
+@pytest.mark.parametrize("name", quick())
+def test_pruned_exactly_in_keras_and_equal_in_litert(name: str, tmp_path: Path) -> None:
+    settings = {**small(name), **PRUNABLE.get(name, {})}
+    network = unsettled(name, **settings)
+    save_file(network.state_dict(), tmp_path / "weights.safetensors")
+    twin = getattr(keras, name)(**settings)
+    keras.load_torch_weights(twin, tmp_path / "weights.safetensors")
+    model = sl.load(twin)
+    plan = sl.plan(model, sl.ChannelPruning(ratio=0.4, criterion="l2"))
+    less, masked = plan.apply(model), plan.mask(model)
+    assert sum(a.size for a in less.parameters().values()) < 0.8 * sum(a.size for a in model.parameters().values())
+    inputs = rows(network, channels_last=True)
+    (expected,) = masked.outputs(*inputs)
+    close(less.outputs(*inputs)[0], expected)
+    session = runtime("litert").load(sl.export(less, "litert", tmp_path / "artifact"))
+    close(session.outputs(inputs)[0], expected)
+
+
+@pytest.mark.slow
+def test_groups_of_shufflenet_say_that_they_cannot_be_pruned() -> None:
+    network = unsettled("shufflenet_v1")
+    model = sl.load(network, network.architecture.example())
+    with pytest.raises(SlimlineError, match="Nothing can be pruned"):
+        sl.plan(model, sl.ChannelPruning(ratio=0.4, criterion="l2"))
 
 
 def test_what_a_mask_hides_does_not_matter() -> None:
