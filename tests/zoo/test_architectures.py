@@ -190,7 +190,7 @@ def test_pruned_exactly_in_torch_and_equal_in_onnx_runtime(name: str, tmp_path: 
     close(session.outputs(inputs)[0], expected)
 
 
-@pytest.mark.parametrize("name", quick())
+@pytest.mark.parametrize("name", quick("squeezenet"))
 def test_pruned_exactly_in_keras_and_equal_in_litert(name: str, tmp_path: Path) -> None:
     settings = {**small(name), **PRUNABLE.get(name, {})}
     network = unsettled(name, **settings)
