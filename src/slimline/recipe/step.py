@@ -24,20 +24,23 @@ class Step(Config):
     Attributes
     ----------
     kind : decides what may follow what (`slimline.recipe.recipe.ORDER`).
-    computes_in_integers : whether it is to have the runtime multiply in integers.
     refines : names of steps behind which it has a meaning although their kinds say that it has none.
     step : the name of its class, as recipes write it.
     needs : the roles of the samples the step reads (`slimline.data.ROLES`).
     """
 
     kind: ClassVar[Kind]
-    computes_in_integers: ClassVar[bool] = False
     refines: ClassVar[tuple[str, ...]] = ()
     step: str
 
     @property
     def needs(self) -> tuple[str, ...]:
         return ()
+
+    @property
+    def computes_in_integers(self) -> bool:
+        """Whether it is to have the runtime multiply in integers."""
+        return False
 
     @property
     def needs_gradients(self) -> bool:

@@ -22,9 +22,12 @@ class DynamicQuantization(Step):
     """
 
     kind = "quantization"
-    computes_in_integers = True
     step: Literal["DynamicQuantization"] = "DynamicQuantization"
     weights: Literal["int8", "int4"] = "int8"
     layers: Globs = ("*",)
     keep: Globs = ()
     undo: bool = True
+
+    @property
+    def computes_in_integers(self) -> bool:
+        return True

@@ -30,13 +30,16 @@ class MixedPrecision(Step):
     """
 
     kind = "quantization"
-    computes_in_integers = True
     step: Literal["MixedPrecision"] = "MixedPrecision"
     formats: tuple[WeightType, ...] = ("int4", "int8")
     max_size: Annotated[float, Field(gt=0, le=1)] | None = None
     max_error: Annotated[float, Field(gt=0)] | None = None
     max_drop: Annotated[float, Field(ge=0, lt=1)] | None = None
     quantization: StaticQuantization = Field(default_factory=lambda: StaticQuantization(rounding="gptq"))
+
+    @property
+    def computes_in_integers(self) -> bool:
+        return True
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -72,7 +72,6 @@ class StaticQuantization(Step):
     """
 
     kind = "quantization"
-    computes_in_integers = True
     step: Literal["StaticQuantization"] = "StaticQuantization"
     weights: Literal["int8", "int4"] = "int8"
     rounding: Literal["nearest", "mse", "gptq", "adaround"] = "nearest"
@@ -91,6 +90,10 @@ class StaticQuantization(Step):
     keep: Globs = ()
     overrides: dict[LayerPattern, QuantizationOverride] = Field(default_factory=dict)
     undo: bool = True
+
+    @property
+    def computes_in_integers(self) -> bool:
+        return True
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -75,7 +75,6 @@ class QuantizationAwareTraining(Training):
     """
 
     kind = "quantization"
-    computes_in_integers = True
     refines: ClassVar[tuple[str, ...]] = ("StaticQuantization",)
     step: Literal["QuantizationAwareTraining"] = "QuantizationAwareTraining"
     weights: WeightType = "int8"
@@ -89,6 +88,10 @@ class QuantizationAwareTraining(Training):
     layers: Globs = ("*",)
     keep: Globs = ()
     overrides: dict[LayerPattern, QuantizationAwareOverride] = Field(default_factory=dict)
+
+    @property
+    def computes_in_integers(self) -> bool:
+        return self.activations != "float32"
 
     @property
     def needs(self) -> tuple[str, ...]:
