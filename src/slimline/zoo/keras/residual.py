@@ -1,19 +1,12 @@
-"""The Keras twins of the small networks in `slimline.zoo.torch`: the same layers, names and numbers."""
+"""The Keras twin of `slimline.zoo.torch.ResidualCNN`: the same layers, names and numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 import slimline.frameworks.keras  # noqa: F401  chooses the backend before keras is imported  # isort: skip
 import keras
-
-from slimline.basics.errors import SlimlineError
-from slimline.files import array_files
-from slimline.files.strictjson import Malformed
 
 L = keras.layers
 
@@ -64,41 +57,3 @@ def _block(x: Any, name: str, width: int, stride: int) -> Any:
     if stride > 1 or x.shape[-1] != width:
         x = _norm(f"{name}_shortcut_1")(_conv(f"{name}_shortcut_0", width, 1, stride)(x))
     return L.ReLU(name=f"{name}_relu2")(L.Add(name=f"{name}_add")([y, x]))
-
-
-_VARIABLES = {
-    "kernel": "weight",
-    "bias": "bias",
-    "gamma": "weight",
-    "beta": "bias",
-    "moving_mean": "running_mean",
-    "moving_variance": "running_var",
-}
-
-
-def load_torch_weights(model: keras.Model, path: str | Path) -> None:
-    """Copy the safetensors state dict of a `ResidualCNN` of the same widths into `model`, in place.
-
-    Raises
-    ------
-    SlimlineError : no such file, not safetensors, or weights of another network.
-    """
-    try:
-        state = array_files.safetensors(Path(path))
-    except (OSError, Malformed) as error:
-        raise SlimlineError(f"{path} is no safetensors file that can be read: check the path.") from error
-    by_name = {name.replace(".", "_"): array for name, array in state.items()}
-    for variable in model.variables:
-        layer, _, kind = variable.path.rpartition("/")
-        name = f"{layer}_{_VARIABLES[kind]}"
-        if name not in by_name:
-            raise SlimlineError(f"{path} has no weights for layer {layer!r}: give the file of a network of this shape.")
-        array = by_name[name]
-        if kind == "kernel":  # (out, in, *k) in torch, (*k, in, out) in Keras
-            array = np.transpose(array, (*range(2, array.ndim), 1, 0))
-        if array.shape != tuple(variable.shape):
-            raise SlimlineError(
-                f"{path} holds {name} of shape {array.shape}, the model wants {tuple(variable.shape)}: "
-                "give the file of a network of these widths."
-            )
-        variable.assign(array)
