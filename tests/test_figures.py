@@ -223,6 +223,7 @@ SETTINGS = {
     "docs/parts.md": [],
     "docs/sharing.md": [],
     "docs/targets.md": [],
+    "docs/zoo.md": ["images of 32 × 32", "224 × 224"],
     "docs/architecture.md": [],
     "docs/certificates.md": ["With 95 % confidence", "wrong in up to 6.8 % of cases", "(5 % are allowed",
                              "of the allowed 5 %", "(1 % of samples"],
