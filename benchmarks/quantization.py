@@ -4,24 +4,22 @@
 
 Two networks on Fashion-MNIST: the ResNet of the other benchmarks, and one like MobileNetV2 (inverted residuals with
 depthwise convolutions and ReLU6, the kind that 4 bits hurt most), which is trained here first and kept in the cache.
-All get the same calibration samples. The peers: ONNX Runtime's static quantization, and NNCF where it is installed in
-the folder that the environment variable SLIMLINE_PEERS names. What ONNX Runtime's own INT4 weights run as is another
+All get the same calibration samples. The peers (`quantizers.py`): ONNX Runtime's static quantization, and NNCF where it
+is installed beside the project. What ONNX Runtime's own INT4 weights run as is another
 matter: their convolutions compute in float.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
-import sys
 from collections.abc import Callable, Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import quantizers
 import torch
-from common import CACHE, PEERS, Entry, cached, compare, fashion, log, options, write
+from common import CACHE, Entry, cached, compare, fashion, log, options, write
 from fashion_torch import export, original
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -134,73 +132,25 @@ def recipes() -> dict[str, Any]:
     }
 
 
-def ort_quantized(source: Path, target: Path, calibration: np.ndarray, weights: str, method: str) -> None:
-    """ONNX Runtime's own static quantization, its graph prepared first, per channel."""
-    from onnxruntime.quantization import (
-        CalibrationDataReader,
-        CalibrationMethod,
-        QuantFormat,
-        QuantType,
-        quantize_static,
-    )
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    class Reader(CalibrationDataReader):
-        def __init__(self) -> None:
-            self.batches = iter(np.array_split(calibration, max(1, len(calibration) // 64)))
-
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            batch = next(self.batches, None)
-            return None if batch is None else {"x": batch}
-
-    prepared = target.with_name("prepared.onnx")
-    quant_pre_process(str(source), str(prepared))
-    quantize_static(
-        str(prepared),
-        str(target),
-        Reader(),
-        quant_format=QuantFormat.QDQ,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType[weights],
-        per_channel=True,
-        calibrate_method=CalibrationMethod[method],
-    )
-
-
-def nncf_quantized(source: Path, target: Path, calibration: np.ndarray) -> None:
-    """NNCF's post-training quantization of the ONNX file."""
-    import nncf
-    import onnx
-
-    batches = [{"x": part} for part in np.array_split(calibration, len(calibration))]
-    quantized = nncf.quantize(onnx.load(source), nncf.Dataset(batches), subset_size=len(calibration))
-    onnx.save(quantized, target)
-
-
 def peers(float_: Path, calibration: np.ndarray, config: Mapping[str, Any], fresh: bool) -> list[Entry]:
     """What of the peers works here; what does not is logged."""
+    samples = {"x": calibration}
     makers: dict[tuple[str, str], Callable[[Path], None]] = {
         ("ONNX Runtime", f"quantize_static, {name}"): (
-            lambda artifact, weights=weights, method=method: ort_quantized(
-                float_, artifact, calibration, weights, method
-            )
+            lambda artifact, own=own: quantizers.onnxruntime(float_, artifact, samples, **own)
         )
-        for name, weights, method in (
-            ("W8A8", "QInt8", "MinMax"),
-            ("W8A8, entropy", "QInt8", "Entropy"),
-            ("W4A8", "QInt4", "MinMax"),
+        for name, own in (
+            ("W8A8", {}),
+            ("W8A8, entropy", {"ranges": "Entropy"}),
+            ("W4A8", {"weights": "QInt4"}),
         )
     }
-    folder = os.environ.get("SLIMLINE_PEERS", str(PEERS))
-    if folder not in sys.path:
-        sys.path.append(folder)
-    if find_spec("nncf") is not None:
-        makers["NNCF", "W8A8"] = lambda artifact: nncf_quantized(float_, artifact, calibration)
+    makers["NNCF", "W8A8"] = lambda artifact: quantizers.nncf_onnx(float_, artifact, samples)
     entries = []
     for (tool, recipe), make in makers.items():
         try:
             entries.append(cached(tool, recipe, ".onnx", config, lambda artifact, _, make=make: make(artifact), fresh))
-        except Exception as error:  # a peer may fail as it likes
+        except (Exception, SystemExit) as error:  # a peer may be absent, and fail as it likes
             log.warning("%s, %s: %s", tool, recipe, error)
     return entries
 

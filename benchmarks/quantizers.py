@@ -37,9 +37,22 @@ def batches(samples: Samples) -> Iterator[dict[str, np.ndarray]]:
         yield {name: x[start : start + BATCH] for name, x in samples.items()}
 
 
-def onnxruntime(source: Path, target: Path, samples: Samples, transformer: bool = False) -> None:
-    """ONNX Runtime's `quantize_static`: QDQ, uint8 activations, int8 weights per channel, folded first."""
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+def onnxruntime(
+    source: Path,
+    target: Path,
+    samples: Samples,
+    transformer: bool = False,
+    weights: str = "QInt8",
+    ranges: str = "MinMax",
+) -> None:
+    """ONNX Runtime's `quantize_static`: QDQ, uint8 activations, weights of a type per channel, folded first."""
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        CalibrationMethod,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Reader(CalibrationDataReader):
@@ -58,8 +71,9 @@ def onnxruntime(source: Path, target: Path, samples: Samples, transformer: bool 
         Reader(),
         quant_format=QuantFormat.QDQ,
         activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
+        weight_type=QuantType[weights],
         per_channel=True,
+        calibrate_method=CalibrationMethod[ranges],
     )
 
 
@@ -77,6 +91,16 @@ def openvino(source: Path, target: Path, samples: Samples, transformer: bool = F
             model_type=nncf.ModelType.TRANSFORMER if transformer else None,
         )
     ov.save_model(quantized, target, compress_to_fp16=False)
+
+
+def nncf_onnx(source: Path, target: Path, samples: Samples) -> None:
+    """NNCF's `quantize` of the ONNX file itself, for ONNX Runtime."""
+    nncf = peer("nncf", "nncf pydot ninja")
+    import onnx
+
+    rows = list(batches(samples))
+    with redirect_stdout(io.StringIO()):
+        onnx.save(nncf.quantize(onnx.load(source), nncf.Dataset(rows), subset_size=len(rows)), target)
 
 
 def litert(source: Path, target: Path, samples: Samples, transformer: bool = False) -> None:

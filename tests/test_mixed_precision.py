@@ -11,6 +11,7 @@ import pytest
 import slimline as sl
 from slimline.basics.errors import SlimlineError
 from slimline.methods.formats import IntegerGrid
+from slimline.steps.base import Context, perform
 from slimline.steps.mixed_precision.choose import Accuracy, Control, Option, chosen, options, with_formats
 
 pytest.importorskip("torch")
@@ -37,6 +38,10 @@ def bits(small: sl.Model) -> dict[str, int]:
     assert small.quantization is not None
     grids = small.quantization.weights
     return {name: 4 if each.bits == 4 else 8 for name, each in grids.items() if isinstance(each, IntegerGrid)}
+
+
+def weights(model: sl.Model) -> dict[str, np.ndarray[Any, Any]]:
+    return {name: each for name, each in model.parameters().items() if name.endswith("weight")}
 
 
 def step(**settings: Any) -> sl.MixedPrecision:
@@ -84,11 +89,16 @@ def test_float_goes_back_to_as_few_layers_as_it_takes(model: sl.Model, data: sl.
     back, before, after = control.run()
     assert back == ranked[: next(n for n, drop in enumerate(drops) if drop <= limit)]
     assert (before, after) == (drops[0], drops[len(back)])
-    formats = {"formats": ("int4",), "max_drop": limit}
     quantization = sl.StaticQuantization(undo=False)
-    mixed = sl.MixedPrecision(quantization=quantization, **formats)
-    small = sl.apply(model, mixed, data, target="onnxruntime", progress=False)
+    mixed = sl.MixedPrecision(formats=("int4",), max_size=0.2, max_drop=limit, quantization=quantization)
+    done = perform(mixed, model, Context(None, data, "onnxruntime"))
+    small = done.model
     assert small.quantization is not None
+    # What is recorded is what came out, and a size that is not kept is said.
+    layers = done.record["layers"]
+    assert {layer for layer, own in layers.items() if own["format"] == "float32"} == set(back)
+    assert sum(own["bytes"] for own in layers.values()) > 0.2 * 4 * sum(w.size for w in weights(small).values())
+    assert any("more than max_size=0.2" in note for note in done.record["notes"])
     assert {f"{name}.weight" for name in back} == {"0.weight", "2.weight", "4.weight", "6.weight"} - set(bits(small))
     assert accuracy.drop(small) == pytest.approx(after)
 

@@ -9,7 +9,8 @@ import pytest
 
 import slimline as sl
 from slimline.graph import cost
-from slimline.measure.integers import integers
+from slimline.measure.integers import Floating, Integers, integers
+from slimline.run.examine import _layers
 from slimline.runtimes.base import runtime
 from slimline.steps.quantization.calibration import calibrate
 from slimline.steps.quantization.step import StaticQuantization
@@ -95,3 +96,16 @@ def test_a_run_whose_quantization_did_little_says_so(tmp_path: Path) -> None:
     assert "What runs in integers" in page and "no integer kernel for recurrent layers" in page
     assert "asked to" not in page
     assert "MACs in integers" in str(report)
+
+
+def test_the_table_of_layers_says_what_the_runtime_executes() -> None:
+    """And not what was planned: both stand in one report."""
+    x = np.random.default_rng(0).standard_normal((64, 6)).astype(np.float32)
+    network = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    model = sl.load(network, x[:2])
+    step = sl.StaticQuantization(undo=False)
+    small = sl.apply(model, step, sl.Data(calibration=x), target="onnxruntime", progress=False)
+    share = Integers(macs=0.6, floating=(Floating(layer="2", macs=0.4, reason="its kernel is a float one"),))
+    rows = {row.layer: (row.precision, row.note) for row in _layers(model, small, {}, share)}
+    assert rows == {"0": ("int8", ""), "2": ("float", "its kernel is a float one")}
+    assert {row.precision for row in _layers(model, small, {}, None)} == {"int8"}, "where nothing runs, the plan"

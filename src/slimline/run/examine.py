@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -148,7 +148,7 @@ def examine(
         trials=(*trials, *_undoing(records)),
         frozen=tuple(Frozen(unit=f.name, reason=f.reason) for f in Units(before[0].graph).frozen),
         steps=tuple(_brief(r) for r in records),
-        layers=tuple(_layers(before[0], after[0], float_layers)),
+        layers=tuple(_layers(before[0], after[0], float_layers, shares.get("compressed"))),
         history=tuple(Epoch.model_validate(h) for r in records for h in r.get("history", ())),
         durations=tuple(
             Duration(stage=stage, seconds=seconds)
@@ -320,10 +320,13 @@ class _Layer:
     sparsity: float
 
 
-def _layers(before: Model, after: Model, notes: Mapping[str, str]) -> list[LayerRow]:
-    """Every layer with weights, before and after."""
+def _layers(before: Model, after: Model, notes: Mapping[str, str], share: Integers | None) -> list[LayerRow]:
+    """Every layer with weights, before and after; `share` is what the runtime executes, if it was asked."""
     old, new = _weights(before), _weights(after)
-    precisions = _precisions(after)
+    floating = {} if share is None else {each.layer: each.reason for each in share.floating}
+    precisions = _precisions(after, floating)
+    if after.quantization is not None:
+        notes = {**{layer: floating[layer] for layer in after.quantization.layers if layer in floating}, **notes}
     rows = []
     for name, layer in old.items():
         then = new.get(name)
@@ -340,17 +343,19 @@ def _layers(before: Model, after: Model, notes: Mapping[str, str]) -> list[Layer
     return rows
 
 
-def _precisions(model: Model) -> dict[str, str]:
-    """By layer what it computes in, or how its weights are stored; layers that are float altogether are left out."""
+def _precisions(model: Model, floating: Collection[str]) -> dict[str, str]:
+    """By layer what it computes in, or how its weights are stored; layers that are float altogether are left out, and
+    so are those on integer grids that the runtime executes in float all the same (`floating`)."""
     quantization, graph = model.quantization, model.graph
     if quantization is None:
         return {}
-    precisions = dict.fromkeys(quantization.layers, "int8")
+    layers = [layer for layer in quantization.layers if layer not in floating]
+    precisions = dict.fromkeys(layers, "int8")
     for node in graph.nodes if quantization.stored else ():
         for name in stored_weights(node, graph):
             if name in quantization.weights:
                 each, layer = quantization.weights[name].describe().partition(",")[0], layer_name(node, graph)
-                precisions[layer] = each if layer in quantization.layers else precisions.get(layer, f"{each} weights")
+                precisions[layer] = each if layer in layers else precisions.get(layer, f"{each} weights")
     return precisions
 
 

@@ -140,7 +140,7 @@ def _experts(rows: Any, weight: Any, ends: Any) -> Any:
 
 @contextmanager
 def _read_once() -> Iterator[None]:
-    """Have the exporter read its own translations once, not at each export: that is half of the time of a small one.
+    """Have the exporter read its own translations once, not at each export, where they are most of the work.
 
     torch promises none of the names that this takes, so where they are others the exporter does as it likes.
     """

@@ -30,7 +30,7 @@ SAMPLES, BATCH = 256, 64
 """Calibration samples that are timed and compared with, and how many at a time."""
 _GROUP = 32
 _LSTM_GATES = 4
-_CONVOLUTION = "with ranges found at run time convolutions were 7 times slower than in float: use StaticQuantization"
+_CONVOLUTION = "convolutions with ranges found at run time run slower than in float: use StaticQuantization"
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from slimline.basics.errors import SlimlineError
@@ -10,6 +11,7 @@ from slimline.steps.mixed_precision.step import MixedPrecision
 
 if TYPE_CHECKING:
     from slimline.model import Model
+    from slimline.steps.mixed_precision.choose import Option
 
 __all__ = ["MixedPrecision", "handler"]
 
@@ -37,10 +39,6 @@ class _Handler(Handler[MixedPrecision]):
         formats = chosen(options(model, step, context.target, batches), step)
         resolved = with_formats(base, {layer: option.format for layer, option in formats.items()}, model)
         record: dict[str, Any] = step.model_dump(mode="json")
-        record["layers"] = {
-            layer: {"format": option.format, "bytes": option.bytes, "error": float(f"{option.error:.4g}")}
-            for layer, option in formats.items()
-        }
         if step.max_drop is not None and not context.rehearsal:
             if not data.has("selection"):
                 raise SlimlineError(
@@ -60,11 +58,34 @@ class _Handler(Handler[MixedPrecision]):
         settings = {*type(step).model_fields, *type(resolved).model_fields}
         record |= {key: value for key, value in result.record.items() if key not in settings}
         record["quantization"] = resolved.model_dump(mode="json")
+        formats = _outcome(formats, result.model)
+        record["layers"] = {
+            layer: {"format": option.format, "bytes": option.bytes, "error": float(f"{option.error:.4g}")}
+            for layer, option in formats.items()
+        }
+        size = sum(option.bytes for option in formats.values()) / sum(4 * option.values for option in formats.values())
+        if step.max_size is not None and size > step.max_size:
+            record["notes"] = [
+                *record.get("notes", ()),
+                f"the weights take {size:.3g} of their float bytes, more than max_size={step.max_size:.3g}, since "
+                "layers went back to float: see what was refused",
+            ]
         return StepResult(result.model, record)
 
     def rehearsal(self, step: MixedPrecision) -> MixedPrecision:
         quick = handler_of(step.quantization).rehearsal(step.quantization)
         return step.model_copy(update={"quantization": quick})
+
+
+def _outcome(formats: Mapping[str, Option], model: Model) -> dict[str, Option]:
+    """The formats that layers were given, of those that are in float again the plain one."""
+    from slimline.steps.mixed_precision.choose import Option
+
+    layers = () if model.quantization is None else model.quantization.layers
+    return {
+        layer: option if layer in layers else Option("float32", option.values, 4.0 * option.values, 0.0)
+        for layer, option in formats.items()
+    }
 
 
 handler = _Handler()

@@ -38,12 +38,13 @@ class _Handler(Handler[StaticQuantization]):
             record["weight_bits"] = undone.bits
             record["formats"] = quantization.summary()
             notes = []
-            if any(isinstance(each, IntegerGrid) and each.bits < 7 for each in quantization.weights.values()):
+            bits = {each.bits for each in quantization.weights.values() if isinstance(each, IntegerGrid)}
+            if min(bits, default=8) < 7:
                 notes.append(runtime(context.target).short_weights)
-            if undone.bits < 8:
+            if undone.bits < 8 and undone.bits in bits:
                 notes.append(
-                    f"weights have {undone.bits} bits, since integer kernels of {context.target} overflow with 8 on "
-                    "this processor, which has no VNNI; compress on one that has for the last bit"
+                    f"int8 weights have {undone.bits} bits, since integer kernels of {context.target} overflow with 8 "
+                    "on this processor, which has no VNNI; compress on one that has for the last bit"
                 )
             if notes:
                 record["notes"] = notes

@@ -143,7 +143,7 @@ def check(step: QuantizationAwareTraining, model: Model, masked: bool = False) -
     """
     if not model.adapter.learns_formats:
         raise SlimlineError(
-            "Models of this framework cannot be trained while they are rounded: load the network in PyTorch or Keras, "
+            "Models of this framework cannot be trained while they are rounded: load the network as a PyTorch module, "
             "or use StaticQuantization or WeightQuantization."
         )
     refuse_revival([step.weights, *(own.weights for own in step.overrides.values())], masked or bool(model.masks))
@@ -151,20 +151,21 @@ def check(step: QuantizationAwareTraining, model: Model, masked: bool = False) -
 
 def check_target(step: QuantizationAwareTraining, target: str, model: Model) -> None:
     """Refuse a target that could not hold a model like `model` once it is trained."""
-    server, rules = runtime(target), runtime(target).policy
+    served = runtime(target)
+    rules = served.policy
     own = [own.weights for own in step.overrides.values() if own.weights not in (None, "float32")]
     for dtype in (step.weights, *own):
         unit = weight_format(np.eye(4, dtype=np.float32), dtype, along(0, 2))  # type: ignore[arg-type]
         if step.activations == "float32":
-            check_stored(server, unit)
+            check_stored(served, unit)
         else:
-            check_written(server, in_integers(unit), stored=True)
+            check_written(served, in_integers(unit), stored=True)
     if step.activations == "float32":
         check_marks(model)
         return
     bits, signed = activation_type(step, target)
     grid = IntegerGrid(np.ones((), np.float32), (), bits, signed, zero_point=np.zeros((), np.int32))
-    check_written(server, replace(grid, zero_point=None) if rules.symmetric else grid, stored=False)
+    check_written(served, replace(grid, zero_point=None) if rules.symmetric else grid, stored=False)
 
 
 def activation_type(step: QuantizationAwareTraining, target: str) -> tuple[int, bool]:
