@@ -97,9 +97,16 @@ def test_teacher_and_student_see_the_same_view(framework: str) -> None:
         ({"flip": True}, np.zeros((2, 5), "f"), 1, "no input is one"),
         ({"shift": 3}, np.zeros((2, 1, 6, 6), "f"), 1, "shift them by less"),
         ({"noise": 0.1}, np.zeros((2, 5), int), 1, "an input is int64"),
-        ({"mixup": 1.0}, np.zeros((2, 5), "f"), 0.9, "set alpha to 1"),
+        ({"mixup": 1.0}, np.zeros((2, 5), "f"), 0.9, "Mixed samples have no labels"),
+        ({"flip": True}, np.zeros((2, 1, 6, 6), "f"), 0.9, "labels have a place in them"),
     ],
 )
 def test_a_view_that_the_inputs_do_not_allow(view: Any, example: np.ndarray, alpha: float, sentence: str) -> None:
     with pytest.raises(sl.SlimlineError, match=sentence):
-        views.check(sl.Distillation(view=view, alpha=alpha), (example,), True)
+        views.check(sl.Distillation(view=view, alpha=alpha), (example,), np.zeros((2, 6, 6), int))
+
+
+def test_views_and_labels_that_go_together() -> None:
+    image, view = np.zeros((2, 1, 6, 6), np.float32), {"flip": True, "shift": 1, "crop": 0.5}
+    views.check(sl.Distillation(view=view, alpha=0.5), (image,), np.zeros(2, int))  # a class is where it likes
+    views.check(sl.Distillation(view=view, alpha=1), (image,), np.zeros((2, 6, 6), int))  # which nobody learns

@@ -116,7 +116,7 @@ def recover(
     tutors = () if unheeded else tuple(each.native for each in teachers)
     tutor = tutors if len(tutors) > 1 else next(iter(tutors), None)
     if step.view is not None:
-        check_view(step, student.example, next(train.batches(1))[1] is not None)
+        check_view(step, student.example, next(train.batches(1))[1])
     if step.ema and company is not None:
         names = ", ".join(each.step for each in company.steps)
         raise SlimlineError(f"A mean of the weights (ema) would undo what {names} does to them: set ema to 0.")

@@ -64,7 +64,7 @@ def learn_together(
         raise SlimlineError(f"{', '.join(alone)} of {step.step} is for one student and its teacher: leave it out.")
     train = data.split("train")
     if step.view is not None:
-        check_view(step, students[0].example, next(train.batches(1))[1] is not None)
+        check_view(step, students[0].example, next(train.batches(1))[1])
     first = students[0]
     outputs = described(first, students[1:], step, data)
     score = scorer(students, outputs, step, data)

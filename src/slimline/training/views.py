@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from slimline.basics.errors import SlimlineError
+from slimline.basics.named import Labels, Named
 from slimline.methods import views
 from slimline.recipe.training import Training, View
 
@@ -16,13 +17,13 @@ if TYPE_CHECKING:
     from slimline.frameworks.base import Array, Batch
 
 
-def check(step: Training, example: Sequence[Array], labelled: bool) -> None:
+def check(step: Training, example: Sequence[Array], labels: Labels) -> None:
     """Refuse a view that the inputs, or the labels, do not allow.
 
     Raises
     ------
-    SlimlineError : images are to be moved and there are none, numbers to be mixed that count or name something, or
-        labels learned of mixed samples.
+    SlimlineError : images are to be moved and there are none, or their labels lie in the image; numbers to be mixed
+        that count or name something, or labels learned of mixed samples.
     """
     view = step.view
     if view is None:
@@ -35,7 +36,13 @@ def check(step: Training, example: Sequence[Array], labelled: bool) -> None:
         raise SlimlineError(
             f"The view adds noise or mixes samples, and an input is {strange[0]}: leave noise and mixup out."
         )
-    if view.mixup and labelled and step.alpha < 1:
+    dense = any(each is not None and each.ndim > 2 for each in (labels if isinstance(labels, Named) else (labels,)))
+    if (view.flip or view.shift or view.crop is not None) and dense and step.alpha < 1:
+        raise SlimlineError(
+            f"The view moves images, whose labels have a place in them and stay where they are, and alpha={step.alpha:g} "
+            "learns from labels too: set alpha to 1, or leave flip, shift and crop out."
+        )
+    if view.mixup and labels is not None and step.alpha < 1:
         raise SlimlineError(
             f"Mixed samples have no labels, and alpha={step.alpha:g} learns from labels too: set alpha to 1."
         )
