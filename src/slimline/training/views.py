@@ -39,8 +39,8 @@ def check(step: Training, example: Sequence[Array], labels: Labels) -> None:
     dense = any(each is not None and each.ndim > 2 for each in (labels if isinstance(labels, Named) else (labels,)))
     if (view.flip or view.shift or view.crop is not None) and dense and step.alpha < 1:
         raise SlimlineError(
-            f"The view moves images, whose labels have a place in them and stay where they are, and alpha={step.alpha:g} "
-            "learns from labels too: set alpha to 1, or leave flip, shift and crop out."
+            f"The view moves images, whose labels have a place in them and stay there, and alpha={step.alpha:g} learns "
+            "from labels too: set alpha to 1, or leave flip, shift and crop out."
         )
     if view.mixup and labels is not None and step.alpha < 1:
         raise SlimlineError(
