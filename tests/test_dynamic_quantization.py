@@ -20,13 +20,21 @@ from torch import fx, nn
 import slimline as sl
 from slimline.basics.errors import SlimlineError
 from slimline.frameworks.torch.rounding import round_dynamically
-from slimline.methods.dynamic import dynamic_grid
+from slimline.methods.formats import IntegerGrid
 from slimline.runtimes.base import names, runtime
 from slimline.steps.quantization import undo
 
 TOKENS = np.random.default_rng(0).integers(0, 20, (16, 6))
 STEP = sl.DynamicQuantization(undo=False)
 Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def dynamic_grid(x: Array) -> IntegerGrid:
+    """The grid of DynamicQuantizeLinear as ONNX defines it, in numpy."""
+    low, high = np.minimum(x.min(initial=0.0), np.float32(0)), np.maximum(x.max(initial=0.0), np.float32(0))
+    scale = (high - low) / np.float32(255) if high > low else np.float32(1)
+    zero = np.rint(np.clip(-low / scale, 0, 255)).astype(np.int32)
+    return IntegerGrid(np.asarray(scale, np.float32), (), 8, False, zero_point=np.asarray(zero))
 
 
 class Words(nn.Module):

@@ -176,9 +176,9 @@ def test_what_created_the_run_is_kept(tmp_path: Path) -> None:
         assert run.created["sources"] == sources
         assert run.created["command"] == ["slimline", "x"]
         assert run.recipe == RECIPE
-        run.check_data("abc")
+        run.check("data", "abc")
         with pytest.raises(SlimlineError, match="other data"):
-            run.check_data("abd")
+            run.check("data", "abd")
         with pytest.raises(SlimlineError, match="no report yet"):
             _ = run.report
 

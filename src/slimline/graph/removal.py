@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from slimline.basics.errors import SlimlineError
 from slimline.graph import cost
-from slimline.graph.units import Unit, Units
+from slimline.graph.units import Units
 
 Index = NDArray[np.int64]
 
@@ -118,14 +118,3 @@ class Removal:
     def parameters(self) -> int:
         """Trained numbers that will be left."""
         return sum(math.prod(self.shape(name)) for name in self.graph.trainable)
-
-    def emptied(self) -> list[Unit]:
-        """Units whose removal would leave some dimension without any position."""
-        bad: dict[str, Unit] = {}
-        owner = {a: u for u in self.units.units for a in u.atoms}
-        for rows in self.units.rows.values():
-            for labels in rows:
-                if labels is not None and labels.shape[1] and self._gone[labels].any(axis=1).all():
-                    for atom in np.unique(labels[self._gone[labels]]):
-                        bad[owner[int(atom)].name] = owner[int(atom)]
-        return list(bad.values())

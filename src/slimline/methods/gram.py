@@ -64,13 +64,6 @@ class Gram:
         norm: Array = np.sqrt(np.diagonal(self.second, axis1=1, axis2=2))
         return norm
 
-    def with_constant(self) -> Array:
-        """`H` with a last input that is always 1, ``(groups, inputs + 1, inputs + 1)``: a bias can make up for it."""
-        mean = self.mean
-        top = np.concatenate([self.second, mean[:, :, None]], axis=2)
-        bottom = np.concatenate([mean, np.ones((len(mean), 1))], axis=1)[:, None, :]
-        return np.concatenate([top, bottom], axis=1)
-
 
 def output_energy(weight: Array, second: Array) -> Array:
     """``(groups, outputs)``: the mean square of each output of a layer, ``diag(W H Wᵀ)``.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -173,17 +173,6 @@ def road(offered: Sequence[str], runtime: Runtime) -> tuple[str, ...]:
         return way
     reached = [name for name in runtimes.names() if forms.road(offered, runtimes.runtime(name).forms)]
     raise SlimlineError(f"{runtime.name} does not take such models yet: choose the target {', '.join(reached)}.")
-
-
-def roads(forms: Mapping[str, Sequence[str]], runtime: Runtime) -> dict[str, str]:
-    """By framework, the exchange form in which it reaches a runtime, of those that give one which the runtime takes.
-
-    Parameters
-    ----------
-    forms : that each framework gives.
-    """
-    common = {name: [kind for kind in runtime.forms if kind in theirs] for name, theirs in forms.items()}
-    return {name: kinds[0] for name, kinds in common.items() if kinds}
 
 
 def check(runtime: Runtime, model: Model, path: Path, quick: bool = False) -> Parity:

@@ -174,10 +174,6 @@ class Run:
             other = "other data" if what == "data" else f"another {what}"
             raise SlimlineError(f"{self.path} was started with {other}: give the same, or start a new run.")
 
-    def check_data(self, print_: str) -> None:
-        """Refuse data other than the run was started with."""
-        self.check("data", print_)
-
     def stage(
         self,
         name: str,

@@ -112,8 +112,8 @@ class Rounder:
 
 
 def round_dynamically(source: fx.Node) -> fx.Node:
-    """The node that computes ``dynamic_grid(source).round(source)``, see `slimline.methods.dynamic`; put where the
-    graph's cursor is.
+    """The node that computes the source rounded to the grid of `slimline.methods.dynamic`; put where the graph's
+    cursor is.
 
     Numbers are divided by the scale before the operator of rounding sees them, which would multiply by its inverse.
     """

@@ -37,7 +37,6 @@ class QuantizedWeights:
         alone the bias would overflow.)
     tensors : by parameter, numbers of its grid in place of the float ones, where not each is rounded to the nearest;
         and corrected biases.
-    errors : by layer of `tensors`, the error of its output relative to the output's energy.
     """
 
     def __init__(
@@ -53,7 +52,6 @@ class QuantizedWeights:
     ) -> None:
         self.grids: dict[str, IntegerGrid] = {}
         self.tensors: dict[str, Array] = {}
-        self.errors: dict[str, float] = {}
         parameters, choices = model.parameters(), Choices.of(step, model.graph)
         readers, layers = model.graph.consumers(), integer_matrices(model.graph, placement)
         for name, axis in placement.weights.items():
@@ -70,7 +68,6 @@ class QuantizedWeights:
                 self._correct(layer, parameters[name] - rounded, means[name], parameters, readers)
             if step.rounding != "nearest":
                 self.tensors[name] = rounded
-                self.errors[readers[name][0].layer] = worker.error(self.tensors[name])
 
     def _correct(
         self,
