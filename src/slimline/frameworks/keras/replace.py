@@ -75,8 +75,8 @@ def _convolution(x: Any, operator: Convolution, shared: dict[str, Any]) -> tuple
     shared = {**shared, "strides": window.stride, "dilation_rate": window.dilation, "padding": padding}
     kernel = np.moveaxis(operator.weight, (0, 1), (-1, -2))  # (*kernel, inputs / groups, outputs)
     inputs = int(x.shape[-1])
-    if operator.groups == inputs > 1 and rank < 3:
-        shared["strides"] = max(window.stride) if len(set(window.stride)) == 1 else window.stride
+    if operator.groups == inputs > 1 and rank < 3 and len(set(window.stride)) == 1:  # TensorFlow has no other strides
+        shared["strides"] = window.stride[0]
         depthwise = kernel.reshape(*operator.kernel, inputs, operator.outputs // inputs)
         layer = getattr(L, f"DepthwiseConv{rank}D")(
             operator.kernel, depth_multiplier=operator.outputs // inputs, **shared

@@ -270,7 +270,7 @@ class Light:
 
 
 def _batches(step: Lighten, data: Data | None) -> list[tuple[np.ndarray, ...]]:
-    if step.criterion == "weight":
+    if step.criterion == "weight" or not (step.needs or (data is not None and data.has("calibration"))):
         return []
     if data is None:
         raise SlimlineError(

@@ -71,7 +71,8 @@ class Lighten(Step):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        return ("calibration",) if self.criterion == "output" else ()
+        fits = self.convolution is not None or self.error is not None
+        return ("calibration",) if self.criterion == "output" and fits else ()
 
     @property
     def compensates(self) -> bool:
