@@ -142,8 +142,8 @@ def test_a_plan_is_what_is_done(framework: str, step: sl.Lighten, tmp_path: Path
     assert not {"silu", "gelu", "elu"} & set(left) or not step.activations
     record = json.loads(plan.to_json())
     assert [row["layer"] for row in record["layers"]] == [r.name for r in plan.replacements]
-    assert len(record["activations"]) == (3 if step.activations else 0)
-    assert all(row["error"] > 0 for row in record["activations"]) and "loses" in str(plan)
+    assert len(record["functions"]) == (3 if step.activations else 0)
+    assert all(row["error"] > 0 for row in record["functions"]) and "loses" in str(plan)
 
     again = sl.load(small.save(tmp_path / f"model{model.adapter.suffix}"))
     same(again, small, x)
@@ -349,3 +349,37 @@ def test_only_what_pays_stays(clock: Any) -> None:
     unchanged = sl.apply(model, step, data(model))
     same(unchanged, model, X)
     assert unchanged.graph.size == model.graph.size
+
+
+RECIPE = """
+fit: true
+steps:
+  - {step: Lighten, convolution: separable, ratio: 0.5, activations: {silu: hardswish}, samples: 64}
+  - {step: Distillation, epochs: 1, batch_size: 128, refresh_batches: 1}
+  - {step: StaticQuantization, undo: false, samples: 64}
+budget: {max_macs: 0.7, max_drop: 1.0}
+batch_sizes: [4]
+"""
+
+
+@pytest.mark.slow
+def test_a_recipe_is_fitted_timed_trained_quantized_and_proved(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    body = [nn.Conv2d(1, 16, 3, padding=1), nn.SiLU(), nn.Conv2d(16, 48, 3, padding=1), nn.ReLU()]
+    module = nn.Sequential(
+        *body, nn.Conv2d(48, 48, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(48, 10)
+    )
+    from sklearn.datasets import load_digits
+
+    from tests.digit_models import digits
+
+    samples = sl.Data(
+        train=(digits()[:1024], load_digits().target[:1024]), test=(digits()[1024:], load_digits().target[1024:])
+    )
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    model = sl.load(module.eval(), digits()[:2])
+    run = sl.compress(model, samples, recipe=tmp_path / "recipe.yaml", output=tmp_path / "run", progress=False)
+    assert run.report.compressed.macs <= 0.7 * run.report.original.macs
+    lighter = run.report.steps[0]
+    assert lighter["plan"]["layers"] and lighter["undoing"]["artifacts"] >= 2
+    assert (run.path / "report.html").is_file()

@@ -79,7 +79,7 @@ class LightPlan(ReplacementPlan):
             "layers": [
                 {"layer": r.name, "becomes": self.convolution, **r.record(self.graph.batch)} for r in self.replacements
             ],
-            "activations": [
+            "functions": [
                 {
                     "layer": s.activation.name,
                     "function": s.activation.function,
