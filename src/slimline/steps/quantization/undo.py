@@ -34,6 +34,7 @@ from slimline.model import Model
 from slimline.model.lowering import lower, write
 from slimline.runtimes.base import runtime
 from slimline.steps.quantization.calibration import Ranges, calibrate
+from slimline.steps.quantization.preparation import smoothed
 from slimline.steps.quantization.step import StaticQuantization
 
 if TYPE_CHECKING:
@@ -278,6 +279,7 @@ class StaticArtifacts(Artifacts):
         assert context.data is not None
         super().__init__(model, step, context, first(context.data.split("calibration"), step.samples, step.batch_size))
         self._static = step
+        self._even = model if step.smooth is None else smoothed(model, step.smooth, self.batches)
         self._ranges: Ranges = {}
         self._grams: dict[str, Gram] = {}
 
@@ -289,7 +291,7 @@ class StaticArtifacts(Artifacts):
 
     def quantized(self, back: Mapping[str, str]) -> Model:
         known = self._ranges, self.bits, self._grams
-        return calibrate(self.model, self._static, self.batches, self.target, back, *known)
+        return calibrate(self._even, self._static, self.batches, self.target, back, *known)
 
 
 def by_the_clock(artifacts: Candidates, seed: int = 0) -> dict[str, Any]:
