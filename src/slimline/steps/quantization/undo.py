@@ -358,7 +358,7 @@ def choices(
     the trial of layers that gain without doubt. Without one: the first layer and runs of neighbours, each by itself.
     """
     options: dict[str, tuple[str, ...]] = {}
-    spent, before = _spent(layers, integer), _spent(layers, float_)
+    spent, before = spent_by(layers, integer), spent_by(layers, float_)
     if not any(spent[x] and before[x] for x in layers):
         others, length = layers[1:], max(1, -(-(len(layers) - 1) // (GROUPS - 1)))
         groups = [layers[:1], *(others[i : i + length] for i in range(0, len(others), length))]
@@ -410,7 +410,7 @@ def _question(artifacts: Artifacts, context: Context) -> str:
     return f"undo-{hashlib.sha256(repr((shapes, settings)).encode()).hexdigest()[:12]}"
 
 
-def _spent(layers: Sequence[str], profile: Mapping[str, float]) -> dict[str, float]:
+def spent_by(layers: Sequence[str], profile: Mapping[str, float]) -> dict[str, float]:
     """By layer, the milliseconds of the operators that are named after it, whatever the runtime appended."""
     spent = dict.fromkeys(layers, 0.0)
     for name, ms in profile.items():
