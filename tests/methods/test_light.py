@@ -82,7 +82,7 @@ def test_it_ends_where_no_gradient_is_left() -> None:
     assert better.fun >= 0.98 * error(start)
     # A general optimiser from many random starts finds nothing much better.
     rng = np.random.default_rng(3)
-    others = [optimize.minimize(error, rng.normal(size=start.size), method="BFGS").fun for _ in range(6)]
+    others = [optimize.minimize(error, rng.normal(size=start.size), method="BFGS").fun for _ in range(3)]
     assert error(start) <= 1.05 * min(others)
 
 
