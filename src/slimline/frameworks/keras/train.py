@@ -16,7 +16,7 @@ from slimline.basics.named import Labels
 from slimline.frameworks.base import Array, Batch, Term, in_parts, teachers_of
 from slimline.frameworks.keras.canonical import canonical
 from slimline.frameworks.keras.device import computing, placed
-from slimline.frameworks.keras.functional import SEED_STATE, calls, like, variables
+from slimline.frameworks.keras.functional import SEED_STATE, calls, final_activations, like, variables
 from slimline.frameworks.keras.functional import weights as weights_of
 from slimline.frameworks.keras.fusednorm import fused
 from slimline.methods import distillation
@@ -426,7 +426,7 @@ def _forward(
 
 def _as_logits(model: keras.Model, outputs: Sequence[Output]) -> Callable[[Sequence[tf.Tensor]], list[tf.Tensor]]:
     """What makes of all outputs float32, and logits of those that are probabilities."""
-    finals = _finals(model)
+    finals = final_activations(model)
 
     def logits(raw: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         return [_as_logit(*each) for each in zip(raw, outputs, finals, strict=True)]
@@ -442,18 +442,6 @@ def _as_logit(raw: tf.Tensor, output: Output, final: str) -> tf.Tensor:
     if output.kind == "multilabel" and final == "sigmoid":
         return tf.math.log(tf.maximum(real, tiny)) - tf.math.log(tf.maximum(1 - real, least))
     return real
-
-
-def _finals(model: keras.Model) -> list[str]:
-    """What each output ends in: ``softmax``, ``sigmoid`` or anything else."""
-    producers = {id(out): call.operation for call in calls(model) for out in call.outputs}
-    activations = []
-    for out in model.outputs:
-        last = producers[id(out)]
-        activation = getattr(last, "activation", None)
-        softmax = isinstance(last, keras.layers.Softmax) or activation is keras.activations.softmax
-        activations.append("softmax" if softmax else getattr(activation, "__name__", ""))
-    return activations
 
 
 @contextmanager
