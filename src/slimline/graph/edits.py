@@ -127,11 +127,14 @@ class LearnRounding:
     ----------
     shared : by activation a name under which it shares its format with others; those left out have their own.
     fixed : activations whose format stays as it is.
+    delayed : activations that stay as they are until the loop that trains the model lets their rounding begin; only
+        where `Adapter.delays_formats`.
     """
 
     quantization: Quantization
     shared: Mapping[str, str] = field(default_factory=dict)
     fixed: frozenset[str] = frozenset()
+    delayed: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from slimline.basics.progress import Progress
     from slimline.data import Data
     from slimline.frameworks.base import Masking
+    from slimline.graph.quantization import Quantization
     from slimline.methods.sparsity import Axes
     from slimline.model import Model
     from slimline.plans import AnyPlan
@@ -112,10 +113,16 @@ class Prepared:
     ----------
     native : the framework's model, to be trained in place.
     finish : makes of it, as it is then, what the step would have made.
+    delay, fold_norms : of the step, in epochs of that loop: when activations begin to be rounded, and batch norms stay
+        as they are.
+    observe : the formats of the activations, from ranges observed on `native` as it is; None where nothing is delayed.
     """
 
     native: Any
     finish: Callable[[], Model] = field(repr=False)
+    delay: int = 0
+    fold_norms: int | None = None
+    observe: Callable[[], Quantization] | None = field(default=None, repr=False)
 
 
 class Handler(ABC, Generic[S]):

@@ -253,3 +253,58 @@ def test_what_cannot_be_trained_is_refused_before(model, data) -> None:
     ):
         with pytest.raises(sl.SlimlineError, match=sentence):
             trained(model, data, target, **fields)
+
+
+def compiled(net: keras.Model) -> keras.Model:
+    net.compile(keras.optimizers.Adam(3e-3), "sparse_categorical_crossentropy", jit_compile=False)
+    return net
+
+
+def test_fit_trains_what_prepare_gives(model, data) -> None:
+    step = QuantizationAwareTraining(weights="int4", activations="uint4", samples=64)
+    prepared = sl.prepare(model, step, data, target="onnxruntime")
+    before, kernel = sl.convert(prepared), model.parameters()["conv/kernel"]
+    net, train = compiled(prepared.native), data.split("train")
+    net.fit(train.inputs[0], train.labels, batch_size=48, epochs=1, verbose=0)
+    found, x = sl.convert(prepared), inputs(data)
+    assert before.quantization.weights != found.quantization.weights
+    assert before.quantization.activations != found.quantization.activations
+    assert found.history[-1]["step"] == "QuantizationAwareTraining"
+    assert np.mean(found.predict(x).argmax(1) == net.predict(x, verbose=0).argmax(1)) >= 0.98
+    np.testing.assert_array_equal(model.parameters()["conv/kernel"], kernel)
+    assert not found.adapter.format_mismatches(found.native, found.quantization)
+
+
+def test_a_callback_begins_and_stops_what_the_step_says(model, data, tmp_path, recwarn) -> None:
+    step = QuantizationAwareTraining(weights="int4", activations="uint4", samples=64, delay=1, fold_norms=2, epochs=3)
+    prepared = sl.prepare(model, step, data, target="onnxruntime")
+    net, train, seen = compiled(prepared.native), data.split("train"), []
+
+    class Look(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            grids = [layer for layer in net.layers if isinstance(layer, LearnedRounding)]
+            norm = net.get_layer("norm")
+            seen.append((all(g.waits for g in grids), [np.array(v) for v in (norm.moving_mean, norm.gamma)]))
+            steps.append([float(g.log_step[0]) for g in grids])
+
+    steps: list[list[float]] = []
+    callbacks = [sl.QuantizationCallback(prepared), Look()]
+    options = {"batch_size": 48, "verbose": 0, "callbacks": callbacks}
+    net.fit(
+        train.inputs[0], train.labels, epochs=3, validation_data=(train.inputs[0][:48], train.labels[:48]), **options
+    )
+    assert [waits for waits, _ in seen] == [True, False, False]
+    assert not any(steps[0]) and all(steps[1])
+    norms = [norm for _, norm in seen]
+    assert not np.array_equal(norms[0], norms[1])
+    np.testing.assert_array_equal(norms[1], norms[2])
+    found, x = sl.convert(prepared), inputs(data)
+    assert np.mean(found.predict(x).argmax(1) == net.predict(x, verbose=0).argmax(1)) >= 0.98
+    assert not [each for each in recwarn if "Gradients do not exist" in str(each.message)]
+    net.save(tmp_path / "loop.keras")
+    again = keras.saving.load_model(tmp_path / "loop.keras")
+    np.testing.assert_array_equal(again(x[:8]).numpy(), net(x[:8]).numpy())
+    with pytest.raises(sl.SlimlineError, match=r"not what slimline.prepare makes"):
+        sl.QuantizationCallback(net)
+    with pytest.raises(sl.SlimlineError, match="needs data"):
+        sl.prepare(model, step, target="onnxruntime")

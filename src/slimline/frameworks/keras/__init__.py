@@ -52,6 +52,7 @@ class KerasAdapter:
     layout: Literal["channels_last"] = "channels_last"
     marks_weights = False
     learns_formats = True
+    delays_formats = True
 
     @property
     def namespace(self) -> Any:

@@ -151,10 +151,11 @@ class Learning(Formatted):
     def _zero(self, each: IntegerGrid) -> Any:
         """Whole numbers, within the codes."""
         zero = each.zero.astype(np.float32).ravel()
-        if self.shift is None or not zero_learns(each):
+        if self.shift is None:
             return ops.convert_to_tensor(zero)
         # A shift of one is all of the range, so that a step of the optimiser means the same of few and many codes.
-        near = ops.clip(zero + self.shift * float(each.high - each.low), each.low, each.high)
+        span = float(each.high - each.low) if zero_learns(each) else 0.0
+        near = ops.clip(zero + self.shift * span, each.low, each.high)
         return near + ops.stop_gradient(ops.round(near) - near)
 
     def _spread(self, numbers: Any, x: Any) -> Any:
@@ -166,6 +167,23 @@ class Learning(Formatted):
         own = np.arange(each.scale.size).reshape(each.scale.shape)
         return ops.take(numbers, spread(own, each.blocks, tuple(x.shape)))
 
+    def save_own_variables(self, store: Any) -> None:
+        """Write weights, what the format learns by, and the format's arrays; layers of Keras' write their own alone."""
+        super().save_own_variables(store)
+        for index, variable in enumerate(self._every()):
+            if str(index) not in store.keys():  # noqa: SIM118  it is no mapping
+                store[str(index)] = variable
+
+    def load_own_variables(self, store: Any) -> None:
+        """Read what `save_own_variables` wrote."""
+        super().load_own_variables(store)
+        for index, variable in enumerate(self._every()):
+            variable.assign(store[str(index)])
+
+    def _every(self) -> list[Any]:
+        layer: Any = self
+        return [*layer._trainable_variables, *layer._non_trainable_variables]
+
     def get_config(self) -> dict[str, Any]:
         """What rebuilds the layer, but for its numbers."""
         own = {"count": self.count, "fixed": self.fixed, "steps": self.steps, "moves": self.moves}
@@ -174,11 +192,32 @@ class Learning(Formatted):
 
 @_register
 class LearnedRounding(Learning, L.Layer):  # type: ignore[misc]
-    """Rounds its input to one format that is learned; any shape."""
+    """Rounds its input to one format that is learned; any shape.
+
+    Parameters
+    ----------
+    waits : whether the input stays as it is until `begin`.
+    """
+
+    def __init__(self, *args: Any, waits: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.waits = waits
 
     def call(self, inputs: Any) -> Any:
         """`inputs` rounded, of the same shape and dtype."""
-        return self.on_grid(inputs)
+        if not self.waits:
+            return self.on_grid(inputs)
+        # A loop of Keras' warns of weights that nothing depends on.
+        nothing = [0 * ops.sum(v) for v in (self.log_step, self.shift) if v is not None]
+        return inputs + ops.cast(sum(nothing), inputs.dtype)
+
+    def begin(self, each: Format) -> None:
+        """Round to a format from now on; functions that were compiled before do not know."""
+        self._format, self.waits = each, False
+
+    def get_config(self) -> dict[str, Any]:
+        """What rebuilds the layer, but for its numbers."""
+        return {**super().get_config(), "waits": self.waits}
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         """The input's."""
@@ -238,6 +277,8 @@ class _Learner(Quantizer):
         def make() -> LearnedRounding:
             count = math.prod(n for n in value.shape[1:] if n is not None)
             own = _settings(self.formats[name], count, name in self.edit.fixed)
+            if name in self.edit.delayed:  # whether the zero will lie inside of its grid is not known yet
+                own |= {"waits": True, "moves": not own["fixed"]}
             return LearnedRounding(**own, name=grid_name(name))
 
         return self.copies.of(("grid", self.edit.shared.get(name, name)), make)
@@ -274,3 +315,12 @@ def learned(native: keras.Model, quantization: Quantization) -> Quantization:
         activations={name: own.get(name, each) for name, each in quantization.activations.items()},
         weights={name: own[name] for name in quantization.weights},
     )
+
+
+def begin(native: keras.Model, activations: Mapping[str, Format]) -> None:
+    """Let a model of `learn`, in place, round the activations that wait, to these formats."""
+    values = {id(t): name for name, t in named_tensors(native).items()}
+    for call in calls(native):
+        layer = call.operation
+        if isinstance(layer, LearnedRounding) and layer.waits:
+            layer.begin(activations[values[id(call.inputs[0])]])
