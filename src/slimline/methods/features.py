@@ -1,6 +1,6 @@
 """Distances between inner values of a student and a teacher.
 
-Every function takes the array namespace ``xp`` first (``numpy``, ``array_api_compat.torch``, ``keras.ops``), as
+Every function takes the array namespace ``xp`` first (``numpy`` or a framework's own), as
 `slimline.methods.distillation` does. *Features* are ``(batch, positions, channels)``, *heads*
 ``(batch, heads, positions, width)``; both float. Student and teacher may differ in channels, heads and width wherever
 the formula allows it. Losses are scalars of the namespace.
