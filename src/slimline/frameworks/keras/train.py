@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import keras
@@ -24,6 +24,8 @@ from slimline.methods.outputs import Output, described, targets
 from slimline.recipe.training import Training
 
 _BFLOAT16 = "auto_mixed_precision_onednn_bfloat16"
+# Keras' own loop does not rewrite Python either, which takes as long as all the rest of a small network's compilation.
+_compiled = partial(tf.function, autograph=False)
 
 
 class KerasTrainer:
@@ -74,7 +76,7 @@ class KerasTrainer:
         self._slopes: Callable[..., list[tf.Tensor]] | None = None
         self._last: list[tf.Tensor] = []
         self._masks: dict[str, tf.Variable] = {}
-        self._infer = tf.function(_flat(self._student, training=False), input_signature=[_signature(self._student)])
+        self._infer = _compiled(_flat(self._student, training=False), input_signature=[_signature(self._student)])
 
     @placed
     def refresh(self, batches: Iterable[Batch]) -> None:
@@ -166,7 +168,7 @@ class KerasTrainer:
         operands = self._operands(batch)
         if self._slopes is None:
             graph = self._graph(training=False)
-            self._slopes = tf.function(lambda *x: graph(*x)[1], input_signature=self._signatures(operands))
+            self._slopes = _compiled(lambda *x: graph(*x)[1], input_signature=self._signatures(operands))
         return {n: np.array(g) for n, g in zip(self._named, self._slopes(*operands), strict=False)}
 
     @cached_property
@@ -290,8 +292,8 @@ class KerasTrainer:
                 named[name].assign(named[name] * mask)
 
         if self._config.accumulate > 1:
-            gradient = tf.function(run, input_signature=self._signatures(operands))
-            change = tf.function(update)
+            gradient = _compiled(run, input_signature=self._signatures(operands))
+            change = _compiled(update)
 
             def train_by_parts(
                 parts: list[tuple[Any, ...]], shares: list[tf.Tensor]
@@ -311,7 +313,7 @@ class KerasTrainer:
             return loss, slopes[: len(named)]
 
         signature = self._signatures(operands)
-        compiled: Callable[..., tuple[tf.Tensor, list[tf.Tensor]]] = tf.function(train, input_signature=signature)
+        compiled: Callable[..., tuple[tf.Tensor, list[tf.Tensor]]] = _compiled(train, input_signature=signature)
         return compiled
 
 
@@ -335,7 +337,7 @@ def gradients(
     names, weights = list(held), [v.value for v in held.values()]
     flat = _flat(native, training=False)
 
-    @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
+    @_compiled(reduce_retracing=True)  # type: ignore[untyped-decorator]
     def gradient(inputs: list[tf.Tensor], labels: list[tf.Tensor]) -> list[tf.Tensor]:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(weights)
