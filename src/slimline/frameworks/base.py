@@ -53,6 +53,10 @@ class Delaying(Protocol):
         """Epochs after which batch norms stay as they are; None where they train until the end."""
 
     @property
+    def masks(self) -> Mapping[str, Array]:
+        """By weight name, boolean; True stays."""
+
+    @property
     def observe(self) -> Callable[[], Quantization]:
         """The formats of the activations, from ranges that are observed on the network as it is now."""
 

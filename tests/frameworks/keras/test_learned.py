@@ -277,7 +277,8 @@ def test_fit_trains_what_prepare_gives(model, data) -> None:
 
 def test_a_callback_begins_and_stops_what_the_step_says(model, data, tmp_path, recwarn) -> None:
     step = QuantizationAwareTraining(weights="int4", activations="uint4", samples=64, delay=1, fold_norms=2, epochs=3)
-    prepared = sl.prepare(model, step, data, target="onnxruntime")
+    sparse = sl.apply(model, sl.SparsePruning(amount=0.5, layers=("head",)))
+    prepared = sl.prepare(sparse, step, data, target="onnxruntime")
     net, train, seen = compiled(prepared.native), data.split("train"), []
 
     class Look(keras.callbacks.Callback):
@@ -300,6 +301,8 @@ def test_a_callback_begins_and_stops_what_the_step_says(model, data, tmp_path, r
     np.testing.assert_array_equal(norms[1], norms[2])
     found, x = sl.convert(prepared), inputs(data)
     assert np.mean(found.predict(x).argmax(1) == net.predict(x, verbose=0).argmax(1)) >= 0.98
+    for weights in (net.get_layer("head").kernel, found.parameters()["head/kernel"]):
+        assert not np.array(weights)[~sparse.masks["head/kernel"]].any()
     assert not [each for each in recwarn if "Gradients do not exist" in str(each.message)]
     net.save(tmp_path / "loop.keras")
     again = keras.saving.load_model(tmp_path / "loop.keras")

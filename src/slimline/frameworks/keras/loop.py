@@ -10,6 +10,7 @@ import numpy as np
 
 from slimline.basics.errors import SlimlineError
 from slimline.frameworks.base import Array, Delaying, Masking
+from slimline.frameworks.keras.functional import weights
 from slimline.frameworks.keras.learned import begin
 from slimline.methods.sparsity import Axes
 from slimline.recipe.registry import handler
@@ -96,7 +97,7 @@ class PruningCallback(keras.callbacks.Callback):  # type: ignore[misc]
 
 
 class QuantizationCallback(keras.callbacks.Callback):  # type: ignore[misc]
-    """Does in `fit` what a `QuantizationAwareTraining` with `delay` or `fold_norms` says of epochs.
+    """Does in `fit` what a `QuantizationAwareTraining` says of epochs, `delay` and `fold_norms`, and holds zeros.
 
     ::
 
@@ -106,7 +107,8 @@ class QuantizationCallback(keras.callbacks.Callback):  # type: ignore[misc]
         small = sl.convert(prepared)
 
     After `delay` epochs activations are observed, on the weights that were trained so far, and rounded from then on;
-    after `fold_norms` epochs batch norms stay as they are. `fit` may train a model that `prepared.native` is part of.
+    after `fold_norms` epochs batch norms stay as they are. What was pruned before stays zero. `fit` may train a model
+    that `prepared.native` is part of.
 
     Parameters
     ----------
@@ -125,6 +127,8 @@ class QuantizationCallback(keras.callbacks.Callback):  # type: ignore[misc]
             )
         self.prepared = prepared
         self._waits, self._learns = prepared.delay > 0, bool(prepared.fold_norms)
+        named = weights(prepared.native)
+        self._held = [(named[name], mask.astype("float32")) for name, mask in prepared.masks.items() if name in named]
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Do what is due."""
@@ -140,6 +144,11 @@ class QuantizationCallback(keras.callbacks.Callback):  # type: ignore[misc]
         if due:  # what was compiled does not know of it
             self.model.test_function = self.model.predict_function = None
             self.model.make_train_function(force=True)
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Hold the zeros."""
+        for variable, mask in self._held:
+            variable.assign(variable * mask)
 
 
 def axes(layer: Any) -> tuple[Any, Axes] | None:

@@ -19,6 +19,7 @@ from slimline.graph.edits import LearnRounding, PutTensors, Unround
 from slimline.graph.quantization import Quantization
 from slimline.methods.formats import Format, IntegerGrid, Scaled
 from slimline.model import Model
+from slimline.model.masks import held
 from slimline.runtimes.base import runtime
 from slimline.steps.base import Context, Prepared, StepResult
 from slimline.steps.quantization.calibration import activation_grids, observe_ranges
@@ -76,7 +77,10 @@ def prepare(step: QuantizationAwareTraining, model: Model, context: Context) -> 
         state = taught().calibrated()
         return state.formats
 
-    return Prepared(native, lambda: taught().finished({}).model, step.delay, step.fold_norms, observe)
+    def finish() -> Model:
+        return held(taught().finished({}).model)
+
+    return Prepared(native, finish, step.delay, step.fold_norms, observe, model.masks)
 
 
 @dataclass(frozen=True)
