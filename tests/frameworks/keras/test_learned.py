@@ -165,6 +165,8 @@ def test_every_kernel_learns_as_it_is_rounded(kind: str) -> None:
     near = np.abs(model.adapter.outputs(learning, (x,))[0] - model.adapter.outputs(rounded, (x,))[0])
     assert (near > 1e-5).mean() < 0.02  # sums may fall on either side of a tie
     assert model.adapter.learned(learning, held) == held
+    fixed = model.edit(LearnRounding(held, fixed=frozenset((*held.activations, *held.weights))))
+    assert len(fixed.trainable_variables) == len(model.native.trainable_variables)
     assert {n.kind for n in model.adapter.read(learning, model.example).nodes} >= {"elementwise"}
     plain = model.adapter.edit(rounded, (Unround(held),), model.example)
     np.testing.assert_array_equal(model.adapter.outputs(plain, (x,))[0], model.predict(x))

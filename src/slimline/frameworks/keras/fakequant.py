@@ -157,8 +157,8 @@ class Quantizer:
 
     def __init__(self, native: keras.Model, quantization: Quantization, composed: frozenset[str]) -> None:
         self.native, self.formats, self.composed = native, quantization.activations, composed
-        paths = {id(variable): path for path, variable in variables(native).items()}
-        self.kernels = {i: quantization.weights[path] for i, path in paths.items() if path in quantization.weights}
+        self.paths = {id(variable): path for path, variable in variables(native).items()}
+        self.kernels = {i: quantization.weights[path] for i, path in self.paths.items() if path in quantization.weights}
         self.copies = Copies()
 
     def model(self) -> keras.Model:

@@ -285,8 +285,9 @@ class _Learner(Quantizer):
 
     def rounded(self, layer: Any, each: Format) -> Any:
         """The layer with its kernel in a format that learns."""
-        kind = rounded_class(layer, LEARNED)
-        return kind.from_config({**layer.get_config(), **_settings(each, math.prod(layer.kernel.shape))})  # type: ignore[attr-defined]
+        kind: Any = rounded_class(layer, LEARNED)
+        fixed = self.paths[id(layer.kernel)] in self.edit.fixed
+        return kind.from_config({**layer.get_config(), **_settings(each, math.prod(layer.kernel.shape), fixed)})
 
     def fill(self, operation: Any, copy: Any) -> None:
         """Give a copy the numbers of the operation; those by which a format learns stay as they are."""
@@ -294,7 +295,7 @@ class _Learner(Quantizer):
         transfer([*own, *copy.variables[len(own) :]] if learns else own, copy)
 
 
-def _settings(each: Format, count: int, fixed: bool = False) -> dict[str, Any]:
+def _settings(each: Format, count: int, fixed: bool) -> dict[str, Any]:
     assert isinstance(each, Scaled)
     return {"format": each, "count": count, "fixed": fixed, "steps": each.scale.size, "moves": zero_learns(each)}
 

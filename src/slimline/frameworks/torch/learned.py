@@ -172,8 +172,9 @@ def learn(native: fx.GraphModule, edit: LearnRounding) -> fx.GraphModule:
             put(node, each, f"value {edit.shared.get(name, name)}", name in edit.fixed)
     for node in nodes.values():
         if node.op == "get_attr" and node.target in edit.quantization.weights:
+            name = str(node.target)
             with graph.inserting_before(first):
-                put(node, edit.quantization.weights[str(node.target)], f"weight {node.target}", False)
+                put(node, edit.quantization.weights[name], f"weight {name}", name in edit.fixed)
     learning.recompile()
     return learning
 
