@@ -220,6 +220,7 @@ SETTINGS = {
     "docs/coverage.md": ["at 30 % of every unit", "at least 25 %", "than the 25 % that"],
     "docs/depth-and-activations.md": [],
     "docs/low_rank.md": ["1 × 1", "k × 1", "1 × k"],
+    "docs/light.md": ["1 × 1"],
     "docs/parts.md": [],
     "docs/sharing.md": [],
     "docs/targets.md": [],

@@ -144,10 +144,10 @@ def test_a_plan_is_what_is_done(framework: str, method: Any, criterion: Any) -> 
     assert parts and set(parts) <= {m.layer for m in matrices(small.graph)}
     if framework != "onnx":
         assert plan.dense["up"] == "it is a transposed convolution"
-        assert {p.layer.name: len(p.parts) for p in plan.products}["wide"] == (3 if method == "tucker" else 2)
+        assert {p.name: len(p.parts) for p in plan.products}["wide"] == (3 if method == "tucker" else 2)
     assert all(0 < p.error < 1 for p in plan.products)
     record = json.loads(plan.to_json())
-    assert [row["layer"] for row in record["layers"]] == [p.layer.name for p in plan.products]
+    assert [row["layer"] for row in record["layers"]] == [p.name for p in plan.products]
     assert "loses" in str(plan)
 
 
@@ -252,7 +252,7 @@ def test_energy_and_error_say_the_same_and_hold(small: sl.Model) -> None:
     fours = sl.plan(small, sl.LowRank(energy=0.9, round_to=4), samples())
     assert fours.products and all(p.ranks[0] % 4 == 0 for p in fours.products)
     for p in first.products:  # one rank less would be too few
-        fewer = sl.LowRank(rank=max(p.ranks[0] - 1, 1), layers=(p.layer.name,))
+        fewer = sl.LowRank(rank=max(p.ranks[0] - 1, 1), layers=(p.name,))
         assert p.ranks == (1,) or sl.plan(small, fewer, samples()).products[0].error > 0.1
 
 
@@ -320,7 +320,7 @@ def test_shared_and_recurrent_layers_stay_with_the_reason() -> None:
     torch.manual_seed(0)
     model = sl.load(Twice().eval(), np.ones((2, 5, 6), np.float32))
     plan = sl.plan(model, sl.LowRank(ratio=0.3, scope="local", criterion="weight"))
-    assert [p.layer.name for p in plan.products] == ["head"]
+    assert [p.name for p in plan.products] == ["head"]
     assert plan.dense["both"] == "it shares its weights with other layers"
     assert plan.dense["cells"] == "it is neither a linear layer nor a convolution"
 

@@ -48,7 +48,9 @@ if TYPE_CHECKING:
     from slimline.steps.depth.step import DepthPruning as DepthPruning
     from slimline.steps.distillation.step import Distillation as Distillation
     from slimline.steps.dynamic_quantization.step import DynamicQuantization as DynamicQuantization
+    from slimline.steps.lighten.step import Lighten as Lighten
     from slimline.steps.low_rank.step import LowRank as LowRank
+    from slimline.steps.merging.step import MergeLayers as MergeLayers
     from slimline.steps.mixed_precision.step import MixedPrecision as MixedPrecision
     from slimline.steps.quantization.step import StaticQuantization as StaticQuantization
     from slimline.steps.quantization_aware.step import QuantizationAwareTraining as QuantizationAwareTraining
@@ -86,7 +88,9 @@ _HOMES = {
     "slimline.steps.channels": ("ChannelPruning",),
     "slimline.steps.depth": ("DepthPruning",),
     "slimline.steps.distillation": ("Distillation",),
+    "slimline.steps.lighten": ("Lighten",),
     "slimline.steps.low_rank": ("LowRank",),
+    "slimline.steps.merging": ("MergeLayers",),
     "slimline.steps.mixed_precision": ("MixedPrecision",),
     "slimline.steps.quantization": ("StaticQuantization",),
     "slimline.steps.quantization_aware": ("QuantizationAwareTraining",),
@@ -114,6 +118,8 @@ __all__ = [  # noqa: RUF022 - in the order in which they are used
     "SparsePruning",
     "ActivationPruning",
     "LowRank",
+    "Lighten",
+    "MergeLayers",
     "SparseTraining",
     "Distillation",
     "DistillationLoss",

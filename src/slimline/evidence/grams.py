@@ -56,8 +56,19 @@ def collect(
     return grams
 
 
-def collect_pair(model: Model, current: Any, layer: LayerMatrix, batches: Sequence[tuple[np.ndarray, ...]]) -> Gram:
-    """The Gram matrix of a layer's inputs in `current`, what `model` has become, and with those in `model` itself."""
+def collect_pair(
+    model: Model,
+    current: Any,
+    layer: LayerMatrix,
+    batches: Sequence[tuple[np.ndarray, ...]],
+    input: str | None = None,
+) -> Gram:
+    """The Gram matrix of a layer's inputs in `current`, what `model` has become, and with those in `model` itself.
+
+    Parameters
+    ----------
+    input : what the layer's input is called in `current`; None: as in `model`.
+    """
     groups, _, inputs = layer.shape
     gram = Gram(groups, inputs, inputs)
     rows: list[np.ndarray] = []
@@ -67,8 +78,8 @@ def collect_pair(model: Model, current: Any, layer: LayerMatrix, batches: Sequen
 
     for batch in batches:
         rows.clear()
-        for native in (current, model.native):
-            model.adapter.observe(native, [batch], [layer.input], see)
+        for native, name in ((current, input or layer.input), (model.native, layer.input)):
+            model.adapter.observe(native, [batch], [name], see)
         gram.see(rows[0], rows[1])
     return gram
 

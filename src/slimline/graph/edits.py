@@ -60,6 +60,19 @@ class Threshold:
 
 
 @dataclass(frozen=True)
+class Compute:
+    """Values are another function of one value now, and what only served to make them is gone.
+
+    Attributes
+    ----------
+    functions : by value the function (of `slimline.methods.activations.FUNCTIONS`), and the value of the same shape
+        that it is applied to.
+    """
+
+    functions: Mapping[str, tuple[str, str]]
+
+
+@dataclass(frozen=True)
 class PutTensors:
     """Stored tensors, of the same shapes, in place of those of these names."""
 
@@ -152,6 +165,7 @@ Edit = (
     | Rewire
     | Silence
     | Threshold
+    | Compute
     | PutTensors
     | FoldNorms
     | Round
@@ -160,6 +174,7 @@ Edit = (
 )
 
 __all__ = [
+    "Compute",
     "Edit",
     "FoldNorms",
     "LearnRounding",

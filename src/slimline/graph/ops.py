@@ -69,8 +69,11 @@ def linear(rank: int, layout: str = "o i") -> Attributes:
     return {"equation": parse(f"{lead} i, {layout}, o -> {lead} o")}
 
 
-def batch_norm(rank: int, axis: int = 1, stored: int = 4, tracked: bool = True) -> Attributes:
-    """Batch normalisation; inputs ``(x, *stored vectors)``, each vector of the channel axis or None.
+def batch_norm(
+    rank: int, axis: int = 1, stored: int = 4, tracked: bool = True, epsilon: float | None = None
+) -> Attributes:
+    """Batch normalisation; inputs ``(x, *stored vectors)``, each vector of the channel axis or None. `epsilon` is added
+    to the variance; None where it is not known.
 
     One that has not `tracked` any statistics always normalises by those of its input.
     """
@@ -78,7 +81,7 @@ def batch_norm(rank: int, axis: int = 1, stored: int = 4, tracked: bool = True) 
     x = " ".join(names)
     vectors = ", ".join([names[axis]] * stored)
     statistics = [] if tracked else [n for d, n in enumerate(names) if d != axis]
-    return {"equation": parse(f"{x}, {vectors} -> {x}", statistics=statistics), "axis": axis}
+    return {"equation": parse(f"{x}, {vectors} -> {x}", statistics=statistics), "axis": axis, "epsilon": epsilon}
 
 
 def layer_norm(rank: int, axes: Sequence[int], stored: int = 2, kind: str = "layer") -> Attributes:

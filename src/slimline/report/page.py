@@ -198,7 +198,10 @@ def _trials(trials: Sequence[Trial], metric: str) -> dict[str, Any]:
 def _trial(row: Trial, metric: str) -> dict[str, Any]:
     """A row of that table."""
     layers = row.settings.get("float_layers")
-    if isinstance(layers, list):
+    unchanged = row.settings.get("unchanged_layers")
+    if isinstance(unchanged, list):
+        what = f"as they were: {', '.join(map(str, unchanged))}" if unchanged else "all of them lighter"
+    elif isinstance(layers, list):
         what = f"in float: {', '.join(map(str, layers))}" if layers else "all in integers"
     else:
         what = str(row.settings.get("strength", row.stage))

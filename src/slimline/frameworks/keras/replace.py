@@ -22,14 +22,20 @@ def replace(native: keras.Model, change: Replace) -> keras.Model:
     same = [call for call in calls(native) if call.name.partition("@")[0] == change.output.partition("@")[0]]
     if len(same) != 1 or change.output not in same[0].names:
         raise SlimlineError(f"{change.layer} is no layer that is called once: only such can be replaced.")
-    if [_value(native, tensor) for tensor in same[0].inputs] != [change.input]:
+    names = {id(t): input_name(t) for t in native.inputs}
+    for call in calls(native):
+        names |= {id(t): name for name, t in zip(call.names, call.outputs, strict=True)}
+    if len(same[0].inputs) != 1 or change.input not in names.values():
         raise SlimlineError(f"{change.layer} does not read {change.input!r} alone: read the model's graph again.")
     copy = copier(native)
+    tensors: dict[str, Any] = {}
 
     def visit(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        given = [a for a in keras.tree.flatten((args, kwargs)) if isinstance(a, keras.KerasTensor)]
+        tensors.update((names[id(old)], new) for old, new in zip(call.inputs, given, strict=True))
         if call.name != same[0].name:
             return copy(call, args, kwargs)
-        (x,) = (a for a in keras.tree.flatten((args, kwargs)) if isinstance(a, keras.KerasTensor))
+        x = tensors[change.input]
         try:
             for position, operator in enumerate(change.operators):
                 x = _call(x, operator, f"{change.layer}.{position}", call.operation)
@@ -39,16 +45,6 @@ def replace(native: keras.Model, change: Replace) -> keras.Model:
         return x
 
     return rebuild(native, visit)
-
-
-def _value(native: keras.Model, tensor: Any) -> str:
-    if any(tensor is x for x in native.inputs):
-        return input_name(tensor)
-    for call in calls(native):
-        for name, output in zip(call.names, call.outputs, strict=True):
-            if output is tensor:
-                return name
-    raise SlimlineError("The model reads a tensor that no layer makes: build it anew.")
 
 
 def _call(x: Any, operator: Operator, name: str, like: Any) -> Any:
@@ -75,8 +71,8 @@ def _convolution(x: Any, operator: Convolution, shared: dict[str, Any]) -> tuple
     shared = {**shared, "strides": window.stride, "dilation_rate": window.dilation, "padding": padding}
     kernel = np.moveaxis(operator.weight, (0, 1), (-1, -2))  # (*kernel, inputs / groups, outputs)
     inputs = int(x.shape[-1])
-    if operator.groups == inputs > 1 and rank < 3:
-        shared["strides"] = max(window.stride) if len(set(window.stride)) == 1 else window.stride
+    if operator.groups == inputs > 1 and rank < 3 and len(set(window.stride)) == 1:  # TensorFlow has no other strides
+        shared["strides"] = window.stride[0]
         depthwise = kernel.reshape(*operator.kernel, inputs, operator.outputs // inputs)
         layer = getattr(L, f"DepthwiseConv{rank}D")(
             operator.kernel, depth_multiplier=operator.outputs // inputs, **shared

@@ -12,9 +12,33 @@ from slimline.basics.errors import SlimlineError
 from slimline.frameworks.keras.functional import Call, calls, input_name, rebuild
 from slimline.frameworks.keras.rewrite import copier
 
+_FUNCTIONS: Mapping[str, Callable[[str, Any], Any]] = {
+    "relu": lambda name, dtype: L.ReLU(name=name, dtype=dtype),
+    "relu6": lambda name, dtype: L.ReLU(6.0, name=name, dtype=dtype),
+    "hardsigmoid": lambda name, dtype: L.Activation("hard_sigmoid", name=name, dtype=dtype),
+    "hardswish": lambda name, dtype: L.Activation("hard_silu", name=name, dtype=dtype),
+}
+
 
 def rewire(native: keras.Model, instead: Mapping[str, str]) -> keras.Model:
     """A copy in which the readers of a value read another; calls that no output needs any more are gone."""
+    return _instead(native, instead, lambda call, name, tensor: tensor)
+
+
+def compute(native: keras.Model, functions: Mapping[str, tuple[str, str]]) -> keras.Model:
+    """A copy in which values are a function of another value."""
+
+    def apply(call: Call, name: str, tensor: Any) -> Any:
+        function, _ = functions[name]
+        dtype = call.operation.dtype_policy if call.is_layer else None
+        return _FUNCTIONS[function](f"{_plain(name)}.{function}", dtype)(tensor)
+
+    return _instead(native, {name: source for name, (_, source) in functions.items()}, apply)
+
+
+def _instead(native: keras.Model, instead: Mapping[str, str], make: Callable[[Call, str, Any], Any]) -> keras.Model:
+    """A copy in which the readers of a value (key) read what `make` gives for its call, its name, and the tensor of
+    another value."""
     _check(native, [*instead, *instead.values()])
     replacements = set(instead.values())
     copy = copier(native)
@@ -27,7 +51,12 @@ def rewire(native: keras.Model, instead: Mapping[str, str]) -> keras.Model:
                 tensors[name] = argument
         outputs = keras.tree.flatten(copy(call, args, kwargs))
         tensors.update(zip(call.names, outputs, strict=True))
-        return [tensors[instead[name]] if name in instead else t for name, t in zip(call.names, outputs, strict=True)]
+        outputs = [
+            make(call, name, tensors[instead[name]]) if name in instead else t
+            for name, t in zip(call.names, outputs, strict=True)
+        ]
+        tensors.update(zip(call.names, outputs, strict=True))
+        return outputs
 
     names = {id(t): name for name, t in inputs.items()}
     return rebuild(native, visit)
@@ -55,11 +84,15 @@ def _after(native: keras.Model, layers: Mapping[str, Callable[[str], Any]]) -> k
     def visit(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         outputs = keras.tree.flatten(copy(call, args, kwargs))
         return [
-            layers[name](name.replace("@", ".call").replace(":", ".output"))(t) if name in layers else t
-            for name, t in zip(call.names, outputs, strict=True)
+            layers[name](_plain(name))(t) if name in layers else t for name, t in zip(call.names, outputs, strict=True)
         ]
 
     return rebuild(native, visit)
+
+
+def _plain(name: str) -> str:
+    """The name of a value as one that a layer takes."""
+    return name.replace("@", ".call").replace(":", ".output")
 
 
 def _check(native: keras.Model, names: Iterable[str]) -> None:

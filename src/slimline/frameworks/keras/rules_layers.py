@@ -105,7 +105,7 @@ def batch_norm(reader: Reader, call: Call) -> None:
     x, shape = reader.name(call.inputs[0]), reader.shape(call.inputs[0])
     stored = [layer.gamma if layer.scale else None, layer.beta if layer.center else None]
     vectors = [reader.parameter(v) for v in (*stored, layer.moving_mean, layer.moving_variance)]
-    attributes, masks = ops.batch_norm(len(shape), layer.axis % len(shape)), call.inputs[1:]
+    attributes, masks = ops.batch_norm(len(shape), layer.axis % len(shape), epsilon=layer.epsilon), call.inputs[1:]
     for mask in masks:  # of the steps that count in training
         equation = attributes["equation"]
         dims = tuple((f"a{d}",) for d in range(len(reader.shape(mask))))

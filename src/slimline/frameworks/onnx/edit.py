@@ -5,6 +5,7 @@ from __future__ import annotations
 from slimline.frameworks.edit import Table
 from slimline.frameworks.onnx import cut, fakequant, mask, replace, rewire, rewrite
 from slimline.graph.edits import (
+    Compute,
     FoldNorms,
     Mask,
     Narrow,
@@ -25,6 +26,7 @@ EDITS: Table = {
     Rewire: lambda native, edit, example: rewire.rewire(native, edit.instead, example),
     Silence: lambda native, edit, example: rewire.silence(native, edit.values, example),
     Threshold: lambda native, edit, example: rewire.truncate(native, edit.thresholds),
+    Compute: lambda native, edit, example: rewire.compute(native, edit.functions, example),
     PutTensors: lambda native, edit, example: rewrite.replace(native, edit.tensors),
     FoldNorms: lambda native, edit, example: fakequant.fold(native),
     Round: lambda native, edit, example: fakequant.quantize(native, edit.quantization),

@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 import onnx_ir as ir
 
+from slimline.basics.errors import SlimlineError
 from slimline.frameworks.base import Array
 from slimline.frameworks.onnx.native import Editor, Native
+from slimline.frameworks.onnx.rewrite import place_of
 
 
 def rewire(native: Native, instead: Mapping[str, str], example: tuple[Array, ...]) -> Native:
@@ -23,6 +25,31 @@ def rewire(native: Native, instead: Mapping[str, str], example: tuple[Array, ...
     result = editor.done()
     result.session(example)
     return result
+
+
+def compute(native: Native, functions: Mapping[str, tuple[str, str]], example: tuple[Array, ...]) -> Native:
+    """A copy in which values are a function of another value; they keep their names."""
+    editor = Editor(native)
+    kinds = _kinds(native, example)
+    for name, (function, source) in functions.items():
+        ends = editor.named([name, source])
+        old = ends[name].producer()
+        if old is None:
+            raise SlimlineError(f"{name} is an input of the model, which nothing computes: name another value.")
+        place_of(editor, old, _call(editor, old, ends[source], function, kinds[source]))
+    return editor.done()
+
+
+def _call(editor: Editor, before: ir.Node, value: ir.Value, function: str, kind: str) -> ir.Value:
+    if function == "relu6":
+        ends = [editor.constant(np.array(n, kind), f"{value.name}_{end}") for end, n in (("low", 0), ("high", 6))]
+        return editor.insert(before, "Clip", [value, *ends])
+    if function == "relu":
+        return editor.insert(before, "Relu", [value])
+    if function == "hardswish" and editor.opset >= 14:
+        return editor.insert(before, "HardSwish", [value])
+    gate = editor.insert(before, "HardSigmoid", [value], {"alpha": 1 / 6, "beta": 0.5})
+    return gate if function == "hardsigmoid" else editor.insert(before, "Mul", [value, gate])
 
 
 def silence(native: Native, values: Iterable[str], example: tuple[Array, ...]) -> Native:

@@ -98,7 +98,9 @@ def _matmul(call: Call) -> None:
 def _batch_norm(call: Call) -> None:
     if call.attribute("training_mode", 0):
         return unknown(call, "it is in training mode")
-    return call.emit("batch_norm", call.tensors(0, 1, 2, 3, 4), ops.batch_norm(call.rank))
+    return call.emit(
+        "batch_norm", call.tensors(0, 1, 2, 3, 4), ops.batch_norm(call.rank, epsilon=call.attribute("epsilon", 1e-5))
+    )
 
 
 @rule("LayerNormalization", "RMSNormalization")

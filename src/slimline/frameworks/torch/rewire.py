@@ -14,6 +14,12 @@ from slimline.frameworks.torch.native import Native, tensors, to_tensors
 from slimline.frameworks.torch.operators import aten
 
 Insert = Callable[[fx.Graph, fx.Node], fx.Node]
+_FUNCTIONS = {
+    "relu": (aten.relu.default, ()),
+    "relu6": (aten.hardtanh.default, (0.0, 6.0)),
+    "hardsigmoid": (aten.hardsigmoid.default, ()),
+    "hardswish": (aten.hardswish.default, ()),
+}
 
 
 def rewire(native: Native, instead: Mapping[str, str], example: tuple[Array, ...]) -> Native:
@@ -31,6 +37,24 @@ def rewire(native: Native, instead: Mapping[str, str], example: tuple[Array, ...
     result.recompile()
     with torch.no_grad():
         result(*to_tensors(example))
+    return result
+
+
+def compute(native: Native, functions: Mapping[str, tuple[str, str]]) -> Native:
+    """A copy in which values are a function of another value."""
+    result = copy.deepcopy(native)
+    nodes = named(result, [*functions, *(source for _, source in functions.values())])
+    replaced: dict[str, fx.Node] = {}
+    for name, (function, source) in functions.items():
+        old, (operator, numbers) = nodes[name], _FUNCTIONS[function]
+        with result.graph.inserting_before(old):
+            new = result.graph.call_function(operator, (replaced.get(source, nodes[source]), *numbers))
+        new.meta = {key: old.meta[key] for key in ("nn_module_stack",) if key in old.meta}
+        old.replace_all_uses_with(new)
+        replaced[name] = new
+    drop_dead(result, {nodes[name] for name in functions})
+    result.graph.lint()
+    result.recompile()
     return result
 
 

@@ -137,7 +137,7 @@ def _addmm(call: Call) -> None:
 @rule("batch_norm")
 def _batch_norm(call: Call) -> None:
     names = call.tensors("input", "weight", "bias", "running_mean", "running_var")
-    call.emit("batch_norm", names, ops.batch_norm(call.rank, tracked=names[3] is not None))
+    call.emit("batch_norm", names, ops.batch_norm(call.rank, tracked=names[3] is not None, epsilon=call["eps"]))
 
 
 @rule("layer_norm", "rms_norm")

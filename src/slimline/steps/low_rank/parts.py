@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,81 +11,12 @@ from typing import Any
 import numpy as np
 
 from slimline.graph.equation import Window
-from slimline.graph.ir import Graph, Node
-from slimline.graph.matrix import LayerMatrix
 from slimline.graph.operators import Convolution, Linear, Operator
 from slimline.methods.factorization import Factorization, Tucker, signal_rank
+from slimline.steps.layer_fit import Layer
 from slimline.steps.low_rank.step import Method
 
 Array = np.ndarray[Any, np.dtype[Any]]
-Readers = Mapping[str, Sequence[Node]]
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A layer that can be factorised.
-
-    Attributes
-    ----------
-    name : under which its parts are called.
-    matrix : its weight as `W`.
-    kernel : sizes of its kernel, ones where it looks at every position alone; empty for a linear layer.
-    window : where it looks.
-    before, after : sizes of the dimensions over which it moves, in its input and in its output.
-    times : how often it is applied to these, in the whole batch.
-    """
-
-    name: str
-    matrix: LayerMatrix
-    kernel: tuple[int, ...]
-    window: Window | None
-    before: tuple[int, ...]
-    after: tuple[int, ...]
-    times: int
-
-    @property
-    def parameters(self) -> int:
-        """Numbers in its weight."""
-        return math.prod(self.matrix.shape)
-
-    @property
-    def macs(self) -> int:
-        """Multiply-accumulates of the whole batch."""
-        return self.parameters * self.times * math.prod(self.after)
-
-    @property
-    def channels(self) -> int:
-        """Inputs of a group, without the kernel."""
-        return self.matrix.shape[2] // math.prod(self.kernel)
-
-    @classmethod
-    def of(cls, graph: Graph, node: Node, matrix: LayerMatrix, name: str) -> Layer:
-        """Read off the graph."""
-        x, y = (graph.values[n].shape for n in (matrix.input, matrix.output))
-        if node.kind == "linear":
-            return cls(name, matrix, (), None, (), (), math.prod(x[:-1]))
-        own = {axis for axis, _ in (*matrix.groups, *matrix.inputs)}
-        dims = node.attributes["equation"].inputs[0]
-        moved = [d for d, dim in enumerate(dims) if dim != ("b",) and not own & set(dim)]
-        kernel = matrix.kernel or (1,) * len(moved)
-        batch = math.prod(n for n, dim in zip(x, dims, strict=True) if dim == ("b",))
-        return cls(name, matrix, kernel, matrix.window, tuple(x[d] for d in moved), tuple(y[d] for d in moved), batch)
-
-
-def refusal(graph: Graph, node: Node, matrix: LayerMatrix, readers: Readers) -> str:
-    """Why a layer cannot be factorised, or ''."""
-    if node.kind not in ("linear", "conv"):
-        return "its weight is read by an einsum, and no other operator takes its place yet"
-    if node.attributes.get("transposed"):
-        return "it is a transposed convolution"
-    if any(len(readers[name]) > 1 for name in (matrix.weight, matrix.bias) if name is not None):
-        return "it shares its weights with other layers"
-    if matrix.weight not in graph.trainable:
-        return "its weight is no parameter that was trained"
-    groups, outputs, _ = matrix.shape
-    if matrix.bias is not None and math.prod(graph.values[matrix.bias].shape) != groups * outputs:
-        return "its bias is not one number for every output"
-    return ""
 
 
 def ranges(layer: Layer, method: Method) -> tuple[tuple[int, int], ...]:

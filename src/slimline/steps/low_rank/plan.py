@@ -9,29 +9,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from slimline.basics.arguments import takes
 from slimline.basics.errors import SlimlineError
 from slimline.data.splits import first
-from slimline.evidence.grams import collect, collect_pair
 from slimline.graph import cost
-from slimline.graph.edits import PutTensors, Replace
+from slimline.graph.edits import PutTensors
 from slimline.graph.ir import Graph
-from slimline.graph.matrix import LayerMatrix, constant_slot, matrices
-from slimline.graph.operators import Operator
+from slimline.graph.matrix import matrices
 from slimline.methods.factorization import allocate
-from slimline.methods.gram import Gram
-from slimline.methods.reconstruction import reconstruct
-from slimline.model.model import is_model
-from slimline.plans import StructuralPlan
+from slimline.plans import Replacement, ReplacementPlan
 from slimline.recipe.layers import refuse_unmatched, selected
-from slimline.steps.low_rank.parts import Layer, Split, methods, operators, refusal
+from slimline.steps.layer_fit import Evidence, Layer, part_name, refusal
+from slimline.steps.low_rank.parts import Split, methods, operators
 from slimline.steps.low_rank.step import LowRank, Method
 
 if TYPE_CHECKING:
     from slimline.data import Data
     from slimline.model import Model
 
-Array = np.ndarray[Any, np.dtype[Any]]
 CLOSED, MEASURED = 128, 16
 """Ranks of a layer among which a budget chooses, where their errors are known at once and where each is computed."""
 TINY = 1e-9  # of its energy that a layer is taken to retain at least
@@ -50,36 +44,19 @@ class Option:
 
 
 @dataclass(frozen=True)
-class Product:
+class Product(Replacement):
     """A layer that becomes a product.
 
     Attributes
     ----------
-    layer : what it was.
     method, ranks : how it is split, and the channels between its parts.
-    operators : the parts.
-    tensors : what has to be put in, of the old shapes, for the layer to compute the same: its weight, and what takes
-        the change of the mean output.
-    error : part of the energy of its outputs (or weights) that is lost.
-    parameters, macs : of its weights before and after; MACs of the whole batch.
     """
 
-    layer: Layer
     method: Method
     ranks: tuple[int, ...]
-    operators: tuple[Operator, ...]
-    tensors: Mapping[str, Array]
-    error: float
-    parameters: tuple[int, int]
-    macs: tuple[int, int]
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """What they are called."""
-        return tuple(f"{self.layer.name}.{i}" for i in range(len(self.operators)))
 
 
-class LowRankPlan(StructuralPlan):
+class LowRankPlan(ReplacementPlan):
     """Layers that become products. Printable and JSON-serialisable, without the factors; `mask` and `apply` carry it
     out.
 
@@ -94,66 +71,16 @@ class LowRankPlan(StructuralPlan):
     def __init__(
         self, graph: Graph, products: Sequence[Product], dense: Mapping[str, str], notes: Sequence[str] = ()
     ) -> None:
-        self.graph = graph
+        super().__init__(graph, products, "factorise")
         self.products = tuple(products)
         self.dense = dict(dense)
         self.notes = tuple(notes)
 
-    @property
-    def parameters(self) -> int:
-        """Trained numbers that will be left."""
-        return self.graph.size - sum(before - after for before, after in (p.parameters for p in self.products))
-
-    @property
-    def macs(self) -> int:
-        """Multiply-accumulates per sample that will be left."""
-        gone = sum(before - after for before, after in (p.macs for p in self.products))
-        return cost.macs(self.graph) - gone // self.graph.batch
-
-    @takes(model=is_model)
-    def mask(self, model: Model) -> Model:
-        """A new model of the same shapes whose weights are the products."""
-        tensors = {name: array for product in self.products for name, array in product.tensors.items()}
-        return model.edited((PutTensors(tensors),), {"step": "mask", "plan": self.summary()}, self._masks(model))
-
-    @takes(model=is_model)
-    def apply(self, model: Model) -> Model:
-        """A new model with the factors in the place of the layers."""
-        weights = {product.layer.matrix.weight for product in self.products}
-        biases = {product.layer.matrix.bias for product in self.products}
-        others = {
-            name: array
-            for product in self.products
-            for name, array in product.tensors.items()
-            if name not in weights | biases
-        }
-        # From the last to the first: what a layer reads still has its name.
-        changes = [
-            Replace(p.layer.name, p.layer.matrix.input, p.layer.matrix.output, p.operators)
-            for p in reversed(self.products)
-        ]
-        step = {"step": "factorise", "plan": self.summary()}
-        return model.edited((PutTensors(others), *changes), step, self._masks(model))
-
-    def _masks(self, model: Model) -> dict[str, Array]:
-        """Those of the weights that stay: a product has no zeros where its weight had."""
-        weights = {product.layer.matrix.weight for product in self.products}
-        return {name: mask for name, mask in model.masks.items() if name not in weights}
-
     def summary(self) -> dict[str, Any]:
         """What becomes what, ready for JSON."""
-        batch = self.graph.batch
         return {
             "layers": [
-                {
-                    "layer": p.layer.name,
-                    "method": p.method,
-                    "ranks": list(p.ranks),
-                    "parts": list(p.parts),
-                    "error": float(f"{p.error:.4g}"),
-                    "parameters": dict(zip(("before", "after"), p.parameters, strict=True)),
-                    "macs": {"before": p.macs[0] // batch, "after": p.macs[1] // batch},
-                }
+                {"layer": p.name, "method": p.method, "ranks": list(p.ranks), **p.record(self.graph.batch)}
                 for p in self.products
             ],
             "dense": [{"layer": name, "reason": reason} for name, reason in self.dense.items()],
@@ -164,7 +91,7 @@ class LowRankPlan(StructuralPlan):
 
     def __str__(self) -> str:
         rows = [
-            f"  {p.layer.name}: {p.method}, rank {' and '.join(map(str, p.ranks))}, loses {p.error:.2%}, parameters "
+            f"  {p.name}: {p.method}, rank {' and '.join(map(str, p.ranks))}, loses {p.error:.2%}, parameters "
             f"{p.parameters[0]:,} -> {p.parameters[1]:,}  ({', '.join(p.parts)})"
             for p in self.products
         ]
@@ -219,17 +146,11 @@ def candidates(model: Model, step: LowRank) -> tuple[list[Layer], dict[str, str]
         if reason:
             dense[matrix.layer] = reason
         else:
-            layers.append(Layer.of(graph, node, matrix, _part_name(graph, matrix, named)))
+            layers.append(Layer.of(graph, node, matrix, part_name(graph, matrix, named)))
     if not layers:
         why = "; ".join(f"{name}: {reason}" for name, reason in list(dense.items())[:3])
         raise SlimlineError(f"Nothing can be factorised ({why or 'no layer with a weight is left'}): choose others.")
     return layers, dense
-
-
-def _part_name(graph: Graph, matrix: LayerMatrix, named: Sequence[str]) -> str:
-    """The layer's name; where parts called by it would meet others, its operator's too."""
-    taken = any(name.startswith((f"{matrix.layer}.0", f"{matrix.layer}.1")) for name in graph.parameters)
-    return f"{matrix.layer}.{matrix.node}" if taken or named.count(matrix.layer) > 1 else matrix.layer
 
 
 def _batches(step: LowRank, data: Data | None) -> list[tuple[np.ndarray, ...]]:
@@ -250,23 +171,14 @@ class _Work:
         self, model: Model, step: LowRank, layers: Sequence[Layer], batches: Sequence[tuple[np.ndarray, ...]]
     ) -> None:
         self.model, self.step, self.layers, self.batches = model, step, layers, batches
-        self.stored = model.parameters()
-        self.grams = collect(model, [layer.matrix for layer in layers], batches) if batches else {}
-        readers = model.graph.consumers()
-        self.slots = {layer.name: constant_slot(model.graph, layer.matrix, readers) for layer in layers}
+        self.evidence = Evidence(model, layers, batches)
         self.splits = {layer.name: self._splits(layer) for layer in layers}
 
     def _splits(self, layer: Layer) -> list[Split]:
-        second = self._second(layer, self.grams[layer.matrix.node]) if self.grams else None
-        weight = self._weight(layer)
-        return [Split(layer, m, weight, second, self.step.damping) for m in methods(layer, self.step.methods)]
-
-    def _weight(self, layer: Layer) -> Array:
-        return layer.matrix.matrix(self.stored[layer.matrix.weight]).astype(np.float64)
-
-    def _second(self, layer: Layer, gram: Gram) -> Array:
-        """What an error of the weight costs: the covariance where something takes the change of the mean."""
-        return gram.second if self.slots[layer.name][0] is None else gram.covariance
+        target = self.evidence.target(layer)
+        return [
+            Split(layer, m, target.weight, target.second, self.step.damping) for m in methods(layer, self.step.methods)
+        ]
 
     def choose(self) -> tuple[list[Option], dict[str, str], list[str]]:
         """The options taken, why other layers stay dense, and notes."""
@@ -420,43 +332,24 @@ class _Work:
         return products
 
     def _product(self, option: Option, split: Split, current: Any) -> Product:
-        layer, weight = split.layer, split.weight
-        node = layer.matrix.node
-        mean = seen = self.grams[node].mean if self.grams else None
+        layer = split.layer
+        target = self.evidence.target(layer)
         if self.step.compensates:
-            gram = collect_pair(self.model, current, layer.matrix, self.batches)
-            second, cross, seen = self._second(layer, gram), gram.cross, gram.mean
-            if self.slots[layer.name][0] is not None and mean is not None:
-                cross = cross - mean[:, :, None] * seen[:, None, :]
-            split = replace(split, weight=reconstruct(weight, second, weight @ cross), second=second)
+            target = self.evidence.compensating(layer, current)
+            split = replace(split, weight=target.weight, second=target.second)
         factors, product = split.factors(option.rank)
-        shift = None
-        if mean is not None and seen is not None:
-            shift = np.einsum("goi,gi->go", weight, mean) - np.einsum("goi,gi->go", product, seen)
-        tensors, bias = self._tensors(layer, product, shift)
+        tensors, bias = self.evidence.tensors(layer, product, target.mean)
         return Product(
-            layer,
-            split.method,
-            split.ranks(option.rank),
+            layer.name,
+            layer.matrix,
             operators(layer, split.method, factors, bias),
             tensors,
             option.error,
             (layer.parameters, option.parameters),
             (layer.macs, option.macs),
+            split.method,
+            split.ranks(option.rank),
         )
-
-    def _tensors(self, layer: Layer, product: Array, shift: Array | None) -> tuple[dict[str, Array], Array | None]:
-        """What has to be put in for the layer to compute the product; and the bias of its last part."""
-        matrix = layer.matrix
-        old = self.stored[matrix.weight]
-        tensors = {matrix.weight: matrix.tensor(product, old.shape).astype(old.dtype)}
-        slot, negative = self.slots[layer.name]
-        if slot is not None and shift is not None:
-            own = self.stored[slot]
-            tensors[slot] = (own + (-shift if negative else shift).reshape(own.shape)).astype(own.dtype)
-        if matrix.bias is None:
-            return tensors, None
-        return tensors, tensors.get(matrix.bias, self.stored[matrix.bias]).reshape(-1)
 
 
 def _dense(layer: Layer) -> Option:

@@ -14,11 +14,11 @@ import logging
 import math
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic, perf_counter
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -39,6 +39,7 @@ from slimline.steps.quantization.step import StaticQuantization
 
 if TYPE_CHECKING:
     from slimline.measure.figures import Latency
+    from slimline.measure.latency import Speedup
     from slimline.measure.parity import Parity
     from slimline.recipe.step import Step
     from slimline.steps.base import Context
@@ -54,6 +55,33 @@ PROFILE_SECONDS = 0.3
 PARITY_TRIALS = 12  # artifacts made to find layers that are wrong in integers, at most
 PARITY_ROWS, PARITY_NUMBERS = 256, 2**22  # rows that are compared: fewer, but at least 32, where they are large
 SLOWER = "its integers made the artifact slower"
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What it takes to pay.
+
+    Attributes
+    ----------
+    goes_back : from the speed-up that some layers' going back gives, whether they do.
+    fails : from the speed-up of all that was done, whether it is undone.
+    slower : why it was then; formatted with the ``factor`` of time that it takes and the ``target``.
+    setting : under which the report lists the layers that are as they were.
+    """
+
+    goes_back: Callable[[Speedup], bool]
+    fails: Callable[[Speedup], bool]
+    slower: str
+    setting: str
+
+
+INTEGERS = Terms(
+    lambda gain: gain.low > GAIN,
+    lambda gain: gain.high < 1,
+    "in integers the artifact takes {factor:.2f} times as long as in float on {target}",
+    "float_layers",
+)
+"""Integers stay but where the clock is against them: they make the artifact smaller too."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +116,7 @@ def what_pays(artifacts: Artifacts, undo: bool, context: Context, gate: bool = T
     model, name = artifacts.model, artifacts.step.step
     with tempfile.TemporaryDirectory(prefix="slimline-undo-") as folder:
         artifacts.folder = Path(folder)
-        answer = context.decide(_question(artifacts, context), lambda: by_the_clock(artifacts, context.seed))
-        clock = checked(Clocked, answer, "what the clock said of integers")
+        clock = clocked(artifacts, context)
         record = clock.model_dump(mode="json", exclude={"back", "slower"})
         if clock.slower:
             return Undone(model, [{"what": name, "reason": clock.slower}], record)
@@ -108,6 +135,14 @@ def what_pays(artifacts: Artifacts, undo: bool, context: Context, gate: bool = T
                     return Undone(model, [{"what": name, "reason": slower}], record)
         refused = [{"what": layer, "reason": reason} for layer, reason in back.items()]
         return Undone(artifacts.quantized(back), refused, record, artifacts.bits)
+
+
+def clocked(artifacts: Timed, context: Context) -> Clocked:
+    """What the clock says of a model's artifacts, asked once for the same shapes and settings."""
+    answer = context.decide(
+        _question(artifacts, context), lambda: by_the_clock(artifacts, context.seed, artifacts.terms)
+    )
+    return checked(Clocked, answer, f"what the clock said of {artifacts.step.step}")
 
 
 class Clocked(BaseModel):
@@ -159,22 +194,22 @@ class Candidates(Protocol):
     """Artifacts made so far."""
 
     def layers(self) -> Sequence[str]:
-        """That compute in integers where all may, in the order of the model."""
+        """That change where all may, in the order of the model."""
 
     def path(self, back: Sequence[str] | None) -> Path:
-        """Of the artifact with these layers in float; None: with all of them."""
+        """Of the artifact with these layers as they were; None: with all of them."""
 
     def batch(self) -> int:
         """At which is timed."""
 
     def profiles(self) -> tuple[Mapping[str, float], Mapping[str, float]]:
-        """Milliseconds by operator of the integer and of the float artifact; empty where the runtime tells none."""
+        """Milliseconds by operator of the changed and of the unchanged artifact; empty where the runtime tells none."""
 
     def times(self, paths: Mapping[str, Path]) -> Mapping[str, Latency]:
         """By artifact, in interleaved rounds."""
 
 
-class Artifacts(ABC):
+class Timed(ABC):
     """The real ones, see `Candidates`.
 
     Parameters
@@ -183,52 +218,42 @@ class Artifacts(ABC):
     """
 
     folder: Path
+    terms: ClassVar[Terms] = INTEGERS
 
     def __init__(self, model: Model, step: Step, context: Context, batches: list[tuple[np.ndarray, ...]]) -> None:
         self.model, self.step, self.target, self.threads = model, step, context.target, context.threads
         self.judged, self.seed = judged_batch(context.batch_sizes), context.seed
         self.batches = batches
         self.runtime = runtime(context.target)
-        # What the processor bears is decided once, as what a clock says is.
-        bits = context.decide("weight-bits", lambda: {"bits": self.runtime.weight_bits})
-        self.bits = checked(WeightBits, bits, "the bits of weights").bits
         self.count = 0
         self._batch = 0
-        self._simulations: dict[frozenset[str], Model] = {}
         self._paths: dict[frozenset[str] | None, Path] = {}
 
     @property
     @abstractmethod
     def settings(self) -> tuple[object, ...]:
-        """What of the step decides which layers compute in integers."""
+        """What of the step decides which layers change."""
 
     @abstractmethod
-    def quantized(self, back: Mapping[str, str]) -> Model:
-        """With these layers in float; they and the reasons are in its history."""
+    def layers(self) -> Sequence[str]:
+        """That change where all may, in the order of the model."""
 
-    def simulation(self, back: Sequence[str]) -> Model:
-        """What the artifact with these layers in float should compute."""
-        key = frozenset(back)
-        if key not in self._simulations:
-            self._simulations[key] = self.quantized(dict.fromkeys(sorted(key), ""))
-        return self._simulations[key]
+    @abstractmethod
+    def variant(self, back: Sequence[str]) -> Model:
+        """With these layers as they were: what the artifact should compute."""
 
     def path(self, back: Sequence[str] | None) -> Path:
         key = None if back is None else frozenset(back)
         if key not in self._paths:
             path = self.folder / f"trial-{self.count}{self.runtime.suffix}"
-            model = self.model if back is None else self.simulation(back)
+            model = self.model if back is None else self.variant(back)
             if back is None:
                 lower(self.runtime, model, path, quick=True)
-            else:  # how it agrees with its simulation is what parity asks
+            else:  # how it agrees with its model is what parity asks
                 write(self.runtime, model, path)
             self._paths[key] = path
             self.count += 1
         return self._paths[key]
-
-    def layers(self) -> Sequence[str]:
-        quantization = self.simulation(()).quantization
-        return quantization.layers if quantization is not None else ()
 
     def rows(self, count: int) -> tuple[np.ndarray, ...]:
         """Calibration samples, repeated where there are fewer."""
@@ -262,11 +287,36 @@ class Artifacts(ABC):
         latencies = measure_latency(paths, self.rows(batch), (batch,), self.threads, SECONDS, SAMPLES, self.seed)
         return {name: latency[batch] for name, latency in latencies.items()}
 
+
+class Artifacts(Timed):
+    """Those of a step that has some layers compute in integers."""
+
+    def __init__(self, model: Model, step: Step, context: Context, batches: list[tuple[np.ndarray, ...]]) -> None:
+        super().__init__(model, step, context, batches)
+        # What the processor bears is decided once, as what a clock says is.
+        bits = context.decide("weight-bits", lambda: {"bits": self.runtime.weight_bits})
+        self.bits = checked(WeightBits, bits, "the bits of weights").bits
+        self._simulations: dict[frozenset[str], Model] = {}
+
+    @abstractmethod
+    def quantized(self, back: Mapping[str, str]) -> Model:
+        """With these layers in float; they and the reasons are in its history."""
+
+    def variant(self, back: Sequence[str]) -> Model:
+        key = frozenset(back)
+        if key not in self._simulations:
+            self._simulations[key] = self.quantized(dict.fromkeys(sorted(key), ""))
+        return self._simulations[key]
+
+    def layers(self) -> Sequence[str]:
+        quantization = self.variant(()).quantization
+        return quantization.layers if quantization is not None else ()
+
     def parity(self, back: Sequence[str]) -> Parity:
         numbers, held = sum(x[0].size for x in self.batches[0]), sum(len(batch[0]) for batch in self.batches)
         rows = self.rows(min(held, max(32, min(PARITY_ROWS, PARITY_NUMBERS // max(numbers, 1)))))
         session = self.runtime.load(self.path(back), self.threads)
-        simulation = self.simulation(back)
+        simulation = self.variant(back)
         references = simulation.outputs(*rows)
         known = bare(simulation.output_names, references)
         return compare(references, session.outputs(rows), integer=True, known=known)
@@ -294,8 +344,8 @@ class StaticArtifacts(Artifacts):
         return calibrate(self._even, self._static, self.batches, self.target, back, *known)
 
 
-def by_the_clock(artifacts: Candidates, seed: int = 0) -> dict[str, Any]:
-    """Which layers are better off in float: ``back``; or why integers do not pay at all: ``slower``, else empty.
+def by_the_clock(artifacts: Candidates, seed: int = 0, terms: Terms = INTEGERS) -> dict[str, Any]:
+    """Which layers are better off as they were: ``back``; or why nothing pays at all: ``slower``, else empty.
 
     With them all that was tried (``trials``), at which ``batch`` and with how many ``threads``, how many ``artifacts``
     were made for it and the ``seconds`` it took.
@@ -312,7 +362,7 @@ def by_the_clock(artifacts: Candidates, seed: int = 0) -> dict[str, Any]:
         times = artifacts.times(paths)
         tried |= {name: (back, times["float"], times[name]) for name, back in picked.items()}
         gains = {n: speedup(times[base], times[n], seed=seed) for n in picked if n != base}
-        better = sorted((n for n, gain in gains.items() if gain.low > GAIN), key=lambda n: -gains[n].ratio)
+        better = sorted((n for n, gain in gains.items() if terms.goes_back(gain)), key=lambda n: -gains[n].ratio)
         best = better[0] if better else best
         together = {layer for name in better for layer in picked[name]}
         new = len(better) > 1 and len(together) < len(layers) and all(together != set(p) for p, *_ in tried.values())
@@ -321,16 +371,14 @@ def by_the_clock(artifacts: Candidates, seed: int = 0) -> dict[str, Any]:
         picked = {best: tried[best][0], "together": tuple(x for x in layers if x in together)} if new else {}
     back, float_, chosen = tried[best]
     gain = speedup(float_, chosen, seed=seed)
-    slower = ""
-    if gain.high < 1:
-        slower = f"in integers the artifact takes {1 / gain.ratio:.2f} times as long as in float on {artifacts.target}"
+    slower = terms.slower.format(factor=1 / gain.ratio, target=artifacts.target) if terms.fails(gain) else ""
     if back:
-        log.info("back to float: %s", ", ".join(back))
+        log.info("back to what they were: %s", ", ".join(back))
     batch = artifacts.batch()
     trials = [
         Trial(
             stage="undo",
-            settings={"float_layers": list(in_float)},
+            settings={terms.setting: list(in_float)},
             cost=Cost(latency={batch: latency_part(before, after, seed)}),
             chosen=name == best and not slower,
             reason=slower if slower else "the fastest" if name == best else "not faster than what was chosen",
@@ -397,12 +445,10 @@ def _slower(artifacts: Artifacts, back: Mapping[str, str], seed: int) -> str:
 
     times = artifacts.times({"float": artifacts.path(None), "integer": artifacts.path(tuple(back))})
     gain = speedup(times["float"], times["integer"], seed=seed)
-    if gain.high >= 1:
-        return ""
-    return f"in integers the artifact takes {1 / gain.ratio:.2f} times as long as in float on {artifacts.target}"
+    return INTEGERS.slower.format(factor=1 / gain.ratio, target=artifacts.target) if INTEGERS.fails(gain) else ""
 
 
-def _question(artifacts: Artifacts, context: Context) -> str:
+def _question(artifacts: Timed, context: Context) -> str:
     """The name of the clock's decision, by all that it depends on: the same shapes need not be timed again."""
     graph = artifacts.model.graph
     shapes = [(name, graph.values[name].shape) for name in (*graph.inputs, *sorted(graph.trainable))]

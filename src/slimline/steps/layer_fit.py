@@ -1,0 +1,164 @@
+"""Layers that give way to others: which can, what they cost, and what the others are fitted to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from slimline.evidence.grams import collect, collect_pair
+from slimline.graph.equation import Window
+from slimline.graph.ir import Graph, Node
+from slimline.graph.matrix import LayerMatrix, constant_slot
+from slimline.methods.gram import Gram
+from slimline.methods.reconstruction import reconstruct
+
+if TYPE_CHECKING:
+    from slimline.model import Model
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Readers = Mapping[str, Sequence[Node]]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer that can give way to others.
+
+    Attributes
+    ----------
+    name : under which its parts are called.
+    matrix : its weight as `W`.
+    kernel : sizes of its kernel, ones where it looks at every position alone; empty for a linear layer.
+    window : where it looks.
+    before, after : sizes of the dimensions over which it moves, in its input and in its output.
+    times : how often it is applied to these, in the whole batch.
+    """
+
+    name: str
+    matrix: LayerMatrix
+    kernel: tuple[int, ...]
+    window: Window | None
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    times: int
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in its weight."""
+        return math.prod(self.matrix.shape)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of the whole batch."""
+        return self.parameters * self.times * math.prod(self.after)
+
+    @property
+    def channels(self) -> int:
+        """Inputs of a group, without the kernel."""
+        return self.matrix.shape[2] // math.prod(self.kernel)
+
+    @classmethod
+    def of(cls, graph: Graph, node: Node, matrix: LayerMatrix, name: str) -> Layer:
+        """Read off the graph."""
+        x, y = (graph.values[n].shape for n in (matrix.input, matrix.output))
+        if node.kind == "linear":
+            return cls(name, matrix, (), None, (), (), math.prod(x[:-1]))
+        own = {axis for axis, _ in (*matrix.groups, *matrix.inputs)}
+        dims = node.attributes["equation"].inputs[0]
+        moved = [d for d, dim in enumerate(dims) if dim != ("b",) and not own & set(dim)]
+        kernel = matrix.kernel or (1,) * len(moved)
+        batch = math.prod(n for n, dim in zip(x, dims, strict=True) if dim == ("b",))
+        return cls(name, matrix, kernel, matrix.window, tuple(x[d] for d in moved), tuple(y[d] for d in moved), batch)
+
+
+def refusal(graph: Graph, node: Node, matrix: LayerMatrix, readers: Readers) -> str:
+    """Why no other layers can take the place of a layer, or ''."""
+    if node.kind not in ("linear", "conv"):
+        return "its weight is read by an einsum, and no other operator takes its place yet"
+    if node.attributes.get("transposed"):
+        return "it is a transposed convolution"
+    if any(len(readers[name]) > 1 for name in (matrix.weight, matrix.bias) if name is not None):
+        return "it shares its weights with other layers"
+    if matrix.weight not in graph.trainable:
+        return "its weight is no parameter that was trained"
+    groups, outputs, _ = matrix.shape
+    if matrix.bias is not None and math.prod(graph.values[matrix.bias].shape) != groups * outputs:
+        return "its bias is not one number for every output"
+    return ""
+
+
+def part_name(graph: Graph, matrix: LayerMatrix, named: Sequence[str]) -> str:
+    """The layer's name; where parts called by it would meet others, its operator's too."""
+    taken = any(name.startswith((f"{matrix.layer}.0", f"{matrix.layer}.1")) for name in graph.parameters)
+    return f"{matrix.layer}.{matrix.node}" if taken or named.count(matrix.layer) > 1 else matrix.layer
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is fitted to, instead of a layer.
+
+    Attributes
+    ----------
+    weight : ``(groups, outputs, inputs)``.
+    second : the Gram matrix of the inputs that are weighed by it, or their covariance; None weighs all alike.
+    mean : ``(groups, inputs)``, of the inputs; None where nothing is known of them.
+    """
+
+    weight: Array
+    second: Array | None
+    mean: Array | None
+
+
+class Evidence:
+    """What is known of layers that may give way to others.
+
+    Parameters
+    ----------
+    model : whose layers they are.
+    batches : calibration samples; empty: nothing is known but the weights.
+    """
+
+    def __init__(self, model: Model, layers: Sequence[Layer], batches: Sequence[tuple[np.ndarray, ...]]) -> None:
+        self.model, self._batches = model, batches
+        self.stored = model.parameters()
+        self._grams = collect(model, [layer.matrix for layer in layers], batches) if batches else {}
+        readers = model.graph.consumers()
+        self._slots = {layer.name: constant_slot(model.graph, layer.matrix, readers) for layer in layers}
+
+    def target(self, layer: Layer) -> Target:
+        """The layer's own weight, and its inputs."""
+        weight = layer.matrix.matrix(self.stored[layer.matrix.weight]).astype(np.float64)
+        gram = self._grams.get(layer.matrix.node)
+        return Target(weight, None, None) if gram is None else Target(weight, self._second(layer, gram), gram.mean)
+
+    def compensating(self, layer: Layer, current: Any, input: str | None = None) -> Target:
+        """The weight that gives what the layer gave from the inputs that it has in `current`, which the model has
+        become, and these inputs; there its input may have another name."""
+        own = self.target(layer)
+        gram = collect_pair(self.model, current, layer.matrix, self._batches, input)
+        second, cross = self._second(layer, gram), gram.cross
+        if self._slots[layer.name][0] is not None and own.mean is not None:
+            cross = cross - own.mean[:, :, None] * gram.mean[:, None, :]
+        return Target(reconstruct(own.weight, second, own.weight @ cross), second, gram.mean)
+
+    def tensors(self, layer: Layer, product: Array, mean: Array | None) -> tuple[dict[str, Array], Array | None]:
+        """What has to be put in for the layer to compute a product of inputs with this `mean`; and the bias that its
+        last part then has."""
+        matrix, own = layer.matrix, self.target(layer)
+        old = self.stored[matrix.weight]
+        tensors = {matrix.weight: matrix.tensor(product, old.shape).astype(old.dtype)}
+        slot, negative = self._slots[layer.name]
+        if slot is not None and mean is not None and own.mean is not None:
+            shift = np.einsum("goi,gi->go", own.weight, own.mean) - np.einsum("goi,gi->go", product, mean)
+            constant = self.stored[slot]
+            tensors[slot] = (constant + (-shift if negative else shift).reshape(constant.shape)).astype(constant.dtype)
+        if matrix.bias is None:
+            return tensors, None
+        return tensors, tensors.get(matrix.bias, self.stored[matrix.bias]).reshape(-1)
+
+    def _second(self, layer: Layer, gram: Gram) -> Array:
+        """What an error of the weight costs: the covariance where something takes the change of the mean."""
+        return gram.second if self._slots[layer.name][0] is None else gram.covariance

@@ -1,0 +1,56 @@
+"""Layers become lighter ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from slimline.recipe.step import Step
+from slimline.steps.base import Context, Handler, StepResult, plan_record
+from slimline.steps.lighten.step import Lighten
+
+if TYPE_CHECKING:
+    from slimline.data import Data
+    from slimline.model import Model
+    from slimline.steps.lighten.plan import LightPlan
+
+__all__ = ["Lighten", "handler"]
+
+
+class _Handler(Handler[Lighten]):
+    config = Lighten
+    summary = "makes convolutions separable or grouped, and activations cheaper"
+    plans = True
+    reads = (("calibration", "criterion output"),)
+
+    def check(self, step: Lighten, model: Model, earlier: Sequence[Step]) -> None:
+        from slimline.steps.lighten.plan import candidates
+
+        candidates(model, step)
+
+    def plan(
+        self, step: Lighten, model: Model, data: Data | None = None, seed: int = 0, target: str | None = None
+    ) -> LightPlan:
+        from slimline.steps.lighten.plan import plan_lighten
+
+        return plan_lighten(model, step, data)
+
+    def perform(self, step: Lighten, model: Model, context: Context) -> StepResult:
+        from slimline.steps.lighten.undo import what_pays
+
+        plan, undoing = what_pays(self.plan(step, model, context.data), model, step, context)
+        record: dict[str, Any] = {
+            **plan_record(step, plan),
+            "refused": [{"what": layer, "reason": reason} for layer, reason in plan.dense.items()],
+        }
+        if undoing:
+            record["undoing"] = undoing
+        entry = step.model_dump(mode="json")
+        return StepResult(replace(plan.apply(model), history=(*model.history, entry)), record)
+
+    def with_strength(self, step: Lighten, strength: float) -> Lighten | None:
+        return None if step.convolution is None else step.model_copy(update={"ratio": strength})
+
+
+handler = _Handler()
