@@ -43,6 +43,7 @@ def recipes(epochs: int) -> dict[str, sl.Distillation]:
         "attention": step(features=["attention"]),
         "similarity": step(features=["similarity"]),
         "rkd": step(features=["rkd"]),
+        "crd": step(features=["crd"]),
         "patient": step(alpha=1.0, epochs=PATIENCE * epochs, view=sl.View(mixup=1.0)),
     }
 

@@ -10,9 +10,12 @@ import pytest
 
 import slimline as sl
 from slimline.basics.errors import SlimlineError
+from slimline.measure.figures import Latency
 from slimline.methods.formats import IntegerGrid
 from slimline.steps.base import Context, perform
+from slimline.steps.mixed_precision import latency as mixed_latency
 from slimline.steps.mixed_precision.choose import Accuracy, Control, Option, chosen, options, with_formats
+from slimline.steps.mixed_precision.latency import choose
 
 pytest.importorskip("torch")
 import torch
@@ -115,11 +118,101 @@ def test_layers_that_an_override_names_keep_their_format(model: sl.Model, data: 
         ({}, "has no goal"),
         ({"max_size": 0.2, "max_error": 0.1}, "give one of them"),
         ({"max_size": 0.2, "formats": ("int4", "int4")}, "different formats"),
+        ({"max_latency": 0.5, "formats": ("int8",)}, "float32 is not among formats"),
+        ({"max_latency": 0.5, "max_size": 0.2}, "max_size and max_latency"),
     ],
 )
 def test_goals_that_mean_nothing_are_refused(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(SlimlineError, match=said):
         sl.MixedPrecision(**settings)
+
+
+class Clock:
+    """Artifacts of three layers whose conversions the profile does not see: an artifact takes `extra` more for each
+    integer layer behind a float one."""
+
+    target, threads, count = "onnxruntime", 1, 0
+    short, long = {"a": 1.0, "b": 2.0, "c": 1.0}, {"a": 4.0, "b": 4.0, "c": 2.0}
+
+    def __init__(self, extra: float) -> None:
+        self.extra, self.asked = extra, list[tuple[str, ...]]()
+
+    def layers(self) -> list[str]:
+        return ["a", "b", "c"]
+
+    def path(self, back: Any) -> Any:
+        return "abc" if back is None else "".join(back)
+
+    def batch(self) -> int:
+        return 1
+
+    def profiles(self) -> tuple[dict[str, float], dict[str, float]]:
+        return {**self.short, "convert": 0.5}, self.long
+
+    def times(self, paths: Any) -> Any:
+        self.asked.append(tuple(paths["mixed"]))
+        return {name: latency(self._takes(path, name)) for name, path in paths.items()}
+
+    def _takes(self, path: str, name: str) -> float:
+        if name == "float":
+            return sum(self.long.values())
+        costs = sum(self.long[x] if x in path else self.short[x] for x in "abc") + 0.5
+        return costs + self.extra * sum(x in path and y not in path for x, y in ("ab", "bc"))
+
+
+def latency(ms: float) -> Latency:
+    samples = tuple(ms * (1 + 0.001 * k) for k in range(9))
+    return Latency(median_ms=ms, p10_ms=ms, p90_ms=ms, samples_ms=samples)
+
+
+ERRORS = {"a": 0.9, "b": 0.5, "c": 0.1}
+WITHIN = {x: [Option("int8", 9, 9, e), Option("float32", 9, 36, 0)] for x, e in ERRORS.items()}
+
+
+@pytest.mark.parametrize(
+    ("part", "extra", "asked"),
+    [
+        (0.96, 0, ["ab"]),
+        (0.8, 0, ["a"]),
+        (0.5, 0, [""]),
+        (0.8, 2.0, ["a", "b", "c"]),  # what the profile took for 7.5 and 6.5 of 10 takes 9.5 and 8.5
+    ],
+)
+def test_the_least_error_within_a_latency(part: float, extra: float, asked: list[str]) -> None:
+    clock = Clock(extra)
+    answer = choose(clock, WITHIN, part)
+    assert ["".join(x) for x in clock.asked] == asked
+    assert "".join(x for x, k in answer["options"].items() if k == 1) == asked[-1]
+    assert answer["latency"] <= part and answer["timed"] == len(asked)
+
+
+def test_a_latency_that_nothing_is_within_says_the_least() -> None:
+    clock = Clock(0)
+    with pytest.raises(SlimlineError, match=r"within max_latency=0.3 on onnxruntime: 0.45 of the float latency"):
+        choose(clock, WITHIN, 0.3)
+    assert clock.asked == [()]
+
+
+def test_a_mixed_artifact_within_its_latency(model: sl.Model, data: sl.Data) -> None:
+    mixed = step(formats=("int8", "float32"), max_latency=0.999)
+    decided = []
+
+    def decide(name: str, answer: Any) -> dict[str, Any]:
+        decided.append((name, {**answer(), "latency": 0.9} if name == "mixed-latency" else answer()))
+        return decided[-1][1]
+
+    def fake(artifacts: Any, every: Any, part: float, seed: int) -> dict[str, Any]:
+        integer, float_ = artifacts.profiles()
+        assert integer and float_ and list(every) == ["0", "2", "4", "6"] and part == 0.999
+        return {"options": {"0": 1, "2": 0, "4": 0, "6": 1}, "latency": 0.9, "timed": 1}
+
+    with pytest.MonkeyPatch.context() as patch:  # so small a network is no faster in integers
+        patch.setattr(mixed_latency, "choose", fake)
+        done = perform(mixed, model, Context(None, data, "onnxruntime", decide=decide))
+    assert done.model.quantization is not None
+    assert done.model.quantization.layers == ("2", "4")
+    assert done.record["latency"] == {"latency": 0.9, "timed": 1}
+    assert "mixed-latency" in dict(decided)
 
 
 def test_a_target_without_int4_refuses_before_work(model: sl.Model, data: sl.Data) -> None:

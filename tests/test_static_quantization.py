@@ -156,7 +156,7 @@ def folded(model: sl.Model) -> sl.Model:
 def test_equalised_channels_answer_the_same_and_are_alike(model: sl.Model) -> None:
     before = folded(model)
     found = pairs(before.graph)
-    assert [(pair.first.layer, pair.second.layer) for pair in found] == [("0", "3"), ("3", "5")]
+    assert [(first.layer, second.layer) for _, first, second in found] == [("0", "3"), ("3", "5")]
     after, divisors = equalized(before)
     np.testing.assert_allclose(after.predict(X), model.predict(X), rtol=1e-3, atol=1e-5)
     weights = after.parameters()

@@ -10,7 +10,7 @@ import pytest
 import slimline as sl
 from slimline.graph import cost
 from slimline.measure.integers import Floating, Integers, integers
-from slimline.run.examine import _layers
+from slimline.run.layers import layer_rows
 from slimline.runtimes.base import runtime
 from slimline.steps.quantization.calibration import calibrate
 from slimline.steps.quantization.step import StaticQuantization
@@ -106,6 +106,6 @@ def test_the_table_of_layers_says_what_the_runtime_executes() -> None:
     step = sl.StaticQuantization(undo=False)
     small = sl.apply(model, step, sl.Data(calibration=x), target="onnxruntime", progress=False)
     share = Integers(macs=0.6, floating=(Floating(layer="2", macs=0.4, reason="its kernel is a float one"),))
-    rows = {row.layer: (row.precision, row.note) for row in _layers(model, small, {}, share)}
+    rows = {row.layer: (row.precision, row.note) for row in layer_rows(model, small, {}, share)}
     assert rows == {"0": ("int8", ""), "2": ("float", "its kernel is a float one")}
-    assert {row.precision for row in _layers(model, small, {}, None)} == {"int8"}, "where nothing runs, the plan"
+    assert {row.precision for row in layer_rows(model, small, {}, None)} == {"int8"}, "where nothing runs, the plan"

@@ -56,6 +56,16 @@ def test_relational():
     assert f.relational(np, S, 2 * S + 1) == pytest.approx(0, abs=1e-9)  # neither scale nor shift counts
 
 
+def test_contrast_is_the_cross_entropy_of_clip():
+    w, b, to, shift = random(3, 8, seed=2), random(8, seed=3), random(4, 8, seed=4), random(8, seed=5)
+    own, other = (F.normalize(torch.tensor(x.mean(1) @ m + v)) for x, m, v in ((S, w, b), (T, to, shift)))
+    logits, labels = own @ other.T / 0.07, torch.arange(5)
+    expected = (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+    assert f.contrast(np, S, T, w, b, to, shift) == pytest.approx(expected.item())
+    eye = np.eye(3)
+    assert f.contrast(np, S, S, eye, 0, eye, 0) < f.contrast(np, S, S[::-1], eye, 0, eye, 0)
+
+
 def test_flow_and_hint():
     def matrix(a, b):
         return np.einsum("bpm,bpn->bmn", a, b) / 6
@@ -97,6 +107,7 @@ CASES = {
     "similarity": (f.similarity, S, T),
     "rkd": (f.relational, S, T),
     "hint": (lambda xp, s, t: f.hint(xp, s, t, t[0, :3] * 0 + 0.3, t[0, 0]), S, T),
+    "crd": (lambda xp, s, t: f.contrast(xp, s, t, t[0, :3] * 0 + 0.3, t[0, 0], t[1, :4] + 0.5, t[1, 0]), S, T),
     "maps": (lambda xp, s, t: f.maps(xp, f.attention_map(xp, s, s), f.attention_map(xp, t, t)),
              random(2, 2, 3, 4), random(2, 4, 3, 5, seed=1)),
     "relations": (f.relation, random(2, 2, 3, 4), random(2, 4, 3, 6, seed=1)),

@@ -152,11 +152,11 @@ def finite(array: Array) -> bool:
 
 
 def _read(value: Any) -> Array:
-    if hasattr(value, "detach") and hasattr(value, "cpu"):  # torch
+    if hasattr(value, "detach") and hasattr(value, "cpu"):  # may need a gradient, or lie on another device
         value = value.detach().cpu()
         value = value.resolve_conj() if hasattr(value, "resolve_conj") else value
         value = value.resolve_neg() if hasattr(value, "resolve_neg") else value
-        if str(value.dtype).startswith(("torch.bfloat16", "torch.float8")):
+        if str(value.dtype).rpartition(".")[2].startswith(("bfloat16", "float8")):  # unknown to numpy
             value = value.float()
     with warnings.catch_warnings():
         warnings.simplefilter("error", np.exceptions.VisibleDeprecationWarning)
@@ -164,7 +164,7 @@ def _read(value: Any) -> Array:
 
 
 def _sparse(value: Any) -> bool:
-    """SciPy's matrices and arrays, PyData's, torch's layouts, TensorFlow's SparseTensor."""
+    """SciPy's matrices and arrays, PyData's, sparse layouts and classes of the frameworks' own."""
     if type(value).__module__.partition(".")[0] in ("scipy", "sparse") and hasattr(value, "nnz"):
         return True
     if "sparse" in str(getattr(value, "layout", "")):

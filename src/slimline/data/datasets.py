@@ -25,7 +25,7 @@ def builtin(name: str, layout: Layout = "channels_first", seed: int = 0, augment
     ``digits``: scikit-learn's 1,797 handwritten digits, 8×8, of which a third (599), stratified by `seed`, is the
     test. ``fashion-mnist``: 60,000 + 10,000 articles of clothing, 28×28 (Xiao et al., 2017, arXiv:1708.07747),
     from the Debian package ``dataset-fashion-mnist``.
-    Images are ``(samples, 1, h, w)`` for ``channels_first`` (torch), ``(samples, h, w, 1)`` for ``channels_last``.
+    Images are ``(samples, 1, h, w)`` for ``channels_first``, ``(samples, h, w, 1)`` for ``channels_last``.
     """
     seed = whole(seed, "seed", 0, 2**32)
     if name not in NAMES:

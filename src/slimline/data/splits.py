@@ -192,7 +192,7 @@ class Split:
 class Stream:
     """Training samples that are read anew in every epoch and never held in memory.
 
-    The stream shuffles as it was made to. Python's, numpy's and torch's global generators are seeded by
+    The stream shuffles as it was made to. Python's, numpy's and the frameworks' global generators are seeded by
     (seed, epoch) while it is read, so a DataLoader with its workers in this process repeats exactly; a
     ``tf.data`` shuffle repeats if it was given a seed and ``reshuffle_each_iteration=False``.
     """

@@ -77,8 +77,8 @@ def parse(
 class Window:
     """Where a convolution looks: per spatial dimension its stride, dilation and zeros before and after.
 
-    `padding` may be ``"same"`` (as torch has it, at stride 1) or ``"ceil"`` (as TensorFlow does: as many outputs as
-    strides fit the input), which only the size of an input turns into numbers.
+    `padding` may be ``"same"`` (as many outputs as inputs, at stride 1) or ``"ceil"`` (as many outputs as strides fit
+    the input), which only the size of an input turns into numbers.
     """
 
     stride: tuple[int, ...]

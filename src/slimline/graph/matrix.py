@@ -112,13 +112,27 @@ class LayerMatrix:
         spread = self._spread(vector, self._dims, self.inputs)
         return None if spread is None else spread[:, None]
 
+    @property
+    def channel_axis(self) -> int | None:
+        """The dimension of the input that holds its channels; None where they are not one dimension."""
+        return self._channels(self._dims, self.inputs)
+
+    @property
+    def output_axis(self) -> int | None:
+        """The dimension of the output that holds its channels; None where they are not one dimension."""
+        return self._channels(self._output_dims, self.outputs)
+
+    def _channels(self, dims: Sequence[tuple[str, ...]], inner: Terms) -> int | None:
+        channels = {name for name, _ in (*self.groups, *inner) if not name.startswith(".")}
+        held = [d for d, dim in enumerate(dims) if channels.intersection(dim)]
+        return held[0] if len(held) == 1 and set(dims[held[0]]) == channels else None
+
     def _spread(self, vector: Array, dims: Sequence[tuple[str, ...]], inner: Terms) -> Array | None:
-        terms = (*self.groups, *inner)
-        channels = {name for name, _ in terms if not name.startswith(".")}
-        held = [dim for dim in dims if channels.intersection(dim)]
-        if len(held) != 1 or set(held[0]) != channels:
+        axis = self._channels(dims, inner)
+        if axis is None:
             return None
-        sizes, names = dict(terms), held[0]
+        terms, names = (*self.groups, *inner), dims[axis]
+        sizes, channels = dict(terms), set(names)
         if math.prod(sizes[name] for name in names) != vector.size:
             return None
         order = [names.index(name) for name, _ in terms if name in channels]

@@ -37,9 +37,8 @@ def conv(
     `window` says where it looks; a transposed one, whose weight sees one position at a time, needs none. A `pointwise`
     one looks at every position alone, as a linear layer does: its spatial axes pass.
 
-    Kernels are laid out as torch does, ``(out, in / groups, *k)`` and transposed
-    ``(in, out / groups, *k)``; with `channels_last` as Keras does, ``(*k, in / groups, out)``,
-    transposed ``(*k, out, in)``, and with `depthwise` ``(*k, in, multiplier)``.
+    Kernels are ``(out, in / groups, *k)`` and transposed ``(in, out / groups, *k)``; with `channels_last`
+    ``(*k, in / groups, out)``, transposed ``(*k, out, in)``, and with `depthwise` ``(*k, in, multiplier)``.
     """
     dots = " ".join(f"s{d}" if pointwise else "." for d in range(spatial))
     kernel = " ".join(["1" if pointwise else "."] * spatial)
@@ -64,7 +63,7 @@ def conv(
 def linear(rank: int, layout: str = "o i") -> Attributes:
     """``y = x W + b`` on the last of `rank` dimensions; inputs ``(x, weight, bias or None)``.
 
-    `layout` is the weight's: ``"o i"`` in torch, ``"i o"`` in Keras.
+    `layout` is the weight's: ``"o i"``, outputs by inputs, or ``"i o"``.
     """
     lead = " ".join(_axes(rank - 1))
     return {"equation": parse(f"{lead} i, {layout}, o -> {lead} o")}
@@ -194,7 +193,7 @@ def matmul(left: Sequence[int], right: Sequence[int]) -> Attributes:
 
 def einsum(text: str, weights: bool = False) -> Attributes:
     """An einsum such as ``"bnd,dhk->bnhk"``; with `weights` the second operand (and a third, the bias,
-    which carries a suffix of the output) is stored, as in Keras' EinsumDense and MultiHeadAttention."""
+    which carries a suffix of the output) is stored, as in a projection to heads."""
     left, right = text.replace(" ", "").split("->")
     operands = left.split(",")
     spaced = f"{', '.join(' '.join(o) for o in operands)} -> {' '.join(right)}"

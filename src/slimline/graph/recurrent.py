@@ -1,9 +1,9 @@
 """The neutral recurrent operators, LSTM, GRU and plain RNN: one equation for all that a call computes.
 
-The attribute ``kernels`` says which inputs are matrices. As torch calls them (`sequence`, `step`), rows of a weight are
-(gate, hidden); the columns of the recurrent one and the initial states are hidden; a layer reads (direction, hidden) of
-the layer before. One call has one hidden width, so all its layers and directions lose the same positions; so has one
-whose directions are `stacked` in every tensor. In a `chain`, Keras' way, every layer has a width of its own. A position
+The attribute ``kernels`` says which inputs are matrices. In calls of one width (`sequence`, `step`), rows of a weight
+are (gate, hidden); the columns of the recurrent one and the initial states are hidden; a layer reads (direction,
+hidden) of the layer before. One call has one hidden width, so all its layers and directions lose the same positions; so
+has one whose directions are `stacked` in every tensor. In a `chain` every layer has a width of its own. A position
 whose weights are zero may still hold a state, if it began with one; nothing reads it.
 """
 
@@ -27,7 +27,7 @@ def sequence(
     """A whole sequence; inputs ``(x, *states, *weights)``, outputs ``(y, *last states)``.
 
     The states are the hidden one and, with `cell_state`, the cell's, each ``(layers x directions, batch, width)``; the
-    weights of each layer and direction are as torch lays them out: of the input, of the state, two biases where there
+    weights of each layer and direction follow each other: of the input, of the state, two biases where there
     are `biases`, and where the hidden state is `projected` that matrix.
     """
     out = "p" if projected else "h"

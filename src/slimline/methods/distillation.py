@@ -1,10 +1,9 @@
 """What a student is trained to make small: distances to the teacher's outputs and to the labels.
 
-Every function takes the array namespace ``xp`` first (``numpy``, ``array_api_compat.torch``,
-``keras.ops``): the formulas are written once and differentiate in every framework. *Outputs* are
-logits, float, of any shape; `axis` is the axis of classes, last for ``(batch, classes)`` and
-``(batch, position, classes)``, 1 for ``(batch, classes, height, width)``. Losses are sums over classes
-and means over everything else, natural logarithms, and scalars of the namespace.
+Every function takes the array namespace ``xp`` first (``numpy`` or a framework's own): the formulas are written once
+and differentiate in every framework. *Outputs* are logits, float, of any shape; `axis` is the axis of classes, last for
+``(batch, classes)`` and ``(batch, position, classes)``, 1 for ``(batch, classes, height, width)``. Losses are sums over
+classes and means over everything else, natural logarithms, and scalars of the namespace.
 """
 
 from __future__ import annotations

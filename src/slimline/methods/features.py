@@ -1,6 +1,6 @@
 """Distances between inner values of a student and a teacher.
 
-Every function takes the array namespace ``xp`` first (``numpy``, ``array_api_compat.torch``, ``keras.ops``), as
+Every function takes the array namespace ``xp`` first (``numpy`` or a framework's own), as
 `slimline.methods.distillation` does. *Features* are ``(batch, positions, channels)``, *heads*
 ``(batch, heads, positions, width)``; both float. Student and teacher may differ in channels, heads and width wherever
 the formula allows it. Losses are scalars of the namespace.
@@ -14,6 +14,9 @@ from typing import Any
 import numpy as np
 
 _EPSILON = 1e-12
+_TEMPERATURE = 0.07
+WIDTH = 128
+"""Of the space in which `contrast` compares."""
 
 
 def hint(xp: Any, student: Any, teacher: Any, weight: Any, bias: Any) -> Any:
@@ -26,8 +29,8 @@ def hint(xp: Any, student: Any, teacher: Any, weight: Any, bias: Any) -> Any:
 
 
 def projection(inputs: int, outputs: int, seed: int) -> tuple[Any, Any]:
-    """The first weight and bias of a `hint`, float32: the identity between equal numbers of channels, else normally
-    distributed by `seed`, so that the squares keep their mean."""
+    """The first weight and bias of a linear projection, float32: the identity between equal numbers of channels, else
+    normally distributed by `seed`, so that the squares keep their mean."""
     if inputs == outputs:
         return np.eye(inputs, dtype=np.float32), np.zeros(outputs, np.float32)
     drawn = np.random.default_rng([seed, inputs, outputs]).normal(size=(inputs, outputs)) / math.sqrt(inputs)
@@ -92,6 +95,20 @@ def relational(xp: Any, student: Any, teacher: Any) -> Any:
     return distances(xp, student, teacher) + 2.0 * angles(xp, student, teacher)
 
 
+def contrast(xp: Any, student: Any, teacher: Any, weight: Any, bias: Any, to: Any, shift: Any) -> Any:
+    """How hard it is to tell, by the cosines of projected features averaged over positions, which sample of the batch
+    of one network is which of the other's: mean cross-entropy both ways (contrastive distillation, Tian et al. 2020,
+    arXiv:1910.10699, whose negatives come from a memory; these are the batch's, as in CLIP, arXiv:2103.00020).
+
+    `weight` and `bias` project the student, ``(its channels, width)`` and ``(width,)``, `to` and `shift` the teacher.
+    """
+    own = _unit(xp, xp.matmul(xp.mean(student, axis=1), weight) + bias)
+    other = _unit(xp, xp.matmul(xp.mean(teacher, axis=1), to) + shift)
+    cosines = xp.matmul(own, xp.swapaxes(other, 0, 1)) / _TEMPERATURE
+    right = xp.sum(own * other, axis=-1) / _TEMPERATURE
+    return xp.mean(0.5 * (_log_sum(xp, cosines, -1) + _log_sum(xp, cosines, 0)) - right)
+
+
 def attention_map(xp: Any, query: Any, key: Any) -> Any:
     """``softmax(q kᵀ / √width)`` of heads, ``(batch, heads, positions, positions)``; without any mask."""
     return xp.exp(_log_relation(xp, query, key))
@@ -128,8 +145,13 @@ def _heads(xp: Any, x: Any, number: int) -> Any:
 
 def _log_relation(xp: Any, a: Any, b: Any) -> Any:
     scores = xp.matmul(a, xp.swapaxes(b, -1, -2)) / math.sqrt(a.shape[-1])
-    shifted = scores - xp.max(scores, axis=-1, keepdims=True)
-    return shifted - xp.log(xp.sum(xp.exp(shifted), axis=-1, keepdims=True))
+    return scores - xp.expand_dims(_log_sum(xp, scores, -1), axis=-1)
+
+
+def _log_sum(xp: Any, x: Any, axis: int) -> Any:
+    """Of exponentials, over one axis."""
+    largest = xp.max(x, axis=axis, keepdims=True)
+    return xp.squeeze(largest, axis=axis) + xp.log(xp.sum(xp.exp(x - largest), axis=axis))
 
 
 def _rows(xp: Any, x: Any) -> Any:

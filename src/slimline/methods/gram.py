@@ -64,6 +64,16 @@ class Gram:
         norm: Array = np.sqrt(np.diagonal(self.second, axis1=1, axis2=2))
         return norm
 
+    def divided(self, by: Array) -> Gram:
+        """Of the same rows, each input divided by a number, ``(groups, inputs)``."""
+        groups, inputs = by.shape
+        other = Gram(groups, inputs)
+        other.count = self.count
+        other._second = self._second / (by[:, :, None] * by[:, None, :])
+        other._first = self._first / by
+        other._cross = None if self._cross is None else self._cross / by[:, None, :]
+        return other
+
 
 def output_energy(weight: Array, second: Array) -> Array:
     """``(groups, outputs)``: the mean square of each output of a layer, ``diag(W H Wᵀ)``.

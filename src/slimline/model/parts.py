@@ -1,6 +1,6 @@
-"""A torch model whose control flow depends on data, compressed by its parts.
+"""A model whose control flow depends on data, compressed by its parts.
 
-Detectors choose boxes in Python, so `torch.export` cannot take them whole; their backbones and heads it can. Every
+Detectors choose boxes in Python, so they cannot be captured whole; their backbones and heads it can. Every
 part is an ordinary `Model`. What crosses a part's boundary keeps its size, since the code between the parts counts on
 it; all that lies inside can be pruned.
 """

@@ -11,7 +11,7 @@ from slimline.recipe.step import Step
 
 Layer = Annotated[str, Field(min_length=1)]
 
-_STRENGTHS = {"hint": 100.0, "attention": 1000.0, "fsp": 50.0, "similarity": 3000.0, "rkd": 25.0}
+_STRENGTHS = {"hint": 100.0, "attention": 1000.0, "fsp": 50.0, "similarity": 3000.0, "rkd": 25.0, "crd": 0.8}
 """Weights of the losses beside cross-entropy in Tian et al. 2020, arXiv:1910.10699; others have 1."""
 
 
@@ -23,15 +23,17 @@ class FeatureLoss(Config):
     loss : ``hint`` (FitNets, also hidden states and embeddings of transformers; a linear projection is learned),
         ``attention`` (where squares are large; Zagoruyko and Komodakis 2017), ``fsp`` (flow between two layers; Yim et
         al. 2017), ``similarity`` (between samples of a batch; Tung and Mori 2019), ``rkd`` (distances and angles
-        between them; Park et al. 2019); of transformers ``maps`` (attention distributions; MiniLM) and ``relations``
+        between them; Park et al. 2019), ``crd`` (which sample of a batch is which, by learned projections; after Tian
+        et al. 2020); of transformers ``maps`` (attention distributions; MiniLM) and ``relations``
         (among queries, keys and values; MiniLMv2).
     layers : pairs ``(student's, teacher's)`` of layers or of globs that match as many of both; one name or glob stands
         for the layers of that name in both. A name may be that of a block, whose last value is meant. None are matched:
-        layers of equal positions at even depths, for ``similarity``, ``rkd`` and ``relations`` the last pair of them.
+        layers of equal positions at even depths, for ``similarity``, ``rkd``, ``crd`` and ``relations`` the last pair
+        of them.
     weight : of it in the training loss, summed over pairs; None takes the published one.
     """
 
-    loss: Literal["hint", "attention", "fsp", "similarity", "rkd", "maps", "relations"]
+    loss: Literal["hint", "attention", "fsp", "similarity", "rkd", "crd", "maps", "relations"]
     layers: tuple[Layer | tuple[Layer, Layer], ...] = ()
     weight: Annotated[float, Field(gt=0)] | None = None
 

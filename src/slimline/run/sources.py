@@ -38,8 +38,8 @@ class ModelSource:
 
     Attributes
     ----------
-    name : a ``.pt2``, ``.keras`` or ``.onnx`` file, or ``package.module:factory``. A factory returns a torch
-        module or a Keras model, or a pair of it and example inputs.
+    name : a ``.pt2``, ``.keras`` or ``.onnx`` file, or ``package.module:factory``. A factory returns a
+        model of a framework, or a pair of it and example inputs.
     weights : a safetensors file for what the factory returns.
     input_shape : of one sample, to make an example from, where the data cannot give one.
     allow_pickle : whether a ``.pt`` or ``.pth`` file, which can run any code, may be opened.
@@ -124,7 +124,7 @@ def _model_file(source: ModelSource) -> Path:
 
 
 def load_weights(native: Any, path: Path) -> None:
-    """Fill a torch module (state-dict names) or a Keras model (variable paths) from a safetensors file, exactly."""
+    """Fill a model, by its framework's names of tensors, from a safetensors file, exactly."""
     adapter = adapter_for(native)
     slots = adapter.slots(native)
     try:

@@ -27,8 +27,10 @@ _DISTANCES: Mapping[str, Callable[..., Any]] = {
     "attention": features.attention,
     "similarity": features.similarity,
     "rkd": features.relational,
+    "crd": features.contrast,
 }
-_DEEPEST_ALONE = ("similarity", "rkd", "relations")
+_OF_SAMPLES = ("similarity", "rkd", "crd")
+_DEEPEST_ALONE = (*_OF_SAMPLES, "relations")
 """Losses that the deepest pair of layers has by itself where none is named."""
 
 
@@ -300,22 +302,28 @@ def _term(loss: FeatureLoss, student: Inside, teacher: Inside, seed: int) -> Ter
             )
     if loss.loss == "fsp":
         return _of_flow(loss, taps)
-    learned = {}
-    if loss.loss == "hint":
-        for index, (a, b) in enumerate(taps):
-            learned[f"{index}/weight"], learned[f"{index}/bias"] = features.projection(
-                a.channels, b.channels, seed + index
-            )
+    projections = [_projections(loss, a, b, seed + index) for index, (a, b) in enumerate(taps)]
+    learned = {f"{i}/{name}": array for i, each in enumerate(projections) for name, array in each.items()}
     distance = _DISTANCES[loss.loss]
 
     def value(xp: Any, own: Sequence[Any], other: Sequence[Any], weights: Mapping[str, Any]) -> Any:
         parts = []
         for index, ((a, b), x, y) in enumerate(zip(taps, own, other, strict=True)):
-            extra = [weights[f"{index}/{name}"] for name in ("weight", "bias")] if weights else []
+            extra = [weights[f"{index}/{name}"] for name in projections[index]]
             parts.append(distance(xp, a.read(xp, x), b.read(xp, y), *extra))
         return loss.strength * sum(parts)
 
     return Term(tuple(a.name for a, _ in taps), tuple(b.name for _, b in taps), value, learned)
+
+
+def _projections(loss: FeatureLoss, student: Tap, teacher: Tap, seed: int) -> dict[str, Any]:
+    """What a distance learns for one pair, in the order of its arguments."""
+    if loss.loss == "hint":
+        return dict(zip(("weight", "bias"), features.projection(student.channels, teacher.channels, seed), strict=True))
+    if loss.loss == "crd":
+        both = (features.projection(tap.channels, features.WIDTH, seed) for tap in (student, teacher))
+        return dict(zip(("weight", "bias", "to", "shift"), (array for each in both for array in each), strict=True))
+    return {}
 
 
 def _of_flow(loss: FeatureLoss, taps: Sequence[tuple[Tap, Tap]]) -> Term:
@@ -407,7 +415,7 @@ def _fitting(pattern: str, inside: Inside, attention: bool) -> list[str]:
 
 def _matched(loss: FeatureLoss, student: Inside, teacher: Inside) -> list[tuple[Tap, Tap]]:
     """Pairs of equal positions, spread evenly over the depth of both."""
-    if loss.loss in ("similarity", "rkd") and student.embedding is not None and teacher.embedding is not None:
+    if loss.loss in _OF_SAMPLES and student.embedding is not None and teacher.embedding is not None:
         return [(student.embedding, teacher.embedding)]
     pairs: list[tuple[Tap, Tap]] = []
     for size, own in student.stages.items():

@@ -49,6 +49,8 @@ _MEAN = "mean/"
 
 log = logging.getLogger(__name__)
 
+# What a predictor, inputs to outputs, is worth on the selection split.
+Score = Callable[[Callable[[tuple[Array, ...]], tuple[Array, ...]]], float]
 _TITLES = {"recovery": "recovery", "training": "sparse training", "quantization": "training in few bits"}
 
 
@@ -112,29 +114,55 @@ def recover(
         raise SlimlineError(f"{step.step} learns from the uncompressed network, but this model {UNKNOWN}.")
     outputs = described(student, teachers, step, data)
     score = scorer(teachers or (student,), outputs, step, data)
-    total = step.epochs * -(-len(train) // step.batch_size)
-    tutors = () if unheeded else tuple(each.native for each in teachers)
-    tutor = tutors if len(tutors) > 1 else next(iter(tutors), None)
     if step.view is not None:
         check_view(step, student.example, next(train.batches(1))[1])
     if step.ema and company is not None:
         names = ", ".join(each.step for each in company.steps)
         raise SlimlineError(f"A mean of the weights (ema) would undo what {names} does to them: set ema to 0.")
+    trainer = _trainer(student, teachers, not unheeded, step, seed, train, outputs)
+    companion = Companion() if company is None else company.begin(step.epochs * _updates(train, step.batch_size))
+    companion.start(trainer)
+    channels_first = student.adapter.layout == "channels_first"
+    loop = Loop(step, train, trainer, companion, seed, _steps(step, train), progress, channels_first)
+    facts = [s.model_dump(mode="json") for s in (step, *(() if company is None else company.steps))]
+    key = _fingerprint((student, *teachers), facts, seed, len(train))
+    records = _best(loop, score, None if checkpoint is None else _Store(checkpoint, key))
+    first, last = records[0]["score"], records[-1]["score"]
+    if step.kind == "training" and last < first - 0.1 * abs(first):
+        log.warning("%s changed the selection score from %.4g to %.4g: lower its strength.", step.step, first, last)
+    recovered = student.then(trainer.native(), step.model_dump(mode="json"), masks={**student.masks, **companion.masks})
+    return Recovered(recovered, records, best_epoch(records))
+
+
+def _trainer(
+    student: Model,
+    teachers: Sequence[Model],
+    heeded: bool,
+    step: Training,
+    seed: int,
+    train: Split | Stream,
+    outputs: Sequence[Output],
+) -> Trainer:
+    """What trains the student, with every part of its loss; `heeded` says whether the outputs of `teachers` are one."""
+    tutors = tuple(each.native for each in teachers) if heeded else ()
+    tutor = tutors if len(tutors) > 1 else next(iter(tutors), None)
     parts = terms(step, student, teachers, seed)
-    trainer = student.adapter.trainer(student.native, tutor, step, seed, total, outputs)
+    trainer = student.adapter.trainer(student.native, tutor, step, seed, _steps(step, train), tuple(outputs))
     for part in parts:
         trainer.add(part)
     if student.masks:
         trainer.hold(student.masks)
-    updates = step.epochs * _updates(train, step.batch_size)
-    companion = Companion() if company is None else company.begin(updates)
-    companion.start(trainer)
-    channels_first = student.adapter.layout == "channels_first"
-    loop = Loop(step, train, trainer, companion, seed, total, progress, channels_first)
-    facts = [s.model_dump(mode="json") for s in (step, *(() if company is None else company.steps))]
-    key = _fingerprint((student, *teachers), facts, seed, len(train))
-    store = None if checkpoint is None else _Store(checkpoint, key)
+    return trainer
 
+
+def _steps(step: Training, train: Split | Stream) -> int:
+    """Of the optimiser, in all epochs, small last batches included."""
+    return step.epochs * -(-len(train) // step.batch_size)
+
+
+def _best(loop: Loop, score: Score, store: _Store | None) -> list[dict[str, Any]]:
+    """Train from where `store` says to the end, and put the trainer into the state of the best epoch; the records."""
+    step, trainer, companion = loop.step, loop.trainer, loop.companion
     saved = None if store is None else store.read()
     if saved is None:
         start = time.perf_counter()
@@ -146,7 +174,6 @@ def recover(
     else:
         records, state, best = saved
         loop.restore(state)
-
     while len(records) <= step.epochs and not _stale(records, step):
         start, epoch = time.perf_counter(), len(records)
         scores = [record["score"] for record in records[1:]]
@@ -159,13 +186,8 @@ def recover(
         if store is not None:
             store.write(state, best, records)
         log.info("recovery epoch %(epoch)d: loss %(loss).4g, score %(score).4f", records[-1])
-
-    first, last = records[0]["score"], records[-1]["score"]
-    if step.kind == "training" and last < first - 0.1 * abs(first):
-        log.warning("%s changed the selection score from %.4g to %.4g: lower its strength.", step.step, first, last)
     loop.restore(best)
-    recovered = student.then(trainer.native(), step.model_dump(mode="json"), masks={**student.masks, **companion.masks})
-    return Recovered(recovered, records, best_epoch(records))
+    return records
 
 
 @dataclass(frozen=True)
@@ -317,9 +339,7 @@ def described(student: Model, teachers: Sequence[Model], step: Training, data: D
     return described_outputs(student, data, "train", judge=judge, weights=step.output_weights, lenient=lenient)
 
 
-def scorer(
-    judges: Sequence[Model], outputs: Sequence[Output], step: Training, data: Data
-) -> Callable[[Callable[[tuple[Array, ...]], tuple[Array, ...]]], float]:
+def scorer(judges: Sequence[Model], outputs: Sequence[Output], step: Training, data: Data) -> Score:
     """The function that scores a predictor on the selection split; higher is better."""
     split = data.split("selection")
     if len(split) == 0:

@@ -47,7 +47,7 @@ def teacher_for(student: Model, named: Any, steps: Sequence[Step]) -> Model | No
     Parameters
     ----------
     student : what the steps are done to.
-    named : the user's `Model`, torch module, Keras model or path; None takes the model that `student` was made of.
+    named : the user's `Model`, a model of a framework or a path; None takes the model that `student` was made of.
 
     Raises
     ------

@@ -269,7 +269,7 @@ class Architecture:
     network: Serial
 
     def example(self, batch: int = 2, channels_last: bool = False) -> tuple[np.ndarray, ...]:
-        """Seeded inputs: images ``(batch, channels, size, size)``, or as Keras has them; or tokens and a mask of ones.
+        """Seeded inputs: images ``(batch, channels, size, size)``, or with channels last; or tokens and a mask of ones.
 
         Parameters
         ----------

@@ -31,29 +31,32 @@ class _Handler(Handler[MixedPrecision]):
     def perform(self, step: MixedPrecision, model: Model, context: Context) -> StepResult:
         from slimline.data.splits import first
         from slimline.steps.mixed_precision.choose import Accuracy, Control, chosen, options, with_formats
+        from slimline.steps.mixed_precision.latency import within_latency
+        from slimline.steps.quantization.preparation import smoothed
+        from slimline.steps.quantization.undo import StaticArtifacts
 
         base, data = step.quantization, context.data
         if data is None:
             raise SlimlineError("MixedPrecision needs data: pass slimline.Data with calibration or training samples.")
+        if step.max_drop is not None and not data.has("selection"):
+            raise SlimlineError("max_drop needs selection samples: pass slimline.Data(selection=...) or a test set.")
         batches = first(data.split("calibration"), base.samples, base.batch_size)
-        formats = chosen(options(model, step, context.target, batches), step)
-        resolved = with_formats(base, {layer: option.format for layer, option in formats.items()}, model)
+        even = model if base.smooth is None else smoothed(model, base.smooth, batches)
+        every = options(even, step, context.target, batches)
         record: dict[str, Any] = step.model_dump(mode="json")
+        if step.max_latency is not None and not context.rehearsal:
+            integer = with_formats(base, dict.fromkeys(every, "int8"), model)
+            artifacts = StaticArtifacts(model, integer, context)
+            formats, timed = within_latency(artifacts, every, step.max_latency, context)
+            record["latency"] = timed.model_dump(mode="json", include={"latency", "timed"})
+        else:
+            formats = chosen(every, step)
+        resolved = with_formats(base, {layer: option.format for layer, option in formats.items()}, model)
         if step.max_drop is not None and not context.rehearsal:
-            if not data.has("selection"):
-                raise SlimlineError(
-                    "max_drop needs selection samples: pass slimline.Data(selection=...) or a test set."
-                )
-
-            def control() -> dict[str, Any]:
-                accuracy = Accuracy(model, data, base.batch_size)
-                back, before, after = Control(model, resolved, context.target, batches, accuracy, limit).run()
-                return {"back": back, "drop_before": before, "drop": after}
-
-            limit = step.max_drop
-            record["accuracy"] = control()
-            floats = dict.fromkeys(record["accuracy"]["back"], "float32")
-            resolved = with_formats(resolved, floats, model)  # type: ignore[arg-type]
+            accuracy = Accuracy(even, data, base.batch_size)
+            back, before, after = Control(even, resolved, context.target, batches, accuracy, step.max_drop).run()
+            record["accuracy"] = {"back": back, "drop_before": before, "drop": after}
+            resolved = with_formats(resolved, dict.fromkeys(back, "float32"), model)
         result = handler_of(resolved).perform(resolved, model, context)
         settings = {*type(step).model_fields, *type(resolved).model_fields}
         record |= {key: value for key, value in result.record.items() if key not in settings}

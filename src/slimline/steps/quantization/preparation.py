@@ -2,68 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from slimline.graph.edits import PutTensors
-from slimline.graph.ir import Graph, Node
+from slimline.graph.crossings import Crossing, crossings
+from slimline.graph.ir import Graph
 from slimline.graph.matrix import LayerMatrix, matrices
-from slimline.methods.equalization import clipped_normal_mean, equal_scales
+from slimline.methods.equalization import clipped_normal_mean, equal_scales, smoothing_scales
 from slimline.model import Model
+from slimline.steps.channel_scaling import divided
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-_HOMOGENEOUS = ("relu", "leaky_relu", "prelu", "identity")  # f(s x) = s f(x) for positive s
 _ROUNDS, _CLOSE = 20, 1e-3  # turns over all pairs at most; until no channel changes by more than this part
 _CLIPS = {"relu": (0.0, np.inf), "relu6": (0.0, 6.0), "identity": (-np.inf, np.inf)}
 
 
-@dataclass(frozen=True)
-class Pair:
-    """Two layers, the second of which alone reads what the first makes, with nothing between that minds the scale of a
-    channel."""
-
-    first: LayerMatrix
-    second: LayerMatrix
-    channels: int
-
-
-def pairs(graph: Graph) -> list[Pair]:
-    """All pairs of a graph whose batch norms are folded."""
-    readers, layers = graph.consumers(), {layer.node: layer for layer in matrices(graph)}
-    crossings = []
-    for first in layers.values():
-        second = _reader(graph, first, readers, layers)
-        held = [first.weight, *([] if first.bias is None else [first.bias]), *([second.weight] if second else [])]
-        if second is None or any(len(readers[name]) != 1 for name in held):
-            continue
-        groups, outputs, _ = first.shape
-        one = np.ones(groups * outputs)
-        biased = first.bias is None or first.vector(np.zeros(graph.values[first.bias].shape)) is not None
-        if first.one_to_one and biased and first.per_output(one) is not None and second.per_input(one) is not None:
-            crossings.append(Pair(first, second, one.size))
-    return crossings
-
-
-def _reader(
-    graph: Graph, first: LayerMatrix, readers: Mapping[str, list[Node]], layers: Mapping[str, LayerMatrix]
-) -> LayerMatrix | None:
-    value = first.output
-    while value not in graph.outputs and len(readers[value]) == 1:
-        node = readers[value][0]
-        if node.name in layers:
-            return layers[node.name] if layers[node.name].input == value else None
-        own = [name for name in node.inputs if name is not None and name not in graph.parameters]
-        function = node.attributes.get("function")
-        bends = node.kind == "elementwise" and function in _HOMOGENEOUS
-        pools = node.kind == "pool" and function in ("max", "mean")
-        if own != [value] or not (bends or pools):
-            return None
-        value = node.outputs[0]
-    return None
+def pairs(graph: Graph) -> list[tuple[Crossing, LayerMatrix, LayerMatrix]]:
+    """All layers of a graph, whose batch norms are folded, that alone make what another layer alone reads."""
+    order = {layer.node: position for position, layer in enumerate(matrices(graph))}
+    alone = [(each, each.maker, each.readers[0]) for each in crossings(graph) if len(each.readers) == 1]
+    made = [(each, maker, reader) for each, maker, reader in alone if maker is not None and not each.vectors]
+    return sorted(made, key=lambda pair: order[pair[1].node])
 
 
 def equalized(model: Model) -> tuple[Model, dict[str, Array]]:
@@ -76,45 +38,63 @@ def equalized(model: Model) -> tuple[Model, dict[str, Array]]:
     """
     stored = model.parameters()
     every = pairs(model.graph)
-    weights = {x.weight: np.asarray(x.matrix(stored[x.weight]), np.float64) for p in every for x in (p.first, p.second)}
-    divisors = {pair.second.weight: np.ones(pair.channels) for pair in every}
-    biases = {p.first.weight: np.ones(p.channels) for p in every}
+    weights = {x.weight: np.asarray(x.matrix(stored[x.weight]), np.float64) for _, *both in every for x in both}
+    divisors = {crossing.value: np.ones(crossing.channels) for crossing, *_ in every}
     for _ in range(_ROUNDS):
         largest = 0.0
-        for pair in every:
-            outputs, read = _channels(pair)
+        for crossing, first, second in every:
+            outputs, read = _channels(crossing, first, second)
             scale = equal_scales(
-                _most(weights[pair.first.weight], outputs, pair.channels),
-                _most(weights[pair.second.weight], read, pair.channels),
+                _most(weights[first.weight], outputs, crossing.channels),
+                _most(weights[second.weight], read, crossing.channels),
             )
-            weights[pair.first.weight] /= scale[outputs]
-            weights[pair.second.weight] *= scale[read]
-            divisors[pair.second.weight] *= scale
-            biases[pair.first.weight] *= scale
+            weights[first.weight] /= scale[outputs]
+            weights[second.weight] *= scale[read]
+            divisors[crossing.value] *= scale
             largest = max(largest, float(np.abs(np.log(scale)).max(initial=0.0)))
         if largest < _CLOSE:
             break
-    tensors = {}
-    for pair in every:
-        first = pair.first
-        for layer in (first, pair.second):
-            shape, dtype = stored[layer.weight].shape, stored[layer.weight].dtype
-            tensors[layer.weight] = layer.tensor(weights[layer.weight], shape).astype(dtype)
-        if first.bias is not None:
-            bias = stored[first.bias]
-            vector = first.vector(bias)
-            assert vector is not None
-            scaled = vector / biases[first.weight][_channels(pair)[0]][:, :, 0]
-            tensors[first.bias] = first.as_bias(scaled, bias.shape).astype(bias.dtype)
-    if not tensors:
+    if not every:
         return model, {}
-    return replace(model, native=model.edit(PutTensors(tensors))), divisors
+    scaled = divided(model, [(crossing, divisors[crossing.value]) for crossing, *_ in every])
+    return scaled, {second.weight: divisors[crossing.value] for crossing, _, second in every}
 
 
-def _channels(pair: Pair) -> tuple[Array, Array]:
+def smoothed(model: Model, strength: float, batches: Sequence[tuple[Array, ...]]) -> Model:
+    """The same function with less uneven channels in the values that only layers with weights read (SmoothQuant).
+
+    Parameters
+    ----------
+    strength : see `smoothing_scales`.
+    batches : calibration inputs of the model.
+    """
+    every = crossings(model.graph)
+    axes = {each.value: each.readers[0].channel_axis for each in every}
+    largest = {each.value: np.zeros(each.channels) for each in every}
+
+    def see(name: str, array: Array) -> None:
+        channels = np.moveaxis(np.abs(array), axes[name] or 0, -1).reshape(-1, largest[name].size)
+        np.maximum(largest[name], channels.max(axis=0), out=largest[name])
+
+    if not every:
+        return model
+    model.adapter.observe(model.native, batches, list(largest), see)
+    weights = model.parameters()
+    scales = []
+    for each in every:
+        read = np.zeros(each.channels)
+        for reader in each.readers:
+            channel = reader.per_input(np.arange(each.channels))
+            assert channel is not None
+            read = np.maximum(read, _most(reader.matrix(weights[reader.weight]), channel, each.channels))
+        scales.append((each, smoothing_scales(largest[each.value], read, strength)))
+    return divided(model, scales)
+
+
+def _channels(crossing: Crossing, first: LayerMatrix, second: LayerMatrix) -> tuple[Array, Array]:
     """Which channel each weight of the first layer makes, and each of the second reads."""
-    every = np.arange(pair.channels)
-    outputs, read = pair.first.per_output(every), pair.second.per_input(every)
+    every = np.arange(crossing.channels)
+    outputs, read = first.per_output(every), second.per_input(every)
     assert outputs is not None and read is not None
     return outputs, read
 

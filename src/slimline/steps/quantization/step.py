@@ -46,8 +46,12 @@ class StaticQuantization(Step):
         of earlier ones (Frantar et al. 2022, arXiv:2210.17323); ``adaround`` chooses up or down for each weight, for
         the least error of the outputs (Nagel et al. 2020, arXiv:2004.10568). All by the calibration samples.
     equalize : bring the channels between two layers to like ranges first, which changes no answer (cross-layer
-        equalisation, Nagel et al. 2019, arXiv:1906.04721); where nothing but ReLU, its leaky forms and pooling lies
-        between.
+        equalisation, Nagel et al. 2019, arXiv:1906.04721); where nothing but ReLU, its leaky forms, pools and products
+        lie between.
+    smooth : let weights take over what is uneven in the channels that they read, which changes no answer: a channel is
+        divided in the norm, layer or product that makes it by ``max|x|^smooth / max|w|^(1 - smooth)``. For transformers
+        with norms first, where a few channels are a hundred times the others (SmoothQuant, Xiao et al. 2022,
+        arXiv:2211.10438, which takes 0.5); where something else reads the value too, it stays. None does nothing.
     bias_correction : let the bias of each layer make up for what the rounding of its weights does to the mean of its
         output; the mean of its input is that of the calibration samples (``empirical``), or what the batch norm before
         it says (``analytic``; layers without one are left as they are).
@@ -76,6 +80,7 @@ class StaticQuantization(Step):
     weights: Literal["int8", "int4"] = "int8"
     rounding: Literal["nearest", "mse", "gptq", "adaround"] = "nearest"
     equalize: bool = False
+    smooth: Annotated[float, Field(gt=0, lt=1)] | None = None
     bias_correction: Literal["empirical", "analytic"] | None = None
     granularity: Granularity | None = None
     first_layers: WeightType | None = None

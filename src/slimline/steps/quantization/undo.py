@@ -34,6 +34,7 @@ from slimline.model import Model
 from slimline.model.lowering import lower, write
 from slimline.runtimes.base import runtime
 from slimline.steps.quantization.calibration import Ranges, calibrate
+from slimline.steps.quantization.preparation import smoothed
 from slimline.steps.quantization.step import StaticQuantization
 
 if TYPE_CHECKING:
@@ -278,6 +279,7 @@ class StaticArtifacts(Artifacts):
         assert context.data is not None
         super().__init__(model, step, context, first(context.data.split("calibration"), step.samples, step.batch_size))
         self._static = step
+        self._even = model if step.smooth is None else smoothed(model, step.smooth, self.batches)
         self._ranges: Ranges = {}
         self._grams: dict[str, Gram] = {}
 
@@ -289,7 +291,7 @@ class StaticArtifacts(Artifacts):
 
     def quantized(self, back: Mapping[str, str]) -> Model:
         known = self._ranges, self.bits, self._grams
-        return calibrate(self.model, self._static, self.batches, self.target, back, *known)
+        return calibrate(self._even, self._static, self.batches, self.target, back, *known)
 
 
 def by_the_clock(artifacts: Candidates, seed: int = 0) -> dict[str, Any]:
@@ -356,7 +358,7 @@ def choices(
     the trial of layers that gain without doubt. Without one: the first layer and runs of neighbours, each by itself.
     """
     options: dict[str, tuple[str, ...]] = {}
-    spent, before = _spent(layers, integer), _spent(layers, float_)
+    spent, before = spent_by(layers, integer), spent_by(layers, float_)
     if not any(spent[x] and before[x] for x in layers):
         others, length = layers[1:], max(1, -(-(len(layers) - 1) // (GROUPS - 1)))
         groups = [layers[:1], *(others[i : i + length] for i in range(0, len(others), length))]
@@ -408,7 +410,7 @@ def _question(artifacts: Artifacts, context: Context) -> str:
     return f"undo-{hashlib.sha256(repr((shapes, settings)).encode()).hexdigest()[:12]}"
 
 
-def _spent(layers: Sequence[str], profile: Mapping[str, float]) -> dict[str, float]:
+def spent_by(layers: Sequence[str], profile: Mapping[str, float]) -> dict[str, float]:
     """By layer, the milliseconds of the operators that are named after it, whatever the runtime appended."""
     spent = dict.fromkeys(layers, 0.0)
     for name, ms in profile.items():

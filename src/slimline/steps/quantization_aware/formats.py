@@ -143,8 +143,8 @@ def check(step: QuantizationAwareTraining, model: Model, masked: bool = False) -
     """
     if not model.adapter.learns_formats:
         raise SlimlineError(
-            "Models of this framework cannot be trained while they are rounded: load the network as a PyTorch module, "
-            "or use StaticQuantization or WeightQuantization."
+            "Models of this framework cannot be trained while they are rounded: "
+            "use StaticQuantization or WeightQuantization."
         )
     refuse_revival([step.weights, *(own.weights for own in step.overrides.values())], masked or bool(model.masks))
 

@@ -18,7 +18,7 @@ __all__ = ["WeightQuantization", "handler"]
 class _Handler(Handler[WeightQuantization]):
     config = WeightQuantization
     summary = "stores weights in 8 to 2 bits or short floats, activations stay in float"
-    reads = (("calibration", "rounding gptq and adaround, and mse where there are samples"),)
+    reads = (("calibration", "rounding gptq and adaround, scaling, and mse where there are samples"),)
 
     def check(self, step: WeightQuantization, model: Model, earlier: Sequence[Step]) -> None:
         from slimline.steps.weight_quantization.quantize import chosen
@@ -36,7 +36,7 @@ class _Handler(Handler[WeightQuantization]):
         return quantize(model, step, context)
 
     def rehearsal(self, step: WeightQuantization) -> WeightQuantization:
-        return step.model_copy(update={"rounding": "nearest"})
+        return step.model_copy(update={"rounding": "nearest", "scaling": None})
 
 
 handler = _Handler()

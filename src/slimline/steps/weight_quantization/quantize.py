@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,8 +30,9 @@ from slimline.model.lowering import check_marks, check_stored
 from slimline.recipe.layers import first_match, refuse_unmatched, selected
 from slimline.runtimes.base import Runtime, runtime
 from slimline.steps.base import Context, StepResult
+from slimline.steps.weight_quantization.awq import scaled_by_salience
 from slimline.steps.weight_quantization.step import WeightQuantization, WeightType
-from slimline.steps.weight_rounding import MEASURED, SECOND_ORDER, WeightRounding
+from slimline.steps.weight_rounding import MEASURED, WeightRounding
 
 _log = logging.getLogger(__name__)
 
@@ -110,10 +112,13 @@ def quantize(model: Model, step: WeightQuantization, context: Context) -> StepRe
     chosen(model, step)
     folded = Model(model.adapter, model.edit(FoldNorms()), model.example, masks=model.masks)
     weights, refused = chosen(folded, step)
-    stored = folded.parameters()
     target = runtime(context.target)
-    formats = {name: _format(stored[name], weight, step, folded) for name, weight in weights.items()}
-    grams = _grams(folded, weights, step, context)
+    starts = {name: partial(_format, of=weight, step=step, model=folded) for name, weight in weights.items()}
+    grams, exponents = _grams(folded, weights, step, context), dict[str, float]()
+    if step.scaling is not None:
+        folded, grams, exponents = scaled_by_salience(folded, grams, starts)
+    stored = folded.parameters()
+    formats = {name: start(stored[name]) for name, start in starts.items()}
     tensors: dict[str, Array] = {}
     layers: dict[str, dict[str, Any]] = {}
     for name, weight in weights.items():
@@ -125,6 +130,7 @@ def quantize(model: Model, step: WeightQuantization, context: Context) -> StepRe
             "format": each.describe(),
             "bits": round(each.bits_per_value(tensors[name].shape), 3),
             "error": float(f"{worker.error(tensors[name]):.4g}"),
+            **({"exponent": round(exponents[name], 2)} if name in exponents else {}),
         }
         _log.info("%s: %s", weight.layer, layers[weight.layer])
     quantization = Quantization(weights=formats, stored=True)
@@ -150,14 +156,14 @@ def _grams(
 ) -> Mapping[str, Gram]:
     """By operator the Gram matrix of what it reads, where rounding asks for it and there are samples."""
     layers = [weight.matrix for weight in weights.values() if weight.matrix is not None]
-    if step.rounding not in MEASURED or not layers:
+    if not layers or (step.rounding not in MEASURED and step.scaling is None):
         return {}
     data = context.data
     if data is None or not data.has("calibration"):
-        if step.rounding in SECOND_ORDER:
+        if step.needs:
             raise SlimlineError(
-                f"WeightQuantization with {step.rounding} needs data: pass slimline.Data with calibration or training "
-                "samples, or choose the rounding hqq."
+                f"WeightQuantization with {step.scaling or step.rounding} needs data: pass slimline.Data with "
+                "calibration or training samples, or choose the rounding hqq alone."
             )
         return {}
     return collect(model, layers, first(data.split("calibration"), step.samples, step.batch_size))

@@ -48,6 +48,10 @@ class WeightQuantization(Step):
         that and lets later weights make up for the error of earlier ones, by calibration samples (Frantar et al. 2022,
         arXiv:2210.17323); ``adaround`` does it by choosing up or down for each weight, of integers (Nagel et al. 2020,
         arXiv:2004.10568); ``hqq`` fits scales that ignore outliers, without data (Badri and Shaji 2023).
+    scaling : ``awq`` multiplies the weights of large inputs before they are rounded and divides these inputs where they
+        are made, in the norm, layer or product before, which changes no answer: such weights are rounded more finely
+        (Lin et al. 2023, arXiv:2306.00978). How much is searched by the calibration samples, for the least error of the
+        outputs; where something else reads the input too, nothing is scaled.
     samples, batch_size : calibration samples, and how many at a time.
     damping : part of the mean diagonal of a Gram matrix that is added to it, with ``mse``, ``gptq`` and ``adaround``.
     layers, keep : patterns of the layers whose weights are rounded, and of those that stay as they are.
@@ -60,6 +64,7 @@ class WeightQuantization(Step):
     group_size: GroupSize | None = None
     symmetric: bool = True
     rounding: RoundingName = "mse"
+    scaling: Literal["awq"] | None = None
     samples: Annotated[int, Field(ge=1)] = 512
     batch_size: Annotated[int, Field(ge=1)] = 64
     damping: Annotated[float, Field(gt=0, le=1)] = 0.01
@@ -69,11 +74,11 @@ class WeightQuantization(Step):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        return ("calibration",) if self.rounding in SECOND_ORDER else ()
+        return ("calibration",) if self.rounding in SECOND_ORDER or self.scaling is not None else ()
 
     @property
     def reads_together(self) -> int | None:
-        return self.batch_size if self.rounding in MEASURED else None
+        return self.batch_size if self.rounding in MEASURED or self.scaling is not None else None
 
     def storage(self, pattern: str | None = None) -> tuple[WeightType, int | None]:
         """Type and group size (None is a channel) of layers that fit a pattern of `overrides`; of the others for
