@@ -49,5 +49,5 @@ def no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     from slimline.measure.size import Memory
     from tests import kill_job
 
-    monkeypatch.setattr("slimline.run.examine.measure_latency", kill_job.timed)
-    monkeypatch.setattr("slimline.run.examine.measure_memory", lambda *args, **kwargs: Memory(2, 1))
+    monkeypatch.setattr("slimline.run.proof.measure_latency", kill_job.timed)
+    monkeypatch.setattr("slimline.run.proof.measure_memory", lambda *args, **kwargs: Memory(2, 1))

@@ -40,7 +40,7 @@ def timed(paths: Mapping[str, Path], rows: Any, batches: Any, *args: Any, **kwar
 
 
 def without_clocks() -> None:
-    for name in ("run.examine", "search.fit", "steps.quantization.undo", "measure.latency", "measure.size"):
+    for name in ("run.proof", "search.fit", "steps.quantization.undo", "measure.latency", "measure.size"):
         import_module(f"slimline.{name}")
     from slimline.measure.size import Memory
     from slimline.runtimes.base import names, runtime

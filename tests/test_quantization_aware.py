@@ -102,6 +102,8 @@ def test_formats_that_learn_begin_as_those_that_do_not_and_can_be_undone(model):
         model.adapter.outputs(learning, (x,))[0], model.adapter.outputs(rounded, (x,))[0], atol=1e-5
     )
     assert model.adapter.learned(learning, held) == held
+    fixed = model.edit(LearnRounding(held, fixed=frozenset((*held.activations, *held.weights))))
+    assert not [name for name, _ in fixed.named_parameters() if "learned" in name]
     plain = model.adapter.edit(rounded, (Unround(held),), model.example)
     np.testing.assert_array_equal(model.adapter.outputs(plain, (x,))[0], model.predict(x))
     assert model.adapter.parameters(plain).keys() == model.parameters().keys()

@@ -13,8 +13,7 @@ import pytest
 
 import slimline as sl
 from slimline.basics.errors import SlimlineError
-from slimline.frameworks.base import adapter
-from slimline.graph.edits import Edit, LearnRounding, Replace, Unround
+from slimline.graph.edits import Edit, Replace
 from slimline.graph.matrix import LayerMatrix, matrices
 from slimline.graph.operators import Convolution, Linear, Operator
 
@@ -196,5 +195,4 @@ def test_operators_that_do_not_fit_are_refused(case: tuple[sl.Model, np.ndarray]
 def test_every_edit_is_carried_out(framework: str) -> None:
     pytest.importorskip(framework)
     table = import_module(f"slimline.frameworks.{framework}.edit").EDITS
-    lacking = set() if adapter(framework).learns_formats else {LearnRounding, Unround}  # which it refuses by name
-    assert set(table) == set(get_args(Edit)) - lacking
+    assert set(table) == set(get_args(Edit))

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from slimline.basics.errors import SlimlineError as SlimlineError
     from slimline.data import Data as Data
     from slimline.frameworks.keras.loop import PruningCallback as PruningCallback
+    from slimline.frameworks.keras.loop import QuantizationCallback as QuantizationCallback
     from slimline.frameworks.torch.loop import pruning as pruning
     from slimline.frameworks.torch.prune import to_torch_prune as to_torch_prune
     from slimline.measure.set_metrics import SetMetric as SetMetric
@@ -72,7 +73,7 @@ _HOMES = {
     "slimline.measure.set_metrics": ("SetMetric",),
     "slimline.basics.errors": ("SlimlineError",),
     "slimline.run.directory": ("Run",),
-    "slimline.frameworks.keras.loop": ("PruningCallback",),
+    "slimline.frameworks.keras.loop": ("PruningCallback", "QuantizationCallback"),
     "slimline.frameworks.torch.loop": ("pruning",),
     "slimline.frameworks.torch.prune": ("to_torch_prune",),
     "slimline.model.masks": ("finalize",),
@@ -137,6 +138,7 @@ __all__ = [  # noqa: RUF022 - in the order in which they are used
     "finalize",
     "pruning",
     "PruningCallback",
+    "QuantizationCallback",
     "to_torch_prune",
     "prepare",
     "convert",

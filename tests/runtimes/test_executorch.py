@@ -79,7 +79,11 @@ def test_wrong_inputs_are_refused_in_a_sentence(float_path: Path, capfd: pytest.
 
 
 def test_files_that_are_none_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "x.pte").write_bytes(b"no program")
+    for content in (b"", b"no program", np.random.default_rng(0).bytes(300)):  # the last once ended the process
+        (tmp_path / "x.pte").write_bytes(content)
+        with pytest.raises(SlimlineError, match="is no ExecuTorch program"):
+            TARGET.load(tmp_path / "x.pte")
+    (tmp_path / "x.pte").write_bytes(b"....ET12 and no more")
     with pytest.raises(SlimlineError, match="ExecuTorch cannot load"):
         TARGET.load(tmp_path / "x.pte")
     with pytest.raises(SlimlineError, match="There is no file"):

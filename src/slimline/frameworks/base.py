@@ -37,6 +37,30 @@ Batch = tuple[tuple[Array, ...], Labels]
 """The model's inputs, each ``(batch, …)``, and the labels: an array of the first output's, several, or None."""
 
 
+class Delaying(Protocol):
+    """A network in the user's own training loop in which things begin later, see `slimline.steps.base.Prepared`."""
+
+    @property
+    def native(self) -> Any:
+        """The framework's model, which is trained in place."""
+
+    @property
+    def delay(self) -> int:
+        """Epochs before activations are rounded."""
+
+    @property
+    def fold_norms(self) -> int | None:
+        """Epochs after which batch norms stay as they are; None where they train until the end."""
+
+    @property
+    def masks(self) -> Mapping[str, Array]:
+        """By weight name, boolean; True stays."""
+
+    @property
+    def observe(self) -> Callable[[], Quantization]:
+        """The formats of the activations, from ranges that are observed on the network as it is now."""
+
+
 class Masking(Protocol):
     """Masks that change while a network trains in the user's own loop."""
 
@@ -206,6 +230,8 @@ class Adapter(Protocol):
     """Whether its forms keep named weights apart, so that a runtime can store codes in their place."""
     learns_formats: bool
     """Whether `edit` can let formats learn (`slimline.graph.edits.LearnRounding`)."""
+    delays_formats: bool
+    """Whether formats of activations can begin, and norms stop, while a loop of the user's own trains the model."""
 
     @property
     def namespace(self) -> Any:

@@ -139,12 +139,15 @@ class LearnRounding:
     Attributes
     ----------
     shared : by activation a name under which it shares its format with others; those left out have their own.
-    fixed : activations whose format stays as it is.
+    fixed : activations and weights whose format stays as it is.
+    delayed : activations that stay as they are until the loop that trains the model lets their rounding begin; only
+        where `Adapter.delays_formats`.
     """
 
     quantization: Quantization
     shared: Mapping[str, str] = field(default_factory=dict)
     fixed: frozenset[str] = frozenset()
+    delayed: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

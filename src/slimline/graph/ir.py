@@ -13,6 +13,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
+IDLE = "no output of the model depends on it"
+"""Why `Graph.idle` operators are left alone."""
+
 
 @dataclass(frozen=True)
 class Value:
@@ -110,6 +113,17 @@ class Graph:
             own = node.target.removeprefix("aten.")
             called.setdefault(node.layer or node.name, set()).update((node.kind, own) if own else (node.kind,))
         return {layer: frozenset(names) for layer, names in called.items()}
+
+    @cached_property
+    def idle(self) -> frozenset[str]:
+        """Names of the operators that no output depends on."""
+        needed, idle = set(self.outputs), set()
+        for node in reversed(self.nodes):
+            if needed.isdisjoint(node.outputs):
+                idle.add(node.name)
+            else:
+                needed.update(name for name in node.inputs if name is not None)
+        return frozenset(idle)
 
     def consumers(self) -> dict[str, list[Node]]:
         """For each value the operators that read it."""

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from slimline.graph.ir import Graph, Node
+from slimline.graph.ir import IDLE, Graph, Node
 from slimline.recipe.layers import matches, selected
 
 
@@ -164,7 +164,9 @@ class _Placer:
         weight = node.inputs[1]
         if node.kind == "einsum" and not node.attributes.get("weighted"):
             return False
-        if weight not in self.stored:
+        if node.name in self.graph.idle:
+            reason = IDLE
+        elif weight not in self.stored:
             reason = "its weight is computed, not stored"
         elif not self._floating(weight) or not self._floating(str(node.inputs[0])):
             reason = "it does not compute in float"

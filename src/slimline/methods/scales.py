@@ -16,7 +16,9 @@ import numpy as np
 from slimline.basics.errors import SlimlineError
 from slimline.methods.formats import Array, Blocks, FloatFormat, IntegerGrid, Scaled
 
-_SMALLEST = float(np.finfo(np.float32).tiny) * 2**23  # scale whose square and reciprocal are still sound in float32
+SMALLEST = float(np.finfo(np.float32).tiny) * 2**23
+"""Scale whose square and reciprocal are still sound in float32."""
+_TINY = 1e-3  # of the largest scale, below which a slice's own does not decide how fast it learns
 _FACTORS = tuple(float(f) for f in np.linspace(1.0, 0.3, 36))  # of the widest scale; at 2 bits about half is best
 _PLAIN = ("float16", "bfloat16")
 
@@ -115,4 +117,25 @@ def rounding_error(weight: Array, each: Scaled, energy: Energy = np.square) -> A
 def _scale(scale: Any) -> Array:
     """As float32, and 1 where all is zero."""
     scale = np.asarray(scale)
-    return np.where(scale > 0, np.maximum(scale, _SMALLEST), 1.0).astype(np.float32)
+    return np.where(scale > 0, np.maximum(scale, SMALLEST), 1.0).astype(np.float32)
+
+
+def learning_speeds(each: Scaled, count: int) -> Array:
+    """By what to multiply the gradients of the logarithms of a format's scales, so that they learn as fast as what they
+    scale (Esser et al. 2020, arXiv:1902.08153); float32 ``(scales,)``.
+
+    Parameters
+    ----------
+    count : numbers that are rounded; of an activation those of a sample.
+    """
+    share = max(count // each.scale.size, 1)
+    top = each.high if isinstance(each, IntegerGrid) else 1
+    sizes = np.maximum(each.scale.ravel(), _TINY * each.scale.max()).astype(np.float64) ** 2
+    return np.asarray(1 / (np.sqrt(share * max(top, 1)) * sizes), np.float32)
+
+
+def zero_learns(each: Scaled) -> bool:
+    """Whether all zero points lie inside of their grid, so that they may move."""
+    if not isinstance(each, IntegerGrid) or each.zero_point is None:
+        return False
+    return bool(((each.zero > each.low) & (each.zero < each.high)).all())

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 Specs = list[tuple[str, tuple[int | None, ...], str]]
 
 _RECORD = "slimline"
+_IDENTIFIER = b"ET"
+"""How a program begins, four bytes on; the number of a version follows."""
 _PRODUCTS = ("convolution", "linear", "addmm", "mm", "bmm")
 _MOVES = {"XNNConvert", "XNNStaticTranspose"}
 """Operators of the delegate that lay numbers out anew at its ends."""
@@ -309,6 +311,9 @@ def _load(path: Path) -> tuple[Any, dict[str, Any]]:
     require("executorch", ExecuTorch.extra)
     if not path.is_file():
         raise SlimlineError(f"There is no file {path}: give the path of a .pte file.")
+    with path.open("rb") as file:
+        if file.read(6)[4:] != _IDENTIFIER:  # of other bytes ExecuTorch may end the process
+            raise SlimlineError(f"{path} is no ExecuTorch program: give a .pte file, such as slimline.export writes.")
     with silent():
         from executorch.runtime import Runtime as Reader
 

@@ -134,10 +134,12 @@ class OnnxRuntime(Runtime):
         return path, path.with_name(f"{path.name}.data")
 
     def lower(self, form: Form, path: Path) -> None:
-        """Write the ONNX file: rounding as QDQ in the layout that ONNX Runtime fuses into integer kernels."""
+        """Write the ONNX file: rounding as QDQ in the layout that ONNX Runtime fuses into integer kernels, but linear
+        layers over more than rows, for the CPU, as its own operator."""
         from slimline.runtimes.forms.onnx import rewrite, serialized
 
-        atomic_write(path, serialized(form.content, lambda model: rewrite(model, form.weights)))
+        own = self._provider == "cpu"  # where others compute, none of them has it
+        atomic_write(path, serialized(form.content, lambda model: rewrite(model, form.weights, own)))
 
     def sample(self, layer: Layer, path: Path) -> None:
         """Write an ONNX file of layers such as `layer`, see `slimline.runtimes.base.Runtime`."""

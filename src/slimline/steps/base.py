@@ -8,7 +8,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
 
+import numpy as np
+
 from slimline.basics.errors import SlimlineError
+from slimline.graph.quantization import Quantization
 from slimline.model.masks import held
 from slimline.recipe import registry
 from slimline.recipe.step import Step
@@ -112,10 +115,18 @@ class Prepared:
     ----------
     native : the framework's model, to be trained in place.
     finish : makes of it, as it is then, what the step would have made.
+    delay, fold_norms : of the step, in epochs of that loop: when activations begin to be rounded, and batch norms stay
+        as they are.
+    observe : the formats of the activations, from ranges observed on `native` as it is.
+    masks : by weight name, boolean: what is False is zero, and `finish` makes it so again where the loop did not.
     """
 
     native: Any
     finish: Callable[[], Model] = field(repr=False)
+    delay: int = 0
+    fold_norms: int | None = None
+    observe: Callable[[], Quantization] = field(default=Quantization, repr=False)
+    masks: Mapping[str, np.ndarray[Any, Any]] = field(default_factory=dict, repr=False)
 
 
 class Handler(ABC, Generic[S]):

@@ -252,8 +252,8 @@ def test_half_of_the_channels_go_and_the_accuracy_comes_back(tmp_path: Path) -> 
 def test_a_run_of_the_command_line_is_stopped_and_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("slimline.run.examine.measure_latency", kill_job.timed)  # times say nothing of it
-    monkeypatch.setattr("slimline.run.examine.measure_memory", lambda *args, **kwargs: Memory(2, 1))
+    monkeypatch.setattr("slimline.run.proof.measure_latency", kill_job.timed)  # times say nothing of it
+    monkeypatch.setattr("slimline.run.proof.measure_memory", lambda *args, **kwargs: Memory(2, 1))
     pair()[1].save(tmp_path / "net.onnx")
     x, y = digits(), load_digits().target
     np.savez(tmp_path / "d.npz", x_train=x[:600], y_train=y[:600], x_test=x[900:], y_test=y[900:])

@@ -51,7 +51,8 @@ class KerasAdapter:
     suffix = ".keras"
     layout: Literal["channels_last"] = "channels_last"
     marks_weights = False
-    learns_formats = False
+    learns_formats = True
+    delays_formats = True
 
     @property
     def namespace(self) -> Any:
@@ -107,6 +108,12 @@ class KerasAdapter:
         from slimline.frameworks.keras.fakequant import format_mismatches
 
         return format_mismatches(native, quantization)
+
+    def learned(self, native: Any, quantization: Quantization) -> Quantization:
+        """See `learned.learned`."""
+        from slimline.frameworks.keras.learned import learned
+
+        return learned(native, quantization)
 
     def form(
         self, native: Any, kind: str, example: tuple[Array, ...], integer: bool, weights: Collection[str] = ()

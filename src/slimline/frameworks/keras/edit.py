@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from slimline.frameworks.edit import Table
-from slimline.frameworks.keras import cut, fakequant, replace, rewire, rewrite
+from slimline.frameworks.keras import cut, fakequant, learned, replace, rewire, rewrite
 from slimline.graph.edits import (
     Compute,
     FoldNorms,
+    LearnRounding,
     Mask,
     Narrow,
     PutTensors,
@@ -16,6 +17,7 @@ from slimline.graph.edits import (
     Round,
     Silence,
     Threshold,
+    Unround,
 )
 
 EDITS: Table = {
@@ -30,4 +32,6 @@ EDITS: Table = {
     PutTensors: lambda native, edit, example: rewrite.replace(native, edit.tensors),
     FoldNorms: lambda native, edit, example: fakequant.fold(native, example),
     Round: lambda native, edit, example: fakequant.quantize(native, edit.quantization, edit.composed),
+    LearnRounding: lambda native, edit, example: learned.learn(native, edit),
+    Unround: lambda native, edit, example: fakequant.unround(native, edit.quantization),
 }

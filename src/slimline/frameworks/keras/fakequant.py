@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -13,10 +14,12 @@ from slimline.frameworks.keras.functional import Call, Copies, calls, clone, inp
 from slimline.frameworks.keras.gridded import (
     GRIDDED,
     INTEGER_ACTIVATIONS,
+    PLAIN,
     FakeQuantBatchNormalization,
     FakeQuantize,
     IntegerActivation,
 )
+from slimline.frameworks.keras.observe import named_tensors
 from slimline.frameworks.keras.parts import transfer
 from slimline.frameworks.keras.rounding import Formatted
 from slimline.graph.quantization import Quantization
@@ -122,7 +125,7 @@ def quantize(native: keras.Model, quantization: Quantization, composed: frozense
     ------
     SlimlineError : a weight whose layer class has no integer form.
     """
-    return _Quantizer(native, quantization, composed).model()
+    return Quantizer(native, quantization, composed).model()
 
 
 def format_mismatches(native: keras.Model, quantization: Quantization) -> list[str]:
@@ -149,13 +152,13 @@ def format_mismatches(native: keras.Model, quantization: Quantization) -> list[s
     ]
 
 
-class _Quantizer:
+class Quantizer:
     """The work of `quantize`: one replay of the model's calls."""
 
     def __init__(self, native: keras.Model, quantization: Quantization, composed: frozenset[str]) -> None:
         self.native, self.formats, self.composed = native, quantization.activations, composed
-        paths = {id(variable): path for path, variable in variables(native).items()}
-        self.kernels = {i: quantization.weights[path] for i, path in paths.items() if path in quantization.weights}
+        self.paths = {id(variable): path for path, variable in variables(native).items()}
+        self.kernels = {i: quantization.weights[path] for i, path in self.paths.items() if path in quantization.weights}
         self.copies = Copies()
 
     def model(self) -> keras.Model:
@@ -172,17 +175,22 @@ class _Quantizer:
         copy = self.copies.of(id(operation), lambda: self.copy(call))
         outputs = copy(*args, **kwargs)
         if call.is_layer:
-            transfer(operation.variables, copy)
+            self.fill(operation, copy)
         flat = keras.tree.flatten(outputs)
         rounded = [self.round(name, y) for name, y in zip(call.names, flat, strict=True)]
         return keras.tree.pack_sequence_as(outputs, rounded)
 
     def round(self, name: str, value: Any) -> Any:
         """`value` behind the layer that rounds it, where it has a format."""
-        if name not in self.formats:
-            return value
-        label = name.replace("@", ".").replace(":", ".")
-        return FakeQuantize(format=self.formats[name], name=f"{label}.grid")(value)
+        return self.grid(name, value)(value) if name in self.formats else value
+
+    def grid(self, name: str, value: Any) -> Any:
+        """The layer that rounds a value."""
+        return FakeQuantize(format=self.formats[name], name=grid_name(name))
+
+    def fill(self, operation: Any, copy: Any) -> None:
+        """Give a copy the numbers of the operation."""
+        transfer(operation.variables, copy)
 
     def copy(self, call: Call) -> Any:
         """The operation itself, or the form of it that computes in integers."""
@@ -213,12 +221,57 @@ class _Quantizer:
 
     def rounded(self, layer: Any, each: Format) -> Any:
         """The layer with its kernel in a format."""
-        if type(layer) not in GRIDDED:
-            raise SlimlineError(
-                f"Layer {layer.name!r} ({type(layer).__name__}) has no integer form in Keras: "
-                f"leave it in float with keep=[{layer.name!r}]."
-            )
-        return GRIDDED[type(layer)].from_config({**layer.get_config(), "format": each})  # type: ignore[attr-defined]
+        kind = rounded_class(layer, GRIDDED)
+        return kind.from_config({**layer.get_config(), "format": each})  # type: ignore[attr-defined]
+
+
+def rounded_class(layer: Any, classes: Mapping[type, type]) -> type:
+    """The class that takes the place of a layer's when its kernel is rounded.
+
+    Raises
+    ------
+    SlimlineError : there is none.
+    """
+    if type(layer) not in classes:
+        raise SlimlineError(
+            f"Layer {layer.name!r} ({type(layer).__name__}) has no integer form in Keras: "
+            f"leave it in float with keep=[{layer.name!r}]."
+        )
+    return classes[type(layer)]
+
+
+def grid_name(value: str) -> str:
+    """The name of the layer that rounds a value."""
+    return f"{value.replace('@', '.').replace(':', '.')}.grid"
+
+
+def unround(native: keras.Model, quantization: Quantization) -> keras.Model:
+    """A copy that computes with the numbers as they are that `quantize` lets it round to these formats."""
+    names = {id(t): name for name, t in named_tensors(native).items()}
+    paths = {id(variable): path for path, variable in variables(native).items()}
+    copies = Copies()
+
+    def visit(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        layer = call.operation
+        if type(layer) is FakeQuantize and quantization.activations.get(names[id(call.inputs[0])]) == layer.format:
+            return args[0]
+        copy = copies.of(id(layer), lambda: _unrounded(layer, paths, quantization))
+        outputs = copy(*args, **kwargs)
+        if call.is_layer:
+            transfer(layer.variables, copy)
+        return outputs
+
+    return rebuild(native, visit)
+
+
+def _unrounded(layer: Any, paths: Mapping[int, str], quantization: Quantization) -> Any:
+    """A copy of an operation, of the class that rounds nothing where the formats are those of the quantization."""
+    if isinstance(layer, IntegerActivation):
+        return L.Activation(layer.function, name=layer.name)
+    own = type(layer) in PLAIN and type(layer) is not FakeQuantize
+    if not own or (isinstance(layer, Formatted) and quantization.weights.get(paths[id(layer.kernel)]) != layer.format):  # type: ignore[attr-defined]
+        return clone(layer)
+    return PLAIN[type(layer)].from_config({k: v for k, v in layer.get_config().items() if k != "format"})  # type: ignore[attr-defined]
 
 
 def _activation_of(operation: Any) -> str:

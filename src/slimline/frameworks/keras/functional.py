@@ -183,6 +183,18 @@ def rebuild(model: keras.Model, visit: Visit, shapes: Sequence[tuple[int | None,
     return keras.Model(_single(inputs), _single(outputs), name=model.name)
 
 
+def final_activations(model: keras.Model) -> list[str]:
+    """What each output ends in: ``softmax``, ``sigmoid`` or anything else."""
+    producers = {id(out): call.operation for call in calls(model) for out in call.outputs}
+    activations = []
+    for out in model.outputs:
+        last = producers[id(out)]
+        activation = getattr(last, "activation", None)
+        softmax = isinstance(last, keras.layers.Softmax) or activation is keras.activations.softmax
+        activations.append("softmax" if softmax else getattr(activation, "__name__", ""))
+    return activations
+
+
 def input_name(tensor: Any) -> str:
     """Name of the input layer behind an input tensor of a model."""
     name: str = tensor._keras_history.operation.name

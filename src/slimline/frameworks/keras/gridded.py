@@ -38,11 +38,15 @@ class FakeQuantize(Formatted, L.Layer):  # type: ignore[misc]
 class _RoundedKernel(Formatted):
     """A layer whose float kernel is rounded to a fixed format each time it is used; config of the class beneath it."""
 
+    def on_grid(self, kernel: Any) -> Any:
+        """`kernel`, rounded."""
+        return rounded(kernel, self.format)
+
     @property
     def rounded_kernel(self) -> Any:
         """The kernel as it is computed with."""
         layer: Any = self
-        return rounded(layer.kernel, self.format)
+        return self.on_grid(layer.kernel)
 
     def finish(self, y: Any) -> Any:
         """`y` with the layer's bias and activation."""
@@ -55,7 +59,7 @@ class _RoundedKernel(Formatted):
 class _RoundedConv(_RoundedKernel):
     def convolution_op(self, inputs: Any, kernel: Any) -> Any:
         """The layer's convolution, by the rounded kernel."""
-        return super().convolution_op(inputs, rounded(kernel, self.format))  # type: ignore[misc]
+        return super().convolution_op(inputs, self.on_grid(kernel))  # type: ignore[misc]
 
 
 @_register
@@ -79,14 +83,18 @@ class FakeQuantDepthwiseConv1D(_RoundedKernel, L.DepthwiseConv1D):  # type: igno
 
     def call(self, inputs: Any) -> Any:
         """The layer's output ``(batch, steps, channels)``."""
-        # As images one place high, since the converter follows no kernel that is widened after it is rounded.
+        strides, dilation = (self.strides[0],) * 2, (1, self.dilation_rate[0])
+        images, kernel = ops.expand_dims(inputs, 1), self.on_image_grid()
+        y = ops.depthwise_conv(images, kernel, strides, self.padding, "channels_last", dilation)
+        return self.finish(ops.squeeze(y, 1))
+
+    def on_image_grid(self) -> Any:
+        """The rounded kernel of images one place high; widened first, as the converter follows none that is widened
+        after it is rounded."""
         each = self.format
         if isinstance(each, IntegerGrid) and each.blocks:
             each = replace(each, scale=each.scale[None], blocks=(None, *each.blocks))
-        kernel = rounded(ops.expand_dims(self.kernel, 0), each)
-        strides, dilation = (self.strides[0],) * 2, (1, self.dilation_rate[0])
-        y = ops.depthwise_conv(ops.expand_dims(inputs, 1), kernel, strides, self.padding, "channels_last", dilation)
-        return self.finish(ops.squeeze(y, 1))
+        return rounded(ops.expand_dims(self.kernel, 0), each)
 
 
 @_register

@@ -1,4 +1,4 @@
-"""Pruning in Keras' own training loop: a callback for `keras.Model.fit`."""
+"""Keras' own training loop: callbacks for `keras.Model.fit`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import keras
 import numpy as np
 
 from slimline.basics.errors import SlimlineError
-from slimline.frameworks.base import Array, Masking
+from slimline.frameworks.base import Array, Delaying, Masking
+from slimline.frameworks.keras.functional import weights
+from slimline.frameworks.keras.learned import begin
 from slimline.methods.sparsity import Axes
 from slimline.recipe.registry import handler
 from slimline.recipe.step import Step, are_steps
@@ -92,6 +94,61 @@ class PruningCallback(keras.callbacks.Callback):  # type: ignore[misc]
             loss = self.model.compute_loss(x, y, self.model(x, training=False), training=False)
         gradients = tape.gradient(loss, weights, unconnected_gradients="zero")
         return {name: np.array(g) for name, g in zip(self._weights, gradients, strict=True)}
+
+
+class QuantizationCallback(keras.callbacks.Callback):  # type: ignore[misc]
+    """Does in `fit` what a `QuantizationAwareTraining` says of epochs, `delay` and `fold_norms`, and holds zeros.
+
+    ::
+
+        prepared = sl.prepare(model, sl.QuantizationAwareTraining(delay=1, fold_norms=3), data)
+        prepared.native.compile("adam", "sparse_categorical_crossentropy")
+        prepared.native.fit(x, y, epochs=4, callbacks=[sl.QuantizationCallback(prepared)])
+        small = sl.convert(prepared)
+
+    After `delay` epochs activations are observed, on the weights that were trained so far, and rounded from then on;
+    after `fold_norms` epochs batch norms stay as they are. What was pruned before stays zero. `fit` may train a model
+    that `prepared.native` is part of.
+
+    Parameters
+    ----------
+    prepared : what `slimline.prepare` gave.
+
+    Raises
+    ------
+    SlimlineError : anything else.
+    """
+
+    def __init__(self, prepared: Delaying) -> None:
+        super().__init__()
+        if not isinstance(getattr(prepared, "native", None), keras.Model) or not hasattr(prepared, "observe"):
+            raise SlimlineError(
+                f"A {type(prepared).__name__} is not what slimline.prepare makes of a Keras model: give that."
+            )
+        self.prepared = prepared
+        self._waits, self._learns = prepared.delay > 0, bool(prepared.fold_norms)
+        named = weights(prepared.native)
+        self._held = [(named[name], mask.astype("float32")) for name, mask in prepared.masks.items() if name in named]
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Do what is due."""
+        prepared, due = self.prepared, False
+        if self._waits and epoch >= prepared.delay:
+            self._waits, due = False, True
+            begin(prepared.native, prepared.observe().activations)
+        if self._learns and epoch >= (prepared.fold_norms or 0):
+            self._learns, due = False, True
+            for layer in prepared.native.layers:
+                if isinstance(layer, L.BatchNormalization):
+                    layer.trainable = False
+        if due:  # what was compiled does not know of it
+            self.model.test_function = self.model.predict_function = None
+            self.model.make_train_function(force=True)
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Hold the zeros."""
+        for variable, mask in self._held:
+            variable.assign(variable * mask)
 
 
 def axes(layer: Any) -> tuple[Any, Axes] | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import keras
 import numpy as np
 
+from slimline.frameworks.keras import learned
 from slimline.frameworks.keras.gridded import PLAIN
 from slimline.frameworks.keras.reader import NoRule, Reader
 from slimline.frameworks.keras.rules_index import INDEXING
@@ -22,6 +23,7 @@ from slimline.frameworks.keras.unfold import rests
 from slimline.graph.ir import Graph
 
 Array = np.ndarray
+_PLAIN = {**PLAIN, **learned.PLAIN}
 
 
 def read(native: keras.Model, example: tuple[Array, ...]) -> Graph:
@@ -33,7 +35,7 @@ def read(native: keras.Model, example: tuple[Array, ...]) -> Graph:
         rules = {**LAYERS, **RECURRENT} if call.is_layer else {**FUNCTIONS, **INDEXING, **PRODUCTS}
         # Exact classes: a subclass may compute something else.
         kind = type(call.operation)
-        rule = rules.get(PLAIN.get(kind, kind))
+        rule = rules.get(_PLAIN.get(kind, kind))
         if rule is None and call.is_layer and len(call.inputs) == 1 and rests(call.operation, call.inputs[0]):
             rule = LAYERS[keras.layers.Identity]
         try:

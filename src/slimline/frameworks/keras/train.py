@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import keras
@@ -16,7 +16,7 @@ from slimline.basics.named import Labels
 from slimline.frameworks.base import Array, Batch, Term, in_parts, teachers_of
 from slimline.frameworks.keras.canonical import canonical
 from slimline.frameworks.keras.device import computing, placed
-from slimline.frameworks.keras.functional import SEED_STATE, calls, like, variables
+from slimline.frameworks.keras.functional import SEED_STATE, calls, final_activations, like, variables
 from slimline.frameworks.keras.functional import weights as weights_of
 from slimline.frameworks.keras.fusednorm import fused
 from slimline.methods import distillation
@@ -24,6 +24,8 @@ from slimline.methods.outputs import Output, described, targets
 from slimline.recipe.training import Training
 
 _BFLOAT16 = "auto_mixed_precision_onednn_bfloat16"
+# Keras' own loop does not rewrite Python either, which takes as long as all the rest of a small network's compilation.
+_compiled = partial(tf.function, autograph=False)
 
 
 class KerasTrainer:
@@ -74,7 +76,7 @@ class KerasTrainer:
         self._slopes: Callable[..., list[tf.Tensor]] | None = None
         self._last: list[tf.Tensor] = []
         self._masks: dict[str, tf.Variable] = {}
-        self._infer = tf.function(_flat(self._student, training=False), input_signature=[_signature(self._student)])
+        self._infer = _compiled(_flat(self._student, training=False), input_signature=[_signature(self._student)])
 
     @placed
     def refresh(self, batches: Iterable[Batch]) -> None:
@@ -166,7 +168,7 @@ class KerasTrainer:
         operands = self._operands(batch)
         if self._slopes is None:
             graph = self._graph(training=False)
-            self._slopes = tf.function(lambda *x: graph(*x)[1], input_signature=self._signatures(operands))
+            self._slopes = _compiled(lambda *x: graph(*x)[1], input_signature=self._signatures(operands))
         return {n: np.array(g) for n, g in zip(self._named, self._slopes(*operands), strict=False)}
 
     @cached_property
@@ -290,8 +292,8 @@ class KerasTrainer:
                 named[name].assign(named[name] * mask)
 
         if self._config.accumulate > 1:
-            gradient = tf.function(run, input_signature=self._signatures(operands))
-            change = tf.function(update)
+            gradient = _compiled(run, input_signature=self._signatures(operands))
+            change = _compiled(update)
 
             def train_by_parts(
                 parts: list[tuple[Any, ...]], shares: list[tf.Tensor]
@@ -311,7 +313,7 @@ class KerasTrainer:
             return loss, slopes[: len(named)]
 
         signature = self._signatures(operands)
-        compiled: Callable[..., tuple[tf.Tensor, list[tf.Tensor]]] = tf.function(train, input_signature=signature)
+        compiled: Callable[..., tuple[tf.Tensor, list[tf.Tensor]]] = _compiled(train, input_signature=signature)
         return compiled
 
 
@@ -335,7 +337,7 @@ def gradients(
     names, weights = list(held), [v.value for v in held.values()]
     flat = _flat(native, training=False)
 
-    @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
+    @_compiled(reduce_retracing=True)  # type: ignore[untyped-decorator]
     def gradient(inputs: list[tf.Tensor], labels: list[tf.Tensor]) -> list[tf.Tensor]:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(weights)
@@ -426,7 +428,7 @@ def _forward(
 
 def _as_logits(model: keras.Model, outputs: Sequence[Output]) -> Callable[[Sequence[tf.Tensor]], list[tf.Tensor]]:
     """What makes of all outputs float32, and logits of those that are probabilities."""
-    finals = _finals(model)
+    finals = final_activations(model)
 
     def logits(raw: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         return [_as_logit(*each) for each in zip(raw, outputs, finals, strict=True)]
@@ -442,18 +444,6 @@ def _as_logit(raw: tf.Tensor, output: Output, final: str) -> tf.Tensor:
     if output.kind == "multilabel" and final == "sigmoid":
         return tf.math.log(tf.maximum(real, tiny)) - tf.math.log(tf.maximum(1 - real, least))
     return real
-
-
-def _finals(model: keras.Model) -> list[str]:
-    """What each output ends in: ``softmax``, ``sigmoid`` or anything else."""
-    producers = {id(out): call.operation for call in calls(model) for out in call.outputs}
-    activations = []
-    for out in model.outputs:
-        last = producers[id(out)]
-        activation = getattr(last, "activation", None)
-        softmax = isinstance(last, keras.layers.Softmax) or activation is keras.activations.softmax
-        activations.append("softmax" if softmax else getattr(activation, "__name__", ""))
-    return activations
 
 
 @contextmanager

@@ -33,6 +33,7 @@ class OnnxAdapter:
     layout: Literal["channels_first"] = "channels_first"
     marks_weights = True
     learns_formats = False
+    delays_formats = False
 
     @property
     def namespace(self) -> Any:

@@ -36,6 +36,7 @@ class TorchAdapter:
     layout: Literal["channels_first"] = "channels_first"
     marks_weights = True
     learns_formats = True
+    delays_formats = False
 
     @property
     def namespace(self) -> Any:

@@ -90,24 +90,42 @@ class _Written:
         scale = 1 / math.sqrt(self.size(query, -1)) if scale is None else scale
         flipped = self.emit(aten.transpose.int, key, -2, -1)
         product = self.emit(aten.matmul.default, self.emit(aten.mul.Tensor, query, scale), flipped)
-        product, hidden = self.masked(product, query, key)
+        mask = argument(self.node, "attn_mask")
+        if mask is not None and mask.meta["val"].dtype == torch.bool:
+            return self.shown(product, mask, value)
+        product, hidden = self.masked(product, query, key, mask)
         weights = self.emit(aten.softmax.int, product, -1)
         if hidden is not None:
             weights = self.emit(aten.masked_fill.Scalar, weights, hidden, 0.0)
         return self.emit(aten.matmul.default, weights, value)
 
-    def masked(self, product: fx.Node, query: fx.Node, key: fx.Node) -> tuple[fx.Node, fx.Node | None]:
+    def shown(self, product: fx.Node, mask: fx.Node, value: fx.Node) -> fx.Node:
+        """What queries get that may look where `mask` is true; zeros where they may look at nothing.
+
+        What is hidden is lowered by a number beside which products are lost, and so has weight 0 exactly; finite, as
+        there is no softmax where all is minus infinity. Choosing between tensors of products instead, as is said
+        otherwise, costs two passes over them, and LiteRT's XNNPACK does not take it.
+        """
+        dtype = product.meta["val"].dtype
+        lowered = self.emit(aten.where.Scalar, mask, 0.0, torch.finfo(dtype).min / 2)
+        weights = self.emit(aten.softmax.int, self.emit(aten.add.Tensor, product, self.typed(lowered, dtype)), -1)
+        anything = self.emit(aten.amax.default, self.typed(mask, dtype), [-1], True)
+        return self.emit(aten.mul.Tensor, self.emit(aten.matmul.default, weights, value), anything)
+
+    def typed(self, node: fx.Node, dtype: torch.dtype) -> fx.Node:
+        """As `dtype`."""
+        return node if node.meta["val"].dtype == dtype else self.emit(aten.to.dtype, node, dtype)
+
+    def masked(
+        self, product: fx.Node, query: fx.Node, key: fx.Node, mask: fx.Node | None
+    ) -> tuple[fx.Node, fx.Node | None]:
         """Products with their mask, and what is to be zero: where a query may look at nothing, there is no softmax."""
-        mask = argument(self.node, "attn_mask")
         if argument(self.node, "is_causal"):
             rows, columns = (self.emit(aten.arange.default, self.length(x)) for x in (query, key))
             later = self.emit(aten.lt.Tensor, self.emit(aten.unsqueeze.default, rows, -1), columns)
             return self.emit(aten.masked_fill.Scalar, product, later, -math.inf), None
         if mask is None:
             return product, None
-        if mask.meta["val"].dtype == torch.bool:
-            hidden = self.emit(aten.logical_not.default, mask)
-            return self.emit(aten.masked_fill.Scalar, product, hidden, -math.inf), hidden
         product = self.emit(aten.add.Tensor, product, mask)
         return product, None if self.bounded(mask) else self.emit(aten.eq.Scalar, product, -math.inf)
 

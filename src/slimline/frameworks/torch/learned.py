@@ -21,10 +21,9 @@ from slimline.frameworks.torch.native import sharing
 from slimline.graph.edits import LearnRounding
 from slimline.graph.quantization import Quantization
 from slimline.methods.formats import IntegerGrid, Levels, Scaled, spread
+from slimline.methods.scales import SMALLEST, learning_speeds, zero_learns
 
 _NAME = "learned_rounding"
-_SMALLEST = float(np.finfo(np.float32).tiny) * 2**23  # scale whose square and reciprocal are still sound in float32
-_TINY = 1e-3  # of the largest scale, below which a slice's own does not decide how fast it learns
 
 
 class _Grid(torch.autograd.Function):
@@ -86,10 +85,7 @@ class LearnedRounding(nn.Module):
         super().__init__()
         self.each, self.fixed = each, fixed
         self.register_buffer("scale", torch.tensor(each.scale).reshape(-1))
-        share = max(count // each.scale.size, 1)
-        top = each.high if isinstance(each, IntegerGrid) else 1
-        sizes = np.maximum(each.scale.ravel(), _TINY * each.scale.max()).astype(np.float64) ** 2
-        self.register_buffer("speed", torch.tensor(1 / (np.sqrt(share * max(top, 1)) * sizes), dtype=torch.float32))
+        self.register_buffer("speed", torch.tensor(learning_speeds(each, count)))
         if not fixed:
             self.log_step = nn.Parameter(torch.zeros_like(self.scale))
         if isinstance(each, Levels):
@@ -98,8 +94,7 @@ class LearnedRounding(nn.Module):
             return
         assert isinstance(each, IntegerGrid)
         self.register_buffer("zero", torch.tensor(each.zero.astype(np.float32)))
-        inside = each.zero_point is not None and bool(((each.zero > each.low) & (each.zero < each.high)).all())
-        if inside and not fixed:
+        if zero_learns(each) and not fixed:
             self.shift = nn.Parameter(torch.zeros_like(self.zero.reshape(-1)))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -124,7 +119,7 @@ class LearnedRounding(nn.Module):
             return self.scale
         slowed = self.log_step * self.speed
         step = slowed + (self.log_step - slowed).detach()
-        return (self.scale * step.exp()).clamp(min=_SMALLEST)
+        return (self.scale * step.exp()).clamp(min=SMALLEST)
 
     def _zero(self) -> Tensor:
         """Whole numbers, within the codes."""
@@ -177,8 +172,9 @@ def learn(native: fx.GraphModule, edit: LearnRounding) -> fx.GraphModule:
             put(node, each, f"value {edit.shared.get(name, name)}", name in edit.fixed)
     for node in nodes.values():
         if node.op == "get_attr" and node.target in edit.quantization.weights:
+            name = str(node.target)
             with graph.inserting_before(first):
-                put(node, edit.quantization.weights[str(node.target)], f"weight {node.target}", False)
+                put(node, edit.quantization.weights[name], f"weight {name}", name in edit.fixed)
     learning.recompile()
     return learning
 

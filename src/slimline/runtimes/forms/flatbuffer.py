@@ -34,12 +34,12 @@ def compact(data: bytes, inputs: Mapping[str, str], layers: Mapping[str, bool], 
     data : a ``.tflite`` file of one subgraph.
     inputs : the name that each input was traced under, to the user's; in the order the user gives them.
     layers : the user's layers, and whether each computes with a kernel.
-    outputs : the user's names of the outputs; a file with several keeps them in a signature.
+    outputs : the user's names of the outputs, which the file keeps in the signature ``serving_default``.
 
     Returns
     -------
     A file whose inputs have the user's names and order, whose operators' results are named after the layer
-    that made them (what other tensors were called is forgotten), without metadata and signatures, whose equal
+    that made them (what other tensors were called is forgotten), without metadata and other signatures, whose equal
     arrays are stored once, and in which reshapes have constant targets.
     """
     model = schema.ModelT.InitFromPackedBuf(data, 0)
@@ -50,8 +50,8 @@ def compact(data: bytes, inputs: Mapping[str, str], layers: Mapping[str, bool], 
     _rename(model, graph, list(inputs.values()), layers)
     _sweep(model, graph)
     model.description = model.metadata = model.metadataBuffer = None
-    several = len(outputs) == len(graph.outputs) > 1
-    model.signatureDefs = [_signature(graph, list(inputs.values()), outputs)] if several else None
+    named = len(outputs) == len(graph.outputs)
+    model.signatureDefs = [_signature(graph, list(inputs.values()), outputs)] if named else None
     for tensor in graph.tensors:
         if tensor.quantization is not None:
             tensor.quantization.min = tensor.quantization.max = None

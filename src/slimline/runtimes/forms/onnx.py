@@ -23,6 +23,7 @@ from slimline.basics.errors import SlimlineError
 from slimline.methods.formats import Format, IntegerGrid, along
 from slimline.runtimes.forms.onnx_dynamic import expand, pack_recurrent
 from slimline.runtimes.forms.onnx_graph import DOMAIN, FAKE_QUANTIZE, LAYER, attribute, replace
+from slimline.runtimes.forms.onnx_products import add_biases
 from slimline.runtimes.forms.onnx_weights import INT4_OPSET, pack, raise_opset, upgrade
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -83,12 +84,13 @@ def serialized(model: ir.Model, passes: Callable[[ir.Model], None]) -> bytes:
     return content
 
 
-def rewrite(model: ir.Model, weights: Mapping[str, Format] = NO_WEIGHTS) -> None:
+def rewrite(model: ir.Model, weights: Mapping[str, Format] = NO_WEIGHTS, own: bool = False) -> None:
     """Run all passes on `model`, in place.
 
     Parameters
     ----------
     weights : formats of the weights that are stored by themselves, see `slimline.runtimes.forms.onnx_weights`.
+    own : whether linear layers may be an operator of ONNX Runtime's own, see `slimline.runtimes.forms.onnx_products`.
     """
     graph = model.graph
     _pack(model, weights, ragged=True)
@@ -96,6 +98,8 @@ def rewrite(model: ir.Model, weights: Mapping[str, Format] = NO_WEIGHTS) -> None
     _drop_clamps(graph)
     _carry_grids(graph)
     _Expander(graph).run()
+    if own:
+        add_biases(model)
     _tidy(model)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from slimline.basics.errors import SlimlineError
 from slimline.data.splits import first
 from slimline.graph.edits import FoldNorms, PutTensors, Round
-from slimline.graph.ir import Graph, Node
+from slimline.graph.ir import IDLE, Graph, Node
 from slimline.graph.quantization import Quantization
 from slimline.methods.formats import Array, Blocks, Scaled
 from slimline.methods.scales import least_squares, widest
@@ -82,6 +82,8 @@ def selection(model: Model, step: DynamicQuantization, target: str | None = None
             continue
         kind, weights = _weights(node, graph)
         reason = "" if kind in dynamic or kind == "embedding" else _reason(node, kind, target)
+        if weights and node.name in graph.idle:
+            reason = IDLE
         if reason:
             result.left.setdefault(layer, reason)
             continue

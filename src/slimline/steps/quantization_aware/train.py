@@ -19,6 +19,7 @@ from slimline.graph.edits import LearnRounding, PutTensors, Unround
 from slimline.graph.quantization import Quantization
 from slimline.methods.formats import Format, IntegerGrid, Scaled
 from slimline.model import Model
+from slimline.model.masks import held
 from slimline.runtimes.base import runtime
 from slimline.steps.base import Context, Prepared, StepResult
 from slimline.steps.quantization.calibration import activation_grids, observe_ranges
@@ -54,19 +55,32 @@ def quantize(step: QuantizationAwareTraining, model: Model, context: Context) ->
 
 def prepare(step: QuantizationAwareTraining, model: Model, context: Context) -> Prepared:
     """A network whose formats learn, and how what it has learned becomes a model."""
-    if step.delay or step.fold_norms:
-        raise SlimlineError("delay and fold_norms are of slimline's own loop: leave them out.")
     of.check(step, model)
+    if (step.delay or step.fold_norms) and not model.adapter.delays_formats:
+        raise SlimlineError(
+            "delay and fold_norms are of slimline's own loop where a framework's takes no callback: leave them out."
+        )
     of.check_target(step, context.target, model)
     state = start(step, model, context)
-    state = (state if step.fold_norms is None else state.folded()).calibrated()
-    native = state.site.model.edit(state.learning())
+    if step.fold_norms == 0:
+        state = state.folded()
+    begun = state.calibrated()
+    native = begun.site.model.edit(begun.learning(delayed=bool(step.delay)))
+    if not step.delay:
+        state = begun
+
+    def taught() -> State:
+        return state.taught(replace(state.site.model, native=native, quantization=None))
+
+    def observe() -> Quantization:
+        nonlocal state
+        state = taught().calibrated()
+        return state.formats
 
     def finish() -> Model:
-        student = replace(state.site.model, native=native, quantization=None)
-        return state.taught(student).finished({}).model
+        return held(taught().finished({}).model)
 
-    return Prepared(native, finish)
+    return Prepared(native, finish, step.delay, step.fold_norms, observe, model.masks)
 
 
 @dataclass(frozen=True)
@@ -124,15 +138,15 @@ class State:
         records = [{k: v for k, v in record.items() if k != "seconds"} for record in trained.records]
         return self.taught(trained.model), records, trained.best_epoch
 
-    def learning(self) -> LearnRounding:
-        """The edit that makes the network one whose formats learn."""
+    def learning(self, delayed: bool = False) -> LearnRounding:
+        """The edit that makes the network one whose formats learn; those of activations `delayed`."""
         placement = self.site.placement
         shared = {} if placement is None else dict(placement.groups)
         if self.step.scales == "calibrated":
             fixed = frozenset((*self.formats.activations, *self.formats.weights))
         else:
             fixed = frozenset(() if placement is None else placement.ranges)
-        return LearnRounding(self.formats, shared, fixed)
+        return LearnRounding(self.formats, shared, fixed, frozenset(self.formats.activations if delayed else ()))
 
     def taught(self, student: Model) -> State:
         """With the weights and formats that a copy has learned, which `learning` made of this network."""

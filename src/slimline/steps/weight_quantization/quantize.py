@@ -18,7 +18,7 @@ from slimline.basics.errors import SlimlineError
 from slimline.data.splits import first
 from slimline.evidence.grams import collect
 from slimline.graph.edits import FoldNorms, PutTensors
-from slimline.graph.ir import Node
+from slimline.graph.ir import IDLE, Node
 from slimline.graph.matrix import LayerMatrix, matrices
 from slimline.graph.quantization import Quantization
 from slimline.methods.formats import Array, Blocks, Scaled
@@ -74,6 +74,9 @@ def chosen(model: Model, step: WeightQuantization) -> tuple[dict[str, _Weight], 
             refused.append({"what": layer, "reason": "weights of recurrent layers have no other storage yet"})
         name = node.inputs[1] if node.kind in _READERS and len(node.inputs) > 1 else None
         if name not in graph.trainable or name in weights:
+            continue
+        if node.name in graph.idle:
+            refused.append({"what": layer, "reason": IDLE})
             continue
         if graph.values[name].dtype != "float32":
             refused.append({"what": layer, "reason": f"its weight is stored as {graph.values[name].dtype} already"})

@@ -1,0 +1,327 @@
+"""Rounding to formats whose numbers are learned, as `slimline.frameworks.torch.learned` has it in its framework.
+
+Scales are factors on those they start with, by their logarithm; zero points are shifts (LSQ: Esser et al. 2020,
+arXiv:1902.08153; LSQ+: Bhalgat et al. 2020, arXiv:2004.09576). Gradients go straight through the rounding; beyond the
+ends of a grid they reach its ends instead. On levels, which weights alone have, they always reach the weight.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers as L
+from keras import ops
+
+from slimline.basics.errors import SlimlineError
+from slimline.frameworks.keras.fakequant import Quantizer, grid_name, rounded_class
+from slimline.frameworks.keras.functional import calls, final_activations, variables
+from slimline.frameworks.keras.gridded import GRIDDED
+from slimline.frameworks.keras.observe import named_tensors
+from slimline.frameworks.keras.parts import transfer
+from slimline.frameworks.keras.rounding import Formatted
+from slimline.graph.edits import LearnRounding
+from slimline.graph.quantization import Quantization
+from slimline.methods.formats import Format, IntegerGrid, Levels, Scaled, spread
+from slimline.methods.scales import SMALLEST, learning_speeds, zero_learns
+
+_register = keras.saving.register_keras_serializable(package="slimline")
+
+
+def on_grid(x: Any, scale: Any, zero: Any, low: int, high: int) -> Any:
+    """``clip(round(x / scale), low - zero, high - zero) * scale``; `zero` holds whole numbers, and both broadcast."""
+
+    @tf.custom_gradient  # type: ignore[untyped-decorator]
+    def run(x: Any, scale: Any, zero: Any) -> Any:
+        units = x / scale
+        bottom, top = low - zero, high - zero
+        codes = tf.clip_by_value(tf.round(units), bottom, top)
+        inside = (units >= bottom) & (units <= top)
+
+        def backward(gradient: Any) -> tuple[Any, Any, Any]:
+            passed = tf.where(inside, gradient, tf.zeros_like(gradient))
+            slope = tf.where(inside, codes - units, codes)
+            return passed, _summed(gradient * slope, scale), _summed((passed - gradient) * scale, zero)
+
+        return codes * scale, backward
+
+    return run(x, scale, zero)
+
+
+def on_levels(x: Any, scale: Any, each: Levels) -> Any:
+    """``codebook[nearest(x / scale)] * scale``; the scale broadcasts."""
+
+    @tf.custom_gradient  # type: ignore[untyped-decorator]
+    def run(x: Any, scale: Any) -> Any:
+        codes = tf.searchsorted(each.bounds, tf.reshape(x / scale, [-1]), side="left")
+        levels = tf.reshape(tf.gather(each.codebook, codes), tf.shape(x))
+
+        def backward(gradient: Any) -> tuple[Any, Any]:
+            return gradient, _summed(gradient * levels, scale)
+
+        return levels * scale, backward
+
+    return run(x, scale)
+
+
+def _summed(gradient: Any, like: Any) -> Any:
+    """The sum over all along which `like` was repeated, of its shape."""
+    axes = [d for d, size in enumerate(like.shape) if size == 1] if like.shape.rank else None
+    return tf.reshape(tf.reduce_sum(gradient, axes), tf.shape(like))
+
+
+class Learning(Formatted):
+    """A layer whose format is learned; `format` is the one that it starts from.
+
+    Parameters
+    ----------
+    count : numbers that are rounded; of an activation those of a sample.
+    fixed : whether the format stays.
+    steps : scales of the format.
+    moves : whether its zero points may learn.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        format: Format | Mapping[str, Any],
+        count: int,
+        fixed: bool = False,
+        steps: int = 1,
+        moves: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, format=format, **kwargs)
+        self.count, self.fixed, self.steps, self.moves = count, fixed, steps, moves
+
+    def build(self, input_shape: Any) -> None:
+        """Make the layer's weights, and behind them what the format learns by."""
+        super().build(input_shape)  # type: ignore[misc]
+        self.log_step = None if self.fixed else self._weight("log_step")
+        self.shift = self._weight("shift") if self.moves and not self.fixed else None
+
+    def _weight(self, name: str) -> Any:
+        layer: Any = self
+        return L.Layer.add_weight(
+            layer, shape=(self.steps,), initializer="zeros", dtype="float32", autocast=False, name=name
+        )
+
+    def on_grid(self, x: Any) -> Any:
+        """`x`, rounded."""
+        each = self.format
+        assert isinstance(each, Scaled)
+        wide, scale = ops.cast(x, "float32"), self._spread(self._scale(), x)
+        if isinstance(each, Levels):
+            return ops.cast(on_levels(wide, scale, each), x.dtype)
+        assert isinstance(each, IntegerGrid)
+        zero = self._spread(self._zero(each), x)
+        return ops.cast(on_grid(wide, scale, zero, each.low, each.high), x.dtype)
+
+    def on_image_grid(self) -> Any:
+        """The rounded kernel of one dimension as that of images one place high."""
+        layer: Any = self
+        return ops.expand_dims(self.on_grid(layer.kernel), 0)
+
+    def learned(self) -> Scaled:
+        """The format as it is now."""
+        each = self.format
+        assert isinstance(each, Scaled)
+        scale = ops.convert_to_numpy(self._scale()).reshape(each.scale.shape)
+        now = replace(each, scale=scale.astype(np.float32))
+        if isinstance(now, IntegerGrid) and now.zero_point is not None:
+            zero = ops.convert_to_numpy(self._zero(now)).reshape(now.scale.shape)
+            now = replace(now, zero_point=zero.astype(np.int32))
+        return now
+
+    def _scale(self) -> Any:
+        each = self.format
+        assert isinstance(each, Scaled)
+        start = each.scale.ravel()
+        if self.log_step is None:
+            return ops.convert_to_tensor(start)
+        slowed = self.log_step * learning_speeds(each, self.count)
+        step = slowed + ops.stop_gradient(self.log_step - slowed)
+        return ops.maximum(start * ops.exp(step), SMALLEST)
+
+    def _zero(self, each: IntegerGrid) -> Any:
+        """Whole numbers, within the codes."""
+        zero = each.zero.astype(np.float32).ravel()
+        if self.shift is None:
+            return ops.convert_to_tensor(zero)
+        # A shift of one is all of the range, so that a step of the optimiser means the same of few and many codes.
+        span = float(each.high - each.low) if zero_learns(each) else 0.0
+        near = ops.clip(zero + self.shift * span, each.low, each.high)
+        return near + ops.stop_gradient(ops.round(near) - near)
+
+    def _spread(self, numbers: Any, x: Any) -> Any:
+        """One number per block, so that they broadcast against `x`."""
+        each = self.format
+        assert isinstance(each, Scaled)
+        if all(block in (None, 1) for block in each.blocks):
+            return ops.reshape(numbers, each.scale.shape)
+        own = np.arange(each.scale.size).reshape(each.scale.shape)
+        return ops.take(numbers, spread(own, each.blocks, tuple(x.shape)))
+
+    def save_own_variables(self, store: Any) -> None:
+        """Write weights, what the format learns by, and the format's arrays; layers of Keras' write their own alone."""
+        super().save_own_variables(store)
+        for index, variable in enumerate(self._every()):
+            if str(index) not in store.keys():  # noqa: SIM118  it is no mapping
+                store[str(index)] = variable
+
+    def load_own_variables(self, store: Any) -> None:
+        """Read what `save_own_variables` wrote."""
+        super().load_own_variables(store)
+        for index, variable in enumerate(self._every()):
+            variable.assign(store[str(index)])
+
+    def _every(self) -> list[Any]:
+        layer: Any = self
+        return [*layer._trainable_variables, *layer._non_trainable_variables]
+
+    def get_config(self) -> dict[str, Any]:
+        """What rebuilds the layer, but for its numbers."""
+        own = {"count": self.count, "fixed": self.fixed, "steps": self.steps, "moves": self.moves}
+        return {**super().get_config(), **own}
+
+
+@_register
+class LearnedRounding(Learning, L.Layer):  # type: ignore[misc]
+    """Rounds its input to one format that is learned; any shape.
+
+    Parameters
+    ----------
+    waits : whether the input stays as it is until `begin`.
+    """
+
+    def __init__(self, *args: Any, waits: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.waits = waits
+
+    def call(self, inputs: Any) -> Any:
+        """`inputs` rounded, of the same shape and dtype."""
+        if not self.waits:
+            return self.on_grid(inputs)
+        # A loop of Keras' warns of weights that nothing depends on.
+        nothing = [0 * ops.sum(v) for v in (self.log_step, self.shift) if v is not None]
+        return inputs + ops.cast(sum(nothing), inputs.dtype)
+
+    def begin(self, each: Format) -> None:
+        """Round to a format from now on; functions that were compiled before do not know."""
+        self._format, self.waits = each, False
+
+    def get_config(self) -> dict[str, Any]:
+        """What rebuilds the layer, but for its numbers."""
+        return {**super().get_config(), "waits": self.waits}
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """The input's."""
+        return input_shape
+
+
+LEARNED: Mapping[type, type] = {
+    plain: _register(type(f"Learned{plain.__name__}", (Learning, gridded), {"__module__": __name__}))
+    for plain, gridded in GRIDDED.items()
+}
+"""The class that takes a class's place while the format of its kernel learns."""
+
+PLAIN: Mapping[type, type] = {**{learning: plain for plain, learning in LEARNED.items()}, LearnedRounding: L.Identity}
+"""The class by whose rule the graph of a learning model is read."""
+
+
+def learn(native: keras.Model, edit: LearnRounding) -> keras.Model:
+    """A copy of a canonical model that rounds the named activations and kernels to formats that are learned.
+
+    Probabilities that are an output, which no other layer reads, stay as they are computed: rounded to zero they teach
+    nothing. Their grid is the runtime's, which no training moves.
+
+    Raises
+    ------
+    SlimlineError : a value that the model does not compute, or a format or a layer that cannot learn.
+    """
+    values = {name for call in calls(native) for name in call.names}
+    missing = [name for name in edit.quantization.activations if name not in values]
+    if missing:
+        raise SlimlineError(
+            f"The model computes no value called {missing[0]!r}: quantize the model that was calibrated."
+        )
+    for each in (*edit.quantization.activations.values(), *edit.quantization.weights.values()):
+        if not isinstance(each, IntegerGrid | Levels):
+            raise SlimlineError(f"Keras does not learn {each.describe()}: choose integers or levels.")
+    return _Learner(native, edit).model()
+
+
+class _Learner(Quantizer):
+    """The work of `learn`."""
+
+    def __init__(self, native: keras.Model, edit: LearnRounding) -> None:
+        super().__init__(native, edit.quantization, frozenset())
+        self.edit = edit
+        read = {id(t) for call in calls(native) for t in call.inputs}
+        probabilities = {
+            id(t)
+            for t, function in zip(native.outputs, final_activations(native), strict=True)
+            if function in ("softmax", "sigmoid") and id(t) not in read
+        }
+        names = {name for name, t in named_tensors(native).items() if id(t) in probabilities}
+        self.formats = {name: each for name, each in self.formats.items() if name not in names}
+
+    def grid(self, name: str, value: Any) -> Any:
+        """The layer that rounds a value, the same for all that share a format."""
+
+        def make() -> LearnedRounding:
+            count = math.prod(n for n in value.shape[1:] if n is not None)
+            own = _settings(self.formats[name], count, name in self.edit.fixed)
+            if name in self.edit.delayed:  # whether the zero will lie inside of its grid is not known yet
+                own |= {"waits": True, "moves": not own["fixed"]}
+            return LearnedRounding(**own, name=grid_name(name))
+
+        return self.copies.of(("grid", self.edit.shared.get(name, name)), make)
+
+    def rounded(self, layer: Any, each: Format) -> Any:
+        """The layer with its kernel in a format that learns."""
+        kind: Any = rounded_class(layer, LEARNED)
+        fixed = self.paths[id(layer.kernel)] in self.edit.fixed
+        return kind.from_config({**layer.get_config(), **_settings(each, math.prod(layer.kernel.shape), fixed)})
+
+    def fill(self, operation: Any, copy: Any) -> None:
+        """Give a copy the numbers of the operation; those by which a format learns stay as they are."""
+        own, learns = operation.variables, isinstance(copy, Learning)
+        transfer([*own, *copy.variables[len(own) :]] if learns else own, copy)
+
+
+def _settings(each: Format, count: int, fixed: bool) -> dict[str, Any]:
+    assert isinstance(each, Scaled)
+    return {"format": each, "count": count, "fixed": fixed, "steps": each.scale.size, "moves": zero_learns(each)}
+
+
+def learned(native: keras.Model, quantization: Quantization) -> Quantization:
+    """`quantization`, with the formats that a model of `learn` has now; those that it left out stay."""
+    values = {id(t): name for name, t in named_tensors(native).items()}
+    paths = {id(variable): path for path, variable in variables(native).items()}
+    own: dict[str, Format] = {}
+    for call in calls(native):
+        layer: Any = call.operation
+        if isinstance(layer, LearnedRounding):
+            own[values[id(call.inputs[0])]] = layer.learned()
+        elif isinstance(layer, Learning):
+            own[paths[id(layer.kernel)]] = layer.learned()  # type: ignore[attr-defined]
+    return replace(
+        quantization,
+        activations={name: own.get(name, each) for name, each in quantization.activations.items()},
+        weights={name: own[name] for name in quantization.weights},
+    )
+
+
+def begin(native: keras.Model, activations: Mapping[str, Format]) -> None:
+    """Let a model of `learn`, in place, round the activations that wait, to these formats."""
+    values = {id(t): name for name, t in named_tensors(native).items()}
+    for call in calls(native):
+        layer = call.operation
+        if isinstance(layer, LearnedRounding) and layer.waits:
+            layer.begin(activations[values[id(call.inputs[0])]])

@@ -1,0 +1,124 @@
+"""A transformer's encoder in integers: which of its products each runtime executes so, and what attention becomes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+import slimline as sl
+from slimline.graph.ir import IDLE
+from slimline.model.lowering import write
+from slimline.runtimes.base import runtime
+from slimline.runtimes.onnxruntime import OnnxRuntime
+
+torch = pytest.importorskip("torch")
+from torch import nn  # noqa: E402
+
+TOKENS, WIDTH, HEADS = 6, 16, 2
+PRODUCTS = ("query", "key", "value", "out", "up", "down")
+
+
+class Block(nn.Module):
+    """Attention with separate projections, as BERT has it, and an MLP."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value, self.out = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
+        self.up, self.down = nn.Linear(WIDTH, 32), nn.Linear(32, WIDTH)
+        self.first, self.second = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        parts = (layer(x).view(-1, TOKENS, HEADS, WIDTH // HEADS) for layer in (self.query, self.key, self.value))
+        heads = nn.functional.scaled_dot_product_attention(*(part.transpose(1, 2) for part in parts), attn_mask=mask)
+        x = self.first(x + self.out(heads.transpose(1, 2).reshape(-1, TOKENS, WIDTH)))
+        return self.second(x + self.down(nn.functional.gelu(self.up(x))))
+
+
+class Encoder(nn.Module):
+    """Words and which of them count -> logits; like BERT it has a pooler, which nobody reads here."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.norm = nn.Embedding(20, WIDTH), nn.LayerNorm(WIDTH)
+        self.block = Block()
+        self.pooler, self.head = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 5)
+
+    def forward(self, words: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        x = self.block(self.norm(self.table(words)), (mask > 0)[:, None, None, :])
+        torch.tanh(self.pooler(x[:, 0]))
+        return self.head(x.mean(1))
+
+
+RNG = np.random.default_rng(0)
+WORDS = RNG.integers(0, 20, (32, TOKENS))
+MASK = (np.arange(TOKENS) < RNG.integers(1, TOKENS + 1, (32, 1))).astype(np.int64)
+MASK[3] = 0  # no word counts
+INPUTS = WORDS, MASK
+STATIC = sl.StaticQuantization(undo=False, observer="minmax")
+
+
+@pytest.fixture(scope="module")
+def encoder() -> sl.Model:
+    torch.manual_seed(0)
+    return sl.load(Encoder().eval(), (WORDS[:2], MASK[:2]))
+
+
+def static(model: sl.Model, target: str) -> sl.Model:
+    return sl.apply(model, STATIC, sl.Data(calibration=(INPUTS,)), target=target, progress=False)
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino", "litert"])
+def test_every_linear_product_is_integer(encoder: sl.Model, target: str, tmp_path: Path) -> None:
+    if reason := runtime(target).available():
+        pytest.skip(reason)
+    small = static(encoder, target)
+    path = sl.export(small, target, tmp_path)
+    executed = runtime(target).integer_layers(path)
+    assert {executed[name] for name in (*(f"block.{name}" for name in PRODUCTS), "head")} == {"integer"}
+    answer, simulated = runtime(target).load(path).run(INPUTS), small.predict(*INPUTS)
+    assert np.abs(answer - simulated).max() < 0.02 * np.abs(simulated).max()
+    assert (answer.argmax(1) == encoder.predict(*INPUTS).argmax(1)).mean() > 0.9
+
+
+def test_integer_products_add_their_biases(encoder: sl.Model, tmp_path: Path) -> None:
+    """Short weights too; but only for the CPU, as nothing else has the operator."""
+    step, data = STATIC.model_copy(update={"weights": "int4"}), sl.Data(calibration=(INPUTS,))
+    small = sl.apply(encoder, step, data, target="onnxruntime", progress=False)
+    own, standard = tmp_path / "own.onnx", tmp_path / "standard.onnx"
+    write(OnnxRuntime(), small, own)
+    write(OnnxRuntime(provider="cuda"), small, standard)
+    kinds = [Counter(node.op_type for node in onnx.load(path).graph.node) for path in (own, standard)]
+    assert kinds[0]["MatMulIntegerToFloat"] == kinds[1]["MatMul"] - kinds[0]["MatMul"] == len(PRODUCTS)
+    assert not kinds[1]["MatMulIntegerToFloat"]
+    assert {each.domain for each in onnx.load(standard).opset_import} == {""}
+    one, other = (runtime("onnxruntime").load(path).run(INPUTS) for path in (own, standard))
+    np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino", "litert"])
+def test_attention_chooses_between_no_products(encoder: sl.Model, target: str, tmp_path: Path) -> None:
+    """And gives zeros, as torch does, where there is nothing to look at."""
+    if reason := runtime(target).available():
+        pytest.skip(reason)
+    path = sl.export(encoder, target, tmp_path)
+    chosen = [name for name in runtime(target).integer_layers(path) if "Where" in name or "SELECT" in name]
+    assert len(chosen) <= 1, "of the mask"
+    np.testing.assert_allclose(runtime(target).load(path).run(INPUTS), encoder.predict(*INPUTS), atol=1e-5)
+
+
+@pytest.mark.parametrize("step", [sl.DynamicQuantization(undo=False), sl.WeightQuantization(dtype="int8")])
+def test_layers_that_nobody_reads_are_left(encoder: sl.Model, step: sl.Step, tmp_path: Path) -> None:
+    small = sl.apply(encoder, step)
+    assert small.quantization is not None and "pooler.weight" not in small.quantization.weights
+    path = sl.export(small, "onnxruntime", tmp_path)
+    answer, simulated = runtime("onnxruntime").load(path).run(INPUTS), small.predict(*INPUTS)
+    assert np.abs(answer - simulated).max() < 0.02 * np.abs(simulated).max()
+
+
+def test_static_quantization_says_which_layer_nobody_reads(encoder: sl.Model) -> None:
+    quantization = static(encoder, "onnxruntime").quantization
+    assert quantization is not None and dict(quantization.float_layers) == {"pooler": IDLE}
