@@ -7,6 +7,8 @@ import logging
 import os
 import shutil
 import tempfile
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -51,3 +53,34 @@ def no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("slimline.run.proof.measure_latency", kill_job.timed)
     monkeypatch.setattr("slimline.run.proof.measure_memory", lambda *args, **kwargs: Memory(2, 1))
+
+
+@pytest.fixture
+def layer_clock(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Says what a choice of layers takes by the milliseconds of each, without noise; no artifact is written."""
+    from slimline.measure.figures import Latency
+    from slimline.steps.quantization import undo
+
+    def use(heavy: dict[str, float], light: dict[str, float]) -> None:
+        backs: dict[Path, Any] = {}
+
+        def path(artifacts: Any, back: Any) -> Path:
+            name = Path("/none", str(back and sorted(back)))
+            backs[name] = back
+            return name
+
+        def times(artifacts: Any, paths: dict[str, Path]) -> dict[str, Latency]:
+            def ms(back: Any) -> float:
+                return 1 + sum(heavy[n] if back is None or n in back else light[n] for n in artifacts.layers())
+
+            return {name: Latency.of([ms(backs[each])] * 9) for name, each in paths.items()}
+
+        for name, fake in {
+            "path": path,
+            "times": times,
+            "profiles": lambda artifacts: (light, heavy),
+            "batch": lambda artifacts: 1,
+        }.items():
+            monkeypatch.setattr(undo.Timed, name, fake)
+
+    return use

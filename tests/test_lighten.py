@@ -17,7 +17,6 @@ from slimline.graph.matrix import matrices
 from slimline.methods.activations import FUNCTIONS
 from slimline.steps.lighten.activations import activations
 from slimline.steps.lighten.plan import LightPlan
-from slimline.steps.quantization import undo
 
 torch = pytest.importorskip("torch")
 nn = torch.nn
@@ -247,7 +246,7 @@ def test_it_composes_with_pruning_and_itself() -> None:
     model = net("torch")
     fewer = sl.ChannelPruning(ratio=0.25, criterion="l2")
     only = SEPARABLE.model_copy(update={"activations": {}, "layers": ("stem", "wide")})
-    for steps in ([fewer, only], [only, fewer], [only, sl.LowRank(ratio=0.3)]):
+    for steps in ([fewer, only], [only, fewer], [only, sl.LowRank(ratio=0.3, undo=False)]):
         assert sl.apply(model, steps, data(model)).graph.size < 0.9 * model.graph.size
 
 
@@ -305,41 +304,13 @@ def test_the_recipes_name_of_the_field_is_taken() -> None:
     assert sl.Lighten.model_validate({"kind": "separable"}) == sl.Lighten(convolution="separable")
 
 
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Says what a choice of layers takes by the milliseconds of each, without noise; no artifact is written."""
-    from slimline.measure.figures import Latency
-
-    def use(heavy: dict[str, float], light: dict[str, float]) -> None:
-        backs: dict[Path, Any] = {}
-
-        def path(artifacts: undo.Timed, back: Any) -> Path:
-            name = Path("/none", str(back and sorted(back)))
-            backs[name] = back
-            return name
-
-        def times(artifacts: undo.Timed, paths: dict[str, Path]) -> dict[str, Latency]:
-            def ms(back: Any) -> float:
-                return 1 + sum(heavy[n] if back is None or n in back else light[n] for n in artifacts.layers())
-
-            return {name: Latency.of([ms(backs[each])] * 9) for name, each in paths.items()}
-
-        for name, fake in {
-            "path": path,
-            "times": times,
-            "profiles": lambda artifacts: (light, heavy),
-            "batch": lambda artifacts: 1,
-        }.items():
-            monkeypatch.setattr(undo.Timed, name, fake)
-
-    return use
-
-
-def test_only_what_pays_stays(clock: Any) -> None:
+def test_only_what_pays_stays(layer_clock: Any) -> None:
     model = net("torch")
     step = SEPARABLE.model_copy(update={"undo": True, "layers": ("stem", "wide", "group", "act")})
     step = step.model_copy(update={"activations": {"silu": "hardswish"}})
-    clock({"stem": 1.0, "act": 1.0, "wide": 4.0, "group": 4.0}, {"stem": 1.0, "act": 1.5, "wide": 1.0, "group": 1.0})
+    layer_clock(
+        {"stem": 1.0, "act": 1.0, "wide": 4.0, "group": 4.0}, {"stem": 1.0, "act": 1.5, "wide": 1.0, "group": 1.0}
+    )
     small = sl.apply(model, step, data(model))
     layers = {m.layer for m in matrices(small.graph)}
     assert {"stem", "wide.0", "wide.1", "group.0"} <= layers and "silu" in {
@@ -348,7 +319,9 @@ def test_only_what_pays_stays(clock: Any) -> None:
     expected = sl.plan(model, step.model_copy(update={"layers": ("wide", "group"), "activations": {}}), data(model))
     same(small, expected.apply(model), X)
 
-    clock(dict.fromkeys(("stem", "act", "wide", "group"), 1.0), dict.fromkeys(("stem", "act", "wide", "group"), 1.0))
+    layer_clock(
+        dict.fromkeys(("stem", "act", "wide", "group"), 1.0), dict.fromkeys(("stem", "act", "wide", "group"), 1.0)
+    )
     unchanged = sl.apply(model, step, data(model))
     same(unchanged, model, X)
     assert unchanged.graph.size == model.graph.size

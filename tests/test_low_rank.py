@@ -20,8 +20,10 @@ from slimline.graph import cost
 from slimline.graph.edits import PutTensors
 from slimline.graph.matrix import matrices
 from slimline.search.ladder import ladder
+from slimline.steps.base import Context, perform
 from slimline.steps.low_rank.plan import LowRankPlan
 from slimline.steps.low_rank.step import METHODS
+from slimline.steps.quantization.undo import UNPAID
 
 torch = pytest.importorskip("torch")
 nn = torch.nn
@@ -232,9 +234,9 @@ def test_the_planned_error_is_that_of_the_layer(small: sl.Model) -> None:
 def test_with_data_less_is_lost_than_without(small: sl.Model) -> None:
     test = digits()[1024:]
     goal: dict[str, Any] = {"ratio": 0.5, "scope": "local"}
-    plain = sl.apply(small, sl.LowRank(criterion="weight", **goal))
-    aware = sl.apply(small, sl.LowRank(compensate=False, **goal), samples())
-    mended = sl.apply(small, sl.LowRank(**goal), samples())
+    plain = sl.apply(small, sl.LowRank(undo=False, criterion="weight", **goal))
+    aware = sl.apply(small, sl.LowRank(undo=False, compensate=False, **goal), samples())
+    mended = sl.apply(small, sl.LowRank(undo=False, **goal), samples())
     lost = [energy(small, each, test) for each in (plain, aware, mended)]
     scores = [accuracy(each) for each in (small, plain, aware, mended)]
     assert lost[2] < lost[1] / 1.5 < lost[0] / 3
@@ -289,6 +291,27 @@ def test_a_ratio_out_of_reach_takes_the_lowest_ranks_and_says_so(small: sl.Model
     assert "can go" in plan.notes[0]
 
 
+def test_only_products_that_pay_stay(small: sl.Model, layer_clock: Any) -> None:
+    step = sl.LowRank(ratio=0.5, scope="local")
+    plan = sl.plan(small, step, samples())
+    names = [product.name for product in plan.products]
+    assert len(names) > 2
+    heavy, light = dict.fromkeys(names, 4.0), dict.fromkeys(names, 1.0)
+    layer_clock(heavy, {**light, names[1]: 4.5})
+    done = perform(step, small, Context(None, samples(), "onnxruntime"))
+    assert [row["layer"] for row in done.record["plan"]["layers"]] == [n for n in names if n != names[1]]
+    assert {"what": names[1], "reason": UNPAID} in done.record["refused"]
+    same = sl.plan(small, step.model_copy(update={"keep": (names[1],)}), samples()).apply(small)
+    np.testing.assert_array_equal(done.model.predict(digits()), same.predict(digits()))  # fitted without that one
+
+    layer_clock(heavy, dict.fromkeys(names, 4.1))
+    done = perform(step, small, Context(None, samples(), "onnxruntime"))
+    assert not done.record["plan"]["layers"]
+    reasons = {r["what"]: r["reason"] for r in done.record["refused"]}
+    assert all("not measurably faster on onnxruntime" in reasons[name] for name in names)
+    np.testing.assert_array_equal(done.model.predict(digits()), small.predict(digits()))
+
+
 BAD: list[tuple[dict[str, Any], str]] = [
     ({}, "takes one of"),
     ({"rank": 2, "energy": 0.5}, "not rank and energy"),
@@ -305,7 +328,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("fields", "message"), BAD, ids=[m for _, m in BAD])
 def test_bad_input_is_refused_in_a_sentence(small: sl.Model, fields: dict[str, Any], message: str) -> None:
     with pytest.raises(SlimlineError, match=message):
-        sl.apply(small, sl.LowRank(**fields))
+        sl.apply(small, sl.LowRank(undo=False, **fields))
 
 
 def test_shared_and_recurrent_layers_stay_with_the_reason() -> None:
@@ -327,9 +350,9 @@ def test_shared_and_recurrent_layers_stay_with_the_reason() -> None:
 
 def test_it_composes_with_pruning_before_and_after(small: sl.Model, tmp_path: Path) -> None:
     for steps in (
-        [sl.ChannelPruning(ratio=0.25), sl.LowRank(ratio=0.4)],
-        [sl.LowRank(ratio=0.4), sl.ChannelPruning(ratio=0.25)],
-        [sl.SparsePruning(amount=0.5), sl.LowRank(ratio=0.4, layers=("8",))],
+        [sl.ChannelPruning(ratio=0.25), sl.LowRank(ratio=0.4, undo=False)],
+        [sl.LowRank(ratio=0.4, undo=False), sl.ChannelPruning(ratio=0.25)],
+        [sl.SparsePruning(amount=0.5), sl.LowRank(ratio=0.4, layers=("8",), undo=False)],
     ):
         both = sl.apply(small, steps, samples())
         assert both.graph.size < 0.7 * small.graph.size or steps[0].kind == "sparse"
@@ -341,7 +364,7 @@ def test_it_composes_with_pruning_before_and_after(small: sl.Model, tmp_path: Pa
 RECIPE = """
 fit: true
 steps:
-  - {step: LowRank, ratio: 0.5, round_to: 2, samples: 128}
+  - {step: LowRank, ratio: 0.5, round_to: 2, samples: 128, undo: false}
   - {step: Distillation, epochs: 6, batch_size: 128, refresh_batches: 1}
   - {step: StaticQuantization, undo: false, samples: 64}
 budget: {max_macs: 0.6, max_drop: 0.9}

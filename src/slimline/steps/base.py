@@ -275,9 +275,21 @@ def plan_record(step: Step, plan: AnyPlan) -> Mapping[str, Any]:
 
 def perform_plan(handler: Handler[S], step: S, model: Model, context: Context) -> StepResult:
     """Plan and apply at once; for handlers whose step is no more than its plan."""
-    plan = handler.plan(step, model, context.data, context.seed, context.target)
+    return applied(step, handler.plan(step, model, context.data, context.seed, context.target), model)
+
+
+def applied(
+    step: Step,
+    plan: AnyPlan,
+    model: Model,
+    refused: Sequence[Mapping[str, str]] = (),
+    undoing: Mapping[str, Any] | None = None,
+) -> StepResult:
+    """What a plan makes of a model, with what the step refused and what it cost to find out what pays."""
     changed = replace(plan.apply(model), history=(*model.history, step.model_dump(mode="json")))
-    return StepResult(changed, dict(plan_record(step, plan)))
+    record = dict(plan_record(step, plan))
+    record |= {"refused": list(refused)} if refused else {}
+    return StepResult(changed, record | ({"undoing": undoing} if undoing else {}))
 
 
 def neighbours(steps: Sequence[Step], position: int) -> tuple[Step | None, Step | None]:

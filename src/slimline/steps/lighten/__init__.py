@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from slimline.recipe.step import Step
-from slimline.steps.base import Context, Handler, StepResult, plan_record
+from slimline.steps.base import Context, Handler, StepResult, applied
 from slimline.steps.lighten.step import Lighten
 
 if TYPE_CHECKING:
@@ -40,14 +39,8 @@ class _Handler(Handler[Lighten]):
         from slimline.steps.lighten.undo import what_pays
 
         plan, undoing = what_pays(self.plan(step, model, context.data), model, step, context)
-        record: dict[str, Any] = {
-            **plan_record(step, plan),
-            "refused": [{"what": layer, "reason": reason} for layer, reason in plan.dense.items()],
-        }
-        if undoing:
-            record["undoing"] = undoing
-        entry = step.model_dump(mode="json")
-        return StepResult(replace(plan.apply(model), history=(*model.history, entry)), record)
+        refused = [{"what": layer, "reason": reason} for layer, reason in plan.dense.items()]
+        return applied(step, plan, model, refused, undoing)
 
     def with_strength(self, step: Lighten, strength: float) -> Lighten | None:
         return None if step.convolution is None else step.model_copy(update={"ratio": strength})

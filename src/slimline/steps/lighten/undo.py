@@ -10,20 +10,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from slimline.data.splits import first
 from slimline.steps.lighten.plan import LightPlan, plan_lighten
 from slimline.steps.lighten.step import Lighten
-from slimline.steps.quantization.undo import Terms, Timed, clocked
+from slimline.steps.quantization.undo import LIGHTER, UNPAID, Terms, Timed, clocked
 
 if TYPE_CHECKING:
     from slimline.model import Model
     from slimline.steps.base import Context
-
-UNPAID = "putting it back did not make the artifact measurably slower"
-LIGHTER = Terms(
-    lambda gain: gain.high >= 1,
-    lambda gain: gain.low <= 1,
-    "the artifact with lighter layers is not measurably faster on {target}: it takes {factor:.2f} times as long",
-    "unchanged_layers",
-)
-"""What is lighter has lost accuracy, so it stays only where the clock is for it."""
 
 
 class LightArtifacts(Timed):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from slimline.recipe.step import Step
-from slimline.steps.base import Context, Handler, StepResult, perform_plan
+from slimline.steps.base import Context, Handler, StepResult, applied
 from slimline.steps.low_rank.step import GOALS, LowRank
 
 if TYPE_CHECKING:
@@ -37,9 +37,11 @@ class _Handler(Handler[LowRank]):
         return plan_low_rank(model, step, data)
 
     def perform(self, step: LowRank, model: Model, context: Context) -> StepResult:
-        outcome = perform_plan(self, step, model, context)
-        refused = [{"what": row["layer"], "reason": row["reason"]} for row in outcome.record["plan"]["dense"]]
-        return StepResult(outcome.model, {**outcome.record, "refused": refused})
+        from slimline.steps.low_rank.undo import what_pays
+
+        plan, undoing = what_pays(self.plan(step, model, context.data), model, step, context)
+        refused = [{"what": layer, "reason": reason} for layer, reason in plan.dense.items()]
+        return applied(step, plan, model, refused, undoing)
 
     def with_strength(self, step: LowRank, strength: float) -> LowRank:
         return step.model_copy(update={**dict.fromkeys(GOALS), "ratio": strength})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 CLOSED, MEASURED = 128, 16
 """Ranks of a layer among which a budget chooses, where their errors are known at once and where each is computed."""
 TINY = 1e-9  # of its energy that a layer is taken to retain at least
+NOTHING: Mapping[str, str] = MappingProxyType({})
 NEVER = ("embedding", "recurrent", "experts", "bilinear")
 
 
@@ -99,8 +101,14 @@ class LowRankPlan(ReplacementPlan):
         return "\n".join([self.headline, *rows, *dense, *(f"  note: {note}" for note in self.notes)])
 
 
-def plan_low_rank(model: Model, step: LowRank, data: Data | None = None) -> LowRankPlan:
+def plan_low_rank(
+    model: Model, step: LowRank, data: Data | None = None, dense: Mapping[str, str] = NOTHING
+) -> LowRankPlan:
     """Which layers of `model` become products, and the factors, without putting them in.
+
+    Parameters
+    ----------
+    dense : layers that stay as they are though the step chooses them, and why.
 
     Raises
     ------
@@ -108,10 +116,11 @@ def plan_low_rank(model: Model, step: LowRank, data: Data | None = None) -> LowR
         target out of reach, or data missing.
     """
     check(model, step)
-    layers, dense = candidates(model, step)
+    layers, unfit = candidates(model, step)
     work = _Work(model, step, layers, _batches(step, data))
     chosen, reasons, notes = work.choose()
-    return LowRankPlan(model.graph, work.products(chosen), dense | reasons, notes)
+    paying = [option for option in chosen if option.split is not None and option.split.layer.name not in dense]
+    return LowRankPlan(model.graph, work.products(paying), {**unfit, **reasons, **dense}, notes)
 
 
 def check(model: Model, step: LowRank) -> None:

@@ -45,6 +45,8 @@ class LowRank(Step):
     round_to : ranks are multiples of this, in layers that have so many; `rank` is taken as it is.
     samples, batch_size : calibration samples that are read, and how many at a time.
     layers, keep : globs of the layers to factorise and of those to leave alone.
+    undo : put back every layer that does not make the artifact faster as a product, and all of them where the whole
+        does not. False where size is the goal, or where a later step decides the time.
     """
 
     kind = "structural"
@@ -65,6 +67,7 @@ class LowRank(Step):
     batch_size: Annotated[int, Field(ge=1)] = 64
     layers: Globs = ("*",)
     keep: Globs = ()
+    undo: bool = True
 
     @property
     def needs(self) -> tuple[str, ...]:

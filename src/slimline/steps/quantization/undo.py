@@ -54,6 +54,7 @@ SECONDS, SAMPLES = 0.5, 9  # of one timing, per artifact
 PROFILE_SECONDS = 0.3
 PARITY_TRIALS = 12  # artifacts made to find layers that are wrong in integers, at most
 PARITY_ROWS, PARITY_NUMBERS = 256, 2**22  # rows that are compared: fewer, but at least 32, where they are large
+UNPAID = "putting it back did not make the artifact measurably slower"
 SLOWER = "its integers made the artifact slower"
 
 
@@ -82,6 +83,13 @@ INTEGERS = Terms(
     "float_layers",
 )
 """Integers stay but where the clock is against them: they make the artifact smaller too."""
+LIGHTER = Terms(
+    lambda gain: gain.high >= 1,
+    lambda gain: gain.low <= 1,
+    "the artifact with lighter layers is not measurably faster on {target}: it takes {factor:.2f} times as long",
+    "unchanged_layers",
+)
+"""What is lighter has lost accuracy, so it stays only where the clock is for it."""
 
 
 @dataclass(frozen=True)
