@@ -83,6 +83,10 @@ def build(name: str) -> tuple[Any, tuple[np.ndarray, ...]]:
     import keras
     import keras_hub
 
+    if name == "MiT":  # whose own layer KerasHub does not register, without which Keras loads no file of it either
+        from keras_hub.src.models.mit.mit_layers import DropPath
+
+        keras.saving.register_keras_serializable("keras_hub")(DropPath)
     keras.utils.set_random_seed(0)
     backbone = getattr(keras_hub.models, f"{name}Backbone")(**CONFIGS[name])
     rng = np.random.default_rng(0)

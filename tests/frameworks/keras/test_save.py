@@ -6,6 +6,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -102,6 +103,19 @@ def test_code_runs_only_when_it_is_allowed(tmp_path: Path) -> None:
     with_code(tmp_path / "code.keras")
     native, example, _ = adapter.open(tmp_path / "code.keras", True)
     np.testing.assert_allclose(adapter.outputs(native, example)[0], example[0] + 1)
+
+
+def test_a_layer_that_is_not_registered_is_not_saved(tmp_path: Path) -> None:
+    class Noise(L.Layer):
+        def call(self, x: Any, training: bool = False) -> Any:
+            return x + keras.random.normal(keras.ops.shape(x)) if training else x
+
+    inputs = keras.Input((4,))
+    native, example = adapter.load(keras.Model(inputs, L.Dense(2)(Noise()(inputs))), None)
+    sentence = "a layer of your own .*Noise; register its class with keras.saving.register_keras_serializable"
+    with pytest.raises(SlimlineError, match=sentence):
+        adapter.save(native, tmp_path / "model.keras", example, METADATA)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:

@@ -82,6 +82,7 @@ DTYPES = frozenset(
     ("float16", "bfloat16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "bool")
 )
 UNROLLED = 4096
+OWN_LAYER = "a layer of your own"
 
 
 def checked(config: Any) -> Any:
@@ -133,8 +134,9 @@ def _check_object(value: dict[str, Any]) -> None:
     elif name in ("__lambda__", "Lambda"):
         raise Malformed("carries Python code in a Lambda layer, which is not run")
     elif not (_is_registered(registered) or _is_listed(module, name)):
-        own = module is None or not module.startswith("keras")
-        raise Malformed(f"uses {'a layer of your own' if own else 'the object'} {str(module)[:60]}.{name[:60]}")
+        own = module is None or module.partition(".")[0] != "keras"
+        where = "" if module is None else f"{module[:60]}."
+        raise Malformed(f"uses {OWN_LAYER if own else 'the object'} {where}{name[:60]}")
 
 
 def _check_plain(name: str, config: Any) -> None:

@@ -47,7 +47,13 @@ def save(native: keras.Model, path: Path, example: tuple[Array, ...], metadata: 
             keras.saving.save_model(native, raw)
             members = _plain(raw, json.dumps(own, sort_keys=True, allow_nan=False).encode())
     except (Damaged, Malformed, ValueError) as reason:
-        raise SlimlineError(f"The model cannot be saved: it {reason}; rename or replace that.") from reason
+        unregistered = config.OWN_LAYER in str(reason)
+        mend = (
+            "register its class with keras.saving.register_keras_serializable"
+            if unregistered
+            else "rename or replace that"
+        )
+        raise SlimlineError(f"The model cannot be saved: it {reason}; {mend}.") from reason
     except OSError as error:
         raise SlimlineError(f"Cannot write {path}: {error.strerror or error}; choose another output path.") from error
     if arrays:
@@ -201,7 +207,7 @@ def _refusal(path: Path, problem: str) -> str:
             "or pass --allow-pickle if you trust the file."
         )
     if (
-        "layer of your own" in problem
+        config.OWN_LAYER in problem
         or "Could not locate" in problem
         or "not registered" in problem
         or "register" in problem
