@@ -122,3 +122,22 @@ def test_layers_that_nobody_reads_are_left(encoder: sl.Model, step: sl.Step, tmp
 def test_static_quantization_says_which_layer_nobody_reads(encoder: sl.Model) -> None:
     quantization = static(encoder, "onnxruntime").quantization
     assert quantization is not None and dict(quantization.float_layers) == {"pooler": IDLE}
+
+
+@pytest.mark.parametrize("count", [1, 8])
+def test_one_number_that_all_outputs_share_is_no_bias(count: int, tmp_path: Path) -> None:
+    from tests.frameworks.onnx.graphs import model, weights
+
+    graph = model(
+        "z = MatMul(x, first__weight) y = Add(z, shift)",
+        {**weights(first__weight=(6, 8)), "shift": np.full(count, 0.5, np.float32)},
+        "float[N,5,6] x",
+        "float[N,5,8] y",
+    )
+    x = np.random.default_rng(0).normal(size=(16, 5, 6)).astype(np.float32)
+    small = sl.apply(sl.load(graph, x[:2]), sl.StaticQuantization(undo=False), sl.Data(calibration=x), progress=False)
+    path = sl.export(small, "onnxruntime", tmp_path)
+    operators = {node.op_type for node in onnx.load(path).graph.node}
+    assert ("MatMulIntegerToFloat" in operators) == (count == 8)
+    answers = runtime("onnxruntime").load(path).outputs((x,))[0]
+    np.testing.assert_allclose(answers, small.outputs(x)[0], atol=1e-5)

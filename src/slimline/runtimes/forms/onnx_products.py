@@ -25,7 +25,10 @@ def add_biases(model: ir.Model) -> None:
             continue
         codes, scale, zero = weight.inputs
         add, bias = addition
-        if _rank(codes) != 2 or _rank(add.outputs[0]) < 3:  # of rows alone ONNX Runtime makes a Gemm
+        shape, sums = _shape(codes), _shape(add.outputs[0])
+        if len(shape) != 2 or len(sums) < 3:  # of rows alone ONNX Runtime makes a Gemm
+            continue
+        if bias.const_value is None or bias.const_value.size != shape[1]:  # one number for all
             continue
         ends = [x.inputs[0], codes, x.inputs[1], scale, x.inputs[2], zero, bias]
         product = ir.Node(RUNTIME_DOMAIN, "MatMulIntegerToFloat", ends, name=str(node.name))
@@ -52,12 +55,12 @@ def _addition(product: ir.Node) -> tuple[ir.Node, ir.Value] | None:
     return add, bias
 
 
-def _rank(value: ir.Value | None) -> int:
-    """Of the shape of a value, or of what it is cast from; -1 where it is unknown."""
+def _shape(value: ir.Value | None) -> tuple[int | ir.SymbolicDim, ...]:
+    """Of a value, or of what it is cast from; empty where it is unknown."""
     while value is not None and value.shape is None:
         source = value.producer()
         value = source.inputs[0] if source is not None and source.op_type == "Cast" else None
-    return -1 if value is None or value.shape is None else len(value.shape)
+    return () if value is None or value.shape is None else tuple(value.shape.dims)
 
 
 def _is_scalar(value: ir.Value | None) -> bool:
