@@ -1,8 +1,9 @@
-"""The exporter reads its own translations once for all exports, and nobody else notices."""
+"""What torch's exporter to ONNX does not do by itself; and it reads its own translations once for all exports."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,3 +34,23 @@ def test_translations_are_read_once_and_the_bytes_are_the_same(tmp_path: Path, m
     monkeypatch.setattr(onnx, "_read_once", nullcontext)
     files.append(sl.export(model, "onnxruntime", tmp_path / "as torch does").read_bytes())
     assert len(read) == 2 and len(set(files)) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8, torch.float32])
+def test_numbers_less_a_mask(dtype: Any, tmp_path: Path) -> None:
+    """As models of text write it; torch's exporter alone fails where the mask is of whole numbers."""
+
+    class Masked(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(6, 3)
+
+        def forward(self, x: Any, mask: Any) -> Any:
+            return self.layer(x) + (1.0 - mask) * -5.0 + torch.rsub(mask, 2.5, alpha=2) + (3 - mask) + (mask - 0.5)
+
+    torch.manual_seed(0)
+    mask = (torch.arange(6).reshape(2, 3) % 2).to(dtype)
+    model = sl.load(Masked().eval(), (torch.ones(2, 6), mask))
+    path = sl.export(model, "onnxruntime", tmp_path)  # gated: it answers as the model does
+    answer = sl.load(path).outputs(np.ones((2, 6), np.float32), mask.numpy())[0]
+    np.testing.assert_allclose(answer, model.outputs(np.ones((2, 6), np.float32), mask.numpy())[0], rtol=1e-5)

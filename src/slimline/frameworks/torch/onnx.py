@@ -25,6 +25,7 @@ from slimline.frameworks.torch.fakequant import fold, quantize
 from slimline.frameworks.torch.native import Native, export, output_names
 from slimline.frameworks.torch.operators import layer, packet
 from slimline.frameworks.torch.pairs import move_as_pairs
+from slimline.frameworks.torch.promotion import promote
 from slimline.frameworks.torch.rounding import WHOLE
 from slimline.frameworks.torch.whole import whole
 from slimline.graph.quantization import Quantization
@@ -63,6 +64,7 @@ def to_onnx(native: Native, example: tuple[Array, ...], integer: bool, weights: 
             program = export(module, example)
             write_out(program)
             move_as_pairs(program)
+            promote(program)
             exported = torch.onnx.export(program, dynamo=True, verbose=False, custom_translation_table=_translations())
         assert exported is not None
         _fuse_dynamic(exported.model.graph)
