@@ -109,3 +109,20 @@ def test_the_table_of_layers_says_what_the_runtime_executes() -> None:
     rows = {row.layer: (row.precision, row.note) for row in layer_rows(model, small, {}, share)}
     assert rows == {"0": ("int8", ""), "2": ("float", "its kernel is a float one")}
     assert {row.precision for row in layer_rows(model, small, {}, None)} == {"int8"}, "where nothing runs, the plan"
+
+
+def test_the_table_of_layers_names_the_parts_that_a_layer_became() -> None:
+    x = np.random.default_rng(0).standard_normal((64, 12)).astype(np.float32)
+    network = nn.Sequential(nn.Linear(12, 20), nn.ReLU(), nn.Linear(20, 3)).eval()
+    model = sl.load(network, x[:2])
+    steps = [
+        sl.LowRank(rank=2, layers=("0",), criterion="weight", undo=False),
+        sl.StaticQuantization(undo=False, keep=("0.1",)),
+    ]
+    small = sl.apply(model, steps, sl.Data(calibration=x), target="onnxruntime", progress=False)
+    row, other = layer_rows(model, small, {"0.1": "as asked"}, None)
+    assert row.layer == "0" and row.parts == ("0.0", "0.1") and other.parts == ()
+    assert row.note == "became 0.0 and 0.1; as asked" and row.precision == "int8, float"
+    assert row.after is not None
+    biases = 20
+    assert (row.after.parameters, row.after.macs, row.after.width) == (12 * 2 + 2 * 20 + biases, 12 * 2 + 2 * 20, 20)

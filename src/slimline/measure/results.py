@@ -59,6 +59,8 @@ class LayerRow(BaseModel):
 
     Attributes
     ----------
+    parts : names of the layers that it became, if it became others: `after` is then of all of them together, but for
+        its shape and width, which are the last one's.
     precision : what it computes in, ``float`` or ``int8``, or how its weights alone are stored: ``int4 weights``.
     """
 
@@ -68,6 +70,7 @@ class LayerRow(BaseModel):
     kind: str
     before: LayerState
     after: LayerState | None
+    parts: tuple[str, ...] = ()
     precision: str = "float"
     note: str = ""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -32,18 +32,38 @@ def layer_rows(before: Model, after: Model, notes: Mapping[str, str], share: Int
         notes = {**{layer: floating[layer] for layer in after.quantization.layers if layer in floating}, **notes}
     rows = []
     for name, layer in old.items():
-        then = new.get(name)
+        parts = () if name in new else tuple(other for other in new if other not in old and _part(other) == name)
+        own = [new[each] for each in parts or (name,) if each in new]
+        kinds = dict.fromkeys(precisions.get(each, "float") for each in parts or (name,))
+        reasons = dict.fromkeys(notes[each] for each in (name, *parts) if each in notes)
         rows.append(
             LayerRow(
                 layer=name,
                 kind=layer.kind,
                 before=_state(layer),
-                after=None if then is None else _state(then),
-                precision=precisions.get(name, "float"),
-                note=notes.get(name, ""),
+                after=_state(_together(own)) if own else None,
+                parts=parts,
+                precision=", ".join(kinds),
+                note="; ".join([f"became {' and '.join(parts)}"] * bool(parts) + list(reasons)),
             )
         )
     return rows
+
+
+def _part(name: str) -> str:
+    """Of what a layer is a part, by its name: ``fc.1`` of ``fc``."""
+    whole, _, number = name.rpartition(".")
+    return whole if number.isdigit() else ""
+
+
+def _together(parts: Sequence[Layer]) -> Layer:
+    count = sum(part.parameters for part in parts)
+    return dataclasses.replace(
+        parts[-1],
+        parameters=count,
+        macs=sum(part.macs for part in parts),
+        sparsity=sum(part.parameters * part.sparsity for part in parts) / max(count, 1),
+    )
 
 
 def _precisions(model: Model, floating: Collection[str]) -> dict[str, str]:
