@@ -31,8 +31,8 @@ def replace(native: keras.Model, change: Replace) -> keras.Model:
     tensors: dict[str, Any] = {}
 
     def visit(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        given = [a for a in keras.tree.flatten((args, kwargs)) if isinstance(a, keras.KerasTensor)]
-        tensors.update((names[id(old)], new) for old, new in zip(call.inputs, given, strict=True))
+        operands = [a for a in keras.tree.flatten((args, kwargs)) if isinstance(a, keras.KerasTensor)]
+        tensors.update((names[id(old)], new) for old, new in zip(call.inputs, operands, strict=True))
         if call.name != same[0].name:
             return copy(call, args, kwargs)
         x = tensors[change.input]

@@ -37,7 +37,7 @@ class Activation:
 def activations(graph: Graph) -> list[Activation]:
     """In graph order. ``x · sigmoid(x)`` is one, its sigmoid none if nothing else reads it."""
     producers, readers = graph.producers(), graph.consumers()
-    found: list[tuple[Node, str, str]] = []
+    nonlinear: list[tuple[Node, str, str]] = []
     inside: set[str] = set()
     for node in graph.nodes:
         if node.kind != "elementwise" or len(node.outputs) != 1:
@@ -47,10 +47,10 @@ def activations(graph: Graph) -> list[Activation]:
         if function == "mul" and len(inputs) == 2:
             for x, gate in (inputs, inputs[::-1]):
                 if _sigmoid_of(producers.get(gate), x):
-                    found.append((node, x, "silu"))
+                    nonlinear.append((node, x, "silu"))
                     inside |= {gate} if len(readers[gate]) == 1 and gate not in graph.outputs else set()
         elif len(inputs) == 1:
-            found.append((node, inputs[0], function))
+            nonlinear.append((node, inputs[0], function))
     named = [node.layer for node in graph.nodes]
     return [
         Activation(
@@ -60,7 +60,7 @@ def activations(graph: Graph) -> list[Activation]:
             function,
             node.layer,
         )
-        for node, x, function in found
+        for node, x, function in nonlinear
         if node.outputs[0] not in inside and graph.values[x].shape == graph.values[node.outputs[0]].shape
     ]
 

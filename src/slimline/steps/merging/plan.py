@@ -190,8 +190,8 @@ class _Search:
                 return None
             total, constant = total + part[0], constant + part[1]
         operator = Convolution(total, constant if constant.any() else None, layer.window, groups)
-        made = largest.node.outputs[0]
-        edits = (Rewire({node.outputs[0]: made}), Replace(layer.name, largest.source, made, (operator,)))
+        result = largest.node.outputs[0]
+        edits = (Rewire({node.outputs[0]: result}), Replace(layer.name, largest.source, result, (operator,)))
         return Merge(tuple(name for b in branches for name in b.names), f"{layer.name}.0", edits)
 
     def _adds(self, node: Node) -> bool:

@@ -24,8 +24,8 @@ def pairs(graph: Graph) -> list[tuple[Crossing, LayerMatrix, LayerMatrix]]:
     """All layers of a graph, whose batch norms are folded, that alone make what another layer alone reads."""
     order = {layer.node: position for position, layer in enumerate(matrices(graph))}
     alone = [(each, each.maker, each.readers[0]) for each in crossings(graph) if len(each.readers) == 1]
-    made = [(each, maker, reader) for each, maker, reader in alone if maker is not None and not each.vectors]
-    return sorted(made, key=lambda pair: order[pair[1].node])
+    between = [(each, maker, reader) for each, maker, reader in alone if maker is not None and not each.vectors]
+    return sorted(between, key=lambda pair: order[pair[1].node])
 
 
 def equalized(model: Model) -> tuple[Model, dict[str, Array]]:
