@@ -15,6 +15,7 @@ from slimline.basics.errors import SlimlineError
 from slimline.graph import cost
 from slimline.graph.matrix import matrices
 from slimline.methods.activations import FUNCTIONS
+from slimline.steps.base import handler_of
 from slimline.steps.lighten.activations import activations
 from slimline.steps.lighten.plan import LightPlan
 
@@ -298,6 +299,15 @@ def test_activations_alone_need_no_data() -> None:
     assert sorted(a.function for a in activations(small.graph)) == ["gelu", "hardswish", "relu", "relu", "silu"]
     with pytest.raises(SlimlineError, match="needs data"):
         sl.apply(model, sl.Lighten(activations={"silu": "hardswish"}, error=0.1))
+
+
+def test_groups_may_fit_only_once_it_is_pruned() -> None:
+    torch.manual_seed(0)
+    model = sl.load(torch.nn.Sequential(torch.nn.Conv2d(4, 6, 3), torch.nn.Conv2d(6, 6, 3)).eval(), X[:2, [0, 1, 2, 0]])
+    step = sl.Lighten(convolution="grouped", groups=4, undo=False)
+    with pytest.raises(SlimlineError, match="4 groups do not divide"):
+        handler_of(step).check(step, model, [])
+    handler_of(step).check(step, model, [sl.ChannelPruning(ratio=0.3)])
 
 
 def test_the_recipes_name_of_the_field_is_taken() -> None:

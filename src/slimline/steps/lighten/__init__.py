@@ -26,7 +26,9 @@ class _Handler(Handler[Lighten]):
     def check(self, step: Lighten, model: Model, earlier: Sequence[Step]) -> None:
         from slimline.steps.lighten.plan import candidates
 
-        candidates(model, step)
+        # Groups may divide what pruning leaves, though not what there is yet.
+        resized = step.groups is not None and any(before.kind == "structural" for before in earlier)
+        candidates(model, step.model_copy(update={"groups": 1}) if resized else step)
 
     def plan(
         self, step: Lighten, model: Model, data: Data | None = None, seed: int = 0, target: str | None = None
