@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def block(request: pytest.FixtureRequest) -> sl.Model:
 def scaled(model: sl.Model) -> sl.Model:
     """With every value that can be divided divided by numbers of its own."""
     every = crossings(model.graph)
-    return divided(model, [(each, RNG.uniform(0.2, 5, each.channels)) for each in every])
+    return divided(model, [(each, RNG.uniform(0.2, 5, each.channels)) for each in every], "this")
 
 
 def agree(model: sl.Model, other: sl.Model, x: np.ndarray) -> None:
@@ -74,6 +75,13 @@ def test_norms_and_products_are_divided(block: sl.Model) -> None:
     makers = [each.maker and each.maker.layer for each in crossings(block.graph)]
     assert makers == [None, "up"]
     agree(block, scaled(block), TOKENS)
+
+
+def test_a_scaling_that_changes_an_answer_is_refused(block: sl.Model) -> None:
+    first = crossings(block.graph)[0]
+    wrong = replace(first, readers=first.readers[:1])  # as if nothing else read it
+    with pytest.raises(sl.SlimlineError, match="smooth changed what the model answers to the example inputs"):
+        divided(block, [(wrong, np.full(first.channels, 2.0))], "smooth")
 
 
 def test_a_value_that_something_else_reads_is_left_alone() -> None:

@@ -21,6 +21,7 @@ from slimline.measure.integers import layer_name, stored_weights
 from slimline.measure.parity import Parity, compare
 from slimline.measure.probes import Arrays, probes
 from slimline.methods.outputs import bare
+from slimline.model.equality import batched_inputs, finite_answers
 from slimline.runtimes import base as runtimes
 from slimline.runtimes import forms
 from slimline.runtimes.forms import Form
@@ -186,7 +187,7 @@ def compared(runtime: Runtime, session: Session, model: Model, path: Path, quick
     integer = rounds(runtime, model)
     worst: Parity | None = None
     for what, candidates in _inputs(runtime, model, path, quick):
-        references, inputs = _answers(model, candidates)
+        references, inputs = finite_answers(model, candidates)
         if not references:
             continue
         known = bare(model.output_names, references)
@@ -209,11 +210,9 @@ def compared(runtime: Runtime, session: Session, model: Model, path: Path, quick
 
 
 def _inputs(runtime: Runtime, model: Model, path: Path, quick: bool) -> Iterator[tuple[str, list[Arrays]]]:
-    free = model.adapter.free(model.native)
-    rows = len(model.example[0]) if model.example and model.example[0].ndim else -1
-    batched = [free != "none" and x.ndim > 0 and len(x) == rows for x in model.example]
+    batched = batched_inputs(model)
     yield from probes(model.example, batched, quick)
-    if free == "sizes" and not quick:
+    if model.adapter.free(model.native) == "sizes" and not quick:
         other = _longer(model.example, [shape for _, shape, _ in runtime.input_specs(path)], batched)
         if other is not None:
             yield "inputs of other sizes", [other]
@@ -229,18 +228,6 @@ def _longer(example: Arrays, shapes: Sequence[tuple[int | None, ...]], batched: 
     )
     same = all(a.shape == b.shape for a, b in zip(example, longer, strict=True))
     return None if same else longer
-
-
-def _answers(model: Model, candidates: Sequence[Arrays]) -> tuple[tuple[np.ndarray, ...], Arrays]:
-    """What the model answers to the first of these inputs to which it answers finite numbers; else nothing."""
-    for inputs in candidates:
-        try:
-            outputs = model.outputs(*inputs)
-        except SlimlineError:  # a size that it does not take after all: there is nothing to compare
-            continue
-        if all(not np.isnan(x).any() for x in outputs if x.dtype.kind == "f"):
-            return outputs, inputs
-    return (), ()
 
 
 def _run(runtime: Runtime, session: Session, inputs: Arrays, what: str) -> tuple[np.ndarray, ...]:

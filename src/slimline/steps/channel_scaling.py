@@ -11,16 +11,28 @@ import numpy as np
 from slimline.graph.crossings import Crossing
 from slimline.graph.edits import PutTensors
 from slimline.model import Model
+from slimline.model.equality import refuse_other_answers
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-def divided(model: Model, every: Sequence[tuple[Crossing, Array]]) -> Model:
-    """The same function with the channels of some values divided, ``(channels,)`` each."""
+def divided(model: Model, every: Sequence[tuple[Crossing, Array]], what: str) -> Model:
+    """The same function with the channels of some values divided, ``(channels,)`` each.
+
+    Parameters
+    ----------
+    what : asks for it, for a message.
+
+    Raises
+    ------
+    SlimlineError : it is another function.
+    """
     stored = model.parameters()
     names = {name for crossing, _ in every for name in crossing.parameters}
     tensors = {name: np.asarray(stored[name], np.float64) for name in names}
     for crossing, by in every:
         crossing.divide(tensors, by)
     tensors = {name: array.astype(stored[name].dtype) for name, array in tensors.items()}
-    return replace(model, native=model.edit(PutTensors(tensors)))
+    even = replace(model, native=model.edit(PutTensors(tensors)))
+    refuse_other_answers(model, even, what)
+    return even

@@ -17,6 +17,7 @@ from slimline.graph.ir import Graph, Node
 from slimline.graph.matrix import LayerMatrix, matrices
 from slimline.graph.operators import Convolution, Linear, Operator
 from slimline.methods.merging import chained, identity, placed
+from slimline.model.equality import refuse_other_answers
 from slimline.model.model import is_model
 from slimline.plans import StructuralPlan
 from slimline.recipe.layers import refuse_unmatched, selected
@@ -71,11 +72,18 @@ class MergePlan(StructuralPlan):
 
     @takes(model=is_model)
     def apply(self, model: Model) -> Model:
-        """A new model with the merged layers."""
+        """A new model with the merged layers.
+
+        Raises
+        ------
+        SlimlineError : it does not answer as `model` does.
+        """
         remaining = set(self.after.parameters)
         masks = {name: mask for name, mask in model.masks.items() if name in remaining}
         edits = tuple(edit for merge in self.merges for edit in merge.edits)
-        return model.edited(edits, {"step": "merge", "plan": self.summary()}, masks)
+        merged = model.edited(edits, {"step": "merge", "plan": self.summary()}, masks)
+        refuse_other_answers(model, merged, "MergeLayers")
+        return merged
 
     mask = apply
 

@@ -56,7 +56,7 @@ def equalized(model: Model) -> tuple[Model, dict[str, Array]]:
             break
     if not every:
         return model, {}
-    scaled = divided(model, [(crossing, divisors[crossing.value]) for crossing, *_ in every])
+    scaled = divided(model, [(crossing, divisors[crossing.value]) for crossing, *_ in every], "equalize")
     return scaled, {second.weight: divisors[crossing.value] for crossing, _, second in every}
 
 
@@ -88,7 +88,7 @@ def smoothed(model: Model, strength: float, batches: Sequence[tuple[Array, ...]]
             assert channel is not None
             read = np.maximum(read, _most(reader.matrix(weights[reader.weight]), channel, each.channels))
         scales.append((each, smoothing_scales(largest[each.value], read, strength)))
-    return divided(model, scales)
+    return divided(model, scales, "smooth")
 
 
 def _channels(crossing: Crossing, first: LayerMatrix, second: LayerMatrix) -> tuple[Array, Array]:

@@ -60,7 +60,7 @@ def scaled_by_salience(
                 inputs = each.per_input(scales[best])
                 assert inputs is not None
                 every[each.node] = grams[each.node].divided(inputs[:, 0])
-    return (divided(model, chosen) if chosen else model), every, exponents
+    return (divided(model, chosen, "scaling") if chosen else model), every, exponents
 
 
 def _size(layer: LayerMatrix, gram: Gram, channels: int) -> Array:
