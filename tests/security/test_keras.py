@@ -298,3 +298,43 @@ def test_one_operation_may_not_make_tensors_without_end(tmp_path: Path, monkeypa
     with pytest.raises(SlimlineError, match=r"cannot be loaded by Keras|more than 1,000 tensors"):
         sl.load(path)
     assert made <= 1000
+
+
+@pytest.fixture(scope="module")
+def learning(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network while its formats learn."""
+    x = np.random.default_rng(0).normal(size=(64, 8)).astype(np.float32)
+    inputs = keras.Input((8,), name="x")
+    network = keras.Model(inputs, L.Dense(2, name="last")(L.Dense(4, activation="relu", name="first")(inputs)))
+    step = sl.QuantizationAwareTraining(epochs=1)
+    prepared = sl.prepare(sl.load(network), step, sl.Data(train=(x, np.arange(64) % 2)))
+    path = tmp_path_factory.mktemp("learning") / "model.keras"
+    prepared.native.save(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("steps", value) for value in (10**10, -1, "x", 1.5, None, [3, 10**9])),
+        *(("count", value) for value in (0, -4, "x", 1e300, True)),
+        *((key, value) for key in ("moves", "fixed", "waits") for value in ("yes", [], 1)),
+        *(("format", value) for value in ({}, None, {"kind": "levels"})),
+    ],
+)
+def test_formats_that_learn_are_read_as_they_were_written(learning: Path, tmp_path: Path, key: str, value: Any) -> None:
+    def change(part: Any) -> None:
+        if isinstance(part, dict):
+            if key in part and "count" in part:
+                part[key] = value
+            part = list(part.values())
+        for inner in part if isinstance(part, list) else ():
+            change(inner)
+
+    held = _members(learning)
+    assert len(sl.load(learning).graph.nodes) > 2
+    _config(change)(held)
+    _write(tmp_path / "altered.keras", held)
+    with pytest.raises(SlimlineError) as error:
+        sl.load(tmp_path / "altered.keras")
+    assert "\n" not in str(error.value)

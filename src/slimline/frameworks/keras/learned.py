@@ -97,6 +97,9 @@ class Learning(Formatted):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, format=format, **kwargs)
+        numbers = all(type(n) is int and n > 0 for n in (count, steps))
+        if not numbers or not all(isinstance(flag, bool) for flag in (fixed, moves)):
+            raise ValueError(f"{type(self).__name__} takes whole positive numbers and booleans.")
         self.count, self.fixed, self.steps, self.moves = count, fixed, steps, moves
 
     def build(self, input_shape: Any) -> None:
@@ -201,6 +204,8 @@ class LearnedRounding(Learning, L.Layer):  # type: ignore[misc]
 
     def __init__(self, *args: Any, waits: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if not isinstance(waits, bool):
+            raise ValueError("LearnedRounding waits or does not.")
         self.waits = waits
 
     def call(self, inputs: Any) -> Any:
