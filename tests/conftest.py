@@ -59,7 +59,7 @@ def no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 def layer_clock(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Says what a choice of layers takes by the milliseconds of each, without noise; no artifact is written."""
     from slimline.measure.figures import Latency
-    from slimline.steps.quantization import undo
+    from slimline.steps import clock
 
     def use(heavy: dict[str, float], light: dict[str, float]) -> None:
         backs: dict[Path, Any] = {}
@@ -81,6 +81,6 @@ def layer_clock(monkeypatch: pytest.MonkeyPatch) -> Any:
             "profiles": lambda artifacts: (light, heavy),
             "batch": lambda artifacts: 1,
         }.items():
-            monkeypatch.setattr(undo.Timed, name, fake)
+            monkeypatch.setattr(clock.Timed, name, fake)
 
     return use

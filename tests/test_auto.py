@@ -8,7 +8,7 @@ import pytest
 
 import slimline as sl
 from slimline.search.attempts import Selection
-from slimline.steps.quantization import undo
+from slimline.steps import clock
 from tests import compress_job
 
 STEPS = (
@@ -91,8 +91,8 @@ def test_limits_that_conflict_are_said_in_the_report(tmp_path, monkeypatch):
 
 def test_a_recipe_that_fits_is_done_and_its_layers_are_timed_once(tmp_path, monkeypatch):
     timed = []
-    real = undo.by_the_clock
-    monkeypatch.setattr(undo, "by_the_clock", lambda *a: timed.append(1) or real(*a))
+    real = clock.by_the_clock
+    monkeypatch.setattr(clock, "by_the_clock", lambda *a: timed.append(1) or real(*a))
     steps = (sl.ChannelPruning(ratio=0.75), sl.StaticQuantization(samples=64, batch_size=32))
     run = compress(tmp_path, sl.Budget(max_drop=None, max_latency=1.0, max_size=0.9), steps, fit=False)
     assert len(timed) == 1, "the estimate's decision is the run's"

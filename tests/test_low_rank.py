@@ -23,7 +23,7 @@ from slimline.search.ladder import ladder
 from slimline.steps.base import Context, perform
 from slimline.steps.low_rank.plan import LowRankPlan
 from slimline.steps.low_rank.step import METHODS
-from slimline.steps.quantization.undo import UNPAID
+from slimline.steps.replacing import UNPAID
 
 torch = pytest.importorskip("torch")
 nn = torch.nn

@@ -18,6 +18,7 @@ from slimline.graph.edits import PutTensors
 from slimline.measure import Latency, Trial
 from slimline.measure.parity import Parity
 from slimline.runtimes.base import runtime
+from slimline.steps import clock
 from slimline.steps.base import Context, perform
 from slimline.steps.quantization import undo
 from tests import compress_job
@@ -84,7 +85,7 @@ TIMES = st.lists(st.floats(0.1, 10), min_size=1, max_size=12)
 def test_what_is_decided_is_never_slower_and_costs_a_handful(integer, data, profile):
     float_ = data.draw(st.lists(st.floats(0.1, 10), min_size=len(integer), max_size=len(integer)))
     bench = Bench(integer, float_, profile=profile)
-    found = undo.by_the_clock(bench)
+    found = clock.by_the_clock(bench, undo.INTEGERS)
     ms = bench.ms(frozenset(found["back"]))
     assert ms <= bench.ms(frozenset())
     assert bool(found["slower"]) == (ms > bench.ms(None))
@@ -94,7 +95,7 @@ def test_what_is_decided_is_never_slower_and_costs_a_handful(integer, data, prof
     if profile and not found["slower"]:  # as good as putting back each layer that loses, or hardly more than a tie
         best = sum(min(i, f) for i, f in zip(integer, float_, strict=True))
         losing = [i >= f for i, f in zip(integer, float_, strict=True)]
-        assert ms <= best * undo.GAIN + 1e-9 or all(losing)
+        assert ms <= best * clock.GAIN + 1e-9 or all(losing)
     rows = [Trial.model_validate(row) for row in found["trials"]]
     assert sum(row.chosen for row in rows) == (0 if found["slower"] else 1)
     assert json.loads(json.dumps(found)) == found
@@ -102,25 +103,25 @@ def test_what_is_decided_is_never_slower_and_costs_a_handful(integer, data, prof
 
 def test_a_layer_that_is_slower_goes_back_and_what_gains_does_not():
     bench = Bench([3.0] + [1.0] * 11, [1.0] + [3.0] * 11)
-    assert undo.by_the_clock(bench)["back"] == [LAYERS[0]]
+    assert clock.by_the_clock(bench, undo.INTEGERS)["back"] == [LAYERS[0]]
 
 
 def test_conversions_are_part_of_what_is_timed():
     slow = Bench([2.0, 1.0, 2.0] + [0.5] * 9, [1.0, 1.3, 1.0] + [2.0] * 9, conversion=0.4)
-    assert undo.by_the_clock(slow)["back"] == list(LAYERS[:3]), "with what lies between"
+    assert clock.by_the_clock(slow, undo.INTEGERS)["back"] == list(LAYERS[:3]), "with what lies between"
     not_worth = Bench([1.2] + [0.5] * 11, [1.0] + [2.0] * 11, conversion=0.3)
-    assert undo.by_the_clock(not_worth)["back"] == []
+    assert clock.by_the_clock(not_worth, undo.INTEGERS)["back"] == []
 
 
 @pytest.mark.parametrize("noise", [0.05, 0.2])
 def test_a_clock_that_cannot_tell_puts_nothing_back(noise):
     bench = Bench([1.0] * 12, [1.0] * 12, noise=noise)
-    found = undo.by_the_clock(bench)
+    found = clock.by_the_clock(bench, undo.INTEGERS)
     assert found["back"] == [] and not found["slower"]
 
 
 def test_integers_that_do_not_pay_at_all_are_said_with_how_much():
-    found = undo.by_the_clock(Bench([7.0] * 12, [1.0] * 12))
+    found = clock.by_the_clock(Bench([7.0] * 12, [1.0] * 12), undo.INTEGERS)
     assert found["slower"].endswith("times as long as in float on onnxruntime")
     assert not any(row["chosen"] for row in found["trials"])
 
@@ -129,14 +130,14 @@ def test_without_a_profile_groups_that_lose_are_put_back_together():
     bench = Bench(
         [3.0, 1.0, 1.0, 1.0, 3.0, 3.0, 3.0, 3.0] + [1.0] * 4, [1.0] + [3.0] * 3 + [1.0] * 4 + [3.0] * 4, profile=False
     )
-    assert undo.by_the_clock(bench)["back"] == [LAYERS[0], *LAYERS[5:9]]
+    assert clock.by_the_clock(bench, undo.INTEGERS)["back"] == [LAYERS[0], *LAYERS[5:9]]
 
 
 @given(st.integers(1, 80))
 def test_groups_without_a_profile_are_few_and_cover_all_layers(count):
     layers = [f"layer{i}" for i in range(count)]
-    found = undo.choices(layers, {}, {})
-    assert len(found) <= undo.GROUPS
+    found = clock.choices(layers, {}, {})
+    assert len(found) <= clock.GROUPS
     covered = [layer for back in found.values() for layer in back]
     assert covered == (layers if count > 1 else []), "and one layer alone has nothing to choose"
 
@@ -151,7 +152,7 @@ def test_a_profile_is_read_by_the_longest_name():
         "head.10 (Q)": 9.0,
     }
     float_ = dict.fromkeys(["conv (Conv)", "conv_2 (Conv)", "head.1 (Gemm)", "tail (Gemm)", "head.10 (Gemm)"], 5.0)
-    assert undo.choices(layers, integer, float_) == {"losing": ("conv_2", "head.10")}
+    assert clock.choices(layers, integer, float_) == {"losing": ("conv_2", "head.10")}
 
 
 class Gate:
@@ -255,7 +256,7 @@ def test_the_same_shapes_are_the_same_question_whatever_the_weights(context):
 
     def ask(m, step=STEP, **more):
         asked = replace(context, **more)
-        return undo._question(undo.StaticArtifacts(m, step, asked), asked)
+        return clock.question(undo.StaticArtifacts(m, step, asked), asked)
 
     assert ask(trained) == ask(model) == ask(model, STEP.model_copy(update={"samples": 9}))
     others = [
@@ -269,7 +270,7 @@ def test_the_same_shapes_are_the_same_question_whatever_the_weights(context):
 
 def test_a_carried_decision_is_obeyed_and_an_estimate_asks_no_gate(context, monkeypatch):
     monkeypatch.setattr(undo.Artifacts, "parity", lambda *_: pytest.fail("an estimate's weights are not trained"))
-    name = undo._question(undo.StaticArtifacts(context.teacher, STEP, context), context)
+    name = clock.question(undo.StaticArtifacts(context.teacher, STEP, context), context)
     record = {"seconds": 1.0, "artifacts": 2, "batch": 16, "threads": 2, "trials": [], "slower": "", "back": ["stem"]}
     carried = replace(context, decide=lambda asked, choose: {name: record, "weight-bits": {"bits": 8}}[asked])
     found = undo.quantize_what_pays(context.teacher, STEP, carried, gate=False)

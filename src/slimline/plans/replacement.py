@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -68,17 +69,38 @@ class ReplacementPlan(StructuralPlan):
     ----------
     graph : of the model it is for.
     replacements : in graph order.
+    dense : of the chosen layers that stay as they are, why.
     verb : what it does, in the history of a model.
     before : edits that keep all names and shapes and come first, in `mask` and in `apply`.
     """
 
     def __init__(
-        self, graph: Graph, replacements: Sequence[Replacement], verb: str, before: Sequence[Edit] = ()
+        self,
+        graph: Graph,
+        replacements: Sequence[Replacement],
+        dense: Mapping[str, str],
+        verb: str,
+        before: Sequence[Edit] = (),
     ) -> None:
         self.graph = graph
         self.replacements = tuple(replacements)
+        self.dense = dict(dense)
         self._verb = verb
         self._before = tuple(before)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the layers that change, in the order of the graph."""
+        return tuple(each.name for each in self.replacements)
+
+    @property
+    def shapes(self) -> tuple[object, ...]:
+        """All on which the time of what it makes of a model depends."""
+        return tuple((r.name, *((type(o).__name__, o.weight.shape) for o in r.operators)) for r in self.replacements)
+
+    @abstractmethod
+    def without(self, names: Collection[str]) -> ReplacementPlan:
+        """The plan in which these layers stay."""
 
     @property
     def parameters(self) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from slimline.recipe.step import Step
-from slimline.steps.base import Context, Handler, StepResult, applied
+from slimline.steps.base import Context, Handler, StepResult
 from slimline.steps.lighten.step import Lighten
 
 if TYPE_CHECKING:
@@ -38,11 +38,13 @@ class _Handler(Handler[Lighten]):
         return plan_lighten(model, step, data)
 
     def perform(self, step: Lighten, model: Model, context: Context) -> StepResult:
-        from slimline.steps.lighten.undo import what_pays
+        from slimline.steps.lighten.plan import plan_lighten
+        from slimline.steps.replacing import replace_what_pays
 
-        plan, undoing = what_pays(self.plan(step, model, context.data), model, step, context)
-        refused = [{"what": layer, "reason": reason} for layer, reason in plan.dense.items()]
-        return applied(step, plan, model, refused, undoing)
+        plan = self.plan(step, model, context.data)
+        return replace_what_pays(
+            plan, model, step, context, lambda back: plan_lighten(model, step, context.data, plan, back)
+        )
 
     def with_strength(self, step: Lighten, strength: float) -> Lighten | None:
         return None if step.convolution is None else step.model_copy(update={"ratio": strength})

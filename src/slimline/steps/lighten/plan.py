@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from slimline.model import Model
 
 Array = np.ndarray[Any, np.dtype[Any]]
+NOTHING: Mapping[str, str] = MappingProxyType({})
 TINY = 1e-9  # of its energy that a layer is taken to retain at least
 
 
@@ -60,10 +62,9 @@ class LightPlan(ReplacementPlan):
         swaps: Sequence[Swap],
         dense: Mapping[str, str],
     ) -> None:
-        super().__init__(graph, replacements, "lighten", computed(swaps))
+        super().__init__(graph, replacements, dense, "lighten", computed(swaps))
         self.convolution = convolution
         self.swaps = tuple(swaps)
-        self.dense = dict(dense)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -72,6 +73,15 @@ class LightPlan(ReplacementPlan):
         outputs = {r.name: r.matrix.output for r in self.replacements}
         outputs |= {s.activation.name: s.activation.value for s in self.swaps}
         return tuple(sorted(outputs, key=lambda name: order[outputs[name]]))
+
+    @property
+    def shapes(self) -> tuple[object, ...]:
+        return (*super().shapes, *((s.activation.name, s.activation.function, s.function) for s in self.swaps))
+
+    def without(self, names: Collection[str]) -> LightPlan:
+        replacements = [r for r in self.replacements if r.name not in names]
+        swaps = [s for s in self.swaps if s.activation.name not in names]
+        return LightPlan(self.graph, self.convolution, replacements, swaps, self.dense)
 
     def summary(self) -> dict[str, Any]:
         """What becomes what, ready for JSON."""
@@ -114,13 +124,18 @@ def computed(swaps: Sequence[Swap]) -> tuple[Compute, ...]:
 
 
 def plan_lighten(
-    model: Model, step: Lighten, data: Data | None = None, only: Collection[str] | None = None
+    model: Model,
+    step: Lighten,
+    data: Data | None = None,
+    before: LightPlan | None = None,
+    back: Mapping[str, str] = NOTHING,
 ) -> LightPlan:
     """Which layers of `model` become lighter, and their weights, without putting them in.
 
     Parameters
     ----------
-    only : names of the layers that may change; None: all that the step chooses.
+    before : a plan of this; then what it changes does, and no other layer.
+    back : layers of it that stay as they are all the same, and why.
 
     Raises
     ------
@@ -130,6 +145,7 @@ def plan_lighten(
     batches = _batches(step, data)
     lost = errors(model, {s.activation.value: (s.activation, s.function) for s in swaps}, batches)
     swaps = [replace(s, error=lost.get(s.activation.value)) for s in swaps]
+    only = None if before is None else set(before.names) - set(back)
     if only is not None:
         layers = [layer for layer in layers if layer.name in only]
         swaps = [s for s in swaps if s.activation.name in only]
@@ -139,7 +155,9 @@ def plan_lighten(
         swaps = [s for s in swaps if s not in over]
     evidence = Evidence(model, layers, batches)
     lights = [Light.fit(layer, evidence.target(layer), step) for layer in layers]
-    if only is None:
+    if before is not None:
+        dense = {**before.dense, **back}
+    else:
         lights, reasons = _chosen(lights, step)
         dense |= reasons
     return LightPlan(

@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 from pydantic import AliasChoices, Field, model_validator
 
 from slimline.basics.errors import SlimlineError
-from slimline.recipe.layers import Globs
-from slimline.recipe.step import Ratio, Step
+from slimline.recipe.step import Ratio
+from slimline.steps.fitted import FittedStep
 
 Convolution = Literal["separable", "grouped"]
 Function = Literal["relu", "relu6", "hardswish", "hardsigmoid"]
@@ -23,7 +23,7 @@ ALIASES: Mapping[str, str] = {
 """Other names of functions, as users and frameworks have them."""
 
 
-class Lighten(Step):
+class Lighten(FittedStep):
     """Replace convolutions by separable or grouped ones, and activations by cheaper functions.
 
     What takes the place of a convolution starts from the least-squares fit to it and is called ``layer.0`` and
@@ -52,7 +52,6 @@ class Lighten(Step):
         or where a later step decides the time.
     """
 
-    kind = "structural"
     step: Literal["Lighten"] = "Lighten"
     convolution: Convolution | None = Field(default=None, validation_alias=AliasChoices("convolution", "kind"))
     multiplier: Annotated[int, Field(ge=1)] = 1
@@ -60,24 +59,11 @@ class Lighten(Step):
     activations: dict[str, Function] = Field(default_factory=dict)
     ratio: Ratio | None = None
     error: Annotated[float, Field(gt=0, lt=1)] | None = None
-    criterion: Literal["output", "weight"] = "output"
-    compensate: bool | None = None
-    damping: Annotated[float, Field(gt=0)] = 1e-3
-    samples: Annotated[int, Field(ge=1)] = 512
-    batch_size: Annotated[int, Field(ge=1)] = 64
-    layers: Globs = ("*",)
-    keep: Globs = ()
-    undo: bool = True
 
     @property
     def needs(self) -> tuple[str, ...]:
         fits = self.convolution is not None or self.error is not None
-        return ("calibration",) if self.criterion == "output" and fits else ()
-
-    @property
-    def compensates(self) -> bool:
-        """`compensate`, or what it is by default."""
-        return self.criterion == "output" if self.compensate is None else self.compensate
+        return super().needs if fits else ()
 
     @property
     def functions(self) -> Mapping[str, str]:
@@ -97,8 +83,6 @@ class Lighten(Step):
             raise SlimlineError("Lighten takes a multiplier with convolution: separable only: leave it out.")
         if self.ratio is not None and self.convolution is None:
             raise SlimlineError("Lighten's ratio is of convolutions: give convolution: separable or grouped.")
-        if self.compensate and self.criterion == "weight":
-            raise SlimlineError("Lighten compensates from activations: leave criterion: output, or compensate out.")
         same = [name for name, function in self.functions.items() if name == function]
         if same:
             raise SlimlineError(f"Lighten would replace {same[0]} by itself: name another function.")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from slimline.recipe.step import Step
-from slimline.steps.base import Context, Handler, StepResult, applied
+from slimline.steps.base import Context, Handler, StepResult
 from slimline.steps.low_rank.step import GOALS, LowRank
 
 if TYPE_CHECKING:
@@ -37,11 +37,13 @@ class _Handler(Handler[LowRank]):
         return plan_low_rank(model, step, data)
 
     def perform(self, step: LowRank, model: Model, context: Context) -> StepResult:
-        from slimline.steps.low_rank.undo import what_pays
+        from slimline.steps.low_rank.plan import plan_low_rank
+        from slimline.steps.replacing import replace_what_pays
 
-        plan, undoing = what_pays(self.plan(step, model, context.data), model, step, context)
-        refused = [{"what": layer, "reason": reason} for layer, reason in plan.dense.items()]
-        return applied(step, plan, model, refused, undoing)
+        plan = self.plan(step, model, context.data)
+        return replace_what_pays(
+            plan, model, step, context, lambda back: plan_low_rank(model, step, context.data, back)
+        )
 
     def with_strength(self, step: LowRank, strength: float) -> LowRank:
         return step.model_copy(update={**dict.fromkeys(GOALS), "ratio": strength})

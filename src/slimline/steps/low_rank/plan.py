@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -73,10 +73,12 @@ class LowRankPlan(ReplacementPlan):
     def __init__(
         self, graph: Graph, products: Sequence[Product], dense: Mapping[str, str], notes: Sequence[str] = ()
     ) -> None:
-        super().__init__(graph, products, "factorise")
+        super().__init__(graph, products, dense, "factorise")
         self.products = tuple(products)
-        self.dense = dict(dense)
         self.notes = tuple(notes)
+
+    def without(self, names: Collection[str]) -> LowRankPlan:
+        return LowRankPlan(self.graph, [p for p in self.products if p.name not in names], self.dense, self.notes)
 
     def summary(self) -> dict[str, Any]:
         """What becomes what, ready for JSON."""

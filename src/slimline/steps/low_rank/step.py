@@ -7,15 +7,15 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from slimline.basics.errors import SlimlineError
-from slimline.recipe.layers import Globs
-from slimline.recipe.step import Ratio, Step
+from slimline.recipe.step import Ratio
+from slimline.steps.fitted import FittedStep
 
 Method = Literal["svd", "input", "spatial", "tucker"]
 METHODS: tuple[Method, ...] = ("svd", "input", "spatial", "tucker")
 GOALS = ("rank", "ratio", "energy", "error", "target_parameters", "target_macs")
 
 
-class LowRank(Step):
+class LowRank(FittedStep):
     """Replace a linear layer or a convolution by two or three smaller ones in a row, called ``layer.0``, ``layer.1`` ….
 
     A layer that would not have fewer parameters and fewer multiply-accumulates stays as it is.
@@ -49,7 +49,6 @@ class LowRank(Step):
         does not. False where size is the goal, or where a later step decides the time.
     """
 
-    kind = "structural"
     step: Literal["LowRank"] = "LowRank"
     rank: Annotated[int, Field(ge=1)] | Literal["evbmf"] | None = None
     ratio: Ratio | None = None
@@ -59,24 +58,7 @@ class LowRank(Step):
     target_macs: Annotated[float, Field(gt=0, le=1)] | None = None
     scope: Literal["global", "local"] = "global"
     method: Method | Literal["auto"] = "svd"
-    criterion: Literal["output", "weight"] = "output"
-    compensate: bool | None = None
-    damping: Annotated[float, Field(gt=0)] = 1e-3
     round_to: Annotated[int, Field(ge=1)] = 1
-    samples: Annotated[int, Field(ge=1)] = 512
-    batch_size: Annotated[int, Field(ge=1)] = 64
-    layers: Globs = ("*",)
-    keep: Globs = ()
-    undo: bool = True
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return ("calibration",) if self.criterion == "output" else ()
-
-    @property
-    def compensates(self) -> bool:
-        """`compensate`, or what it is by default."""
-        return self.criterion == "output" if self.compensate is None else self.compensate
 
     @property
     def methods(self) -> tuple[Method, ...]:
@@ -94,6 +76,4 @@ class LowRank(Step):
         if len(goals) != 1:
             problem = " and ".join(goals) or "none"
             raise SlimlineError(f"LowRank takes one of {', '.join(GOALS)}, not {problem}.")
-        if self.compensate and self.criterion == "weight":
-            raise SlimlineError("LowRank compensates from activations: leave criterion: output, or compensate out.")
         return self

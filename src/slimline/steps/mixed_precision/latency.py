@@ -15,8 +15,9 @@ from slimline.basics.errors import SlimlineError
 from slimline.files.decisions import checked
 from slimline.methods.factorization import allocate
 from slimline.steps.base import Context
+from slimline.steps.clock import Candidates, spent_by
 from slimline.steps.mixed_precision.choose import Option
-from slimline.steps.quantization.undo import Artifacts, Candidates, spent_by
+from slimline.steps.quantization.undo import Artifacts
 
 _log = logging.getLogger(__name__)
 _ROUNDS = 5  # choices that are timed, at most
