@@ -22,6 +22,7 @@ from slimline.basics.errors import SlimlineError
 from slimline.frameworks.torch.rounding import round_dynamically
 from slimline.methods.formats import IntegerGrid
 from slimline.runtimes.base import names, runtime
+from slimline.steps import clock
 from slimline.steps.quantization import undo
 
 TOKENS = np.random.default_rng(0).integers(0, 20, (16, 6))
@@ -285,7 +286,7 @@ def test_int4_weights_run_by_the_kernel_for_them(exported, tmp_path):
 
 def test_layers_that_are_slower_go_back(words, monkeypatch):
     answer = {"back": ["key"], "slower": "", "batch": 1, "threads": 1, "artifacts": 0, "seconds": 0.0, "trials": []}
-    monkeypatch.setattr(undo, "by_the_clock", lambda *_: answer)
+    monkeypatch.setattr(clock, "by_the_clock", lambda *_: answer)
     monkeypatch.setattr(undo, "_agreeing", lambda *_: {"back": [], "reason": "", "artifacts": 0})
     small = sl.apply(words, sl.DynamicQuantization())
     assert small.quantization.layers == ("query", "memory", "head")

@@ -198,17 +198,11 @@ def certify(
         fit them.
     """
     whole(seed, "seed", 0, 2**63)
-    named = score_range == "known" and metric in KNOWN_RANGES
-    typed = all(np.asarray(s).dtype == bool for s in (original_scores, compressed_scores))
-    before, after = _finite(original_scores), _finite(compressed_scores)
-    if before.ndim != 1 or before.shape != after.shape:
-        raise SlimlineError(
-            f"A certificate needs a score per sample of both models, not {before.shape} and {after.shape}."
-        )
+    before, after = _paired(original_scores, compressed_scores)
     check_terms(len(before), max_drop, confidence)
-    zero_one = bool(np.isin(before, (0, 1)).all() and np.isin(after, (0, 1)).all())
-    binary = (typed or (named and zero_one)) if binary is None else binary
-    if binary and not zero_one:
+    if binary is None:
+        binary = _looks_binary(original_scores, compressed_scores, score_range == "known" and metric in KNOWN_RANGES)
+    elif binary and not _zero_one(before, after):
         raise SlimlineError(f"The scores of {metric} are not all 0 or 1: they are not binary.")
     requested_range = KNOWN_RANGES.get(metric) if score_range == "known" else score_range
     bounds = None if requested_range is None else check_range(requested_range, metric)
@@ -219,13 +213,7 @@ def certify(
     if groups is not None:
         before, after = _group_means(before, after, np.asarray(groups))
         binary = binary and len(before) == samples
-    chosen = method or ("exact" if binary else "bootstrap" if bounds is None else "betting")
-    if chosen not in _NAMES:
-        raise unknown("certificate method", chosen, _NAMES)
-    if chosen in ("exact", "tango", "clopper-pearson") and not binary:
-        raise SlimlineError(f"Method {chosen} needs scores of 0 and 1: use method='betting' with a score_range.")
-    if chosen == "betting" and bounds is None:
-        raise SlimlineError("Method betting needs to know the range of the scores: give score_range=(lowest, highest).")
+    chosen = _suited(method, binary, bounds)
     risk = (1 - confidence) * (1 if use is None else share(use))
     bound: _Bounds
     if chosen in ("betting", "bootstrap"):
@@ -255,6 +243,38 @@ def certify(
         risk=risk,
         notes=notes,
     )
+
+
+def _paired(original: np.ndarray, compressed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both models' scores as finite real numbers, one for each sample."""
+    before, after = _finite(original), _finite(compressed)
+    if before.ndim != 1 or before.shape != after.shape:
+        raise SlimlineError(
+            f"A certificate needs a score per sample of both models, not {before.shape} and {after.shape}."
+        )
+    return before, after
+
+
+def _zero_one(before: np.ndarray, after: np.ndarray) -> bool:
+    return bool(np.isin(before, (0, 1)).all() and np.isin(after, (0, 1)).all())
+
+
+def _looks_binary(original: np.ndarray, compressed: np.ndarray, named: bool) -> bool:
+    """Whether scores can only be 0 or 1: booleans, and those of a metric of slimline's (`named`) that all are."""
+    typed = all(np.asarray(scores).dtype == bool for scores in (original, compressed))
+    return typed or (named and _zero_one(np.asarray(original), np.asarray(compressed)))
+
+
+def _suited(method: Method | None, binary: bool, bounds: Range | None) -> Method:
+    """The method that was asked for, or the best that fits; refuses one that does not fit."""
+    chosen = method or ("exact" if binary else "bootstrap" if bounds is None else "betting")
+    if chosen not in _NAMES:
+        raise unknown("certificate method", chosen, _NAMES)
+    if chosen in ("exact", "tango", "clopper-pearson") and not binary:
+        raise SlimlineError(f"Method {chosen} needs scores of 0 and 1: use method='betting' with a score_range.")
+    if chosen == "betting" and bounds is None:
+        raise SlimlineError("Method betting needs to know the range of the scores: give score_range=(lowest, highest).")
+    return chosen
 
 
 def check_terms(samples: int, max_drop: float | None, confidence: float) -> None:
