@@ -179,6 +179,15 @@ def test_the_epoch_that_was_kept_is_one_in_which_all_was_pruned():
     assert "the model of epoch 6 was kept" in Page(html(gradual)).text
 
 
+def test_layers_in_float_are_gathered_by_reason():
+    slow, none = "it was slower", "there is no kernel"
+    reasons = {"a": slow, "b": none, "c": slow}
+    floating = [{"layer": name, "macs": 0.25, "reason": why} for name, why in reasons.items()]
+    text = html({**report(), "integers": {"macs": 0.25, "floating": floating}})
+    assert text.count(slow) == text.count(none) == 1
+    assert "a, 25 %; c, 25 %" in text and text.index(slow) < text.index("b, 25 %")
+
+
 def test_frozen_units_are_gathered_by_reason():
     assert "it is an output of the model head.out, aux.out" in Page(html(report())).text
 
