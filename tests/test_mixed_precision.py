@@ -12,7 +12,7 @@ import slimline as sl
 from slimline.basics.errors import SlimlineError
 from slimline.measure.figures import Latency
 from slimline.methods.formats import IntegerGrid
-from slimline.steps.base import Context, perform
+from slimline.steps.base import Context, handler_of, perform
 from slimline.steps.mixed_precision import latency as mixed_latency
 from slimline.steps.mixed_precision.choose import Accuracy, Control, Option, chosen, options, with_formats
 from slimline.steps.mixed_precision.latency import choose
@@ -213,6 +213,14 @@ def test_a_mixed_artifact_within_its_latency(model: sl.Model, data: sl.Data) -> 
     assert done.model.quantization.layers == ("2", "4")
     assert done.record["latency"] == {"latency": 0.9, "timed": 1}
     assert "mixed-latency" in dict(decided)
+
+
+@pytest.mark.parametrize("target", ["coreml", "executorch", "litert"])
+def test_a_target_without_profiles_refuses_before_work(model: sl.Model, target: str) -> None:
+    mixed = step(formats=("int8", "float32"), max_latency=0.5)
+    said = f"{target} does not tell here what a layer costs: .* the target onnxruntime or openvino"
+    with pytest.raises(SlimlineError, match=said):
+        handler_of(mixed).check_target(mixed, target, model)
 
 
 def test_a_target_without_int4_refuses_before_work(model: sl.Model, data: sl.Data) -> None:

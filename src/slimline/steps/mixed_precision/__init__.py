@@ -22,8 +22,11 @@ class _Handler(Handler[MixedPrecision]):
     reads = (("calibration", ""), ("selection", "max_drop"))
 
     def check_target(self, step: MixedPrecision, target: str, model: Model) -> None:
+        from slimline.steps.mixed_precision.latency import check_profile
         from slimline.steps.quantization.calibration import check_short, placed
 
+        if step.max_latency is not None:
+            check_profile(target)
         _, placement = placed(model, step.quantization, target)
         if "int4" in step.formats:
             check_short(target, placement.layers[0])

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from slimline.basics.errors import SlimlineError
 from slimline.files.decisions import checked
 from slimline.methods.factorization import allocate
+from slimline.runtimes.base import names, runtime
 from slimline.steps.base import Context
 from slimline.steps.clock import Candidates, spent_by
 from slimline.steps.mixed_precision.choose import Option
@@ -35,6 +36,16 @@ class Timed(BaseModel):
     timed: int
 
 
+def check_profile(target: str) -> None:
+    """Refuse a target that cannot tell here what a layer costs."""
+    if "profile" not in runtime(target).abilities:
+        others = " or ".join(name for name in names() if "profile" in runtime(name).abilities)
+        raise SlimlineError(
+            f"{target} does not tell here what a layer costs: give max_size instead of max_latency, or choose the "
+            f"target {others}."
+        )
+
+
 def within_latency(
     artifacts: Artifacts, every: Mapping[str, Sequence[Option]], part: float, context: Context
 ) -> tuple[dict[str, Option], Timed]:
@@ -44,9 +55,7 @@ def within_latency(
     ------
     SlimlineError : a target that cannot be timed or profiled, or a part that no choice is within, with the least.
     """
-    name = artifacts.target
-    if artifacts.runtime.elsewhere:
-        raise SlimlineError(f"max_latency needs a target that runs here, and {name} does not: give max_size instead.")
+    check_profile(artifacts.target)
     with tempfile.TemporaryDirectory(prefix="slimline-latency-") as folder:
         artifacts.folder = Path(folder)
         answer = context.decide("mixed-latency", lambda: choose(artifacts, every, part, context.seed))
