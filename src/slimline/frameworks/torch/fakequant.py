@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from slimline.basics.errors import SlimlineError
 from slimline.frameworks.edit import refuse_unread
-from slimline.frameworks.torch.native import sharing
+from slimline.frameworks.torch.native import shapes_of, sharing
 from slimline.frameworks.torch.rounding import Rounder, is_dynamic, round_dynamically
 from slimline.graph.quantization import Quantization
 from slimline.methods.formats import Format
@@ -38,9 +38,13 @@ def fold(native: fx.GraphModule, example: tuple[Any, ...]) -> fx.GraphModule:
     Weights keep their names; a layer that had no bias gains one; the batch norm's tensors disappear.
     """
     folded = sharing(native)
-    for node in list(folded.graph.nodes):
-        if _packet(node) == "batch_norm" and node.args[5] is False and _foldable(folded, node):
-            _fold_one(folded, node)
+    norms = [n for n in folded.graph.nodes if _packet(n) == "batch_norm" and n.args[5] is False and _foldable(n)]
+    linear = {norm.args[0].name for norm in norms if _packet(norm.args[0]) == "linear"}
+    # A batch norm works on dimension 1, which is that of a linear layer's outputs in matrices alone.
+    rows = {name for name, shape in shapes_of(native, linear, example).items() if len(shape) == 2}
+    for norm in norms:
+        if norm.args[0].name not in linear - rows:
+            _fold_one(folded, norm)
     _drop_unread(folded)
     folded.recompile()
     return folded
@@ -263,12 +267,10 @@ def _is_guard(node: fx.Node) -> bool:
     return node.op == "call_module"
 
 
-def _foldable(module: fx.GraphModule, norm: fx.Node) -> bool:
+def _foldable(norm: fx.Node) -> bool:
     source = norm.args[0]
     if not isinstance(source, fx.Node) or _packet(source) not in _FOLDS or len(source.users) != 1:
         return False
-    if _packet(source) == "linear" and source.meta["val"].ndim != 2:
-        return False  # batch norm works on dimension 1, which is not the linear layer's
     stored = [*source.args[1:3], *norm.args[1:5]]
     return all(n is None or (isinstance(n, fx.Node) and n.op == "get_attr" and len(n.users) == 1) for n in stored)
 

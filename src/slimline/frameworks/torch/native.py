@@ -7,7 +7,8 @@ import logging
 import re
 import unittest.mock as mock
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
+from contextlib import suppress
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -163,6 +164,31 @@ def set_tensors(native: nn.Module, values: Iterable[tuple[str, Tensor]]) -> None
 def to_tensors(arrays: Sequence[Array]) -> tuple[Tensor, ...]:
     """Arrays as tensors; the memory is shared where that can be done."""
     return tuple(torch.from_numpy(np.require(a, requirements=["C", "W"])) for a in arrays)
+
+
+class _Reached(Exception):
+    """All values whose shapes are asked for were computed."""
+
+
+def shapes_of(native: Native, names: Set[str], example: Sequence[Array]) -> dict[str, tuple[int, ...]]:
+    """By name the shapes of values, in a run on `example` that ends with the last of them: edited graphs note none."""
+    reached: dict[str, tuple[int, ...]] = {}
+
+    class Run(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            value = super().run_node(n)
+            if n.name in names:
+                reached[n.name] = tuple(value.shape)
+                if len(reached) == len(names):
+                    raise _Reached
+            return value
+
+    run = Run(native)
+    run.extra_traceback = False  # it would print what is no error
+    if names:
+        with torch.no_grad(), suppress(_Reached):
+            run.run(*to_tensors(example))
+    return reached
 
 
 def input_shapes(native: Native, example: Sequence[Array]) -> list[tuple[int | None, ...]]:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import copy
-from contextlib import suppress
-from typing import Any
 
 import torch
 from torch import fx, nn
 
 from slimline.basics.errors import SlimlineError
 from slimline.frameworks.base import Array
-from slimline.frameworks.torch.native import Native, to_tensors
+from slimline.frameworks.torch.native import Native, shapes_of
 from slimline.frameworks.torch.operators import aten
 from slimline.frameworks.torch.rewire import drop_dead, named
 from slimline.graph.edits import Replace
@@ -43,37 +41,13 @@ def replace(native: Native, change: Replace, example: tuple[Array, ...]) -> Nati
     drop_dead(result, {old})
     result.graph.lint()
     result.recompile()
-    before = _shape(native, change.output, example)
+    before = shapes_of(native, {change.output}, example)[change.output]
     try:
-        after = _shape(result, value.name, example)
+        after = shapes_of(result, {value.name}, example)[value.name]
     except RuntimeError as reason:
         raise change.misfit() from reason
     change.check_shape(before, after)
     return result
-
-
-class _Reached(Exception):
-    """The value whose shape is asked for was computed."""
-
-
-def _shape(native: Native, name: str, example: tuple[Array, ...]) -> tuple[int, ...]:
-    """Of a value, in a run on `example` that ends there."""
-    shape: tuple[int, ...] = ()
-
-    class Run(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Any:
-            nonlocal shape
-            value = super().run_node(n)
-            if n.name == name:
-                shape = tuple(value.shape)
-                raise _Reached
-            return value
-
-    run = Run(native)
-    run.extra_traceback = False  # it would print what is no error
-    with torch.no_grad(), suppress(_Reached):
-        run.run(*to_tensors(example))
-    return shape
 
 
 def _hold(native: Native, name: str, operator: Operator, like: nn.Parameter) -> str:
