@@ -140,11 +140,17 @@ def repeated(b, x):
     return x + row
 
 
+def cut_edges(b, x):
+    x.add_(1)
+    return nn.functional.pad(x, (0, 0, -1, 1)) + x
+
+
 BLOCKS: dict[str, Function] = {
     f.__name__: f
     for f in (
         relative_positions, zeroed_slice, two_views, apart, chain, view_taken_before, first_and_last, every_other,
         diagonals, no_grad_weight, buffer, layouts, dropped, types, masks, repeated,
+        cut_edges,
     )
 }  # fmt: skip
 

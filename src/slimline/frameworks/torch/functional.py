@@ -41,7 +41,8 @@ _NAMES = {
 }  # fmt: skip
 """Functional names of operators in place where they are not the same without the underscore."""
 
-_RECURRENT = ("aten.lstm", "aten.gru", "aten.rnn_tanh", "aten.rnn_relu")
+_SYMBOLIC = ("aten.lstm", "aten.gru", "aten.rnn_tanh", "aten.rnn_relu", "aten.pad", "aten.constant_pad_nd")
+"""Operators that run on sizes that are symbols with Python's dispatcher alone (padding where it cuts)."""
 
 _SKIPPED = ("detach", "dropout", "feature_dropout", "alpha_dropout")
 """Views of all of a tensor that are more than its numbers."""
@@ -88,7 +89,7 @@ class _Fakes(fx.Interpreter):
         # Some operators run on sizes that are symbols only with Python's dispatcher, where others would copy what they
         # else show.
         try:
-            with enable_python_dispatcher() if packet(n) in _RECURRENT else nullcontext():
+            with enable_python_dispatcher() if packet(n) in _SYMBOLIC else nullcontext():
                 result = super().run_node(n)
         except RuntimeError as reason:
             if "SymIntArrayRef expected" not in str(reason):
