@@ -267,8 +267,8 @@ def test_models_that_cannot_have_it_are_refused(words, perceptron, images, tmp_p
         sl.apply(words, sl.WeightQuantization(keep=("*",)))
     with pytest.raises(sl.SlimlineError, match="gptq needs data"):
         sl.apply(words, sl.WeightQuantization(rounding="gptq"))
-    with pytest.raises(sl.SlimlineError, match=r"tensorrt cannot store .*choose the target .*onnxruntime"):
-        sl.export(small, "tensorrt", tmp_path)
+    with pytest.raises(sl.SlimlineError, match=r"executorch cannot store .*choose the target .*onnxruntime"):
+        sl.export(small, "executorch", tmp_path)
 
 
 def test_recurrent_layers_are_said_to_stay():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,9 @@ pytest.importorskip("coremltools")
 
 from slimline.model.lowering import write
 from slimline.runtimes.base import runtime
-from slimline.runtimes.coreml import CoreML, _Package
+from slimline.runtimes.coreml import CoreML
 from slimline.runtimes.coreml import runtime as target
+from slimline.runtimes.coreml_package import Package
 from slimline.runtimes.forms import EXPORTED_PROGRAM, Form
 from tests.runtimes import mobile
 
@@ -43,7 +45,7 @@ def test_a_package_of_float16(float_path: Path) -> None:
         "Data/com.apple.CoreML/model.mlmodel",
         "Data/com.apple.CoreML/weights/weight.bin",
     }
-    package = _Package(float_path)
+    package = Package(float_path)
     assert package.inputs() == [("x", (None, 3, 8, 8), "float32")]
     assert package.outputs() == [("output", (None, 5), "float32")]
     kinds = {array.dtype for array in package.constants() if array.size > 100}
@@ -54,12 +56,12 @@ def test_a_package_of_float16(float_path: Path) -> None:
 
 def test_integers_are_those_that_were_calibrated(integer: tuple[sl.Model, Form, Path]) -> None:
     model, _, path = integer
-    package = _Package(path)
+    package = Package(path)
     assert model.quantization is not None
     grids = model.quantization.weights
-    packed = list(package.packed())
-    assert sorted(len(scales) for _, scales, _ in packed) == sorted(len(grid.scale) for grid in grids.values())
-    assert all(integers.dtype == np.int8 and axis == 0 for integers, _, axis in packed)
+    packed = [each.arrays for each in package.weights()]
+    assert sorted(len(each["scale"]) for each in packed) == sorted(len(grid.scale) for grid in grids.values())
+    assert all(each["quantized_data"].dtype == np.int8 and int(each["axis"]) == 0 for each in packed)
     activations = {float(np.float16(float(grid.scale))) for grid in model.quantization.activations.values()}
     assert {scale for _, scale, _ in package.grids()} <= activations
     assert package.integer_products() == 5
@@ -77,7 +79,7 @@ def test_float32_on_request(tmp_path: Path) -> None:
     model = mobile.model()
     form = write(exact, model, tmp_path / "model.mlpackage")
     assert exact.verify(form, tmp_path / "model.mlpackage") is None
-    kinds = {array.dtype for array in _Package(tmp_path / "model.mlpackage").constants() if array.size > 100}
+    kinds = {array.dtype for array in Package(tmp_path / "model.mlpackage").constants() if array.size > 100}
     assert kinds == {np.dtype(np.float32)}
     with pytest.raises(SlimlineError, match="does not hold"):
         target.verify(form, tmp_path / "model.mlpackage")
@@ -122,6 +124,25 @@ def test_weights_beyond_float16_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SlimlineError, match=r"weight has numbers that float16 does not"):
         sl.export(sl.load(layer, np.ones((2, 4), np.float32)), "coreml", tmp_path / "new")
     assert not list(tmp_path.iterdir())
+
+
+def _altered(content: bytes, how: str) -> bytes:
+    half = len(content) // 2
+    return {"half": content[:half], "empty": b"", "zeros": bytes(len(content))}[how]
+
+
+@pytest.mark.parametrize("part", ["weights/weight.bin", "model.mlmodel"])
+@pytest.mark.parametrize("how", ["half", "empty", "zeros"])
+def test_a_damaged_package_is_refused(
+    integer: tuple[sl.Model, Form, Path], tmp_path: Path, part: str, how: str
+) -> None:
+    _, form, path = integer
+    copy = tmp_path / path.name
+    shutil.copytree(path, copy)
+    file = copy / "Data" / "com.apple.CoreML" / part
+    file.write_bytes(_altered(file.read_bytes(), how))
+    with pytest.raises(SlimlineError, match="export the model again"):
+        target.verify(form, copy)
 
 
 def test_nothing_is_run_here_and_nothing_is_printed(float_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

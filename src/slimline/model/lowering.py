@@ -148,6 +148,8 @@ def check_marks(model: Model) -> None:
 
 def rounds(runtime: Runtime, model: Model) -> bool:
     """Whether the artifact of a model computes with rounded activations, so that it may differ from its simulation."""
+    if runtime.rounds_reals:
+        return True
     if model.quantization is None:
         return False
     if not model.quantization.stored or model.quantization.layers:

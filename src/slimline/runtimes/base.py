@@ -126,12 +126,20 @@ class Runtime(Protocol):
         """Bits that a code of such a weight takes in its artifact."""
         return each.stored_bits
 
+    shrinks: frozenset[str] = frozenset()
+    """What makes its artifacts smaller by itself, of ``zeros`` and ``shared values``."""
+
     dynamic: frozenset[str] = frozenset()
     """Layers (``linear``, ``lstm``) that it computes in integers whose ranges are found at run time, as by
     DynamicQuantizeLinear of ONNX."""
 
     def rounds_inputs(self, each: Format) -> bool:
         """Whether, unasked, it rounds what it multiplies by weights that are stored in a format."""
+        return False
+
+    @property
+    def rounds_reals(self) -> bool:
+        """Whether it is told to compute real numbers in fewer than 32 bits, and then differs from the model by that."""
         return False
 
     def available(self) -> str | None:

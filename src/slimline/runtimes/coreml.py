@@ -2,6 +2,7 @@
 
 Core ML runs nowhere else, so a package is checked against the program that it was made of: inputs, outputs, weights and
 grids, decoded from the file. Floats are float16 inside, as is Core ML's own default, inputs and outputs float32.
+Weights of short formats, with zeros or of few values are held as `slimline.runtimes.coreml_weights` says.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,7 +21,11 @@ import numpy as np
 from slimline.basics.errors import SlimlineError, first_line, require
 from slimline.basics.quiet import silent
 from slimline.graph.placement import Policy
+from slimline.methods.formats import Format
+from slimline.runtimes import coreml_weights
 from slimline.runtimes.base import Runtime
+from slimline.runtimes.coreml_package import MODEL, WEIGHTS, Package
+from slimline.runtimes.coreml_weights import Stored, add_pass, smallest, ways
 from slimline.runtimes.forms import EXPORTED_PROGRAM, Form
 
 if TYPE_CHECKING:
@@ -31,7 +36,6 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, np.dtype[Any]]
 Specs = list[tuple[str, tuple[int | None, ...], str]]
 
-_MODEL, _WEIGHTS = "com.apple.CoreML/model.mlmodel", "com.apple.CoreML/weights"
 _NAMESPACE = uuid.UUID("5f0e4f5a-1f0c-5c49-9d52-6f1d6d8b6f0e")
 """Of the identifiers in the manifest, which Core ML draws at random."""
 _FOLDING = (
@@ -40,10 +44,7 @@ _FOLDING = (
 )  # fmt: skip
 """Passes that change weights or grids: the file would no longer hold those that were calibrated."""
 _READERS = ("conv", "linear", "embedding", "addmm")
-_ARRAYS = {65552: "float16", 65568: "float32", 65600: "float64", 131080: "int8", 131104: "int32"}
-"""`ArrayFeatureType.ArrayDataType`, the types of inputs and outputs."""
-_TYPES = {1: "bool", 10: "float16", 11: "float32", 21: "int8", 23: "int32", 31: "uint8"}
-"""`MIL.DataType`, the types of values inside."""
+_SYSTEMS = {"ios17": "iOS 17 or macOS 14", "ios18": "iOS 18 or macOS 15"}
 
 POLICY = Policy(
     activations="int8",
@@ -66,6 +67,7 @@ class CoreML(Runtime):
     Parameters
     ----------
     precision : of float weights and arithmetic inside.
+    system : ``ios17`` or ``ios18``, the oldest that has to load the file; '' for the oldest that its weights allow.
     """
 
     name = "coreml"
@@ -74,13 +76,52 @@ class CoreML(Runtime):
     forms = (EXPORTED_PROGRAM,)
     policy = POLICY
     packages = ("coremltools", "torch")
-    precisions = ("float16", "int8")
+    precisions = ("float16", "int8", "weights of 1 to 8 bits")
     abilities: frozenset[str] = frozenset()
     elsewhere = "on Apple devices"
-    description = "Core ML for iOS 17 and macOS 14, not run here: int8 activations and int8 weights per channel"
+    description = (
+        "Core ML for iOS 17 and macOS 14 or later, not run here: int8 activations and int8 weights per channel, or "
+        "weights alone in blocks, as palettes and without their zeros"
+    )
+    storage = (
+        "weights are decoded when the file is loaded or where they are read, as the device decides; 8-bit integers per "
+        "channel, zeros left out and one palette in all are for iOS 17, all else for iOS 18, as the file's description "
+        "says; scales and levels are rounded to float16"
+    )
+    shrinks = frozenset({"zeros", "shared values"})
 
-    def __init__(self, precision: Literal["float16", "float32"] = "float16") -> None:
-        self.precision = precision
+    def __init__(
+        self, precision: Literal["float16", "float32"] = "float16", system: str = "", name: str = name
+    ) -> None:
+        self.name, self.precision, self._system = name, precision, system
+        self._legacy = system == "ios17"
+        half = ", float16" if precision == "float16" else ""
+        self.stores = f"integers of 2 to 8 bits and up to 256 levels with any scales, float8_e4m3fn, float8_e5m2{half}"
+        if self._legacy:
+            self.stores = f"integers of 2 to 8 bits per tensor or position of an axis, levels per tensor{half}"
+
+    def can_store(self, each: Format) -> bool:
+        """See `slimline.runtimes.coreml_weights`."""
+        return coreml_weights.can_store(each, self.precision, self._legacy)
+
+    def container(self, each: Format) -> int:
+        """Places in palettes take 1, 2, 3, 4, 6 or 8 bits."""
+        return coreml_weights.container(each, self._legacy)
+
+    def settings(self) -> Mapping[str, Mapping[str, str]]:
+        """In what floats are computed, and for which system."""
+        return {
+            "precision": {
+                "fp16": "floats are float16 inside; the default",
+                "fp32": "floats are float32 inside, which GPUs and CPUs compute",
+            },
+            "system": {word: f"for {what}, whatever the weights need" for word, what in _SYSTEMS.items()},
+        }
+
+    def configured(self, name: str, chosen: Mapping[str, str]) -> CoreML:
+        """In another precision, for another system, or both."""
+        precision: Literal["float16", "float32"] = "float32" if chosen.get("precision") == "fp32" else "float16"
+        return CoreML(precision, chosen.get("system", ""), name)
 
     def available(self) -> str | None:
         """None, or the sentence with the pip command."""
@@ -95,9 +136,11 @@ class CoreML(Runtime):
         """
         with silent():
             require("coremltools", self.extra)
+        held = _held(form, self.precision, self._legacy)
+        system = self._system or ("ios17" if all(each.legacy for _, each in held.values()) else "ios18")
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
             package = Path(folder, path.name)
-            _convert(form.content, package, self.precision)
+            _convert(form.content, package, self.precision, system, list(held.values()))
             if path.exists():
                 shutil.rmtree(path)
             package.replace(path)
@@ -110,22 +153,49 @@ class CoreML(Runtime):
         SlimlineError : one is not as in the program.
         """
         with silent():
-            reading = _Package(path)
+            reading = Package(path)
         _same_interface(form.content, reading)
-        _same_weights(form.content, reading, self.precision)
+        _same_weights(form, reading, self.precision, _held(form, self.precision, self._legacy))
         _same_grids(form.content, reading, self.precision)
         return None
 
     def input_specs(self, path: Path) -> Specs:
         """Name, shape (None where any size up to a bound goes) and dtype of each input."""
         with silent():
-            return _Package(Path(path)).inputs()
+            return Package(Path(path)).inputs()
 
 
 runtime = CoreML()
 
 
-def _convert(program: torch.export.ExportedProgram, package: Path, precision: str) -> None:
+def _held(form: Form, precision: str, legacy: bool) -> dict[str, tuple[Array, Stored]]:
+    """The weights that the package holds otherwise than they are used, by name, and how.
+
+    Raises
+    ------
+    SlimlineError : a weight that is to be stored in a format, and is not in the program.
+    """
+    if form.integer:
+        return {}
+    program = form.content
+    weights = {name: weight for name, weight, _ in _weights(program) if weight.ndim > 1}
+    for name in form.weights:
+        if name not in program.state_dict:
+            raise SlimlineError(
+                f"The program does not hold the weight {name} to be stored: leave its layer out by keep."
+            )
+        weights[name] = program.state_dict[name].detach().cpu().float().numpy()
+    ways = {name: smallest(weight, form.weights.get(name), precision, legacy) for name, weight in weights.items()}
+    return {name: (weights[name], way) for name, way in ways.items() if not way.is_plain}
+
+
+def _convert(
+    program: torch.export.ExportedProgram,
+    package: Path,
+    precision: str,
+    system: str,
+    held: Sequence[tuple[Array, Stored]],
+) -> None:
     outputs = program.graph.output_node().args[0]
     floats = [node.meta["val"].is_floating_point() for node in outputs]
     names = ["output"] if len(floats) == 1 else [f"output_{i}" for i in range(len(floats))]
@@ -134,6 +204,8 @@ def _convert(program: torch.export.ExportedProgram, package: Path, precision: st
 
         pipeline = ct.PassPipeline.DEFAULT
         pipeline.remove_passes({f"common::{name}" for name in _FOLDING})
+        if held:
+            add_pass(pipeline, held)
         try:
             ct.convert(
                 program.run_decompositions({}),
@@ -142,7 +214,7 @@ def _convert(program: torch.export.ExportedProgram, package: Path, precision: st
                     for name, real in zip(names, floats, strict=True)
                 ],
                 convert_to="mlprogram",
-                minimum_deployment_target=ct.target.iOS17,
+                minimum_deployment_target=ct.target.iOS17 if system == "ios17" else ct.target.iOS18,
                 compute_precision=ct.precision.FLOAT16 if precision == "float16" else ct.precision.FLOAT32,
                 pass_pipeline=pipeline,
                 skip_model_load=True,
@@ -152,24 +224,25 @@ def _convert(program: torch.export.ExportedProgram, package: Path, precision: st
                 f"The model cannot be written for Core ML ({first_line(error)[:200]}): "
                 "express that part of it by common operators."
             ) from error
-        _settle(package)
+        _settle(package, system)
 
 
-def _settle(package: Path) -> None:
+def _settle(package: Path, system: str) -> None:
     """Make a package the same each time: identifiers, dates, files for debuggers; and let a batch of one in."""
     from coremltools.proto import Model_pb2
 
-    file = package / "Data" / _MODEL
+    file = package / "Data" / MODEL
     model = Model_pb2.Model()
     model.ParseFromString(file.read_bytes())
     model.description.metadata.userDefined.clear()
+    model.description.metadata.shortDescription = f"Needs {_SYSTEMS[system]}."
     for each in model.description.input:
         array = each.type.multiArrayType
         for size in array.shapeRange.sizeRanges[:1]:
             if size.upperBound != size.lowerBound:
                 size.lowerBound = 1
     file.write_bytes(model.SerializeToString(deterministic=True))
-    entries = {"model.mlmodel": (_MODEL, "CoreML Model Specification"), "weights": (_WEIGHTS, "CoreML Model Weights")}
+    entries = {"model.mlmodel": (MODEL, "CoreML Model Specification"), "weights": (WEIGHTS, "CoreML Model Weights")}
     items = {
         str(uuid.uuid5(_NAMESPACE, path)): {
             "author": "com.apple.CoreML",
@@ -180,7 +253,7 @@ def _settle(package: Path) -> None:
         for name, (path, description) in entries.items()
         if (package / "Data" / path).exists()
     }
-    root = str(uuid.uuid5(_NAMESPACE, _MODEL))
+    root = str(uuid.uuid5(_NAMESPACE, MODEL))
     manifest = {"fileFormatVersion": "1.0.0", "itemInfoEntries": items, "rootModelIdentifier": root}
     (package / "Manifest.json").write_text(json.dumps(manifest, indent=4, sort_keys=True) + "\n", "utf-8")
     for entry in package.iterdir():
@@ -190,115 +263,7 @@ def _settle(package: Path) -> None:
         entry.chmod(0o755 if entry.is_dir() else 0o644)
 
 
-class _Package:
-    """The program in a package, its constants decoded."""
-
-    def __init__(self, path: Path) -> None:
-        from coremltools.libmilstoragepython import _BlobStorageReader
-        from coremltools.proto import Model_pb2
-
-        file = path / "Data" / _MODEL
-        if not file.is_file():
-            raise SlimlineError(f"{path} is no Core ML package: give a folder that ends in .mlpackage.")
-        self.model = Model_pb2.Model()
-        try:
-            self.model.ParseFromString(file.read_bytes())
-        except Exception as error:  # protobuf's own type
-            raise SlimlineError(f"{file} cannot be read: export the model again.") from error
-        weights = path / "Data" / _WEIGHTS / "weight.bin"
-        self._blobs = _BlobStorageReader(str(weights)) if weights.is_file() else None
-        function = self.model.mlProgram.functions["main"]
-        self.block = function.block_specializations[function.opset]
-        self.makers = {out.name: operation for operation in self.block.operations for out in operation.outputs}
-
-    def inputs(self) -> Specs:
-        """Name, shape and dtype of each input."""
-        specs: Specs = []
-        for each in self.model.description.input:
-            array = each.type.multiArrayType
-            ranges = [(s.lowerBound, s.upperBound) for s in array.shapeRange.sizeRanges]
-            shape = tuple(None if a != b else int(a) for a, b in ranges or [(n, n) for n in array.shape])
-            specs.append((str(each.name), shape, _ARRAYS[array.dataType]))
-        return specs
-
-    def outputs(self) -> Specs:
-        """The same of each output."""
-        kinds = {each.name: _ARRAYS[each.type.multiArrayType.dataType] for each in self.model.description.output}
-        return [(name, self._shape(name), kinds[name]) for name in self.block.outputs]
-
-    def _shape(self, name: str) -> tuple[int | None, ...]:
-        (value,) = (out for out in self.makers[name].outputs if out.name == name)
-        sizes = value.type.tensorType.dimensions
-        return tuple(int(size.constant.size) if size.HasField("constant") else None for size in sizes)
-
-    def constants(self) -> Iterator[Array]:
-        """All that is stored as it is used."""
-        for operation in self.block.operations:
-            if operation.type == "const":
-                array = self.value(operation.attributes["val"])
-                if array is not None:
-                    yield array
-
-    def packed(self) -> Iterator[tuple[Array, Array, int]]:
-        """Integers, scales and axis of every weight that is stored as integers."""
-        for operation in self.block.operations:
-            if operation.type == "constexpr_affine_dequantize":
-                integers, scale = (self.value(operation.attributes[key]) for key in ("quantized_data", "scale"))
-                axis = self.value(operation.attributes["axis"])
-                assert integers is not None and scale is not None and axis is not None
-                yield integers, scale, int(axis)
-
-    def grids(self) -> Iterator[tuple[str, float, int]]:
-        """Kind, scale and zero point of every operator that rounds or unrounds a value."""
-        for operation in self.block.operations:
-            if operation.type in ("quantize", "dequantize"):
-                scale, zero = (self._argument(operation, key) for key in ("scale", "zero_point"))
-                assert scale is not None
-                yield operation.type, float(scale), 0 if zero is None else int(zero)
-
-    def integer_products(self) -> int:
-        """Convolutions and linear layers that read integers."""
-        return sum(
-            operation.type in ("conv", "linear", "matmul") and self._unrounded(operation.inputs["x"])
-            for operation in self.block.operations
-        )
-
-    def _unrounded(self, argument: Any) -> bool:
-        maker = self.makers.get(argument.arguments[0].name)
-        return maker is not None and maker.type == "dequantize"
-
-    def _argument(self, operation: Any, key: str) -> Array | None:
-        if key not in operation.inputs:
-            return None
-        binding = operation.inputs[key].arguments[0]
-        if not binding.name:
-            return self.value(binding.value)
-        return self.value(self.makers[binding.name].attributes["val"])
-
-    def value(self, value: Any) -> Array | None:
-        """A stored tensor; None where it is text."""
-        kind = value.type.tensorType
-        dtype = _TYPES.get(kind.dataType)
-        if dtype is None:
-            return None
-        shape = tuple(int(size.constant.size) for size in kind.dimensions)
-        if value.WhichOneof("value") == "blobFileValue":
-            flat = self._blob(dtype, value.blobFileValue.offset)
-        else:
-            tensor = value.immediateValue.tensor
-            held = getattr(tensor, str(tensor.WhichOneof("value"))).values
-            flat = np.frombuffer(held, dtype) if isinstance(held, bytes) else np.asarray(list(held), dtype)
-        return flat.reshape(shape)
-
-    def _blob(self, dtype: str, offset: int) -> Array:
-        if self._blobs is None:
-            raise SlimlineError("The Core ML package has no file of weights: export the model again.")
-        name = {"float32": "float", "float16": "fp16"}.get(dtype, dtype)
-        flat = np.asarray(getattr(self._blobs, f"read_{name}_data")(offset))
-        return flat.view(dtype) if dtype == "float16" and flat.dtype != np.float16 else flat.astype(dtype)
-
-
-def _same_interface(program: torch.export.ExportedProgram, package: _Package) -> None:
+def _same_interface(program: torch.export.ExportedProgram, package: Package) -> None:
     nodes = {node.name: node for node in program.graph.nodes}
     inputs = [nodes[name].meta["val"] for name in program.graph_signature.user_inputs if isinstance(name, str)]
     answers = [node.meta["val"] for node in program.graph.output_node().args[0]]
@@ -329,30 +294,52 @@ def _dtype(tensor: torch.Tensor) -> str:
     return "float32" if tensor.is_floating_point() else "int32"
 
 
-def _same_weights(program: torch.export.ExportedProgram, package: _Package, precision: str) -> None:
-    """Every weight that a layer reads is in the package, rounded to its precision at most."""
+def _same_weights(form: Form, package: Package, precision: str, held: Mapping[str, tuple[Array, Stored]]) -> None:
+    """Every weight that a layer reads is in the package, rounded to its precision at most, in no more bits than it is
+    to be held in, and with the codes of its format."""
     plain: dict[int, list[Array]] = {}
     for array in package.constants():
         plain.setdefault(array.size, []).append(array)
-    packed = list(package.packed())
-    for name, weight, grid in _weights(program):
-        if grid is None:
-            rounded = weight.astype(precision if weight.dtype.kind == "f" else weight.dtype)
-            if not np.isfinite(rounded).all():
-                raise SlimlineError(f"{name} has numbers that {precision} does not: scale it, or export in float32.")
-            present = any(_equal(rounded, array) for array in plain.get(weight.size, ()))
-        else:
+    decoded = list(package.weights())
+
+    def present(name: str, weight: Array, grid: tuple[Array, int] | None) -> bool:
+        if grid is not None:
             scale, axis = grid
-            scale = scale.astype(precision)
-            present = any(
-                np.array_equal(weight, integers) and np.array_equal(np.ravel(scale), np.ravel(scales)) and axis == other
-                for integers, scales, other in packed
+            return any(
+                np.array_equal(weight, each.arrays["quantized_data"])
+                and np.array_equal(np.ravel(scale.astype(precision)), np.ravel(each.arrays["scale"]))
+                and axis == int(each.arrays["axis"])
+                for each in decoded
+                if "quantized_data" in each.arrays
             )
-        if not present:
+        if name in held:
+            limit, coded = held[name][1].bits, form.weights.get(name)
+            return any(
+                each.bits <= limit and any(_close(weight, laid, coded) for laid, _ in ways(each.values, weight.shape))
+                for each in decoded
+            )
+        rounded = weight.astype(precision if weight.dtype.kind == "f" else weight.dtype)
+        return any(_equal(rounded, array) for array in plain.get(weight.size, ()))
+
+    weights = {name: (weight, grid) for name, weight, grid in _weights(form.content)}
+    weights |= {name: (weight, None) for name, (weight, _) in held.items()}
+    for name, (weight, grid) in weights.items():
+        if weight.dtype.kind == "f" and not (np.abs(weight) <= np.finfo(precision).max).all():
+            raise SlimlineError(f"{name} has numbers that {precision} does not: scale it, or export for coreml:fp32.")
+        if not present(name, weight, grid):
             raise SlimlineError(
                 f"The Core ML package does not hold {name} as the model has it, so it was not written: report this "
                 "model to slimline."
             )
+
+
+def _close(weight: Array, decoded: Array, coded: Format | None) -> bool:
+    """Whether scales, levels and their product are off by no more than their rounding, and the codes are the same."""
+    kind = np.finfo(decoded.dtype)
+    real = decoded.astype(np.float32)
+    if not (np.abs(real - weight) <= 2 * kind.eps * np.abs(weight) + kind.smallest_subnormal).all():
+        return False
+    return coded is None or np.array_equal(coded.encode(real), coded.encode(weight))
 
 
 def _equal(weight: Array, array: Array) -> bool:
@@ -382,7 +369,7 @@ def _weights(program: torch.export.ExportedProgram) -> Iterator[tuple[str, Array
                 yield name.removesuffix("_integers"), tensors[name].numpy(), (content(scales), axis)
 
 
-def _same_grids(program: torch.export.ExportedProgram, package: _Package, precision: str) -> None:
+def _same_grids(program: torch.export.ExportedProgram, package: Package, precision: str) -> None:
     """The package rounds to the model's grids and no others, and as many layers read integers."""
     kind = np.dtype(precision).type
     grids = {
@@ -393,7 +380,7 @@ def _same_grids(program: torch.export.ExportedProgram, package: _Package, precis
     for (rounded, _), scale in grids.items():
         if abs(rounded - scale) > 0.01 * scale:
             raise SlimlineError(
-                f"{precision} does not hold the step {scale:.3g} of an integer grid: export in float32."
+                f"{precision} does not hold the step {scale:.3g} of an integer grid: export for coreml:fp32."
             )
     products = [
         node

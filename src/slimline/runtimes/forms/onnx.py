@@ -36,6 +36,7 @@ _BIASED = {"Conv", "ConvTranspose", "Gemm"}
 WEIGHTED = frozenset({*_BIASED, "MatMul"})
 """Operators that have the weight of a layer as their second operand."""
 _INT32 = np.iinfo(np.int32)
+HALF_OPSET = 19
 NO_WEIGHTS: Mapping[str, Format] = MappingProxyType({})
 
 
@@ -75,6 +76,8 @@ def serialized(model: ir.Model, passes: Callable[[ir.Model], None]) -> bytes:
         proto = ir.to_proto(model)
         del proto.graph.value_info[:]  # shapes of the weights, which say nothing that the weights do not
         onnx.checker.check_model(proto, full_check=True)
+    except SlimlineError:
+        raise
     except Exception as error:  # the checker raises many types
         reason = " ".join((str(error).strip().splitlines() or [type(error).__name__])[0].split())[:200].rstrip(".: ")
         raise SlimlineError(
@@ -103,10 +106,15 @@ def rewrite(model: ir.Model, weights: Mapping[str, Format] = NO_WEIGHTS, own: bo
     _tidy(model)
 
 
-def explicit(model: ir.Model) -> None:
-    """Run the passes for TensorRT, in place: pairs where values are rounded, biases in float."""
+def explicit(model: ir.Model, weights: Mapping[str, Format] = NO_WEIGHTS, half: bool = False) -> None:
+    """Run the passes for TensorRT, in place: pairs where values are rounded, biases in float. `weights` as in
+    `rewrite`; `half` raises the opset to the first in which pairs may be of float16."""
     graph = model.graph
+    upgrade(model, weights)
+    if half and any(node.op_type == FAKE_QUANTIZE for node in graph):
+        raise_opset(model, HALF_OPSET)
     name_nodes(graph)
+    pack(model, weights, explicit=True)
     _Expander(graph).pairs()
     _tidy(model)
 

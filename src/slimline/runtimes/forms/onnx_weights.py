@@ -28,13 +28,14 @@ _OPSETS = {"float16": 13, "bfloat16": 13, "float8_e4m3fn": 19, "float8_e5m2": 19
 INT4_OPSET = 21
 
 
-def pack(model: ir.Model, weights: Mapping[str, Format], ragged: bool = True) -> None:
+def pack(model: ir.Model, weights: Mapping[str, Format], ragged: bool = True, explicit: bool = False) -> None:
     """Store the codes of marked weights, in place.
 
     Parameters
     ----------
     weights : formats by the names of the model's stored tensors.
     ragged : whether the last block of a DequantizeLinear may be shorter than the others.
+    explicit : whether every weight with scales becomes one DequantizeLinear and nothing else.
 
     Raises
     ------
@@ -43,7 +44,7 @@ def pack(model: ir.Model, weights: Mapping[str, Format], ragged: bool = True) ->
     missing = set(weights)
     for node, name in list(_marked(model.graph)):
         if name in weights:
-            _Packer(model.graph, node, weights[name], ragged).run()
+            _Packer(model.graph, node, weights[name], ragged, explicit).run()
             missing.discard(name)
     if missing:
         raise SlimlineError(
@@ -97,6 +98,7 @@ class _Packer:
     node: ir.Node
     format: Format
     ragged: bool
+    explicit: bool
 
     def __post_init__(self) -> None:
         value = self.node.inputs[0]
@@ -108,6 +110,9 @@ class _Packer:
     def run(self) -> None:
         """Do it."""
         each = self.format
+        if self.explicit and isinstance(each, Scaled) and not (isinstance(each, FloatFormat) and each.is_plain):
+            self._sole(each)
+            return
         product = _product(self.node) if isinstance(each, IntegerGrid) else None
         if product is not None and isinstance(each, IntegerGrid):
             reader, turned = product
@@ -122,6 +127,35 @@ class _Packer:
                 return
         assert isinstance(each, Scaled)
         self._unpacked(each)
+
+    def _sole(self, each: Scaled) -> None:
+        """One DequantizeLinear in its place, in the order in which a linear layer multiplies by it."""
+        reader = _sole_reader(self.node.outputs[0])
+        turned = reader is not None and reader.op_type == "Transpose" and self.weight.ndim == 2
+        end = reader if turned and reader is not None else self.node
+        blocks = each.blocks[::-1] if turned else each.blocks
+        codes, scale = (np.ascontiguousarray(x.T) if turned else x for x in (self.codes, each.scale))
+        long = [d for d, block in enumerate(blocks) if block is not None and block > 1 and scale.shape[d] > 1]
+        divided = [d for d, n in enumerate(scale.shape) if n > 1]
+        attributes: dict[str, int] = {}
+        if long:
+            block, size = blocks[long[0]], codes.shape[long[0]]
+            assert block is not None
+            if size % block:
+                raise SlimlineError(
+                    f"The weight {self.name} has {size} inputs, which {block} in a group do not divide: choose another "
+                    "group_size for its layer, or leave it out by keep."
+                )
+            attributes = {"axis": long[0], "block_size": block}
+        elif divided:
+            attributes, scale = {"axis": divided[0]}, scale.reshape(-1)
+        else:
+            scale = scale.reshape(())
+        stored = [self._stored(_typed(codes, each), "codes"), self._stored(np.ascontiguousarray(scale), "scale")]
+        real = ir.node("DequantizeLinear", stored, attributes, name="")
+        if end is not self.node:
+            replace(self.graph, self.node, [], self.node.inputs[0])
+        replace(self.graph, end, [real])
 
     def _integer(self, each: IntegerGrid, reader: ir.Node, turned: bool, rounded: ir.Node) -> None:
         """A product of integers, since what it reads is rounded as well."""

@@ -8,6 +8,7 @@ from importlib import resources
 from typing import Any
 
 from slimline.methods.sparsity import Pattern
+from slimline.runtimes.base import runtime
 from slimline.steps.sparse.step import SparsePruning
 
 SAME = 0.005  # file sizes nearer than this to each other
@@ -26,6 +27,8 @@ def note(step: SparsePruning, target: str) -> str:
     """One sentence: the measured row nearest to what `step` asks for, on the runtime `target`."""
     rows = [row for row in _table() if row["target"] == target]
     dense = next((row for row in rows if row["kind"] == "dense"), None)
+    if dense is None and "zeros" in runtime(target).shrinks:
+        return f"The file for {target} leaves zeros out where that is smaller; what that does to time is not measured."
     if dense is None:
         return f"What zeros buy on {target} has not been measured."
     pattern = Pattern.parse(step.pattern)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from slimline.recipe.step import Step
+from slimline.runtimes.base import runtime
 from slimline.steps.base import Context, Forecast, Handler, StepResult
 from slimline.steps.weight_sharing.step import WeightSharing
 
@@ -52,6 +53,8 @@ class _Handler(Handler[WeightSharing]):
         return replace(forecast, lines=(*lines, *forecast.lines))
 
     def remarks(self, step: WeightSharing, target: str) -> tuple[str, ...]:
+        if "shared values" in runtime(target).shrinks:
+            return (f"The file for {target} holds places in palettes where they are smaller than the weights.",)
         return (f"Shared weights make no file for {target} smaller by themselves: slimline pack does.",)
 
     def company(self, step: WeightSharing, student: Model, context: Context) -> Company:
