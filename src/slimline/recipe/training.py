@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from slimline.basics.errors import SlimlineError
 from slimline.recipe.config import Config
 from slimline.recipe.step import Step
 
@@ -100,6 +101,8 @@ class Training(Step):
     view : how teacher and student both see the samples, see `View`; None as they are.
     refresh_batches : batches over which batch-norm statistics are recomputed.
     precision : ``float32``, or ``bfloat16`` for forward and backward passes where the framework has it.
+    cache : folder in which the teacher's outputs are kept by sample, as the teacher sees it; None asks the teacher at
+        every step. Not with `features`, which are inside of it, and not with ``alpha=0``, which reads none.
     """
 
     step: str
@@ -124,6 +127,14 @@ class Training(Step):
     precision: Literal["float32", "bfloat16"] = "float32"
     features: tuple[FeatureLoss, ...] = ()
     output_weights: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    cache: Annotated[str, Field(pattern=r"^[^\x00]+$")] | None = None
+
+    @model_validator(mode="after")
+    def _cached(self) -> Training:
+        if self.cache is not None and (self.features or self.alpha == 0):
+            what = "the features are inside of the network" if self.features else "with alpha 0 none are read"
+            raise SlimlineError(f"cache keeps the outputs of a teacher, and {what}: leave cache out.")
+        return self
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -36,6 +36,7 @@ from slimline.methods.outputs import Output, aligned
 from slimline.model import Model
 from slimline.model.outputs import bare_outputs, described_outputs
 from slimline.recipe.training import Training
+from slimline.training.cache import TeacherCache
 from slimline.training.companions import Companion, Company
 from slimline.training.features import terms
 from slimline.training.teacher import UNKNOWN, Teacher, every_teacher, fingerprint
@@ -123,8 +124,10 @@ def recover(
     companion = Companion() if company is None else company.begin(step.epochs * _updates(train, step.batch_size))
     companion.start(trainer)
     channels_first = student.adapter.layout == "channels_first"
-    loop = Loop(step, train, trainer, companion, seed, _steps(step, train), progress, channels_first)
-    facts = [s.model_dump(mode="json") for s in (step, *(() if company is None else company.steps))]
+    asks = step.cache is not None and bool(teachers) and not unheeded
+    cache = TeacherCache(Path(str(step.cache)), teachers, step, outputs) if asks else None
+    loop = Loop(step, train, trainer, companion, seed, _steps(step, train), progress, channels_first, cache)
+    facts = [s.model_dump(mode="json", exclude={"cache"}) for s in (step, *(() if company is None else company.steps))]
     key = _fingerprint((student, *teachers), facts, seed, len(train))
     records = _best(loop, score, None if checkpoint is None else _Store(checkpoint, key))
     first, last = records[0]["score"], records[-1]["score"]
@@ -196,6 +199,7 @@ class Loop:
 
     Attributes
     ----------
+    cache : of what the teachers answer, where there is one.
     means : the exponential means of the weights, by name, where there are such.
     """
 
@@ -207,6 +211,7 @@ class Loop:
     total: int
     tell: Callable[[Progress], None] | None
     channels_first: bool = True
+    cache: TeacherCache | None = None
     means: dict[str, Array] = field(default_factory=dict)
 
     def refresh(self, epoch: int) -> None:
@@ -227,16 +232,23 @@ class Loop:
                 rng = np.random.default_rng((self.seed, number, len(losses)))
                 batch = seen(step.view, batch, self.channels_first, rng)
             companion.before(self.trainer)
-            losses.append(_finite(self.trainer.step(batch, rate), number, step))
+            losses.append(_finite(self._step(batch, rate), number, step))
             companion.after(self.trainer, rate, batch)
             if step.ema:
                 self._average(steps_taken)
             if self.tell is not None:
                 told = {"epoch": number, "loss": losses[-1]}
                 self.tell(Progress(what, min(steps_taken + 1, self.total), self.total, told))
+        if self.cache is not None:
+            self.cache.flush()
         if companion.refreshes:
             self.refresh(number)
         return float(np.mean(losses)), rate
+
+    def _step(self, batch: Batch, rate: float) -> float:
+        if self.cache is None:
+            return self.trainer.step(batch, rate)
+        return self.trainer.step(batch, rate, self.cache.answers(batch[0], self.trainer.taught))
 
     def state(self) -> dict[str, Array]:
         """All that the next epoch depends on."""

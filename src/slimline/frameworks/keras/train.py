@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from slimline.basics.errors import SlimlineError
 from slimline.basics.named import Labels
-from slimline.frameworks.base import Array, Batch, Term, in_parts, teachers_of
+from slimline.frameworks.base import Array, Batch, Term, answers_in_parts, in_parts, teachers_of
 from slimline.frameworks.keras.canonical import canonical
 from slimline.frameworks.keras.device import computing, placed
 from slimline.frameworks.keras.functional import SEED_STATE, calls, final_activations, like, variables
@@ -73,6 +73,8 @@ class KerasTrainer:
         self._terms: list[tuple[Term, dict[str, keras.Variable]]] = []
         self._optimizer = self._make_optimizer()
         self._train: Callable[..., tuple[tf.Tensor, list[tf.Tensor]]] | None = None
+        self._asks = True
+        self._tutors: Callable[..., list[list[tf.Tensor]]] | None = None
         self._slopes: Callable[..., list[tf.Tensor]] | None = None
         self._last: list[tf.Tensor] = []
         self._masks: dict[str, tf.Variable] = {}
@@ -94,12 +96,13 @@ class KerasTrainer:
             layer.momentum = momentum
 
     @placed
-    def step(self, batch: Batch, rate: float) -> float:
+    def step(self, batch: Batch, rate: float, answers: Sequence[tuple[Array, ...]] | None = None) -> float:
         """One step of the optimiser at learning rate `rate`; the loss before it."""
         parts = in_parts(batch, self._config.accumulate)
-        operands = [self._operands(part) for part in parts]
-        if self._train is None:
-            self._train = self._compile(operands[0])
+        known = answers_in_parts(answers, self._config.accumulate)
+        operands = [self._operands(*each) for each in zip(parts, known, strict=False)]
+        if self._train is None or self._asks != (answers is None):
+            self._train, self._asks = self._compile(operands[0]), answers is None
         self._optimizer.learning_rate = rate
         with _bfloat16(self._config.precision == "bfloat16"):
             if self._config.accumulate == 1:
@@ -108,6 +111,21 @@ class KerasTrainer:
                 shares = [tf.constant(len(part[0][0]) / len(batch[0][0]), tf.float32) for part in parts]
                 loss, self._last = self._train(operands, shares)
         return float(loss)
+
+    @placed
+    def taught(self, inputs: tuple[Array, ...]) -> list[tuple[Array, ...]]:
+        """Of each teacher its outputs as the loss compares them."""
+        parts = [self._operands(part)[0] for part in in_parts((inputs, None), self._config.accumulate)]
+        if self._tutors is None:
+            assert self._outputs is not None
+            pairs = zip(self._sources, self._teachers, strict=True)
+            tutors = [_forward(*pair, self._outputs, (), training=False) for pair in pairs]
+            signature = [_signature(self._student)]
+            self._tutors = _compiled(lambda x: [tutor(x)[0] for tutor in tutors], input_signature=signature)
+        with _bfloat16(self._config.precision == "bfloat16"):
+            answers = [self._tutors(part) for part in parts]
+        every = [zip(*each, strict=True) for each in zip(*answers, strict=True)]
+        return [tuple(np.concatenate([np.array(x) for x in output]) for output in each) for each in every]
 
     @placed
     def hold(self, masks: Mapping[str, Array]) -> None:
@@ -178,15 +196,17 @@ class KerasTrainer:
         pairs = zip(self._source.trainable_variables, self._student.trainable_variables, strict=True)
         return {names[id(source)]: own for source, own in pairs}
 
-    def _operands(self, batch: Batch) -> tuple[Any, ...]:
-        """What the compiled functions take: the inputs, and the labels of those outputs whose labels matter."""
+    def _operands(self, batch: Batch, answers: Sequence[tuple[Array, ...]] | None = None) -> tuple[Any, ...]:
+        """What the compiled functions take: the inputs, the labels of those outputs whose labels matter, and what is
+        known of the teachers' answers."""
         inputs, labels = batch
         tensors = _tensors(inputs)
         if self._outputs is None:
             self._outputs = _described(self._infer(tensors), labels)
         if self._teachers and self._config.alpha == 1:
             labels = None
-        return tensors, [own for own in targets(self._outputs, labels) if own is not None]
+        known = [list(_tensors(each)) for each in answers or ()]
+        return tensors, [own for own in targets(self._outputs, labels) if own is not None], known
 
     @placed
     def outputs(self, inputs: tuple[Array, ...]) -> tuple[Array, ...]:
@@ -233,8 +253,13 @@ class KerasTrainer:
         return optimizer
 
     def _signatures(self, operands: tuple[Any, ...]) -> list[Any]:
-        """Of compiled functions of inputs and labels, of any batch size."""
-        return [_signature(self._student), [tf.TensorSpec((None, *x.shape[1:]), x.dtype) for x in operands[1]]]
+        """Of compiled functions of inputs, labels and answers, of any batch size."""
+
+        def free(x: Any) -> tf.TensorSpec:
+            return tf.TensorSpec((None, *x.shape[1:]), x.dtype)
+
+        _, labels, known = operands
+        return [_signature(self._student), [free(x) for x in labels], [[free(x) for x in each] for each in known]]
 
     def _graph(self, training: bool) -> Callable[..., tuple[tf.Tensor, list[tf.Tensor]]]:
         """The loss and its gradients, as a function to be compiled."""
@@ -249,11 +274,13 @@ class KerasTrainer:
             for index, (source, teacher) in enumerate(zip(self._sources, self._teachers, strict=True))
         ]
 
-        def run(inputs: list[tf.Tensor], labels: list[tf.Tensor]) -> tuple[tf.Tensor, list[tf.Tensor]]:
-            every = [tutor(inputs) for tutor in tutors]
+        def run(
+            inputs: list[tf.Tensor], labels: list[tf.Tensor], answers: list[list[tf.Tensor]]
+        ) -> tuple[tf.Tensor, list[tf.Tensor]]:
+            every = [] if answers else [tutor(inputs) for tutor in tutors]
             taught, known = None, every[0][1] if every else {}
-            if every:
-                answers = [logits for logits, _ in every]
+            answers = answers or [logits for logits, _ in every]
+            if answers:
                 taught = distillation.joint_teacher(keras.ops, config.loss, outputs, answers, config.temperature)
             with tf.GradientTape() as tape:
                 students, seen = student(inputs)

@@ -133,9 +133,13 @@ class OnnxTrainer:
         else:
             self._native = _refreshed(self._native, batches)
 
-    def step(self, batch: Batch, rate: float) -> float:
+    def step(self, batch: Batch, rate: float, answers: Sequence[tuple[Array, ...]] | None = None) -> float:
         """One step of the optimiser at learning rate `rate`; the loss before it."""
-        return self._trainer.step(batch, rate)
+        return self._trainer.step(batch, rate, answers)
+
+    def taught(self, inputs: tuple[Array, ...]) -> list[tuple[Array, ...]]:
+        """Of each teacher its outputs as the loss compares them."""
+        return self._trainer.taught(inputs)
 
     def hold(self, masks: Mapping[str, Array]) -> None:
         """Keep weights at zero where their masks are False."""

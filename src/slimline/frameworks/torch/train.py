@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from slimline.basics.errors import SlimlineError
 from slimline.basics.named import Labels
-from slimline.frameworks.base import Array, Batch, Term, in_parts, teachers_of
+from slimline.frameworks.base import Array, Batch, Term, answers_in_parts, in_parts, teachers_of
 from slimline.frameworks.torch.device import (
     CPU,
     computing,
@@ -83,13 +83,15 @@ class TorchTrainer:
                     statistics.run(*self._student.tensors(inputs))
             statistics.store()
 
-    def step(self, batch: Batch, rate: float) -> float:
+    def step(self, batch: Batch, rate: float, answers: Sequence[tuple[Array, ...]] | None = None) -> float:
         """One step of the optimiser at learning rate `rate`; the loss before it."""
         self._optimizer.zero_grad(set_to_none=True)
         self._student.mode(training=True)
         with computing(self._device):
             parts = in_parts(batch, self._config.accumulate)
-            loss = sum(self._backward(part, len(part[0][0]) / len(batch[0][0])) for part in parts)
+            known = answers_in_parts(answers, self._config.accumulate)
+            shares = [len(part[0][0]) / len(batch[0][0]) for part in parts]
+            loss = sum(self._backward(*each) for each in zip(parts, shares, known, strict=False))
             for name, mask in self._masks.items():
                 gradient = self._weights[name].grad
                 if gradient is not None:
@@ -166,20 +168,41 @@ class TorchTrainer:
     def _gradients(self) -> dict[str, Array]:
         return {n: _array(torch.zeros_like(w) if w.grad is None else w.grad) for n, w in self._weights.items()}
 
-    def _backward(self, batch: Batch, share: float = 1.0) -> float:
+    def taught(self, inputs: tuple[Array, ...]) -> list[tuple[Array, ...]]:
+        """Of each teacher its outputs as the loss compares them."""
+        with computing(self._device):
+            parts = [self._ask(part) for part in in_parts((inputs, None), self._config.accumulate)]
+        every = [zip(*each, strict=True) for each in zip(*parts, strict=True)]
+        return [tuple(_array(torch.cat(output)) for output in each) for each in every]
+
+    def _ask(self, batch: Batch) -> list[list[Tensor]]:
+        """The teachers' outputs as the loss compares them."""
+        inputs, labels = batch
+        every = []
+        with torch.no_grad(), self._low:
+            for teacher in self._teachers:
+                teacher.mode(training=False)
+                raw = teacher(inputs)
+                self._outputs = self._outputs or _described(raw, labels)
+                every.append(teacher.logits(raw, self._outputs))
+        return every
+
+    @property
+    def _low(self) -> torch.autocast:
+        """Computes in the step's precision."""
+        return torch.autocast(kind(self._device), torch.bfloat16, enabled=self._config.precision == "bfloat16")
+
+    def _backward(self, batch: Batch, share: float = 1.0, answers: Sequence[tuple[Array, ...]] | None = None) -> float:
         """Gradients of the loss on a batch, times its share in a larger one, added to those there are; that product."""
         inputs, labels = batch
-        config, teachers = self._config, None
-        low = torch.autocast(kind(self._device), torch.bfloat16, enabled=config.precision == "bfloat16")
+        config, teachers, low = self._config, None, self._low
         if self._teachers:
+            if answers is None:
+                every = self._ask(batch)
+            else:
+                every = [[move(torch.from_numpy(x), self._device) for x in each] for each in answers]
+            assert self._outputs is not None
             with torch.no_grad(), low:
-                every = []
-                for teacher in self._teachers:
-                    teacher.mode(training=False)
-                    raw = teacher(inputs)
-                    self._outputs = self._outputs or _described(raw, labels)
-                    every.append(teacher.logits(raw, self._outputs))
-                assert self._outputs is not None
                 teachers = distillation.joint_teacher(xp, config.loss, self._outputs, every, config.temperature)
         with drawing(self._device, self._random), low:
             raw = self._student(inputs)
