@@ -36,6 +36,9 @@ Array = np.ndarray
 Batch = tuple[tuple[Array, ...], Labels]
 """The model's inputs, each ``(batch, …)``, and the labels: an array of the first output's, several, or None."""
 
+See = Callable[[tuple[Array, ...], int], tuple[Array, ...]]
+"""The view of a batch of inputs, by its number."""
+
 
 class Delaying(Protocol):
     """A network in the user's own training loop in which things begin later, see `slimline.steps.base.Prepared`."""
@@ -176,6 +179,15 @@ class Trainer(Protocol):
 
     def native(self) -> Any:
         """The student as it is now, as a new native model in inference mode."""
+
+    def network(self, see: See | None) -> Any:
+        """The student, to be trained in a loop of the user's own towards what this trainer knows of: a model of the
+        framework that shares its weights, in place of `step`.
+
+        Raises
+        ------
+        SlimlineError : the framework has no such loop.
+        """
 
 
 def in_parts(batch: Batch, number: int) -> list[Batch]:

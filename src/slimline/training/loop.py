@@ -137,6 +137,31 @@ def recover(
     return Recovered(recovered, records, best_epoch(records))
 
 
+def taught(student: Model, teacher: Teacher, step: Training, data: Data, seed: int) -> tuple[Trainer, Any]:
+    """What trains `student`, and its network for a loop of the user's own, in which all that `step` says of losses and
+    views holds.
+
+    Raises
+    ------
+    SlimlineError : no training data, or models that do not fit together.
+    """
+    train = data.split("train")
+    if len(train) == 0:
+        raise SlimlineError(f"{step.step} needs training data to know what outputs mean: give Data(train=...).")
+    teachers = every_teacher(teacher)
+    outputs = described(student, teachers, step, data)
+    view, channels_first = step.view, student.adapter.layout == "channels_first"
+    check_view(step, student.example, next(train.batches(1))[1])
+    trainer = _trainer(student, teachers, bool(teachers), step, seed, train, outputs)
+    if view is None:
+        return trainer, trainer.network(None)
+
+    def see(inputs: tuple[Array, ...], number: int) -> tuple[Array, ...]:
+        return seen(view, (inputs, None), channels_first, np.random.default_rng((seed, number)))[0]
+
+    return trainer, trainer.network(see)
+
+
 def _trainer(
     student: Model,
     teachers: Sequence[Model],

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from slimline.basics.errors import SlimlineError
 from slimline.basics.named import Labels
-from slimline.frameworks.base import Array, Batch, Term, answers_in_parts, in_parts, teachers_of
+from slimline.frameworks.base import Array, Batch, See, Term, answers_in_parts, in_parts, teachers_of
 from slimline.frameworks.keras.canonical import canonical
 from slimline.frameworks.keras.device import computing, placed
 from slimline.frameworks.keras.functional import SEED_STATE, calls, final_activations, like, variables
@@ -26,6 +26,11 @@ from slimline.recipe.training import Training
 _BFLOAT16 = "auto_mixed_precision_onednn_bfloat16"
 # Keras' own loop does not rewrite Python either, which takes as long as all the rest of a small network's compilation.
 _compiled = partial(tf.function, autograph=False)
+
+Told = tuple[list[tf.Tensor] | None, dict[str, tf.Tensor]]
+"""What teachers say as one, if there are any, and the inner values of the first."""
+Ask = Callable[[list[tf.Tensor], list[list[tf.Tensor]]], Told]
+Loss = Callable[[list[tf.Tensor], list[tf.Tensor], Told], tuple[tf.Tensor, list[tf.Tensor]]]
 
 
 class KerasTrainer:
@@ -121,7 +126,7 @@ class KerasTrainer:
             pairs = zip(self._sources, self._teachers, strict=True)
             tutors = [_forward(*pair, self._outputs, (), training=False) for pair in pairs]
             signature = [_signature(self._student)]
-            self._tutors = _compiled(lambda x: [tutor(x)[0] for tutor in tutors], input_signature=signature)
+            self._tutors = _compiled(lambda x: [tutor(x)[1] for tutor in tutors], input_signature=signature)
         with _bfloat16(self._config.precision == "bfloat16"):
             answers = [self._tutors(part) for part in parts]
         every = [zip(*each, strict=True) for each in zip(*answers, strict=True)]
@@ -232,6 +237,14 @@ class KerasTrainer:
             variable.assign(trained)
         return model
 
+    def network(self, see: See | None) -> keras.Model:
+        """The student, to be trained by `fit`."""
+        from slimline.frameworks.keras.own_loop import Student
+
+        assert self._outputs is not None
+        held = [(self._named[name], mask) for name, mask in self._masks.items()]
+        return Student(self._student, self._learned, self.functions, self._outputs, self._config, held, see)
+
     def _variables(self) -> dict[str, Any]:
         # By position: Keras numbers the paths of random states anew in every copy.
         parts = {
@@ -261,11 +274,11 @@ class KerasTrainer:
         _, labels, known = operands
         return [_signature(self._student), [free(x) for x in labels], [[free(x) for x in each] for each in known]]
 
-    def _graph(self, training: bool) -> Callable[..., tuple[tf.Tensor, list[tf.Tensor]]]:
-        """The loss and its gradients, as a function to be compiled."""
+    def functions(self, training: bool) -> tuple[Ask, Loss]:
+        """What the teachers say of inputs (or have said), and the loss of the student towards that, as functions to be
+        compiled: the second gives the loss and the student's outputs."""
         config, outputs = self._config, self._outputs
         assert outputs is not None
-        weights = [*self._student.trainable_variables, *self._learned]
         names = [name for term, _ in self._terms for name in term.students]
         student = _forward(self._source, self._student, outputs, names, training)
         names = [name for term, _ in self._terms for name in term.teachers]
@@ -274,26 +287,42 @@ class KerasTrainer:
             for index, (source, teacher) in enumerate(zip(self._sources, self._teachers, strict=True))
         ]
 
+        def ask(inputs: list[tf.Tensor], answers: list[list[tf.Tensor]]) -> Told:
+            every = [] if answers else [tutor(inputs) for tutor in tutors]
+            known = every[0][2] if every else {}
+            answers = answers or [logits for _, logits, _ in every]
+            if not answers:
+                return None, known
+            return distillation.joint_teacher(keras.ops, config.loss, outputs, answers, config.temperature), known
+
+        def loss(inputs: list[tf.Tensor], labels: list[tf.Tensor], told: Told) -> tuple[tf.Tensor, list[tf.Tensor]]:
+            teachers, known = told
+            raw, students, seen = student(inputs)
+            value = distillation.joint(
+                keras.ops, config.loss, outputs, students, teachers, _by_output(outputs, labels),
+                temperature=config.temperature, alpha=config.alpha, beta=config.beta,
+            )  # fmt: skip
+            for term, own in self._terms:
+                pair = [seen[name] for name in term.students], [known[name] for name in term.teachers]
+                value = term.value(keras.ops, *pair, own) + value
+            return value, raw
+
+        return ask, loss
+
+    def _graph(self, training: bool) -> Callable[..., tuple[tf.Tensor, list[tf.Tensor]]]:
+        """The loss and its gradients, as a function to be compiled."""
+        weights = [*self._student.trainable_variables, *self._learned]
+        ask, loss = self.functions(training)
+
         def run(
             inputs: list[tf.Tensor], labels: list[tf.Tensor], answers: list[list[tf.Tensor]]
         ) -> tuple[tf.Tensor, list[tf.Tensor]]:
-            every = [] if answers else [tutor(inputs) for tutor in tutors]
-            taught, known = None, every[0][1] if every else {}
-            answers = answers or [logits for logits, _ in every]
-            if answers:
-                taught = distillation.joint_teacher(keras.ops, config.loss, outputs, answers, config.temperature)
+            told = ask(inputs, answers)
             with tf.GradientTape() as tape:
-                students, seen = student(inputs)
-                loss = distillation.joint(
-                    keras.ops, config.loss, outputs, students, taught, _by_output(outputs, labels),
-                    temperature=config.temperature, alpha=config.alpha, beta=config.beta,
-                )  # fmt: skip
-                for term, own in self._terms:
-                    pair = [seen[name] for name in term.students], [known[name] for name in term.teachers]
-                    loss = term.value(keras.ops, *pair, own) + loss
+                value, _ = loss(inputs, labels, told)
             # Of a Keras variable TensorFlow cannot make the zeros where an output does not depend on it.
-            gradients = tape.gradient(loss, [w.value for w in weights], unconnected_gradients="zero")
-            return loss, [tf.convert_to_tensor(g) for g in gradients]
+            gradients = tape.gradient(value, [w.value for w in weights], unconnected_gradients="zero")
+            return value, [tf.convert_to_tensor(g) for g in gradients]
 
         return run
 
@@ -434,21 +463,26 @@ def _flat(model: keras.Model, training: bool) -> Callable[[list[tf.Tensor]], lis
 
 def _forward(
     source: keras.Model, copy: keras.Model, outputs: Sequence[Output], values: Sequence[str], training: bool
-) -> Callable[[list[tf.Tensor]], tuple[list[tf.Tensor], dict[str, tf.Tensor]]]:
-    """The function from the flat inputs to the outputs as losses compare them, and to inner values as float32 by the
-    names that they have in the source of a copy."""
+) -> Callable[[list[tf.Tensor]], tuple[list[tf.Tensor], list[tf.Tensor], dict[str, tf.Tensor]]]:
+    """The function from the flat inputs to the outputs, to them as losses compare them, and to inner values as float32
+    by the names that they have in the source of a copy."""
     logits, number, names = _as_logits(copy, outputs), len(outputs), list(dict.fromkeys(values))
     if not names:
         run = _flat(copy, training)
-        return lambda inputs: (logits(run(inputs)), {})
+
+        def plain(inputs: list[tf.Tensor]) -> tuple[list[tf.Tensor], list[tf.Tensor], dict[str, tf.Tensor]]:
+            tensors = run(inputs)
+            return tensors, logits(tensors), {}
+
+        return plain
     pairs = zip(calls(source), calls(copy), strict=True)
     copies = {name: t for old, new in pairs for name, t in zip(old.names, new.outputs, strict=True)}
     probe = _flat(keras.Model(copy.inputs, [*copy.outputs, *(copies[name] for name in names)]), training)
 
-    def forward(inputs: list[tf.Tensor]) -> tuple[list[tf.Tensor], dict[str, tf.Tensor]]:
+    def forward(inputs: list[tf.Tensor]) -> tuple[list[tf.Tensor], list[tf.Tensor], dict[str, tf.Tensor]]:
         tensors = probe(inputs)
         seen = [tf.cast(a, tf.float32) for a in tensors[number:]]
-        return logits(tensors[:number]), dict(zip(names, seen, strict=True))
+        return tensors[:number], logits(tensors[:number]), dict(zip(names, seen, strict=True))
 
     return forward
 

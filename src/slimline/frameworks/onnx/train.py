@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from slimline.basics.errors import SlimlineError
-from slimline.frameworks.base import Adapter, Array, Batch, Term, Trainer, adapter, teachers_of
+from slimline.frameworks.base import Adapter, Array, Batch, See, Term, Trainer, adapter, teachers_of
 from slimline.frameworks.onnx.native import Editor, Native, is_standard, reduce_node
 from slimline.frameworks.onnx.operators import attribute, stored
 from slimline.frameworks.onnx.rewrite import replace
@@ -205,6 +205,17 @@ class OnnxTrainer:
                 "slimline."
             ) from reason
         return written
+
+    def network(self, see: See | None) -> Any:
+        """There is none.
+
+        Raises
+        ------
+        SlimlineError : always.
+        """
+        raise SlimlineError(
+            "ONNX models have no loop of one's own: use slimline.apply, or load the network in its framework."
+        )
 
 
 def _refreshed(native: Native, batches: Iterable[Batch]) -> Native:

@@ -13,8 +13,8 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from slimline.basics.errors import SlimlineError
-from slimline.basics.named import Labels
-from slimline.frameworks.base import Array, Batch, Term, answers_in_parts, in_parts, teachers_of
+from slimline.basics.named import Labels, Named
+from slimline.frameworks.base import Array, Batch, See, Term, answers_in_parts, in_parts, teachers_of
 from slimline.frameworks.torch.device import (
     CPU,
     computing,
@@ -192,8 +192,8 @@ class TorchTrainer:
         """Computes in the step's precision."""
         return torch.autocast(kind(self._device), torch.bfloat16, enabled=self._config.precision == "bfloat16")
 
-    def _backward(self, batch: Batch, share: float = 1.0, answers: Sequence[tuple[Array, ...]] | None = None) -> float:
-        """Gradients of the loss on a batch, times its share in a larger one, added to those there are; that product."""
+    def loss(self, batch: Batch, answers: Sequence[tuple[Array, ...]] | None = None) -> Tensor:
+        """What the student is trained to make small, on a batch and in the mode that it is in, with gradients."""
         inputs, labels = batch
         config, teachers, low = self._config, None, self._low
         if self._teachers:
@@ -215,6 +215,11 @@ class TorchTrainer:
         )  # fmt: skip
         for term in self._terms:
             loss = loss + term()
+        return loss
+
+    def _backward(self, batch: Batch, share: float = 1.0, answers: Sequence[tuple[Array, ...]] | None = None) -> float:
+        """Gradients of the loss on a batch, times its share in a larger one, added to those there are; that product."""
+        loss = self.loss(batch, answers)
         if share != 1:
             loss = share * loss
         loss.backward()  # type: ignore[no-untyped-call]
@@ -271,6 +276,52 @@ class TorchTrainer:
             for name, tensor in module.state_dict().items():
                 tensor.copy_(trained[name])
         return module
+
+    def network(self, see: See | None) -> Taught:
+        """The student, to be trained in a loop of the user's own."""
+        return Taught(self, self._student, self._learned, see)
+
+
+class Taught(torch.nn.Module):
+    """A student in a loop of the user's own: ``net.loss(x, labels).backward()``, and ``net(x)`` gives its outputs.
+
+    Its parameters are those of the student that are trained, and what terms of the loss learn beside them.
+    """
+
+    def __init__(
+        self, trainer: TorchTrainer, student: _Fast, learned: Mapping[str, torch.nn.Parameter], see: See | None
+    ) -> None:
+        super().__init__()
+        self.student = student.module
+        self.learned = torch.nn.ParameterList(learned.values())
+        self._trainer, self._mode, self._see, self._batches = trainer, student.mode, see, 0
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """What the student answers, as its own structure has it."""
+        return self.student(*inputs)
+
+    def train(self, mode: bool = True) -> Taught:
+        """Switch batch norm and dropout."""
+        self._mode(mode)
+        self.training = mode
+        return self
+
+    def loss(self, inputs: Any, labels: Any = None) -> Tensor:
+        """What the step would make small, with gradients; in training mode on the next view of the inputs.
+
+        Parameters
+        ----------
+        inputs : a tensor ``(batch, …)``, or of several inputs a tuple.
+        labels : class numbers, or of the output's shape where these are no classes; None has none. Of several outputs
+            a tuple, in their order.
+        """
+        x = tuple(_array(each) for each in (inputs if isinstance(inputs, tuple | list) else (inputs,)))
+        several = isinstance(labels, tuple | list)
+        y = Named([_array(each) for each in labels]) if several else None if labels is None else _array(labels)
+        if self.training:
+            self._batches += 1
+            x = x if self._see is None else self._see(x, self._batches)
+        return self._trainer.loss((x, y))
 
 
 def gradients(
