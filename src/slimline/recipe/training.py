@@ -25,16 +25,17 @@ class FeatureLoss(Config):
         ``attention`` (where squares are large; Zagoruyko and Komodakis 2017), ``fsp`` (flow between two layers; Yim et
         al. 2017), ``similarity`` (between samples of a batch; Tung and Mori 2019), ``rkd`` (distances and angles
         between them; Park et al. 2019), ``crd`` (which sample of a batch is which, by learned projections; after Tian
-        et al. 2020); of transformers ``maps`` (attention distributions; MiniLM) and ``relations``
+        et al. 2020), ``review`` (what a level and those behind it make together, learned too; ReviewKD, Chen et al.
+        2021); of transformers ``maps`` (attention distributions; MiniLM) and ``relations``
         (among queries, keys and values; MiniLMv2).
     layers : pairs ``(student's, teacher's)`` of layers or of globs that match as many of both; one name or glob stands
         for the layers of that name in both. A name may be that of a block, whose last value is meant. None are matched:
         layers of equal positions at even depths, for ``similarity``, ``rkd``, ``crd`` and ``relations`` the last pair
-        of them.
+        of them, for ``review`` the last of each size. Of ``review`` the deepest are last, and sizes may differ.
     weight : of it in the training loss, summed over pairs; None takes the published one.
     """
 
-    loss: Literal["hint", "attention", "fsp", "similarity", "rkd", "crd", "maps", "relations"]
+    loss: Literal["hint", "attention", "fsp", "similarity", "rkd", "crd", "review", "maps", "relations"]
     layers: tuple[Layer | tuple[Layer, Layer], ...] = ()
     weight: Annotated[float, Field(gt=0)] | None = None
 

@@ -36,8 +36,8 @@ def prepare(
             optimizer.zero_grad(); loss(net(x), y).backward(); optimizer.step()
         small = sl.convert(prepared)
 
-    Of a `Distillation` the network brings its loss with teacher, features and views. In PyTorch ``net.loss(x, y)``
-    gives it and ``net(x)`` the outputs; a Keras model needs no other, ``net.compile("adam"); net.fit(x, y)``.
+    Of a `Distillation` the network brings its loss with teacher, features and views: ``net.loss(x, y)`` gives it where
+    the loop is written out, and ``fit`` of a framework that has one needs no other.
 
     Parameters
     ----------
