@@ -26,7 +26,8 @@ class FeatureLoss(Config):
         al. 2017), ``similarity`` (between samples of a batch; Tung and Mori 2019), ``rkd`` (distances and angles
         between them; Park et al. 2019), ``crd`` (which sample of a batch is which, by learned projections; after Tian
         et al. 2020), ``review`` (what a level and those behind it make together, learned too; ReviewKD, Chen et al.
-        2021); of transformers ``maps`` (attention distributions; MiniLM) and ``relations``
+        2021), ``simkd`` (what the last linear layers read, of a student that ends as its teacher does, see
+        `TeacherHead`; Chen et al. 2022); of transformers ``maps`` (attention distributions; MiniLM) and ``relations``
         (among queries, keys and values; MiniLMv2).
     layers : pairs ``(student's, teacher's)`` of layers or of globs that match as many of both; one name or glob stands
         for the layers of that name in both. A name may be that of a block, whose last value is meant. None are matched:
@@ -35,7 +36,7 @@ class FeatureLoss(Config):
     weight : of it in the training loss, summed over pairs; None takes the published one.
     """
 
-    loss: Literal["hint", "attention", "fsp", "similarity", "rkd", "crd", "review", "maps", "relations"]
+    loss: Literal["hint", "attention", "fsp", "similarity", "rkd", "crd", "review", "simkd", "maps", "relations"]
     layers: tuple[Layer | tuple[Layer, Layer], ...] = ()
     weight: Annotated[float, Field(gt=0)] | None = None
 
@@ -85,7 +86,7 @@ class Training(Step):
     temperature : of the softening.
     beta : weight of the other classes in ``dkd``, where the right one weighs 1.
     output_weights : of the losses of single outputs in their sum, by the outputs' names; 1 where none is given, 0
-        leaves an output out.
+        leaves an output out. With `features` all may be left out.
     alpha : weight of the distance to the original's outputs; ``1 - alpha`` weighs the hard labels, where there are
         any.
     epochs, batch_size : of training.

@@ -289,6 +289,8 @@ def terms(step: Training, student: Model, teachers: Sequence[Model], seed: int) 
 def _term(loss: FeatureLoss, student: Inside, teacher: Inside, seed: int) -> Term:
     if loss.loss in ("maps", "relations"):
         return _of_attention(loss, student, teacher)
+    if loss.loss == "simkd":
+        return _of_head(loss, student, teacher)
     if loss.layers:
         taps = [(student.tap(a), teacher.tap(b)) for a, b in _named(loss, student, teacher)]
     else:
@@ -346,6 +348,22 @@ def _of_flow(loss: FeatureLoss, taps: Sequence[tuple[Tap, Tap]]) -> Term:
         return loss.strength * sum(features.flow(xp, (mine[i], mine[j]), (theirs[i], theirs[j])) for i, j in flows)
 
     return Term(tuple(a.name for a, _ in taps), tuple(b.name for _, b in taps), value)
+
+
+def _of_head(loss: FeatureLoss, student: Inside, teacher: Inside) -> Term:
+    """Of what the last linear layers read, where the student's is the teacher's own."""
+    own, other = student.embedding, teacher.embedding
+    if loss.layers:
+        raise SlimlineError("simkd compares what the last linear layers read: leave layers out.")
+    if own is None or other is None or (own.channels, own.size) != (other.channels, other.size):
+        raise SlimlineError("simkd is for a student that ends as its teacher does: put a TeacherHead before it.")
+    pair = own, other
+
+    def value(xp: Any, mine: Sequence[Any], theirs: Sequence[Any], _: Mapping[str, Any]) -> Any:
+        (a, b), (x, y) = pair, (mine[0], theirs[0])
+        return loss.strength * xp.mean((a.read(xp, x) - b.read(xp, y)) ** 2)
+
+    return Term((own.name,), (other.name,), value)
 
 
 def _of_review(loss: FeatureLoss, taps: Sequence[tuple[Tap, Tap]], seed: int) -> Term:

@@ -114,6 +114,8 @@ def recover(
     if not teachers and not unheeded:
         raise SlimlineError(f"{step.step} learns from the uncompressed network, but this model {UNKNOWN}.")
     outputs = described(student, teachers, step, data)
+    if not step.features and all(output.weight == 0 for output in outputs if output.floating):
+        raise SlimlineError("output_weights leaves every output out, and there are no features: give one a weight.")
     score = scorer(teachers or (student,), outputs, step, data)
     if step.view is not None:
         check_view(step, student.example, next(train.batches(1))[1])
