@@ -111,7 +111,7 @@ def loss_of(student: sl.Model, teacher: sl.Model, step: sl.Distillation, inputs:
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_the_loss_is_that_of_the_observed_values(framework: str) -> None:
     student, teacher, x = convolutional(framework, 3), convolutional(framework, 5, 1), images(framework)
-    for loss in ("hint", "attention", "similarity", "rkd", "crd"):
+    for loss in ("hint", "attention", "similarity", "rkd", "crd", "review"):
         step = sl.Distillation(alpha=0.5, features=[loss])
         value, expected = loss_of(student, teacher, step, x)
         assert value == pytest.approx(expected, rel=1e-4), loss

@@ -104,6 +104,9 @@ CASES = [
     ("torch", "spatial", "weight"),
     ("keras", "spatial", "weight"),
     ("keras", "tucker", "output"),
+    ("torch", "cp", "output"),
+    ("keras", "cp", "output"),
+    ("onnx", "cp", "weight"),
     ("onnx", "input", "output"),
     ("onnx", "tucker", "weight"),
 ]
@@ -146,7 +149,7 @@ def test_a_plan_is_what_is_done(framework: str, method: Any, criterion: Any) -> 
     assert parts and set(parts) <= {m.layer for m in matrices(small.graph)}
     if framework != "onnx":
         assert plan.dense["up"] == "it is a transposed convolution"
-        assert {p.name: len(p.parts) for p in plan.products}["wide"] == (3 if method == "tucker" else 2)
+        assert {p.name: len(p.parts) for p in plan.products}["wide"] == {"tucker": 3, "cp": 4}.get(method, 2)
     assert all(0 < p.error < 1 for p in plan.products)
     record = json.loads(plan.to_json())
     assert [row["layer"] for row in record["layers"]] == [p.name for p in plan.products]

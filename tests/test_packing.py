@@ -22,7 +22,7 @@ from slimline import cli
 from slimline.basics.errors import SlimlineError
 from slimline.files.slim import archive, arrays
 from slimline.files.slim.archive import Span, pack, unpack
-from slimline.files.slim.arrays import GRID, PALETTE, PALETTES, PLANES, SPARSE, Grid
+from slimline.files.slim.arrays import GRID, PALETTE, PALETTES, PLANES, SPARSE, VECTORS, Grid
 from slimline.files.strictjson import Malformed
 from slimline.methods.entropy import entropy
 from tests.digit_models import Perceptron, digits, fitted
@@ -60,6 +60,7 @@ ARRAYS = {
     PALETTES: np.stack([clustered(16, 400) for _ in range(30)]),
     PLANES: gaussian(60, 60),
     SPARSE: np.where(RNG.random((60, 60)) < 0.9, 0, gaussian(60, 60)),
+    VECTORS: gaussian(200, 2)[RNG.integers(0, 200, 3000)].reshape(40, 150),
     GRID: RNG.integers(-127, 128, (40, 300)).astype(np.float32) * np.linspace(0.1, 2, 40, dtype=np.float32)[:, None],
 }
 
@@ -79,6 +80,15 @@ def test_the_last_axis_may_have_palettes_and_scales() -> None:
         content = encode(turned.tobytes(), turned.shape, 4, [Grid(-1, np.linspace(0.1, 2, 40, dtype=np.float32))])
         assert content is not None and content[:2] == bytes([kind, 1])
         assert decode(content, turned.nbytes, 4) == turned.tobytes()
+
+
+def test_vectors_may_run_along_the_inputs_of_layers_that_count_outputs_last() -> None:
+    vectors = gaussian(150, 4)[RNG.integers(0, 150, 4 * 1080)].reshape(30, 16, 3, 12)  # outputs, inputs, kernel
+    turned = np.ascontiguousarray(vectors.transpose(2, 3, 1, 0))
+    plain, content = encode(vectors.tobytes(), vectors.shape, 4), encode(turned.tobytes(), turned.shape, 4)
+    assert plain is not None and content is not None
+    assert content[:4] == bytes([VECTORS, 4, 16, 30]) and len(content) == len(plain)
+    assert decode(content, turned.nbytes, 4) == turned.tobytes()
 
 
 @settings(max_examples=60)

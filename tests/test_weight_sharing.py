@@ -91,6 +91,38 @@ def test_pruned_shared_trained_and_packed(model: sl.Model, data: sl.Data, tmp_pa
     sl.export(sl.load(packed.path), "onnxruntime", tmp_path)
 
 
+@pytest.mark.parametrize("framework", ["torch", "keras", "onnx"])
+def test_vectors_are_shared_stored_in_their_bits_and_trained(framework: str, tmp_path: Path) -> None:
+    from tests import recovery_job as job
+
+    model, data = job.model(framework, 0), job.digits(framework, samples=600)
+    sparse = sl.apply(model, sl.SparsePruning(amount=0.5, pattern="element", layers=("type:linear",)), data)
+    step = sl.WeightSharing(clusters=64, vector=4, refresh=False)
+    shared = sl.apply(sparse, step, data)
+    readings = {matrix.weight: matrix for matrix in matrices_of(shared.graph)}
+    rows = {name: readings[name].matrix(array) for name, array in shared.parameters().items() if name in readings}
+    before = {name: readings[name].matrix(array) for name, array in sparse.parameters().items() if name in readings}
+    conv = next(name for name in rows if rows[name].shape == (1, 24, 108))
+    head = next(name for name in rows if rows[name].shape == (1, 10, 384))
+    assert len(np.unique(rows[conv].reshape(-1, 4), axis=0)) == 64
+    assert (rows[head][before[head] == 0] == 0).all() and (rows[head] == 0).mean() >= 0.5
+    first = next(name for name in rows if rows[name].shape == (1, 12, 9))  # 9 weights are no fours
+    np.testing.assert_array_equal(rows[first], before[first])
+    packed = sl.pack(sl.apply(model, step, data), tmp_path / "shared.slim")
+    # 64 fours are 1.5 bits a weight, and their codebook is 1 KiB; the rest of the file is layers that share nothing.
+    own = sum(rows[name].size for name in (conv, head))
+    assert packed.model_bytes - packed.packed_bytes > 4 * own - (own * 1.5 / 8 + 2 * 1024) - 1500
+    x = data.split("train").inputs[0][:9]
+    assert np.array_equal(sl.load(packed.path).predict(x), sl.apply(model, step, data).predict(x))
+    if framework == "torch":
+        recovery = sl.Distillation(epochs=1, learning_rate=0.01)
+        trained = sl.apply(sparse, [step, recovery], data, teacher=model)
+        after = readings[conv].matrix(trained.parameters()[conv]).reshape(-1, 4)
+        pairs = {(was.tobytes(), now.tobytes()) for was, now in zip(rows[conv].reshape(-1, 4), after, strict=True)}
+        assert len(pairs) == 64 and not np.array_equal(after, rows[conv].reshape(-1, 4))
+        assert (readings[head].matrix(trained.parameters()[head])[before[head] == 0] == 0).all()
+
+
 def test_importance_is_the_mean_square_of_inputs(model: sl.Model, data: sl.Data) -> None:
     (layer,) = [matrix for matrix in matrices_of(model.graph) if matrix.layer == "5"]
     inputs = collect(model, [layer], [(X[:400],)])[layer.node].norm[0] ** 2
@@ -141,6 +173,12 @@ def test_what_has_no_meaning_is_refused(model: sl.Model) -> None:
     ):
         with pytest.raises(SlimlineError, match=words):
             handler_of(step).check(step, model, ())
+    with pytest.raises(SlimlineError, match="has 9 weights in a row, which are no vectors of 2"):
+        handler_of(step).check(sl.WeightSharing(vector=2, clusters=4, layers=("0",)), model, ())
+    with pytest.raises(SlimlineError, match="has 160 vectors of 4 weights and no more"):
+        handler_of(step).check(sl.WeightSharing(vector=4, clusters=256, layers=("7",)), model, ())
+    with pytest.raises(SlimlineError, match="have no start 'linear'"):
+        sl.WeightSharing(vector=2, start="linear")
     for clusters in (1, 257, 2.5):
         with pytest.raises(SlimlineError, match="clusters of WeightSharing"):
             sl.WeightSharing(clusters=clusters)  # type: ignore[arg-type]

@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from slimline.steps.quantization_aware.step import QuantizationAwareTraining as QuantizationAwareTraining
     from slimline.steps.sparse.step import SparsePruning as SparsePruning
     from slimline.steps.sparse_training.step import SparseTraining as SparseTraining
+    from slimline.steps.teacher_head.step import TeacherHead as TeacherHead
     from slimline.steps.weight_quantization import WeightQuantization as WeightQuantization
     from slimline.steps.weight_sharing.step import WeightSharing as WeightSharing
     from slimline.training.criterion import DistillationLoss as DistillationLoss
@@ -97,6 +98,7 @@ _HOMES = {
     "slimline.steps.dynamic_quantization": ("DynamicQuantization",),
     "slimline.steps.sparse": ("SparsePruning",),
     "slimline.steps.sparse_training": ("SparseTraining",),
+    "slimline.steps.teacher_head": ("TeacherHead",),
     "slimline.steps.weight_sharing": ("WeightSharing",),
     "slimline.steps.weight_quantization": ("WeightQuantization",),
     "slimline.run.own_loop": ("convert", "prepare"),
@@ -123,6 +125,7 @@ __all__ = [  # noqa: RUF022 - in the order in which they are used
     "SparseTraining",
     "Distillation",
     "DistillationLoss",
+    "TeacherHead",
     "FeatureLoss",
     "View",
     "StaticQuantization",

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slimline.methods import clustering
-from slimline.methods.clustering import codebook, lloyd, optimal, shared, starting
+from slimline.methods.clustering import codebook, lloyd, optimal, shared, starting, vector_codebook, vector_shared
 
 
 def loss(points: np.ndarray, weights: np.ndarray, centroids: np.ndarray) -> float:
@@ -100,3 +100,61 @@ def test_importance_draws_the_codebook() -> None:
     plain, drawn = codebook(values, 2), codebook(values, 2, np.array([100.0, 100, 100, 100, 100, 1e-9]))
     assert plain.max() == 5 and drawn.max() < 2
     assert np.array_equal(codebook(values, 2, np.zeros(6)), plain)
+
+
+@given(st.sampled_from([2, 4]), st.integers(2, 12), st.integers(0, 2**31), st.floats(0, 0.9))
+def test_vectors_are_coded_by_the_nearest_and_clusters_are_their_means(
+    length: int, clusters: int, seed: int, zeros: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    vectors = np.where(rng.random((60, 1)) < zeros, 0, rng.standard_normal((60, length))).astype(np.float32)
+    vectors[rng.random(vectors.shape) < zeros / 4] = 0
+    importance = rng.exponential(size=vectors.shape) + 0.1
+    book = vector_codebook(vectors, clusters, importance, seed)
+    new = vector_shared(vectors, book, importance)
+    assert book.dtype == new.dtype == np.float32 and len(book) <= clusters
+    assert (new[vectors == 0] == 0).all()
+    filled = (vectors != 0).any(axis=1)
+    assert filled.all() or not book[0].any()
+    own = np.where(vectors == 0, 0, importance)
+    distance = (own[:, None] * (vectors[:, None].astype(float) - book) ** 2).sum(axis=2)
+    error = (own * (vectors.astype(float) - new) ** 2).sum(axis=1)
+    np.testing.assert_allclose(error[filled], distance.min(axis=1)[filled], atol=1e-9)
+    numbers = distance.argmin(axis=1)
+    for cluster in np.unique(numbers[filled]):
+        members = filled & (numbers == cluster)
+        weight = own[members].sum(axis=0)
+        if not book[cluster].any():
+            continue  # zero stays where it is
+        total = (own[members] * vectors[members]).sum(axis=0)
+        mean = np.divide(total, weight, where=weight > 0, out=book[cluster].astype(float))
+        np.testing.assert_allclose(book[cluster], mean, atol=1e-5)
+
+
+def test_vectors_that_lie_in_heaps_have_their_middles() -> None:
+    rng = np.random.default_rng(0)
+    middles = np.array([[0, 0, 9, 9], [5, -5, 0, 1], [-7, 2, 2, 2], [1, 1, -8, 1]], float)
+    vectors = middles[rng.integers(0, 4, 400)] + 0.01 * rng.standard_normal((400, 4))
+    for seed in range(3):
+        book = vector_codebook(vectors, 4, seed=seed)
+        np.testing.assert_allclose(book[np.lexsort(book.T)], middles[np.lexsort(middles.T)], atol=0.01)
+    few = vectors[:3].astype(np.float32)
+    np.testing.assert_array_equal(vector_shared(few, vector_codebook(few, 4)), few)
+    assert not vector_codebook(np.zeros((5, 2)), 4).any()
+    assert vector_codebook(np.array([[0, 0], [5, 6], [7, 8]]), 2).tolist() == [[0, 0], [6, 7]]
+
+
+def test_numbers_of_a_vector_count_each_by_itself() -> None:
+    vectors = np.array([[0.1, 5], [0.2, -5], [3, 5], [3.1, -5]])
+    weights = [np.tile(row, (4, 1)) for row in ([1.0, 1e-4], [1e-4, 1.0])]
+    first, second = (vector_shared(vectors, vector_codebook(vectors, 2, own), own) for own in weights)
+    np.testing.assert_allclose(first[:, 0], [0.15, 0.15, 3.05, 3.05])
+    np.testing.assert_allclose(second[:, 1], [5, -5, 5, -5])
+
+
+def test_pairs_lose_less_than_single_values_of_as_many_bits() -> None:
+    rng = np.random.default_rng(5)
+    values = rng.standard_normal((200, 40))
+    single = ((values - shared(values, codebook(values, 8))) ** 2).sum()
+    pairs = values.reshape(-1, 2)
+    assert ((pairs - vector_shared(pairs, vector_codebook(pairs, 64))) ** 2).sum() < 0.97 * single

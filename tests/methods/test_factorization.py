@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slimline.methods.factorization import Factorization, Tucker, allocate, expanded, signal_rank
+from slimline.methods.factorization import (
+    Canonical,
+    Factorization,
+    Tucker,
+    allocate,
+    alternating,
+    expanded,
+    signal_rank,
+)
 from slimline.methods.gram import diagonal_loading
 
 TINY = 1e-13  # damping that changes no figure here
@@ -130,6 +138,48 @@ def test_tucker():
     exact = Factorization(weight, second, damping=TINY)
     assert t.error(3, 5) == pytest.approx(exact.error(3), rel=1e-6)
     assert t.error(3, 2) >= exact.error(3)
+
+
+def test_cp_recovers_a_sum_of_products():
+    errors = []
+    for seed in range(5):  # now and then it stays in a local minimum
+        rng = np.random.default_rng(seed)
+        planted = [rng.normal(size=(size, 3)) for size in (8, 7, 3, 3)]
+        tensor = np.einsum("or,cr,kr,lr->ockl", *planted)
+        recovered = np.einsum("or,cr,kr,lr->ockl", *alternating(tensor, 3))
+        errors.append(np.square(recovered - tensor).sum() / np.square(tensor).sum())
+    assert np.median(errors) < 1e-4
+
+
+def test_cp_loses_least_in_its_last_factor():
+    weight, second = case(5, 2, 6, 36, 80)
+    for data in (second, None):
+        cp = Canonical(weight, data, (3, 3), damping=1e-9)
+        errors = [cp.error(rank) for rank in (1, 4, 12, 36)]
+        assert errors[-1] < 1e-6 and all(a > b for a, b in pairwise(errors))
+        factors = cp.factors(4)
+        assert [f.shape for f in factors] == [(2, 4, 4), (2, 4, 3), (2, 4, 3), (2, 6, 4)]
+        by_hand = np.einsum("gor,grc,grk,grl->gockl", factors[3], *factors[:3]).reshape(weight.shape)
+        np.testing.assert_allclose(cp.product(factors), by_hand)
+        metric = np.broadcast_to(np.eye(36), second.shape) if data is None else second
+        whole = loss(weight, np.zeros_like(weight), metric)
+        assert cp.error(4) == pytest.approx(loss(weight, by_hand, metric) / whole, rel=1e-5)
+        for seed in range(5):  # no other outputs lose less
+            moved = factors[3] + 1e-3 * np.random.default_rng(seed).normal(size=factors[3].shape)
+            assert loss(weight, cp.product((*factors[:3], moved)), metric) > loss(weight, by_hand, metric)
+    assert Canonical(weight, second, (3, 3)).error(4) < Factorization(weight, second).error_of(
+        Canonical(weight, None, (3, 3)).product(Canonical(weight, None, (3, 3)).factors(4))
+    )
+
+
+def test_cp_of_a_matrix_is_as_good_as_its_svd():
+    """Of two dimensions the best sum of products is known."""
+    weight, second = case(7, 1, 9, 5, 60)
+    for data in (second, None):
+        best = Factorization(weight, data)
+        canonical = Canonical(weight, data, (1,))
+        for rank in (1, 2, 4):
+            assert best.error(rank) - 1e-9 <= canonical.error(rank) <= best.error(rank) * 1.02 + 1e-6
 
 
 @pytest.mark.parametrize("sides", [(40, 60), (60, 40), (30, 30)])

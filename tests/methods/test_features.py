@@ -102,12 +102,79 @@ def test_attention_distributions_and_relations():
     )
 
 
+SIZES, OWN, OTHER = ((8, 6), (4, 3), (2, 2)), (3, 5, 4), (6, 2, 7)
+
+
+def levels(channels, seed, sizes=SIZES):
+    return [random(5, *size, c, seed=seed + i) for i, (size, c) in enumerate(zip(sizes, channels, strict=True))]
+
+
+def published_review(students, teachers, weights):
+    """``ABF`` and ``hcl`` of dvlab-research/ReviewKD."""
+
+    def conv(x, weight, kernel):
+        w = torch.tensor(np.asarray(weight, np.float64)).reshape(kernel, kernel, x.shape[1], -1).permute(3, 2, 0, 1)
+        return F.conv2d(x, w, padding=kernel // 2)
+
+    def norm(x, learned, name):
+        scale, shift = (
+            torch.tensor(np.asarray(learned[f"{name}_{which}"], np.float64)) for which in ("scale", "shift")
+        )
+        return F.batch_norm(x, None, None, scale, shift, training=True)
+
+    def hcl(fs, ft):
+        loss, weight, total = F.mse_loss(fs, ft), 1.0, 1.0
+        for size in (4, 2, 1):
+            if size < min(fs.shape[2:]):
+                weight /= 2
+                loss = loss + weight * F.mse_loss(F.adaptive_avg_pool2d(fs, size), F.adaptive_avg_pool2d(ft, size))
+                total += weight
+        return loss / total
+
+    total, y = 0.0, None
+    for s, t, learned in list(zip(students, teachers, weights, strict=True))[::-1]:
+        s, t = (torch.tensor(x).permute(0, 3, 1, 2) for x in (s, t))
+        x = norm(conv(s, learned["enter"], 1), learned, "enter")
+        if y is not None:
+            y = F.interpolate(y, x.shape[2:], mode="nearest")
+            bias = torch.tensor(learned["fuse_bias"].astype(float))[:, None, None]
+            z = torch.sigmoid(conv(torch.cat([x, y], 1), learned["fuse"], 1) + bias)
+            x = x * z[:, :1] + y * z[:, 1:]
+        x = y = F.interpolate(x, t.shape[2:], mode="nearest")
+        total = total + hcl(norm(conv(x, learned["leave"], 3), learned, "leave"), t)
+    return total.item()
+
+
+def test_review():
+    weights = f.reviewing(OWN, OTHER, 2, 0)
+    for index, level in enumerate(weights):
+        for name in level:
+            level[name] = level[name] + 0.1 * random(*level[name].shape, seed=index)
+    assert "fuse" not in weights[-1]
+    for sizes in (SIZES, ((4, 4), (4, 3), (5, 3))):  # the teacher's sizes may be others
+        students, teachers = levels(OWN, 0), levels(OTHER, 9, sizes)
+        assert f.review(np, students, teachers, weights) == pytest.approx(published_review(students, teachers, weights))
+    grids = levels(OWN, 0)
+    assert f.contexts(np, grids[0], grids[0]) == 0
+    wide = f.reviewing((300, 400), (300, 500), 1, 0)
+    out = f.neighbours(np, random(20, 30, 400)) @ wide[0]["leave"]
+    assert out.var() == pytest.approx(1, rel=0.1)  # zeros beyond the sides take a part
+
+
 CASES = {
     "attention": (f.attention, S, T),
     "similarity": (f.similarity, S, T),
     "rkd": (f.relational, S, T),
     "hint": (lambda xp, s, t: f.hint(xp, s, t, t[0, :3] * 0 + 0.3, t[0, 0]), S, T),
     "crd": (lambda xp, s, t: f.contrast(xp, s, t, t[0, :3] * 0 + 0.3, t[0, 0], t[1, :4] + 0.5, t[1, 0]), S, T),
+    "review": (lambda xp, s, t: f.review(
+        xp, [s, s[:, :2, :3]], [t, t[:, ::2, ::2]],
+        [{"enter": t[0, :3, 0, :1] + 0.3, "enter_scale": t[0, 0, 0, :1], "enter_shift": t[0, 0, 1, :1],
+          "leave": xp.reshape(t[:2, :3, :3], (-1, 1))[:9, :1] * t[:1, 0, 0], "leave_scale": t[0, 0, 0],
+          "leave_shift": t[0, 1, 1], "fuse": t[0, :2, 0, :2], "fuse_bias": t[0, 0, 0, :2]},
+         {"enter": t[0, :3, 1, :1] + 0.3, "enter_scale": t[0, 0, 0, :1], "enter_shift": t[0, 0, 1, :1],
+          "leave": xp.reshape(t[:2, :3, :3], (-1, 1))[:9, :1] * t[:1, 1, 0], "leave_scale": t[0, 0, 0],
+          "leave_shift": t[0, 1, 1]}]), random(4, 5, 4, 3), random(4, 5, 6, 4, seed=1)),
     "maps": (lambda xp, s, t: f.maps(xp, f.attention_map(xp, s, s), f.attention_map(xp, t, t)),
              random(2, 2, 3, 4), random(2, 4, 3, 5, seed=1)),
     "relations": (f.relation, random(2, 2, 3, 4), random(2, 4, 3, 6, seed=1)),

@@ -36,6 +36,9 @@ Array = np.ndarray
 Batch = tuple[tuple[Array, ...], Labels]
 """The model's inputs, each ``(batch, …)``, and the labels: an array of the first output's, several, or None."""
 
+See = Callable[[tuple[Array, ...], int], tuple[Array, ...]]
+"""The view of a batch of inputs, by its number."""
+
 
 class Delaying(Protocol):
     """A network in the user's own training loop in which things begin later, see `slimline.steps.base.Prepared`."""
@@ -130,8 +133,14 @@ class Trainer(Protocol):
     def refresh(self, batches: Iterable[Batch]) -> None:
         """Recompute batch-norm statistics (cumulative mean over `batches`); no weights change."""
 
-    def step(self, batch: Batch, rate: float) -> float:
-        """One optimiser step at learning rate `rate`; the loss before it."""
+    def step(self, batch: Batch, rate: float, answers: Sequence[tuple[Array, ...]] | None = None) -> float:
+        """One optimiser step at learning rate `rate`; the loss before it.
+
+        `answers` are what `taught` gives for the batch; with None the teachers are asked.
+        """
+
+    def taught(self, inputs: tuple[Array, ...]) -> list[tuple[Array, ...]]:
+        """Of each teacher its outputs as the loss compares them: real numbers as float32, logits of probabilities."""
 
     def hold(self, masks: Mapping[str, Array]) -> None:
         """Keep at zero, from now on, every weight whose mask (by graph name, True stays) is False; frozen weights stay
@@ -171,6 +180,15 @@ class Trainer(Protocol):
     def native(self) -> Any:
         """The student as it is now, as a new native model in inference mode."""
 
+    def network(self, see: See | None) -> Any:
+        """The student, to be trained in a loop of the user's own towards what this trainer knows of: a model of the
+        framework that shares its weights, in place of `step`.
+
+        Raises
+        ------
+        SlimlineError : the framework has no such loop.
+        """
+
 
 def in_parts(batch: Batch, number: int) -> list[Batch]:
     """A batch as at most so many of nearly equal size."""
@@ -178,6 +196,14 @@ def in_parts(batch: Batch, number: int) -> list[Batch]:
     bounds = np.linspace(0, len(inputs[0]), min(number, len(inputs[0])) + 1).astype(int)
     slices = [slice(start, stop) for start, stop in pairwise(bounds)]
     return [(tuple(x[part] for x in inputs), rows(labels, part)) for part in slices] if number > 1 else [batch]
+
+
+def answers_in_parts(answers: Sequence[tuple[Array, ...]] | None, number: int) -> list[list[tuple[Array, ...]] | None]:
+    """Those to the batches that `in_parts` makes; None of each where there are none."""
+    if answers is None:
+        return [None] * number
+    every = [in_parts((each, None), number) for each in answers]
+    return [[inputs for inputs, _ in part] for part in zip(*every, strict=True)]
 
 
 def teachers_of(teacher: Any) -> tuple[Any, ...]:

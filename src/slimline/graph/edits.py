@@ -98,7 +98,7 @@ class Replace:
 
     def misfit(self) -> SlimlineError:
         """The error of operators that do not take what the one before gives."""
-        shapes = " and ".join(str(operator.weight.shape) for operator in self.operators)
+        shapes = " and ".join(str(operator.shape) for operator in self.operators if operator.shape)
         return SlimlineError(
             f"What is to replace {self.layer} does not fit together or what it reads, with weights {shapes}: make each "
             "operator take what the one before gives."

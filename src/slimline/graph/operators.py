@@ -30,6 +30,11 @@ class Linear:
         """How many."""
         return int(self.weight.shape[0])
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of its weight."""
+        return tuple(self.weight.shape)
+
 
 @dataclass(frozen=True)
 class Convolution:
@@ -54,6 +59,11 @@ class Convolution:
         return int(self.weight.shape[0])
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """Of its weight."""
+        return tuple(self.weight.shape)
+
+    @property
     def kernel(self) -> tuple[int, ...]:
         """Its sizes."""
         return tuple(int(n) for n in self.weight.shape[2:])
@@ -65,4 +75,14 @@ class Convolution:
         return self.window or Window((1,) * rank, (1,) * rank, ((0, 0),) * rank)
 
 
-Operator = Linear | Convolution
+@dataclass(frozen=True)
+class Rectifier:
+    """``max(x, 0)`` of every number."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of its weight, which it has not."""
+        return ()
+
+
+Operator = Linear | Convolution | Rectifier

@@ -1,9 +1,10 @@
-"""Codebooks: the few values that stand for many, by k-means in one dimension.
+"""Codebooks: the few values, or vectors, that stand for many, by k-means.
 
 On a line clusters are intervals, so that the best ones can be computed and not only searched for: `optimal` does it by
 dynamic programming (Wang and Song 2011, doi:10.32614/RJ-2011-015), with divide and conquer over the ends of intervals.
 `lloyd` improves any start (Lloyd 1982); the starts are those of Deep Compression (Han et al. 2016, arXiv:1510.00149)
-and of k-means++ (Arthur and Vassilvitskii 2007).
+and of k-means++ (Arthur and Vassilvitskii 2007). Of vectors (`vector_codebook`) nobody can compute the best codebook in
+useful time: those are k-means++ and Lloyd's iterations, each number of a vector with an importance of its own.
 """
 
 from __future__ import annotations
@@ -20,6 +21,11 @@ Start = Literal["optimal", "linear", "density", "random", "k-means++"]
 EXACT = 4096
 """Distinct values up to which the best codebook is computed; of more, that of so many groups of neighbours."""
 _ITERATIONS = 300
+_VECTOR_ITERATIONS = 50
+_DRAWN = 1 << 15
+"""Vectors among which k-means++ draws."""
+_ROWS = 1 << 14
+"""Vectors that are compared with a codebook at a time."""
 _LEAST = 1e-6  # of the mean importance: what none of the data reads still has to be stored as something
 
 
@@ -69,6 +75,94 @@ def shared(values: Array, book: Array) -> Array:
     if len(book) == 1:
         return np.full_like(values, book[0])
     return Levels(np.ones((), np.float32), (), book).round(values)
+
+
+def vector_codebook(vectors: Array, clusters: int, importance: Array | None = None, seed: int = 0) -> Array:
+    """At most `clusters` vectors, such that the squared distances of `vectors` to the nearest of them are small.
+
+    Where some of `vectors` are zero, one of the clusters is. Zeros in other vectors count for nothing, as they stay
+    zero whatever their cluster says.
+
+    Parameters
+    ----------
+    vectors : ``(n, length)``, float, finite.
+    importance : of each number, not negative, of their shape; None for the same of all.
+    seed : of k-means++.
+
+    Returns
+    -------
+    float32, ``(clusters, length)``.
+    """
+    points = np.asarray(vectors, np.float64)
+    filled = (points != 0).any(axis=1)
+    zero = not filled.all()
+    points = points[filled]
+    own = np.ones_like(points) if importance is None else np.asarray(importance, np.float64)[filled]
+    mean = own.mean() if own.size else 0.0
+    own = np.maximum(own, _LEAST * mean) if mean > 0 else np.ones_like(points)
+    own = np.where(points == 0, 0.0, own)
+    distinct = np.unique(points.astype(np.float32), axis=0)
+    count = clusters - zero
+    nothing = np.zeros((int(zero), points.shape[1]))
+    if len(distinct) <= count:
+        return np.concatenate([nothing, distinct]).astype(np.float32)
+    if count == 0:
+        return nothing.astype(np.float32)
+    rng = np.random.default_rng(seed)
+    book = np.concatenate([nothing, _spread(points, own, count, rng)])
+    numbers = np.full(len(points), -1)
+    for _ in range(_VECTOR_ITERATIONS):
+        before = numbers
+        numbers, error = _nearest(points, own, book)
+        if np.array_equal(before, numbers):
+            break
+        weight, total = (
+            np.stack([np.bincount(numbers, column, len(book)) for column in part.T], axis=1)
+            for part in (own, own * points)
+        )
+        moved = np.divide(total, weight, out=book.copy(), where=weight > 0)
+        unused = np.flatnonzero(np.bincount(numbers, minlength=len(book)) == 0)
+        unused = unused[unused >= int(zero)]
+        moved[unused] = points[np.argsort(-error, kind="stable")[: len(unused)]]
+        moved[: int(zero)] = 0.0
+        book = moved
+    return book.astype(np.float32)
+
+
+def vector_shared(vectors: Array, book: Array, importance: Array | None = None) -> Array:
+    """`vectors` ``(n, length)``, each replaced by the nearest of the codebook, as `importance` counts; of the same
+    dtype. Zeros stay zero."""
+    own = np.ones(vectors.shape) if importance is None else np.asarray(importance, np.float64)
+    own = np.maximum(own, _LEAST * own.mean()) if own.size and own.mean() > 0 else np.ones(vectors.shape)
+    numbers, _ = _nearest(np.asarray(vectors, np.float64), np.where(vectors == 0, 0.0, own), book.astype(np.float64))
+    empty = ~(vectors != 0).any(axis=1)
+    return np.where((vectors == 0) | empty[:, None], 0.0, book[numbers]).astype(vectors.dtype)
+
+
+def _nearest(points: Array, own: Array, book: Array) -> tuple[Array, Array]:
+    """Of each vector the number of the nearest in a codebook, and the weighted square of its distance."""
+    numbers, error = np.empty(len(points), np.int64), np.empty(len(points))
+    for start in range(0, len(points), _ROWS):
+        part = slice(start, start + _ROWS)
+        x, h = points[part], own[part]
+        distance = h @ (book.T**2) - 2 * (h * x) @ book.T
+        numbers[part] = distance.argmin(axis=1)
+        least = np.take_along_axis(distance, numbers[part][:, None], 1)[:, 0]
+        error[part] = np.maximum(least + (h * x * x).sum(axis=1), 0.0)
+    return numbers, error
+
+
+def _spread(points: Array, own: Array, count: int, rng: np.random.Generator) -> Array:
+    """Vectors for Lloyd's iterations to begin with, by k-means++."""
+    if len(points) > max(_DRAWN, 8 * count):
+        few = rng.choice(len(points), max(_DRAWN, 8 * count), replace=False)
+        points, own = points[few], own[few]
+    drawn = [points[rng.choice(len(points), p=own.sum(axis=1) / own.sum())]]
+    distance = (own * (points - drawn[0]) ** 2).sum(axis=1)
+    while len(drawn) < count and distance.sum() > 0:
+        drawn.append(points[rng.choice(len(points), p=distance / distance.sum())])
+        distance = np.minimum(distance, (own * (points - drawn[-1]) ** 2).sum(axis=1))
+    return np.asarray(drawn)
 
 
 def _distinct(values: Array, importance: Array | None) -> tuple[Array, Array]:

@@ -223,13 +223,16 @@ def joint(
     alpha: float = 0.9,
     beta: float = 8.0,
 ) -> Any:
-    """The sum of `loss` over all outputs of real numbers, each times its weight.
+    """The sum of `loss` over all outputs of real numbers, each times its weight; 0 where all weights are.
 
     Raises
     ------
     SlimlineError : without teacher and labels.
     """
     total = None
+    real = [(output, student) for output, student in zip(outputs, students, strict=True) if output.floating]
+    if real and all(output.weight == 0 for output, _ in real):
+        return 0.0 * xp.mean(real[0][1])
     for index, (output, student, own) in enumerate(zip(outputs, students, labels, strict=True)):
         if not output.floating or output.weight == 0:
             continue

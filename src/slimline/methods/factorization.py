@@ -17,12 +17,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy import optimize
+from scipy import linalg, optimize
 
 from slimline.methods.gram import loaded, output_energy
 
 Array = np.ndarray[Any, np.dtype[Any]]
 DAMPING = 1e-3
+_ROUNDS = 200  # of alternating least squares
+_GAIN = 1e-6  # of the energy, less than which a round is the last
+_RIDGE = 1e-10
 
 
 class Factorization:
@@ -151,6 +154,109 @@ class Tucker:
         """`Ŵ`, ``(groups, outputs, inputs)``."""
         first, core, last = factors
         return np.asarray(last @ core @ expanded(first, self.kernel))
+
+
+class Canonical:
+    """CP of a convolution (Lebedev et al. 2015, arXiv:1412.6553): a sum of `rank` products of a vector of channels, one
+    for every side of the kernel, and one of outputs. So it is a 1 × 1 convolution, a depthwise one along each side, and
+    a 1 × 1 convolution.
+
+    Alternating least squares from normal numbers, in the metric of the Gram matrix of the channels (averaged over the
+    kernel's positions); the outputs are then the least-squares fit on all of `H`. The best sum of a rank above one need
+    not exist, and this is a good one.
+
+    Parameters
+    ----------
+    weight, second, damping : as of `Factorization`.
+    kernel : sizes of its sides.
+    """
+
+    def __init__(self, weight: Array, second: Array | None, kernel: Sequence[int], damping: float = DAMPING) -> None:
+        groups, self._outputs, inputs = weight.shape
+        self.weight, self.kernel = np.asarray(weight, np.float64), tuple(kernel)
+        self._whole = Factorization(weight, second, 1, damping)
+        rest = int(np.prod(self.kernel))
+        self.channels = inputs // rest
+        self._roots = np.broadcast_to(np.eye(self.channels), (groups, self.channels, self.channels))
+        self._second = None if second is None else loaded(second, damping)
+        if self._second is not None:
+            blocks = self._second.reshape(groups, self.channels, rest, self.channels, rest)
+            self._roots = root(np.einsum("gibjb->gij", blocks) / rest)
+
+    @property
+    def most(self) -> int:
+        """The rank at which nothing is lost: every input has a product of its own."""
+        return int(self.weight.shape[2])
+
+    def factors(self, rank: int) -> tuple[Array, ...]:
+        """``(groups, rank, channels)``, for every side of the kernel ``(groups, rank, side)``, and ``(groups, outputs,
+        rank)``; the vectors of a product are of equal norm."""
+        parts = [self._of_group(group, min(rank, self.most)) for group in range(len(self.weight))]
+        return tuple(np.stack(each) for each in zip(*parts, strict=True))
+
+    def product(self, factors: Sequence[Array]) -> Array:
+        """`Ŵ`, ``(groups, outputs, inputs)``."""
+        *inner, last = factors
+        return np.stack([own @ _rows(parts) for own, *parts in zip(last, *inner, strict=True)])
+
+    def error(self, rank: int) -> float:
+        """As of `Factorization`."""
+        return self._whole.error_of(self.product(self.factors(rank)))
+
+    def _of_group(self, group: int, rank: int) -> list[Array]:
+        weight, metric = self.weight[group], self._roots[group]
+        sides = (self.channels, *self.kernel)
+        if rank == self.most:
+            places = np.unravel_index(np.arange(rank), sides)
+            inner = [np.eye(side)[place] for side, place in zip(sides, places, strict=True)]
+        else:
+            seen = np.tensordot(weight.reshape(self._outputs, *sides), metric, (1, 0))
+            first, *others = alternating(np.moveaxis(seen, -1, 1), rank)[1:]
+            # A row of channels times the metric is what was fitted.
+            inner = [linalg.lstsq(metric.T, first)[0].T, *(other.T for other in others)]
+        rows = _rows(inner)
+        second = np.eye(rows.shape[1]) if self._second is None else self._second[group]
+        hidden, cross = rows @ second @ rows.T, rows @ second @ weight.T
+        last = (np.linalg.pinv(hidden, rcond=1e-12, hermitian=True) @ cross).T
+        norms = np.stack([*(np.linalg.norm(part, axis=1) for part in inner), np.linalg.norm(last, axis=0)])
+        norms = np.where(norms > 0, norms, 1.0)
+        scales = np.exp(np.log(norms).mean(axis=0)) / norms
+        return [*(part * scale[:, None] for part, scale in zip(inner, scales, strict=False)), last * scales[-1]]
+
+
+def alternating(tensor: Array, rank: int, seed: int = 0) -> list[Array]:
+    """Of every dimension a matrix ``(size, rank)``, such that the sum of the outer products of their columns is near
+    `tensor`: each in turn by least squares with the others fixed (CP-ALS; Carroll and Chang 1970, Harshman 1970)."""
+    rng = np.random.default_rng(seed)
+    modes = range(tensor.ndim)
+    unfolded = [np.moveaxis(tensor, mode, 0).reshape(tensor.shape[mode], -1) for mode in modes]
+    factors = [rng.normal(size=(size, rank)) for size in tensor.shape]
+    energy, before = float(np.square(tensor).sum()), np.inf
+    for _ in range(_ROUNDS):
+        for mode in modes:
+            others = [factors[other] for other in modes if other != mode]
+            gram = np.prod([other.T @ other for other in others], axis=0)
+            gram = gram + _RIDGE * (np.trace(gram) / rank or 1.0) * np.eye(rank)
+            reach = unfolded[mode] @ _rows([other.T for other in others]).T
+            factors[mode] = linalg.solve(gram, reach.T, assume_a="pos").T
+            if mode < tensor.ndim - 1:
+                norms = np.linalg.norm(factors[mode], axis=0)
+                factors[mode] = factors[mode] / np.where(norms > 0, norms, 1.0)
+        whole = np.prod([factor.T @ factor for factor in factors], axis=0).sum()
+        error = energy - 2 * float((reach * factors[-1]).sum()) + float(whole)
+        if before - error <= _GAIN * energy:
+            break
+        before = error
+    return factors
+
+
+def _rows(factors: Sequence[Array]) -> Array:
+    """The products of vectors ``(rank, size)`` of every factor, ``(rank, all sizes together)``, the last varying
+    fastest."""
+    rows = factors[0]
+    for factor in factors[1:]:
+        rows = (rows[:, :, None] * factor[:, None, :]).reshape(len(rows), -1)
+    return rows
 
 
 def signal_rank(values: Array, sides: tuple[int, int]) -> int:

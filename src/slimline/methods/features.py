@@ -1,14 +1,16 @@
 """Distances between inner values of a student and a teacher.
 
 Every function takes the array namespace ``xp`` first (``numpy`` or a framework's own), as
-`slimline.methods.distillation` does. *Features* are ``(batch, positions, channels)``, *heads*
-``(batch, heads, positions, width)``; both float. Student and teacher may differ in channels, heads and width wherever
-the formula allows it. Losses are scalars of the namespace.
+`slimline.methods.distillation` does. *Features* are ``(batch, positions, channels)``, *grids*
+``(batch, *size, channels)``, *heads* ``(batch, heads, positions, width)``; all float. Student and teacher may differ in
+channels, heads and width wherever the formula allows it. Losses are scalars of the namespace.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,9 @@ _EPSILON = 1e-12
 _TEMPERATURE = 0.07
 WIDTH = 128
 """Of the space in which `contrast` compares."""
+_WIDEST = 512
+_CONTEXTS = (4, 2, 1)
+_NORM_EPSILON = 1e-5
 
 
 def hint(xp: Any, student: Any, teacher: Any, weight: Any, bias: Any) -> Any:
@@ -109,6 +114,112 @@ def contrast(xp: Any, student: Any, teacher: Any, weight: Any, bias: Any, to: An
     return xp.mean(0.5 * (_log_sum(xp, cosines, -1) + _log_sum(xp, cosines, 0)) - right)
 
 
+def review(xp: Any, students: Sequence[Any], teachers: Sequence[Any], weights: Sequence[Mapping[str, Any]]) -> Any:
+    """Knowledge review (ReviewKD; Chen et al. 2021, arXiv:2104.09044): the sum over levels of `contexts` of what the
+    student's grid, and those behind it, make of each other and the teacher's grid.
+
+    From the deepest level back, a grid is projected to one width and fused with what comes from the level behind, by
+    two attention maps that both together decide; the fused grid goes to the level before, and through a kernel of three
+    positions to the teacher's channels. All is normalised by the batch, as in training.
+
+    Parameters
+    ----------
+    students, teachers : grids, one of each a level, the deepest last; sizes may differ.
+    weights : of each level, see `reviewing`.
+    """
+    total: Any = 0.0
+    behind = None
+    for own, other, learned in zip(students[::-1], teachers[::-1], weights[::-1], strict=True):
+        x = _normed(xp, xp.matmul(own, learned["enter"]), learned["enter_scale"], learned["enter_shift"])
+        if behind is not None:
+            y = resized(xp, behind, tuple(x.shape[1:-1]))
+            both = xp.matmul(xp.concatenate([x, y], axis=-1), learned["fuse"]) + learned["fuse_bias"]
+            maps = 1.0 / (1.0 + xp.exp(-both))
+            x = x * maps[..., :1] + y * maps[..., 1:]
+        x = behind = resized(xp, x, tuple(other.shape[1:-1]))
+        out = _normed(
+            xp, xp.matmul(neighbours(xp, x), learned["leave"]), learned["leave_scale"], learned["leave_shift"]
+        )
+        total = total + contexts(xp, out, other)
+    return total
+
+
+def reviewing(inputs: Sequence[int], outputs: Sequence[int], rank: int, seed: int) -> list[dict[str, Any]]:
+    """The first weights of `review`, float32: of each level by name, normally distributed by `seed` so that squares
+    keep their mean.
+
+    Parameters
+    ----------
+    inputs, outputs : channels of student and teacher, of each level; the fused grids have as many as the deepest of the
+        student, at most 512.
+    rank : of the grids without batch and channels.
+    """
+    width = min(_WIDEST, inputs[-1])
+
+    def drawn(level: int, which: int, rows: int, columns: int) -> Any:
+        rng = np.random.default_rng([seed, level, which])
+        return (rng.normal(size=(rows, columns)) / math.sqrt(rows)).astype(np.float32)
+
+    levels = []
+    for level, (own, other) in enumerate(zip(inputs, outputs, strict=True)):
+        learned = {"enter": drawn(level, 0, own, width), "leave": drawn(level, 1, 3**rank * width, other)}
+        for name, size in (("enter", width), ("leave", other)):
+            learned |= {f"{name}_scale": np.ones(size, np.float32), f"{name}_shift": np.zeros(size, np.float32)}
+        if level < len(inputs) - 1:
+            learned |= {"fuse": drawn(level, 2, 2 * width, 2), "fuse_bias": np.zeros(2, np.float32)}
+        levels.append(learned)
+    return levels
+
+
+def contexts(xp: Any, student: Any, teacher: Any) -> Any:
+    """Mean squared error of two grids of one shape, and of their means in 4, 2 and 1 equal parts of every side where
+    these are fewer than positions, each worth half of the one before; a weighted mean (the hierarchical context loss of
+    ReviewKD)."""
+    total, weight, weights = xp.mean((student - teacher) ** 2), 1.0, 1.0
+    for parts in _CONTEXTS:
+        if parts < min(student.shape[1:-1]):
+            weight /= 2
+            weights += weight
+            total = total + weight * xp.mean((pooled(xp, student, parts) - pooled(xp, teacher, parts)) ** 2)
+    return total / weights
+
+
+def pooled(xp: Any, grid: Any, parts: int) -> Any:
+    """The means of a grid in so many parts of every side, as equal as positions allow; neighbours may overlap."""
+    for axis in range(1, len(grid.shape) - 1):
+        size = grid.shape[axis]
+        bounds = [(i * size // parts, -(-(i + 1) * size // parts)) for i in range(parts)]
+        means = [xp.mean(_part(grid, axis, start, stop), axis=axis) for start, stop in bounds]
+        grid = xp.stack(means, axis=axis)
+    return grid
+
+
+def resized(xp: Any, grid: Any, size: tuple[int, ...]) -> Any:
+    """A grid of another size, by the nearest position at or before."""
+    for axis, target in enumerate(size, 1):
+        source = grid.shape[axis]
+        if source != target:
+            nearest = [_part(grid, axis, i * source // target, i * source // target + 1) for i in range(target)]
+            grid = xp.concatenate(nearest, axis=axis)
+    return grid
+
+
+def neighbours(xp: Any, grid: Any) -> Any:
+    """A grid whose channels are those of all positions at most one away in every direction, zeros beyond its sides;
+    ``(batch, *size, 3^sides · channels)``. A linear map of it is a convolution of three positions a side."""
+    size = tuple(grid.shape[1:-1])
+    for axis in range(1, len(size) + 1):
+        side = xp.zeros_like(_part(grid, axis, 0, 1))
+        grid = xp.concatenate([side, grid, side], axis=axis)
+    windows = []
+    for offsets in product(range(3), repeat=len(size)):
+        window = grid
+        for axis, (offset, length) in enumerate(zip(offsets, size, strict=True), 1):
+            window = _part(window, axis, offset, offset + length)
+        windows.append(window)
+    return xp.concatenate(windows, axis=-1)
+
+
 def attention_map(xp: Any, query: Any, key: Any) -> Any:
     """``softmax(q kᵀ / √width)`` of heads, ``(batch, heads, positions, positions)``; without any mask."""
     return xp.exp(_log_relation(xp, query, key))
@@ -166,3 +277,16 @@ def _unit(xp: Any, x: Any) -> Any:
 def _huber(xp: Any, a: Any, b: Any) -> Any:
     error = xp.abs(a - b)
     return xp.mean(xp.where(error < 1, 0.5 * error * error, error - 0.5))
+
+
+def _part(grid: Any, axis: int, start: int, stop: int) -> Any:
+    """Some positions of one axis."""
+    return grid[(slice(None),) * axis + (slice(start, stop),)]
+
+
+def _normed(xp: Any, grid: Any, scale: Any, shift: Any) -> Any:
+    """Normalised by the statistics of its channels over batch and positions."""
+    axes = tuple(range(len(grid.shape) - 1))
+    centred = grid - xp.mean(grid, axis=axes, keepdims=True)
+    variance = xp.mean(centred * centred, axis=axes, keepdims=True)
+    return centred / xp.sqrt(variance + _NORM_EPSILON) * scale + shift

@@ -96,7 +96,7 @@ class ReplacementPlan(StructuralPlan):
     @property
     def shapes(self) -> tuple[object, ...]:
         """All on which the time of what it makes of a model depends."""
-        return tuple((r.name, *((type(o).__name__, o.weight.shape) for o in r.operators)) for r in self.replacements)
+        return tuple((r.name, *((type(o).__name__, o.shape) for o in r.operators)) for r in self.replacements)
 
     @abstractmethod
     def without(self, names: Collection[str]) -> ReplacementPlan:

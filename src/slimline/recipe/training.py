@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from slimline.basics.errors import SlimlineError
 from slimline.recipe.config import Config
 from slimline.recipe.step import Step
 
@@ -24,16 +25,18 @@ class FeatureLoss(Config):
         ``attention`` (where squares are large; Zagoruyko and Komodakis 2017), ``fsp`` (flow between two layers; Yim et
         al. 2017), ``similarity`` (between samples of a batch; Tung and Mori 2019), ``rkd`` (distances and angles
         between them; Park et al. 2019), ``crd`` (which sample of a batch is which, by learned projections; after Tian
-        et al. 2020); of transformers ``maps`` (attention distributions; MiniLM) and ``relations``
+        et al. 2020), ``review`` (what a level and those behind it make together, learned too; ReviewKD, Chen et al.
+        2021), ``simkd`` (what the last linear layers read, of a student that ends as its teacher does, see
+        `TeacherHead`; Chen et al. 2022); of transformers ``maps`` (attention distributions; MiniLM) and ``relations``
         (among queries, keys and values; MiniLMv2).
     layers : pairs ``(student's, teacher's)`` of layers or of globs that match as many of both; one name or glob stands
         for the layers of that name in both. A name may be that of a block, whose last value is meant. None are matched:
         layers of equal positions at even depths, for ``similarity``, ``rkd``, ``crd`` and ``relations`` the last pair
-        of them.
+        of them, for ``review`` the last of each size. Of ``review`` the deepest are last, and sizes may differ.
     weight : of it in the training loss, summed over pairs; None takes the published one.
     """
 
-    loss: Literal["hint", "attention", "fsp", "similarity", "rkd", "crd", "maps", "relations"]
+    loss: Literal["hint", "attention", "fsp", "similarity", "rkd", "crd", "review", "simkd", "maps", "relations"]
     layers: tuple[Layer | tuple[Layer, Layer], ...] = ()
     weight: Annotated[float, Field(gt=0)] | None = None
 
@@ -83,7 +86,7 @@ class Training(Step):
     temperature : of the softening.
     beta : weight of the other classes in ``dkd``, where the right one weighs 1.
     output_weights : of the losses of single outputs in their sum, by the outputs' names; 1 where none is given, 0
-        leaves an output out.
+        leaves an output out. With `features` all may be left out.
     alpha : weight of the distance to the original's outputs; ``1 - alpha`` weighs the hard labels, where there are
         any.
     epochs, batch_size : of training.
@@ -100,6 +103,8 @@ class Training(Step):
     view : how teacher and student both see the samples, see `View`; None as they are.
     refresh_batches : batches over which batch-norm statistics are recomputed.
     precision : ``float32``, or ``bfloat16`` for forward and backward passes where the framework has it.
+    cache : folder in which the teacher's outputs are kept by sample, as the teacher sees it; None asks the teacher at
+        every step. Not with `features`, which are inside of it, and not with ``alpha=0``, which reads none.
     """
 
     step: str
@@ -124,6 +129,14 @@ class Training(Step):
     precision: Literal["float32", "bfloat16"] = "float32"
     features: tuple[FeatureLoss, ...] = ()
     output_weights: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    cache: Annotated[str, Field(pattern=r"^[^\x00]+$")] | None = None
+
+    @model_validator(mode="after")
+    def _cached(self) -> Training:
+        if self.cache is not None and (self.features or self.alpha == 0):
+            what = "the features are inside of the network" if self.features else "with alpha 0 none are read"
+            raise SlimlineError(f"cache keeps the outputs of a teacher, and {what}: leave cache out.")
+        return self
 
     @property
     def needs(self) -> tuple[str, ...]:

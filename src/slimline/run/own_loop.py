@@ -1,4 +1,4 @@
-"""Training in few bits in a loop of the user's own: `prepare`, train what it gives, `convert`."""
+"""Training in a loop of the user's own, in few bits or by a teacher: `prepare`, train what it gives, `convert`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,19 @@ from slimline.model.model import Model, is_model
 from slimline.recipe.step import Step, are_steps
 from slimline.run.apply import check_order_after
 from slimline.steps.base import Context, Prepared, handler_of
+from slimline.training.teacher import teachers_for
 
 
-@takes(model=is_model, step=are_steps, data=arguments.optional(is_data))
-def prepare(model: Model, step: Step, data: Data | None = None, target: str | None = None) -> Prepared:
+@takes(model=is_model, step=are_steps, data=arguments.optional(is_data), seed=arguments.seed)
+def prepare(
+    model: Model,
+    step: Step,
+    data: Data | None = None,
+    target: str | None = None,
+    *,
+    teacher: Any = None,
+    seed: int = 0,
+) -> Prepared:
     """What `step` would train, to be trained in a loop of your own; `convert` makes the result of it.
 
     ::
@@ -27,20 +36,27 @@ def prepare(model: Model, step: Step, data: Data | None = None, target: str | No
             optimizer.zero_grad(); loss(net(x), y).backward(); optimizer.step()
         small = sl.convert(prepared)
 
+    Of a `Distillation` the network brings its loss with teacher, features and views: ``net.loss(x, y)`` gives it where
+    the loop is written out, and ``fit`` of a framework that has one needs no other.
+
     Parameters
     ----------
-    step : a `QuantizationAwareTraining`; what it says of training is not used.
-    data : with calibration (or training) samples, for activations.
+    step : a `QuantizationAwareTraining` or a `Distillation`; what they say of optimisers and epochs is not used.
+    data : with calibration (or training) samples, for activations; of a `Distillation` training samples and labels,
+        which say what outputs mean.
     target : the runtime that the result is for; None takes the framework's usual one.
+    teacher : as of `apply`.
+    seed : of views, and of what features learn.
 
     Raises
     ------
     SlimlineError : what the step refuses, and a step that trains nothing in such a loop.
     """
-    check_order_after((step,), model, None)
+    check_order_after((step,), model, teacher)
     if data is not None:
         data = data.check(model.inputs)
-    return handler_of(step).prepare(step, model, Context(None, data, target or model.usual_target))
+    tutor = teachers_for(model, teacher, (step,)) if teacher is not None or step.kind == "recovery" else None
+    return handler_of(step).prepare(step, model, Context(tutor, data, target or model.usual_target, seed))
 
 
 def _is_prepared(name: str, value: Any) -> None:

@@ -224,7 +224,9 @@ class Handler(ABC, Generic[S]):
         ------
         SlimlineError : the step trains nothing that can be trained so.
         """
-        raise SlimlineError(f"{step.step} prepares nothing for a loop of your own: give a QuantizationAwareTraining.")
+        raise SlimlineError(
+            f"{step.step} prepares nothing for a loop of your own: give a QuantizationAwareTraining or a Distillation."
+        )
 
     def with_strength(self, step: S, strength: float) -> S | None:
         """The step that takes the part `strength` in (0, 1) of what it can, to fit a budget; None where it has no such

@@ -30,8 +30,8 @@ class DistillationLoss:
             raise SlimlineError(f"step is a {type(step).__name__}: give one that trains, such as a Distillation.")
         if step.features:
             raise SlimlineError(
-                "Features are inside the networks, and this loss sees outputs: leave features out, or train with "
-                "slimline.apply."
+                "Features are inside the networks, and this loss sees outputs: leave features out, or take "
+                "what slimline.prepare gives."
             )
         self.step, self.output = step, output
 

@@ -64,6 +64,10 @@ class Tap:
         """``(batch, positions, channels)``."""
         return xp.reshape(xp.moveaxis(value, self.axis, -1), (-1, math.prod(self.size), self.channels))
 
+    def grid(self, xp: Any, value: Any) -> Any:
+        """``(batch, *size, channels)``."""
+        return xp.moveaxis(value, self.axis, -1)
+
 
 @dataclass(frozen=True)
 class Heads:
@@ -285,6 +289,8 @@ def terms(step: Training, student: Model, teachers: Sequence[Model], seed: int) 
 def _term(loss: FeatureLoss, student: Inside, teacher: Inside, seed: int) -> Term:
     if loss.loss in ("maps", "relations"):
         return _of_attention(loss, student, teacher)
+    if loss.loss == "simkd":
+        return _of_head(loss, student, teacher)
     if loss.layers:
         taps = [(student.tap(a), teacher.tap(b)) for a, b in _named(loss, student, teacher)]
     else:
@@ -302,6 +308,8 @@ def _term(loss: FeatureLoss, student: Inside, teacher: Inside, seed: int) -> Ter
             )
     if loss.loss == "fsp":
         return _of_flow(loss, taps)
+    if loss.loss == "review":
+        return _of_review(loss, taps, seed)
     projections = [_projections(loss, a, b, seed + index) for index, (a, b) in enumerate(taps)]
     learned = {f"{i}/{name}": array for i, each in enumerate(projections) for name, array in each.items()}
     distance = _DISTANCES[loss.loss]
@@ -340,6 +348,43 @@ def _of_flow(loss: FeatureLoss, taps: Sequence[tuple[Tap, Tap]]) -> Term:
         return loss.strength * sum(features.flow(xp, (mine[i], mine[j]), (theirs[i], theirs[j])) for i, j in flows)
 
     return Term(tuple(a.name for a, _ in taps), tuple(b.name for _, b in taps), value)
+
+
+def _of_head(loss: FeatureLoss, student: Inside, teacher: Inside) -> Term:
+    """Of what the last linear layers read, where the student's is the teacher's own."""
+    own, other = student.embedding, teacher.embedding
+    if loss.layers:
+        raise SlimlineError("simkd compares what the last linear layers read: leave layers out.")
+    if own is None or other is None or (own.channels, own.size) != (other.channels, other.size):
+        raise SlimlineError("simkd is for a student that ends as its teacher does: put a TeacherHead before it.")
+    pair = own, other
+
+    def value(xp: Any, mine: Sequence[Any], theirs: Sequence[Any], _: Mapping[str, Any]) -> Any:
+        (a, b), (x, y) = pair, (mine[0], theirs[0])
+        return loss.strength * xp.mean((a.read(xp, x) - b.read(xp, y)) ** 2)
+
+    return Term((own.name,), (other.name,), value)
+
+
+def _of_review(loss: FeatureLoss, taps: Sequence[tuple[Tap, Tap]], seed: int) -> Term:
+    sides = {len(tap.size) for pair in taps for tap in pair}
+    if sides == {0} or len(sides) > 1:
+        raise SlimlineError(
+            f"review compares grids of positions, and {', '.join(repr(a.layer) for a, _ in taps)} and their pairs have "
+            f"{' and '.join(str(n) for n in sorted(sides))} dimensions of them: name layers with as many, the deepest "
+            "last."
+        )
+    channels = [[tap.channels for tap in each] for each in zip(*taps, strict=True)]
+    levels = features.reviewing(channels[0], channels[1], sides.pop(), seed)
+    learned = {f"{i}/{name}": array for i, level in enumerate(levels) for name, array in level.items()}
+
+    def value(xp: Any, own: Sequence[Any], other: Sequence[Any], weights: Mapping[str, Any]) -> Any:
+        mine = [a.grid(xp, x) for (a, _), x in zip(taps, own, strict=True)]
+        theirs = [b.grid(xp, y) for (_, b), y in zip(taps, other, strict=True)]
+        known = [{name: weights[f"{i}/{name}"] for name in level} for i, level in enumerate(levels)]
+        return loss.strength * features.review(xp, mine, theirs, known)
+
+    return Term(tuple(a.name for a, _ in taps), tuple(b.name for _, b in taps), value, learned)
 
 
 def _of_attention(loss: FeatureLoss, student: Inside, teacher: Inside) -> Term:
@@ -419,7 +464,8 @@ def _matched(loss: FeatureLoss, student: Inside, teacher: Inside) -> list[tuple[
         return [(student.embedding, teacher.embedding)]
     pairs: list[tuple[Tap, Tap]] = []
     for size, own in student.stages.items():
-        pairs += _spread(own, teacher.stages.get(size, ()))
+        fitting = _spread(own, teacher.stages.get(size, ()))
+        pairs += fitting[-1:] if loss.loss == "review" else fitting
     if loss.loss == "fsp":
         pairs = [(a, b) for a, b in pairs if a.channels == b.channels]
     if not pairs:

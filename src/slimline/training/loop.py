@@ -36,6 +36,7 @@ from slimline.methods.outputs import Output, aligned
 from slimline.model import Model
 from slimline.model.outputs import bare_outputs, described_outputs
 from slimline.recipe.training import Training
+from slimline.training.cache import TeacherCache
 from slimline.training.companions import Companion, Company
 from slimline.training.features import terms
 from slimline.training.teacher import UNKNOWN, Teacher, every_teacher, fingerprint
@@ -113,6 +114,8 @@ def recover(
     if not teachers and not unheeded:
         raise SlimlineError(f"{step.step} learns from the uncompressed network, but this model {UNKNOWN}.")
     outputs = described(student, teachers, step, data)
+    if not step.features and all(output.weight == 0 for output in outputs if output.floating):
+        raise SlimlineError("output_weights leaves every output out, and there are no features: give one a weight.")
     score = scorer(teachers or (student,), outputs, step, data)
     if step.view is not None:
         check_view(step, student.example, next(train.batches(1))[1])
@@ -123,8 +126,10 @@ def recover(
     companion = Companion() if company is None else company.begin(step.epochs * _updates(train, step.batch_size))
     companion.start(trainer)
     channels_first = student.adapter.layout == "channels_first"
-    loop = Loop(step, train, trainer, companion, seed, _steps(step, train), progress, channels_first)
-    facts = [s.model_dump(mode="json") for s in (step, *(() if company is None else company.steps))]
+    asks = step.cache is not None and bool(teachers) and not unheeded
+    cache = TeacherCache(Path(str(step.cache)), teachers, step, outputs) if asks else None
+    loop = Loop(step, train, trainer, companion, seed, _steps(step, train), progress, channels_first, cache)
+    facts = [s.model_dump(mode="json", exclude={"cache"}) for s in (step, *(() if company is None else company.steps))]
     key = _fingerprint((student, *teachers), facts, seed, len(train))
     records = _best(loop, score, None if checkpoint is None else _Store(checkpoint, key))
     first, last = records[0]["score"], records[-1]["score"]
@@ -132,6 +137,31 @@ def recover(
         log.warning("%s changed the selection score from %.4g to %.4g: lower its strength.", step.step, first, last)
     recovered = student.then(trainer.native(), step.model_dump(mode="json"), masks={**student.masks, **companion.masks})
     return Recovered(recovered, records, best_epoch(records))
+
+
+def taught(student: Model, teacher: Teacher, step: Training, data: Data, seed: int) -> tuple[Trainer, Any]:
+    """What trains `student`, and its network for a loop of the user's own, in which all that `step` says of losses and
+    views holds.
+
+    Raises
+    ------
+    SlimlineError : no training data, or models that do not fit together.
+    """
+    train = data.split("train")
+    if len(train) == 0:
+        raise SlimlineError(f"{step.step} needs training data to know what outputs mean: give Data(train=...).")
+    teachers = every_teacher(teacher)
+    outputs = described(student, teachers, step, data)
+    view, channels_first = step.view, student.adapter.layout == "channels_first"
+    check_view(step, student.example, next(train.batches(1))[1])
+    trainer = _trainer(student, teachers, bool(teachers), step, seed, train, outputs)
+    if view is None:
+        return trainer, trainer.network(None)
+
+    def see(inputs: tuple[Array, ...], number: int) -> tuple[Array, ...]:
+        return seen(view, (inputs, None), channels_first, np.random.default_rng((seed, number)))[0]
+
+    return trainer, trainer.network(see)
 
 
 def _trainer(
@@ -196,6 +226,7 @@ class Loop:
 
     Attributes
     ----------
+    cache : of what the teachers answer, where there is one.
     means : the exponential means of the weights, by name, where there are such.
     """
 
@@ -207,6 +238,7 @@ class Loop:
     total: int
     tell: Callable[[Progress], None] | None
     channels_first: bool = True
+    cache: TeacherCache | None = None
     means: dict[str, Array] = field(default_factory=dict)
 
     def refresh(self, epoch: int) -> None:
@@ -227,16 +259,23 @@ class Loop:
                 rng = np.random.default_rng((self.seed, number, len(losses)))
                 batch = seen(step.view, batch, self.channels_first, rng)
             companion.before(self.trainer)
-            losses.append(_finite(self.trainer.step(batch, rate), number, step))
+            losses.append(_finite(self._step(batch, rate), number, step))
             companion.after(self.trainer, rate, batch)
             if step.ema:
                 self._average(steps_taken)
             if self.tell is not None:
                 told = {"epoch": number, "loss": losses[-1]}
                 self.tell(Progress(what, min(steps_taken + 1, self.total), self.total, told))
+        if self.cache is not None:
+            self.cache.flush()
         if companion.refreshes:
             self.refresh(number)
         return float(np.mean(losses)), rate
+
+    def _step(self, batch: Batch, rate: float) -> float:
+        if self.cache is None:
+            return self.trainer.step(batch, rate)
+        return self.trainer.step(batch, rate, self.cache.answers(batch[0], self.trainer.taught))
 
     def state(self) -> dict[str, Array]:
         """All that the next epoch depends on."""

@@ -58,8 +58,8 @@ def learn_together(
     if len(students) < 2:
         raise SlimlineError(f"Mutual learning is among several students, and there are {len(students)}: give two.")
     alone = [name for name, on in (("features", step.features), ("ema", step.ema), ("patience", step.stops_after),
-                                   ("schedule: plateau", step.schedule == "plateau"), ("alpha: 0", step.alpha == 0))
-             if on]  # fmt: skip
+                                   ("schedule: plateau", step.schedule == "plateau"), ("alpha: 0", step.alpha == 0),
+                                   ("cache", step.cache is not None)) if on]  # fmt: skip
     if alone:
         raise SlimlineError(f"{', '.join(alone)} of {step.step} is for one student and its teacher: leave it out.")
     train = data.split("train")

@@ -9,6 +9,7 @@ ways to write it that fit, the shortest is taken:
 `GRID`       floats that are multiples of scales: the multiples, and the scales (quantized weights)
 `PLANES`     the first bytes of all words, then the second, …: signs and exponents repeat themselves
 `SPARSE`     where the words are that are not zero, and these in one of the other ways
+`VECTORS`    the distinct vectors of words that are neighbours, and a code for each (vector quantization)
 =========== ===========================================================================================
 
 Each way is a head, bytes as they are, and streams of symbols; those of all arrays share one code (`methods.entropy`),
@@ -30,7 +31,8 @@ from slimline.methods.entropy import Stream
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-PALETTE, PALETTES, GRID, PLANES, SPARSE = range(1, 6)
+PALETTE, PALETTES, GRID, PLANES, SPARSE, VECTORS = range(1, 7)
+LENGTHS = (2, 4)
 WIDTHS = (1, 2, 4, 8)
 _RAW, _CODED = range(2)
 _FIRST, _LAST, _WHOLE = range(3)
@@ -113,6 +115,9 @@ def _dense(words: Array, shape: Sequence[int], grids: Sequence[Grid] = ()) -> li
     if words.itemsize == 1 or len(distinct) > _FEW or not ways:
         ways.append(_planes(words))
     ways += [way for grid in grids if (way := _on_grid(words, shape, grid)) is not None]
+    if len(shape) > 1 and 2 < len(distinct) <= len(words) // 2:
+        turns = [(1, 1), (shape[-2], shape[-1])]
+        ways += [way for turn in turns for length in LENGTHS if (way := _vectors(words, turn, length)) is not None]
     if len(distinct) > _FEW:
         ways += [way for layout in (_FIRST, _LAST) if (way := _palettes(words, shape, layout)) is not None]
     return ways
@@ -139,6 +144,26 @@ def _palettes(words: Array, shape: Sequence[int], layout: int) -> Code | None:
     codes = np.stack([np.unique(row, return_inverse=True)[1].ravel() for row in rows])
     head = bytes([PALETTES, layout]) + _number(len(rows)) + b"".join(_number(int(n)) for n in counts)
     return Code(head + ordered[new].tobytes(), (_stream(codes, int(counts.max())),))
+
+
+def _vectors(words: Array, turn: tuple[int, int], length: int) -> Code | None:
+    """As codes of vectors of so many words, in the order of `_turned`; None where there are too many of them to pay."""
+    if len(words) % length:
+        return None
+    rows = _turned(words, *turn).reshape(-1, length)
+    if len(np.unique(rows[: 4 * entropy.ALPHABET], axis=0)) > entropy.ALPHABET:  # of most arrays a part tells
+        return None
+    distinct, codes = np.unique(rows, axis=0, return_inverse=True)
+    if len(distinct) > min(entropy.ALPHABET, len(rows) // 2):
+        return None
+    numbers = (length, *turn, len(distinct))
+    head = bytes([VECTORS]) + b"".join(_number(n) for n in numbers) + np.ascontiguousarray(distinct).tobytes()
+    return Code(head, (_stream(codes, len(distinct)),))
+
+
+def _turned(words: Array, inputs: int, outputs: int) -> Array:
+    """Words of the shape ``(…, inputs, outputs)`` as ``(outputs, inputs, …)``, flat."""
+    return np.ascontiguousarray(words.reshape(-1, inputs, outputs).T).ravel()
 
 
 def _on_grid(words: Array, shape: Sequence[int], grid: Grid) -> Code | None:
@@ -278,13 +303,16 @@ class _Reader:
 
     def array(self, count: int, dtype: np.dtype[Any], sparse: bool = True) -> Later:
         """The next `count` words."""
-        kind = self.number(PALETTE, SPARSE if sparse else PLANES)
+        kind = self.number(PALETTE, VECTORS)
+        if kind == SPARSE and not sparse:
+            raise Malformed("codes a sparse array in a sparse one")
         ways = {
             PALETTE: self._palette,
             PALETTES: self._palettes,
             GRID: self._grid,
             PLANES: self._planes,
             SPARSE: self._sparse,
+            VECTORS: self._vectors,
         }
         return ways[kind](count, dtype)
 
@@ -333,6 +361,15 @@ class _Reader:
             return joined.reshape(-1).view(dtype)
 
         return words
+
+    def _vectors(self, count: int, dtype: np.dtype[Any]) -> Later:
+        length, inputs, outputs = (self.number(1, max(count, 1)) for _ in range(3))
+        if count % length or count % (inputs * outputs):
+            raise Malformed("codes an array by vectors that it does not have")
+        number = self.number(1, entropy.ALPHABET)
+        palette = self.words(number * length, dtype).reshape(number, length)
+        codes = self.stream(count // length, number)
+        return lambda: np.ascontiguousarray(palette[codes()].reshape(outputs, inputs, -1).T).ravel()
 
     def _sparse(self, count: int, dtype: np.dtype[Any]) -> Later:
         held = self.number(0, count)

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from slimline.basics.errors import SlimlineError
 from slimline.basics.named import Labels
-from slimline.frameworks.base import Array, Batch, Term, in_parts, teachers_of
+from slimline.frameworks.base import Array, Batch, See, Term, answers_in_parts, in_parts, teachers_of
 from slimline.frameworks.keras.canonical import canonical
 from slimline.frameworks.keras.device import computing, placed
 from slimline.frameworks.keras.functional import SEED_STATE, calls, final_activations, like, variables
@@ -26,6 +26,11 @@ from slimline.recipe.training import Training
 _BFLOAT16 = "auto_mixed_precision_onednn_bfloat16"
 # Keras' own loop does not rewrite Python either, which takes as long as all the rest of a small network's compilation.
 _compiled = partial(tf.function, autograph=False)
+
+Told = tuple[list[tf.Tensor] | None, dict[str, tf.Tensor]]
+"""What teachers say as one, if there are any, and the inner values of the first."""
+Ask = Callable[[list[tf.Tensor], list[list[tf.Tensor]]], Told]
+Loss = Callable[[list[tf.Tensor], list[tf.Tensor], Told], tuple[tf.Tensor, list[tf.Tensor]]]
 
 
 class KerasTrainer:
@@ -73,6 +78,8 @@ class KerasTrainer:
         self._terms: list[tuple[Term, dict[str, keras.Variable]]] = []
         self._optimizer = self._make_optimizer()
         self._train: Callable[..., tuple[tf.Tensor, list[tf.Tensor]]] | None = None
+        self._asks = True
+        self._tutors: Callable[..., list[list[tf.Tensor]]] | None = None
         self._slopes: Callable[..., list[tf.Tensor]] | None = None
         self._last: list[tf.Tensor] = []
         self._masks: dict[str, tf.Variable] = {}
@@ -94,12 +101,13 @@ class KerasTrainer:
             layer.momentum = momentum
 
     @placed
-    def step(self, batch: Batch, rate: float) -> float:
+    def step(self, batch: Batch, rate: float, answers: Sequence[tuple[Array, ...]] | None = None) -> float:
         """One step of the optimiser at learning rate `rate`; the loss before it."""
         parts = in_parts(batch, self._config.accumulate)
-        operands = [self._operands(part) for part in parts]
-        if self._train is None:
-            self._train = self._compile(operands[0])
+        known = answers_in_parts(answers, self._config.accumulate)
+        operands = [self._operands(*each) for each in zip(parts, known, strict=False)]
+        if self._train is None or self._asks != (answers is None):
+            self._train, self._asks = self._compile(operands[0]), answers is None
         self._optimizer.learning_rate = rate
         with _bfloat16(self._config.precision == "bfloat16"):
             if self._config.accumulate == 1:
@@ -108,6 +116,21 @@ class KerasTrainer:
                 shares = [tf.constant(len(part[0][0]) / len(batch[0][0]), tf.float32) for part in parts]
                 loss, self._last = self._train(operands, shares)
         return float(loss)
+
+    @placed
+    def taught(self, inputs: tuple[Array, ...]) -> list[tuple[Array, ...]]:
+        """Of each teacher its outputs as the loss compares them."""
+        parts = [self._operands(part)[0] for part in in_parts((inputs, None), self._config.accumulate)]
+        if self._tutors is None:
+            assert self._outputs is not None
+            pairs = zip(self._sources, self._teachers, strict=True)
+            tutors = [_forward(*pair, self._outputs, (), training=False) for pair in pairs]
+            signature = [_signature(self._student)]
+            self._tutors = _compiled(lambda x: [tutor(x)[1] for tutor in tutors], input_signature=signature)
+        with _bfloat16(self._config.precision == "bfloat16"):
+            answers = [self._tutors(part) for part in parts]
+        every = [zip(*each, strict=True) for each in zip(*answers, strict=True)]
+        return [tuple(np.concatenate([np.array(x) for x in output]) for output in each) for each in every]
 
     @placed
     def hold(self, masks: Mapping[str, Array]) -> None:
@@ -178,15 +201,17 @@ class KerasTrainer:
         pairs = zip(self._source.trainable_variables, self._student.trainable_variables, strict=True)
         return {names[id(source)]: own for source, own in pairs}
 
-    def _operands(self, batch: Batch) -> tuple[Any, ...]:
-        """What the compiled functions take: the inputs, and the labels of those outputs whose labels matter."""
+    def _operands(self, batch: Batch, answers: Sequence[tuple[Array, ...]] | None = None) -> tuple[Any, ...]:
+        """What the compiled functions take: the inputs, the labels of those outputs whose labels matter, and what is
+        known of the teachers' answers."""
         inputs, labels = batch
         tensors = _tensors(inputs)
         if self._outputs is None:
             self._outputs = _described(self._infer(tensors), labels)
         if self._teachers and self._config.alpha == 1:
             labels = None
-        return tensors, [own for own in targets(self._outputs, labels) if own is not None]
+        known = [list(_tensors(each)) for each in answers or ()]
+        return tensors, [own for own in targets(self._outputs, labels) if own is not None], known
 
     @placed
     def outputs(self, inputs: tuple[Array, ...]) -> tuple[Array, ...]:
@@ -212,6 +237,14 @@ class KerasTrainer:
             variable.assign(trained)
         return model
 
+    def network(self, see: See | None) -> keras.Model:
+        """The student, to be trained by `fit`."""
+        from slimline.frameworks.keras.own_loop import Student
+
+        assert self._outputs is not None
+        held = [(self._named[name], mask) for name, mask in self._masks.items()]
+        return Student(self._student, self._learned, self.functions, self._outputs, self._config, held, see)
+
     def _variables(self) -> dict[str, Any]:
         # By position: Keras numbers the paths of random states anew in every copy.
         parts = {
@@ -233,14 +266,19 @@ class KerasTrainer:
         return optimizer
 
     def _signatures(self, operands: tuple[Any, ...]) -> list[Any]:
-        """Of compiled functions of inputs and labels, of any batch size."""
-        return [_signature(self._student), [tf.TensorSpec((None, *x.shape[1:]), x.dtype) for x in operands[1]]]
+        """Of compiled functions of inputs, labels and answers, of any batch size."""
 
-    def _graph(self, training: bool) -> Callable[..., tuple[tf.Tensor, list[tf.Tensor]]]:
-        """The loss and its gradients, as a function to be compiled."""
+        def free(x: Any) -> tf.TensorSpec:
+            return tf.TensorSpec((None, *x.shape[1:]), x.dtype)
+
+        _, labels, known = operands
+        return [_signature(self._student), [free(x) for x in labels], [[free(x) for x in each] for each in known]]
+
+    def functions(self, training: bool) -> tuple[Ask, Loss]:
+        """What the teachers say of inputs (or have said), and the loss of the student towards that, as functions to be
+        compiled: the second gives the loss and the student's outputs."""
         config, outputs = self._config, self._outputs
         assert outputs is not None
-        weights = [*self._student.trainable_variables, *self._learned]
         names = [name for term, _ in self._terms for name in term.students]
         student = _forward(self._source, self._student, outputs, names, training)
         names = [name for term, _ in self._terms for name in term.teachers]
@@ -249,24 +287,42 @@ class KerasTrainer:
             for index, (source, teacher) in enumerate(zip(self._sources, self._teachers, strict=True))
         ]
 
-        def run(inputs: list[tf.Tensor], labels: list[tf.Tensor]) -> tuple[tf.Tensor, list[tf.Tensor]]:
-            every = [tutor(inputs) for tutor in tutors]
-            taught, known = None, every[0][1] if every else {}
-            if every:
-                answers = [logits for logits, _ in every]
-                taught = distillation.joint_teacher(keras.ops, config.loss, outputs, answers, config.temperature)
+        def ask(inputs: list[tf.Tensor], answers: list[list[tf.Tensor]]) -> Told:
+            every = [] if answers else [tutor(inputs) for tutor in tutors]
+            known = every[0][2] if every else {}
+            answers = answers or [logits for _, logits, _ in every]
+            if not answers:
+                return None, known
+            return distillation.joint_teacher(keras.ops, config.loss, outputs, answers, config.temperature), known
+
+        def loss(inputs: list[tf.Tensor], labels: list[tf.Tensor], told: Told) -> tuple[tf.Tensor, list[tf.Tensor]]:
+            teachers, known = told
+            raw, students, seen = student(inputs)
+            value = distillation.joint(
+                keras.ops, config.loss, outputs, students, teachers, _by_output(outputs, labels),
+                temperature=config.temperature, alpha=config.alpha, beta=config.beta,
+            )  # fmt: skip
+            for term, own in self._terms:
+                pair = [seen[name] for name in term.students], [known[name] for name in term.teachers]
+                value = term.value(keras.ops, *pair, own) + value
+            return value, raw
+
+        return ask, loss
+
+    def _graph(self, training: bool) -> Callable[..., tuple[tf.Tensor, list[tf.Tensor]]]:
+        """The loss and its gradients, as a function to be compiled."""
+        weights = [*self._student.trainable_variables, *self._learned]
+        ask, loss = self.functions(training)
+
+        def run(
+            inputs: list[tf.Tensor], labels: list[tf.Tensor], answers: list[list[tf.Tensor]]
+        ) -> tuple[tf.Tensor, list[tf.Tensor]]:
+            told = ask(inputs, answers)
             with tf.GradientTape() as tape:
-                students, seen = student(inputs)
-                loss = distillation.joint(
-                    keras.ops, config.loss, outputs, students, taught, _by_output(outputs, labels),
-                    temperature=config.temperature, alpha=config.alpha, beta=config.beta,
-                )  # fmt: skip
-                for term, own in self._terms:
-                    pair = [seen[name] for name in term.students], [known[name] for name in term.teachers]
-                    loss = term.value(keras.ops, *pair, own) + loss
+                value, _ = loss(inputs, labels, told)
             # Of a Keras variable TensorFlow cannot make the zeros where an output does not depend on it.
-            gradients = tape.gradient(loss, [w.value for w in weights], unconnected_gradients="zero")
-            return loss, [tf.convert_to_tensor(g) for g in gradients]
+            gradients = tape.gradient(value, [w.value for w in weights], unconnected_gradients="zero")
+            return value, [tf.convert_to_tensor(g) for g in gradients]
 
         return run
 
@@ -407,21 +463,26 @@ def _flat(model: keras.Model, training: bool) -> Callable[[list[tf.Tensor]], lis
 
 def _forward(
     source: keras.Model, copy: keras.Model, outputs: Sequence[Output], values: Sequence[str], training: bool
-) -> Callable[[list[tf.Tensor]], tuple[list[tf.Tensor], dict[str, tf.Tensor]]]:
-    """The function from the flat inputs to the outputs as losses compare them, and to inner values as float32 by the
-    names that they have in the source of a copy."""
+) -> Callable[[list[tf.Tensor]], tuple[list[tf.Tensor], list[tf.Tensor], dict[str, tf.Tensor]]]:
+    """The function from the flat inputs to the outputs, to them as losses compare them, and to inner values as float32
+    by the names that they have in the source of a copy."""
     logits, number, names = _as_logits(copy, outputs), len(outputs), list(dict.fromkeys(values))
     if not names:
         run = _flat(copy, training)
-        return lambda inputs: (logits(run(inputs)), {})
+
+        def plain(inputs: list[tf.Tensor]) -> tuple[list[tf.Tensor], list[tf.Tensor], dict[str, tf.Tensor]]:
+            tensors = run(inputs)
+            return tensors, logits(tensors), {}
+
+        return plain
     pairs = zip(calls(source), calls(copy), strict=True)
     copies = {name: t for old, new in pairs for name, t in zip(old.names, new.outputs, strict=True)}
     probe = _flat(keras.Model(copy.inputs, [*copy.outputs, *(copies[name] for name in names)]), training)
 
-    def forward(inputs: list[tf.Tensor]) -> tuple[list[tf.Tensor], dict[str, tf.Tensor]]:
+    def forward(inputs: list[tf.Tensor]) -> tuple[list[tf.Tensor], list[tf.Tensor], dict[str, tf.Tensor]]:
         tensors = probe(inputs)
         seen = [tf.cast(a, tf.float32) for a in tensors[number:]]
-        return logits(tensors[:number]), dict(zip(names, seen, strict=True))
+        return tensors[:number], logits(tensors[:number]), dict(zip(names, seen, strict=True))
 
     return forward
 

@@ -10,7 +10,7 @@ from slimline.frameworks.onnx.native import Editor, Native
 from slimline.frameworks.onnx.rewrite import place_of
 from slimline.frameworks.onnx.run import outline
 from slimline.graph.edits import Replace
-from slimline.graph.operators import Convolution, Operator
+from slimline.graph.operators import Convolution, Operator, Rectifier
 
 
 def replace(native: Native, change: Replace, example: tuple[Array, ...]) -> Native:
@@ -40,6 +40,8 @@ def replace(native: Native, change: Replace, example: tuple[Array, ...]) -> Nati
 def _call(
     editor: Editor, before: ir.Node, value: ir.Value, part: str, operator: Operator, rank: int, kind: str
 ) -> ir.Value:
+    if isinstance(operator, Rectifier):
+        return editor.insert(before, "Relu", [value])
     bias = None if operator.bias is None else editor.constant(operator.bias.astype(kind), f"{part}.bias")
     if isinstance(operator, Convolution):
         window = operator.looks

@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from slimline.basics.errors import SlimlineError
-from slimline.frameworks.base import Adapter, Array, Batch, Term, Trainer, adapter, teachers_of
+from slimline.frameworks.base import Adapter, Array, Batch, See, Term, Trainer, adapter, teachers_of
 from slimline.frameworks.onnx.native import Editor, Native, is_standard, reduce_node
 from slimline.frameworks.onnx.operators import attribute, stored
 from slimline.frameworks.onnx.rewrite import replace
@@ -133,9 +133,13 @@ class OnnxTrainer:
         else:
             self._native = _refreshed(self._native, batches)
 
-    def step(self, batch: Batch, rate: float) -> float:
+    def step(self, batch: Batch, rate: float, answers: Sequence[tuple[Array, ...]] | None = None) -> float:
         """One step of the optimiser at learning rate `rate`; the loss before it."""
-        return self._trainer.step(batch, rate)
+        return self._trainer.step(batch, rate, answers)
+
+    def taught(self, inputs: tuple[Array, ...]) -> list[tuple[Array, ...]]:
+        """Of each teacher its outputs as the loss compares them."""
+        return self._trainer.taught(inputs)
 
     def hold(self, masks: Mapping[str, Array]) -> None:
         """Keep weights at zero where their masks are False."""
@@ -201,6 +205,17 @@ class OnnxTrainer:
                 "slimline."
             ) from reason
         return written
+
+    def network(self, see: See | None) -> Any:
+        """There is none.
+
+        Raises
+        ------
+        SlimlineError : always.
+        """
+        raise SlimlineError(
+            "ONNX models have no loop of one's own: use slimline.apply, or load the network in its framework."
+        )
 
 
 def _refreshed(native: Native, batches: Iterable[Batch]) -> Native:

@@ -13,7 +13,7 @@ from slimline.frameworks.torch.native import Native, shapes_of
 from slimline.frameworks.torch.operators import aten
 from slimline.frameworks.torch.rewire import drop_dead, named
 from slimline.graph.edits import Replace
-from slimline.graph.operators import Convolution, Operator
+from slimline.graph.operators import Convolution, Linear, Rectifier
 
 _CONVOLUTIONS = {1: aten.conv1d.default, 2: aten.conv2d.default, 3: aten.conv3d.default}
 
@@ -34,8 +34,12 @@ def replace(native: Native, change: Replace, example: tuple[Array, ...]) -> Nati
         raise SlimlineError(f"{change.layer} has no weights of its own: only layers that have some can be replaced.")
     with result.graph.inserting_before(old):
         for position, operator in enumerate(change.operators):
-            part = _hold(result, f"{change.layer}.{position}", operator, weights[0])
-            value = _call(result.graph, value, part, operator)
+            part = f"{change.layer}.{position}"
+            if isinstance(operator, Rectifier):
+                value = result.graph.call_function(aten.relu.default, (value,))
+            else:
+                _hold(result, part, operator, weights[0])
+                value = _call(result.graph, value, part, operator)
             value.meta = {"nn_module_stack": _stack(old, part)}
     old.replace_all_uses_with(value)
     drop_dead(result, {old})
@@ -50,7 +54,7 @@ def replace(native: Native, change: Replace, example: tuple[Array, ...]) -> Nati
     return result
 
 
-def _hold(native: Native, name: str, operator: Operator, like: nn.Parameter) -> str:
+def _hold(native: Native, name: str, operator: Linear | Convolution, like: nn.Parameter) -> None:
     """Give the model the tensors of an operator, trained as `like` is; where they are."""
     owner: nn.Module = native
     for step in name.split("."):
@@ -61,10 +65,9 @@ def _hold(native: Native, name: str, operator: Operator, like: nn.Parameter) -> 
         if array is not None:
             tensor = torch.tensor(array, dtype=like.dtype, device=like.device)
             owner.register_parameter(leaf, nn.Parameter(tensor, like.requires_grad))
-    return name
 
 
-def _call(graph: fx.Graph, value: fx.Node, part: str, operator: Operator) -> fx.Node:
+def _call(graph: fx.Graph, value: fx.Node, part: str, operator: Linear | Convolution) -> fx.Node:
     # What is stored is read before all that computes: rounding it there comes behind.
     first = next(node for node in graph.nodes if node.op not in ("placeholder", "get_attr"))
     with graph.inserting_before(first):

@@ -13,8 +13,8 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from slimline.basics.errors import SlimlineError
-from slimline.basics.named import Labels
-from slimline.frameworks.base import Array, Batch, Term, in_parts, teachers_of
+from slimline.basics.named import Labels, Named
+from slimline.frameworks.base import Array, Batch, See, Term, answers_in_parts, in_parts, teachers_of
 from slimline.frameworks.torch.device import (
     CPU,
     computing,
@@ -83,13 +83,15 @@ class TorchTrainer:
                     statistics.run(*self._student.tensors(inputs))
             statistics.store()
 
-    def step(self, batch: Batch, rate: float) -> float:
+    def step(self, batch: Batch, rate: float, answers: Sequence[tuple[Array, ...]] | None = None) -> float:
         """One step of the optimiser at learning rate `rate`; the loss before it."""
         self._optimizer.zero_grad(set_to_none=True)
         self._student.mode(training=True)
         with computing(self._device):
             parts = in_parts(batch, self._config.accumulate)
-            loss = sum(self._backward(part, len(part[0][0]) / len(batch[0][0])) for part in parts)
+            known = answers_in_parts(answers, self._config.accumulate)
+            shares = [len(part[0][0]) / len(batch[0][0]) for part in parts]
+            loss = sum(self._backward(*each) for each in zip(parts, shares, known, strict=False))
             for name, mask in self._masks.items():
                 gradient = self._weights[name].grad
                 if gradient is not None:
@@ -166,20 +168,41 @@ class TorchTrainer:
     def _gradients(self) -> dict[str, Array]:
         return {n: _array(torch.zeros_like(w) if w.grad is None else w.grad) for n, w in self._weights.items()}
 
-    def _backward(self, batch: Batch, share: float = 1.0) -> float:
-        """Gradients of the loss on a batch, times its share in a larger one, added to those there are; that product."""
+    def taught(self, inputs: tuple[Array, ...]) -> list[tuple[Array, ...]]:
+        """Of each teacher its outputs as the loss compares them."""
+        with computing(self._device):
+            parts = [self._ask(part) for part in in_parts((inputs, None), self._config.accumulate)]
+        every = [zip(*each, strict=True) for each in zip(*parts, strict=True)]
+        return [tuple(_array(torch.cat(output)) for output in each) for each in every]
+
+    def _ask(self, batch: Batch) -> list[list[Tensor]]:
+        """The teachers' outputs as the loss compares them."""
         inputs, labels = batch
-        config, teachers = self._config, None
-        low = torch.autocast(kind(self._device), torch.bfloat16, enabled=config.precision == "bfloat16")
+        every = []
+        with torch.no_grad(), self._low:
+            for teacher in self._teachers:
+                teacher.mode(training=False)
+                raw = teacher(inputs)
+                self._outputs = self._outputs or _described(raw, labels)
+                every.append(teacher.logits(raw, self._outputs))
+        return every
+
+    @property
+    def _low(self) -> torch.autocast:
+        """Computes in the step's precision."""
+        return torch.autocast(kind(self._device), torch.bfloat16, enabled=self._config.precision == "bfloat16")
+
+    def loss(self, batch: Batch, answers: Sequence[tuple[Array, ...]] | None = None) -> Tensor:
+        """What the student is trained to make small, on a batch and in the mode that it is in, with gradients."""
+        inputs, labels = batch
+        config, teachers, low = self._config, None, self._low
         if self._teachers:
+            if answers is None:
+                every = self._ask(batch)
+            else:
+                every = [[move(torch.from_numpy(x), self._device) for x in each] for each in answers]
+            assert self._outputs is not None
             with torch.no_grad(), low:
-                every = []
-                for teacher in self._teachers:
-                    teacher.mode(training=False)
-                    raw = teacher(inputs)
-                    self._outputs = self._outputs or _described(raw, labels)
-                    every.append(teacher.logits(raw, self._outputs))
-                assert self._outputs is not None
                 teachers = distillation.joint_teacher(xp, config.loss, self._outputs, every, config.temperature)
         with drawing(self._device, self._random), low:
             raw = self._student(inputs)
@@ -192,6 +215,11 @@ class TorchTrainer:
         )  # fmt: skip
         for term in self._terms:
             loss = loss + term()
+        return loss
+
+    def _backward(self, batch: Batch, share: float = 1.0, answers: Sequence[tuple[Array, ...]] | None = None) -> float:
+        """Gradients of the loss on a batch, times its share in a larger one, added to those there are; that product."""
+        loss = self.loss(batch, answers)
         if share != 1:
             loss = share * loss
         loss.backward()  # type: ignore[no-untyped-call]
@@ -248,6 +276,52 @@ class TorchTrainer:
             for name, tensor in module.state_dict().items():
                 tensor.copy_(trained[name])
         return module
+
+    def network(self, see: See | None) -> Taught:
+        """The student, to be trained in a loop of the user's own."""
+        return Taught(self, self._student, self._learned, see)
+
+
+class Taught(torch.nn.Module):
+    """A student in a loop of the user's own: ``net.loss(x, labels).backward()``, and ``net(x)`` gives its outputs.
+
+    Its parameters are those of the student that are trained, and what terms of the loss learn beside them.
+    """
+
+    def __init__(
+        self, trainer: TorchTrainer, student: _Fast, learned: Mapping[str, torch.nn.Parameter], see: See | None
+    ) -> None:
+        super().__init__()
+        self.student = student.module
+        self.learned = torch.nn.ParameterList(learned.values())
+        self._trainer, self._mode, self._see, self._batches = trainer, student.mode, see, 0
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """What the student answers, as its own structure has it."""
+        return self.student(*inputs)
+
+    def train(self, mode: bool = True) -> Taught:
+        """Switch batch norm and dropout."""
+        self._mode(mode)
+        self.training = mode
+        return self
+
+    def loss(self, inputs: Any, labels: Any = None) -> Tensor:
+        """What the step would make small, with gradients; in training mode on the next view of the inputs.
+
+        Parameters
+        ----------
+        inputs : a tensor ``(batch, …)``, or of several inputs a tuple.
+        labels : class numbers, or of the output's shape where these are no classes; None has none. Of several outputs
+            a tuple, in their order.
+        """
+        x = tuple(_array(each) for each in (inputs if isinstance(inputs, tuple | list) else (inputs,)))
+        several = isinstance(labels, tuple | list)
+        y = Named([_array(each) for each in labels]) if several else None if labels is None else _array(labels)
+        if self.training:
+            self._batches += 1
+            x = x if self._see is None else self._see(x, self._batches)
+        return self._trainer.loss((x, y))
 
 
 def gradients(

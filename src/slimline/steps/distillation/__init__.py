@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from slimline.steps.base import Context, Handler, StepResult, handler_of
+from slimline.steps.base import Context, Handler, Prepared, StepResult, handler_of
 from slimline.steps.distillation.step import Distillation
 
 if TYPE_CHECKING:
@@ -23,6 +23,11 @@ class _Handler(Handler[Distillation]):
 
         beside = None if context.before is None else handler_of(context.before).company(context.before, model, context)
         return train(step, model, context, beside)
+
+    def prepare(self, step: Distillation, model: Model, context: Context) -> Prepared:
+        from slimline.steps.distillation.train import prepare
+
+        return prepare(step, model, context)
 
     def rehearsal(self, step: Distillation) -> None:
         return None

@@ -6,13 +6,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from slimline.graph.equation import Window
 from slimline.graph.operators import Convolution, Linear, Operator
-from slimline.methods.factorization import Factorization, Tucker, signal_rank
+from slimline.methods.factorization import Canonical, Factorization, Tucker, signal_rank
 from slimline.steps.layer_fit import Layer
 from slimline.steps.low_rank.step import Method
 
@@ -28,7 +29,15 @@ def ranges(layer: Layer, method: Method) -> tuple[tuple[int, int], ...]:
         return (0, 0), (0, whole)
     if method == "spatial":
         return (0, 1), (1, whole)
+    if method == "cp":
+        return (0, 0), *sides(layer), (whole, whole)
     return (0, 0), (0, whole), (whole, whole)
+
+
+def sides(layer: Layer) -> tuple[tuple[int, int], ...]:
+    """Dimensions of the kernel, from and up to, of which one has several positions each."""
+    several = [d for d, size in enumerate(layer.kernel) if size > 1]
+    return tuple(pairwise([0, *several[1:], len(layer.kernel)]))
 
 
 def methods(layer: Layer, wished: Sequence[Method]) -> tuple[Method, ...]:
@@ -60,9 +69,16 @@ class Split:
     def _tucker(self) -> Tucker:
         return Tucker(self.weight, self.second, self._rest, self.damping)
 
+    @cached_property
+    def _canonical(self) -> Canonical:
+        kernel = [math.prod(self.layer.kernel[start:stop]) for start, stop in sides(self.layer)]
+        return Canonical(self.weight, self.second, kernel, self.damping)
+
     @property
     def most(self) -> int:
         """The highest rank there is."""
+        if self.method == "cp":
+            return int(self.layer.matrix.shape[2])
         _, outputs, inputs = self.layer.matrix.shape
         lead = min(outputs * self._rest, inputs // self._rest)
         return min(outputs, lead * self._rest) if self.method == "tucker" else lead
@@ -89,7 +105,7 @@ class Split:
     @property
     def signal_rank(self) -> int:
         """The rank up to which the weight stands out from noise; of groups the highest."""
-        rest = 1 if self.method == "tucker" else self._rest
+        rest = 1 if self.method in ("tucker", "cp") else self._rest
         _, outputs, inputs = self.weight.shape
         values = Factorization(self.weight, None, rest).values
         return max(signal_rank(each, (outputs * rest, inputs // rest)) for each in values)
@@ -98,10 +114,13 @@ class Split:
         """Numbers in the weights, and multiply-accumulates of the whole batch."""
         layer = self.layer
         groups, outputs, _ = layer.matrix.shape
-        widths = (layer.channels, *self.ranks(rank), outputs)
+        parts = ranges(layer, self.method)
+        depthwise = range(1, len(parts) - 1) if self.method == "cp" else ()
+        widths = (layer.channels, *(self.ranks(rank) * (len(depthwise) + 1)), outputs)
         parameters = macs = 0
-        for i, (start, stop) in enumerate(ranges(layer, self.method)):
-            size = groups * widths[i] * widths[i + 1] * math.prod(layer.kernel[start:stop])
+        for i, (start, stop) in enumerate(parts):
+            width = widths[i + 1] if i in depthwise else widths[i] * widths[i + 1]
+            size = groups * width * math.prod(layer.kernel[start:stop])
             parameters += size
             macs += size * layer.times * math.prod((*layer.after[:stop], *layer.before[stop:]))
         return parameters, macs
@@ -111,6 +130,8 @@ class Split:
         if self.method == "tucker":
             narrow, _ = self.ranks(rank)
             return self._tucker.error(rank, narrow)
+        if self.method == "cp":
+            return self._canonical.error(rank)
         return self._factors.error(rank)
 
     def factors(self, rank: int) -> tuple[tuple[Array, ...], Array]:
@@ -119,6 +140,11 @@ class Split:
             narrow, _ = self.ranks(rank)
             three = self._tucker.factors(rank, narrow)
             return three, self._tucker.product(three)
+        if self.method == "cp":
+            every = self._canonical.factors(rank)
+            first, *inner, last = every
+            filters = (each.reshape(-1, 1, each.shape[-1]) for each in inner)  # a group for every channel
+            return (first, *filters, last), self._canonical.product(every)
         two = self._factors.factors(rank)
         return two, self._factors.product(two)
 

@@ -10,13 +10,14 @@ from slimline.basics.errors import SlimlineError
 from slimline.recipe.step import Ratio
 from slimline.steps.fitted import FittedStep
 
-Method = Literal["svd", "input", "spatial", "tucker"]
+Method = Literal["svd", "input", "spatial", "tucker", "cp"]
 METHODS: tuple[Method, ...] = ("svd", "input", "spatial", "tucker")
+"""Those that ``auto`` tries."""
 GOALS = ("rank", "ratio", "energy", "error", "target_parameters", "target_macs")
 
 
 class LowRank(FittedStep):
-    """Replace a linear layer or a convolution by two or three smaller ones in a row, called ``layer.0``, ``layer.1`` ….
+    """Replace a linear layer or a convolution by two to five smaller ones in a row, called ``layer.0``, ``layer.1`` ….
 
     A layer that would not have fewer parameters and fewer multiply-accumulates stays as it is.
 
@@ -35,8 +36,10 @@ class LowRank(FittedStep):
     method : of convolutions (a linear layer, and a kernel of ones, has only ``svd``): ``svd``, k × k to fewer channels,
         then 1 × 1 (Zhang et al. 2016, arXiv:1505.06798); ``input``, 1 × 1 to fewer channels, then k × k; ``spatial``,
         k × 1, then 1 × k (Jaderberg et al. 2014, arXiv:1405.3866); ``tucker``, 1 × 1, k × k, 1 × 1 (Kim et al. 2016,
-        arXiv:1511.06530), the ranks in proportion to the channels, of which `rank` counts the outputs'; ``auto``, for
-        each layer the one that loses least.
+        arXiv:1511.06530), the ranks in proportion to the channels, of which `rank` counts the outputs'; ``cp``, 1 × 1,
+        a depthwise convolution along each side of the kernel, 1 × 1 (Lebedev et al. 2015, arXiv:1412.6553), which is
+        fitted again for every rank that is looked at; ``auto``, for each layer the one of the first four that loses
+        least.
     criterion : ``output`` makes the error of the layer's outputs on calibration samples least (whitened by the Gram
         matrix of its inputs, Wang et al. 2024, arXiv:2403.07378), ``weight`` that of its weights, without data.
     compensate : each layer also makes up for what those before it lost, from the inputs it has then; by default with

@@ -46,8 +46,9 @@ class _Handler(Handler[WeightSharing]):
 
     def forecast(self, step: WeightSharing, model: Model, context: Context) -> Forecast:
         forecast = super().forecast(step, model, context)
+        what = {1: "values", 2: "pairs", 4: "fours"}[step.vector]
         lines = [
-            f"{layer}: {at['values']:g} values, {at['bits']:.2f} bits a weight once it is packed"
+            f"{layer}: {at['values']:g} {what}, {at['bits']:.2f} bits a weight once it is packed"
             for layer, at in forecast.details["sharing"].items()
         ]
         return replace(forecast, lines=(*lines, *forecast.lines))

@@ -23,7 +23,7 @@ def learned_centroids(step: WeightSharing, student: Model) -> Company:
     """The company of a training of `student`, whose weights share values."""
     tensors, _ = chosen(student, step)
     stored = student.parameters()
-    groups = codes(stored, tensors, step.per)
+    groups = codes(stored, tensors, step)
     return Company((step,), lambda updates: LearnedCentroids(groups, {name: stored[name] for name in groups}))
 
 

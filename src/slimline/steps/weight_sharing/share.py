@@ -14,7 +14,7 @@ from slimline.data.splits import first
 from slimline.evidence.grams import collect
 from slimline.graph.edits import PutTensors
 from slimline.graph.matrix import LayerMatrix, matrices
-from slimline.methods.clustering import codebook, shared
+from slimline.methods.clustering import codebook, shared, vector_codebook, vector_shared
 from slimline.methods.entropy import entropy
 from slimline.methods.gram import Gram, output_energy
 from slimline.model import Model
@@ -83,13 +83,18 @@ def chosen(model: Model, step: WeightSharing) -> tuple[dict[str, Sharing], list[
         size = int(np.prod(graph.values[name].shape))
         if step.per == "channel" and matrix is not None:
             size = matrix.shape[2]
+        last = graph.values[name].shape[-1] if matrix is None else matrix.shape[2]
+        size //= step.vector
+        what = "weights" if step.vector == 1 else f"vectors of {step.vector} weights"
         reason = ""
         if name in graph.frozen:
             reason = "its weights are frozen"
+        elif last % step.vector:
+            reason = f"it has {last} weights in a row, which are no vectors of {step.vector}"
         elif step.per == "channel" and matrix is None:
             reason = "its weights have no output channels"
         elif size <= clusters:
-            each = "weights in a channel" if step.per == "channel" else "weights"
+            each = f"{what} in a channel" if step.per == "channel" else what
             reason = f"it has {size} {each} and no more, for {clusters} clusters"
         if not reason:
             tensors[name] = Sharing(layer, clusters, matrix)
@@ -119,7 +124,7 @@ def share(model: Model, step: WeightSharing, data: Data | None = None, seed: int
         new = _clustered(stored[name], each, gram, step, seed + number)
         weights[name] = new
         label = each.layer if each.layer not in rows else f"{each.layer} ({name})"
-        rows[label] = _row(stored[name], new, each.matrix, gram)
+        rows[label] = _row(stored[name], new, each.matrix, gram, step.vector)
     record = step.model_dump(mode="json")
     result = held(model.edited((PutTensors(weights),), record))
     if step.refresh and batches and any(node.kind == "batch_norm" for node in model.graph.nodes):
@@ -130,25 +135,35 @@ def share(model: Model, step: WeightSharing, data: Data | None = None, seed: int
 def _clustered(weight: Array, each: Sharing, gram: Gram | None, step: WeightSharing, seed: int) -> Array:
     """A weight tensor with the values of its codebooks."""
     if each.matrix is None:
-        return shared(weight, codebook(weight, each.clusters, None, step.start, seed))
+        return _coded(weight, None, each.clusters, step, seed)
     matrix = each.matrix.matrix(weight)
     importance = None
     if gram is not None:
         importance = np.broadcast_to(gram.norm[:, None, :] ** 2, matrix.shape)
     if step.per == "tensor":
-        new = shared(matrix, codebook(matrix, each.clusters, importance, step.start, seed))
+        new = _coded(matrix, importance, each.clusters, step, seed)
     else:
         new = np.empty_like(matrix)
         for place in np.ndindex(matrix.shape[:2]):
             own = None if importance is None else importance[place]
-            new[place] = shared(matrix[place], codebook(matrix[place], each.clusters, own, step.start, seed))
+            new[place] = _coded(matrix[place], own, each.clusters, step, seed)
     return each.matrix.tensor(new, weight.shape).astype(weight.dtype)
 
 
-def _row(before: Array, after: Array, matrix: LayerMatrix | None, gram: Gram | None) -> dict[str, float]:
-    """Values that a tensor holds, bits a weight that their entropy is, and the error: of the layer's output in parts of
-    its energy where inputs are known, else of the weights."""
-    _, counts = np.unique(after, return_counts=True)
+def _coded(weights: Array, importance: Array | None, clusters: int, step: WeightSharing, seed: int) -> Array:
+    """Weights of one codebook, in its values or, along the last dimension, in its vectors."""
+    if step.vector == 1:
+        return shared(weights, codebook(weights, clusters, importance, step.start, seed))
+    vectors = weights.reshape(-1, step.vector)
+    own = None if importance is None else importance.reshape(-1, step.vector)
+    return vector_shared(vectors, vector_codebook(vectors, clusters, own, seed), own).reshape(weights.shape)
+
+
+def _row(before: Array, after: Array, matrix: LayerMatrix | None, gram: Gram | None, vector: int) -> dict[str, float]:
+    """Values (or vectors) that a tensor holds, bits a weight that their entropy is, and the error: of the layer's
+    output in parts of its energy where inputs are known, else of the weights."""
+    rows = (after if matrix is None else matrix.matrix(after)).reshape(-1, vector)
+    _, counts = np.unique(rows, return_counts=True, axis=0)
     change, old = np.asarray(after, np.float64) - before, np.asarray(before, np.float64)
     if matrix is not None and gram is not None:
         lost, whole = (output_energy(matrix.matrix(w), gram.second).sum() for w in (change, old))
@@ -156,26 +171,27 @@ def _row(before: Array, after: Array, matrix: LayerMatrix | None, gram: Gram | N
         lost, whole = (change**2).sum(), (old**2).sum()
     return {
         "values": len(counts),
-        "bits": round(entropy(counts), 4),
+        "bits": round(entropy(counts) / vector, 4),
         "error": float(f"{lost / whole if whole else 0.0:.4g}"),
     }
 
 
-def codes(weights: Mapping[str, Array], tensors: Mapping[str, Sharing], per: str) -> dict[str, Array]:
-    """Of each tensor whose weights share values, which share one: a number per weight, of its shape; -1 for zeros."""
+def codes(weights: Mapping[str, Array], tensors: Mapping[str, Sharing], step: WeightSharing) -> dict[str, Array]:
+    """Of each tensor whose weights share values, which share one: a number per weight, of its shape; -1 for zeros. Of
+    vectors each number shares with those at its place in equal vectors."""
     groups = {}
     for name, each in tensors.items():
-        if per == "tensor" or each.matrix is None:
-            keys = weights[name].reshape(1, -1)
-        else:
-            keys = each.matrix.matrix(weights[name]).reshape(-1, each.matrix.shape[2])
-        numbers, used = np.empty(keys.shape, np.int64), 0
-        for row, part in zip(numbers, keys, strict=True):
-            values, inverse = np.unique(part, return_inverse=True)
-            row[:] = np.where(part == 0, -1, inverse + used)
-            used += len(values)
-        if per == "tensor" or each.matrix is None:
-            groups[name] = numbers.reshape(weights[name].shape)
-        else:
-            groups[name] = each.matrix.tensor(numbers.reshape(each.matrix.shape), weights[name].shape)
+        weight = weights[name]
+        read = weight if each.matrix is None else each.matrix.matrix(weight)
+        rows = read.reshape(-1, read.shape[-1])
+        books = rows if step.per == "channel" and each.matrix is not None else rows.reshape(1, -1)
+        numbers, used = np.empty(books.shape, np.int64), 0
+        for row, part in zip(numbers, books, strict=True):
+            vectors = part.reshape(-1, step.vector)
+            values, inverse = np.unique(vectors, return_inverse=True, axis=0)
+            own = used + inverse.reshape(-1, 1) * step.vector + np.arange(step.vector)
+            row[:] = np.where(vectors == 0, -1, own).reshape(-1)
+            used += values.size
+        shaped = numbers.reshape(weight.shape if each.matrix is None else each.matrix.shape)
+        groups[name] = shaped if each.matrix is None else each.matrix.tensor(shaped, weight.shape)
     return groups

@@ -1,0 +1,104 @@
+"""The last layers of two networks, and what puts one in the place of the other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from slimline.basics.errors import SlimlineError
+from slimline.data.splits import first
+from slimline.frameworks.base import Array, Batch, Trainer
+from slimline.graph.edits import Replace
+from slimline.graph.matrix import LayerMatrix, matrices
+from slimline.graph.operators import Linear, Operator, Rectifier
+from slimline.model import Model
+from slimline.steps.base import Context, StepResult
+from slimline.steps.teacher_head.step import TeacherHead
+from slimline.training.companions import Companion, Company
+
+_SAMPLES = 64
+_PLAIN = ("elementwise", "softmax")
+"""Operators that may stand behind the last layer."""
+
+
+def head_of(model: Model, who: str) -> LayerMatrix:
+    """The last linear layer, which makes the output.
+
+    Raises
+    ------
+    SlimlineError : there is none, or more than functions of single numbers stand behind it.
+    """
+    graph, nodes = model.graph, {node.name: node for node in model.graph.nodes}
+    linear = [each for each in matrices(graph) if nodes[each.node].kind == "linear"]
+    if not linear:
+        raise SlimlineError(f"The {who} has no linear layer that it could end in: leave TeacherHead out.")
+    head = linear[-1]
+    behind = list(graph.nodes)[list(graph.nodes).index(nodes[head.node]) + 1 :]
+    if strange := next((node for node in behind if node.kind not in _PLAIN), None):
+        raise SlimlineError(
+            f"The {who} does not end in its last linear layer, {head.layer}, but in {strange.layer or strange.name}: "
+            "leave TeacherHead out."
+        )
+    if head.weight in graph.frozen and who == "student":
+        raise SlimlineError(f"{head.layer} of the student is frozen: leave TeacherHead out, or let it train.")
+    return head
+
+
+def with_teacher_head(model: Model, step: TeacherHead, context: Context) -> StepResult:
+    """The student with a projector and the teacher's last layer, and the record."""
+    teacher = context.teacher
+    if not isinstance(teacher, Model):
+        raise SlimlineError("TeacherHead takes the last layer of one teacher: name one with teacher=.")
+    own, other = head_of(model, "student"), head_of(teacher, "teacher")
+    stored = teacher.parameters()
+    head = other.matrix(stored[other.weight])[0]
+    if own.shape[1] != other.shape[1]:
+        raise SlimlineError(
+            f"The student has {own.shape[1]} outputs and the teacher {other.shape[1]}: name a teacher of the same ones."
+        )
+    bias = None if other.bias is None else np.asarray(stored[other.bias], np.float32).reshape(-1)
+    read, reads = own.shape[2], other.shape[2]
+    width = step.width or max(1, reads // 2)
+    operators: list[Operator] = []
+    for place, (inputs, outputs) in enumerate(((read, width), (width, width), (width, reads))):
+        rng = np.random.default_rng([context.seed, place])
+        weight = rng.normal(0, math.sqrt(2 / inputs), (outputs, inputs)).astype(np.float32)
+        operators += [Linear(weight, np.zeros(outputs, np.float32)), Rectifier()]
+    if not _is_rectified(teacher, other, context):
+        operators.pop()
+    operators.append(Linear(np.asarray(head, np.float32), bias))
+    change = Replace(own.layer, own.input, own.output, operators)
+    masks = {name: mask for name, mask in model.masks.items() if name not in (own.weight, own.bias)}
+    record = step.model_dump(mode="json")
+    result = model.edited((change,), record, masks)
+    return StepResult(result, {**record, "layer": own.layer, "widths": [read, width, width, reads, own.shape[1]]})
+
+
+def _is_rectified(teacher: Model, head: LayerMatrix, context: Context) -> bool:
+    """Whether what the last layer reads is nowhere negative."""
+    batches = [teacher.example]
+    if context.data is not None and context.data.has("train"):
+        batches = first(context.data.split("train"), _SAMPLES)
+    least: list[float] = []
+    teacher.adapter.observe(teacher.native, batches, [head.input], lambda _, value: least.append(float(value.min())))
+    return min(least) >= 0
+
+
+def held_head(step: TeacherHead, student: Model) -> Company:
+    """The company of a training of `student`, in which its last layer stays as it is."""
+    head, stored = head_of(student, "student"), student.parameters()
+    tensors = {name: np.array(stored[name]) for name in (head.weight, head.bias) if name is not None}
+    return Company((step,), lambda updates: HeldWeights(tensors))
+
+
+class HeldWeights(Companion):
+    """Puts weights back after every optimiser step."""
+
+    def __init__(self, tensors: Mapping[str, Array]) -> None:
+        self.tensors = tensors
+
+    def after(self, trainer: Trainer, rate: float, batch: Batch) -> None:
+        """Put them back."""
+        trainer.set_weights(self.tensors)

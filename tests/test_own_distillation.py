@@ -1,0 +1,133 @@
+"""Distillation in training loops of one's own: what the network of `sl.prepare` makes small is the loss of the step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import slimline as sl
+from slimline.frameworks.base import adapter
+from slimline.training.features import terms
+from slimline.training.loop import recover
+from tests import recovery_job as job
+from tests.test_features import FRAMEWORKS, LABELS, convolutional, images
+from tests.test_teacher_cache import weights
+
+RATE = 0.5
+PLAIN: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0, "warmup": 0.0}
+
+
+def data(framework: str) -> sl.Data:
+    x = images(framework)
+    return sl.Data(train=(x, LABELS), selection=(x[:8], LABELS[:8]), test=(x, LABELS), overlap="allow")
+
+
+def one_step(net: Any, framework: str, x: np.ndarray, y: np.ndarray) -> float:
+    """Of plain gradient descent; the loss before it."""
+    if framework == "torch":
+        import torch
+
+        optimizer = torch.optim.SGD(net.parameters(), lr=RATE)
+        loss = net.train().loss(torch.tensor(x), torch.tensor(y))
+        loss.backward()
+        optimizer.step()
+        return float(loss.detach())
+    import keras
+
+    net.compile(keras.optimizers.SGD(RATE))
+    return float(net.fit(x, y, batch_size=len(x), epochs=1, verbose=0, shuffle=False).history["loss"][0])
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_step_of_ones_own_is_a_step_of_the_trainer(framework: str) -> None:
+    student, teacher, x = convolutional(framework, 3), convolutional(framework, 5, 1), images(framework)
+    before = weights(student)
+    features = [{"loss": "hint", "weight": 0.1}, "similarity"]
+    step = sl.Distillation(alpha=0.5, features=features, **PLAIN)
+    prepared = sl.prepare(student, step, data(framework), teacher=teacher, seed=3)
+    trainer = student.adapter.trainer(student.native, teacher.native, step, 3, 1)
+    for term in terms(step, student, (teacher,), 3):
+        trainer.add(term)
+    expected = trainer.step(((x,), LABELS), RATE)
+    assert one_step(prepared.native, framework, x, LABELS) == pytest.approx(expected, rel=1e-5)
+    trained = sl.convert(prepared)
+    for name, array in trainer.weights().items():
+        np.testing.assert_allclose(trained.parameters()[name], array, rtol=1e-4, atol=1e-6, err_msg=name)
+    assert weights(student) == before != weights(trained)
+    assert trained.history[-1]["step"] == "Distillation" and trained.origin is student
+    inputs = x if framework == "keras" else __import__("torch").tensor(x)
+    if framework == "torch":
+        prepared.native.eval()
+    answers = prepared.native(inputs)
+    np.testing.assert_allclose(np.asarray(answers if framework == "keras" else answers.detach()),
+                               trained.predict(x), rtol=1e-4, atol=1e-5)  # fmt: skip
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_both_see_the_same_view(framework: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from slimline.training import loop
+
+    student, teacher, x = convolutional(framework, 3), convolutional(framework, 5, 1), images(framework)
+    step = sl.Distillation(alpha=1.0, view={"flip": True, "mixup": 1.0}, **PLAIN)
+    views: list[np.ndarray] = []
+    seen = loop.seen
+
+    def watched(view: Any, batch: Any, *rest: Any) -> Any:
+        result = seen(view, batch, *rest)
+        views.append(np.array(result[0][0]))
+        return result
+
+    monkeypatch.setattr(loop, "seen", watched)
+    prepared = sl.prepare(student, step, data(framework), teacher=teacher)
+    loss = one_step(prepared.native, framework, x, LABELS)
+    (view,) = views
+    assert np.abs(view - x).max() > 0.1
+    trainer = student.adapter.trainer(student.native, teacher.native, step, 0, 1)
+    assert trainer.step(((view,), None), 0.0) == pytest.approx(loss, rel=1e-5)
+    one_step(prepared.native, framework, x, LABELS)
+    assert np.abs(views[1] - view).max() > 0.1  # the next batch is seen in another way
+    with pytest.raises(sl.SlimlineError, match="Mixed samples have no labels"):
+        sl.prepare(student, step.model_copy(update={"alpha": 0.5}), data(framework), teacher=teacher)
+
+
+def test_fit_trains_digits_with_metrics_validation_and_zeros() -> None:
+    adapter("keras")
+    import keras
+
+    source, labelled = job.model("keras", 0), job.digits("keras", samples=900)
+    teacher = recover(source, None, sl.Distillation(epochs=3, alpha=0.0, learning_rate=3e-3), labelled, 0).model
+    sparse = sl.apply(job.model("keras", 1), sl.SparsePruning(amount=0.5))
+    prepared = sl.prepare(sparse, sl.Distillation(alpha=0.9, features=["attention"]), labelled, teacher=teacher)
+    net, train = prepared.native, labelled.split("train")
+    x, y = train.inputs[0], train.labels
+    net.compile(keras.optimizers.Adam(3e-3), metrics=["accuracy"])
+    past = net.fit(x, y, epochs=3, batch_size=32, validation_data=(x[:200], y[:200]), verbose=0).history
+    assert past["loss"][-1] < past["loss"][0] and past["val_accuracy"][-1] > 0.8
+    assert set(past) == {"loss", "accuracy", "val_loss", "val_accuracy"}
+    trained = sl.convert(prepared)
+    np.testing.assert_allclose(trained.predict(x[:64]), net.predict(x[:64], verbose=0), atol=1e-5)
+    for name, mask in sparse.masks.items():
+        assert not np.asarray(trained.parameters()[name])[~mask].any()
+        assert np.asarray(trained.parameters()[name])[mask].all()
+    assert net.evaluate(x[:200], y[:200], verbose=0)[0] == pytest.approx(past["val_loss"][-1], rel=1e-4)
+    with pytest.raises(sl.SlimlineError, match="compile without loss"):
+        net.compile("adam", "sparse_categorical_crossentropy")
+    with pytest.raises(sl.SlimlineError, match="leave sample_weight"):
+        net.fit(x, y, sample_weight=np.ones(len(x)), verbose=0)
+    with pytest.raises(sl.SlimlineError, match="is of classes: give fit their numbers"):
+        net.fit(x, np.eye(10, dtype=np.float32)[y], verbose=0)
+
+
+def test_what_cannot_be_prepared_is_refused() -> None:
+    student, teacher = convolutional("torch", 3), convolutional("torch", 5, 1)
+    with pytest.raises(sl.SlimlineError, match="needs data"):
+        sl.prepare(student, sl.Distillation(), teacher=teacher)
+    with pytest.raises(sl.SlimlineError, match="slimline's own loop"):
+        sl.prepare(student, sl.Distillation(cache="answers"), data("torch"), teacher=teacher)
+    with pytest.raises(sl.SlimlineError, match="give a QuantizationAwareTraining or a Distillation"):
+        sl.prepare(student, sl.LowRank(rank=1), data("torch"))
+    onnx = [job.model("onnx", seed) for seed in (0, 1)]
+    with pytest.raises(sl.SlimlineError, match="no loop of one's own"):
+        sl.prepare(onnx[0], sl.Distillation(), job.digits("onnx", samples=64), teacher=onnx[1])
