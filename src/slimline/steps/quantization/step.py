@@ -45,6 +45,9 @@ class StaticQuantization(Step):
         each scale for the least error of the outputs; ``gptq`` does that and lets later weights make up for the error
         of earlier ones (Frantar et al. 2022, arXiv:2210.17323); ``adaround`` chooses up or down for each weight, for
         the least error of the outputs (Nagel et al. 2020, arXiv:2004.10568). All by the calibration samples.
+    propagate : with ``mse``, ``gptq`` and ``adaround``, whether layers are rounded one after the other, each for the
+        outputs of the float network from the inputs that the rounded layers before it leave (Zhang et al. 2025,
+        arXiv:2505.11695); else each by itself, from the inputs of the float network.
     equalize : bring the channels between two layers to like ranges first, which changes no answer (cross-layer
         equalisation, Nagel et al. 2019, arXiv:1906.04721); where nothing but ReLU, its leaky forms, pools and products
         lie between.
@@ -79,6 +82,7 @@ class StaticQuantization(Step):
     step: Literal["StaticQuantization"] = "StaticQuantization"
     weights: Literal["int8", "int4"] = "int8"
     rounding: Literal["nearest", "mse", "gptq", "adaround"] = "nearest"
+    propagate: bool = True
     equalize: bool = False
     smooth: Annotated[float, Field(gt=0, lt=1)] | None = None
     bias_correction: Literal["empirical", "analytic"] | None = None
