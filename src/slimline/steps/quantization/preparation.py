@@ -13,11 +13,27 @@ from slimline.graph.matrix import LayerMatrix, matrices
 from slimline.methods.equalization import clipped_normal_mean, equal_scales, smoothing_scales
 from slimline.model import Model
 from slimline.steps.channel_scaling import divided
+from slimline.steps.quantization.relus import absorbed, unclipped
+from slimline.steps.quantization.step import StaticQuantization
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 _ROUNDS, _CLOSE = 20, 1e-3  # turns over all pairs at most; until no channel changes by more than this part
 _CLIPS = {"relu": (0.0, np.inf), "relu6": (0.0, 6.0), "identity": (-np.inf, np.inf)}
+
+
+def prepared(model: Model, step: StaticQuantization, batches: Sequence[tuple[Array, ...]]) -> Model:
+    """`model` with what `step` asks for before its batch norms are folded.
+
+    Parameters
+    ----------
+    batches : calibration inputs of the model.
+    """
+    if step.smooth is not None:
+        model = smoothed(model, step.smooth, batches)
+    if step.equalize and step.unclip:
+        model = unclipped(model, step.unclip, batches)
+    return absorbed(model, batches) if step.absorb_bias else model
 
 
 def pairs(graph: Graph) -> list[tuple[Crossing, LayerMatrix, LayerMatrix]]:

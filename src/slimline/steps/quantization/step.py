@@ -51,6 +51,11 @@ class StaticQuantization(Step):
     equalize : bring the channels between two layers to like ranges first, which changes no answer (cross-layer
         equalisation, Nagel et al. 2019, arXiv:1906.04721); where nothing but ReLU, its leaky forms, pools and products
         lie between.
+    unclip : with `equalize`, ReLU6 between two layers, which stands in its way, becomes ReLU where it hardly clips: as
+        many as change the outputs on calibration samples, squared, by at most this part of their energy; 0 leaves all.
+    absorb_bias : what a channel has at least behind a ReLU, on all calibration samples, is taken from the bias before
+        it and given to the bias of the layer that reads it, so that the rest takes less of its grid (Nagel et al. 2019,
+        who take it from batch norms); not where that layer pads with zeros.
     smooth : let weights take over what is uneven in the channels that they read, which changes no answer: a channel is
         divided in the norm, layer or product that makes it by ``max|x|^smooth / max|w|^(1 - smooth)``. For transformers
         with norms first, where a few channels are a hundred times the others (SmoothQuant, Xiao et al. 2022,
@@ -84,6 +89,8 @@ class StaticQuantization(Step):
     rounding: Literal["nearest", "mse", "gptq", "adaround"] = "nearest"
     propagate: bool = True
     equalize: bool = False
+    unclip: Annotated[float, Field(ge=0, lt=1)] = 1e-4
+    absorb_bias: bool = False
     smooth: Annotated[float, Field(gt=0, lt=1)] | None = None
     bias_correction: Literal["empirical", "analytic"] | None = None
     granularity: Granularity | None = None
