@@ -78,12 +78,11 @@ def absorbed(model: Model, batches: Batches) -> Model:
     """
     absorbing = _Absorbing(model)
     every = [each for each in crossings(model.graph) if absorbing.can(each)]
-    axes = {each.value: each.readers[0].channel_axis or 0 for each in every}
+    of_value = {each.value: each for each in every}
     least = {each.value: np.full(each.channels, np.inf) for each in every}
 
     def see(name: str, array: Array) -> None:
-        lowest = np.moveaxis(array, axes[name], -1).reshape(-1, least[name].size).min(axis=0)
-        np.minimum(least[name], lowest, out=least[name])
+        np.minimum(least[name], of_value[name].rows(array).min(axis=0), out=least[name])
 
     if not every:
         return model

@@ -49,8 +49,8 @@ class StaticQuantization(Step):
         outputs of the float network from the inputs that the rounded layers before it leave (Zhang et al. 2025,
         arXiv:2505.11695); else each by itself, from the inputs of the float network.
     equalize : bring the channels between two layers to like ranges first, which changes no answer (cross-layer
-        equalisation, Nagel et al. 2019, arXiv:1906.04721); where nothing but ReLU, its leaky forms, pools and products
-        lie between.
+        equalisation, Nagel et al. 2019, arXiv:1906.04721); where nothing but ReLU, its leaky forms, pools,
+        products and attention lie between.
     unclip : with `equalize`, ReLU6 between two layers, which stands in its way, becomes ReLU where it hardly clips: as
         many as change the outputs on calibration samples, squared, by at most this part of their energy; 0 leaves all.
     absorb_bias : what a channel has at least behind a ReLU, on all calibration samples, is taken from the bias before
