@@ -61,7 +61,7 @@ def block(request: pytest.FixtureRequest) -> sl.Model:
 def scaled(model: sl.Model) -> sl.Model:
     """With every value that can be divided divided by numbers of its own."""
     every = crossings(model.graph)
-    return divided(model, [(each, RNG.uniform(0.2, 5, each.channels)) for each in every], "this")
+    return divided(model, [(each, each.alike(RNG.uniform(0.2, 5, each.channels))) for each in every], "this")
 
 
 def agree(model: sl.Model, other: sl.Model, x: np.ndarray) -> None:
@@ -139,6 +139,147 @@ def test_keras_and_onnx(tmp_path: Path, block: sl.Model) -> None:
     model = sl.load(keras.Model(inputs, keras.layers.Add()([x, keras.layers.Dense(32, name="down")(product)])))
     assert [len(each.readers) for each in crossings(model.graph)] == [2, 1]
     agree(model, scaled(model), TOKENS)
+
+
+class Attention(nn.Module):
+    """Four heads of eight; the values of `kv` heads are those of the others too."""
+
+    def __init__(self, kv: int = 4) -> None:
+        super().__init__()
+        self.kv = kv
+        self.query, self.out = nn.Linear(32, 32), nn.Linear(32, 32)
+        self.key, self.value = nn.Linear(32, 8 * kv), nn.Linear(32, 8 * kv)
+        with torch.no_grad():  # two channels of each head are large, which their readers make up for
+            large = torch.tensor([50.0, 20, 1, 1, 1, 1, 1, 1])
+            self.value.weight.mul_(large.repeat(kv)[:, None])
+            self.value.bias.mul_(large.repeat(kv))
+            self.out.weight.div_(large.repeat(4))
+
+    def heads(self, x: torch.Tensor) -> list[torch.Tensor]:
+        return [
+            layer(x).view(-1, 5, layer.out_features // 8, 8).transpose(1, 2)
+            for layer in (self.query, self.key, self.value)
+        ]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = nn.functional.scaled_dot_product_attention(*self.heads(x), enable_gqa=self.kv < 4)
+        return self.out(y.transpose(1, 2).reshape(-1, 5, 32))
+
+
+class Repeated(Attention):
+    """The same, heads repeated and attention written out."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        query, *rest = self.heads(x)
+        key, value = (y[:, :, None].expand(-1, -1, 4 // self.kv, 5, 8).reshape(-1, 4, 5, 8) for y in rest)
+        y = (query @ key.transpose(2, 3) / 3).softmax(3) @ value
+        return self.out(y.transpose(1, 2).contiguous().view(-1, 5, 32))
+
+
+class Fused(nn.Module):
+    """One layer makes queries, keys and values, side by side or head by head."""
+
+    def __init__(self, split: bool) -> None:
+        super().__init__()
+        self.split = split
+        self.qkv, self.out = nn.Linear(32, 96), nn.Linear(32, 32, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.split:
+            parts = [y.view(-1, 5, 4, 8).transpose(1, 2) for y in self.qkv(x).split(32, dim=2)]
+        else:
+            parts = list(self.qkv(x).reshape(-1, 5, 3, 4, 8).permute(2, 0, 3, 1, 4).unbind(0))
+        y = nn.functional.scaled_dot_product_attention(*parts)
+        return self.out(y.transpose(1, 2).reshape(-1, 5, 32))
+
+
+class Module(nn.Module):
+    """torch's own, which moves the batch about."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(32, 4, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.attention(x, x, x, need_weights=False)[0]
+
+
+ATTENTION = {
+    "plain": (Attention, 32), "shared": (lambda: Attention(2), 16), "one": (lambda: Repeated(1), 8),
+    "repeated": (lambda: Repeated(2), 16), "split": (lambda: Fused(True), 32), "unbound": (lambda: Fused(False), 32),
+    "module": (Module, 32),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "framework"), [*((kind, "torch") for kind in ATTENTION), ("shared", "onnx"), ("split", "onnx")]
+)
+def test_values_are_divided_through_attention(kind: str, framework: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, free = ATTENTION[kind]
+    model = sl.load(net().eval(), TOKENS[:2])
+    if framework == "onnx":
+        model = sl.load(sl.export(model, "onnxruntime", tmp_path / "net.onnx"), TOKENS[:2])
+    (crossing,) = crossings(model.graph)
+    assert crossing.channels == 32
+    assert len(set(crossing.shares)) == free  # channels of a head that others share are divided alike
+    agree(model, scaled(model), TOKENS)
+    uneven = RNG.uniform(0.2, 5, 32)
+    if free < 32:
+        with pytest.raises(sl.SlimlineError, match="this changed what the model answers"):
+            divided(model, [(crossing, uneven)], "this")
+
+
+def test_keras_attention() -> None:
+    import slimline.frameworks.keras  # noqa: F401, I001  chooses the backend before keras is imported
+    import keras
+
+    keras.utils.set_random_seed(0)
+    for layer, free in ((keras.layers.MultiHeadAttention(4, 8), 32), (keras.layers.GroupQueryAttention(8, 4, 2), 16)):
+        inputs = keras.Input((5, 32))
+        model = sl.load(keras.Model(inputs, layer(inputs, inputs)))
+        (crossing,) = crossings(model.graph)
+        assert len(set(crossing.shares)) == free
+        agree(model, scaled(model), TOKENS)
+
+
+def test_values_that_something_else_reads_are_left_alone() -> None:
+    class Leaking(Fused):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.qkv(x)
+            query, key, value = (part.view(-1, 5, 4, 8).transpose(1, 2) for part in y.split(32, dim=2))
+            z = nn.functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(-1, 5, 32)
+            return self.out(z) + (y[..., 60:92] if self.split else y[..., 30:62])
+
+    torch.manual_seed(0)
+    assert crossings(sl.load(Leaking(True).eval(), TOKENS[:2]).graph) == []  # some of the values are read again
+    apart = sl.load(Leaking(False).eval(), TOKENS[:2])  # only queries and keys are
+    assert len(crossings(apart.graph)) == 1
+    agree(apart, scaled(apart), TOKENS)
+
+    class Same(Attention):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            query, _, value = self.heads(x)
+            y = nn.functional.scaled_dot_product_attention(query, value, value)
+            return self.out(y.transpose(1, 2).reshape(-1, 5, 32))
+
+    assert crossings(sl.load(Same().eval(), TOKENS[:2]).graph) == []  # the keys mind a scale
+
+
+def test_uneven_values_cost_less() -> None:
+    torch.manual_seed(0)
+    model = sl.load(Attention(2).eval(), TOKENS[:2])
+    truth = model.outputs(TOKENS)[0]
+
+    def error(step: Any) -> float:
+        small = sl.apply(model, step, DATA, target="onnxruntime", progress=False)
+        return float(np.square(small.outputs(TOKENS)[0] - truth).mean())
+
+    static = sl.StaticQuantization(undo=False, observer="minmax", layers=("out",))
+    assert error(static.model_copy(update={"smooth": 0.5})) < 0.1 * error(static)
+    assert error(static.model_copy(update={"equalize": True})) < 0.1 * error(static)
+    alone = sl.WeightQuantization(dtype="int3", group_size=32, rounding="nearest", layers=("out",))
+    assert error(alone.model_copy(update={"scaling": "awq"})) < 0.5 * error(alone)
 
 
 def test_scales_of_salience() -> None:

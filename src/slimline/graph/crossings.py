@@ -11,6 +11,7 @@ import numpy as np
 
 from slimline.graph.ir import Graph, Node
 from slimline.graph.matrix import LayerMatrix, matrices
+from slimline.graph.tracing import Tracer
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -25,16 +26,26 @@ class Crossing:
     Attributes
     ----------
     value : its name.
+    axes : its dimensions that hold the channels.
     vectors : stored vectors, one number a channel, that are divided: scale and shift of a norm.
     maker : the layer whose outputs are divided; None where `vectors` are enough.
     readers : the layers whose inputs are multiplied.
+    shares : ``(channels,)``, channels with the same number are divided alike; those with -1 are not divided.
+    made : ``(groups, outputs)`` of the maker, the number of each output; -1 for one that no channel comes of.
     """
 
     value: str
+    axes: tuple[int, ...]
     vectors: tuple[str, ...]
     maker: LayerMatrix | None
     readers: tuple[LayerMatrix, ...]
-    channels: int
+    shares: Array
+    made: Array | None
+
+    @property
+    def channels(self) -> int:
+        """How many there are."""
+        return len(self.shares)
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -42,18 +53,34 @@ class Crossing:
         maker = () if self.maker is None else (self.maker.weight, self.maker.bias)
         return (*self.vectors, *(name for name in maker if name is not None), *(r.weight for r in self.readers))
 
+    def rows(self, array: Array) -> Array:
+        """The value, an activation, as ``(rows, channels)``."""
+        return np.moveaxis(array, self.axes, range(-len(self.axes), 0)).reshape(-1, self.channels)
+
+    def alike(self, by: Array) -> Array:
+        """Positive numbers ``(channels,)``: those that have to be the same are their geometric mean, and those of
+        channels that cannot be divided 1."""
+        held = self.shares >= 0
+        count = np.bincount(self.shares[held], minlength=1)
+        mean = np.exp(np.bincount(self.shares[held], np.log(by[held]), len(count)) / count.clip(1))
+        return np.where(held, mean[self.shares], 1.0)
+
     def divide(self, tensors: dict[str, Array], by: Array) -> None:
-        """Divide the channels of the value by positive numbers ``(channels,)``, and multiply them back, in place."""
+        """Divide the channels of the value by positive numbers ``(channels,)``, `alike`, and multiply them back, in
+        place."""
         for name in self.vectors:
             tensors[name] = tensors[name] / by.reshape(tensors[name].shape)
         if (maker := self.maker) is not None:
-            outputs = maker.per_output(1 / by)
-            assert outputs is not None
-            tensors[maker.weight] = _times(maker, tensors[maker.weight], outputs)
+            assert self.made is not None
+            each = np.ones(self.shares.max(initial=-1) + 2)  # the last is that of -1
+            each[self.shares] = by
+            each[-1] = 1.0
+            outputs = 1 / each[self.made]
+            tensors[maker.weight] = _times(maker, tensors[maker.weight], outputs[:, :, None])
             if maker.bias is not None:
                 vector = maker.vector(tensors[maker.bias])
                 assert vector is not None
-                tensors[maker.bias] = maker.as_bias(vector * outputs[:, :, 0], tensors[maker.bias].shape)
+                tensors[maker.bias] = maker.as_bias(vector * outputs, tensors[maker.bias].shape)
         for reader in self.readers:
             inputs = reader.per_input(by)
             assert inputs is not None
@@ -74,25 +101,40 @@ class _Search:
         self.graph, self.readers, self.makers = graph, graph.consumers(), graph.producers()
         self.stored = set(graph.parameters)
         self.layers = {layer.node: layer for layer in matrices(graph)}
+        self.tracer = Tracer(graph, self.layers)
 
     def all(self) -> list[Crossing]:
         every = []
         for value in dict.fromkeys(layer.input for layer in self.layers.values()):
             readers = tuple(self.layers[n.name] for n in self.readers[value] if n.name in self.layers)
-            axes = {reader.channel_axis for reader in readers}
-            if value in self.graph.outputs or len(readers) != len(self.readers[value]) or len(axes) != 1:
+            lie = {reader.channel_axes for reader in readers}
+            if value in self.graph.outputs or len(readers) != len(self.readers[value]) or len(lie) != 1:
                 continue
-            axis = axes.pop()
+            axes = lie.pop()
             own = all(reader.input == value and self._alone(reader.weight) for reader in readers)
-            if axis is None or not own or len({reader.weight for reader in readers}) != len(readers):
+            if axes is None or not own or len({reader.weight for reader in readers}) != len(readers):
                 continue
-            channels = self.graph.values[value].shape[axis]
+            channels = math.prod(self.graph.values[value].shape[axis] for axis in axes)
             if any(reader.per_input(np.ones(channels)) is None for reader in readers):
                 continue
-            source = self._source(value, axis, channels)
-            if source is not None:
-                every.append(Crossing(value, source[0], source[1], readers, channels))
+            crossing = self._crossing(value, axes, channels, readers)
+            every += [] if crossing is None else [crossing]
         return every
+
+    def _crossing(
+        self, value: str, axes: tuple[int, ...], channels: int, readers: tuple[LayerMatrix, ...]
+    ) -> Crossing | None:
+        source = self._source(value, axes[0], channels) if len(axes) == 1 else None
+        if source is not None:
+            vectors, maker = source
+            made = None if maker is None else maker.per_output(np.arange(channels))
+            return Crossing(
+                value, axes, vectors, maker, readers, np.arange(channels), None if made is None else made[:, :, 0]
+            )
+        traced = self.tracer.trace(value, axes)
+        if traced is None or not self._scales(traced.maker) or (traced.shares < 0).all():
+            return None
+        return Crossing(value, axes, (), traced.maker, readers, traced.shares, traced.made)
 
     def _source(self, value: str, axis: int, channels: int) -> tuple[tuple[str, ...], LayerMatrix | None] | None:
         """The vectors, or the layer, that scale the channels of a value."""
@@ -141,11 +183,15 @@ class _Search:
 
     def _divisible(self, layer: LayerMatrix, axis: int, channels: int) -> bool:
         """Whether a layer's outputs can be divided one by one."""
-        held = [layer.weight, *([] if layer.bias is None else [layer.bias])]
-        biased = layer.bias is None or layer.vector(np.zeros(self.graph.values[layer.bias].shape)) is not None
         outputs = math.prod(layer.shape[:2])
         every = layer.one_to_one and outputs == channels and layer.per_output(np.ones(channels)) is not None
-        return every and layer.output_axis == axis and biased and all(map(self._alone, held))
+        return every and layer.output_axes == (axis,) and self._scales(layer)
+
+    def _scales(self, layer: LayerMatrix) -> bool:
+        """Whether a layer's weight and bias are its own, and have a number for each output."""
+        held = [layer.weight, *([] if layer.bias is None else [layer.bias])]
+        biased = layer.bias is None or layer.vector(np.zeros(self.graph.values[layer.bias].shape)) is not None
+        return biased and all(map(self._alone, held))
 
     def _is_vector(self, node: Node, operand: int, axis: int, channels: int) -> bool:
         """Whether an operand is stored for this operator alone, a number for each channel."""

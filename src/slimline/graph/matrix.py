@@ -102,8 +102,8 @@ class LayerMatrix:
         return np.ascontiguousarray(vector.reshape(sizes).transpose(np.argsort(order)).reshape(shape))
 
     def per_output(self, vector: Array) -> Array | None:
-        """Numbers for every channel of the output as ``(groups, outputs, 1)``; None where the channels are not one
-        dimension, or as many."""
+        """Numbers for every channel of the output as ``(groups, outputs, 1)``; None where the channels are no whole
+        dimensions, or not as many."""
         spread = self._spread(vector, self._output_dims, self.outputs)
         return None if spread is None else spread[:, :, None]
 
@@ -113,25 +113,25 @@ class LayerMatrix:
         return None if spread is None else spread[:, None]
 
     @property
-    def channel_axis(self) -> int | None:
-        """The dimension of the input that holds its channels; None where they are not one dimension."""
+    def channel_axes(self) -> tuple[int, ...] | None:
+        """The dimensions of the input that hold its channels, ascending; None where they hold something else too."""
         return self._channels(self._dims, self.inputs)
 
     @property
-    def output_axis(self) -> int | None:
-        """The dimension of the output that holds its channels; None where they are not one dimension."""
+    def output_axes(self) -> tuple[int, ...] | None:
+        """The dimensions of the output that hold its channels, as `channel_axes`."""
         return self._channels(self._output_dims, self.outputs)
 
-    def _channels(self, dims: Sequence[tuple[str, ...]], inner: Terms) -> int | None:
+    def _channels(self, dims: Sequence[tuple[str, ...]], inner: Terms) -> tuple[int, ...] | None:
         channels = {name for name, _ in (*self.groups, *inner) if not name.startswith(".")}
-        held = [d for d, dim in enumerate(dims) if channels.intersection(dim)]
-        return held[0] if len(held) == 1 and set(dims[held[0]]) == channels else None
+        held = tuple(d for d, dim in enumerate(dims) if channels.intersection(dim))
+        return held if held and {name for d in held for name in dims[d]} == channels else None
 
     def _spread(self, vector: Array, dims: Sequence[tuple[str, ...]], inner: Terms) -> Array | None:
-        axis = self._channels(dims, inner)
-        if axis is None:
+        axes = self._channels(dims, inner)
+        if axes is None:
             return None
-        terms, names = (*self.groups, *inner), dims[axis]
+        terms, names = (*self.groups, *inner), [name for axis in axes for name in dims[axis]]
         sizes, channels = dict(terms), set(names)
         if math.prod(sizes[name] for name in names) != vector.size:
             return None

@@ -23,6 +23,8 @@ class Gram:
         self._second = np.zeros((groups, inputs, inputs))
         self._first = np.zeros((groups, inputs))
         self._cross = None if others is None else np.zeros((groups, others, inputs))
+        self._others_first = np.zeros((groups, others or 0))
+        self._others_square = np.zeros((groups, others or 0))
 
     def see(self, rows: Array, others: Array | None = None) -> None:
         """Add rows ``(groups, rows, inputs)``, and with them those of the second set."""
@@ -31,7 +33,10 @@ class Gram:
         self._second += x.swapaxes(1, 2) @ x
         self._first += x.sum(axis=1, dtype=np.float64)
         if self._cross is not None and others is not None:
-            self._cross += np.ascontiguousarray(others, np.float32).swapaxes(1, 2) @ x
+            y = np.ascontiguousarray(others, np.float32)
+            self._cross += y.swapaxes(1, 2) @ x
+            self._others_first += y.sum(axis=1, dtype=np.float64)
+            self._others_square += np.square(y).sum(axis=1, dtype=np.float64)
 
     @property
     def second(self) -> Array:
@@ -59,6 +64,21 @@ class Gram:
         return self._cross / max(self.count, 1)
 
     @property
+    def paired(self) -> bool:
+        """Whether there is a second set of rows."""
+        return self._cross is not None
+
+    @property
+    def others_mean(self) -> Array:
+        """``(groups, others)``: mean of each input of the second set."""
+        return self._others_first / max(self.count, 1)
+
+    @property
+    def others_energy(self) -> Array:
+        """``(groups, others)``: mean square of each input of the second set."""
+        return self._others_square / max(self.count, 1)
+
+    @property
     def norm(self) -> Array:
         """``(groups, inputs)``: root mean square of each input."""
         norm: Array = np.sqrt(np.diagonal(self.second, axis1=1, axis2=2))
@@ -72,6 +92,7 @@ class Gram:
         other._second = self._second / (by[:, :, None] * by[:, None, :])
         other._first = self._first / by
         other._cross = None if self._cross is None else self._cross / by[:, None, :]
+        other._others_first, other._others_square = self._others_first, self._others_square
         return other
 
 

@@ -13,6 +13,7 @@ from slimline.methods.gptq import gptq, nearest_of, sweeps
 from slimline.methods.gram import Gram, output_energy
 from slimline.methods.hqq import half_quadratic
 from slimline.methods.obs import damped
+from slimline.methods.reconstruction import reconstruct
 from slimline.methods.scales import Energy, least_squares
 
 RoundingName = Literal["nearest", "mse", "gptq", "adaround", "hqq"]
@@ -29,9 +30,15 @@ class WeightRounding:
     ----------
     weight : of any layout.
     matrix : the layer that reads it; None where it is no matrix.
-    gram : of that layer's inputs; None where they are unknown.
+    gram : of that layer's inputs; None where they are unknown. One that is paired is that of inputs which are not what
+        they were, with what the layer gave before.
     mask : boolean, of the weight's shape; what is False stays zero.
     damping : part of the mean diagonal of the Gram matrix that is added to it.
+
+    Attributes
+    ----------
+    target : what is rounded: the weight, or where `gram` is paired, the one that gives what the layer gave before
+        (and where `mask` is False, what others make up for).
     """
 
     def __init__(
@@ -43,25 +50,42 @@ class WeightRounding:
         damping: float = 0.01,
     ) -> None:
         self.weight, self.matrix, self.gram, self.mask, self.damping = weight, matrix, gram, mask, damping
+        self.target = weight
+        if matrix is not None and gram is not None and gram.paired:
+            solved = reconstruct(np.asarray(matrix.matrix(weight), np.float64), gram.second, gram.cross, damping)
+            self.target = matrix.tensor(solved, weight.shape).astype(weight.dtype)
+
+    @property
+    def visible(self) -> Array:
+        """`target` with zeros where `mask` is False."""
+        return self.target if self.mask is None else np.where(self.mask, self.target, np.zeros((), self.target.dtype))
 
     def fitted(self, each: Scaled, rounding: RoundingName) -> Scaled:
-        """`each`, which holds the whole range of the weight, with the scales of a way of rounding."""
+        """`each`, which holds the whole range of `visible`, with the scales of a way of rounding."""
         if rounding in MEASURED and not isinstance(each, Levels):  # whose scale is of least error already
-            return least_squares(self.weight, each, self._energy(each))
+            return least_squares(self.visible, each, self._energy(each))
         if rounding == "hqq" and isinstance(each, IntegerGrid):
-            return half_quadratic(self.weight, each)
+            return half_quadratic(self.visible, each)
         return each
 
     def rounded(self, each: Scaled, rounding: RoundingName) -> Array:
         """The numbers of a format that take the weight's place."""
-        nearest = each.round(self.weight)
+        nearest = each.round(self.visible)
         if rounding not in SECOND_ORDER or self.matrix is None or self.gram is None:
             return nearest
         better = self.matrix.tensor(self._second_order(each, nearest, rounding), self.weight.shape)
         return each.round(better.astype(self.weight.dtype))
 
     def error(self, rounded: Array) -> float:
-        """Of the layer's output where its inputs are known, else of the weight; relative to its energy."""
+        """Of the layer's output where its inputs are known, else of the weight; relative to its energy.
+
+        With a paired Gram matrix that is by what the output differs from what it was, wrong inputs included.
+        """
+        if self.matrix is not None and self.gram is not None and self.gram.paired:
+            own = np.asarray(self.matrix.matrix(rounded), np.float64)
+            energy, cross = self.gram.others_energy, np.einsum("goi,goi->go", own, self.gram.cross)
+            total = (energy - 2 * cross + output_energy(own, self.gram.second)).sum()
+            return float(max(total, 0.0) / max(energy.sum(), 1e-300))
         change = np.asarray(self.weight - rounded, np.float64)
         if self.matrix is None or self.gram is None:
             return float((change**2).sum() / (np.asarray(self.weight, np.float64) ** 2).sum().clip(1e-300))
@@ -96,7 +120,7 @@ class WeightRounding:
         assert self.matrix is not None and self.gram is not None
         scale = self._in_matrix(each.scale, each)
         zero = self._in_matrix(each.zero, each) if isinstance(each, IntegerGrid) else np.zeros_like(scale)
-        weight = np.asarray(self.matrix.matrix(self.weight), np.float64)
+        weight = np.asarray(self.matrix.matrix(self.target), np.float64)
         keep = None if self.mask is None else self.matrix.matrix(self.mask)
         result = np.array(self.matrix.matrix(nearest), np.float64)
         for group, second in enumerate(self.gram.second):

@@ -8,13 +8,13 @@ to another one (a residual branch), the layer makes up for the error of the sum.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from slimline.evidence.grams import in_parts
+from slimline.evidence.walk import MEMORY, Batches, Walk
 from slimline.graph.edits import PutTensors
 from slimline.graph.ir import Graph, Node
 from slimline.graph.matrix import LayerMatrix, Terms, constant_slot, matrices
@@ -24,14 +24,12 @@ from slimline.model import Model
 from slimline.plans import CutPlan, Plan
 
 Array = np.ndarray
-Batches = Sequence[tuple[Array, ...]]
 Removals = Sequence[Plan | CutPlan]
 Readers = Mapping[str, Sequence[Node]]
 Run = Callable[[Callable[[str, Array], None]], None]
 """Shows named values to a function, batch after batch."""
 
 ROWS = 65536  # of a layer that are seen; more say the same
-MEMORY = 2**30  # bytes of outputs of the dense model that are kept at a time
 
 
 def compensate(dense: Model, pruned: Model, plans: Removals, batches: Batches, ridge: float = RIDGE) -> Model:
@@ -54,70 +52,14 @@ def compensate(dense: Model, pruned: Model, plans: Removals, batches: Batches, r
 
     parts = list(in_parts(schedule, size, MEMORY))
     jobs = [[job for level in part for job in level] for part in parts]
-    before = _Walk(dense, batches, [list(_target_values(part_jobs)) for part_jobs in jobs])
-    walk = _Walk(pruned, batches, [_reads(level) for level in schedule])
+    before = Walk(dense, batches, [list(_target_values(part_jobs)) for part_jobs in jobs])
+    walk = Walk(pruned, batches, [_reads(level) for level in schedule])
     for part, part_jobs in zip(parts, jobs, strict=True):
         targets = _Targets(part_jobs, dense.parameters(), lambda see: before.on(dense.native, see), limit)
         for level in part:
             new = _solve(level, adapter.parameters(native), lambda see: walk.on(native, see), targets, limit, ridge)  # noqa: B023
             native = adapter.edit(native, (PutTensors(new),), pruned.example)
     return replace(pruned, native=native)
-
-
-class _Walk:
-    """Runs a model from stop to stop: what was computed up to one of them is not computed again for the next.
-
-    Parameters
-    ----------
-    stops : per stop the values that are wanted there; they do not change after.
-    """
-
-    def __init__(self, model: Model, batches: Batches, stops: Sequence[Sequence[str]]) -> None:
-        self.model, self.stops, self.batches = model, stops, batches
-        self.position = 0
-        self.producers = model.graph.producers()
-        self.stored = set(model.graph.parameters)
-        self.held: dict[str, list[Array]] = {
-            name: [batch[i] for batch in batches] for i, name in enumerate(model.graph.inputs)
-        }
-
-    def on(self, native: Any, see: Callable[[str, Array], None]) -> None:
-        """The next stop: every batch of every value that is wanted there goes to `see`."""
-        targets = self.stops[self.position]
-        self.position += 1
-        starts = sorted(self._starts(targets, self.held).union(self.model.graph.inputs))
-        at_hand = {*self.held, *(name for name in targets if self._bytes(name) < MEMORY)}
-        needed = set(self.model.graph.inputs).union(
-            *(self._starts(stop, at_hand) for stop in self.stops[self.position :])
-        )
-        seen: dict[str, list[Array]] = {name: [] for name in needed if name not in self.held}
-
-        def store(name: str, array: Array) -> None:
-            if name in seen:
-                seen[name].append(np.array(array))
-            see(name, array)
-
-        inputs = list(zip(*(self.held[name] for name in starts), strict=True))
-        self.model.adapter.observe(native, inputs, targets, store, starts)
-        self.held = {name: arrays for name, arrays in (self.held | seen).items() if name in needed}
-
-    def _bytes(self, name: str) -> float:
-        value = self.model.graph.values[name]
-        samples = sum(len(batch[0]) for batch in self.batches)
-        return samples * math.prod(value.shape[1:]) * np.dtype(value.dtype).itemsize
-
-    def _starts(self, targets: Sequence[str], at_hand: Container[str]) -> set[str]:
-        """The values at hand from which all of `targets` can be computed."""
-        starts: set[str] = set()
-        pending, passed = list(targets), set[str]()
-        while pending:
-            name = pending.pop()
-            if name in at_hand:
-                starts.add(name)
-            elif name not in passed and name not in self.stored:
-                passed.add(name)
-                pending += [n for n in self.producers[name].inputs if n is not None]
-        return starts
 
 
 def _reads(jobs: Sequence[_Job]) -> list[str]:

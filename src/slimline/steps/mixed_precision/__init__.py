@@ -35,7 +35,7 @@ class _Handler(Handler[MixedPrecision]):
         from slimline.data.splits import first
         from slimline.steps.mixed_precision.choose import Accuracy, Control, chosen, options, with_formats
         from slimline.steps.mixed_precision.latency import within_latency
-        from slimline.steps.quantization.preparation import smoothed
+        from slimline.steps.quantization.preparation import prepared
         from slimline.steps.quantization.undo import StaticArtifacts
 
         base, data = step.quantization, context.data
@@ -44,7 +44,7 @@ class _Handler(Handler[MixedPrecision]):
         if step.max_drop is not None and not data.has("selection"):
             raise SlimlineError("max_drop needs selection samples: pass slimline.Data(selection=...) or a test set.")
         batches = first(data.split("calibration"), base.samples, base.batch_size)
-        even = model if base.smooth is None else smoothed(model, base.smooth, batches)
+        even = prepared(model, base, batches)
         every = options(even, step, context.target, batches)
         record: dict[str, Any] = step.model_dump(mode="json")
         if step.max_latency is not None and not context.rehearsal:

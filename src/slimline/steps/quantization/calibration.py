@@ -22,7 +22,7 @@ from slimline.runtimes.base import names, runtime
 from slimline.steps.quantization.choices import Choices
 from slimline.steps.quantization.preparation import equalized
 from slimline.steps.quantization.step import StaticQuantization
-from slimline.steps.quantization.weights import QuantizedWeights, layer_grams, layer_means, short_weights
+from slimline.steps.quantization.weights import QuantizedWeights, in_order, layer_grams, layer_means, short_weights
 
 _log = logging.getLogger(__name__)
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -69,7 +69,11 @@ def calibrate(
     held = layer_grams(folded, placement, step, batches, {} if grams is None else grams)
     means = layer_means(model, folded, placement, step, held)
     own_bits = bits or runtime(policy).weight_bits
-    weights = QuantizedWeights(folded, placement, step, activations, own_bits, held, means, model.masks)
+    weights = QuantizedWeights(folded, placement, step, activations, own_bits, model.masks)
+    if in_order(step):
+        weights.round_in_order(folded, batches, means)
+    else:
+        weights.round_all(held, means)
     quantization = Quantization(
         activations=activations,
         weights=weights.grids,

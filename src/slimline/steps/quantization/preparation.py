@@ -13,11 +13,27 @@ from slimline.graph.matrix import LayerMatrix, matrices
 from slimline.methods.equalization import clipped_normal_mean, equal_scales, smoothing_scales
 from slimline.model import Model
 from slimline.steps.channel_scaling import divided
+from slimline.steps.quantization.relus import absorbed, unclipped
+from slimline.steps.quantization.step import StaticQuantization
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 _ROUNDS, _CLOSE = 20, 1e-3  # turns over all pairs at most; until no channel changes by more than this part
 _CLIPS = {"relu": (0.0, np.inf), "relu6": (0.0, 6.0), "identity": (-np.inf, np.inf)}
+
+
+def prepared(model: Model, step: StaticQuantization, batches: Sequence[tuple[Array, ...]]) -> Model:
+    """`model` with what `step` asks for before its batch norms are folded.
+
+    Parameters
+    ----------
+    batches : calibration inputs of the model.
+    """
+    if step.smooth is not None:
+        model = smoothed(model, step.smooth, batches)
+    if step.equalize and step.unclip:
+        model = unclipped(model, step.unclip, batches)
+    return absorbed(model, batches) if step.absorb_bias else model
 
 
 def pairs(graph: Graph) -> list[tuple[Crossing, LayerMatrix, LayerMatrix]]:
@@ -43,14 +59,14 @@ def equalized(model: Model) -> tuple[Model, dict[str, Array]]:
     for _ in range(_ROUNDS):
         largest = 0.0
         for crossing, first, second in every:
-            outputs, read = _channels(crossing, first, second)
+            outputs, read, count = _numbers(crossing, second)
             scale = equal_scales(
-                _most(weights[first.weight], outputs, crossing.channels),
-                _most(weights[second.weight], read, crossing.channels),
+                _most(weights[first.weight], outputs, count + 1), _most(weights[second.weight], read, count + 1)
             )
+            scale[-1] = 1.0
             weights[first.weight] /= scale[outputs]
             weights[second.weight] *= scale[read]
-            divisors[crossing.value] *= scale
+            divisors[crossing.value] *= scale[crossing.shares]
             largest = max(largest, float(np.abs(np.log(scale)).max(initial=0.0)))
         if largest < _CLOSE:
             break
@@ -69,12 +85,11 @@ def smoothed(model: Model, strength: float, batches: Sequence[tuple[Array, ...]]
     batches : calibration inputs of the model.
     """
     every = crossings(model.graph)
-    axes = {each.value: each.readers[0].channel_axis for each in every}
+    of_value = {each.value: each for each in every}
     largest = {each.value: np.zeros(each.channels) for each in every}
 
     def see(name: str, array: Array) -> None:
-        channels = np.moveaxis(np.abs(array), axes[name] or 0, -1).reshape(-1, largest[name].size)
-        np.maximum(largest[name], channels.max(axis=0), out=largest[name])
+        np.maximum(largest[name], of_value[name].rows(np.abs(array)).max(axis=0), out=largest[name])
 
     if not every:
         return model
@@ -87,16 +102,16 @@ def smoothed(model: Model, strength: float, batches: Sequence[tuple[Array, ...]]
             channel = reader.per_input(np.arange(each.channels))
             assert channel is not None
             read = np.maximum(read, _most(reader.matrix(weights[reader.weight]), channel, each.channels))
-        scales.append((each, smoothing_scales(largest[each.value], read, strength)))
+        scales.append((each, each.alike(smoothing_scales(largest[each.value], read, strength))))
     return divided(model, scales, "smooth")
 
 
-def _channels(crossing: Crossing, first: LayerMatrix, second: LayerMatrix) -> tuple[Array, Array]:
-    """Which channel each weight of the first layer makes, and each of the second reads."""
-    every = np.arange(crossing.channels)
-    outputs, read = first.per_output(every), second.per_input(every)
-    assert outputs is not None and read is not None
-    return outputs, read
+def _numbers(crossing: Crossing, second: LayerMatrix) -> tuple[Array, Array, int]:
+    """Which number each weight of the first layer makes, and each of the second reads, -1 for none; how many there
+    are."""
+    read = second.per_input(crossing.shares)
+    assert crossing.made is not None and read is not None
+    return crossing.made[:, :, None], read, int(crossing.shares.max(initial=-1)) + 1
 
 
 def _most(weight: Array, channel: Array, channels: int) -> Array:

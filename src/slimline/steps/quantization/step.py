@@ -45,9 +45,17 @@ class StaticQuantization(Step):
         each scale for the least error of the outputs; ``gptq`` does that and lets later weights make up for the error
         of earlier ones (Frantar et al. 2022, arXiv:2210.17323); ``adaround`` chooses up or down for each weight, for
         the least error of the outputs (Nagel et al. 2020, arXiv:2004.10568). All by the calibration samples.
+    propagate : with ``mse``, ``gptq`` and ``adaround``, whether layers are rounded one after the other, each for the
+        outputs of the float network from the inputs that the rounded layers before it leave (Zhang et al. 2025,
+        arXiv:2505.11695); else each by itself, from the inputs of the float network.
     equalize : bring the channels between two layers to like ranges first, which changes no answer (cross-layer
-        equalisation, Nagel et al. 2019, arXiv:1906.04721); where nothing but ReLU, its leaky forms, pools and products
-        lie between.
+        equalisation, Nagel et al. 2019, arXiv:1906.04721); where nothing but ReLU, its leaky forms, pools,
+        products and attention lie between.
+    unclip : with `equalize`, ReLU6 between two layers, which stands in its way, becomes ReLU where it hardly clips: as
+        many as change the outputs on calibration samples, squared, by at most this part of their energy; 0 leaves all.
+    absorb_bias : what a channel has at least behind a ReLU, on all calibration samples, is taken from the bias before
+        it and given to the bias of the layer that reads it, so that the rest takes less of its grid (Nagel et al. 2019,
+        who take it from batch norms); not where that layer pads with zeros.
     smooth : let weights take over what is uneven in the channels that they read, which changes no answer: a channel is
         divided in the norm, layer or product that makes it by ``max|x|^smooth / max|w|^(1 - smooth)``. For transformers
         with norms first, where a few channels are a hundred times the others (SmoothQuant, Xiao et al. 2022,
@@ -79,7 +87,10 @@ class StaticQuantization(Step):
     step: Literal["StaticQuantization"] = "StaticQuantization"
     weights: Literal["int8", "int4"] = "int8"
     rounding: Literal["nearest", "mse", "gptq", "adaround"] = "nearest"
+    propagate: bool = True
     equalize: bool = False
+    unclip: Annotated[float, Field(ge=0, lt=1)] = 1e-4
+    absorb_bias: bool = False
     smooth: Annotated[float, Field(gt=0, lt=1)] | None = None
     bias_correction: Literal["empirical", "analytic"] | None = None
     granularity: Granularity | None = None

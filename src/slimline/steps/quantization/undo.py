@@ -25,7 +25,7 @@ from slimline.methods.search import culprits
 from slimline.model import Model
 from slimline.steps.clock import GAIN, Terms, Timed, clocked
 from slimline.steps.quantization.calibration import Ranges, calibrate
-from slimline.steps.quantization.preparation import smoothed
+from slimline.steps.quantization.preparation import prepared
 from slimline.steps.quantization.step import StaticQuantization
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ class StaticArtifacts(Artifacts):
         assert context.data is not None
         super().__init__(model, step, context, first(context.data.split("calibration"), step.samples, step.batch_size))
         self._static = step
-        self._even = model if step.smooth is None else smoothed(model, step.smooth, self.batches)
+        self._even = prepared(model, step, self.batches)
         self._ranges: Ranges = {}
         self._grams: dict[str, Gram] = {}
 

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from slimline.evidence.grams import collect
+from slimline.evidence.propagation import layer_by_layer
 from slimline.graph.edits import FoldNorms
-from slimline.graph.ir import Graph, Node
+from slimline.graph.ir import Graph
 from slimline.graph.matrix import LayerMatrix, matrices
 from slimline.graph.placement import Placement
 from slimline.methods.formats import IntegerGrid, Scaled
@@ -46,44 +47,68 @@ class QuantizedWeights:
         step: StaticQuantization,
         activations: Mapping[str, IntegerGrid],
         bits: int,
-        grams: Mapping[str, Gram],
-        means: Mapping[str, Array],
         masks: Mapping[str, Array],
     ) -> None:
         self.grids: dict[str, IntegerGrid] = {}
         self.tensors: dict[str, Array] = {}
-        parameters, choices = model.parameters(), Choices.of(step, model.graph)
-        readers, layers = model.graph.consumers(), integer_matrices(model.graph, placement)
-        for name, axis in placement.weights.items():
-            choice = choices.of_layers([node.layer for node in readers[name]])
-            grid = widest_grid(parameters[name], axis, choice.type, bits)
-            layer = layers.get(name)
-            gram = grams.get(layer.node) if layer is not None else None
-            worker = WeightRounding(parameters[name], layer, gram, masks.get(name))
-            fitted: Scaled = worker.fitted(grid, step.rounding)
-            assert isinstance(fitted, IntegerGrid)
-            self.grids[name] = with_room(fitted, name, axis, parameters, placement, activations)
-            rounded = worker.rounded(self.grids[name], step.rounding)
-            if layer is not None and name in means:
-                self._correct(layer, parameters[name] - rounded, means[name], parameters, readers)
-            if step.rounding != "nearest":
-                self.tensors[name] = rounded
+        self.step, self.placement, self.activations, self.bits, self.masks = step, placement, activations, bits, masks
+        self.choices, self.readers = Choices.of(step, model.graph), model.graph.consumers()
+        self.parameters, self.layers = model.parameters(), integer_matrices(model.graph, placement)
+
+    def round_all(self, grams: Mapping[str, Gram], means: Mapping[str, Array]) -> None:
+        """Round each by itself.
+
+        Parameters
+        ----------
+        grams : by operator, of what it reads; may lack any.
+        means : by weight, the mean of each input of its layer; may lack any.
+        """
+        for name in self.placement.weights:
+            layer = self.layers.get(name)
+            self._round(name, grams.get(layer.node) if layer is not None else None, means.get(name))
+
+    def round_in_order(self, model: Model, batches: Sequence[tuple[Array, ...]], means: Mapping[str, Array]) -> None:
+        """Round one layer after the other, those behind making up for the error of those before; `means` as above."""
+        alone = {name: layer for name, layer in self.layers.items() if len(self.readers[name]) == 1}
+        for name in [name for name in self.placement.weights if name not in alone]:
+            self._round(name, None, None)
+
+        def change(layer: LayerMatrix, gram: Gram) -> dict[str, Array]:
+            self._round(layer.weight, gram, means.get(layer.weight))
+            return {name: self.tensors[name] for name in (layer.weight, layer.bias) if name in self.tensors}
+
+        layer_by_layer(model, list(alone.values()), batches, self.tensors, change)
+
+    def _round(self, name: str, gram: Gram | None, mean: Array | None) -> None:
+        axis, layer, parameters = self.placement.weights[name], self.layers.get(name), self.parameters
+        worker = WeightRounding(parameters[name], layer, gram, self.masks.get(name))
+        choice = self.choices.of_layers([node.layer for node in self.readers[name]])
+        grid = widest_grid(worker.visible, axis, choice.type, self.bits)
+        fitted: Scaled = worker.fitted(grid, self.step.rounding)
+        assert isinstance(fitted, IntegerGrid)
+        self.grids[name] = with_room(fitted, name, axis, parameters, self.placement, self.activations)
+        rounded = worker.rounded(self.grids[name], self.step.rounding)
+        if layer is not None:
+            self._correct(layer, worker.target - rounded, rounded, gram, mean)
+        if self.step.rounding != "nearest":
+            self.tensors[name] = rounded
 
     def _correct(
-        self,
-        layer: LayerMatrix,
-        change: Array,
-        mean: Array,
-        parameters: Mapping[str, Array],
-        readers: Mapping[str, Sequence[Node]],
+        self, layer: LayerMatrix, change: Array, rounded: Array, gram: Gram | None, mean: Array | None
     ) -> None:
-        """Let the bias make up for what the lack of `change` takes from the mean output."""
-        if layer.bias is None or len(readers[layer.bias]) != 1:
+        """Let the bias make up for what the lack of `change`, or all errors so far, take from the mean output."""
+        if layer.bias is None or len(self.readers[layer.bias]) != 1 or self.step.bias_correction is None:
             return
-        bias = parameters[layer.bias]
+        if mean is not None:
+            lack = np.einsum("goi,gi->go", np.asarray(layer.matrix(change), np.float64), mean)
+        elif self.step.bias_correction == "empirical" and gram is not None and gram.paired:
+            now = np.asarray(layer.matrix(rounded), np.float64)
+            lack = gram.others_mean - np.einsum("goi,gi->go", now, gram.mean)
+        else:
+            return
+        bias = self.parameters[layer.bias]
         vector = layer.vector(bias)
         if vector is not None:
-            lack = np.einsum("goi,gi->go", np.asarray(layer.matrix(change), np.float64), mean)
             self.tensors[layer.bias] = layer.as_bias(vector + lack, bias.shape).astype(bias.dtype)
 
 
@@ -134,7 +159,7 @@ def layer_grams(
 ) -> Mapping[str, Gram]:
     """By operator the Gram matrix of what it reads, where rounding asks for it; those that are not `known` are added
     to it."""
-    if step.rounding not in MEASURED and step.bias_correction != "empirical":
+    if in_order(step) or (step.rounding not in MEASURED and step.bias_correction != "empirical"):
         return {}
     layers = [layer for layer in integer_matrices(model.graph, placement).values() if layer.node not in known]
     if layers:
@@ -145,7 +170,7 @@ def layer_grams(
 def layer_means(
     model: Model, folded: Model, placement: Placement, step: StaticQuantization, grams: Mapping[str, Gram]
 ) -> Mapping[str, Array]:
-    """By weight, the mean of each input of its layer, where biases are corrected.
+    """By weight, the mean of each input of its layer, where biases are corrected by it.
 
     Parameters
     ----------
@@ -157,8 +182,15 @@ def layer_means(
     if step.bias_correction == "analytic":
         plain = Model(model.adapter, model.edit(FoldNorms()), model.example) if step.equalize else None
         return mean_inputs(model, equalized(plain)[1] if plain is not None else {})
+    if in_order(step):  # which sees the means of the inputs as they have become
+        return {}
     layers = integer_matrices(folded.graph, placement)
     return {name: grams[layer.node].mean for name, layer in layers.items()}
+
+
+def in_order(step: StaticQuantization) -> bool:
+    """Whether layers are rounded one after the other."""
+    return step.propagate and step.rounding in MEASURED
 
 
 def short_weights(graph: Graph, placement: Placement, choices: Choices) -> list[str]:

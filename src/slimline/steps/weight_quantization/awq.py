@@ -43,7 +43,7 @@ def scaled_by_salience(
         if not readers:
             continue
         size = _size(readers[0], grams[readers[0].node], crossing.channels)
-        scales = {float(exponent): salience_scales(size, exponent) for exponent in _EXPONENTS}
+        scales = {float(exponent): crossing.alike(salience_scales(size, exponent)) for exponent in _EXPONENTS}
 
         def error(exponent: float, readers: list[LayerMatrix] = readers, scales: dict[float, Array] = scales) -> float:
             return sum(

@@ -7,7 +7,7 @@ again gives the same codes. Nothing is rounded when the model runs.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 from slimline.basics.errors import SlimlineError
 from slimline.data.splits import first
 from slimline.evidence.grams import collect
+from slimline.evidence.propagation import layer_by_layer
 from slimline.graph.edits import FoldNorms, PutTensors
 from slimline.graph.ir import IDLE, Node
 from slimline.graph.matrix import LayerMatrix, matrices
@@ -114,28 +115,26 @@ def quantize(model: Model, step: WeightQuantization, context: Context) -> StepRe
     weights, refused = chosen(folded, step)
     target = runtime(context.target)
     starts = {name: partial(_format, of=weight, step=step, model=folded) for name, weight in weights.items()}
-    grams, exponents = _grams(folded, weights, step, context), dict[str, float]()
+    batches = _batches(weights, step, context)
+    grams, exponents = dict[str, Gram](), dict[str, float]()
+    if batches and (step.scaling is not None or not step.propagate):
+        grams = collect(folded, _matrices(weights), batches)
     if step.scaling is not None:
         folded, grams, exponents = scaled_by_salience(folded, grams, starts)
-    stored = folded.parameters()
-    formats = {name: start(stored[name]) for name, start in starts.items()}
-    tensors: dict[str, Array] = {}
-    layers: dict[str, dict[str, Any]] = {}
-    for name, weight in weights.items():
-        gram, mask = grams.get(weight.node.name), model.masks.get(name)
-        worker = WeightRounding(stored[name], weight.matrix, gram, mask, step.damping)
-        each = formats[name] = worker.fitted(formats[name], step.rounding)
-        tensors[name] = worker.rounded(each, step.rounding)
-        layers[weight.layer] = {
-            "format": each.describe(),
-            "bits": round(each.bits_per_value(tensors[name].shape), 3),
-            "error": float(f"{worker.error(tensors[name]):.4g}"),
-            **({"exponent": round(exponents[name], 2)} if name in exponents else {}),
-        }
-        _log.info("%s: %s", weight.layer, layers[weight.layer])
+    job = _Rounded(step, folded.parameters(), weights, starts, model.masks, exponents)
+    if batches and step.propagate:
+        alone = [layer for layer in _matrices(weights) if len(folded.graph.consumers()[layer.weight]) == 1]
+        for name in [name for name in weights if name not in {layer.weight for layer in alone}]:
+            job.round(name, None)
+        layer_by_layer(folded, alone, batches, job.tensors, job.change)
+    else:
+        for name, weight in weights.items():
+            job.round(name, grams.get(weight.node.name))
+    formats = {name: job.formats[name] for name in weights}
+    layers = {weight.layer: job.layers[weight.layer] for weight in weights.values()}
     quantization = Quantization(weights=formats, stored=True)
     record: dict[str, Any] = step.model_dump(mode="json")
-    native = folded.edit(PutTensors(tensors))
+    native = folded.edit(PutTensors(job.tensors))
     changed = model.then(native, {**record, "target": context.target}, quantization)
     record |= {"refused": refused, "formats": quantization.summary(), "layers": layers}
     record["notes"] = _notes(formats, target)
@@ -151,13 +150,58 @@ def _notes(formats: Mapping[str, Scaled], target: Runtime) -> list[str]:
     return [*([target.storage] if target.storage else []), *odd]
 
 
-def _grams(
-    model: Model, weights: Mapping[str, _Weight], step: WeightQuantization, context: Context
-) -> Mapping[str, Gram]:
-    """By operator the Gram matrix of what it reads, where rounding asks for it and there are samples."""
-    layers = [weight.matrix for weight in weights.values() if weight.matrix is not None]
-    if not layers or (step.rounding not in MEASURED and step.scaling is None):
-        return {}
+class _Rounded:
+    """Weights that are rounded one by one.
+
+    Attributes
+    ----------
+    formats, tensors : by weight, what it is on and its numbers.
+    layers : by layer, what the record says of it.
+    """
+
+    def __init__(
+        self,
+        step: WeightQuantization,
+        stored: Mapping[str, Array],
+        weights: Mapping[str, _Weight],
+        starts: Mapping[str, Callable[[Array], Scaled]],
+        masks: Mapping[str, Array],
+        exponents: Mapping[str, float],
+    ) -> None:
+        self.step, self.stored, self.weights, self.starts, self.masks = step, stored, weights, starts, masks
+        self.exponents = exponents
+        self.formats: dict[str, Scaled] = {}
+        self.tensors: dict[str, Array] = {}
+        self.layers: dict[str, dict[str, Any]] = {}
+
+    def round(self, name: str, gram: Gram | None) -> Array:
+        """Round one weight; `gram` is that of what its layer reads, see `WeightRounding`."""
+        weight, rounding = self.weights[name], self.step.rounding
+        worker = WeightRounding(self.stored[name], weight.matrix, gram, self.masks.get(name), self.step.damping)
+        each = self.formats[name] = worker.fitted(self.starts[name](worker.visible), rounding)
+        rounded = self.tensors[name] = worker.rounded(each, rounding)
+        self.layers[weight.layer] = {
+            "format": each.describe(),
+            "bits": round(each.bits_per_value(rounded.shape), 3),
+            "error": float(f"{worker.error(rounded):.4g}"),
+            **({"exponent": round(self.exponents[name], 2)} if name in self.exponents else {}),
+        }
+        _log.info("%s: %s", weight.layer, self.layers[weight.layer])
+        return rounded
+
+    def change(self, layer: LayerMatrix, gram: Gram) -> dict[str, Array]:
+        """As `layer_by_layer` asks for it."""
+        return {layer.weight: self.round(layer.weight, gram)}
+
+
+def _matrices(weights: Mapping[str, _Weight]) -> list[LayerMatrix]:
+    return [weight.matrix for weight in weights.values() if weight.matrix is not None]
+
+
+def _batches(weights: Mapping[str, _Weight], step: WeightQuantization, context: Context) -> list[tuple[Array, ...]]:
+    """Calibration inputs, where rounding asks for them and there are any."""
+    if not _matrices(weights) or (step.rounding not in MEASURED and step.scaling is None):
+        return []
     data = context.data
     if data is None or not data.has("calibration"):
         if step.needs:
@@ -165,8 +209,8 @@ def _grams(
                 f"WeightQuantization with {step.scaling or step.rounding} needs data: pass slimline.Data with "
                 "calibration or training samples, or choose the rounding hqq alone."
             )
-        return {}
-    return collect(model, layers, first(data.split("calibration"), step.samples, step.batch_size))
+        return []
+    return first(data.split("calibration"), step.samples, step.batch_size)
 
 
 def _format(weight: Array, of: _Weight, step: WeightQuantization, model: Model) -> Scaled:

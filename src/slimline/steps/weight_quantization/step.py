@@ -52,8 +52,13 @@ class WeightQuantization(Step):
         are made, in the norm, layer or product before, which changes no answer: such weights are rounded more finely
         (Lin et al. 2023, arXiv:2306.00978). How much is searched by the calibration samples, for the least error of the
         outputs; where something else reads the input too, nothing is scaled.
+    propagate : with ``mse``, ``gptq`` and ``adaround`` and calibration samples, whether layers are rounded one after
+        the other, each for the outputs of the float network from the inputs that the rounded layers before it leave
+        (Zhang et al. 2025, arXiv:2505.11695; Arai and Ichikawa 2025, arXiv:2504.09629); else each by itself, from the
+        inputs of the float network.
     samples, batch_size : calibration samples, and how many at a time.
-    damping : part of the mean diagonal of a Gram matrix that is added to it, with ``mse``, ``gptq`` and ``adaround``.
+    damping : part of the mean diagonal of a Gram matrix that is added to it, with ``mse``, ``gptq`` and ``adaround``;
+        with `propagate` also how much a weight is drawn to what it was.
     layers, keep : patterns of the layers whose weights are rounded, and of those that stay as they are.
     overrides : by pattern of layers, their own ``{"dtype": …, "group_size": …}``; the first pattern that fits counts.
     """
@@ -65,6 +70,7 @@ class WeightQuantization(Step):
     symmetric: bool = True
     rounding: RoundingName = "mse"
     scaling: Literal["awq"] | None = None
+    propagate: bool = True
     samples: Annotated[int, Field(ge=1)] = 512
     batch_size: Annotated[int, Field(ge=1)] = 64
     damping: Annotated[float, Field(gt=0, le=1)] = 0.01
