@@ -313,3 +313,55 @@ def test_a_callback_begins_and_stops_what_the_step_says(model, data, tmp_path, r
         sl.QuantizationCallback(net)
     with pytest.raises(sl.SlimlineError, match="needs data"):
         sl.prepare(model, step, target="onnxruntime")
+
+
+def test_parts_learn_without_labels_and_stopped_ones_go_on(model, data, unseen, tmp_path) -> None:
+    i = keras.Input((8, 8, 1), name="x")
+    keras.utils.set_random_seed(0)
+    y = L.ReLU(name="act")(L.Conv2D(6, 3, strides=2, padding="same", name="first")(i))
+    y = L.ReLU(name="end")(L.Add(name="sum")([y, L.Conv2D(6, 3, padding="same", name="second")(y)]))
+    y = L.Dropout(0.5, name="drop")(L.Flatten(name="flat")(L.BatchNormalization(name="norm")(y)))
+    net = keras.Model(i, L.Dense(10, name="head")(y))
+    net.get_layer("norm").moving_variance.assign(np.linspace(0.5, 2, 6))
+    floating = sl.load(net)
+    fields = {"reconstruct": "block", "weights": "int4", "activations": "uint4", "samples": 128, "epochs": 2}
+    fields |= {"batch_size": 32, "learning_rate": 1e-2}
+    calibration = sl.Data(calibration=(inputs(data)[:128],))
+
+    def done(checkpoint=None, tell=None, **others):
+        step = QuantizationAwareTraining(**{**fields, **others})
+        context = Context(None, calibration.check(floating.inputs), "onnxruntime", checkpoint=checkpoint, tell=tell)
+        result = perform(step, floating, context)
+        return result.model, result.record
+
+    left = [2 * 4 + 3]  # in the second part
+
+    def stops(now: Progress) -> None:
+        left[0] -= 1
+        if not left[0]:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        done(tmp_path, stops)
+    resumed, record = done(tmp_path)
+    whole, expected = done()
+    assert record == expected
+    assert [part["layers"] for part in record["parts"]] == [["first"], ["second"], ["head"]]
+    for name, array in whole.parameters().items():
+        np.testing.assert_array_equal(resumed.parameters()[name], array)
+    x = unseen[0]
+    few = {"weights": "int2", "activations": "uint8"}
+    before, after = (np.mean((done(**few, epochs=n)[0].predict(x) - floating.predict(x)) ** 2) for n in (0, 12))
+    assert after < 0.8 * before
+    path = sl.export(whole, "onnxruntime", tmp_path / "artifact")
+    outputs = runtime("onnxruntime").load(path).run((x,))
+    assert np.mean(outputs.argmax(1) == whole.predict(x).argmax(1)) >= 0.99
+
+
+def test_a_layer_of_several_places_is_not_divided() -> None:
+    i, shared = keras.Input((8,), name="x"), L.ReLU(name="same")
+    net = keras.Model(i, L.Dense(2, name="c")(shared(L.Dense(8, name="b")(shared(L.Dense(8, name="a")(i))))))
+    step = QuantizationAwareTraining(reconstruct="layer", epochs=1, samples=8)
+    data = sl.Data(calibration=(np.random.default_rng(0).normal(size=(8, 8)).astype(np.float32),))
+    with pytest.raises(sl.SlimlineError, match="give each place a layer of its own"):
+        sl.apply(sl.load(net), step, data, target="onnxruntime")

@@ -200,18 +200,24 @@ class LearnedRounding(Learning, L.Layer):  # type: ignore[misc]
     Parameters
     ----------
     waits : whether the input stays as it is until `begin`.
+    drop : part of the numbers, drawn anew each time, that are not rounded in training.
     """
 
-    def __init__(self, *args: Any, waits: bool = False, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, waits: bool = False, drop: float = 0.0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if not isinstance(waits, bool):
-            raise ValueError("LearnedRounding waits or does not.")
-        self.waits = waits
+        if not isinstance(waits, bool) or not (isinstance(drop, float) and 0 <= drop < 1):
+            raise ValueError("LearnedRounding waits or does not, and drops a part below 1.")
+        self.waits, self.drop = waits, drop
+        self.seed_generator = keras.random.SeedGenerator(0) if drop else None
 
-    def call(self, inputs: Any) -> Any:
+    def call(self, inputs: Any, training: bool = False) -> Any:
         """`inputs` rounded, of the same shape and dtype."""
         if not self.waits:
-            return self.on_grid(inputs)
+            rounded = self.on_grid(inputs)
+            if not (self.drop and training):
+                return rounded
+            drawn = keras.random.uniform(ops.shape(inputs), seed=self.seed_generator)
+            return ops.where(drawn < self.drop, inputs, rounded)
         # A loop of Keras' warns of weights that nothing depends on.
         nothing = [0 * ops.sum(v) for v in (self.log_step, self.shift) if v is not None]
         return inputs + ops.cast(sum(nothing), inputs.dtype)
@@ -222,7 +228,7 @@ class LearnedRounding(Learning, L.Layer):  # type: ignore[misc]
 
     def get_config(self) -> dict[str, Any]:
         """What rebuilds the layer, but for its numbers."""
-        return {**super().get_config(), "waits": self.waits}
+        return {**super().get_config(), "waits": self.waits, "drop": self.drop}
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         """The input's."""
@@ -284,7 +290,7 @@ class _Learner(Quantizer):
             own = _settings(self.formats[name], count, name in self.edit.fixed)
             if name in self.edit.delayed:  # whether the zero will lie inside of its grid is not known yet
                 own |= {"waits": True, "moves": not own["fixed"]}
-            return LearnedRounding(**own, name=grid_name(name))
+            return LearnedRounding(**own, drop=float(self.edit.drop), name=grid_name(name))
 
         return self.copies.of(("grid", self.edit.shared.get(name, name)), make)
 

@@ -73,6 +73,7 @@ class LearnedRounding(nn.Module):
     each : the format to start from.
     count : numbers that are rounded; of an activation those of a sample.
     fixed : whether it stays.
+    drop : part of the numbers, drawn anew each time, that are not rounded in training.
     """
 
     scale: Tensor
@@ -81,9 +82,9 @@ class LearnedRounding(nn.Module):
     bounds: Tensor
     codebook: Tensor
 
-    def __init__(self, each: Scaled, count: int, fixed: bool = False) -> None:
+    def __init__(self, each: Scaled, count: int, fixed: bool = False, drop: float = 0.0) -> None:
         super().__init__()
-        self.each, self.fixed = each, fixed
+        self.each, self.fixed, self.drop = each, fixed, drop
         self.register_buffer("scale", torch.tensor(each.scale).reshape(-1))
         self.register_buffer("speed", torch.tensor(learning_speeds(each, count)))
         if not fixed:
@@ -99,6 +100,10 @@ class LearnedRounding(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`x`, rounded."""
+        rounded = self._rounded(x)
+        return torch.where(torch.rand_like(x) < self.drop, x, rounded) if self.drop and self.training else rounded
+
+    def _rounded(self, x: Tensor) -> Tensor:
         scale = self._spread(self._scale(), x)
         if isinstance(self.each, Levels):
             return _Nearest.apply(x.float(), scale, self.bounds, self.codebook).to(x.dtype)  # type: ignore[no-untyped-call,no-any-return]
@@ -149,7 +154,7 @@ def learn(native: fx.GraphModule, edit: LearnRounding) -> fx.GraphModule:
     first = next(node for node in graph.nodes if node.op not in ("placeholder", "get_attr"))
     modules: dict[str, str] = {}
 
-    def put(node: fx.Node, each: Any, key: str, fixed: bool) -> None:
+    def put(node: fx.Node, each: Any, key: str, fixed: bool, drop: float = 0.0) -> None:
         if not isinstance(each, IntegerGrid | Levels):
             raise SlimlineError(f"PyTorch does not learn {each.describe()}: choose integers or levels.")
         if key not in modules:
@@ -157,7 +162,8 @@ def learn(native: fx.GraphModule, edit: LearnRounding) -> fx.GraphModule:
             value = node.meta.get("val")
             sizes = () if value is None else value.shape[int(node.op != "get_attr") :]
             count = math.prod(n for n in sizes if isinstance(n, int))
-            learning.add_submodule(modules[key], LearnedRounding(each, count, fixed))
+            module = LearnedRounding(each, count, fixed, drop).train(learning.training)
+            learning.add_submodule(modules[key], module)
         readers = [user for user in node.users if user.op != "call_module"]
         rounded = graph.call_module(modules[key], (node,))
         rounded.meta = dict(node.meta)
@@ -169,7 +175,7 @@ def learn(native: fx.GraphModule, edit: LearnRounding) -> fx.GraphModule:
             raise SlimlineError(f"The model computes no value called {name!r}: quantize the model that was calibrated.")
         node = nodes[name]
         with graph.inserting_before(first if node.op == "placeholder" else node.next):
-            put(node, each, f"value {edit.shared.get(name, name)}", name in edit.fixed)
+            put(node, each, f"value {edit.shared.get(name, name)}", name in edit.fixed, edit.drop)
     for node in nodes.values():
         if node.op == "get_attr" and node.target in edit.quantization.weights:
             name = str(node.target)
