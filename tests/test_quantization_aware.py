@@ -124,8 +124,9 @@ def tiny(data) -> sl.Model:
         {"weights": "int2", "activations": "int3", "observer": "minmax"},
         {"weights": "binary", "overrides": {"0": {"weights": "int8"}}},
         {"weights": "pow2", "scales": "calibrated"},
+        {"weights": "int4", "activations": "uint4", "scales": "clipping"},
     ],
-    ids=["w4a4", "w2a3", "binary", "pow2"],
+    ids=["w4a4", "w2a3", "binary", "pow2", "clipping"],
 )
 def test_the_artifact_computes_what_was_trained(tiny, data, fields, tmp_path):
     found, record = trained(tiny, data, **fields)
@@ -154,6 +155,18 @@ def test_scales_take_in_what_folding_does(model, data, fields):
     one, other = (model.adapter.outputs(native, (x,))[0] for native in (learning, folded))
     assert np.mean(np.abs(one - other).max(1) < 1e-3 * np.abs(one).max()) > 0.95  # rounding may fall on either side
     assert len(folded.graph.find_nodes(op="call_function", target=torch.ops.aten.batch_norm.default)) == 0
+
+
+def test_decay_pulls_clipping_values_in(tiny, data):
+    fields = {"scales": "clipping", "activations": "uint4", "optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.5}
+    step = QuantizationAwareTraining(observer="minmax", batch_size=64, samples=64, **fields)
+    state = start(step, tiny, Context(tiny, data.check(tiny.inputs), "onnxruntime")).calibrated()
+    native, value = tiny.edit(state.learning()), tiny.graph.inputs[0]  # of which nothing lies beyond its grid
+    trainer = tiny.adapter.trainer(native, tiny.native, step, 0, 1)
+    trainer.step(next(data.split("calibration").batches(64)), 0.02)
+    before, after = state.formats, tiny.adapter.learned(trainer.native(), state.formats)
+    np.testing.assert_allclose(after.activations[value].scale, before.activations[value].scale * 0.99, rtol=1e-5)
+    assert all((after.activations[name].zero == each.zero).all() for name, each in before.activations.items())
 
 
 def test_training_repairs_few_bits(model, data):
@@ -230,6 +243,7 @@ def test_a_stopped_training_ends_as_an_undisturbed_one_to_the_bit(model, data, t
     [
         ({"delay": 9}, "within the 2 epochs"),
         ({"delay": 1, "activations": "float32"}, "leave it out"),
+        ({"scales": "clipping", "activations": "float32"}, "clipping' is of activations"),
         ({"weights": (1.0, 1.0)}, "A codebook holds"),
         ({"overrides": {"0": {}}}, "says nothing"),
     ],

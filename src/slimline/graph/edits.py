@@ -157,6 +157,7 @@ class LearnRounding:
     fixed : activations and weights whose format stays as it is.
     delayed : activations that stay as they are until the loop that trains the model lets their rounding begin; only
         where `Adapter.delays_formats`.
+    clipped : activations of whose scale only the end of the grid is learned, from what lies beyond it.
     drop : part of an activation's numbers, drawn anew each time, that stay as they are while the model trains.
     """
 
@@ -164,6 +165,7 @@ class LearnRounding:
     shared: Mapping[str, str] = field(default_factory=dict)
     fixed: frozenset[str] = frozenset()
     delayed: frozenset[str] = frozenset()
+    clipped: frozenset[str] = frozenset()
     drop: float = 0.0
 
 

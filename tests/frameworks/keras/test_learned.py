@@ -20,6 +20,7 @@ from slimline.model import Model  # noqa: E402
 from slimline.runtimes.base import runtime  # noqa: E402
 from slimline.steps.base import Context, perform  # noqa: E402
 from slimline.steps.quantization_aware.step import QuantizationAwareTraining  # noqa: E402
+from slimline.steps.quantization_aware.train import start  # noqa: E402
 from tests import sparse_models as small  # noqa: E402
 
 L = keras.layers
@@ -123,6 +124,42 @@ def test_a_layer_that_learns_is_the_module_of_torch(kind: str) -> None:
     assert learning_speeds(each, 64).shape == (each.scale.size,)
 
 
+@pytest.mark.parametrize(("zero", "signed"), [(0, False), (5, False), (0, True)])
+def test_clipping_values_learn_by_the_formula_of_pact_as_in_torch(zero: int, signed: bool) -> None:
+    torch = pytest.importorskip("torch")
+    from slimline.frameworks.torch.learned import LearnedRounding as Reference
+
+    each = IntegerGrid(np.float32(0.2), (), 4, signed, zero_point=np.asarray(zero, np.int32))
+    rng = np.random.default_rng(4)
+    x, w = (rng.normal(scale=s, size=300).astype(np.float32) for s in (2, 1))
+    top, bottom = (each.high - zero) * 0.2, (each.low - zero) * 0.2  # of what is clipped at both ends
+    reference = Reference(each, 300, clips=True)
+    layer = LearnedRounding(format=each, count=300, clips=True)
+    tensor = torch.tensor(x, requires_grad=True)
+    (torch.tensor(w) * reference(tensor)).sum().backward()
+    own = tf.constant(x)
+    with tf.GradientTape() as tape:
+        tape.watch(own)
+        y = layer(own)
+        loss = tf.reduce_sum(w * y)
+    by_clip, by_x = tape.gradient(loss, [layer.clip.value, own])
+    np.testing.assert_array_equal(y.numpy(), each.round(x))
+    expected = (
+        top * w[x > top + 1e-6].sum() + bottom * w[x < bottom - 1e-6].sum()
+    )  # equation 3 of Choi et al., times it
+    np.testing.assert_allclose(by_clip.numpy().item(), expected, rtol=1e-4)
+    np.testing.assert_allclose(by_clip.numpy(), reference.clip.grad.numpy(), rtol=1e-5)
+    np.testing.assert_array_equal(by_x.numpy(), w * ((x >= bottom - 1e-6) & (x <= top + 1e-6)))
+    np.testing.assert_array_equal(by_x.numpy(), tensor.grad.numpy())
+    assert [name for name, _ in reference.named_parameters()] == [
+        "clip"
+    ] and reference.clip.ndim == layer.clip.ndim == 2
+    layer.clip.assign([[1.5]])
+    reference.clip.data = torch.tensor([[1.5]])
+    assert layer.learned() == reference.format()
+    np.testing.assert_allclose(layer.learned().scale, 0.3, rtol=1e-6)
+
+
 def test_levels_let_gradients_through() -> None:
     each = Levels(np.float32(0.5), (), np.array([-2, -1, 0, 1], np.float32))
     x, w = np.random.default_rng(2).normal(size=(2, 30)).astype(np.float32)
@@ -192,6 +229,18 @@ def test_int8_trained_is_int8_run(model: Model, data: sl.Data, tmp_path) -> None
 def unseen() -> tuple[np.ndarray, np.ndarray]:
     x, y = load_digits(return_X_y=True)
     return (x[1240:, :, None] / 16).astype(np.float32).reshape(-1, 8, 8, 1), y[1240:]
+
+
+def test_decay_pulls_clipping_values_in(model, data) -> None:
+    fields = {"scales": "clipping", "activations": "uint4", "optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.5}
+    step = QuantizationAwareTraining(observer="minmax", batch_size=64, samples=64, **fields)
+    state = start(step, model, Context(model, data.check(model.inputs), "onnxruntime")).calibrated()
+    native, value = model.edit(state.learning()), model.graph.inputs[0]  # of which nothing lies beyond its grid
+    trainer = model.adapter.trainer(native, model.native, step, 0, 1)
+    trainer.step(next(data.split("calibration").batches(64)), 0.02)
+    before, after = state.formats, model.adapter.learned(trainer.native(), state.formats)
+    np.testing.assert_allclose(after.activations[value].scale, before.activations[value].scale * 0.99, rtol=1e-5)
+    assert all((after.activations[name].zero == each.zero).all() for name, each in before.activations.items())
 
 
 def test_training_beats_rounding_to_the_same_formats(model, data, unseen, tmp_path) -> None:

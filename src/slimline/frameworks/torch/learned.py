@@ -2,8 +2,9 @@
 
 Scales are learned as factors on those they start with, by their logarithm (Jain et al. 2020, arXiv:1903.08066): they
 stay positive, and a step of the optimiser means the same of small and large ones. Zero points are learned as shifts
-(LSQ+: Bhalgat et al. 2020, arXiv:2004.09576). Gradients go straight through the rounding; beyond the ends of a grid
-they reach its ends instead. On levels, which weights alone have, they always reach the weight.
+(LSQ+: Bhalgat et al. 2020, arXiv:2004.09576). Clipping values are plain factors, which a trainer decays like weights
+(PACT: Choi et al. 2018, arXiv:1805.06085). Gradients go straight through the rounding; beyond the ends of a grid they
+reach its ends instead. On levels, which weights alone have, they always reach the weight.
 """
 
 from __future__ import annotations
@@ -27,15 +28,19 @@ _NAME = "learned_rounding"
 
 
 class _Grid(torch.autograd.Function):
-    """``(clip(round(x / scale), low - zero, high - zero)) * scale``; `zero` holds whole numbers."""
+    """``(clip(round(x / scale), low - zero, high - zero)) * scale``; `zero` holds whole numbers.
+
+    With `clips` the scale learns from what is beyond the ends alone, as if nothing were rounded between them.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, zero: Tensor, low: int, high: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero: Tensor, low: int, high: int, clips: bool = False) -> Tensor:
         units = x / scale
         bottom, top = low - zero, high - zero
         codes = units.round().clamp(bottom, top)
         inside = (units >= bottom) & (units <= top)
-        ctx.save_for_backward(torch.where(inside, codes - units, codes), inside, scale, zero)
+        between = torch.zeros_like(units) if clips else codes - units
+        ctx.save_for_backward(torch.where(inside, between, codes), inside, scale, zero)
         return codes * scale
 
     @staticmethod
@@ -46,7 +51,7 @@ class _Grid(torch.autograd.Function):
         by_zero = None
         if ctx.needs_input_grad[2]:
             by_zero = -(gradient * ~inside * scale).sum_to_size(zero.shape)
-        return gradient * inside, by_scale, by_zero, None, None
+        return gradient * inside, by_scale, by_zero, None, None, None
 
 
 class _Nearest(torch.autograd.Function):
@@ -74,6 +79,7 @@ class LearnedRounding(nn.Module):
     count : numbers that are rounded; of an activation those of a sample.
     fixed : whether it stays.
     drop : part of the numbers, drawn anew each time, that are not rounded in training.
+    clips : whether the end of the grid learns (PACT), instead of its steps.
     """
 
     scale: Tensor
@@ -82,12 +88,15 @@ class LearnedRounding(nn.Module):
     bounds: Tensor
     codebook: Tensor
 
-    def __init__(self, each: Scaled, count: int, fixed: bool = False, drop: float = 0.0) -> None:
+    def __init__(self, each: Scaled, count: int, fixed: bool = False, drop: float = 0.0, clips: bool = False) -> None:
         super().__init__()
-        self.each, self.fixed, self.drop = each, fixed, drop
+        self.each, self.fixed, self.drop, self.clips = each, fixed, drop, clips and not fixed
         self.register_buffer("scale", torch.tensor(each.scale).reshape(-1))
         self.register_buffer("speed", torch.tensor(learning_speeds(each, count)))
-        if not fixed:
+        if self.clips:
+            # Of two dimensions, as the optimiser decays what is no vector.
+            self.clip = nn.Parameter(torch.ones_like(self.scale)[:, None])
+        elif not fixed:
             self.log_step = nn.Parameter(torch.zeros_like(self.scale))
         if isinstance(each, Levels):
             self.register_buffer("bounds", torch.tensor(each.bounds))
@@ -95,7 +104,7 @@ class LearnedRounding(nn.Module):
             return
         assert isinstance(each, IntegerGrid)
         self.register_buffer("zero", torch.tensor(each.zero.astype(np.float32)))
-        if zero_learns(each) and not fixed:
+        if zero_learns(each) and not fixed and not clips:
             self.shift = nn.Parameter(torch.zeros_like(self.zero.reshape(-1)))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -108,7 +117,7 @@ class LearnedRounding(nn.Module):
         if isinstance(self.each, Levels):
             return _Nearest.apply(x.float(), scale, self.bounds, self.codebook).to(x.dtype)  # type: ignore[no-untyped-call,no-any-return]
         zero = self._spread(self._zero(), x)
-        return _Grid.apply(x.float(), scale, zero, self.each.low, self.each.high).to(x.dtype)  # type: ignore[no-untyped-call,attr-defined,no-any-return]
+        return _Grid.apply(x.float(), scale, zero, self.each.low, self.each.high, self.clips).to(x.dtype)  # type: ignore[no-untyped-call,attr-defined,no-any-return]
 
     def format(self) -> Scaled:
         """As it is now."""
@@ -122,6 +131,8 @@ class LearnedRounding(nn.Module):
     def _scale(self) -> Tensor:
         if self.fixed:
             return self.scale
+        if self.clips:
+            return (self.scale * self.clip[:, 0]).clamp(min=SMALLEST)
         slowed = self.log_step * self.speed
         step = slowed + (self.log_step - slowed).detach()
         return (self.scale * step.exp()).clamp(min=SMALLEST)
@@ -154,7 +165,7 @@ def learn(native: fx.GraphModule, edit: LearnRounding) -> fx.GraphModule:
     first = next(node for node in graph.nodes if node.op not in ("placeholder", "get_attr"))
     modules: dict[str, str] = {}
 
-    def put(node: fx.Node, each: Any, key: str, fixed: bool, drop: float = 0.0) -> None:
+    def put(node: fx.Node, each: Any, key: str, fixed: bool, drop: float = 0.0, clips: bool = False) -> None:
         if not isinstance(each, IntegerGrid | Levels):
             raise SlimlineError(f"PyTorch does not learn {each.describe()}: choose integers or levels.")
         if key not in modules:
@@ -162,7 +173,7 @@ def learn(native: fx.GraphModule, edit: LearnRounding) -> fx.GraphModule:
             value = node.meta.get("val")
             sizes = () if value is None else value.shape[int(node.op != "get_attr") :]
             count = math.prod(n for n in sizes if isinstance(n, int))
-            module = LearnedRounding(each, count, fixed, drop).train(learning.training)
+            module = LearnedRounding(each, count, fixed, drop, clips).train(learning.training)
             learning.add_submodule(modules[key], module)
         readers = [user for user in node.users if user.op != "call_module"]
         rounded = graph.call_module(modules[key], (node,))
@@ -175,7 +186,8 @@ def learn(native: fx.GraphModule, edit: LearnRounding) -> fx.GraphModule:
             raise SlimlineError(f"The model computes no value called {name!r}: quantize the model that was calibrated.")
         node = nodes[name]
         with graph.inserting_before(first if node.op == "placeholder" else node.next):
-            put(node, each, f"value {edit.shared.get(name, name)}", name in edit.fixed, edit.drop)
+            key = f"value {edit.shared.get(name, name)}"
+            put(node, each, key, name in edit.fixed, edit.drop, name in edit.clipped)
     for node in nodes.values():
         if node.op == "get_attr" and node.target in edit.quantization.weights:
             name = str(node.target)

@@ -67,7 +67,9 @@ class QuantizationAwareTraining(Training):
         that. Levels start with the scale of least squared error.
     activations : ``uint2`` … ``uint8`` or ``int2`` … ``int8``, affine, per tensor; None takes the target's own of 8
         bits; ``float32`` leaves them in float.
-    scales : ``learned``, or as they were ``calibrated``.
+    scales : ``learned``, or as they were ``calibrated``; with ``clipping`` those of activations learn where their grid
+        ends, from what lies beyond (PACT, Choi et al. 2018, arXiv:1805.06085), and `weight_decay` pulls it in; zero
+        points stay then.
     delay : epochs before activations are rounded; they are observed then, on the weights that were trained so far.
     fold_norms : epochs before batch norms are folded, from when on their statistics stay; None is at the end, where the
         scales of the channels take the factors in. They are folded before training where scales or levels could not.
@@ -91,7 +93,7 @@ class QuantizationAwareTraining(Training):
     step: Literal["QuantizationAwareTraining"] = "QuantizationAwareTraining"
     weights: WeightType = "int8"
     activations: Integers | Unsigned | Literal["float32"] | None = None
-    scales: Literal["learned", "calibrated"] = "learned"
+    scales: Literal["learned", "clipping", "calibrated"] = "learned"
     delay: Annotated[int, Field(ge=0)] = 0
     fold_norms: Annotated[int, Field(ge=0)] | None = None
     reconstruct: Literal["block", "layer"] | None = None
@@ -164,6 +166,7 @@ class QuantizationAwareTraining(Training):
                 "delay, fold_norms, features, view and ema are of training the whole network: leave them out with "
                 "reconstruct."
             )
-        if self.delay and self.activations == "float32":
-            raise SlimlineError("delay is of activations, which stay in float here: leave it out.")
+        if (self.delay or self.scales == "clipping") and self.activations == "float32":
+            what = "delay" if self.delay else "scales='clipping'"
+            raise SlimlineError(f"{what} is of activations, which stay in float here: leave it out.")
         return self

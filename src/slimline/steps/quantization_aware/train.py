@@ -176,7 +176,9 @@ class State:
             fixed = frozenset((*self.formats.activations, *self.formats.weights))
         else:
             fixed = frozenset(() if placement is None else placement.ranges)
-        return LearnRounding(self.formats, shared, fixed, frozenset(self.formats.activations if delayed else ()))
+        activations, none = frozenset(self.formats.activations), frozenset[str]()
+        clipped = activations if self.step.scales == "clipping" else none
+        return LearnRounding(self.formats, shared, fixed, activations if delayed else none, clipped)
 
     def taught(self, student: Model) -> State:
         """With the weights and formats that a copy has learned, which `learning` made of this network."""
