@@ -158,6 +158,7 @@ class LearnRounding:
     delayed : activations that stay as they are until the loop that trains the model lets their rounding begin; only
         where `Adapter.delays_formats`.
     clipped : activations of whose scale only the end of the grid is learned, from what lies beyond it.
+    skewed : weights on levels, of which those below zero learn a factor of their own (`methods.levels.skewed`).
     drop : part of an activation's numbers, drawn anew each time, that stay as they are while the model trains.
     """
 
@@ -166,6 +167,7 @@ class LearnRounding:
     fixed: frozenset[str] = frozenset()
     delayed: frozenset[str] = frozenset()
     clipped: frozenset[str] = frozenset()
+    skewed: frozenset[str] = frozenset()
     drop: float = 0.0
 
 

@@ -300,6 +300,7 @@ def test_what_cannot_be_trained_is_refused_before(model, data) -> None:
     for fields, target, sentence in (
         ({"weights": "ternary", "activations": "float32"}, "onnxruntime", "weights alone as codes"),
         ({"weights": "int4"}, "litert", "litert cannot write weights as int4"),
+        ({"weights": "ttq"}, "onnxruntime", "onnxruntime cannot write weights as 3 levels"),
         ({"layers": ("nothing",)}, "litert", "finds no layer"),
     ):
         with pytest.raises(sl.SlimlineError, match=sentence):

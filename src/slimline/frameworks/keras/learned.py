@@ -274,6 +274,8 @@ def learn(native: keras.Model, edit: LearnRounding) -> keras.Model:
     for each in (*edit.quantization.activations.values(), *edit.quantization.weights.values()):
         if not isinstance(each, IntegerGrid | Levels):
             raise SlimlineError(f"Keras does not learn {each.describe()}: choose integers or levels.")
+    if edit.skewed:
+        raise SlimlineError("Keras does not learn ttq, which none of its forms stores: choose ternary.")
     return _Learner(native, edit).model()
 
 

@@ -4,7 +4,8 @@ Scales are learned as factors on those they start with, by their logarithm (Jain
 stay positive, and a step of the optimiser means the same of small and large ones. Zero points are learned as shifts
 (LSQ+: Bhalgat et al. 2020, arXiv:2004.09576). Clipping values are plain factors, which a trainer decays like weights
 (PACT: Choi et al. 2018, arXiv:1805.06085). Gradients go straight through the rounding; beyond the ends of a grid they
-reach its ends instead. On levels, which weights alone have, they always reach the weight.
+reach its ends instead. On levels, which weights alone have, they always reach the weight; those below zero can have a
+factor of their own (TTQ: Zhu et al. 2017, arXiv:1612.01064).
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ from slimline.frameworks.torch.native import sharing
 from slimline.graph.edits import LearnRounding
 from slimline.graph.quantization import Quantization
 from slimline.methods.formats import IntegerGrid, Levels, Scaled, spread
+from slimline.methods.levels import skewed
 from slimline.methods.scales import SMALLEST, learning_speeds, zero_learns
 
 _NAME = "learned_rounding"
+_SKEWS = 2.0**-8, 2.0**8  # within which both sides still have numbers
 
 
 class _Grid(torch.autograd.Function):
@@ -59,15 +62,19 @@ class _Nearest(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, bounds: Tensor, codebook: Tensor) -> Tensor:
-        levels = codebook[torch.bucketize((x / scale).contiguous(), bounds)]
-        ctx.save_for_backward(levels, scale)
+        codes = torch.bucketize((x / scale).contiguous(), bounds)
+        levels = codebook[codes]
+        ctx.save_for_backward(levels, scale, codes, codebook)
         return levels * scale
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
-        levels, scale = ctx.saved_tensors
-        return gradient, (gradient * levels).sum_to_size(scale.shape), None, None
+        levels, scale, codes, codebook = ctx.saved_tensors
+        by_level = None
+        if ctx.needs_input_grad[3]:
+            by_level = torch.zeros_like(codebook).index_add_(0, codes.flatten(), (gradient * scale).flatten())
+        return gradient, (gradient * levels).sum_to_size(scale.shape), None, by_level
 
 
 class LearnedRounding(nn.Module):
@@ -80,6 +87,7 @@ class LearnedRounding(nn.Module):
     fixed : whether it stays.
     drop : part of the numbers, drawn anew each time, that are not rounded in training.
     clips : whether the end of the grid learns (PACT), instead of its steps.
+    skews : whether levels below zero learn a factor of their own (TTQ).
     """
 
     scale: Tensor
@@ -88,7 +96,15 @@ class LearnedRounding(nn.Module):
     bounds: Tensor
     codebook: Tensor
 
-    def __init__(self, each: Scaled, count: int, fixed: bool = False, drop: float = 0.0, clips: bool = False) -> None:
+    def __init__(
+        self,
+        each: Scaled,
+        count: int,
+        fixed: bool = False,
+        drop: float = 0.0,
+        clips: bool = False,
+        skews: bool = False,
+    ) -> None:
         super().__init__()
         self.each, self.fixed, self.drop, self.clips = each, fixed, drop, clips and not fixed
         self.register_buffer("scale", torch.tensor(each.scale).reshape(-1))
@@ -101,6 +117,8 @@ class LearnedRounding(nn.Module):
         if isinstance(each, Levels):
             self.register_buffer("bounds", torch.tensor(each.bounds))
             self.register_buffer("codebook", torch.tensor(each.codebook))
+            if skews and not fixed:
+                self.log_skew = nn.Parameter(torch.zeros(1))
             return
         assert isinstance(each, IntegerGrid)
         self.register_buffer("zero", torch.tensor(each.zero.astype(np.float32)))
@@ -115,7 +133,7 @@ class LearnedRounding(nn.Module):
     def _rounded(self, x: Tensor) -> Tensor:
         scale = self._spread(self._scale(), x)
         if isinstance(self.each, Levels):
-            return _Nearest.apply(x.float(), scale, self.bounds, self.codebook).to(x.dtype)  # type: ignore[no-untyped-call,no-any-return]
+            return _Nearest.apply(x.float(), scale, *self._levels()).to(x.dtype)  # type: ignore[no-untyped-call,no-any-return]
         zero = self._spread(self._zero(), x)
         return _Grid.apply(x.float(), scale, zero, self.each.low, self.each.high, self.clips).to(x.dtype)  # type: ignore[no-untyped-call,attr-defined,no-any-return]
 
@@ -126,7 +144,22 @@ class LearnedRounding(nn.Module):
         learned = replace(self.each, scale=scale.reshape(self.each.scale.shape).astype(np.float32))
         if isinstance(learned, IntegerGrid) and learned.zero_point is not None:
             learned = replace(learned, zero_point=zero.reshape(learned.scale.shape).astype(np.int32))
+        if isinstance(learned, Levels) and hasattr(self, "log_skew"):
+            learned = skewed(learned, float(self._skew().detach()))
         return learned
+
+    def _skew(self) -> Tensor:
+        """Of levels below zero, the factor; it learns as fast as a scale of all the tensor would."""
+        slowed = self.log_skew * self.speed.mean() / math.sqrt(self.speed.numel())
+        return (slowed + (self.log_skew - slowed).detach()).exp().clamp(*_SKEWS)
+
+    def _levels(self) -> tuple[Tensor, Tensor]:
+        """The middles between levels, and the levels."""
+        if not hasattr(self, "log_skew"):
+            return self.bounds, self.codebook
+        levels = torch.where(self.codebook < 0, self.codebook * self._skew(), self.codebook)
+        wide = levels.detach().double()
+        return ((wide[:-1] + wide[1:]) / 2).float(), levels
 
     def _scale(self) -> Tensor:
         if self.fixed:
@@ -165,7 +198,7 @@ def learn(native: fx.GraphModule, edit: LearnRounding) -> fx.GraphModule:
     first = next(node for node in graph.nodes if node.op not in ("placeholder", "get_attr"))
     modules: dict[str, str] = {}
 
-    def put(node: fx.Node, each: Any, key: str, fixed: bool, drop: float = 0.0, clips: bool = False) -> None:
+    def put(node: fx.Node, each: Any, key: str, **settings: Any) -> None:
         if not isinstance(each, IntegerGrid | Levels):
             raise SlimlineError(f"PyTorch does not learn {each.describe()}: choose integers or levels.")
         if key not in modules:
@@ -173,7 +206,7 @@ def learn(native: fx.GraphModule, edit: LearnRounding) -> fx.GraphModule:
             value = node.meta.get("val")
             sizes = () if value is None else value.shape[int(node.op != "get_attr") :]
             count = math.prod(n for n in sizes if isinstance(n, int))
-            module = LearnedRounding(each, count, fixed, drop, clips).train(learning.training)
+            module = LearnedRounding(each, count, **settings).train(learning.training)
             learning.add_submodule(modules[key], module)
         readers = [user for user in node.users if user.op != "call_module"]
         rounded = graph.call_module(modules[key], (node,))
@@ -187,12 +220,14 @@ def learn(native: fx.GraphModule, edit: LearnRounding) -> fx.GraphModule:
         node = nodes[name]
         with graph.inserting_before(first if node.op == "placeholder" else node.next):
             key = f"value {edit.shared.get(name, name)}"
-            put(node, each, key, name in edit.fixed, edit.drop, name in edit.clipped)
+            own = {"fixed": name in edit.fixed, "drop": edit.drop, "clips": name in edit.clipped}
+            put(node, each, key, **own)
     for node in nodes.values():
         if node.op == "get_attr" and node.target in edit.quantization.weights:
             name = str(node.target)
             with graph.inserting_before(first):
-                put(node, edit.quantization.weights[name], f"weight {name}", name in edit.fixed)
+                own = {"fixed": name in edit.fixed, "skews": name in edit.skewed}
+                put(node, edit.quantization.weights[name], f"weight {name}", **own)
     learning.recompile()
     return learning
 

@@ -22,7 +22,7 @@ from slimline.steps.quantization.step import (
 
 Integers = Literal["int2", "int3", "int4", "int5", "int6", "int7", "int8"]
 Unsigned = Literal["uint2", "uint3", "uint4", "uint5", "uint6", "uint7", "uint8"]
-WeightType = Integers | Literal["binary", "ternary", "pow2"] | tuple[float, ...]
+WeightType = Integers | Literal["binary", "ternary", "ttq", "pow2"] | tuple[float, ...]
 
 
 class QuantizationAwareOverride(Config):
@@ -63,8 +63,9 @@ class QuantizationAwareTraining(Training):
     Attributes
     ----------
     weights : ``int2`` … ``int8``, symmetric, or levels times a scale: ``binary`` (-1, 1), ``ternary`` (-1, 0, 1),
-        ``pow2`` (0 and ±1, ±1/2 … ±1/64), or a list of numbers. Scales are per output channel where the target takes
-        that. Levels start with the scale of least squared error.
+        ``ttq`` (-a, 0, 1, where each weight learns its ``a``; Zhu et al. 2017, arXiv:1612.01064), ``pow2`` (0 and ±1,
+        ±1/2 … ±1/64), or a list of numbers. Scales are per output channel where the target takes that. Levels start
+        with the scale of least squared error.
     activations : ``uint2`` … ``uint8`` or ``int2`` … ``int8``, affine, per tensor; None takes the target's own of 8
         bits; ``float32`` leaves them in float.
     scales : ``learned``, or as they were ``calibrated``; with ``clipping`` those of activations learn where their grid

@@ -178,7 +178,8 @@ class State:
             fixed = frozenset(() if placement is None else placement.ranges)
         activations, none = frozenset(self.formats.activations), frozenset[str]()
         clipped = activations if self.step.scales == "clipping" else none
-        return LearnRounding(self.formats, shared, fixed, activations if delayed else none, clipped)
+        skewed = of.skews(self.step, self.site) & self.formats.weights.keys()
+        return LearnRounding(self.formats, shared, fixed, activations if delayed else none, clipped, skewed)
 
     def taught(self, student: Model) -> State:
         """With the weights and formats that a copy has learned, which `learning` made of this network."""
@@ -253,7 +254,7 @@ def start(step: QuantizationAwareTraining, model: Model, context: Context) -> St
     unfolded = of.site(step, plain, target, exclude, fold=False)
     after = of.site(step, plain, target, exclude, fold=True)
     grids = weights(unfolded)
-    norms = of.absorbs(unfolded, after, grids.__getitem__)
+    norms = not of.skews(step, unfolded) and of.absorbs(unfolded, after, grids.__getitem__)
     site = unfolded if norms else after
     _log.info("train %d weights and %d activations in few bits", len(site.blocks), len(site.activations))
     formats = Quantization(weights=grids if norms else weights(after))
