@@ -124,8 +124,9 @@ def tiny(data) -> sl.Model:
         {"weights": "int2", "activations": "int3", "observer": "minmax"},
         {"weights": "binary", "overrides": {"0": {"weights": "int8"}}},
         {"weights": "pow2", "scales": "calibrated"},
+        {"weights": "int4", "activations": "uint4", "scales": "clipping"},
     ],
-    ids=["w4a4", "w2a3", "binary", "pow2"],
+    ids=["w4a4", "w2a3", "binary", "pow2", "clipping"],
 )
 def test_the_artifact_computes_what_was_trained(tiny, data, fields, tmp_path):
     found, record = trained(tiny, data, **fields)
@@ -154,6 +155,18 @@ def test_scales_take_in_what_folding_does(model, data, fields):
     one, other = (model.adapter.outputs(native, (x,))[0] for native in (learning, folded))
     assert np.mean(np.abs(one - other).max(1) < 1e-3 * np.abs(one).max()) > 0.95  # rounding may fall on either side
     assert len(folded.graph.find_nodes(op="call_function", target=torch.ops.aten.batch_norm.default)) == 0
+
+
+def test_decay_pulls_clipping_values_in(tiny, data):
+    fields = {"scales": "clipping", "activations": "uint4", "optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.5}
+    step = QuantizationAwareTraining(observer="minmax", batch_size=64, samples=64, **fields)
+    state = start(step, tiny, Context(tiny, data.check(tiny.inputs), "onnxruntime")).calibrated()
+    native, value = tiny.edit(state.learning()), tiny.graph.inputs[0]  # of which nothing lies beyond its grid
+    trainer = tiny.adapter.trainer(native, tiny.native, step, 0, 1)
+    trainer.step(next(data.split("calibration").batches(64)), 0.02)
+    before, after = state.formats, tiny.adapter.learned(trainer.native(), state.formats)
+    np.testing.assert_allclose(after.activations[value].scale, before.activations[value].scale * 0.99, rtol=1e-5)
+    assert all((after.activations[name].zero == each.zero).all() for name, each in before.activations.items())
 
 
 def test_training_repairs_few_bits(model, data):
@@ -230,6 +243,7 @@ def test_a_stopped_training_ends_as_an_undisturbed_one_to_the_bit(model, data, t
     [
         ({"delay": 9}, "within the 2 epochs"),
         ({"delay": 1, "activations": "float32"}, "leave it out"),
+        ({"scales": "clipping", "activations": "float32"}, "clipping' is of activations"),
         ({"weights": (1.0, 1.0)}, "A codebook holds"),
         ({"overrides": {"0": {}}}, "says nothing"),
     ],
@@ -298,3 +312,60 @@ def test_a_run_trains_measures_and_reports(tiny, data, tmp_path, no_clock):
     run = sl.compress(tiny, data, recipe=[step], output=tmp_path / "run", batch_sizes=(1,), progress=False)
     assert {name: each.bits for name, each in run.model.quantization.weights.items()} == {"0.weight": 2, "4.weight": 2}
     assert run.artifact.is_file()
+
+
+def test_both_sides_of_zero_learn_by_the_formula_of_ttq():
+    from slimline.frameworks.torch.learned import LearnedRounding
+
+    each = Levels(np.float32(0.5), (), np.array([-1, 0, 1], np.float32))
+    rng = np.random.default_rng(6)
+    x, w = (rng.normal(size=400).astype(np.float32) for _ in range(2))
+    module = LearnedRounding(each, 400, skews=True)
+    np.testing.assert_array_equal(module(torch.tensor(x)).detach(), each.round(x))
+    module.log_skew.data = torch.tensor([np.log(0.6)], dtype=torch.float32)
+    found = module.format()
+    np.testing.assert_allclose(found.codebook, [-0.6, 0, 1], rtol=1e-6)
+    tensor = torch.tensor(x, requires_grad=True)
+    rounded = module(tensor)
+    np.testing.assert_allclose(rounded.detach(), found.round(x), rtol=1e-6)
+    (torch.tensor(w) * rounded).sum().backward()
+    below, above = x < -0.3 / 2, x > 0.5 / 2
+    speed = 1 / (np.sqrt(400) * 0.5**2)  # of Esser et al., times what a factor's logarithm is worth
+    np.testing.assert_allclose(
+        module.log_skew.grad, speed * -0.3 * w[below].sum(), rtol=1e-4
+    )  # equation 7 of Zhu et al.
+    by_scale = 0.5 * w[above].sum() - 0.3 * w[below].sum()
+    np.testing.assert_allclose(module.log_step.grad, speed * by_scale, rtol=1e-4)
+    np.testing.assert_array_equal(tensor.grad, w)
+
+
+def test_ternary_weights_with_two_scales_take_no_more_in_an_archive(tmp_path):
+    plain = sl.load(nn.Sequential(nn.Linear(256, 128, bias=False)).eval(), np.zeros((2, 256), np.float32))
+    step = QuantizationAwareTraining(weights="ttq", activations="float32")
+    prepared = sl.prepare(plain, step, sl.Data(train=(np.random.default_rng(0).normal(size=(64, 256)).astype("f4"),)))
+    skew = next(p for name, p in prepared.native.named_parameters() if name.endswith("log_skew"))
+    skew.data += 0.3
+    learned = sl.convert(prepared)
+    np.testing.assert_allclose(learned.quantization.weights["0.weight"].codebook, [-np.exp(0.3), 0, 1], rtol=1e-6)
+    assert sl.pack(learned, tmp_path / "small.slim").packed_bytes <= 256 * 128 * 1.6 / 8 + 128 * 4 + 8000
+    x = np.ones((1, 256), np.float32)
+    np.testing.assert_array_equal(sl.load(tmp_path / "small.slim").predict(x), learned.predict(x))
+
+
+def test_ternary_weights_with_two_scales_are_stored_and_run(model, data, tmp_path):
+    sparse = sl.apply(model, sl.SparsePruning(amount=0.3), data)
+    fields = {"weights": "ttq", "activations": "float32", "epochs": 3}
+    apart, record = trained(sparse, data, **fields)
+    assert apart.quantization.stored and record["layers"]["9"]["format"].startswith("3 levels")
+    for name, each in apart.quantization.weights.items():
+        weight = apart.parameters()[name]
+        assert each.codebook[0] not in (-1, 0) and list(each.codebook[1:]) == [0, 1]
+        assert not weight[~sparse.masks[name]].any()
+        np.testing.assert_array_equal(each.round(weight), weight)
+    x = inputs(data)
+    outputs = runtime("onnxruntime").load(sl.export(apart, "onnxruntime", tmp_path)).run((x,))
+    np.testing.assert_allclose(outputs, apart.predict(x), atol=1e-4 * np.abs(outputs).max())
+    sl.pack(apart, tmp_path / "small.slim")
+    np.testing.assert_array_equal(sl.load(tmp_path / "small.slim").predict(x), apart.predict(x))
+    with pytest.raises(sl.SlimlineError, match="onnxruntime cannot write weights as 3 levels"):
+        trained(model, data, weights="ttq", activations="uint8")

@@ -318,7 +318,8 @@ def learning(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         *(("steps", value) for value in (10**10, -1, "x", 1.5, None, [3, 10**9])),
         *(("count", value) for value in (0, -4, "x", 1e300, True)),
-        *((key, value) for key in ("moves", "fixed", "waits") for value in ("yes", [], 1)),
+        *((key, value) for key in ("moves", "fixed", "waits", "clips") for value in ("yes", [], 1)),
+        *(("drop", value) for value in ("x", -0.5, 1.0, None)),
         *(("format", value) for value in ({}, None, {"kind": "levels"})),
     ],
 )

@@ -114,6 +114,21 @@ class Replace:
 
 
 @dataclass(frozen=True)
+class Extract:
+    """Nothing is left but what computes some activations from others, as in inference: norms keep their statistics,
+    and nothing is dropped. Names stay.
+
+    Attributes
+    ----------
+    inputs : activations whose first dimension is the batch, which are its inputs.
+    outputs : activations, which are its outputs, called by these names.
+    """
+
+    inputs: Sequence[str]
+    outputs: Sequence[str]
+
+
+@dataclass(frozen=True)
 class FoldNorms:
     """Batch norms are folded into the convolutions before them where the runtime wants that."""
 
@@ -142,12 +157,18 @@ class LearnRounding:
     fixed : activations and weights whose format stays as it is.
     delayed : activations that stay as they are until the loop that trains the model lets their rounding begin; only
         where `Adapter.delays_formats`.
+    clipped : activations of whose scale only the end of the grid is learned, from what lies beyond it.
+    skewed : weights on levels, of which those below zero learn a factor of their own (`methods.levels.skewed`).
+    drop : part of an activation's numbers, drawn anew each time, that stay as they are while the model trains.
     """
 
     quantization: Quantization
     shared: Mapping[str, str] = field(default_factory=dict)
     fixed: frozenset[str] = frozenset()
     delayed: frozenset[str] = frozenset()
+    clipped: frozenset[str] = frozenset()
+    skewed: frozenset[str] = frozenset()
+    drop: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -167,6 +188,7 @@ Edit = (
     | Threshold
     | Compute
     | PutTensors
+    | Extract
     | FoldNorms
     | Round
     | LearnRounding
@@ -176,6 +198,7 @@ Edit = (
 __all__ = [
     "Compute",
     "Edit",
+    "Extract",
     "FoldNorms",
     "LearnRounding",
     "Mask",

@@ -19,9 +19,12 @@ from slimline.methods.formats import Array, Blocks, Levels, spread
 _SMALLEST = float(np.finfo(np.float32).tiny) * 2**23  # scale whose square and reciprocal are still sound in float32
 
 FOUR = (-2.0, -1.0, 0.0, 1.0)
+TTQ = "ttq"
+"""Name of ternary levels of which the one below zero learns apart from the one above."""
 NAMED = {
     "binary": Levels.binary(np.ones((), np.float32)),
     "ternary": Levels.ternary(np.ones((), np.float32)),
+    TTQ: Levels.ternary(np.ones((), np.float32)),
     "pow2": Levels.powers_of_two(4, np.ones((), np.float32)),
 }
 """Lists of levels that have a name."""
@@ -37,6 +40,12 @@ def levels(dtype: str | tuple[float, ...]) -> Levels | None:
     if isinstance(dtype, str):
         return NAMED.get(dtype)
     return Levels(np.ones((), np.float32), (), np.array(sorted(dtype), np.float32))
+
+
+def skewed(each: Levels, factor: float) -> Levels:
+    """The levels with those below zero multiplied by a positive factor, so that both sides have scales of their own."""
+    book = each.codebook
+    return replace(each, codebook=np.where(book < 0, book * np.float32(factor), book))
 
 
 def fitted(weight: Array, unit: Levels, blocks: Blocks) -> Levels:

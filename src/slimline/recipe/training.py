@@ -147,6 +147,11 @@ class Training(Step):
         return self.epochs > 0
 
     @property
+    def learns_from_teacher(self) -> bool:
+        """Whether another network's answers are part of its loss."""
+        return self.alpha > 0 or bool(self.features)
+
+    @property
     def stops_after(self) -> int | None:
         """Epochs without a better selection score before training stops early; None never stops."""
         return None

@@ -131,7 +131,7 @@ def recover(
     loop = Loop(step, train, trainer, companion, seed, _steps(step, train), progress, channels_first, cache)
     facts = [s.model_dump(mode="json", exclude={"cache"}) for s in (step, *(() if company is None else company.steps))]
     key = _fingerprint((student, *teachers), facts, seed, len(train))
-    records = _best(loop, score, None if checkpoint is None else _Store(checkpoint, key))
+    records = _best(loop, score, None if checkpoint is None else Store(checkpoint, key))
     first, last = records[0]["score"], records[-1]["score"]
     if step.kind == "training" and last < first - 0.1 * abs(first):
         log.warning("%s changed the selection score from %.4g to %.4g: lower its strength.", step.step, first, last)
@@ -190,7 +190,7 @@ def _steps(step: Training, train: Split | Stream) -> int:
     return step.epochs * -(-len(train) // step.batch_size)
 
 
-def _best(loop: Loop, score: Score, store: _Store | None) -> list[dict[str, Any]]:
+def _best(loop: Loop, score: Score, store: Store | None) -> list[dict[str, Any]]:
     """Train from where `store` says to the end, and put the trainer into the state of the best epoch; the records."""
     step, trainer, companion = loop.step, loop.trainer, loop.companion
     saved = None if store is None else store.read()
@@ -442,7 +442,7 @@ def _sha256(tensors: Mapping[str, Array], metadata: Mapping[str, str]) -> str:
 
 
 @dataclass(frozen=True)
-class _Store:
+class Store:
     """One file with the trainer's state, the best state and the records: it is replaced whole or not at all."""
 
     folder: Path

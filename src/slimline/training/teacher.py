@@ -64,7 +64,7 @@ def teacher_for(student: Model, named: Any, steps: Sequence[Step]) -> Model | No
         return None
     if named is None:
         known = student.uncompressed
-        if known is None and (needs := next((s.step for s in learning if s.alpha > 0 or s.features), None)):
+        if known is None and (needs := next((s.step for s in learning if s.learns_from_teacher), None)):
             raise SlimlineError(f"{needs} learns from the uncompressed network, but this model {UNKNOWN}.")
         return known
     if not learning:

@@ -20,6 +20,7 @@ from slimline.model import Model  # noqa: E402
 from slimline.runtimes.base import runtime  # noqa: E402
 from slimline.steps.base import Context, perform  # noqa: E402
 from slimline.steps.quantization_aware.step import QuantizationAwareTraining  # noqa: E402
+from slimline.steps.quantization_aware.train import start  # noqa: E402
 from tests import sparse_models as small  # noqa: E402
 
 L = keras.layers
@@ -123,6 +124,42 @@ def test_a_layer_that_learns_is_the_module_of_torch(kind: str) -> None:
     assert learning_speeds(each, 64).shape == (each.scale.size,)
 
 
+@pytest.mark.parametrize(("zero", "signed"), [(0, False), (5, False), (0, True)])
+def test_clipping_values_learn_by_the_formula_of_pact_as_in_torch(zero: int, signed: bool) -> None:
+    torch = pytest.importorskip("torch")
+    from slimline.frameworks.torch.learned import LearnedRounding as Reference
+
+    each = IntegerGrid(np.float32(0.2), (), 4, signed, zero_point=np.asarray(zero, np.int32))
+    rng = np.random.default_rng(4)
+    x, w = (rng.normal(scale=s, size=300).astype(np.float32) for s in (2, 1))
+    top, bottom = (each.high - zero) * 0.2, (each.low - zero) * 0.2  # of what is clipped at both ends
+    reference = Reference(each, 300, clips=True)
+    layer = LearnedRounding(format=each, count=300, clips=True)
+    tensor = torch.tensor(x, requires_grad=True)
+    (torch.tensor(w) * reference(tensor)).sum().backward()
+    own = tf.constant(x)
+    with tf.GradientTape() as tape:
+        tape.watch(own)
+        y = layer(own)
+        loss = tf.reduce_sum(w * y)
+    by_clip, by_x = tape.gradient(loss, [layer.clip.value, own])
+    np.testing.assert_array_equal(y.numpy(), each.round(x))
+    expected = (
+        top * w[x > top + 1e-6].sum() + bottom * w[x < bottom - 1e-6].sum()
+    )  # equation 3 of Choi et al., times it
+    np.testing.assert_allclose(by_clip.numpy().item(), expected, rtol=1e-4)
+    np.testing.assert_allclose(by_clip.numpy(), reference.clip.grad.numpy(), rtol=1e-5)
+    np.testing.assert_array_equal(by_x.numpy(), w * ((x >= bottom - 1e-6) & (x <= top + 1e-6)))
+    np.testing.assert_array_equal(by_x.numpy(), tensor.grad.numpy())
+    assert [name for name, _ in reference.named_parameters()] == [
+        "clip"
+    ] and reference.clip.ndim == layer.clip.ndim == 2
+    layer.clip.assign([[1.5]])
+    reference.clip.data = torch.tensor([[1.5]])
+    assert layer.learned() == reference.format()
+    np.testing.assert_allclose(layer.learned().scale, 0.3, rtol=1e-6)
+
+
 def test_levels_let_gradients_through() -> None:
     each = Levels(np.float32(0.5), (), np.array([-2, -1, 0, 1], np.float32))
     x, w = np.random.default_rng(2).normal(size=(2, 30)).astype(np.float32)
@@ -194,6 +231,18 @@ def unseen() -> tuple[np.ndarray, np.ndarray]:
     return (x[1240:, :, None] / 16).astype(np.float32).reshape(-1, 8, 8, 1), y[1240:]
 
 
+def test_decay_pulls_clipping_values_in(model, data) -> None:
+    fields = {"scales": "clipping", "activations": "uint4", "optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.5}
+    step = QuantizationAwareTraining(observer="minmax", batch_size=64, samples=64, **fields)
+    state = start(step, model, Context(model, data.check(model.inputs), "onnxruntime")).calibrated()
+    native, value = model.edit(state.learning()), model.graph.inputs[0]  # of which nothing lies beyond its grid
+    trainer = model.adapter.trainer(native, model.native, step, 0, 1)
+    trainer.step(next(data.split("calibration").batches(64)), 0.02)
+    before, after = state.formats, model.adapter.learned(trainer.native(), state.formats)
+    np.testing.assert_allclose(after.activations[value].scale, before.activations[value].scale * 0.99, rtol=1e-5)
+    assert all((after.activations[name].zero == each.zero).all() for name, each in before.activations.items())
+
+
 def test_training_beats_rounding_to_the_same_formats(model, data, unseen, tmp_path) -> None:
     (x, y), fields = unseen, {"weights": "ternary", "activations": "uint4"}
     rounded, found = (trained(model, data, **fields, epochs=n)[0] for n in (0, 6))
@@ -251,6 +300,7 @@ def test_what_cannot_be_trained_is_refused_before(model, data) -> None:
     for fields, target, sentence in (
         ({"weights": "ternary", "activations": "float32"}, "onnxruntime", "weights alone as codes"),
         ({"weights": "int4"}, "litert", "litert cannot write weights as int4"),
+        ({"weights": "ttq"}, "onnxruntime", "onnxruntime cannot write weights as 3 levels"),
         ({"layers": ("nothing",)}, "litert", "finds no layer"),
     ):
         with pytest.raises(sl.SlimlineError, match=sentence):
@@ -313,3 +363,55 @@ def test_a_callback_begins_and_stops_what_the_step_says(model, data, tmp_path, r
         sl.QuantizationCallback(net)
     with pytest.raises(sl.SlimlineError, match="needs data"):
         sl.prepare(model, step, target="onnxruntime")
+
+
+def test_parts_learn_without_labels_and_stopped_ones_go_on(model, data, unseen, tmp_path) -> None:
+    i = keras.Input((8, 8, 1), name="x")
+    keras.utils.set_random_seed(0)
+    y = L.ReLU(name="act")(L.Conv2D(6, 3, strides=2, padding="same", name="first")(i))
+    y = L.ReLU(name="end")(L.Add(name="sum")([y, L.Conv2D(6, 3, padding="same", name="second")(y)]))
+    y = L.Dropout(0.5, name="drop")(L.Flatten(name="flat")(L.BatchNormalization(name="norm")(y)))
+    net = keras.Model(i, L.Dense(10, name="head")(y))
+    net.get_layer("norm").moving_variance.assign(np.linspace(0.5, 2, 6))
+    floating = sl.load(net)
+    fields = {"reconstruct": "block", "weights": "int4", "activations": "uint4", "samples": 128, "epochs": 2}
+    fields |= {"batch_size": 32, "learning_rate": 1e-2}
+    calibration = sl.Data(calibration=(inputs(data)[:128],))
+
+    def done(checkpoint=None, tell=None, **others):
+        step = QuantizationAwareTraining(**{**fields, **others})
+        context = Context(None, calibration.check(floating.inputs), "onnxruntime", checkpoint=checkpoint, tell=tell)
+        result = perform(step, floating, context)
+        return result.model, result.record
+
+    left = [2 * 4 + 3]  # in the second part
+
+    def stops(now: Progress) -> None:
+        left[0] -= 1
+        if not left[0]:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        done(tmp_path, stops)
+    resumed, record = done(tmp_path)
+    whole, expected = done()
+    assert record == expected
+    assert [part["layers"] for part in record["parts"]] == [["first"], ["second"], ["head"]]
+    for name, array in whole.parameters().items():
+        np.testing.assert_array_equal(resumed.parameters()[name], array)
+    x = unseen[0]
+    few = {"weights": "int2", "activations": "uint8"}
+    before, after = (np.mean((done(**few, epochs=n)[0].predict(x) - floating.predict(x)) ** 2) for n in (0, 12))
+    assert after < 0.8 * before
+    path = sl.export(whole, "onnxruntime", tmp_path / "artifact")
+    outputs = runtime("onnxruntime").load(path).run((x,))
+    assert np.mean(outputs.argmax(1) == whole.predict(x).argmax(1)) >= 0.99
+
+
+def test_a_layer_of_several_places_is_not_divided() -> None:
+    i, shared = keras.Input((8,), name="x"), L.ReLU(name="same")
+    net = keras.Model(i, L.Dense(2, name="c")(shared(L.Dense(8, name="b")(shared(L.Dense(8, name="a")(i))))))
+    step = QuantizationAwareTraining(reconstruct="layer", epochs=1, samples=8)
+    data = sl.Data(calibration=(np.random.default_rng(0).normal(size=(8, 8)).astype(np.float32),))
+    with pytest.raises(sl.SlimlineError, match="give each place a layer of its own"):
+        sl.apply(sl.load(net), step, data, target="onnxruntime")

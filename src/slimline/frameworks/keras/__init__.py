@@ -100,8 +100,10 @@ class KerasAdapter:
         """See `slimline.frameworks.keras.edit`."""
         from slimline.frameworks.edit import carry_out
         from slimline.frameworks.keras.edit import EDITS
+        from slimline.graph.edits import Extract
 
-        return _like(carry_out(native, edits, example, EDITS), native)
+        edited = carry_out(native, edits, example, EDITS)
+        return edited if any(isinstance(edit, Extract) for edit in edits) else _like(edited, native)
 
     def format_mismatches(self, native: Any, quantization: Quantization) -> list[str]:
         """See `fakequant.format_mismatches`."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from slimline.frameworks.edit import Table
-from slimline.frameworks.keras import cut, fakequant, learned, replace, rewire, rewrite
+from slimline.frameworks.keras import cut, extract, fakequant, learned, replace, rewire, rewrite
 from slimline.graph.edits import (
     Compute,
+    Extract,
     FoldNorms,
     LearnRounding,
     Mask,
@@ -30,6 +31,7 @@ EDITS: Table = {
     Threshold: lambda native, edit, example: rewire.truncate(native, edit.thresholds),
     Compute: lambda native, edit, example: rewire.compute(native, edit.functions),
     PutTensors: lambda native, edit, example: rewrite.replace(native, edit.tensors),
+    Extract: lambda native, edit, example: extract.extract(native, edit.inputs, edit.outputs),
     FoldNorms: lambda native, edit, example: fakequant.fold(native, example),
     Round: lambda native, edit, example: fakequant.quantize(native, edit.quantization, edit.composed),
     LearnRounding: lambda native, edit, example: learned.learn(native, edit),

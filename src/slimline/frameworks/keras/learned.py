@@ -1,7 +1,8 @@
 """Rounding to formats whose numbers are learned, as `slimline.frameworks.torch.learned` has it in its framework.
 
 Scales are factors on those they start with, by their logarithm; zero points are shifts (LSQ: Esser et al. 2020,
-arXiv:1902.08153; LSQ+: Bhalgat et al. 2020, arXiv:2004.09576). Gradients go straight through the rounding; beyond the
+arXiv:1902.08153; LSQ+: Bhalgat et al. 2020, arXiv:2004.09576); clipping values are plain factors (PACT: Choi et al.
+2018, arXiv:1805.06085). Gradients go straight through the rounding; beyond the
 ends of a grid they reach its ends instead. On levels, which weights alone have, they always reach the weight.
 """
 
@@ -33,8 +34,11 @@ from slimline.methods.scales import SMALLEST, learning_speeds, zero_learns
 _register = keras.saving.register_keras_serializable(package="slimline")
 
 
-def on_grid(x: Any, scale: Any, zero: Any, low: int, high: int) -> Any:
-    """``clip(round(x / scale), low - zero, high - zero) * scale``; `zero` holds whole numbers, and both broadcast."""
+def on_grid(x: Any, scale: Any, zero: Any, low: int, high: int, clips: bool = False) -> Any:
+    """``clip(round(x / scale), low - zero, high - zero) * scale``; `zero` holds whole numbers, and both broadcast.
+
+    With `clips` the scale learns from what is beyond the ends alone, as if nothing were rounded between them.
+    """
 
     @tf.custom_gradient  # type: ignore[untyped-decorator]
     def run(x: Any, scale: Any, zero: Any) -> Any:
@@ -45,7 +49,7 @@ def on_grid(x: Any, scale: Any, zero: Any, low: int, high: int) -> Any:
 
         def backward(gradient: Any) -> tuple[Any, Any, Any]:
             passed = tf.where(inside, gradient, tf.zeros_like(gradient))
-            slope = tf.where(inside, codes - units, codes)
+            slope = tf.where(inside, tf.zeros_like(units) if clips else codes - units, codes)
             return passed, _summed(gradient * slope, scale), _summed((passed - gradient) * scale, zero)
 
         return codes * scale, backward
@@ -84,6 +88,7 @@ class Learning(Formatted):
     fixed : whether the format stays.
     steps : scales of the format.
     moves : whether its zero points may learn.
+    clips : whether the end of the grid learns (PACT), instead of its steps.
     """
 
     def __init__(
@@ -94,24 +99,27 @@ class Learning(Formatted):
         fixed: bool = False,
         steps: int = 1,
         moves: bool = False,
+        clips: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, format=format, **kwargs)
         numbers = all(type(n) is int and n > 0 for n in (count, steps))
-        if not numbers or not all(isinstance(flag, bool) for flag in (fixed, moves)):
+        if not numbers or not all(isinstance(flag, bool) for flag in (fixed, moves, clips)):
             raise ValueError(f"{type(self).__name__} takes whole positive numbers and booleans.")
-        self.count, self.fixed, self.steps, self.moves = count, fixed, steps, moves
+        self.count, self.fixed, self.steps, self.moves, self.clips = count, fixed, steps, moves, clips
 
     def build(self, input_shape: Any) -> None:
         """Make the layer's weights, and behind them what the format learns by."""
         super().build(input_shape)  # type: ignore[misc]
-        self.log_step = None if self.fixed else self._weight("log_step")
+        self.log_step = None if self.fixed or self.clips else self._weight("log_step")
+        # Of two dimensions, as the optimiser decays what is no vector.
+        self.clip = self._weight("clip", 1, initializer="ones") if self.clips and not self.fixed else None
         self.shift = self._weight("shift") if self.moves and not self.fixed else None
 
-    def _weight(self, name: str) -> Any:
+    def _weight(self, name: str, *more: int, initializer: str = "zeros") -> Any:
         layer: Any = self
         return L.Layer.add_weight(
-            layer, shape=(self.steps,), initializer="zeros", dtype="float32", autocast=False, name=name
+            layer, shape=(self.steps, *more), initializer=initializer, dtype="float32", autocast=False, name=name
         )
 
     def on_grid(self, x: Any) -> Any:
@@ -123,7 +131,7 @@ class Learning(Formatted):
             return ops.cast(on_levels(wide, scale, each), x.dtype)
         assert isinstance(each, IntegerGrid)
         zero = self._spread(self._zero(each), x)
-        return ops.cast(on_grid(wide, scale, zero, each.low, each.high), x.dtype)
+        return ops.cast(on_grid(wide, scale, zero, each.low, each.high, self.clips), x.dtype)
 
     def on_image_grid(self) -> Any:
         """The rounded kernel of one dimension as that of images one place high."""
@@ -145,6 +153,8 @@ class Learning(Formatted):
         each = self.format
         assert isinstance(each, Scaled)
         start = each.scale.ravel()
+        if self.clip is not None:
+            return ops.maximum(start * self.clip[:, 0], SMALLEST)
         if self.log_step is None:
             return ops.convert_to_tensor(start)
         slowed = self.log_step * learning_speeds(each, self.count)
@@ -189,7 +199,7 @@ class Learning(Formatted):
 
     def get_config(self) -> dict[str, Any]:
         """What rebuilds the layer, but for its numbers."""
-        own = {"count": self.count, "fixed": self.fixed, "steps": self.steps, "moves": self.moves}
+        own = {"count": self.count, "fixed": self.fixed, "steps": self.steps, "moves": self.moves, "clips": self.clips}
         return {**super().get_config(), **own}
 
 
@@ -200,20 +210,26 @@ class LearnedRounding(Learning, L.Layer):  # type: ignore[misc]
     Parameters
     ----------
     waits : whether the input stays as it is until `begin`.
+    drop : part of the numbers, drawn anew each time, that are not rounded in training.
     """
 
-    def __init__(self, *args: Any, waits: bool = False, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, waits: bool = False, drop: float = 0.0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if not isinstance(waits, bool):
-            raise ValueError("LearnedRounding waits or does not.")
-        self.waits = waits
+        if not isinstance(waits, bool) or not (isinstance(drop, float) and 0 <= drop < 1):
+            raise ValueError("LearnedRounding waits or does not, and drops a part below 1.")
+        self.waits, self.drop = waits, drop
+        self.seed_generator = keras.random.SeedGenerator(0) if drop else None
 
-    def call(self, inputs: Any) -> Any:
+    def call(self, inputs: Any, training: bool = False) -> Any:
         """`inputs` rounded, of the same shape and dtype."""
         if not self.waits:
-            return self.on_grid(inputs)
+            rounded = self.on_grid(inputs)
+            if not (self.drop and training):
+                return rounded
+            drawn = keras.random.uniform(ops.shape(inputs), seed=self.seed_generator)
+            return ops.where(drawn < self.drop, inputs, rounded)
         # A loop of Keras' warns of weights that nothing depends on.
-        nothing = [0 * ops.sum(v) for v in (self.log_step, self.shift) if v is not None]
+        nothing = [0 * ops.sum(v) for v in (self.log_step, self.clip, self.shift) if v is not None]
         return inputs + ops.cast(sum(nothing), inputs.dtype)
 
     def begin(self, each: Format) -> None:
@@ -222,7 +238,7 @@ class LearnedRounding(Learning, L.Layer):  # type: ignore[misc]
 
     def get_config(self) -> dict[str, Any]:
         """What rebuilds the layer, but for its numbers."""
-        return {**super().get_config(), "waits": self.waits}
+        return {**super().get_config(), "waits": self.waits, "drop": self.drop}
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         """The input's."""
@@ -258,6 +274,8 @@ def learn(native: keras.Model, edit: LearnRounding) -> keras.Model:
     for each in (*edit.quantization.activations.values(), *edit.quantization.weights.values()):
         if not isinstance(each, IntegerGrid | Levels):
             raise SlimlineError(f"Keras does not learn {each.describe()}: choose integers or levels.")
+    if edit.skewed:
+        raise SlimlineError("Keras does not learn ttq, which none of its forms stores: choose ternary.")
     return _Learner(native, edit).model()
 
 
@@ -284,7 +302,9 @@ class _Learner(Quantizer):
             own = _settings(self.formats[name], count, name in self.edit.fixed)
             if name in self.edit.delayed:  # whether the zero will lie inside of its grid is not known yet
                 own |= {"waits": True, "moves": not own["fixed"]}
-            return LearnedRounding(**own, name=grid_name(name))
+            if name in self.edit.clipped:
+                own |= {"clips": True, "moves": False}
+            return LearnedRounding(**own, drop=float(self.edit.drop), name=grid_name(name))
 
         return self.copies.of(("grid", self.edit.shared.get(name, name)), make)
 

@@ -37,12 +37,12 @@ def observe(
             f"keep=[{missing[0].rpartition('/')[0]!r}]."
         )
     if sources is not None:
-        between = _between(native, {id(tensors[name]) for name in sources}, {id(tensors[name]) for name in values})
+        own = between(native, {id(tensors[name]) for name in sources}, {id(tensors[name]) for name in values})
         for batch in batches:
             computed = {
                 id(tensors[name]): keras.ops.convert_to_tensor(x) for name, x in zip(sources, batch, strict=True)
             }
-            _run(between, computed)
+            _run(own, computed)
             for name in values:
                 see(name, keras.ops.convert_to_numpy(computed[id(tensors[name])]))
         return
@@ -53,7 +53,7 @@ def observe(
             see(name, keras.ops.convert_to_numpy(output))
 
 
-def _between(native: keras.Model, sources: set[int], values: set[int]) -> list[Call]:
+def between(native: keras.Model, sources: set[int], values: set[int]) -> list[Call]:
     """The calls that make `values` of `sources` (ids of tensors), in order; Keras cannot cut a model out there."""
     needed, selected = values - sources, []
     for call in reversed(calls(native)):

@@ -2,8 +2,10 @@
 
 Scales are learned as factors on those they start with, by their logarithm (Jain et al. 2020, arXiv:1903.08066): they
 stay positive, and a step of the optimiser means the same of small and large ones. Zero points are learned as shifts
-(LSQ+: Bhalgat et al. 2020, arXiv:2004.09576). Gradients go straight through the rounding; beyond the ends of a grid
-they reach its ends instead. On levels, which weights alone have, they always reach the weight.
+(LSQ+: Bhalgat et al. 2020, arXiv:2004.09576). Clipping values are plain factors, which a trainer decays like weights
+(PACT: Choi et al. 2018, arXiv:1805.06085). Gradients go straight through the rounding; beyond the ends of a grid they
+reach its ends instead. On levels, which weights alone have, they always reach the weight; those below zero can have a
+factor of their own (TTQ: Zhu et al. 2017, arXiv:1612.01064).
 """
 
 from __future__ import annotations
@@ -21,21 +23,27 @@ from slimline.frameworks.torch.native import sharing
 from slimline.graph.edits import LearnRounding
 from slimline.graph.quantization import Quantization
 from slimline.methods.formats import IntegerGrid, Levels, Scaled, spread
+from slimline.methods.levels import skewed
 from slimline.methods.scales import SMALLEST, learning_speeds, zero_learns
 
 _NAME = "learned_rounding"
+_SKEWS = 2.0**-8, 2.0**8  # within which both sides still have numbers
 
 
 class _Grid(torch.autograd.Function):
-    """``(clip(round(x / scale), low - zero, high - zero)) * scale``; `zero` holds whole numbers."""
+    """``(clip(round(x / scale), low - zero, high - zero)) * scale``; `zero` holds whole numbers.
+
+    With `clips` the scale learns from what is beyond the ends alone, as if nothing were rounded between them.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, zero: Tensor, low: int, high: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero: Tensor, low: int, high: int, clips: bool = False) -> Tensor:
         units = x / scale
         bottom, top = low - zero, high - zero
         codes = units.round().clamp(bottom, top)
         inside = (units >= bottom) & (units <= top)
-        ctx.save_for_backward(torch.where(inside, codes - units, codes), inside, scale, zero)
+        between = torch.zeros_like(units) if clips else codes - units
+        ctx.save_for_backward(torch.where(inside, between, codes), inside, scale, zero)
         return codes * scale
 
     @staticmethod
@@ -46,7 +54,7 @@ class _Grid(torch.autograd.Function):
         by_zero = None
         if ctx.needs_input_grad[2]:
             by_zero = -(gradient * ~inside * scale).sum_to_size(zero.shape)
-        return gradient * inside, by_scale, by_zero, None, None
+        return gradient * inside, by_scale, by_zero, None, None, None
 
 
 class _Nearest(torch.autograd.Function):
@@ -54,15 +62,19 @@ class _Nearest(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, bounds: Tensor, codebook: Tensor) -> Tensor:
-        levels = codebook[torch.bucketize((x / scale).contiguous(), bounds)]
-        ctx.save_for_backward(levels, scale)
+        codes = torch.bucketize((x / scale).contiguous(), bounds)
+        levels = codebook[codes]
+        ctx.save_for_backward(levels, scale, codes, codebook)
         return levels * scale
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
-        levels, scale = ctx.saved_tensors
-        return gradient, (gradient * levels).sum_to_size(scale.shape), None, None
+        levels, scale, codes, codebook = ctx.saved_tensors
+        by_level = None
+        if ctx.needs_input_grad[3]:
+            by_level = torch.zeros_like(codebook).index_add_(0, codes.flatten(), (gradient * scale).flatten())
+        return gradient, (gradient * levels).sum_to_size(scale.shape), None, by_level
 
 
 class LearnedRounding(nn.Module):
@@ -73,6 +85,9 @@ class LearnedRounding(nn.Module):
     each : the format to start from.
     count : numbers that are rounded; of an activation those of a sample.
     fixed : whether it stays.
+    drop : part of the numbers, drawn anew each time, that are not rounded in training.
+    clips : whether the end of the grid learns (PACT), instead of its steps.
+    skews : whether levels below zero learn a factor of their own (TTQ).
     """
 
     scale: Tensor
@@ -81,29 +96,46 @@ class LearnedRounding(nn.Module):
     bounds: Tensor
     codebook: Tensor
 
-    def __init__(self, each: Scaled, count: int, fixed: bool = False) -> None:
+    def __init__(
+        self,
+        each: Scaled,
+        count: int,
+        fixed: bool = False,
+        drop: float = 0.0,
+        clips: bool = False,
+        skews: bool = False,
+    ) -> None:
         super().__init__()
-        self.each, self.fixed = each, fixed
+        self.each, self.fixed, self.drop, self.clips = each, fixed, drop, clips and not fixed
         self.register_buffer("scale", torch.tensor(each.scale).reshape(-1))
         self.register_buffer("speed", torch.tensor(learning_speeds(each, count)))
-        if not fixed:
+        if self.clips:
+            # Of two dimensions, as the optimiser decays what is no vector.
+            self.clip = nn.Parameter(torch.ones_like(self.scale)[:, None])
+        elif not fixed:
             self.log_step = nn.Parameter(torch.zeros_like(self.scale))
         if isinstance(each, Levels):
             self.register_buffer("bounds", torch.tensor(each.bounds))
             self.register_buffer("codebook", torch.tensor(each.codebook))
+            if skews and not fixed:
+                self.log_skew = nn.Parameter(torch.zeros(1))
             return
         assert isinstance(each, IntegerGrid)
         self.register_buffer("zero", torch.tensor(each.zero.astype(np.float32)))
-        if zero_learns(each) and not fixed:
+        if zero_learns(each) and not fixed and not clips:
             self.shift = nn.Parameter(torch.zeros_like(self.zero.reshape(-1)))
 
     def forward(self, x: Tensor) -> Tensor:
         """`x`, rounded."""
+        rounded = self._rounded(x)
+        return torch.where(torch.rand_like(x) < self.drop, x, rounded) if self.drop and self.training else rounded
+
+    def _rounded(self, x: Tensor) -> Tensor:
         scale = self._spread(self._scale(), x)
         if isinstance(self.each, Levels):
-            return _Nearest.apply(x.float(), scale, self.bounds, self.codebook).to(x.dtype)  # type: ignore[no-untyped-call,no-any-return]
+            return _Nearest.apply(x.float(), scale, *self._levels()).to(x.dtype)  # type: ignore[no-untyped-call,no-any-return]
         zero = self._spread(self._zero(), x)
-        return _Grid.apply(x.float(), scale, zero, self.each.low, self.each.high).to(x.dtype)  # type: ignore[no-untyped-call,attr-defined,no-any-return]
+        return _Grid.apply(x.float(), scale, zero, self.each.low, self.each.high, self.clips).to(x.dtype)  # type: ignore[no-untyped-call,attr-defined,no-any-return]
 
     def format(self) -> Scaled:
         """As it is now."""
@@ -112,11 +144,28 @@ class LearnedRounding(nn.Module):
         learned = replace(self.each, scale=scale.reshape(self.each.scale.shape).astype(np.float32))
         if isinstance(learned, IntegerGrid) and learned.zero_point is not None:
             learned = replace(learned, zero_point=zero.reshape(learned.scale.shape).astype(np.int32))
+        if isinstance(learned, Levels) and hasattr(self, "log_skew"):
+            learned = skewed(learned, float(self._skew().detach()))
         return learned
+
+    def _skew(self) -> Tensor:
+        """Of levels below zero, the factor; it learns as fast as a scale of all the tensor would."""
+        slowed = self.log_skew * self.speed.mean() / math.sqrt(self.speed.numel())
+        return (slowed + (self.log_skew - slowed).detach()).exp().clamp(*_SKEWS)
+
+    def _levels(self) -> tuple[Tensor, Tensor]:
+        """The middles between levels, and the levels."""
+        if not hasattr(self, "log_skew"):
+            return self.bounds, self.codebook
+        levels = torch.where(self.codebook < 0, self.codebook * self._skew(), self.codebook)
+        wide = levels.detach().double()
+        return ((wide[:-1] + wide[1:]) / 2).float(), levels
 
     def _scale(self) -> Tensor:
         if self.fixed:
             return self.scale
+        if self.clips:
+            return (self.scale * self.clip[:, 0]).clamp(min=SMALLEST)
         slowed = self.log_step * self.speed
         step = slowed + (self.log_step - slowed).detach()
         return (self.scale * step.exp()).clamp(min=SMALLEST)
@@ -149,7 +198,7 @@ def learn(native: fx.GraphModule, edit: LearnRounding) -> fx.GraphModule:
     first = next(node for node in graph.nodes if node.op not in ("placeholder", "get_attr"))
     modules: dict[str, str] = {}
 
-    def put(node: fx.Node, each: Any, key: str, fixed: bool) -> None:
+    def put(node: fx.Node, each: Any, key: str, **settings: Any) -> None:
         if not isinstance(each, IntegerGrid | Levels):
             raise SlimlineError(f"PyTorch does not learn {each.describe()}: choose integers or levels.")
         if key not in modules:
@@ -157,7 +206,8 @@ def learn(native: fx.GraphModule, edit: LearnRounding) -> fx.GraphModule:
             value = node.meta.get("val")
             sizes = () if value is None else value.shape[int(node.op != "get_attr") :]
             count = math.prod(n for n in sizes if isinstance(n, int))
-            learning.add_submodule(modules[key], LearnedRounding(each, count, fixed))
+            module = LearnedRounding(each, count, **settings).train(learning.training)
+            learning.add_submodule(modules[key], module)
         readers = [user for user in node.users if user.op != "call_module"]
         rounded = graph.call_module(modules[key], (node,))
         rounded.meta = dict(node.meta)
@@ -169,12 +219,15 @@ def learn(native: fx.GraphModule, edit: LearnRounding) -> fx.GraphModule:
             raise SlimlineError(f"The model computes no value called {name!r}: quantize the model that was calibrated.")
         node = nodes[name]
         with graph.inserting_before(first if node.op == "placeholder" else node.next):
-            put(node, each, f"value {edit.shared.get(name, name)}", name in edit.fixed)
+            key = f"value {edit.shared.get(name, name)}"
+            own = {"fixed": name in edit.fixed, "drop": edit.drop, "clips": name in edit.clipped}
+            put(node, each, key, **own)
     for node in nodes.values():
         if node.op == "get_attr" and node.target in edit.quantization.weights:
             name = str(node.target)
             with graph.inserting_before(first):
-                put(node, edit.quantization.weights[name], f"weight {name}", name in edit.fixed)
+                own = {"fixed": name in edit.fixed, "skews": name in edit.skewed}
+                put(node, edit.quantization.weights[name], f"weight {name}", **own)
     learning.recompile()
     return learning
 

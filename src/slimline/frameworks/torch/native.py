@@ -294,7 +294,7 @@ def from_program(
     native = Native(source, graph, "Model")
     native.meta = {"fixed_batch": fixed_batch, "free": free, "shapes": program_shapes(program)}
     if not shared:  # a file has none of them, and names that were tied are tied again later
-        _drop_unread(native)
+        drop_unread(native)
     _own(native, {*constants, *transient(source)}, shared)
     functionalise(native)
     _rename(native)
@@ -328,7 +328,7 @@ def _drop_checks(graph: fx.Graph) -> None:
             graph.erase_node(node)
 
 
-def _drop_unread(native: fx.GraphModule) -> None:
+def drop_unread(native: fx.GraphModule) -> None:
     """Forget the parameters that the captured function does not read, such as heads that are only used in training,
     and the buffers of modules that have no others left. A name that is tied to one that is read stays."""
     readers = [n for n in native.graph.nodes if n.op == "get_attr"]

@@ -18,7 +18,11 @@ __all__ = ["QuantizationAwareTraining", "handler"]
 class _Handler(Handler[QuantizationAwareTraining]):
     config = QuantizationAwareTraining
     summary = "trains with weights and activations rounded, whose scales learn too"
-    reads = (("train", ""), ("selection", ""), ("calibration", "integer activations"))
+    reads = (
+        ("train", "but for reconstruct"),
+        ("selection", "but for reconstruct"),
+        ("calibration", "integer activations, reconstruct"),
+    )
 
     def check(self, step: QuantizationAwareTraining, model: Model, earlier: Sequence[Step]) -> None:
         from slimline.steps.quantization_aware.formats import check

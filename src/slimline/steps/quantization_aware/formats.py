@@ -13,7 +13,7 @@ from slimline.graph.edits import FoldNorms, PutTensors, Round
 from slimline.graph.placement import Placement
 from slimline.graph.quantization import Quantization
 from slimline.methods.formats import Blocks, Format, IntegerGrid, Levels, Scaled, along
-from slimline.methods.levels import fitted, levels
+from slimline.methods.levels import TTQ, fitted, levels, skewed
 from slimline.methods.ranges import symmetric_grid
 from slimline.methods.scales import least_squares, per_block
 from slimline.model import Model
@@ -134,6 +134,13 @@ def dtype_of(step: QuantizationAwareTraining, site: Site, weight: str) -> Weight
     return step.weights_of(first_match((site.layers[weight],), step.overrides, site.model.graph.types))
 
 
+def skews(step: QuantizationAwareTraining, site: Site) -> frozenset[str]:
+    """The weights whose levels below zero learn apart."""
+    if step.scales == "calibrated":
+        return frozenset()
+    return frozenset(name for name in site.blocks if dtype_of(step, site, name) == TTQ)
+
+
 def check(step: QuantizationAwareTraining, model: Model, masked: bool = False) -> None:
     """Refuse a model whose framework cannot train formats, and levels that cannot hold its zeros.
 
@@ -156,6 +163,8 @@ def check_target(step: QuantizationAwareTraining, target: str, model: Model) -> 
     own = [own.weights for own in step.overrides.values() if own.weights not in (None, "float32")]
     for dtype in (step.weights, *own):
         unit = weight_format(np.eye(4, dtype=np.float32), dtype, along(0, 2))  # type: ignore[arg-type]
+        if dtype == TTQ and isinstance(unit, Levels):
+            unit = skewed(unit, 0.7)  # as any that is learned, no whole multiples of one number
         if step.activations == "float32":
             check_stored(served, unit)
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -22,7 +22,7 @@ from slimline.steps.quantization.step import (
 
 Integers = Literal["int2", "int3", "int4", "int5", "int6", "int7", "int8"]
 Unsigned = Literal["uint2", "uint3", "uint4", "uint5", "uint6", "uint7", "uint8"]
-WeightType = Integers | Literal["binary", "ternary", "pow2"] | tuple[float, ...]
+WeightType = Integers | Literal["binary", "ternary", "ttq", "pow2"] | tuple[float, ...]
 
 
 class QuantizationAwareOverride(Config):
@@ -53,25 +53,40 @@ class QuantizationAwareTraining(Training):
 
     Gradients go straight through the rounding, and scales are learned with the weights (LSQ, Esser et al. 2020,
     arXiv:1902.08153), zero points too where a grid has its zero inside (LSQ+, Bhalgat et al. 2020, arXiv:2004.09576).
+    With `reconstruct` nothing but calibration samples is needed, and no label: one part of the network after the other
+    is trained until what it makes of what the rounded parts before it gave is what it made in float (BRECQ, Li et al.
+    2021, arXiv:2102.05426), while some numbers are left unrounded by chance (QDrop, Wei et al. 2022, arXiv:2203.05740).
+
     What comes out is as of `StaticQuantization` and written by the same targets; with float activations as of
     `WeightQuantization`. After `StaticQuantization` it goes on from its grids, where they are of the same type.
 
     Attributes
     ----------
     weights : ``int2`` … ``int8``, symmetric, or levels times a scale: ``binary`` (-1, 1), ``ternary`` (-1, 0, 1),
-        ``pow2`` (0 and ±1, ±1/2 … ±1/64), or a list of numbers. Scales are per output channel where the target takes
-        that. Levels start with the scale of least squared error.
+        ``ttq`` (-a, 0, 1, where each weight learns its ``a``; Zhu et al. 2017, arXiv:1612.01064), ``pow2`` (0 and ±1,
+        ±1/2 … ±1/64), or a list of numbers. Scales are per output channel where the target takes that. Levels start
+        with the scale of least squared error.
     activations : ``uint2`` … ``uint8`` or ``int2`` … ``int8``, affine, per tensor; None takes the target's own of 8
         bits; ``float32`` leaves them in float.
-    scales : ``learned``, or as they were ``calibrated``.
+    scales : ``learned``, or as they were ``calibrated``; with ``clipping`` those of activations learn where their grid
+        ends, from what lies beyond (PACT, Choi et al. 2018, arXiv:1805.06085), and `weight_decay` pulls it in; zero
+        points stay then.
     delay : epochs before activations are rounded; they are observed then, on the weights that were trained so far.
     fold_norms : epochs before batch norms are folded, from when on their statistics stay; None is at the end, where the
         scales of the channels take the factors in. They are folded before training where scales or levels could not.
-    observer, percentile, samples : of the activations' first ranges, see `StaticQuantization`.
+    reconstruct : train parts of the network by themselves: ``block`` residual blocks, and each layer that lies in none;
+        ``layer`` each layer. Inputs and outputs of one part, for all `samples`, are in memory at a time. Norms are
+        folded first, and those that cannot be stay as they are. None trains the whole network, with `train` samples.
+    drop : of `reconstruct`, the part of a layer's inputs that is not rounded, and of a part's that is as it was in
+        float; drawn anew at every step. 0 rounds all.
+    observer, percentile, samples : of the activations' first ranges, see `StaticQuantization`. Of `reconstruct` these
+        are the samples that it trains with.
     layers, keep : globs of the layers to quantize and of those to leave in float.
     overrides : by pattern of layers, their own ``{"weights": …, "observer": …, "percentile": …, "granularity": …}``.
     loss, temperature, alpha, epochs, batch_size, optimizer, learning_rate, weight_decay, momentum, warmup,
-    refresh_batches, precision : see `Training`. The rate begins anew behind `delay` and `fold_norms`.
+    refresh_batches, precision : see `Training`. The rate begins anew behind `delay` and `fold_norms`. With
+        `reconstruct` epochs are of each part and of calibration samples, 60 in batches of 32 unless others are named;
+        the loss is the squared error, and what is about outputs and labels has no meaning.
     """
 
     kind = "quantization"
@@ -79,9 +94,11 @@ class QuantizationAwareTraining(Training):
     step: Literal["QuantizationAwareTraining"] = "QuantizationAwareTraining"
     weights: WeightType = "int8"
     activations: Integers | Unsigned | Literal["float32"] | None = None
-    scales: Literal["learned", "calibrated"] = "learned"
+    scales: Literal["learned", "clipping", "calibrated"] = "learned"
     delay: Annotated[int, Field(ge=0)] = 0
     fold_norms: Annotated[int, Field(ge=0)] | None = None
+    reconstruct: Literal["block", "layer"] | None = None
+    drop: Annotated[float, Field(ge=0, lt=1)] = 0.5
     observer: ObserverName = "mse"
     percentile: Percentage = 99.99
     samples: Annotated[int, Field(ge=1)] = 512
@@ -95,8 +112,14 @@ class QuantizationAwareTraining(Training):
 
     @property
     def needs(self) -> tuple[str, ...]:
+        if self.reconstruct is not None:
+            return ("calibration",)
         calibration = () if self.activations == "float32" else ("calibration",)
         return (*super().needs, *calibration)
+
+    @property
+    def learns_from_teacher(self) -> bool:
+        return self.reconstruct is None and super().learns_from_teacher
 
     @property
     def static(self) -> StaticQuantization:
@@ -122,6 +145,13 @@ class QuantizationAwareTraining(Training):
         ends = sorted({0, min(self.delay, self.epochs), min(self.fold_norms or 0, self.epochs), self.epochs})
         return list(pairwise(ends))
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_parts(cls, data: Any) -> Any:
+        """A part is small and learns from few samples, so it sees them more often."""
+        parts = isinstance(data, dict) and data.get("reconstruct") is not None
+        return {"epochs": 60, "batch_size": 32, **data} if parts else data
+
     @model_validator(mode="after")
     def _meaningful(self) -> QuantizationAwareTraining:
         for pattern, own in self.overrides.items():
@@ -132,6 +162,12 @@ class QuantizationAwareTraining(Training):
                 levels(dtype)
         if self.delay > self.epochs or (self.fold_norms or 0) > self.epochs:
             raise SlimlineError(f"delay and fold_norms lie within the {self.epochs} epochs: make them smaller.")
-        if self.delay and self.activations == "float32":
-            raise SlimlineError("delay is of activations, which stay in float here: leave it out.")
+        if self.reconstruct is not None and (self.delay or self.fold_norms or self.features or self.view or self.ema):
+            raise SlimlineError(
+                "delay, fold_norms, features, view and ema are of training the whole network: leave them out with "
+                "reconstruct."
+            )
+        if (self.delay or self.scales == "clipping") and self.activations == "float32":
+            what = "delay" if self.delay else "scales='clipping'"
+            raise SlimlineError(f"{what} is of activations, which stay in float here: leave it out.")
         return self

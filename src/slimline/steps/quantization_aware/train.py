@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from slimline.basics.errors import SlimlineError
 from slimline.data.splits import first
 from slimline.files.decisions import checked
@@ -26,11 +28,13 @@ from slimline.steps.quantization.calibration import activation_grids, observe_ra
 from slimline.steps.quantization.undo import WeightBits
 from slimline.steps.quantization_aware import formats as of
 from slimline.steps.quantization_aware.formats import Site
+from slimline.steps.quantization_aware.reconstruct import reconstruct
 from slimline.steps.quantization_aware.step import QuantizationAwareTraining
 from slimline.training.loop import recover
 
 _log = logging.getLogger(__name__)
 _NONE = Quantization()
+Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def quantize(step: QuantizationAwareTraining, model: Model, context: Context) -> StepResult:
@@ -38,6 +42,9 @@ def quantize(step: QuantizationAwareTraining, model: Model, context: Context) ->
     of.check(step, model)
     of.check_target(step, context.target, model)
     state = start(step, model, context)
+    if step.reconstruct is not None:
+        state, records = state.folded().calibrated().reconstructed()
+        return state.finished({"parts": records})
     phases = step.phases()
     history: list[dict[str, Any]] = []
     chosen: list[int] = []
@@ -56,6 +63,10 @@ def quantize(step: QuantizationAwareTraining, model: Model, context: Context) ->
 def prepare(step: QuantizationAwareTraining, model: Model, context: Context) -> Prepared:
     """A network whose formats learn, and how what it has learned becomes a model."""
     of.check(step, model)
+    if step.reconstruct is not None:
+        raise SlimlineError(
+            "reconstruct trains parts in a loop of slimline's own: leave it out, or use slimline.apply."
+        )
     if (step.delay or step.fold_norms) and not model.adapter.delays_formats:
         raise SlimlineError(
             "delay and fold_norms are of slimline's own loop where a framework's takes no callback: leave them out."
@@ -111,10 +122,8 @@ class State:
         if placement is None or self.formats.activations:
             return self
         step, context = self.step, self.context
-        if context.data is None or not context.data.has("calibration"):
-            raise SlimlineError(f"{step.step} needs data: pass slimline.Data with calibration or training samples.")
         bits, signed = of.activation_type(step, context.target)
-        batches = first(context.data.split("calibration"), step.samples, step.batch_size)
+        batches = self.calibration
         observed = self.site.model
         if step.delay:
             stored = observed.parameters()
@@ -125,6 +134,27 @@ class State:
         grids: dict[str, Format] = dict(activation_grids(placement, ranges, signed, rules.symmetric, bits))
         grids |= {n: f for n, f in self.known.activations.items() if n in grids and _alike(f, grids[n])}
         return replace(self, formats=replace(self.formats, activations=grids))
+
+    @property
+    def calibration(self) -> list[tuple[Array, ...]]:
+        """Batches of inputs."""
+        step, data = self.step, self.context.data
+        if data is None or not data.has("calibration"):
+            raise SlimlineError(f"{step.step} needs data: pass slimline.Data with calibration or training samples.")
+        return first(data.split("calibration"), step.samples, step.batch_size)
+
+    def reconstructed(self) -> tuple[State, list[dict[str, Any]]]:
+        """After its parts were trained by themselves, and what is to be said of each."""
+
+        def learning(formats: Quantization, fixed: frozenset[str]) -> LearnRounding:
+            edit = replace(self, formats=formats).learning()
+            return replace(edit, fixed=edit.fixed | fixed, drop=self.step.drop)
+
+        masks, known = self.source.masks, frozenset(self.known.weights)
+        done = reconstruct(self.step, self.site, self.formats, learning, masks, self.calibration, self.context, known)
+        native = self.site.model.edit(PutTensors(done.tensors))
+        site = replace(self.site, model=replace(self.site.model, native=native))
+        return replace(self, site=site, formats=done.formats), done.records
 
     def trained(self, epochs: int, begin: int, context: Context) -> tuple[State, list[dict[str, Any]], int]:
         """After so many epochs of training, their records, and the best of them."""
@@ -146,7 +176,10 @@ class State:
             fixed = frozenset((*self.formats.activations, *self.formats.weights))
         else:
             fixed = frozenset(() if placement is None else placement.ranges)
-        return LearnRounding(self.formats, shared, fixed, frozenset(self.formats.activations if delayed else ()))
+        activations, none = frozenset(self.formats.activations), frozenset[str]()
+        clipped = activations if self.step.scales == "clipping" else none
+        skewed = of.skews(self.step, self.site) & self.formats.weights.keys()
+        return LearnRounding(self.formats, shared, fixed, activations if delayed else none, clipped, skewed)
 
     def taught(self, student: Model) -> State:
         """With the weights and formats that a copy has learned, which `learning` made of this network."""
@@ -221,7 +254,7 @@ def start(step: QuantizationAwareTraining, model: Model, context: Context) -> St
     unfolded = of.site(step, plain, target, exclude, fold=False)
     after = of.site(step, plain, target, exclude, fold=True)
     grids = weights(unfolded)
-    norms = of.absorbs(unfolded, after, grids.__getitem__)
+    norms = not of.skews(step, unfolded) and of.absorbs(unfolded, after, grids.__getitem__)
     site = unfolded if norms else after
     _log.info("train %d weights and %d activations in few bits", len(site.blocks), len(site.activations))
     formats = Quantization(weights=grids if norms else weights(after))
