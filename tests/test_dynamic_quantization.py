@@ -301,7 +301,7 @@ def test_layers_are_chosen(words):
 
 @pytest.mark.parametrize("target", [name for name in names() if not runtime(name).dynamic])
 def test_targets_without_such_integers_are_refused(words, target):
-    with pytest.raises(SlimlineError, match="choose the target onnxruntime"):
+    with pytest.raises(SlimlineError, match=r"choose the target .*onnxruntime"):
         sl.apply(words, STEP, target=target)
 
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from slimline.basics.errors import SlimlineError
+from slimline.methods.dynamic import GRIDS, DynamicGrid
 from slimline.methods.formats import Format, from_notes
 
-_FIELDS = {"activations", "weights", "layers", "float_layers", "stored", "dynamic"}
+_FIELDS = {"activations", "weights", "layers", "float_layers", "stored", "dynamic", "dynamic_grid"}
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,8 @@ class Quantization:
     layers : user's names of the layers that compute in integers.
     float_layers : layers that were put back to float, with the reason.
     stored : whether the parameters hold the rounded numbers, so that none of them is rounded when the model runs.
-    dynamic : weights, by parameter name, whose layers round what they multiply by them when the model runs, to the grid
-        of `slimline.methods.dynamic`.
+    dynamic : weights, by parameter name, whose layers round what they multiply by them when the model runs.
+    dynamic_grid : to which of the grids of `slimline.methods.dynamic`.
     """
 
     activations: Mapping[str, Format] = field(default_factory=dict)
@@ -36,6 +37,7 @@ class Quantization:
     float_layers: Mapping[str, str] = field(default_factory=dict)
     stored: bool = False
     dynamic: tuple[str, ...] = ()
+    dynamic_grid: DynamicGrid = GRIDS[0]
 
     def notes(self) -> dict[str, Any]:
         """All of it, with arrays as leaves; what `from_notes` reads and `slimline.files.notes` stores."""
@@ -46,6 +48,7 @@ class Quantization:
             "float_layers": dict(self.float_layers),
             **({"stored": True} if self.stored else {}),
             **({"dynamic": list(self.dynamic)} if self.dynamic else {}),
+            **({"dynamic_grid": self.dynamic_grid} if self.dynamic_grid != GRIDS[0] else {}),
         }
 
     @classmethod
@@ -72,6 +75,7 @@ class Quantization:
                     reasons,
                     "stored" in notes,
                     tuple(notes.get("dynamic", ())),
+                    notes.get("dynamic_grid", GRIDS[0]),
                 )
         raise SlimlineError("The notes of a quantized model are damaged: quantize the float model again.")
 
@@ -82,6 +86,9 @@ class Quantization:
 
 
 def _plain(notes: Mapping[str, Any]) -> bool:
-    """Whether there are no other fields than these, and the last two are only noted where they say something."""
+    """Whether there are no other fields than these, and the last three are only noted where they say something."""
     dynamic = notes.get("dynamic", [""])
-    return notes.keys() <= _FIELDS and notes.get("stored", True) is True and isinstance(dynamic, list) and bool(dynamic)
+    listed = isinstance(dynamic, list) and bool(dynamic)
+    grids = [each for each in GRIDS[1:] if "dynamic" in notes]
+    told = "dynamic_grid" not in notes or notes["dynamic_grid"] in grids
+    return notes.keys() <= _FIELDS and notes.get("stored", True) is True and listed and told

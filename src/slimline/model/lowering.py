@@ -79,7 +79,9 @@ def write(runtime: Runtime, model: Model, path: Path) -> Form:
     weights = quantization.weights if quantization is not None and quantization.stored else {}
     integer = quantization is not None and not weights
     content = model.adapter.form(model.native, way[0], model.example, integer, tuple(weights))
-    form = Form(way[-1], forms.converted(content, way), integer, weights)
+    stored = model.parameters() if weights else {}
+    tensors = {name: stored[name] for name in weights}
+    form = Form(way[-1], forms.converted(content, way, weights), integer, weights, tensors)
     runtime.lower(form, path)
     return form
 
@@ -89,10 +91,11 @@ def _check_formats(runtime: Runtime, model: Model) -> None:
         return
     if model.quantization.stored:
         if model.quantization.layers:
-            check_dynamic(runtime)
+            check_dynamic(runtime, model)
         for name, each in model.quantization.weights.items():
-            check_stored(runtime, each, f"the weight {_owned(name, model)}")
-        check_marks(model)
+            check = check_multiplied if model.quantization.layers else check_stored
+            check(runtime, each, f"the weight {_owned(name, model)}")
+        check_marks(runtime, model)
         return
     sides = (("activation", model.quantization.activations), ("weight", model.quantization.weights))
     for side, formats in sides:
@@ -126,23 +129,44 @@ def check_stored(runtime: Runtime, each: Format, what: str = "weights") -> None:
     raise SlimlineError(f"{runtime.name} cannot store {what} as {each.describe()}: {stores}; {instead}.")
 
 
-def check_dynamic(runtime: Runtime) -> None:
-    """Refuse a target that makes no grids of activations when it runs."""
-    if runtime.dynamic:
-        return
-    others = [name for name in runtimes.names() if runtimes.runtime(name).dynamic]
-    raise SlimlineError(
-        f"{runtime.name} is given no integers whose ranges are found at run time: choose the target "
-        f"{' or '.join(others)}, which has them, or StaticQuantization."
-    )
-
-
-def check_marks(model: Model) -> None:
-    """Refuse a model whose framework has no form in which weights stand apart, so that codes could take their place."""
-    if not model.adapter.marks_weights:
+def check_multiplied(runtime: Runtime, each: Format, what: str = "weights") -> None:
+    """Refuse a target that cannot have weights in a format beside ranges found at run time."""
+    if not runtime.can_multiply(each):
         raise SlimlineError(
-            "Models of this framework cannot be written with their weights alone as codes: export the model as ONNX "
-            "and compress that file, or use StaticQuantization."
+            f"{runtime.name} has no integers whose ranges are found at run time for {what} as {each.describe()}: "
+            f"quantize the float model for {runtime.name}."
+        )
+
+
+def check_dynamic(runtime: Runtime, model: Model | None = None) -> None:
+    """Refuse a target that makes no grids of activations when it runs, or makes others than `model` has."""
+    if not runtime.dynamic:
+        others = [name for name in runtimes.names() if runtimes.runtime(name).dynamic]
+        raise SlimlineError(
+            f"{runtime.name} is given no integers whose ranges are found at run time: choose the target "
+            f"{' or '.join(others)}, which has them, or StaticQuantization."
+        )
+    quantization = None if model is None else model.quantization
+    if quantization is not None and quantization.dynamic and quantization.dynamic_grid != runtime.dynamic_grid:
+        raise SlimlineError(
+            f"{runtime.name} finds ranges at run time otherwise ({_words(runtime.dynamic_grid)}) than this model was "
+            f"quantized for ({_words(quantization.dynamic_grid)}): quantize the float model for {runtime.name}."
+        )
+
+
+def _words(grid: str) -> str:
+    return grid.replace("_", " ")
+
+
+def check_marks(runtime: Runtime, model: Model) -> None:
+    """Refuse a model whose framework has no form in which weights stand apart, so that codes could take their place,
+    where the target needs one."""
+    if runtime.marked_weights and not model.adapter.marks_weights:
+        found = [name for name in runtimes.names() if not runtimes.runtime(name).marked_weights]
+        raise SlimlineError(
+            f"Models of this framework cannot be written with their weights alone as codes for {runtime.name}: choose "
+            f"the target {' or '.join(found)}, export the model as ONNX and compress that file, or use "
+            "StaticQuantization."
         )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from slimline.basics.errors import SlimlineError, unknown
 from slimline.basics.plugins import installed, registered
+from slimline.methods.dynamic import DynamicGrid
 from slimline.methods.formats import Format, IntegerGrid
 
 if TYPE_CHECKING:
@@ -130,8 +131,23 @@ class Runtime(Protocol):
     """What makes its artifacts smaller by itself, of ``zeros`` and ``shared values``."""
 
     dynamic: frozenset[str] = frozenset()
-    """Layers (``linear``, ``lstm``) that it computes in integers whose ranges are found at run time, as by
-    DynamicQuantizeLinear of ONNX."""
+    """Layers (``linear``, ``conv``, ``lstm``) that it computes in integers whose ranges are found at run time, and
+    ``embedding`` where it stores such layers' weights beside them."""
+    dynamic_grid: DynamicGrid = "uint8_per_tensor"
+    """The grid of these ranges."""
+    short_group: int | None = 32
+    """Inputs of an output that share a scale of the int4 weights of such a linear layer; None for all."""
+    short_multiple: int = 1
+    """Of what the inputs of such a linear layer have to be a multiple for int4 weights; others take int8."""
+    rounds_short: bool = False
+    """Whether it rounds what it multiplies by int4 weights in a way of its own, which models do not simulate."""
+
+    def can_multiply(self, each: Format) -> bool:
+        """Whether such layers can have weights in a format."""
+        return self.can_store(each)
+
+    marked_weights: bool = True
+    """Whether it has to be told which tensors of its form it stores as codes; else it finds them by their numbers."""
 
     def rounds_inputs(self, each: Format) -> bool:
         """Whether, unasked, it rounds what it multiplies by weights that are stored in a format."""

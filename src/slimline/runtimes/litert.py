@@ -18,6 +18,7 @@ from slimline.basics.errors import SlimlineError, require
 from slimline.basics.quiet import quiet
 from slimline.files.atomic import atomic_write
 from slimline.graph.placement import Policy
+from slimline.methods.formats import Format, IntegerGrid
 from slimline.runtimes.base import ABILITIES, Runtime, conform
 from slimline.runtimes.forms import TENSORFLOW_FUNCTION, Form
 from slimline.runtimes.forms.tensorflow import tensorflow
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 _INTERPRETERS = 4
 """Batch sizes for which a session keeps an interpreter."""
 _BOUNDARY = frozenset({"QUANTIZE", "DEQUANTIZE", "DELEGATE"})
+_PRODUCTS = frozenset({"CONV_2D", "CONV_3D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "FULLY_CONNECTED", "BATCH_MATMUL"})
+_ROUNDING = frozenset({"FULLY_CONNECTED", "CONV_2D"})
 _NUMBERS = (np.float32, np.float16, np.int8, np.uint8, np.int16)
 
 
@@ -127,6 +130,11 @@ class LiteRT(Runtime):
     packages = ("ai-edge-litert", "tensorflow", "tensorflow-cpu", "keras")
     abilities = frozenset(ABILITIES) - {"profile"}
     description = "LiteRT (TensorFlow Lite) on the CPU with XNNPACK; float or full integer"
+    dynamic = frozenset({"linear", "conv"})
+    dynamic_grid = "int8_per_row"
+    short_group = None
+    short_multiple = 2  # XNNPACK leaves others to a kernel that rounds otherwise
+    marked_weights = False
 
     def available(self) -> str | None:
         """None, or the pip command that is needed."""
@@ -135,6 +143,11 @@ class LiteRT(Runtime):
         except SlimlineError as error:
             return str(error)
         return None
+
+    def can_multiply(self, each: Format) -> bool:
+        """Symmetric integers of 4 or 8 bits with one scale per output."""
+        fits = isinstance(each, IntegerGrid) and each.signed and each.zero_point is None and each.axis is not None
+        return fits and each.stored_bits in (4, 8)
 
     @property
     def weight_bits(self) -> int:
@@ -153,9 +166,8 @@ class LiteRT(Runtime):
         from slimline.runtimes.forms.flatbuffer import compact
 
         function = form.content
-        atomic_write(
-            path, compact(_convert(function, form.integer), function.inputs, function.layers, function.outputs)
-        )
+        names = function.inputs, function.layers, function.outputs
+        atomic_write(path, compact(_convert(function, form.integer), *names, form.weights, form.tensors))
 
     def sample(self, layer: Layer, path: Path) -> None:
         """Write a ``.tflite`` file of layers such as `layer`, see `slimline.runtimes.base.Runtime`."""
@@ -188,22 +200,25 @@ class LiteRT(Runtime):
         return Session(Path(path), threads)
 
     def integer_layers(self, path: Path) -> Mapping[str, str]:
-        """Operators in the order in which they run, ``layer`` or ``layer (OPERATOR)`` where it has several, to
-        ``"integer"`` or ``"float"``; rounding itself and arithmetic on sizes are left out."""
+        """Operators in the order in which they run, ``layer`` or ``layer (OPERATOR)`` where it has several, the first
+        for what has its weight, to ``"integer"`` or ``"float"``; rounding itself and arithmetic on sizes are left
+        out."""
         with _reading(Path(path)):
             interpreter = _allocated(Path(path))
             details = {t["index"]: t for t in interpreter.get_tensor_details()}
             operators = interpreter._get_ops_details()
+        running = [
+            (operator, details[operator["outputs"][0]]["name"] or operator["op_name"])
+            for operator in operators
+            # without rounding itself, and arithmetic on sizes
+            if operator["op_name"] not in _BOUNDARY and details[operator["outputs"][0]]["dtype"] in _NUMBERS
+        ]
+        products = {name for operator, name in running if operator["op_name"] in _PRODUCTS}
         precisions: dict[str, str] = {}
-        for operator in operators:
-            if operator["op_name"] in _BOUNDARY:
-                continue
-            if details[operator["outputs"][0]]["dtype"] not in _NUMBERS:
-                continue  # arithmetic on sizes
+        for operator, name in running:
             tensors = [details[i] for i in (*operator["inputs"], *operator["outputs"]) if i in details]
-            floating = any(np.issubdtype(t["dtype"], np.floating) for t in tensors)
-            name = details[operator["outputs"][0]]["name"] or operator["op_name"]
-            if name in precisions:
+            floating = any(np.issubdtype(t["dtype"], np.floating) for t in tensors) and not _rounds(operator, details)
+            if name in precisions or (name in products and operator["op_name"] not in _PRODUCTS):
                 name = f"{name} ({operator['op_name']})"
             label, count = name, 1
             while label in precisions:
@@ -282,6 +297,12 @@ def _convert(function: Function, integer: bool) -> bytes:
             return bytes(converter.convert())
     except Exception as error:  # the converter raises its own, private classes
         raise SlimlineError(f"LiteRT's converter refuses the model: {_first_line(error)}.") from error
+
+
+def _rounds(operator: Mapping[str, Any], details: Mapping[int, Any]) -> bool:
+    """Whether an operator multiplies integers by floats, which it rounds by itself."""
+    weight = details.get(operator["inputs"][1]) if operator["op_name"] in _ROUNDING else None
+    return weight is not None and np.issubdtype(weight["dtype"], np.integer)
 
 
 def _kernel(layer: Layer, inputs: int, outputs: int, rng: np.random.Generator) -> np.ndarray:

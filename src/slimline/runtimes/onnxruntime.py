@@ -74,7 +74,8 @@ class OnnxRuntime(Runtime):
     packages = ("onnxruntime", "onnx", "onnx-ir", "onnxscript")
     abilities = frozenset(ABILITIES)
     description = "ONNX Runtime, CPU: uint8 activations, int8 weights per channel"
-    dynamic = frozenset({"linear", "lstm"})
+    dynamic = frozenset({"linear", "lstm", "embedding"})
+    rounds_short = True
 
     writes = "integer grids of 2 to 8 bits, symmetric for weights, with one scale per tensor or per position of an axis"
     short_weights = (

@@ -15,9 +15,11 @@ from slimline.frameworks.keras.gridded import (
     GRIDDED,
     INTEGER_ACTIVATIONS,
     PLAIN,
+    ROWS,
     FakeQuantBatchNormalization,
     FakeQuantize,
     IntegerActivation,
+    RowRounding,
 )
 from slimline.frameworks.keras.observe import named_tensors
 from slimline.frameworks.keras.parts import transfer
@@ -114,7 +116,8 @@ def quantize(native: keras.Model, quantization: Quantization, composed: frozense
     """A copy of a canonical model that computes what its integer artifact will.
 
     Every value in ``quantization.activations`` (inputs too) passes a `FakeQuantize` layer, every kernel in
-    ``quantization.weights`` is rounded in the layer that owns it. Float weights keep their names and values.
+    ``quantization.weights`` is rounded in the layer that owns it, and what is multiplied by one in
+    ``quantization.dynamic`` is rounded there as the layer runs. Float weights keep their names and values.
 
     Parameters
     ----------
@@ -142,14 +145,17 @@ def format_mismatches(native: keras.Model, quantization: Quantization) -> list[s
             tensor = type(layer) is FakeQuantize
             name = names[id(call.inputs[0])] if tensor else paths[id(layer.kernel)]  # type: ignore[attr-defined]
             simulated[name] = layer.format
+    rounding = [layer for layer in native.layers if isinstance(layer, RowRounding)]
+    strangers = sorted({paths[id(layer.kernel)] for layer in rounding} ^ set(quantization.dynamic))  # type: ignore[attr-defined]
     # What is rounded is read rounded by all.
     unrounded = [t for call in ordered if type(call.operation) is not FakeQuantize for t in call.inputs]
     read = {names[id(t)] for t in (*unrounded, *native.outputs)}
-    return [
+    different = [
         name
         for name in dict.fromkeys((*formats, *simulated))
         if name in read & quantization.activations.keys() or formats.get(name) != simulated.get(name)
     ]
+    return list(dict.fromkeys((*different, *strangers)))
 
 
 class Quantizer:
@@ -159,6 +165,7 @@ class Quantizer:
         self.native, self.formats, self.composed = native, quantization.activations, composed
         self.paths = {id(variable): path for path, variable in variables(native).items()}
         self.kernels = {i: quantization.weights[path] for i, path in self.paths.items() if path in quantization.weights}
+        self.rows = {i for i, path in self.paths.items() if path in quantization.dynamic}
         self.copies = Copies()
 
     def model(self) -> keras.Model:
@@ -199,6 +206,8 @@ class Quantizer:
             for variable in operation.variables:
                 if id(variable) in self.kernels:
                     return self.rounded(operation, self.kernels[id(variable)])
+                if id(variable) in self.rows:
+                    return rounded_class(operation, ROWS).from_config(operation.get_config())  # type: ignore[attr-defined]
         norm = type(operation) is L.BatchNormalization and "batch_norm" in self.composed
         if norm and self.on_grid(call) and len(call.outputs[0].shape) == 4:
             return FakeQuantBatchNormalization.from_config(operation.get_config())

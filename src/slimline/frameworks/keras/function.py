@@ -10,11 +10,12 @@ import keras
 
 from slimline.basics.errors import SlimlineError, first_line
 from slimline.basics.quiet import quiet
+from slimline.frameworks.keras.gridded import RowRounding
 from slimline.runtimes.forms.tensorflow import Function
 
 
 def to_function(native: Any) -> Function:
-    """The network as TensorFlow traces it, recurrent layers step by step.
+    """The network as TensorFlow traces it, recurrent layers step by step, without what the runtime rounds by itself.
 
     Raises
     ------
@@ -32,7 +33,7 @@ def to_function(native: Any) -> Function:
     layers = {layer.name: _has_kernel(layer) for layer in native.layers}
     trace = tf.function(lambda *x: native(list(x) if len(x) > 1 else x[0], training=False))
     try:
-        with quiet(), _unrolled(native):
+        with quiet(), _unrolled(native), _unrounded(native):
             # A frozen function leaves no variables in the file, and takes a third of the time of a SavedModel.
             frozen = convert_variables_to_constants_v2(trace.get_concrete_function(*specs))
             return Function(frozen, inputs, layers, tuple(native.output_names))
@@ -52,6 +53,19 @@ def _unrolled(native: Any) -> Iterator[None]:
     finally:
         for layer in loops:
             layer.unroll = False
+
+
+@contextlib.contextmanager
+def _unrounded(native: Any) -> Iterator[None]:
+    """Layers read numbers as they are where the runtime rounds these as it runs."""
+    rounding = [layer for layer in native.layers if isinstance(layer, RowRounding)]
+    for layer in rounding:
+        layer.simulates = False
+    try:
+        yield
+    finally:
+        for layer in rounding:
+            layer.simulates = True
 
 
 def _has_kernel(layer: Any) -> bool:

@@ -6,7 +6,7 @@ specification of the artifact, and no representative data are needed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,8 @@ import numpy as np
 from keras import layers as L
 from keras import ops
 
-from slimline.frameworks.keras.rounding import Formatted, rounded
+from slimline.frameworks.keras.rounding import Formatted, rounded, rounded_by_rows
+from slimline.methods.dynamic import read_together
 from slimline.methods.formats import IntegerGrid
 
 _SMALLEST = 1e-12  # factor of a channel that is switched off, so that its grid has a width
@@ -127,13 +128,7 @@ class FakeQuantDense(_RoundedKernel, L.Dense):  # type: ignore[misc]
 
     def call(self, inputs: Any) -> Any:
         """The layer's output ``(…, units)``."""
-        kernel = self.rounded_kernel
-        inner = tuple(inputs.shape[1:-1])
-        if not inner or None in inner:
-            return self.finish(ops.matmul(inputs, kernel))
-        # With more than two dimensions TensorFlow would work out the shapes at run time, operator by operator.
-        y = ops.matmul(ops.reshape(inputs, (-1, inputs.shape[-1])), kernel)
-        return ops.reshape(self.finish(y), (-1, *inner, self.units))
+        return _by_rows(inputs, self.rounded_kernel, self.finish)
 
 
 @_register
@@ -178,6 +173,63 @@ GRIDDED: Mapping[type, type] = {
     L.EinsumDense: FakeQuantEinsumDense,
 }
 """The class that takes a class's place when its kernel is rounded."""
+
+
+class RowRounding:
+    """A layer that rounds what it reads to the grid ``int8_per_row`` of `slimline.methods.dynamic`."""
+
+    simulates = True
+    """False while it is written for the runtime, which rounds by itself."""
+
+    def on_rows(self, inputs: Any) -> Any:
+        """`inputs`, channels last, rounded."""
+        window = getattr(self, "kernel_size", ()), getattr(self, "strides", ())
+        rank = len(inputs.shape)
+        return rounded_by_rows(inputs, read_together(rank, rank - 1, *window)) if self.simulates else inputs
+
+
+class _RowConv(RowRounding):
+    def call(self, inputs: Any) -> Any:
+        """The layer's output ``(batch, places, channels)``."""
+        return super().call(self.on_rows(inputs))  # type: ignore[misc]
+
+
+@_register
+class RowConv1D(_RowConv, L.Conv1D):  # type: ignore[misc]
+    """`Conv1D` of rounded numbers."""
+
+
+@_register
+class RowConv2D(_RowConv, L.Conv2D):  # type: ignore[misc]
+    """`Conv2D` of rounded numbers."""
+
+
+@_register
+class RowDense(RowRounding, L.Dense):  # type: ignore[misc]
+    """`Dense` of rounded numbers."""
+
+    def call(self, inputs: Any) -> Any:
+        """The layer's output ``(…, units)``."""
+        return _by_rows(self.on_rows(inputs), self.kernel, self.finish)
+
+    def finish(self, y: Any) -> Any:
+        """`y` with the layer's bias and activation."""
+        y = y if self.bias is None else ops.add(y, self.bias)
+        return y if self.activation is None else self.activation(y)
+
+
+ROWS: Mapping[type, type] = {L.Conv1D: RowConv1D, L.Conv2D: RowConv2D, L.Dense: RowDense}
+"""The class that takes a class's place when what it reads is rounded as it runs."""
+
+
+def _by_rows(x: Any, kernel: Any, finish: Callable[[Any], Any]) -> Any:
+    """The product of the last dimension of `x` and a matrix."""
+    inner = tuple(x.shape[1:-1])
+    if not inner or None in inner:
+        return finish(ops.matmul(x, kernel))
+    # With more than two dimensions TensorFlow would work out the shapes at run time, operator by operator.
+    y = finish(ops.matmul(ops.reshape(x, (-1, x.shape[-1])), kernel))
+    return ops.reshape(y, (-1, *inner, kernel.shape[-1]))
 
 
 def _constant(value: float) -> Any:
@@ -228,7 +280,7 @@ INTEGER_ACTIVATIONS = frozenset({"hard_sigmoid", "hard_silu", "silu"})
 """What `IntegerActivation` computes."""
 
 PLAIN: Mapping[type, type] = {
-    **{gridded: plain for plain, gridded in GRIDDED.items()},
+    **{gridded: plain for classes in (GRIDDED, ROWS) for plain, gridded in classes.items()},
     FakeQuantBatchNormalization: L.BatchNormalization,
     FakeQuantize: L.Identity,
     IntegerActivation: L.Identity,  # element by element, as far as axes go

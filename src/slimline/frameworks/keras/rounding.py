@@ -8,7 +8,7 @@ computes exactly what `Format.round` does. Gradients go straight through (Bengio
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -16,6 +16,7 @@ import numpy as np
 from keras import ops
 
 from slimline.basics.errors import SlimlineError
+from slimline.methods.dynamic import HIGH, LEVELS, LOW, NARROWEST
 from slimline.methods.formats import FloatFormat, Format, IntegerGrid, Levels, Masked, Scaled, assembled, spread
 
 _STORED = "format."
@@ -48,6 +49,18 @@ def _native(x: Any, each: IntegerGrid) -> Any:
     low, high = np.repeat(low, repeats), np.repeat(high, repeats)
     y = op(flat, low, high, num_bits=each.bits, narrow_range=each.narrow, axis=-1)
     return y if flat is x else ops.reshape(y, shape)
+
+
+def rounded_by_rows(x: Any, axes: Sequence[int]) -> Any:
+    """`x` rounded to the grid ``int8_per_row`` of `slimline.methods.dynamic`, of which the numbers along `axes` share
+    one."""
+    low = ops.minimum(ops.min(x, axes, keepdims=True), 0.0)
+    high = ops.maximum(ops.max(x, axes, keepdims=True), 0.0)
+    factor = LEVELS / ops.maximum(high - low, NARROWEST)
+    first, last = low * factor, high * factor
+    nearer = (first + LOW) + (last + HIGH) > 0
+    zero = ops.round(ops.clip(ops.where(nearer, LOW - first, HIGH - last), LOW, HIGH))
+    return (ops.clip(ops.round(x * factor) + zero, LOW, HIGH) - zero) * (1 / factor)
 
 
 def _written_out(x: Any, each: Scaled) -> Any:

@@ -17,17 +17,16 @@ from slimline.basics.errors import SlimlineError
 from slimline.frameworks.base import Array
 from slimline.frameworks.edit import refuse_unread
 from slimline.frameworks.onnx.native import Editor, Native, is_standard
-from slimline.frameworks.onnx.operators import WEIGHTED, attribute, layer, root, stored
+from slimline.frameworks.onnx.operators import OWN, WEIGHTED, attribute, layer, root, stored
+from slimline.frameworks.onnx.rounding import LIMITS, round_rows, row_source
 from slimline.frameworks.onnx.run import outline
 from slimline.graph.quantization import Quantization
-from slimline.methods.dynamic import LEVELS
+from slimline.methods.dynamic import GRIDS, HIGH, LEVELS, LOW, DynamicGrid, read_together
 from slimline.methods.formats import Format, IntegerGrid
 from slimline.runtimes.forms.onnx_graph import DOMAIN, FAKE_QUANTIZE, MARK
 
-_OWN = "slimline.low_high"
-"""The note on a QuantizeLinear that slimline made: the least and the largest integer."""
 _DYNAMIC = "0 255"
-"""That note on a DynamicQuantizeLinear."""
+"""The note `OWN` on a DynamicQuantizeLinear."""
 
 
 def fold(native: Native) -> Native:
@@ -114,40 +113,56 @@ def quantize(native: Native, quantization: Quantization) -> Native:
         rounded = place(at, "QuantizeLinear", [value, *numbers], axis, f"{name}_integers")
         own = rounded.producer()
         assert own is not None
-        own.metadata_props[_OWN] = _limits(grid)
+        own.metadata_props[OWN] = _limits(grid)
         real = editor.append(own, "DequantizeLinear", [rounded, *numbers], axis, f"{name}_rounded")
         editor.redirect(value, real, keep=[own])
-    _round_inputs(editor, quantization.dynamic)
+    _round_inputs(editor, quantization.dynamic, quantization.dynamic_grid)
     return editor.done()
 
 
-def _round_inputs(editor: Editor, weights: Collection[str]) -> None:
+def _round_inputs(editor: Editor, weights: Collection[str], grid: DynamicGrid) -> None:
     """Let products with these weights read what they multiply rounded to the grid of its own range."""
-    rounded: dict[ir.Value, ir.Value] = {}
+    rounded: dict[tuple[ir.Value, tuple[int, ...]], ir.Value] = {}
     products = _products(editor.model, weights)
     refuse_unread(products)
     for product in [each for users in products.values() for each in users]:
-        x = product.inputs[0]
+        x, axes = product.inputs[0], () if grid == GRIDS[0] else _axes(product)
         assert x is not None
-        if x not in rounded:
-            source = x.producer()
-            at, place = (editor.first(), editor.insert) if source is None else (source, editor.append)
-            own = place(at, "DynamicQuantizeLinear", [x], None, f"{x.name}_integers").producer()
-            assert own is not None
-            own.metadata_props[_OWN] = _DYNAMIC
-            own.resize_outputs(3)
-            for output, what in zip(own.outputs[1:], ("scale", "zero_point"), strict=True):
-                output.name = editor.unique(f"{x.name}_{what}")
-                editor.values[output.name] = output
-            rounded[x] = editor.append(own, "DequantizeLinear", own.outputs, {}, f"{x.name}_rounded")
-        product.replace_input_with(0, rounded[x])
+        if (x, axes) not in rounded:
+            rounded[x, axes] = round_rows(editor, x, axes) if axes else _round_whole(editor, x)
+        product.replace_input_with(0, rounded[x, axes])
+
+
+def _round_whole(editor: Editor, x: ir.Value) -> ir.Value:
+    """New operators that round to the grid ``uint8_per_tensor``; the value they end in."""
+    source = x.producer()
+    at, place = (editor.first(), editor.insert) if source is None else (source, editor.append)
+    own = place(at, "DynamicQuantizeLinear", [x], None, f"{x.name}_integers").producer()
+    assert own is not None
+    own.metadata_props[OWN] = _DYNAMIC
+    own.resize_outputs(3)
+    for output, what in zip(own.outputs[1:], ("scale", "zero_point"), strict=True):
+        output.name = editor.unique(f"{x.name}_{what}")
+        editor.values[output.name] = output
+    return editor.append(own, "DequantizeLinear", own.outputs, {}, f"{x.name}_rounded")
+
+
+def _axes(product: ir.Node) -> tuple[int, ...]:
+    """The dimensions over which what a product reads shares a grid ``int8_per_row``; the last is -1, whatever the
+    rank."""
+    weight = product.inputs[1]
+    if product.op_type != "Conv":
+        return (-1,)
+    assert weight is not None and weight.shape is not None
+    kernel = [int(n) for n in weight.shape[2:]]  # type: ignore[arg-type]
+    return read_together(len(weight.shape), 1, kernel, attribute(product, "strides", ()))
 
 
 def _products(model: ir.Model, weights: Collection[str]) -> dict[str, list[ir.Node]]:
     """By weight, the products of something computed with it."""
     users: dict[str, list[ir.Node]] = {name: [] for name in weights}
     for node in model.graph:
-        weight = node.inputs[1] if is_standard(node, "MatMul", "Gemm") else None
+        weight = node.inputs[1] if is_standard(node, "MatMul", "Gemm", "Conv") else None
         if weight is not None and weight.name in users and root(node.inputs[0]) is None:
             users[str(weight.name)].append(node)
     return users
@@ -158,7 +173,7 @@ def _dynamic_source(value: ir.Value | None) -> ir.Node | None:
     real = None if value is None else value.producer()
     codes = real.inputs[0] if real is not None and real.op_type == "DequantizeLinear" else None
     own = None if codes is None else codes.producer()
-    if own is None or real is None or own.metadata_props.get(_OWN) != _DYNAMIC:
+    if own is None or real is None or own.metadata_props.get(OWN) != _DYNAMIC:
         return None
     pair = own.op_type == "DynamicQuantizeLinear" and tuple(real.inputs) == tuple(own.outputs)
     return own if pair else None
@@ -169,7 +184,7 @@ def format_mismatches(native: Native, quantization: Quantization) -> list[str]:
     formats = {**quantization.activations, **quantization.weights}
     alike: dict[str, bool] = {}
     for node in native.model.graph:
-        if node.op_type != "QuantizeLinear" or _OWN not in node.metadata_props:
+        if node.op_type != "QuantizeLinear" or OWN not in node.metadata_props:
             continue
         value, readers = node.inputs[0], [user for user, _ in node.outputs[0].uses()]
         assert value is not None
@@ -180,20 +195,31 @@ def format_mismatches(native: Native, quantization: Quantization) -> list[str]:
         both = [node, *readers]
         others = [user for user, _ in value.uses() if user is not node and user.op_type != "Shape"]
         pair = not others and len(readers) == 1 and readers[0].op_type == "DequantizeLinear"
-        same = pair and all(_rounds_to(formats.get(name), each, node.metadata_props[_OWN]) for each in both)
+        same = pair and all(_rounds_to(formats.get(name), each, node.metadata_props[OWN]) for each in both)
         alike[name] = same and alike.get(name, True)
     different = [name for name in dict.fromkeys((*alike, *formats)) if not alike.get(name, False)]
     products = _products(native.model, quantization.dynamic)
-    sources = {name: [_dynamic_source(node.inputs[0]) for node in users] for name, users in products.items()}
+    whole = quantization.dynamic_grid == GRIDS[0]
+    sources = {
+        name: [_dynamic_source(n.inputs[0]) if whole else row_source(n.inputs[0], _axes(n)) for n in users]
+        for name, users in products.items()
+    }
     known = {node for users in products.values() for node in users}
     strangers = [
         str(node.inputs[0].name)
         for node in native.model.graph
-        if (node.op_type == "DynamicQuantizeLinear" and node.inputs[0] is not None)
-        and not {user for real, _ in node.outputs[0].uses() for user, _ in real.outputs[0].uses()} <= known
+        if node.inputs and node.inputs[0] is not None and (end := _dynamic_end(node)) and not end <= known
     ]
     unrounded = [name for name, users in sources.items() if not users or None in users]
     return list(dict.fromkeys((*different, *unrounded, *strangers)))
+
+
+def _dynamic_end(node: ir.Node) -> set[ir.Node]:
+    """The readers of what an operator rounds to a grid that is made when the model runs; of others none."""
+    if node.op_type == "DynamicQuantizeLinear":
+        return {user for real, _ in node.outputs[0].uses() for user, _ in real.outputs[0].uses()}
+    rows = node.op_type == "Mul" and node.metadata_props.get(OWN) == LIMITS
+    return {user for user, _ in node.outputs[0].uses()} if rows else set()
 
 
 def _rounds_to(each: Format | None, node: ir.Node, limits: str) -> bool:
@@ -271,10 +297,15 @@ def to_onnx(native: Native, example: tuple[Array, ...], integer: bool, weights: 
         if weight is not None and str(weight.name).rpartition(".")[0] != layer(node):
             editor.rename(str(weight.name), f"{layer(node)}.weight")  # operators are called after their weights
     for node in list(editor.graph):
-        if node.op_type == "QuantizeLinear" and _OWN in node.metadata_props:
+        if node.op_type == "QuantizeLinear" and OWN in node.metadata_props:
             _fuse(editor, node)
         elif (rounding := _dynamic_source(node.outputs[0])) is not None:
-            _fuse_dynamic(editor, rounding, node)
+            _fuse_dynamic(editor, rounding, rounding.inputs[0], node, (0, LEVELS))
+        elif is_standard(node, "MatMul", "Gemm", "Conv") and node.inputs[0] is not None:
+            end = node.inputs[0].producer()
+            source = None if end is None else row_source(node.inputs[0], _axes(node))
+            if end is not None and source is not None:
+                _fuse_dynamic(editor, end, source, end, (LOW, HIGH))
     for value in list(editor.graph.initializers.values()):
         if MARK in value.metadata_props:
             _mark(editor, value)
@@ -297,12 +328,12 @@ def _mark(editor: Editor, value: ir.Value) -> None:
     editor.redirect(value, rounding.outputs[0], keep=[rounding])
 
 
-def _fuse_dynamic(editor: Editor, node: ir.Node, real: ir.Node) -> None:
-    """The pair that rounds to a grid of its own as the one operator that stands for it."""
-    attributes = {"low": 0, "high": LEVELS, "dynamic": 1}
-    rounding = ir.node(FAKE_QUANTIZE, [node.inputs[0]], attributes, domain=DOMAIN, name=str(node.name))
+def _fuse_dynamic(editor: Editor, at: ir.Node, x: ir.Value | None, real: ir.Node, ends: tuple[int, int]) -> None:
+    """The operators that round to a grid of its own, the last of them `real`, as the one that stands for them."""
+    attributes = {"low": ends[0], "high": ends[1], "dynamic": 1}
+    rounding = ir.node(FAKE_QUANTIZE, [x], attributes, domain=DOMAIN, name=str(at.name))
     rounding.outputs[0].name = editor.unique(f"{real.outputs[0].name}_fake")
-    editor.graph.insert_before(node, rounding)
+    editor.graph.insert_before(at, rounding)
     editor.values[str(rounding.outputs[0].name)] = rounding.outputs[0]
     editor.redirect(real.outputs[0], rounding.outputs[0])
 
@@ -310,7 +341,7 @@ def _fuse_dynamic(editor: Editor, node: ir.Node, real: ir.Node) -> None:
 def _fuse(editor: Editor, node: ir.Node) -> None:
     """The pair that rounds as the one operator that stands for it."""
     readers = [user for user, _ in node.outputs[0].uses()]
-    limits = re.fullmatch(r"(-?\d{1,9}) (-?\d{1,9})", node.metadata_props[_OWN])
+    limits = re.fullmatch(r"(-?\d{1,9}) (-?\d{1,9})", node.metadata_props[OWN])
     scale, zero = (stored(v) for v in node.inputs[1:3])
     if len(readers) != 1 or readers[0].op_type != "DequantizeLinear" or not limits or scale is None or zero is None:
         return  # somebody else's

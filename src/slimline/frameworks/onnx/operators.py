@@ -41,6 +41,8 @@ QUANTIZED = frozenset({
 SIZES, BATCH = "slimline_sizes", "slimline_batch"
 """Values that the canonical form adds where numbers count the batch: the sizes of an input, and the first of them."""
 
+OWN = "slimline.low_high"
+"""The note on an operator with which slimline rounds: the least and the largest integer."""
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 

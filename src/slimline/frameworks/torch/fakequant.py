@@ -15,8 +15,10 @@ from torch import Tensor, fx, nn
 from slimline.basics.errors import SlimlineError
 from slimline.frameworks.edit import refuse_unread
 from slimline.frameworks.torch.native import shapes_of, sharing
+from slimline.frameworks.torch.operators import argument
 from slimline.frameworks.torch.rounding import Rounder, is_dynamic, round_dynamically
 from slimline.graph.quantization import Quantization
+from slimline.methods.dynamic import GRIDS, DynamicGrid, read_together
 from slimline.methods.formats import Format
 
 _aten = torch.ops.aten
@@ -27,7 +29,8 @@ _HOPS = 3
 _DEPTH = 6
 """Operators on the way from a value to what `round_dynamically` makes of it."""
 _TURNS = {"t", "transpose", "permute", "numpy_T", "mT"}
-_PRODUCTS = {"linear", "matmul", "mm", "bmm", "addmm"}
+_CONVOLUTIONS = {"conv1d", "conv2d"}
+_PRODUCTS = {"linear", "matmul", "mm", "bmm", "addmm", *_CONVOLUTIONS}
 """Operators that have what is multiplied by a weight right before it."""
 _FOLDS = {"conv1d", "conv2d", "conv3d", "linear", *_TRANSPOSED}
 
@@ -74,23 +77,35 @@ def quantize(native: fx.GraphModule, quantization: Quantization) -> fx.GraphModu
         if node.op == "get_attr" and node.target in quantization.weights:
             with graph.inserting_before(first):
                 _round(simulated, node, quantization.weights[str(node.target)], str(node.target))
-    _round_inputs(simulated, quantization.dynamic)
+    _round_inputs(simulated, quantization.dynamic, quantization.dynamic_grid)
     simulated.recompile()
     return simulated
 
 
-def _round_inputs(module: fx.GraphModule, weights: Collection[str]) -> None:
+def _round_inputs(module: fx.GraphModule, weights: Collection[str], grid: DynamicGrid) -> None:
     """Let products with these weights read what they multiply rounded to the grid of its own range."""
-    rounded: dict[fx.Node, fx.Node] = {}
+    rounded: dict[tuple[fx.Node, tuple[int, ...]], fx.Node] = {}
     products = _products(module, weights)
     refuse_unread(products)
     for product, position in [each for uses in products.values() for each in uses]:
         x = product.args[position]
         assert isinstance(x, fx.Node)
-        if x not in rounded:
+        axes = _axes(product, x, grid)
+        if (x, axes) not in rounded:
             with module.graph.inserting_before(min((product, *x.users), key=list(module.graph.nodes).index)):
-                rounded[x] = round_dynamically(x)
-        product.update_arg(position, rounded[x])
+                rounded[x, axes] = round_dynamically(x, axes)
+        product.update_arg(position, rounded[x, axes])
+
+
+def _axes(product: fx.Node, x: fx.Node, grid: DynamicGrid) -> tuple[int, ...]:
+    """The dimensions over which what a product reads shares a grid; none where that is all of it."""
+    if grid == GRIDS[0]:
+        return ()
+    rank = x.meta["val"].ndim
+    if _packet(product) not in _CONVOLUTIONS:
+        return read_together(rank, rank - 1)
+    weight: Any = product.args[1]
+    return read_together(rank, 1, weight.meta["val"].shape[2:], argument(product, "stride") or ())
 
 
 def _products(module: fx.GraphModule, weights: Collection[str]) -> dict[str, list[tuple[fx.Node, int]]]:
@@ -109,15 +124,15 @@ def _products(module: fx.GraphModule, weights: Collection[str]) -> dict[str, lis
     return uses
 
 
-def _is_rounded(node: Any) -> bool:
-    """Whether `node` is what `round_dynamically` makes of another."""
+def _is_rounded(node: Any, product: fx.Node, grid: DynamicGrid) -> bool:
+    """Whether `node`, which a product reads, is what `round_dynamically` makes of another."""
     source = node
     for _ in range(_DEPTH):
         source = source.args[0] if isinstance(source, fx.Node) and source.args else None
     if not isinstance(node, fx.Node) or not isinstance(source, fx.Node):
         return False
     placeholder = fx.Graph().placeholder("x")
-    return _alike(round_dynamically(placeholder), node, placeholder, source)
+    return _alike(round_dynamically(placeholder, _axes(product, source, grid)), node, placeholder, source)
 
 
 def _end(rounding: fx.Node) -> fx.Node:
@@ -170,7 +185,8 @@ def format_mismatches(native: fx.GraphModule, quantization: Quantization) -> lis
             different[str(source.target if source.op == "get_attr" else source.name)] = None
     products = _products(native, quantization.dynamic)
     for name, uses in products.items():
-        if not uses or not all(_is_rounded(product.args[position]) for product, position in uses):
+        grid = quantization.dynamic_grid
+        if not uses or not all(_is_rounded(product.args[position], product, grid) for product, position in uses):
             different[name] = None
     known = {product for uses in products.values() for product, _ in uses}
     for node in native.graph.nodes:

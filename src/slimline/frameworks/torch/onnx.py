@@ -29,7 +29,7 @@ from slimline.frameworks.torch.promotion import promote
 from slimline.frameworks.torch.rounding import WHOLE
 from slimline.frameworks.torch.whole import whole
 from slimline.graph.quantization import Quantization
-from slimline.methods.dynamic import LEVELS
+from slimline.methods.dynamic import HIGH, LEVELS, LOW
 from slimline.methods.formats import IntegerGrid
 from slimline.runtimes.forms.onnx import schema
 from slimline.runtimes.forms.onnx_graph import DOMAIN, FAKE_QUANTIZE, attribute, replace
@@ -89,12 +89,13 @@ def _fuse_dynamic(graph: ir.Graph) -> None:
         for operator in ("Add", "Clip", "Sub", "Mul"):
             users = [] if end is None else [user for user, _ in end.outputs[0].uses()]
             end = users[0] if len(users) == 1 and users[0].op_type == operator else None
-        if scaling is None or scaling.op_type != "Div" or end is None:
+        if scaling is None or scaling.op_type not in ("Div", "Mul") or end is None:
             raise SlimlineError(
                 "The exporter changed how values are rounded to ranges found at run time: report this model to "
                 "slimline."
             )
-        attributes = {"dynamic": 1, "low": 0, "high": LEVELS}
+        low, high = (0, LEVELS) if scaling.op_type == "Div" else (LOW, HIGH)
+        attributes = {"dynamic": 1, "low": low, "high": high}
         rounding = ir.node(FAKE_QUANTIZE, [scaling.inputs[0]], attributes, domain=DOMAIN, name=str(node.name))
         replace(graph, end, [rounding])
 

@@ -7,7 +7,7 @@ go straight through (Bengio et al. 2013, arXiv:1308.3432): the rounded number pl
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from torch import fx
 
 from slimline.basics.errors import SlimlineError
-from slimline.methods.dynamic import LEVELS
+from slimline.methods.dynamic import HIGH, LEVELS, LOW, NARROWEST
 from slimline.methods.formats import FloatFormat, Format, IntegerGrid, Levels, Masked, Scaled
 
 _aten = torch.ops.aten
@@ -111,13 +111,13 @@ class Rounder:
         return node
 
 
-def round_dynamically(source: fx.Node) -> fx.Node:
-    """The node that computes the source rounded to the grid of `slimline.methods.dynamic`; put where the graph's
-    cursor is.
-
-    Numbers are divided by the scale before the operator of rounding sees them, which would multiply by its inverse.
+def round_dynamically(source: fx.Node, axes: Sequence[int] = ()) -> fx.Node:
+    """The node that computes the source rounded to a grid of `slimline.methods.dynamic`: ``int8_per_row`` with one for
+    all numbers along `axes`, where there are some, else ``uint8_per_tensor``; put where the graph's cursor is.
     """
     put = Rounder(source, lambda part, array: source)._emit
+    if axes:
+        return _by_rows(put, source, list(axes))
     low = put(_aten.clamp.default, put(_aten.min.default, source), None, 0.0)
     high = put(_aten.clamp.default, put(_aten.max.default, source), 0.0)
     span = put(_aten.sub.Tensor, high, low)
@@ -125,9 +125,25 @@ def round_dynamically(source: fx.Node) -> fx.Node:
     scale = put(_aten.add.Tensor, put(_aten.div.Tensor, span, float(LEVELS)), nothing)
     zero = put(_aten.clamp.default, put(_aten.neg.default, put(_aten.div.Tensor, low, scale)), 0.0, float(LEVELS))
     zero = put(_aten.round.default, zero)
+    # Numbers are divided before the operator of rounding sees them, which would multiply by the inverse of its scale.
     whole = put(_FAKE_QUANTIZE, put(_aten.div.Tensor, source, scale), *WHOLE)
     codes = put(_aten.clamp.default, put(_aten.add.Tensor, whole, zero), 0, LEVELS)
     return put(_aten.mul.Tensor, put(_aten.sub.Tensor, codes, zero), scale)
+
+
+def _by_rows(put: Callable[..., fx.Node], source: fx.Node, axes: list[int]) -> fx.Node:
+    low = put(_aten.clamp.default, put(_aten.amin.default, source, axes, True), None, 0.0)
+    high = put(_aten.clamp.default, put(_aten.amax.default, source, axes, True), 0.0)
+    span = put(_aten.clamp.default, put(_aten.sub.Tensor, high, low), NARROWEST)
+    factor = put(_aten.div.Tensor, put(_aten.full_like.default, span, float(LEVELS)), span)
+    first, last = put(_aten.mul.Tensor, low, factor), put(_aten.mul.Tensor, high, factor)
+    errors = put(_aten.add.Tensor, put(_aten.add.Scalar, first, LOW), put(_aten.add.Scalar, last, HIGH))
+    ends = put(_aten.rsub.Scalar, first, LOW), put(_aten.rsub.Scalar, last, HIGH)
+    zero = put(_aten.where.self, put(_aten.gt.Scalar, errors, 0.0), *ends)
+    zero = put(_aten.round.default, put(_aten.clamp.default, zero, LOW, HIGH))
+    whole = put(_FAKE_QUANTIZE, put(_aten.mul.Tensor, source, factor), *WHOLE)
+    codes = put(_aten.clamp.default, put(_aten.add.Tensor, whole, zero), LOW, HIGH)
+    return put(_aten.mul.Tensor, put(_aten.sub.Tensor, codes, zero), put(_aten.reciprocal.default, factor))
 
 
 def is_dynamic(node: fx.Node) -> bool:

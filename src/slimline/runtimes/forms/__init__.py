@@ -12,13 +12,13 @@ can be made of another. So a framework or a runtime that is added needs to know 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from itertools import pairwise
 from typing import Any
 
-from slimline.methods.formats import Format
+from slimline.methods.formats import Array, Format
 
 EXPORTED_PROGRAM = "exported_program"
 ONNX = "onnx"
@@ -38,12 +38,14 @@ class Form:
     content : what this module says of the form; it is the runtime's to change.
     integer : whether it simulates integers that the artifact is to compute with.
     weights : by name, formats of the stored tensors that the artifact holds as codes, while activations are float.
+    tensors : their rounded numbers, in the layout of the framework.
     """
 
     kind: str
     content: Any
     integer: bool
     weights: Mapping[str, Format] = field(default_factory=dict)
+    tensors: Mapping[str, Array] = field(default_factory=dict)
 
 
 def road(forms: Sequence[str], taken: Sequence[str]) -> tuple[str, ...] | None:
@@ -59,9 +61,10 @@ def road(forms: Sequence[str], taken: Sequence[str]) -> tuple[str, ...] | None:
     return None
 
 
-def converted(content: Any, road: Sequence[str]) -> Any:
-    """What is the content of the first form of a road, in the last."""
+def converted(content: Any, road: Sequence[str], marked: Collection[str] = ()) -> Any:
+    """What is the content of the first form of a road, in the last; `marked` are the stored tensors that are marked in
+    the first, which may be called otherwise in the last."""
     for step in pairwise(road):
         module, function = _CONVERSIONS[step]
-        content = getattr(import_module(module), function)(content)
+        content = getattr(import_module(module), function)(content, marked)
     return content

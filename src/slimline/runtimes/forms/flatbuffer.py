@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import flatbuffers  # type: ignore[import-untyped]
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from slimline.methods.formats import Array, Format
+from slimline.runtimes.forms.flatbuffer_weights import store
+
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 _IDENTIFIER = b"TFL3"
 _OPERATORS = schema.BuiltinOperator
 _COMPUTE = (
@@ -26,7 +31,14 @@ _COMPUTE = (
 )
 
 
-def compact(data: bytes, inputs: Mapping[str, str], layers: Mapping[str, bool], outputs: Sequence[str] = ()) -> bytes:
+def compact(
+    data: bytes,
+    inputs: Mapping[str, str],
+    layers: Mapping[str, bool],
+    outputs: Sequence[str] = (),
+    weights: Mapping[str, Format] = NOTHING,
+    tensors: Mapping[str, Array] = NOTHING,
+) -> bytes:
     """The same network in as few bytes as LiteRT reads.
 
     Parameters
@@ -35,6 +47,7 @@ def compact(data: bytes, inputs: Mapping[str, str], layers: Mapping[str, bool], 
     inputs : the name that each input was traced under, to the user's; in the order the user gives them.
     layers : the user's layers, and whether each computes with a kernel.
     outputs : the user's names of the outputs, which the file keeps in the signature ``serving_default``.
+    weights, tensors : what is stored as codes, see `slimline.runtimes.forms.flatbuffer_weights`.
 
     Returns
     -------
@@ -45,6 +58,7 @@ def compact(data: bytes, inputs: Mapping[str, str], layers: Mapping[str, bool], 
     model = schema.ModelT.InitFromPackedBuf(data, 0)
     graph = model.subgraphs[0]
     _constant_reshapes(model, graph)
+    store(model, graph, weights, tensors)
     order = {traced: position for position, traced in enumerate(inputs)}
     graph.inputs = sorted(graph.inputs, key=lambda i: order[_text(graph.tensors[i].name)])
     _rename(model, graph, list(inputs.values()), layers)

@@ -42,7 +42,8 @@ NO_WEIGHTS: Mapping[str, Format] = MappingProxyType({})
 
 def schema() -> onnx.defs.OpSchema:
     """Of the operator that stands for rounding: ``x``, and ``scales`` where there is one per position of ``axis``;
-    where it is ``dynamic`` the grid is made of what is there when the model runs, as by DynamicQuantizeLinear."""
+    where it is ``dynamic`` the grid is made of what is there when the model runs, see `slimline.methods.dynamic`: which
+    of these grids it is ``low`` and ``high`` tell."""
     parameter, field = onnx.defs.OpSchema.FormalParameter, onnx.defs.OpSchema.Attribute
     kinds = onnx.defs.OpSchema.AttrType
     optional = onnx.defs.OpSchema.FormalParameterOption.Optional

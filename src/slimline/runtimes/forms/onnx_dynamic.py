@@ -33,6 +33,13 @@ def expand(graph: ir.Graph) -> None:
             replace(graph, node, [rounded, real])
 
 
+def leave_to_runtime(graph: ir.Graph) -> None:
+    """Take out rounding to grids that are made at run time, in place: for runtimes that round by themselves."""
+    for node in list(graph):
+        if node.op_type == FAKE_QUANTIZE and "dynamic" in node.attributes:
+            replace(graph, node, [], node.inputs[0])
+
+
 def dynamic_source(value: ir.Value | None) -> ir.Node | None:
     """The DynamicQuantizeLinear behind a value that `expand` made."""
     real = None if value is None else value.producer()

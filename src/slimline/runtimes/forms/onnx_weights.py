@@ -8,7 +8,7 @@ load the file; a DequantizeLinear that is not fused would run each time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import ml_dtypes
@@ -51,6 +51,13 @@ def pack(model: ir.Model, weights: Mapping[str, Format], ragged: bool = True, ex
             f"The exported graph does not read the weight {min(missing)}, so its codes cannot be stored: "
             "leave its layer out by keep."
         )
+
+
+def unmark(graph: ir.Graph, weights: Collection[str]) -> None:
+    """Take out the marks of weights, in place: for runtimes that find them otherwise."""
+    for node, name in list(_marked(graph)):
+        if name in weights:
+            replace(graph, node, [], node.inputs[0])
 
 
 def upgrade(model: ir.Model, weights: Mapping[str, Format]) -> None:

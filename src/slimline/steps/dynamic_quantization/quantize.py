@@ -6,7 +6,8 @@ the same codes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,18 +20,21 @@ from slimline.graph.quantization import Quantization
 from slimline.methods.formats import Array, Blocks, Scaled
 from slimline.methods.scales import least_squares, widest
 from slimline.model import Model
-from slimline.model.lowering import check_dynamic, check_marks, check_stored
+from slimline.model.lowering import check_dynamic, check_marks, check_multiplied
 from slimline.recipe.layers import refuse_unmatched, selected
-from slimline.runtimes.base import runtime
+from slimline.runtimes.base import Runtime, names, runtime
 from slimline.steps.base import Context
 from slimline.steps.dynamic_quantization.step import DynamicQuantization
 from slimline.steps.quantization.undo import Artifacts
 
 SAMPLES, BATCH = 256, 64
 """Calibration samples that are timed and compared with, and how many at a time."""
-_GROUP = 32
 _LSTM_GATES = 4
 _CONVOLUTION = "convolutions with ranges found at run time run slower than in float: use StaticQuantization"
+_IMAGES = 4
+"""Dimensions of the weight of a convolution over images; those over sequences have fewer."""
+_KINDS = {"linear": "linear layer", "conv": "convolution", "lstm": "LSTM", "embedding": "embedding"}
+_PARTED = "there is no kernel with ranges found at run time for grouped, depthwise, transposed or 3D convolutions"
 
 
 @dataclass(frozen=True)
@@ -40,18 +44,24 @@ class Weight:
     Attributes
     ----------
     layer : the user's name of the layer that reads it.
-    kind : ``linear``, ``lstm`` or ``embedding``.
+    kind : ``linear``, ``conv``, ``lstm`` or ``embedding``.
+    shape : of the tensor.
     outputs : dimensions that have a scale per position.
     """
 
     layer: str
     kind: str
+    shape: tuple[int, ...]
     outputs: tuple[int, ...]
 
-    def blocks(self, shape: tuple[int, ...], dtype: str) -> Blocks:
-        """How scales lie over it."""
-        inner = _GROUP if dtype == "int4" and self.kind == "linear" else None
-        return tuple(1 if d in self.outputs else inner for d in range(len(shape)))
+    def is_short(self, step: DynamicQuantization, target: Runtime) -> bool:
+        """Whether it takes int4."""
+        inputs = math.prod(n for d, n in enumerate(self.shape) if d not in self.outputs)
+        return step.weights == "int4" and self.kind == "linear" and inputs % target.short_multiple == 0
+
+    def blocks(self, group: int | None) -> Blocks:
+        """How scales lie over it, where so many inputs of an output share one."""
+        return tuple(1 if d in self.outputs else group for d in range(len(self.shape)))
 
 
 @dataclass
@@ -72,27 +82,28 @@ def selection(model: Model, step: DynamicQuantization, target: str | None = None
     if model.quantization is not None:
         raise SlimlineError("This model is quantized already: apply DynamicQuantization to the float model instead.")
     graph = model.graph
-    names = [node.layer or node.name for node in graph.nodes]
+    layers = [node.layer or node.name for node in graph.nodes]
     for side in ("layers", "keep"):
-        refuse_unmatched(f"layer for {side}", getattr(step, side), names, graph.types)
-    dynamic = frozenset({"linear", "lstm"}) if target is None else runtime(target).dynamic
+        refuse_unmatched(f"layer for {side}", getattr(step, side), layers, graph.types)
+    dynamic = frozenset[str]().union(*(runtime(each).dynamic for each in (names() if target is None else [target])))
     result = Selection()
-    for node, layer in zip(graph.nodes, names, strict=True):
+    for node, layer in zip(graph.nodes, layers, strict=True):
         if not selected((layer,), step.layers, step.keep, graph.types):
             continue
         kind, weights = _weights(node, graph)
-        reason = "" if kind in dynamic or kind == "embedding" else _reason(node, kind, target)
+        reason = "" if kind in dynamic and weights else _reason(node, kind, dynamic, target)
         if weights and node.name in graph.idle:
             reason = IDLE
         if reason:
             result.left.setdefault(layer, reason)
             continue
         for name, outputs in weights.items():
-            result.weights.setdefault(name, Weight(layer, kind, outputs))
+            result.weights.setdefault(name, Weight(layer, kind, tuple(graph.values[name].shape), outputs))
     if not result.weights:
+        kinds = [words for kind, words in _KINDS.items() if kind in dynamic]
         raise SlimlineError(
             f"DynamicQuantization finds no weight: layers={list(step.layers)} and keep={list(step.keep)} leave no "
-            "linear layer, LSTM or embedding with stored float32 weights."
+            f"{' or '.join(kinds)} with stored float32 weights."
         )
     return result
 
@@ -113,6 +124,13 @@ def _weights(node: Node, graph: Graph) -> tuple[str, dict[str, tuple[int, ...]]]
             outputs = tuple(d for d, dim in enumerate(equation.inputs[1]) if all(axis in axes for axis in dim))
             if len(outputs) == 1:
                 return "linear", {name: outputs}
+        case "conv" if (name := stored(1)) is not None and not node.attributes["transposed"]:
+            equation = node.attributes["equation"]
+            axes = {axis for dim in equation.outputs[0] for axis in dim if not axis.startswith(".")}
+            dims = equation.inputs[1]
+            outputs = tuple(d for d, dim in enumerate(dims) if dim and all(axis in axes for axis in dim))
+            if len(outputs) == 1 and all(len(dim) < 2 for dim in dims) and len(dims) <= _IMAGES:
+                return "conv", {name: outputs}
         case "recurrent":
             equation, kernels = node.attributes["equation"], node.attributes["kernels"]
             gated = {axis for axis, size in equation.sizes.items() if size == _LSTM_GATES}
@@ -127,10 +145,12 @@ def _weights(node: Node, graph: Graph) -> tuple[str, dict[str, tuple[int, ...]]]
     return node.kind, {}
 
 
-def _reason(node: Node, kind: str, target: str | None) -> str:
+def _reason(node: Node, kind: str, dynamic: Collection[str], target: str | None) -> str:
     """Why an operator with weights stays in float; '' for others."""
     if node.kind == "conv":
-        return _CONVOLUTION
+        return _PARTED if "conv" in dynamic else _CONVOLUTION
+    if kind == "embedding":
+        return f"{target} does not store tables of embeddings beside such layers"
     if node.kind == "recurrent":
         what = "LSTMs" if kind == "lstm" else "recurrent layers other than plain LSTMs (GRU, RNN, projected)"
         return f"{target or 'no target'} has no integer operator with ranges found at run time for {what}"
@@ -146,12 +166,12 @@ def check(step: DynamicQuantization, model: Model) -> None:
 
 def check_target(step: DynamicQuantization, target: str, model: Model) -> None:
     """Refuse a target that has no such integers, or cannot store such weights, and models that cannot be written so."""
-    check_dynamic(runtime(target))
-    check_marks(model)
-    for name, weight in selection(model, step, target).weights.items():
-        shape = model.graph.values[name].shape
-        each = widest(np.ones(shape, np.float32), _dtype(weight, step, 8), weight.blocks(shape, step.weights))
-        check_stored(runtime(target), each)
+    served = runtime(target)
+    check_dynamic(served)
+    check_marks(served, model)
+    for weight in selection(model, step, target).weights.values():
+        dtype, group = _dtype(weight, step, 8, served)
+        check_multiplied(served, widest(np.ones(weight.shape, np.float32), dtype, weight.blocks(group)))
 
 
 def quantize(
@@ -168,29 +188,36 @@ def quantize(
     folded = Model(model.adapter, model.edit(FoldNorms()), model.example, masks=model.masks)
     weights = {n: w for n, w in selection(folded, step, target).weights.items() if w.layer not in exclude}
     stored = folded.parameters()
-    formats = {name: _format(stored[name], weight, step, bits) for name, weight in weights.items()}
+    served = runtime(target)
+    formats = {name: _format(stored[name], weight, step, bits, served) for name, weight in weights.items()}
     rounded = {name: each.round(stored[name]) for name, each in formats.items()}
-    dynamic = tuple(n for n, w in weights.items() if w.kind == "linear" and step.weights == "int8")
+    read_rounded = [name for name, weight in weights.items() if weight.kind in ("linear", "conv")]
+    dynamic = tuple(n for n in read_rounded if not (served.rounds_short and weights[n].is_short(step, served)))
     quantization = Quantization(
         weights=formats,
         layers=tuple(dict.fromkeys(w.layer for w in weights.values() if w.kind != "embedding")),
         float_layers=exclude,
         stored=True,
         dynamic=dynamic,
+        dynamic_grid=served.dynamic_grid,
     )
-    native = folded.edit(PutTensors(rounded), Round(Quantization(dynamic=dynamic)))
+    grids = Quantization(dynamic=dynamic, dynamic_grid=served.dynamic_grid)
+    native = folded.edit(PutTensors(rounded), Round(grids))
     record = {**step.model_dump(mode="json"), "target": target, "float_layers": exclude}
     return model.then(native, record, quantization)
 
 
-def _dtype(weight: Weight, step: DynamicQuantization, bits: int) -> str:
-    return "int4" if step.weights == "int4" and weight.kind == "linear" else f"int{bits}"
+def _dtype(weight: Weight, step: DynamicQuantization, bits: int, target: Runtime) -> tuple[str, int | None]:
+    """The integers of a weight, and how many inputs of an output share a scale; None for all."""
+    if weight.is_short(step, target):
+        return "int4", target.short_group
+    return f"int{8 if weight.kind == 'embedding' else bits}", None
 
 
-def _format(array: Array, weight: Weight, step: DynamicQuantization, bits: int) -> Scaled:
-    dtype = _dtype(weight, step, bits if weight.kind != "embedding" else 8)
+def _format(array: Array, weight: Weight, step: DynamicQuantization, bits: int, target: Runtime) -> Scaled:
+    dtype, group = _dtype(weight, step, bits, target)
     try:
-        each = widest(array, dtype, weight.blocks(array.shape, step.weights))
+        each = widest(array, dtype, weight.blocks(group))
     except SlimlineError as reason:
         raise SlimlineError(f"{weight.layer}: {reason}") from reason
     return least_squares(array, each) if dtype == "int4" else each

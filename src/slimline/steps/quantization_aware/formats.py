@@ -170,7 +170,7 @@ def check_target(step: QuantizationAwareTraining, target: str, model: Model) -> 
         else:
             check_written(served, in_integers(unit), stored=True)
     if step.activations == "float32":
-        check_marks(model)
+        check_marks(served, model)
         return
     bits, signed = activation_type(step, target)
     grid = IntegerGrid(np.ones((), np.float32), (), bits, signed, zero_point=np.zeros((), np.int32))

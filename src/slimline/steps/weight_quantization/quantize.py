@@ -105,7 +105,7 @@ def check_target(step: WeightQuantization, target: str, model: Model) -> None:
         group = min(size or 1, 64)
         blocks = (1, None) if size is None else (1, group)
         check_stored(runtime(target), _start(np.ones((1, 2 * group), np.float32), dtype, blocks, step))
-    check_marks(model)
+    check_marks(runtime(target), model)
 
 
 def quantize(model: Model, step: WeightQuantization, context: Context) -> StepResult:

@@ -8,7 +8,7 @@ wrongly does not pass the gate of `slimline.model.lowering`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,9 @@ import onnx_ir as ir
 from slimline.basics.errors import SlimlineError, first_line
 from slimline.basics.quiet import quiet
 from slimline.runtimes.forms import onnx as form
+from slimline.runtimes.forms.onnx_dynamic import leave_to_runtime
 from slimline.runtimes.forms.onnx_graph import DOMAIN, FAKE_QUANTIZE
+from slimline.runtimes.forms.onnx_weights import unmark
 from slimline.runtimes.forms.tensorflow import Function, tensorflow
 
 _MOVES = {"Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Expand", "MaxPool", "Identity"}
@@ -26,8 +28,12 @@ _FUSED = {"Relu", "Clip"}
 """What LiteRT computes within the operator before."""
 
 
-def to_function(model: ir.Model) -> Function:
+def to_function(model: ir.Model, marked: Collection[str] = ()) -> Function:
     """The network of an ONNX model, as TensorFlow traces it.
+
+    Parameters
+    ----------
+    marked : stored tensors that a rounding operator marks, which is left out.
 
     Raises
     ------
@@ -38,6 +44,8 @@ def to_function(model: ir.Model) -> Function:
         from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
     form.name_nodes(model.graph)
+    leave_to_runtime(model.graph)
+    unmark(model.graph, marked)
     translation = _Translation(model)
     specs = [
         tf.TensorSpec([n if isinstance(n, int) else None for n in value.shape or ()], value.dtype.numpy(), f"input_{i}")
