@@ -170,7 +170,7 @@ class _Reached(Exception):
     """All values whose shapes are asked for were computed."""
 
 
-def shapes_of(native: Native, names: Set[str], example: Sequence[Array]) -> dict[str, tuple[int, ...]]:
+def shapes_of(native: fx.GraphModule, names: Set[str], example: Sequence[Array]) -> dict[str, tuple[int, ...]]:
     """By name the shapes of values, in a run on `example` that ends with the last of them: edited graphs note none."""
     reached: dict[str, tuple[int, ...]] = {}
 
