@@ -166,7 +166,7 @@ def parity(
         whose = "model's" if not np.isfinite(reference).all() else "artifact's"
         return _different(f"the {whose} outputs are not all finite", integer, n).model_copy(update={"agreement": same})
     error = np.abs(artifact - reference)
-    largest, spread = float(error.max()), max(float(reference.std()), _TINY)
+    largest, spread = float(error.max()), max(_spread(reference), _TINY)
     relative = largest / max(float(np.abs(reference).max()), _TINY)
     mean, line = float(error.mean()) / spread, float(_lines(error).max()) / spread
     if counted:
@@ -234,6 +234,11 @@ def _name(axis: int, rank: int, index: int) -> str:
     return f"row {index}" if axis == 0 else f"column {index}" if rank == 2 else f"index {index} of dimension {axis}"
 
 
+def _spread(reference: np.ndarray) -> float:
+    """The standard deviation; of few numbers, which may have none, their size."""
+    return float(reference.std() if reference.size >= _ENOUGH else np.sqrt(np.square(reference).mean()))
+
+
 def _exact(reference: np.ndarray, error: np.ndarray, relative: float) -> list[str]:
     """Why a float artifact does not pass."""
     if relative > FLOAT_TOLERANCE:
@@ -255,7 +260,7 @@ def _rounded(
 ) -> list[str]:
     """Why an integer artifact does not pass."""
     reasons = []
-    spread = float(reference.std())
+    spread = _spread(reference)
     for axis in axes:
         named = np.take_along_axis(reference, artifact.argmax(axis, keepdims=True), axis)
         near = reference.max(axis, keepdims=True) - named <= 2 * INTEGER_TOLERANCE * spread

@@ -358,7 +358,7 @@ def _weights(program: torch.export.ExportedProgram) -> Iterator[tuple[str, Array
         return array
 
     for node in program.graph.nodes:
-        if node.op != "call_function" or not str(node.target).split(".")[1].startswith(_READERS):
+        if not _operator(node).startswith(_READERS):
             continue
         for read in node.args[:3]:
             if getattr(read, "name", None) in stored and stored[read.name] in tensors:
@@ -367,6 +367,12 @@ def _weights(program: torch.export.ExportedProgram) -> Iterator[tuple[str, Array
                 integers, scales, _, axis = read.args[:4]
                 name = stored[integers.name]
                 yield name.removesuffix("_integers"), tensors[name].numpy(), (content(scales), axis)
+
+
+def _operator(node: Any) -> str:
+    """What a node calls, without what stands before and behind the name; '' where it is no operator of torch."""
+    words = str(node.target).split(".") if node.op == "call_function" else []
+    return words[1] if len(words) > 1 else ""
 
 
 def _same_grids(program: torch.export.ExportedProgram, package: Package, precision: str) -> None:
@@ -385,8 +391,7 @@ def _same_grids(program: torch.export.ExportedProgram, package: Package, precisi
     products = [
         node
         for node in program.graph.nodes
-        if node.op == "call_function"
-        and str(node.target).split(".")[1].startswith(("conv", "linear", "addmm"))
+        if _operator(node).startswith(("conv", "linear", "addmm"))
         and "dequantize_per_tensor" in str(getattr(node.args[0], "target", ""))
     ]
     foreign = [grid for grid in package.grids() if grid[1:] not in grids]
