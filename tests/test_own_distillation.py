@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 import slimline as sl
+from slimline.basics.named import Named
 from slimline.frameworks.base import adapter
 from slimline.training.features import terms
-from slimline.training.loop import recover
+from slimline.training.loop import described, recover
 from tests import recovery_job as job
 from tests.test_features import FRAMEWORKS, LABELS, convolutional, images
 from tests.test_teacher_cache import weights
@@ -118,6 +119,33 @@ def test_fit_trains_digits_with_metrics_validation_and_zeros() -> None:
         net.fit(x, y, sample_weight=np.ones(len(x)), verbose=0)
     with pytest.raises(sl.SlimlineError, match="is of classes: give fit their numbers"):
         net.fit(x, np.eye(10, dtype=np.float32)[y], verbose=0)
+
+
+def test_several_inputs_and_outputs_are_given_by_name() -> None:
+    adapter("keras")
+    import keras
+
+    def net(seed: int) -> sl.Model:
+        keras.utils.set_random_seed(seed)
+        left, right = keras.Input((3,), name="z"), keras.Input((2,), name="a")
+        joined = keras.layers.Concatenate()([keras.layers.Dense(4)(left), right])
+        heads = [keras.layers.Dense(n, name=name)(joined) for n, name in ((5, "kind"), (3, "age"))]
+        return sl.load(keras.Model([left, right], heads))
+
+    rng = np.random.default_rng(0)
+    x = {"a": rng.normal(size=(32, 2)).astype(np.float32), "z": rng.normal(size=(32, 3)).astype(np.float32)}
+    y = {"age": rng.integers(0, 3, 32), "kind": rng.integers(0, 5, 32)}
+    data = sl.Data(train=(x, y), test=(x, y), overlap="allow")
+    step, (student, teacher) = sl.Distillation(alpha=0.5, **PLAIN), [net(seed) for seed in (0, 1)]
+    prepared = sl.prepare(student, step, data, teacher=teacher)
+    prepared.native.compile(keras.optimizers.SGD(0.0))
+    loss = prepared.native.fit(x, y, batch_size=32, verbose=0).history["loss"][0]
+    outputs = described(student, (teacher,), step, data.check(student.inputs))
+    trainer = student.adapter.trainer(student.native, teacher.native, step, 0, 1, outputs)
+    batch = (x["z"], x["a"]), Named([y["kind"], y["age"]])
+    assert loss == pytest.approx(trainer.step(batch, 0.0), rel=1e-5)
+    with pytest.raises(sl.SlimlineError, match="is given no input 'z'"):
+        prepared.native.fit({"a": x["a"]}, y, verbose=0)
 
 
 def test_what_cannot_be_prepared_is_refused() -> None:

@@ -118,6 +118,13 @@ def test_what_is_damaged_is_computed_anew(tmp_path: Path, monkeypatch: pytest.Mo
     path.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(sl.SlimlineError, match="no regular file"):
         recover(student, teacher, step, data, 0)
+    path.unlink()
+    (path.parent / "README").touch()  # is nothing of ours
+    path.parent.rename(tmp_path / "moved")
+    path.parent.symlink_to(tmp_path / "moved")
+    with pytest.raises(sl.SlimlineError, match="is a symbolic link"):
+        recover(student, teacher, step, data, 0)
+    assert [each.name for each in (tmp_path / "moved").iterdir()] == ["README"]
 
 
 def test_what_cannot_be_cached_is_refused(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ import numpy as np
 from slimline.basics.errors import SlimlineError
 from slimline.basics.plugins import installed
 from slimline.files.array_files import npy
-from slimline.files.atomic import atomic_write, is_plain, sha256, writing
+from slimline.files.atomic import atomic_write, below, is_plain, sha256, writing
 from slimline.files.strictjson import Malformed
 from slimline.frameworks.base import Array, framework
 from slimline.frameworks.device import wish
@@ -56,7 +56,7 @@ class TeacherCache:
     def __init__(self, folder: Path, teachers: Sequence[Model], step: Training, outputs: Sequence[Output]) -> None:
         types = [np.dtype("float32" if output.floating else output.dtype) for output in outputs]
         layout = [(dtype, output.shape[1:]) for dtype, output in zip(types, outputs, strict=True)]
-        self._stores = [_Store(folder / identity(teacher, step, outputs), layout) for teacher in teachers]
+        self._stores = [_Store(below(folder, identity(teacher, step, outputs)), layout) for teacher in teachers]
 
     def answers(self, inputs: tuple[Array, ...], ask: Callable[[tuple[Array, ...]], Answers]) -> Answers:
         """Of a batch, from disk where all of it is there, else by `ask`, which is told the batch."""

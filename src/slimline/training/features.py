@@ -66,7 +66,7 @@ class Tap:
 
     def grid(self, xp: Any, value: Any) -> Any:
         """``(batch, *size, channels)``."""
-        return xp.moveaxis(value, self.axis, -1)
+        return xp.reshape(xp.moveaxis(value, self.axis, -1), (-1, *self.size, self.channels))
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from slimline.basics.errors import SlimlineError
 from slimline.frameworks.base import See
+from slimline.frameworks.keras.functional import input_name
 from slimline.methods.outputs import Output
 from slimline.recipe.training import Training
 
@@ -49,7 +50,7 @@ class Student(keras.Model):  # type: ignore[misc]
         self.student = student
         self.learned = list(learned)
         self.supports_jit = False  # neither are views, which are numpy's, nor is XLA any faster here
-        # Of Keras' own tracking these are kept: teachers are no part of the model.
+        # In closures, where Keras tracks nothing: teachers are no part of the model.
         self._functions = {training: functions(training) for training in (True, False)}
         self._outputs, self._config, self._see = tuple(outputs), step, see
         self._zeros = tuple(held)
@@ -74,7 +75,7 @@ class Student(keras.Model):  # type: ignore[misc]
     def train_step(self, data: Any) -> dict[str, Any]:
         """A step of the optimiser, on the next view."""
         x, y = _unpacked(data)
-        inputs, labels = keras.tree.flatten(x), self._labels(y)
+        inputs, labels = self._inputs(x), self._labels(y)
         if self._see is not None:
             self._batches.assign_add(1)
             inputs = self._seen(inputs, self._see)
@@ -94,7 +95,7 @@ class Student(keras.Model):  # type: ignore[misc]
     def test_step(self, data: Any) -> dict[str, Any]:
         """The loss and the metrics in inference mode, of the samples as they are."""
         x, y = _unpacked(data)
-        inputs = keras.tree.flatten(x)
+        inputs = self._inputs(x)
         ask, loss = self._functions[False]
         value, raw = loss(inputs, self._labels(y), ask(inputs, []))
         return self._told(x, y, value, raw)
@@ -105,12 +106,19 @@ class Student(keras.Model):  # type: ignore[misc]
         told: dict[str, Any] = self.compute_metrics(x, y, answers, None)
         return told
 
+    def _inputs(self, x: Any) -> list[tf.Tensor]:
+        """In the order of the student's."""
+        names = [input_name(each) for each in self.student.inputs]
+        return _ordered(x, names, "input")
+
     def _labels(self, y: Any) -> list[tf.Tensor]:
         """Of those outputs whose labels matter, as losses take them."""
         outputs = [output for output in self._outputs if output.labelled]
         if y is None or not outputs or self._config.alpha == 1:
             return []
-        labels = keras.tree.flatten(y)
+        pairs = zip(self.student.output_names, self._outputs, strict=True)
+        names = [name for name, output in pairs if output.labelled] if len(self._outputs) > 1 else []
+        labels = _ordered(y, names, "output")
         if len(labels) == len(self._outputs):
             labels = [own for own, output in zip(labels, self._outputs, strict=True) if output.labelled]
         if len(labels) != len(outputs):
@@ -129,6 +137,18 @@ class Student(keras.Model):  # type: ignore[misc]
         for view, x in zip(views, inputs, strict=True):
             view.set_shape(x.shape)
         return list(views)
+
+
+def _ordered(arrays: Any, names: Sequence[str], what: str) -> list[tf.Tensor]:
+    """Flat; those of a dict as `names` has them, where there are such."""
+    if not isinstance(arrays, dict) or not names:
+        flat: list[tf.Tensor] = keras.tree.flatten(arrays)
+        return flat
+    if missing := [name for name in names if name not in arrays]:
+        raise SlimlineError(
+            f"fit is given no {what} {missing[0]!r}, but {', '.join(arrays)}: name them as the model does."
+        )
+    return [arrays[name] for name in names]
 
 
 def _unpacked(data: Any) -> tuple[Any, Any]:
