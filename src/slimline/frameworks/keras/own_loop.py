@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import keras
 import numpy as np
@@ -15,8 +15,10 @@ from slimline.frameworks.keras.functional import input_name
 from slimline.methods.outputs import Output
 from slimline.recipe.training import Training
 
-if TYPE_CHECKING:
-    from slimline.frameworks.keras.train import Ask, Loss
+Told = tuple[list[tf.Tensor] | None, dict[str, tf.Tensor]]
+"""What teachers say as one, if there are any, and the inner values of the first."""
+Ask = Callable[[list[tf.Tensor], list[list[tf.Tensor]]], Told]
+Loss = Callable[[list[tf.Tensor], list[tf.Tensor], Told], tuple[tf.Tensor, list[tf.Tensor]]]
 
 
 class Student(keras.Model):  # type: ignore[misc]

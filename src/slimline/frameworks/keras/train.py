@@ -19,6 +19,7 @@ from slimline.frameworks.keras.device import computing, placed
 from slimline.frameworks.keras.functional import SEED_STATE, calls, final_activations, like, variables
 from slimline.frameworks.keras.functional import weights as weights_of
 from slimline.frameworks.keras.fusednorm import fused
+from slimline.frameworks.keras.own_loop import Ask, Loss, Student, Told
 from slimline.methods import distillation
 from slimline.methods.outputs import Output, described, targets
 from slimline.recipe.training import Training
@@ -26,11 +27,6 @@ from slimline.recipe.training import Training
 _BFLOAT16 = "auto_mixed_precision_onednn_bfloat16"
 # Keras' own loop does not rewrite Python either, which takes as long as all the rest of a small network's compilation.
 _compiled = partial(tf.function, autograph=False)
-
-Told = tuple[list[tf.Tensor] | None, dict[str, tf.Tensor]]
-"""What teachers say as one, if there are any, and the inner values of the first."""
-Ask = Callable[[list[tf.Tensor], list[list[tf.Tensor]]], Told]
-Loss = Callable[[list[tf.Tensor], list[tf.Tensor], Told], tuple[tf.Tensor, list[tf.Tensor]]]
 
 
 class KerasTrainer:
@@ -239,8 +235,6 @@ class KerasTrainer:
 
     def network(self, see: See | None) -> keras.Model:
         """The student, to be trained by `fit`."""
-        from slimline.frameworks.keras.own_loop import Student
-
         assert self._outputs is not None
         held = [(self._named[name], mask) for name, mask in self._masks.items()]
         return Student(self._student, self._learned, self.functions, self._outputs, self._config, held, see)
