@@ -58,6 +58,9 @@ class WeightQuantization(Step):
         are made, in the norm, layer or product before, which changes no answer: such weights are rounded more finely
         (Lin et al. 2023, arXiv:2306.00978). How much is searched by the calibration samples, for the least error of the
         outputs; where something else reads the input too, nothing is scaled.
+    rotation : ``hadamard`` rotates what layers add up, where RMS norms alone read it (language models with their norms
+        first), by a Hadamard matrix with random signs, which changes no answer and spreads what a few channels hold
+        over all (Ashkboos et al. 2024, arXiv:2404.00456). Norms' scales become part of the layers behind them.
     propagate : with ``mse``, ``gptq`` and ``adaround`` and calibration samples, whether layers are rounded one after
         the other, each for the outputs of the float network from the inputs that the rounded layers before it leave
         (Zhang et al. 2025, arXiv:2505.11695; Arai and Ichikawa 2025, arXiv:2504.09629); else each by itself, from the
@@ -76,6 +79,7 @@ class WeightQuantization(Step):
     symmetric: bool = True
     rounding: RoundingName = "mse"
     scaling: Literal["awq"] | None = None
+    rotation: Literal["hadamard"] | None = None
     propagate: bool = True
     samples: Annotated[int, Field(ge=1)] = 512
     batch_size: Annotated[int, Field(ge=1)] = 64
