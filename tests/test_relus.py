@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
 import slimline as sl
 from slimline.graph.crossings import crossings
 from slimline.graph.edits import FoldNorms
+from slimline.steps.base import Context, perform
 from slimline.steps.quantization.preparation import equalized, pairs, prepared
 from slimline.steps.quantization.relus import absorbed, unclipped
 
@@ -86,6 +88,15 @@ def test_channels_are_evened_across_what_was_relu6() -> None:
     np.testing.assert_allclose(after.predict(X), ready.predict(X), rtol=1e-3, atol=1e-4)
     clipped, even = (quantized(model, equalize=True, unclip=each) for each in (0.0, 1e-4))
     assert error(even, model) < 0.7 * error(clipped, model)
+
+
+@pytest.mark.parametrize(("unclip", "count"), [(0.0, None), (1e-4, 2)])
+def test_the_record_says_which_relu6_are_gone(unclip: float, count: int | None) -> None:
+    model = sl.load(mobile(), X[:2])
+    step = sl.StaticQuantization(equalize=True, unclip=unclip, undo=False)
+    notes = " ".join(perform(step, model, Context(None, DATA, "onnxruntime")).record.get("notes", ()))
+    assert ("ReLU6" in notes) == (count is not None)
+    assert count is None or f"{count} ReLU6 that hardly clipped are ReLU" in notes
 
 
 def test_keras_and_onnx(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ artifact's writer stores its codes, and the report describes it, so the three ca
 ================= =================================================================================
 `IntegerGrid`      evenly spaced levels: INT8, INT4, any width from 2 to 16 bits
 `FloatFormat`      floating point: float32, float16, bfloat16, float8_e4m3fn, float8_e5m2
+`BlockFloat`       floating point in blocks whose scales are short floats too: MXFP4, NVFP4
 `Levels`           any list of levels, a codebook: binary, ternary, powers of two, clusters
 `Masked`           another format, with zeros at fixed positions
 ================= =================================================================================
@@ -20,8 +21,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -198,6 +199,15 @@ class Scaled(Format):
         """Whether there is one scale in all."""
         return all(block is None for block in self.blocks)
 
+    def rescaled(self, scale: Array) -> Self:
+        """With other scales, float32; where not every number can be one, with the nearest that can."""
+        return replace(self, scale=scale)
+
+    @property
+    def unscaled(self) -> Scaled:
+        """The format of its numbers in units of their scales."""
+        return replace(self, scale=_ONE, blocks=())
+
     def fits(self, shape: Sequence[int]) -> bool:
         if not self.blocks:
             return True
@@ -346,6 +356,7 @@ _FLOATS = {
     "bfloat16": _Float(-126, 7, 0x7F7F, 16),
     "float8_e4m3fn": _Float(-6, 3, 0x7E, 8),
     "float8_e5m2": _Float(-14, 2, 0x7B, 8),
+    "float4_e2m1fn": _Float(0, 1, 0x7, 4),
 }
 _ONE = np.ones((), np.float32)
 
@@ -359,7 +370,7 @@ class FloatFormat(Scaled):
 
     Attributes
     ----------
-    dtype : ``float32``, ``float16``, ``bfloat16``, ``float8_e4m3fn`` or ``float8_e5m2``.
+    dtype : ``float32``, ``float16``, ``bfloat16``, ``float8_e4m3fn``, ``float8_e5m2`` or ``float4_e2m1fn``.
     """
 
     kind: ClassVar[str] = "float"
@@ -393,6 +404,21 @@ class FloatFormat(Scaled):
         kind = _FLOATS[self.dtype]
         return float(self._magnitudes(np.asarray(kind.largest)))
 
+    @property
+    def codebook(self) -> Array:
+        """All numbers of a type of few bits before they are scaled, float32, ascending."""
+        sizes = self._magnitudes(np.arange(_FLOATS[self.dtype].largest + 1))
+        return np.concatenate([-sizes[:0:-1], sizes]).astype(np.float32)
+
+    @property
+    def bounds(self) -> Array:
+        """Up to where numbers are rounded to each of `codebook` but the last, float32: the middles, or where those go
+        up, as the number above is the even one, what lies just below them."""
+        levels = self.codebook
+        codes = np.abs(np.arange(len(levels)) - len(levels) // 2)
+        middles = (levels[:-1] + levels[1:]) / 2
+        return np.where(codes[:-1] % 2 == 0, middles, np.nextafter(middles, np.float32(-np.inf)))
+
     def _encode(self, x: Array) -> Array:
         kind = _FLOATS[self.dtype]
         scaled = self._scaled(x).astype(np.float64)
@@ -401,7 +427,9 @@ class FloatFormat(Scaled):
         # Counted in units of the last place of its exponent, a number and what a carry makes of it have one formula.
         units = np.rint(np.ldexp(size, kind.mantissa - exponent)).astype(np.int64)
         codes = np.minimum(((exponent - kind.lowest).astype(np.int64) << kind.mantissa) + units, kind.largest)
-        signed: Array = (codes | (np.signbit(scaled).astype(np.int64) << (kind.bits - 1))).astype(f"uint{kind.bits}")
+        signed: Array = (codes | (np.signbit(scaled).astype(np.int64) << (kind.bits - 1))).astype(
+            f"uint{max(kind.bits, 8)}"
+        )
         return signed
 
     def _magnitudes(self, codes: Array) -> Array:
@@ -419,6 +447,92 @@ class FloatFormat(Scaled):
 
     def describe(self) -> str:
         return self.dtype if self.is_plain else f"{self.dtype}, scaled {self._where()}"
+
+
+_EXPONENTS = "float8_e8m0"
+"""Scales that are powers of two."""
+
+
+@dataclass(frozen=True, eq=False)
+class BlockFloat(FloatFormat):
+    """Floating-point numbers in blocks, times a scale of each block that is itself a number of a short float type.
+
+    MXFP4 has powers of two for blocks of 32 (OCP Microscaling Formats 1.0); NVFP4 has float8_e4m3fn for blocks of 16,
+    all times one float32. Rounding is that of `FloatFormat`, but there is no negative zero.
+
+    Attributes
+    ----------
+    scales : ``float8_e8m0`` (powers of two) or ``float8_e4m3fn``, the type of the scales.
+    unit : float32 ``()``, positive: what all scales are multiples of by numbers of that type.
+    """
+
+    kind: ClassVar[str] = "block_float"
+    scales: str
+    unit: Array
+
+    @classmethod
+    def at_least(cls, scale: Array, blocks: Blocks, dtype: str, scales: str) -> BlockFloat:
+        """With the least scales that are no smaller than these, float32; the largest has the largest code."""
+        top = 1.0 if scales == _EXPONENTS else float(scale.max()) / FloatFormat.plain(scales).largest
+        unit = np.asarray(max(top, np.finfo(np.float32).tiny), np.float32)
+        multiples = np.asarray(_multiples(scale, scales, unit, up=True), np.float32)
+        return cls(np.asarray(multiples * unit, np.float32), blocks, dtype, scales, unit)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_array("unit", np.float32)
+        if self.scales not in (_EXPONENTS, "float8_e4m3fn") or self.unit.shape or not 0 < self.unit < np.inf:
+            raise SlimlineError(
+                f"{shown(self.scales)} is no type of scales, or their unit no positive number: choose {_EXPONENTS} or "
+                "float8_e4m3fn."
+            )
+        if not np.array_equal(self.scale, _on_type(self.scale, self.scales, self.unit)):
+            raise SlimlineError(f"A scale is no number of {self.scales}: measure the tensor again.")
+
+    def rescaled(self, scale: Array) -> BlockFloat:
+        return replace(self, scale=_on_type(scale, self.scales, self.unit))
+
+    @property
+    def unscaled(self) -> Scaled:
+        return FloatFormat.plain(self.dtype)
+
+    @property
+    def multiples(self) -> Array:
+        """The scales in multiples of `unit`, float32: numbers of the type `scales`."""
+        return np.asarray(_multiples(self.scale, self.scales, self.unit), np.float32)
+
+    @property
+    def is_plain(self) -> bool:
+        return False
+
+    def _array_bits(self) -> int:
+        return 8 * self.scale.size + (0 if self.scales == _EXPONENTS else 32)
+
+    def _encode(self, x: Array) -> Array:
+        codes = super()._encode(x)
+        sign = 1 << (self.code_bits - 1)
+        return np.where(codes == sign, np.zeros((), codes.dtype), codes)
+
+    def describe(self) -> str:
+        return f"{self.dtype}, scaled by {self.scales} {self._where()}"
+
+
+def _on_type(scale: Array, scales: str, unit: Array) -> Array:
+    """The nearest scales that multiples of `unit` by numbers of a type are."""
+    return np.asarray(np.asarray(_multiples(scale, scales, unit), np.float32) * unit, np.float32)
+
+
+def _multiples(scale: Array, scales: str, unit: Array, up: bool = False) -> Array:
+    """The nearest of these multiples, or those that are no smaller (`up`)."""
+    units = np.asarray(scale, np.float64) / np.float64(unit)
+    if scales == _EXPONENTS:
+        exponents = np.log2(units)
+        return np.asarray(np.exp2(np.clip(np.ceil(exponents) if up else np.rint(exponents), -127, 127)))
+    each, kind = FloatFormat.plain(scales), _FLOATS[scales]
+    codes = np.maximum(each.encode(units), 1)  # zero is no scale
+    if up:
+        codes = np.minimum(codes + (each.decode(codes, np.float64) < units), kind.largest)
+    return each.decode(codes, np.float64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -545,7 +659,9 @@ class Masked(Format):
         return f"{self.inner.describe()}, {self.density:.1%} of the positions kept"
 
 
-_KINDS: Mapping[str, type[Format]] = {kind.kind: kind for kind in (IntegerGrid, FloatFormat, Levels, Masked)}
+_KINDS: Mapping[str, type[Format]] = {
+    kind.kind: kind for kind in (IntegerGrid, FloatFormat, BlockFloat, Levels, Masked)
+}
 
 
 def from_notes(notes: Any) -> Format:

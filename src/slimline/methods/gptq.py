@@ -8,7 +8,6 @@ et al. 2022, arXiv:2210.17323). Inputs with the most energy come first, while mo
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 from scipy import linalg
@@ -31,7 +30,7 @@ def nearest_of(each: Scaled, scale: Array, zero: Array) -> Nearest:
             return rounded
 
         return code
-    unit = replace(each, scale=np.ones((), np.float32), blocks=())
+    unit = each.unscaled
 
     def number(weight: Array, inputs: Array) -> Array:
         steps = scale[:, inputs]

@@ -14,13 +14,15 @@ from typing import Any
 import numpy as np
 
 from slimline.basics.errors import SlimlineError
-from slimline.methods.formats import Array, Blocks, FloatFormat, IntegerGrid, Scaled
+from slimline.methods.formats import Array, BlockFloat, Blocks, FloatFormat, IntegerGrid, Scaled
 
 SMALLEST = float(np.finfo(np.float32).tiny) * 2**23
 """Scale whose square and reciprocal are still sound in float32."""
 _TINY = 1e-3  # of the largest scale, below which a slice's own does not decide how fast it learns
 _FACTORS = tuple(float(f) for f in np.linspace(1.0, 0.3, 36))  # of the widest scale; at 2 bits about half is best
 _PLAIN = ("float16", "bfloat16")
+BLOCK_FLOATS = {"mxfp4": ("float4_e2m1fn", "float8_e8m0", 32), "nvfp4": ("float4_e2m1fn", "float8_e4m3fn", 16)}
+"""By name the type of the numbers, that of the scales, and how many numbers share one."""
 
 Energy = Callable[[Array], Array]
 
@@ -63,7 +65,8 @@ def widest(weight: Array, dtype: str, blocks: Blocks, symmetric: bool = True) ->
 
     Parameters
     ----------
-    dtype : ``int2`` … ``int8`` or a float format; float16 and bfloat16 need no scales, so `blocks` is not used there.
+    dtype : ``int2`` … ``int8``, a float format or one of `BLOCK_FLOATS`; float16 and bfloat16 need no scales, so
+        `blocks` is not used there.
     symmetric : of integers, whether zero is the middle; else each block has a zero point.
 
     Raises
@@ -78,6 +81,10 @@ def widest(weight: Array, dtype: str, blocks: Blocks, symmetric: bool = True) ->
             raise SlimlineError(f"A weight holds numbers beyond {dtype}: choose bfloat16, or a format with scales.")
         return plain
     low, high = (np.asarray(per_block(f, weight, blocks), np.float64) for f in (np.minimum, np.maximum))
+    if dtype in BLOCK_FLOATS:
+        numbers, scales, _ = BLOCK_FLOATS[dtype]
+        largest = FloatFormat.plain(numbers).largest
+        return BlockFloat.at_least(_scale(np.maximum(np.abs(low), np.abs(high)) / largest), blocks, numbers, scales)
     if not dtype.startswith("int"):
         largest = FloatFormat.plain(dtype).largest
         return FloatFormat(_scale(np.maximum(np.abs(low), np.abs(high)) / largest), blocks, dtype)
@@ -99,9 +106,12 @@ def least_squares(weight: Array, widest: Scaled, energy: Energy = np.square) -> 
     """
     if isinstance(widest, FloatFormat) and widest.is_plain:
         return widest
-    best, least = widest, rounding_error(weight, widest, energy)
+    best, least, last = widest, rounding_error(weight, widest, energy), widest.scale
     for factor in _FACTORS[1:]:
-        other = replace(widest, scale=_scale(widest.scale.astype(np.float64) * factor))
+        other = widest.rescaled(_scale(widest.scale.astype(np.float64) * factor))
+        if np.array_equal(other.scale, last):
+            continue
+        last = other.scale
         error = rounding_error(weight, other, energy)
         better = error < least
         best = replace(best, scale=np.where(better, other.scale, best.scale))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from slimline.files.atomic import atomic_write
 from slimline.files.slim import archive
 from slimline.files.slim.arrays import Grid
 from slimline.graph.edits import PutTensors
-from slimline.methods.formats import Format, IntegerGrid, Levels
+from slimline.methods.formats import BlockFloat, Format, IntegerGrid, Levels
 from slimline.model.loading import load, packed_file
 from slimline.model.model import Model
 
@@ -123,10 +124,27 @@ def _grids(model: Model, formats: Mapping[str, Format]) -> dict[tuple[int, ...],
     shapes: dict[tuple[int, ...], list[Grid]] = {}
     for name, each in formats.items():
         shape = model.graph.values[name].shape
-        each = (each.grid or each) if isinstance(each, Levels) else each
-        if not isinstance(each, IntegerGrid) or np.any(each.zero) or each.axis not in (None, 0, len(shape) - 1):
-            continue
-        if each.per_tensor or each.axis is not None:
-            axis = each.axis if not each.axis else -1
-            shapes.setdefault(shape, []).append(Grid(axis, each.scale.ravel()))
+        grid = _grid(each, shape)
+        if grid is not None:
+            shapes.setdefault(shape, []).append(grid)
     return shapes
+
+
+def _grid(each: Format, shape: Sequence[int]) -> Grid | None:
+    """The grid of all numbers of a format, where scales lie along rows or columns of a tensor of `shape`."""
+    each = (each.grid or each) if isinstance(each, Levels) else each
+    if isinstance(each, BlockFloat):
+        scale = each.scale * np.float32(each.unscaled.decode(np.arange(2))[1])  # its least number divides the others
+    elif isinstance(each, IntegerGrid) and not np.any(each.zero):
+        scale = each.scale
+    else:
+        return None
+    if each.per_tensor or each.axis in (0, len(shape) - 1):
+        axis = each.axis if not each.axis else -1
+        return Grid(axis, scale.ravel())
+    divided = [d for d, block in enumerate(each.blocks) if block is not None]
+    if divided == [0, 1] and each.blocks[0] == 1:
+        return Grid(0, scale.ravel(), int(each.blocks[1] or 1) * math.prod(shape[2:]))
+    if divided == [0, 1] and each.blocks[1] == 1 and len(shape) == 2:
+        return Grid(-1, scale.T.ravel(), each.blocks[0])
+    return None

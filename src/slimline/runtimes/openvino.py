@@ -22,7 +22,7 @@ from slimline.basics.errors import SlimlineError, require
 from slimline.basics.quiet import quiet
 from slimline.files.atomic import atomic_write
 from slimline.graph.placement import Policy
-from slimline.methods.formats import FloatFormat, Format, IntegerGrid
+from slimline.methods.formats import BlockFloat, FloatFormat, Format, IntegerGrid
 from slimline.runtimes.base import ABILITIES, Runtime, conform
 from slimline.runtimes.chains import chain
 from slimline.runtimes.forms import ONNX, Form
@@ -182,7 +182,10 @@ class OpenVino(Runtime):
 
         content = serialized(form.content, lambda model: store_weights(model, form.weights))
         # What it leaves out first of all are conversions of short floats, which it does once when it loads the file.
-        short = any(isinstance(each, FloatFormat) and each.is_plain for each in form.weights.values())
+        short = any(
+            isinstance(each, BlockFloat) or (isinstance(each, FloatFormat) and each.is_plain)
+            for each in form.weights.values()
+        )
         _write(_converted(content, reduced=not short), _names(form.content), path)
 
     def sample(self, layer: Layer, path: Path) -> None:

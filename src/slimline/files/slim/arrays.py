@@ -7,6 +7,7 @@ ways to write it that fit, the shortest is taken:
 `PALETTE`    the distinct words, and a code for each place (clusters, ternary weights, integers)
 `PALETTES`   the same with distinct words of its own for every position of the first or last axis
 `GRID`       floats that are multiples of scales: the multiples, and the scales (quantized weights)
+`BLOCKS`     the same with a scale for every run of so many neighbours in a row or column
 `PLANES`     the first bytes of all words, then the second, …: signs and exponents repeat themselves
 `SPARSE`     where the words are that are not zero, and these in one of the other ways
 `VECTORS`    the distinct vectors of words that are neighbours, and a code for each (vector quantization)
@@ -31,7 +32,7 @@ from slimline.methods.entropy import Stream
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-PALETTE, PALETTES, GRID, PLANES, SPARSE, VECTORS = range(1, 7)
+PALETTE, PALETTES, GRID, PLANES, SPARSE, VECTORS, BLOCKS = range(1, 8)
 LENGTHS = (2, 4)
 WIDTHS = (1, 2, 4, 8)
 _RAW, _CODED = range(2)
@@ -48,11 +49,13 @@ class Grid:
     Attributes
     ----------
     axis : that has one scale per position, 0 or the last (-1); None for one in all.
-    scale : float32, ``(n,)``.
+    scale : float32, ``(n,)``; with a `block` ``(n · blocks,)``, those of a position one behind the other.
+    block : how many neighbours of a position share a scale; None for all.
     """
 
     axis: int | None
     scale: Array
+    block: int | None = None
 
 
 @dataclass(frozen=True)
@@ -172,24 +175,36 @@ def _on_grid(words: Array, shape: Sequence[int], grid: Grid) -> Code | None:
         return None
     layout = _WHOLE if grid.axis is None else _FIRST if grid.axis == 0 else _LAST
     count = 1 if layout == _WHOLE else shape[0 if layout == _FIRST else -1] if shape else 0
-    if len(grid.scale) != count:
+    rows = _rows(words, count, layout) if count else words.reshape(1, -1)
+    block = grid.block or rows.shape[1]
+    if not block or len(grid.scale) != count * -(-rows.shape[1] // block):
         return None
-    rows = _rows(words, count, layout)
+    scale = _spread(grid.scale, rows.shape, block)
     with np.errstate(all="ignore"):
-        multiples = np.rint(rows.view("<f4") / grid.scale[:, None])
+        multiples = np.rint(rows.view("<f4") / scale)
     if not (np.abs(multiples) < entropy.ALPHABET // 2).all():
         return None
     low = int(multiples.min())
     codes = (multiples - low).astype(np.uint16)
-    if not np.array_equal(_multiplied(codes, low, grid.scale).view("<u4"), rows):
+    if not np.array_equal(_multiplied(codes, low, scale).view("<u4"), rows):
         return None
     alphabet = int(codes.max()) + 1
-    head = bytes([GRID, layout]) + _number(count) + grid.scale.astype("<f4").tobytes()
-    return Code(head + _number(entropy.ALPHABET - low) + _number(alphabet), (_stream(codes, alphabet),))
+    multiples_of = Code(_number(entropy.ALPHABET - low) + _number(alphabet), (_stream(codes, alphabet),))
+    if grid.block is None:
+        return Code(bytes([GRID, layout]) + _number(count) + grid.scale.astype("<f4").tobytes()) + multiples_of
+    scales = _dense(np.ascontiguousarray(grid.scale, "<f4").view("<u4"), (len(grid.scale),))
+    shortest = min(scales, key=lambda way: way.bytes)
+    return Code(bytes([BLOCKS, layout]) + _number(count) + _number(block)) + shortest + multiples_of
+
+
+def _spread(scale: Array, shape: tuple[int, ...], block: int) -> Array:
+    """For every number of rows of this `shape` its scale."""
+    each = np.repeat(scale.reshape(shape[0], -1), block, axis=1)[:, : shape[1]]
+    return np.asarray(each.astype("<f4"))
 
 
 def _multiplied(codes: Array, low: int, scale: Array) -> Array:
-    return np.asarray((codes.astype("<f4") + np.float32(low)) * scale[:, None].astype("<f4"))
+    return np.asarray((codes.astype("<f4") + np.float32(low)) * scale)
 
 
 def _rows(words: Array, count: int, layout: int) -> Array:
@@ -303,9 +318,9 @@ class _Reader:
 
     def array(self, count: int, dtype: np.dtype[Any], sparse: bool = True) -> Later:
         """The next `count` words."""
-        kind = self.number(PALETTE, VECTORS)
-        if kind == SPARSE and not sparse:
-            raise Malformed("codes a sparse array in a sparse one")
+        kind = self.number(PALETTE, BLOCKS)
+        if kind in (SPARSE, BLOCKS) and not sparse:
+            raise Malformed("codes an array in parts that have parts themselves")
         ways = {
             PALETTE: self._palette,
             PALETTES: self._palettes,
@@ -313,6 +328,7 @@ class _Reader:
             PLANES: self._planes,
             SPARSE: self._sparse,
             VECTORS: self._vectors,
+            BLOCKS: self._blocks,
         }
         return ways[kind](count, dtype)
 
@@ -347,7 +363,24 @@ class _Reader:
 
         def words() -> Array:
             with np.errstate(all="ignore"):
-                return _unrowed(_multiplied(codes().reshape(rows, -1), low, scale), layout).view(dtype)
+                return _unrowed(_multiplied(codes().reshape(rows, -1), low, scale[:, None]), layout).view(dtype)
+
+        return words
+
+    def _blocks(self, count: int, dtype: np.dtype[Any]) -> Later:
+        layout, rows = self.number(_FIRST, _LAST), self.number(1, max(count, 1))
+        block = self.number(1, max(count, 1))
+        if count % rows or dtype.itemsize != 4:
+            raise Malformed("codes an array by scales that it does not have")
+        shape = rows, count // rows
+        scale = self.array(rows * -(-shape[1] // block), dtype, sparse=False)
+        low = entropy.ALPHABET - self.number(0, 2 * entropy.ALPHABET)
+        codes = self.stream(count, self.number(1, entropy.ALPHABET))
+
+        def words() -> Array:
+            with np.errstate(all="ignore"):
+                spread = _spread(scale().view("<f4"), shape, block)
+                return _unrowed(_multiplied(codes().reshape(shape), low, spread), layout).view(dtype)
 
         return words
 

@@ -75,14 +75,20 @@ def _written_out(x: Any, each: Scaled) -> Any:
         case FloatFormat():
             units = _float(units, each)
         case Levels():
-            codes = ops.searchsorted(each.bounds, ops.reshape(units, (-1,)), side="left")
-            units = ops.reshape(ops.take(each.codebook, codes), ops.shape(units))
+            units = _looked_up(units, each)
         case _:
             raise SlimlineError(f"Keras does not simulate {each.describe()}: choose another format.")
     return units * scale
 
 
+def _looked_up(x: Any, each: Levels | FloatFormat) -> Any:
+    codes = ops.searchsorted(each.bounds, ops.reshape(x, (-1,)), side="left")
+    return ops.reshape(ops.take(each.codebook, codes), ops.shape(x))
+
+
 def _float(x: Any, each: FloatFormat) -> Any:
+    if each.code_bits < 8:  # of which no backend has a type
+        return _looked_up(x, each)
     return ops.cast(ops.cast(ops.clip(x, -each.largest, each.largest), each.dtype), "float32")
 
 

@@ -69,13 +69,18 @@ class Rounder:
             case FloatFormat():
                 units = self._float(units, each)
             case Levels():
-                bounds, codebook = self.store("bounds", each.bounds), self.store("codebook", each.codebook)
-                units = self._emit(_aten.take.default, codebook, self._emit(_aten.bucketize.Tensor, units, bounds))
+                units = self._looked_up(units, each)
             case _:
                 raise SlimlineError(f"PyTorch does not simulate {each.describe()}: choose another format.")
         return self._emit(_aten.mul.Tensor, units, scale)
 
+    def _looked_up(self, x: fx.Node, each: Levels | FloatFormat) -> fx.Node:
+        bounds, codebook = self.store("bounds", each.bounds), self.store("codebook", each.codebook)
+        return self._emit(_aten.take.default, codebook, self._emit(_aten.bucketize.Tensor, x, bounds))
+
     def _float(self, x: fx.Node, each: FloatFormat) -> fx.Node:
+        if each.code_bits < 8:  # of which PyTorch has no type
+            return self._looked_up(x, each)
         limited = self._emit(_aten.clamp.default, x, -each.largest, each.largest)
         narrow = self._emit(_aten.to.dtype, limited, getattr(torch, each.dtype))
         return self._emit(_aten.to.dtype, narrow, torch.float32)

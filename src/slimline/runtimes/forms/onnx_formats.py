@@ -8,11 +8,11 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 
-from slimline.methods.formats import FloatFormat, Format, IntegerGrid, Levels
+from slimline.methods.formats import BlockFloat, FloatFormat, Format, IntegerGrid, Levels
 
 STORES = (
     "integers of 2 to 8 bits with any scales, levels that are whole multiples of a power of two (binary, ternary), "
-    "float16, bfloat16, float8_e4m3fn and float8_e5m2"
+    "float16, bfloat16, float8_e4m3fn, float8_e5m2, and float4_e2m1fn in blocks (mxfp4, nvfp4)"
 )
 
 FLOATS = {
@@ -33,6 +33,8 @@ def coded(each: Format) -> Format:
 def can_store(each: Format) -> bool:
     """Whether a file stores a format without a table, see `tabled`."""
     each = coded(each)
+    if isinstance(each, BlockFloat):
+        return each.code_bits == 4
     if isinstance(each, FloatFormat):
         return each.dtype in FLOATS
     return isinstance(each, IntegerGrid) and each.bits <= 8

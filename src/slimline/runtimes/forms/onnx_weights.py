@@ -8,7 +8,7 @@ load the file; a DequantizeLinear that is not fused would run each time.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import ml_dtypes
@@ -16,9 +16,9 @@ import numpy as np
 import onnx_ir as ir
 
 from slimline.basics.errors import SlimlineError
-from slimline.methods.formats import Array, FloatFormat, Format, IntegerGrid, Levels, Scaled
+from slimline.methods.formats import Array, BlockFloat, FloatFormat, Format, IntegerGrid, Levels, Scaled
 from slimline.runtimes.forms.onnx_dynamic import dynamic_source, integer_product
-from slimline.runtimes.forms.onnx_formats import FLOATS, coded, is_fused, tabled
+from slimline.runtimes.forms.onnx_formats import FLOATS, coded, is_fused
 from slimline.runtimes.forms.onnx_graph import DOMAIN, FAKE_QUANTIZE, MARK, attribute, replace
 
 _FUNCTIONS = frozenset({
@@ -88,7 +88,7 @@ def raise_opset(model: ir.Model, least: int) -> None:
 
 
 def _opset(each: Format) -> int:
-    return _OPSETS[each.dtype] if isinstance(each, FloatFormat) else INT4_OPSET
+    return _OPSETS.get(each.dtype, INT4_OPSET) if isinstance(each, FloatFormat) else INT4_OPSET
 
 
 def _marked(graph: ir.Graph) -> Iterator[tuple[ir.Node, str]]:
@@ -219,15 +219,20 @@ class _Packer:
         split = [size for pair in zip(counts, lengths, strict=True) for size in pair if size != 1] or [1]
         lying = [size for pair in zip(counts, lengths, strict=True) for size in _lying(*pair)] or [1]
         typed = _typed(np.pad(self.codes, padded).reshape(split), each)
-        codes, kind = self._stored(typed, "codes"), ir.DataType.INT32 if tabled(each) else ir.DataType.FLOAT
+        table = _table(each)
+        codes, kind = self._stored(typed, "codes"), ir.DataType.FLOAT if table is None else ir.DataType.INT32
         nodes = [ir.node("Cast", [codes], {"to": kind}, name="")]
-        if isinstance(each, Levels):
-            nodes.append(ir.node("Gather", [self._stored(each.codebook, "levels"), nodes[0].outputs[0]], name=""))
+        if table is not None:
+            nodes.append(ir.node("Gather", [self._stored(table, "levels"), nodes[0].outputs[0]], name=""))
         if isinstance(each, IntegerGrid) and each.zero_point is not None:
             zero = self._stored(_integers(each.zero_point.reshape(lying), each), "zero")
             nodes.append(ir.node("Cast", [zero], {"to": ir.DataType.FLOAT}, name=""))
             nodes.append(ir.node("Sub", [nodes[-2].outputs[0], nodes[-1].outputs[0]], name=""))
-        if not (isinstance(each, FloatFormat) and each.is_plain):
+        if isinstance(each, BlockFloat):
+            real = nodes[-1].outputs[0]
+            nodes += self._short_scales(each, lying)
+            nodes.append(ir.node("Mul", [real, nodes[-1].outputs[0]], name=""))
+        elif not (isinstance(each, FloatFormat) and each.is_plain):
             scale = self._stored(each.scale.reshape(lying), "scale")
             nodes.append(ir.node("Mul", [nodes[-1].outputs[0], scale], name=""))
         if (whole := [n + more for n, (_, more) in zip(shape, padded, strict=True)]) != split:
@@ -237,6 +242,15 @@ class _Packer:
             ends = [self._stored(np.array(x, np.int64), "ends") for x in ([0] * len(shape), shape)]
             nodes.append(ir.node("Slice", [nodes[-1].outputs[0], *ends], name=""))
         replace(self.graph, self.node, nodes)
+
+    def _short_scales(self, each: BlockFloat, shape: Sequence[int]) -> list[ir.Node]:
+        """Scales of a short type; powers of two as bfloat16, since runtimes read no float8_e8m0."""
+        kind = FLOATS.get(each.scales, ml_dtypes.bfloat16)
+        scale = self._stored(each.multiples.reshape(shape).astype(kind), "scale")
+        nodes = [ir.node("Cast", [scale], {"to": ir.DataType.FLOAT}, name="")]
+        if each.unit != 1:
+            nodes.append(ir.node("Mul", [nodes[0].outputs[0], self._stored(each.unit, "unit")], name=""))
+        return nodes
 
     def _stored(self, array: Array, what: str) -> ir.Value:
         name = f"{self.name}_{what}_{self.node.name}"
@@ -296,7 +310,16 @@ def _integers(array: Array, each: IntegerGrid) -> Array:
     return array.astype(np.int8 if each.signed else np.uint8)
 
 
+def _table(each: Scaled) -> Array | None:
+    """The numbers that codes stand for where the file holds them, since runtimes do not read the type itself."""
+    if isinstance(each, BlockFloat):
+        return each.unscaled.decode(np.arange(1 << each.code_bits))
+    return each.codebook if isinstance(each, Levels) else None
+
+
 def _typed(codes: Array, each: Scaled) -> Array:
+    if isinstance(each, BlockFloat):
+        return codes.astype(ml_dtypes.uint4)
     if isinstance(each, IntegerGrid):
         return _integers(codes, each)
     if isinstance(each, Levels):

@@ -46,6 +46,10 @@ class _Handler(Handler[StaticQuantization]):
                     f"int8 weights have {undone.bits} bits, since integer kernels of {context.target} overflow with 8 "
                     "on this processor, which has no VNNI; compress on one that has for the last bit"
                 )
+            if undone.unclipped:
+                notes.append(
+                    f"{undone.unclipped} ReLU6 that hardly clipped are ReLU, so that channels could be divided"
+                )
             if notes:
                 record["notes"] = notes
         return StepResult(undone.model, record)

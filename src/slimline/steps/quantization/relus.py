@@ -66,6 +66,11 @@ def unclipped(model: Model, tolerance: float, batches: Batches) -> Model:
     return _with_relu(model, order[:most]) if most else model
 
 
+def clipping(graph: Graph) -> int:
+    """How many ReLU6 there are."""
+    return sum(_is(node, "relu6") for node in graph.nodes)
+
+
 def absorbed(model: Model, batches: Batches) -> Model:
     """`model` with what channels have at least behind a ReLU added behind the layers that read them instead (high-bias
     absorption, Nagel et al. 2019, arXiv:1906.04721, who take it from batch norms).

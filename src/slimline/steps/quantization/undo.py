@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -26,6 +26,7 @@ from slimline.model import Model
 from slimline.steps.clock import GAIN, Terms, Timed, clocked
 from slimline.steps.quantization.calibration import Ranges, calibrate
 from slimline.steps.quantization.preparation import prepared
+from slimline.steps.quantization.relus import clipping
 from slimline.steps.quantization.step import StaticQuantization
 
 if TYPE_CHECKING:
@@ -48,17 +49,20 @@ INTEGERS = Terms(
 @dataclass(frozen=True)
 class Undone:
     """The quantized model (or the float one, where integers do not pay), what went back to float and why, and what it
-    cost to find out, ready for JSON; the bits of its weights."""
+    cost to find out, ready for JSON; the bits of its weights; how many ReLU6 of the float model are ReLU in it."""
 
     model: Model
     refused: list[dict[str, str]] = field(default_factory=list)
     record: dict[str, Any] = field(default_factory=dict)
     bits: int = 8
+    unclipped: int = 0
 
 
 def quantize_what_pays(model: Model, step: StaticQuantization, context: Context, gate: bool = True) -> Undone:
     """`model` on calibrated grids where these pay, see `what_pays`."""
-    return what_pays(StaticArtifacts(model, step, context), step.undo, context, gate)
+    artifacts = StaticArtifacts(model, step, context)
+    undone = what_pays(artifacts, step.undo, context, gate)
+    return undone if undone.model is model else replace(undone, unclipped=artifacts.unclipped)
 
 
 def what_pays(artifacts: Artifacts, undo: bool, context: Context, gate: bool = True) -> Undone:
@@ -168,6 +172,7 @@ class StaticArtifacts(Artifacts):
         super().__init__(model, step, context, first(context.data.split("calibration"), step.samples, step.batch_size))
         self._static = step
         self._even = prepared(model, step, self.batches)
+        self.unclipped = clipping(model.graph) - clipping(self._even.graph)
         self._ranges: Ranges = {}
         self._grams: dict[str, Gram] = {}
 

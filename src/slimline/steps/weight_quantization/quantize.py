@@ -32,6 +32,7 @@ from slimline.recipe.layers import first_match, refuse_unmatched, selected
 from slimline.runtimes.base import Runtime, runtime
 from slimline.steps.base import Context, StepResult
 from slimline.steps.weight_quantization.awq import scaled_by_salience
+from slimline.steps.weight_quantization.rotation import rotatable, rotated
 from slimline.steps.weight_quantization.step import WeightQuantization, WeightType
 from slimline.steps.weight_rounding import MEASURED, WeightRounding
 
@@ -59,6 +60,8 @@ def chosen(model: Model, step: WeightQuantization) -> tuple[dict[str, _Weight], 
     """
     if model.quantization is not None:
         raise SlimlineError("This model is quantized already: apply WeightQuantization to the float model instead.")
+    if step.rotation is not None:
+        rotatable(model)
     refuse_revival([step.dtype, *(own.dtype for own in step.overrides.values())], bool(model.masks))
     graph = model.graph
     layers = {node.name: node.layer or node.name for node in graph.nodes}
@@ -114,6 +117,8 @@ def quantize(model: Model, step: WeightQuantization, context: Context) -> StepRe
     folded = Model(model.adapter, model.edit(FoldNorms()), model.example, masks=model.masks)
     weights, refused = chosen(folded, step)
     target = runtime(context.target)
+    if step.rotation is not None:
+        folded = rotated(folded)
     starts = {name: partial(_format, of=weight, step=step, model=folded) for name, weight in weights.items()}
     batches = _batches(weights, step, context)
     grams, exponents = dict[str, Gram](), dict[str, float]()
