@@ -69,7 +69,10 @@ def test_norms_in_front_of_a_branch_are_in_its_part() -> None:
     assert len(every[1].inputs) == 1  # what is normalised and what is added to are one value
 
 
-def test_parts_one_behind_the_other_are_the_network(model) -> None:
+@pytest.mark.parametrize("pruned", [False, True])
+def test_parts_one_behind_the_other_are_the_network(model, pruned) -> None:
+    if pruned:  # whose graph notes no shapes
+        model = sl.apply(model, sl.ChannelPruning(ratio=0.25, layers=("next", "stem")))
     x = np.random.default_rng(0).normal(size=(7, 1, 6, 6)).astype(np.float32)
     values = {model.graph.inputs[0]: x}
     for each in segments(model.graph, WEIGHTS):
