@@ -104,8 +104,8 @@ def reconstruct(
             weights={name: each for name, each in formats.weights.items() if name in stored},
         )
         fixed = frozenset(name for name in here if groups[name] in settled)
-        values = tuple([held[name] for name in segment.inputs] for held in (exact, rounded))
-        own, weights = _rounded(part, own, *values, masks, step.batch_size, known)
+        before, now = ([held[name] for name in segment.inputs] for held in (exact, rounded))
+        own, weights = _rounded(part, own, before, now, masks, step.batch_size, known)
         begun = replace(part, native=part.edit(PutTensors(weights)))
         run = _Part(step, part, begun.edit(learning(own, fixed)), segment, context.seed + index)
         answers = run.answers(part.native, exact)
