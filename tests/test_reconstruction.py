@@ -19,7 +19,7 @@ from slimline.steps.base import Context, perform
 torch = pytest.importorskip("torch")
 nn = torch.nn
 
-BLOCK = {"reconstruct": "block", "weights": "int4", "samples": 256, "epochs": 15, "learning_rate": 3e-3}
+BLOCK = {"reconstruct": "block", "weights": "int4", "samples": 256, "epochs": 10, "learning_rate": 1e-3}
 
 
 class Residual(nn.Module):
@@ -79,12 +79,10 @@ def test_it_beats_rounding_where_it_has_not_looked(model, data, everything, imag
     step = sl.QuantizationAwareTraining(activations=activations, drop=0.5 if activations == "uint4" else 0.0, **BLOCK)
     learned = sl.apply(model, step, data)
     nearest = sl.apply(model, step.model_copy(update={"epochs": 0, "reconstruct": None}), everything)
-    second = sl.apply(model, step.model_copy(update={"epochs": 0}), data)  # the numbers of GPTQ, and no training
     assert error(model, learned, x) < 0.6 * error(model, nearest, x)
-    assert error(model, learned, x) < 0.9 * error(model, second, x)
     if activations == "uint8":
-        static = sl.apply(model, sl.StaticQuantization(weights="int4", rounding="gptq", undo=False), data)
-        assert error(model, learned, x) < 0.9 * error(model, static, x)
+        static = sl.StaticQuantization(weights="int4", rounding="gptq", propagate=False, undo=False)
+        assert error(model, learned, x) < 0.75 * error(model, sl.apply(model, static, data), x)
     path = sl.export(learned, "onnxruntime", tmp_path)
     outputs, expected = runtime("onnxruntime").load(path).run((x,)), learned.predict(x)
     assert np.mean(outputs.argmax(1) == expected.argmax(1)) >= 0.995
@@ -105,6 +103,7 @@ def test_parts_are_reported_and_blocks_are_whole(model, data) -> None:
     record = done(model, data)[1]
     assert [part["layers"] for part in record["parts"]] == [["0"], ["3.branch.0", "3.branch.3"], ["4"], ["7"]]
     assert all(part["error_after"] <= part["error"] for part in record["parts"])
+    assert any(part["error_after"] < 0.95 * part["error"] for part in record["parts"])
     singles = done(model, data, reconstruct="layer", activations="float32", epochs=1)
     assert [len(part["layers"]) for part in singles[1]["parts"]] == [1] * 5
     assert singles[0].quantization.stored
@@ -160,7 +159,7 @@ def test_refusals(model, data) -> None:
     with pytest.raises(sl.SlimlineError, match="leave them out with reconstruct"):
         sl.QuantizationAwareTraining(reconstruct="block", delay=1)
     step = sl.QuantizationAwareTraining(**BLOCK)
-    assert step.needs == ("calibration",) and (step.epochs, step.batch_size) == (15, 32)
+    assert step.needs == ("calibration",) and (step.epochs, step.batch_size) == (10, 32)
     assert sl.QuantizationAwareTraining(**step.model_dump()) == step
     with pytest.raises(sl.SlimlineError, match="leave it out, or use"):
         sl.prepare(model, step, data)

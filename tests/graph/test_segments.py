@@ -59,7 +59,20 @@ def test_parts_begin_at_layers_but_not_within_blocks(model) -> None:
     assert every[-1].outputs == model.graph.outputs
 
 
-def test_parts_one_behind_the_other_are_the_network(model) -> None:
+def test_norms_in_front_of_a_branch_are_in_its_part() -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, norm_first=True)
+    net = sl.load(nn.Sequential(layer, nn.Linear(16, 4)).eval(), np.zeros((2, 6, 16), np.float32))
+    names = [name for name in net.parameters() if name.endswith("weight") and "norm" not in name]
+    every = segments(net.graph, names, innermost(blocks(net.graph)))
+    assert [each.layers for each in every] == [("0.self_attn",), ("0.linear1", "0.linear2"), ("1",)]
+    assert len(every[1].inputs) == 1  # what is normalised and what is added to are one value
+
+
+@pytest.mark.parametrize("pruned", [False, True])
+def test_parts_one_behind_the_other_are_the_network(model, pruned) -> None:
+    if pruned:  # whose graph notes no shapes
+        model = sl.apply(model, sl.ChannelPruning(ratio=0.25, layers=("next", "stem")))
     x = np.random.default_rng(0).normal(size=(7, 1, 6, 6)).astype(np.float32)
     values = {model.graph.inputs[0]: x}
     for each in segments(model.graph, WEIGHTS):

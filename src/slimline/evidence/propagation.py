@@ -27,7 +27,12 @@ ROWS = 65536  # of a layer over all batches; more say the same
 
 
 def layer_by_layer(
-    model: Model, layers: Sequence[LayerMatrix], batches: Batches, start: Mapping[str, Array], change: Change
+    model: Model,
+    layers: Sequence[LayerMatrix],
+    batches: Batches,
+    start: Mapping[str, Array],
+    change: Change,
+    now: Batches | None = None,
 ) -> dict[str, Array]:
     """By name the tensors of `start` and those that `change` made, one layer after the other.
 
@@ -41,6 +46,7 @@ def layer_by_layer(
     start : tensors that have changed before the first of the layers does.
     change : gives a layer's new tensors by the Gram matrix of what it reads by now, which is paired with what it gave
         in `model`, without its bias.
+    now : what has become of `batches` where networks before this one have changed too.
 
     Raises
     ------
@@ -50,7 +56,7 @@ def layer_by_layer(
     native = adapter.edit(model.native, (PutTensors(tensors),), model.example) if tensors else model.native
     schedule = levels(model.graph, layers)
     stops = [list(dict.fromkeys(layer.input for layer in level)) for level in schedule]
-    before, after = Walk(model, batches, stops), Walk(model, batches, stops)
+    before, after = Walk(model, batches, stops), Walk(model, batches if now is None else now, stops)
     for level in schedule:
         width = 4 * sum(layer.shape[0] * layer.shape[1] for layer in level)
         limit = max(1, min(ROWS, MEMORY // width) // len(batches))

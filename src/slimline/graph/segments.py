@@ -34,8 +34,8 @@ def innermost(blocks: Iterable[Block]) -> tuple[Block, ...]:
 def segments(graph: Graph, weights: Collection[str], blocks: Iterable[Block] = ()) -> tuple[Segment, ...]:
     """The network in as many parts as can be, each with one of `weights` at least.
 
-    A part begins where an operator reads one of them, unless that is within a block, one side reads a parameter of the
-    other, or what both share does not have the batch as its first dimension.
+    A part begins where a block does, or an operator outside of them reads one of the weights, unless one side reads a
+    parameter of the other, or what both share does not have the batch as its first dimension.
     """
     nodes = [node for node in graph.nodes if node.name not in graph.idle]
     order = {node.name: i for i, node in enumerate(nodes)}
@@ -63,7 +63,11 @@ def segments(graph: Graph, weights: Collection[str], blocks: Iterable[Block] = (
         single = all(name in graph.inputs or len(makers[name].outputs) == 1 for name in shared)
         return single and all(graph.values[name].shape[:1] == (graph.batch,) for name in shared)
 
-    cuts = [cut for cut in sorted(layered)[1:] if possible(cut)]
+    cuts: list[int] = []
+    for cut in sorted(layered | {span[0] for span in spans if span}):
+        last = cuts[-1] if cuts else 0
+        if any(last <= i < cut for i in layered) and any(i >= cut for i in layered) and possible(cut):
+            cuts.append(cut)
     parts = []
     for start, end in zip([0, *cuts], [*cuts, len(nodes)], strict=True):
         inside = range(start, end)

@@ -31,7 +31,7 @@ EDITS: Table = {
     Threshold: lambda native, edit, example: rewire.truncate(native, edit.thresholds),
     Compute: lambda native, edit, example: rewire.compute(native, edit.functions),
     PutTensors: lambda native, edit, example: rewrite.replace(native, edit.tensors),
-    Extract: lambda native, edit, example: extract.extract(native, edit.inputs, edit.outputs),
+    Extract: lambda native, edit, example: extract.extract(native, edit.inputs, edit.outputs, example),
     FoldNorms: lambda native, edit, example: fakequant.fold(native, example),
     Round: lambda native, edit, example: fakequant.quantize(native, edit.quantization),
     LearnRounding: lambda native, edit, example: learned.learn(native, edit),

@@ -10,15 +10,17 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from slimline.frameworks.torch.native import Native, drop_unread, sharing, tensors
+from slimline.frameworks.base import Array
+from slimline.frameworks.torch.native import Native, drop_unread, shapes_of, sharing, tensors
 from slimline.frameworks.torch.operators import add_constant, argument, aten, packet, set_argument
 from slimline.frameworks.torch.rewire import named
 
 _DROPOUTS = ("aten.dropout", "aten.dropout_", "aten.feature_dropout", "aten.feature_dropout_", "aten.alpha_dropout")
 
 
-def extract(native: Native, inputs: Sequence[str], outputs: Sequence[str]) -> Native:
-    """The part of a model that computes `outputs` from `inputs`, see `slimline.graph.edits.Extract`."""
+def extract(native: Native, inputs: Sequence[str], outputs: Sequence[str], example: tuple[Array, ...]) -> Native:
+    """The part of a model that computes `outputs` from `inputs`, see `slimline.graph.edits.Extract`; `example` is of
+    what the whole model takes."""
     part = sharing(native)
     nodes = named(part, (*inputs, *outputs))
     graph = fx.Graph()
@@ -34,13 +36,15 @@ def extract(native: Native, inputs: Sequence[str], outputs: Sequence[str]) -> Na
         if node not in needed:
             needed.add(node)
             pending += [] if _counts_samples(node) else node.all_input_nodes
+    norms = {node.name for node in needed if _has_statistics(node)}
+    ranks = {name: len(shape) for name, shape in shapes_of(native, norms, example).items()}
     for node in part.graph.nodes:
         if node not in needed or node in copies:
             continue
         if _counts_samples(node):
             copies[node] = graph.call_function(aten.sym_size.int, (batch, 0))
-        elif packet(node) == "aten.batch_norm" and argument(node, "running_mean") is not None:
-            copies[node] = _normalised(part, graph, node, copies)
+        elif node.name in norms:
+            copies[node] = _normalised(part, graph, node, copies, ranks[node.name])
         else:
             copies[node] = graph.node_copy(node, copies.__getitem__)
         copies[node].name, copies[node].meta = node.name, dict(node.meta)
@@ -67,7 +71,13 @@ def _counts_samples(node: fx.Node) -> bool:
     return bool(node.op == "call_function" and packet(node) == "aten.sym_size" and argument(node, "dim") == 0)
 
 
-def _normalised(part: Native, graph: fx.Graph, node: fx.Node, copies: dict[fx.Node, fx.Node]) -> fx.Node:
+def _has_statistics(node: fx.Node) -> bool:
+    """Whether it is a batch norm with statistics of its own."""
+    norm = node.op == "call_function" and packet(node) == "aten.batch_norm"
+    return norm and argument(node, "running_mean") is not None
+
+
+def _normalised(part: Native, graph: fx.Graph, node: fx.Node, copies: dict[fx.Node, fx.Node], rank: int) -> fx.Node:
     """A batch norm by the statistics that it has, as a product and a sum of constants."""
     stored = tensors(part)
 
@@ -77,7 +87,6 @@ def _normalised(part: Native, graph: fx.Graph, node: fx.Node, copies: dict[fx.No
 
     factor = tensor("weight", 1.0) * torch.rsqrt(tensor("running_var", 1.0) + float(argument(node, "eps")))
     shift = tensor("bias", 0.0) - tensor("running_mean", 0.0) * factor
-    rank = len(node.meta["val"].shape) if "val" in node.meta else 2
     read = []
     for end, numbers in (("factor", factor), ("shift", shift)):
         name = add_constant(part, f"{node.name}_{end}", numbers.reshape(-1, *[1] * (rank - 2)))

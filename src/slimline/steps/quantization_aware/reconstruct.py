@@ -17,14 +17,15 @@ import numpy as np
 from slimline.basics.errors import SlimlineError
 from slimline.basics.named import Labels, Named
 from slimline.basics.progress import Progress
-from slimline.evidence.grams import collect
+from slimline.evidence.propagation import layer_by_layer
 from slimline.frameworks.base import Trainer
 from slimline.graph.blocks import blocks
 from slimline.graph.edits import Extract, LearnRounding, PutTensors
-from slimline.graph.matrix import matrices
+from slimline.graph.matrix import LayerMatrix, matrices
 from slimline.graph.quantization import Quantization
 from slimline.graph.segments import Segment, innermost, segments
 from slimline.methods.formats import IntegerGrid, Scaled
+from slimline.methods.gram import Gram
 from slimline.methods.outputs import Output
 from slimline.methods.scales import widest
 from slimline.methods.schedules import rate
@@ -103,7 +104,8 @@ def reconstruct(
             weights={name: each for name, each in formats.weights.items() if name in stored},
         )
         fixed = frozenset(name for name in here if groups[name] in settled)
-        own, weights = _rounded(part, own, [rounded[name] for name in segment.inputs], masks, step.batch_size, known)
+        before, now = ([held[name] for name in segment.inputs] for held in (exact, rounded))
+        own, weights = _rounded(part, own, before, now, masks, step.batch_size, known)
         begun = replace(part, native=part.edit(PutTensors(weights)))
         run = _Part(step, part, begun.edit(learning(own, fixed)), segment, context.seed + index)
         answers = run.answers(part.native, exact)
@@ -128,24 +130,30 @@ def reconstruct(
 def _rounded(
     part: Model,
     formats: Quantization,
+    exact: Sequence[Array],
     inputs: Sequence[Array],
     masks: Mapping[str, Array],
     size: int,
     known: Collection[str],
 ) -> tuple[Quantization, Arrays]:
     """The formats and weights from which a part sets out: scales of least error, and each weight makes up for the
-    errors of those before it (GPTQ)."""
-    batches = [tuple(x[i : i + size] for x in inputs) for i in range(0, len(inputs[0]), size)]
-    layers = {layer.weight: layer for layer in matrices(part.graph) if layer.weight in formats.weights}
-    grams, stored = collect(part, list(layers.values()), batches), part.parameters()
-    grids, weights = dict(formats.weights), {}
-    for name, layer in layers.items():
-        each, weight = formats.weights[name], stored[name]
+    errors of those before it, in its layer (GPTQ) and in the network."""
+    starts = range(0, len(inputs[0]), size)
+    before, now = ([tuple(x[i : i + size] for x in each) for i in starts] for each in (exact, inputs))
+    stored, readers = part.parameters(), part.graph.consumers()
+    layers = [x for x in matrices(part.graph) if x.weight in formats.weights and len(readers[x.weight]) == 1]
+    grids = dict(formats.weights)
+
+    def change(layer: LayerMatrix, gram: Gram) -> Arrays:
+        each = grids[layer.weight]
         assert isinstance(each, Scaled)
-        rounding = WeightRounding(weight, layer, grams[layer.node], masks.get(name))
-        if isinstance(each, IntegerGrid) and name not in known:
-            each = rounding.fitted(widest(weight, f"int{each.bits}", each.blocks), "gptq")
-        grids[name], weights[name] = each, rounding.rounded(each, "gptq")
+        rounding = WeightRounding(stored[layer.weight], layer, gram, masks.get(layer.weight))
+        if isinstance(each, IntegerGrid) and layer.weight not in known:
+            each = rounding.fitted(widest(rounding.visible, f"int{each.bits}", each.blocks), "gptq")
+        grids[layer.weight] = each
+        return {layer.weight: rounding.rounded(each, "gptq")}
+
+    weights = layer_by_layer(part, layers, before, {}, change, now)
     return replace(formats, weights=grids), weights
 
 

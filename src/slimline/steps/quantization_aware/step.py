@@ -85,8 +85,8 @@ class QuantizationAwareTraining(Training):
     overrides : by pattern of layers, their own ``{"weights": …, "observer": …, "percentile": …, "granularity": …}``.
     loss, temperature, alpha, epochs, batch_size, optimizer, learning_rate, weight_decay, momentum, warmup,
     refresh_batches, precision : see `Training`. The rate begins anew behind `delay` and `fold_norms`. With
-        `reconstruct` epochs are of each part and of calibration samples, 60 in batches of 32 unless others are named;
-        the loss is the squared error, and what is about outputs and labels has no meaning.
+        `reconstruct` epochs are of each part and of calibration samples, 60 in batches of 32 at a rate of 3e-4 unless
+        others are named; the loss is the squared error, and what is about outputs and labels has no meaning.
     """
 
     kind = "quantization"
@@ -150,7 +150,7 @@ class QuantizationAwareTraining(Training):
     def _of_parts(cls, data: Any) -> Any:
         """A part is small and learns from few samples, so it sees them more often."""
         parts = isinstance(data, dict) and data.get("reconstruct") is not None
-        return {"epochs": 60, "batch_size": 32, **data} if parts else data
+        return {"epochs": 60, "batch_size": 32, "learning_rate": 3e-4, **data} if parts else data
 
     @model_validator(mode="after")
     def _meaningful(self) -> QuantizationAwareTraining:
