@@ -16,6 +16,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Any
 
 from slimline.methods.formats import Array, Format
@@ -24,6 +25,8 @@ EXPORTED_PROGRAM = "exported_program"
 ONNX = "onnx"
 TENSORFLOW_FUNCTION = "tensorflow_function"
 
+PLAIN: Mapping[str, Format] = MappingProxyType({})
+"""No stored tensor is in a format."""
 _CONVERSIONS = {(ONNX, TENSORFLOW_FUNCTION): ("slimline.runtimes.forms.onnx_tensorflow", "to_function")}
 """The function that makes the content of one form from that of another."""
 
