@@ -14,10 +14,10 @@ from torch import fx
 
 from slimline.basics.errors import SlimlineError, first_line
 from slimline.frameworks.base import Array
-from slimline.frameworks.torch.fakequant import fold, products, unrounded
+from slimline.frameworks.torch.fakequant import fold, is_rounded, products, unrounded
 from slimline.frameworks.torch.native import Native, sharing, to_tensors, trace
 from slimline.frameworks.torch.operators import argument, packet
-from slimline.methods.dynamic import HIGH, LOW
+from slimline.methods.dynamic import HIGH, LOW, DynamicGrid
 from slimline.methods.formats import Format, IntegerGrid, along
 from slimline.runtimes.forms import PLAIN
 from slimline.runtimes.forms.exported_program import LARGEST_BATCH
@@ -25,6 +25,7 @@ from slimline.runtimes.forms.exported_program import LARGEST_BATCH
 _aten = torch.ops.aten
 _TENSOR = _aten.fake_quantize_per_tensor_affine.default
 _CHANNEL = _aten.fake_quantize_per_channel_affine.default
+_ROWS: DynamicGrid = "int8_per_row"
 _MOVES = {
     f"aten.{name}"
     for name in (
@@ -65,13 +66,18 @@ def to_program(
 
 
 def _round_as_it_runs(module: Native, weights: Mapping[str, Format]) -> None:
-    """Hold weights as integers, and round what is multiplied by them by the operators of torch's own quantization."""
-    if not weights:
+    """Hold weights as integers whose products round what they multiply by them, by the operators of torch's own
+    quantization; others stay as they are."""
+    read = products(module, weights)
+    rounding = [
+        (n, *each) for n, uses in read.items() for each in uses if is_rounded(each[0].args[each[1]], each[0], _ROWS)
+    ]
+    if not rounding:
         return
     import_module("torch.ao.quantization.fx._decomposed")  # registers the operators
     ops: Any = torch.ops.quantized_decomposed
-    graph = module.graph
-    for product, position in [each for uses in products(module, weights).values() for each in uses]:
+    graph, dynamic = module.graph, {name for name, _, _ in rounding}
+    for _, product, position in rounding:
         source, like = unrounded(product.args[position]), cast(fx.Node, product.args[position])
         with graph.inserting_before(product):
             grid = graph.call_function(ops.choose_qparams_per_token_asymmetric.default, (source, torch.int8))
@@ -81,7 +87,7 @@ def _round_as_it_runs(module: Native, weights: Mapping[str, Format]) -> None:
             real = graph.call_function(ops.dequantize_per_token.default, (codes, *args, torch.float32))
         real.meta = dict(like.meta)
         product.update_arg(position, real)
-    for node in [each for each in graph.nodes if each.op == "get_attr" and each.target in weights]:
+    for node in [each for each in graph.nodes if each.op == "get_attr" and each.target in dynamic]:
         for user in list(node.users):  # each reads integers of its own: backends take them into the reader
             with graph.inserting_before(user):
                 user.replace_input_with(node, _codes(module, node, weights[str(node.target)]))

@@ -131,7 +131,7 @@ def unrounded(node: Any) -> Any:
     return node
 
 
-def _is_rounded(node: Any, product: fx.Node, grid: DynamicGrid) -> bool:
+def is_rounded(node: Any, product: fx.Node, grid: DynamicGrid) -> bool:
     """Whether `node`, which a product reads, is what `round_dynamically` makes of another."""
     source = unrounded(node)
     if not isinstance(node, fx.Node) or not isinstance(source, fx.Node):
@@ -191,7 +191,7 @@ def format_mismatches(native: fx.GraphModule, quantization: Quantization) -> lis
     read = products(native, quantization.dynamic)
     for name, uses in read.items():
         grid = quantization.dynamic_grid
-        if not uses or not all(_is_rounded(product.args[position], product, grid) for product, position in uses):
+        if not uses or not all(is_rounded(product.args[position], product, grid) for product, position in uses):
             different[name] = None
     known = {product for uses in read.values() for product, _ in uses}
     for node in native.graph.nodes:

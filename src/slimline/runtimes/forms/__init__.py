@@ -42,6 +42,7 @@ class Form:
     integer : whether it simulates integers that the artifact is to compute with.
     weights : by name, formats of the stored tensors that the artifact holds as codes, while activations are float.
     tensors : their rounded numbers, in the layout of the framework.
+    dynamic : those of them whose layers multiply by codes, and round what they multiply as they run.
     """
 
     kind: str
@@ -49,6 +50,7 @@ class Form:
     integer: bool
     weights: Mapping[str, Format] = field(default_factory=dict)
     tensors: Mapping[str, Array] = field(default_factory=dict)
+    dynamic: tuple[str, ...] = ()
 
 
 def road(forms: Sequence[str], taken: Sequence[str]) -> tuple[str, ...] | None:
