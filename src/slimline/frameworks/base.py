@@ -7,7 +7,7 @@ framework's own model (a torch `GraphModule`, a `keras.Model`, …). No method c
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -22,7 +22,8 @@ from slimline.basics.arrays import Example
 from slimline.basics.errors import SlimlineError, unknown
 from slimline.basics.named import Labels, rows
 from slimline.basics.plugins import plugins
-from slimline.runtimes.forms import EXPORTED_PROGRAM, ONNX, TENSORFLOW_FUNCTION
+from slimline.methods.formats import Format
+from slimline.runtimes.forms import EXPORTED_PROGRAM, ONNX, PLAIN, TENSORFLOW_FUNCTION
 
 if TYPE_CHECKING:
     from slimline.files.slim.archive import Span
@@ -298,14 +299,19 @@ class Adapter(Protocol):
         """`quantization` as a model that a `LearnRounding` of it has made, and training has changed, rounds now."""
 
     def form(
-        self, native: Any, kind: str, example: tuple[Array, ...], integer: bool, weights: Collection[str] = ()
+        self,
+        native: Any,
+        kind: str,
+        example: tuple[Array, ...],
+        integer: bool,
+        weights: Mapping[str, Format] = PLAIN,
     ) -> Any:
         """The content of one of the framework's forms.
 
         Parameters
         ----------
         integer : whether `native` simulates what is to be computed in integers.
-        weights : stored tensors, by name, that the form keeps apart: a runtime stores codes in their place.
+        weights : by name, formats of stored tensors that the form keeps apart: a runtime stores codes in their place.
 
         Raises
         ------

@@ -78,10 +78,11 @@ def write(runtime: Runtime, model: Model, path: Path) -> Form:
     quantization = model.quantization
     weights = quantization.weights if quantization is not None and quantization.stored else {}
     integer = quantization is not None and not weights
-    content = model.adapter.form(model.native, way[0], model.example, integer, tuple(weights))
+    content = model.adapter.form(model.native, way[0], model.example, integer, weights)
     stored = model.parameters() if weights else {}
     tensors = {name: stored[name] for name in weights}
-    form = Form(way[-1], forms.converted(content, way, weights), integer, weights, tensors)
+    dynamic = quantization.dynamic if quantization is not None else ()
+    form = Form(way[-1], forms.converted(content, way, weights), integer, weights, tensors, dynamic)
     runtime.lower(form, path)
     return form
 

@@ -137,6 +137,8 @@ class Runtime(Protocol):
     """The grid of these ranges."""
     short_group: int | None = 32
     """Inputs of an output that share a scale of the int4 weights of such a linear layer; None for all."""
+    short_scales: str = "float32"
+    """The type of these scales."""
     short_multiple: int = 1
     """Of what the inputs of such a linear layer have to be a multiple for int4 weights; others take int8."""
     rounds_short: bool = False

@@ -18,6 +18,7 @@ from slimline.basics.errors import SlimlineError, first_line, require
 from slimline.basics.quiet import silent
 from slimline.files.atomic import atomic_write
 from slimline.graph.placement import Policy
+from slimline.methods.formats import Format, IntegerGrid
 from slimline.runtimes.base import Runtime
 from slimline.runtimes.forms import EXPORTED_PROGRAM, Form
 
@@ -32,6 +33,8 @@ _IDENTIFIER = b"ET"
 _PRODUCTS = ("convolution", "linear", "addmm", "mm", "bmm")
 _MOVES = {"XNNConvert", "XNNStaticTranspose"}
 """Operators of the delegate that lay numbers out anew at its ends."""
+_REAL = ("xnn_datatype_fp32", "xnn_datatype_fp16")
+_ROUNDED_AS_IT_RUNS = "xnn_datatype_qdint8"
 _CASTS = ("quantize", "dequantize", "_clone_dim_order", "_to_dim_order_copy", "sym_size", "et_view")
 
 
@@ -109,6 +112,10 @@ class ExecuTorch(Runtime):
     policy = POLICY
     abilities = frozenset({"run", "time", "count integer kernels"})
     packages = ("executorch", "torch", "torchao")
+    dynamic = frozenset({"linear"})
+    dynamic_grid = "int8_per_row"
+    short_multiple = 32
+    short_scales = "bfloat16"
     description = "ExecuTorch on the CPU with XNNPACK: int8 activations and int8 weights per channel"
 
     def available(self) -> str | None:
@@ -118,6 +125,12 @@ class ExecuTorch(Runtime):
         except SlimlineError as error:
             return str(error)
         return None
+
+    def can_multiply(self, each: Format) -> bool:
+        """Symmetric integers, of 8 bits with one scale per output, or of 4 in blocks of 32."""
+        if not isinstance(each, IntegerGrid) or not each.signed or each.zero_point is not None:
+            return False
+        return each.axis == 0 if each.stored_bits == 8 else each.bits == 4 and each.blocks == (1, self.short_group)
 
     def lower(self, form: Form, path: Path) -> None:
         """Write the file to `path`; atomic, and the same bytes each time.
@@ -272,18 +285,18 @@ def _operators(path: Path, layers: Mapping[int, str]) -> Iterator[tuple[str, str
 def _delegated(payload: bytes, layers: Mapping[int, str]) -> Iterator[tuple[str, str]]:
     """The operators of one call of XNNPACK."""
     graph = _xnnpack(payload)
-    kinds = {}
+    types = {}
     for value in graph["xvalues"]:
         tensor = value["xvalue_union"]
         tensor = tensor.get("tensor_value", tensor)
-        kinds[tensor["id_out"]] = (
-            "float" if tensor["datatype"] in ("xnn_datatype_fp32", "xnn_datatype_fp16") else "integer"
-        )
+        types[tensor["id_out"]] = tensor["datatype"]
     for node in graph["xnodes"]:
-        kind = node["xnode_union_type"]
+        kind, ends = node["xnode_union_type"], node["xnode_union"]
         if kind not in _MOVES:
             operator = kind.removeprefix("XNN")
-            yield layers.get(node["debug_handle"], operator), kinds[node["xnode_union"]["output_id"]]
+            rounded = types.get(ends.get("input1_id")) == _ROUNDED_AS_IT_RUNS
+            integer = rounded or types[ends["output_id"]] not in _REAL
+            yield layers.get(node["debug_handle"], operator), "integer" if integer else "float"
 
 
 def _xnnpack(payload: bytes) -> dict[str, Any]:

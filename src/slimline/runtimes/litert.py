@@ -18,7 +18,7 @@ from slimline.basics.errors import SlimlineError, require
 from slimline.basics.quiet import quiet
 from slimline.files.atomic import atomic_write
 from slimline.graph.placement import Policy
-from slimline.methods.formats import Format, IntegerGrid
+from slimline.methods.formats import FloatFormat, Format, IntegerGrid
 from slimline.runtimes.base import ABILITIES, Runtime, conform
 from slimline.runtimes.forms import TENSORFLOW_FUNCTION, Form
 from slimline.runtimes.forms.tensorflow import tensorflow
@@ -130,7 +130,7 @@ class LiteRT(Runtime):
     packages = ("ai-edge-litert", "tensorflow", "tensorflow-cpu", "keras")
     abilities = frozenset(ABILITIES) - {"profile"}
     description = "LiteRT (TensorFlow Lite) on the CPU with XNNPACK; float or full integer"
-    dynamic = frozenset({"linear", "conv"})
+    dynamic = frozenset({"linear", "conv", "embedding"})
     dynamic_grid = "int8_per_row"
     short_group = None
     short_multiple = 2  # XNNPACK leaves others to a kernel that rounds otherwise
@@ -144,10 +144,21 @@ class LiteRT(Runtime):
             return str(error)
         return None
 
+    stores = (
+        "float16, and symmetric integers of 8 bits with one scale per output (4 bits are slower there than float32, "
+        "blocks are left in float32)"
+    )
+    storage = "weights are turned to float32 when it loads the file: it is smaller, memory and time are not"
+
+    def can_store(self, each: Format) -> bool:
+        """What its DEQUANTIZE turns to float32, once."""
+        if isinstance(each, FloatFormat):
+            return each.is_plain and each.dtype == "float16"
+        return _symmetric(each) and each.stored_bits == 8
+
     def can_multiply(self, each: Format) -> bool:
         """Symmetric integers of 4 or 8 bits with one scale per output."""
-        fits = isinstance(each, IntegerGrid) and each.signed and each.zero_point is None and each.axis is not None
-        return fits and each.stored_bits in (4, 8)
+        return _symmetric(each) and each.stored_bits in (4, 8)
 
     @property
     def weight_bits(self) -> int:
@@ -167,7 +178,7 @@ class LiteRT(Runtime):
 
         function = form.content
         names = function.inputs, function.layers, function.outputs
-        atomic_write(path, compact(_convert(function, form.integer), *names, form.weights, form.tensors))
+        atomic_write(path, compact(_convert(function, form.integer), *names, form.weights, form.tensors, form.dynamic))
 
     def sample(self, layer: Layer, path: Path) -> None:
         """Write a ``.tflite`` file of layers such as `layer`, see `slimline.runtimes.base.Runtime`."""
@@ -297,6 +308,13 @@ def _convert(function: Function, integer: bool) -> bytes:
             return bytes(converter.convert())
     except Exception as error:  # the converter raises its own, private classes
         raise SlimlineError(f"LiteRT's converter refuses the model: {_first_line(error)}.") from error
+
+
+def _symmetric(each: Format) -> bool:
+    """Whether a format is of signed integers around zero, with one scale per output."""
+    if not isinstance(each, IntegerGrid) or not each.signed or each.zero_point is not None:
+        return False
+    return bool(each.blocks) and set(each.blocks) <= {1, None}
 
 
 def _rounds(operator: Mapping[str, Any], details: Mapping[int, Any]) -> bool:

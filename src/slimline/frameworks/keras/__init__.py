@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,7 +12,8 @@ import numpy as np
 
 from slimline.basics.errors import require
 from slimline.frameworks.device import wish
-from slimline.runtimes.forms import ONNX, TENSORFLOW_FUNCTION
+from slimline.methods.formats import Format
+from slimline.runtimes.forms import ONNX, PLAIN, TENSORFLOW_FUNCTION
 
 # Both must be set before the first import of keras: the backend, and TensorFlow's C++ log level.
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
@@ -118,7 +119,12 @@ class KerasAdapter:
         return learned(native, quantization)
 
     def form(
-        self, native: Any, kind: str, example: tuple[Array, ...], integer: bool, weights: Collection[str] = ()
+        self,
+        native: Any,
+        kind: str,
+        example: tuple[Array, ...],
+        integer: bool,
+        weights: Mapping[str, Format] = PLAIN,
     ) -> Any:
         """See `slimline.frameworks.keras.onnx` and `slimline.frameworks.keras.function`."""
         if kind == ONNX:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,7 +15,8 @@ from slimline.frameworks.edit import carry_out
 from slimline.frameworks.onnx import load, read, save
 from slimline.frameworks.onnx.native import Native
 from slimline.graph.ir import Graph
-from slimline.runtimes.forms import ONNX
+from slimline.methods.formats import Format
+from slimline.runtimes.forms import ONNX, PLAIN
 
 if TYPE_CHECKING:
     from slimline.files.slim.archive import Span
@@ -94,7 +95,12 @@ class OnnxAdapter:
         return format_mismatches(native, quantization)
 
     def form(
-        self, native: Native, kind: str, example: tuple[Array, ...], integer: bool, weights: Collection[str] = ()
+        self,
+        native: Native,
+        kind: str,
+        example: tuple[Array, ...],
+        integer: bool,
+        weights: Mapping[str, Format] = PLAIN,
     ) -> Any:
         """See `fakequant.to_onnx`."""
         from slimline.frameworks.onnx.fakequant import to_onnx

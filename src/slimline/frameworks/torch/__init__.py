@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,7 +18,8 @@ from slimline.frameworks.torch import device, read, save
 from slimline.frameworks.torch import native as natives
 from slimline.frameworks.torch.native import Native
 from slimline.graph.ir import Graph
-from slimline.runtimes.forms import EXPORTED_PROGRAM, ONNX
+from slimline.methods.formats import Format
+from slimline.runtimes.forms import EXPORTED_PROGRAM, ONNX, PLAIN
 
 if TYPE_CHECKING:
     from slimline.files.slim.archive import Span
@@ -102,13 +103,18 @@ class TorchAdapter:
         return learned(native, quantization)
 
     def form(
-        self, native: Native, kind: str, example: tuple[Array, ...], integer: bool, weights: Collection[str] = ()
+        self,
+        native: Native,
+        kind: str,
+        example: tuple[Array, ...],
+        integer: bool,
+        weights: Mapping[str, Format] = PLAIN,
     ) -> Any:
         """See `slimline.frameworks.torch.onnx` and `slimline.frameworks.torch.exported`."""
         if kind == EXPORTED_PROGRAM:
             from slimline.frameworks.torch.exported import to_program
 
-            return to_program(native, example, integer)
+            return to_program(native, example, integer, weights)
         from slimline.frameworks.torch.onnx import to_onnx
 
         assert kind == ONNX

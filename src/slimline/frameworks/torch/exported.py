@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import warnings
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, cast
 
@@ -13,15 +14,18 @@ from torch import fx
 
 from slimline.basics.errors import SlimlineError, first_line
 from slimline.frameworks.base import Array
-from slimline.frameworks.torch.fakequant import fold
+from slimline.frameworks.torch.fakequant import fold, is_rounded, products, unrounded
 from slimline.frameworks.torch.native import Native, sharing, to_tensors, trace
 from slimline.frameworks.torch.operators import argument, packet
-from slimline.methods.formats import IntegerGrid, along
+from slimline.methods.dynamic import HIGH, LOW, DynamicGrid
+from slimline.methods.formats import Format, IntegerGrid, along
+from slimline.runtimes.forms import PLAIN
 from slimline.runtimes.forms.exported_program import LARGEST_BATCH
 
 _aten = torch.ops.aten
 _TENSOR = _aten.fake_quantize_per_tensor_affine.default
 _CHANNEL = _aten.fake_quantize_per_channel_affine.default
+_ROWS: DynamicGrid = "int8_per_row"
 _MOVES = {
     f"aten.{name}"
     for name in (
@@ -34,8 +38,14 @@ _MOVES = {
 _SPLITS = {f"aten.{name}" for name in ("split", "split_with_sizes", "chunk", "unbind", "tensor_split")}
 
 
-def to_program(native: Native, example: tuple[Array, ...], integer: bool) -> torch.export.ExportedProgram:
+def to_program(
+    native: Native, example: tuple[Array, ...], integer: bool, weights: Mapping[str, Format] = PLAIN
+) -> torch.export.ExportedProgram:
     """The program; batch norms are folded unless it is `integer`. The same model gives the same program.
+
+    Parameters
+    ----------
+    weights : formats of those that are stored as integers, while what is multiplied by them is rounded as it runs.
 
     Raises
     ------
@@ -44,6 +54,7 @@ def to_program(native: Native, example: tuple[Array, ...], integer: bool) -> tor
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         module = _pairs(native) if integer else sharing(fold(native, example))
+        _round_as_it_runs(module, weights)
         _stride_pools(module.graph)
         try:
             return trace(module.eval(), to_tensors(example), native.free, largest_batch=LARGEST_BATCH)
@@ -52,6 +63,58 @@ def to_program(native: Native, example: tuple[Array, ...], integer: bool) -> tor
                 f"The model cannot be written as an exported program ({first_line(error)[:200]}): "
                 "express that part of it by common operators."
             ) from error
+
+
+def _round_as_it_runs(module: Native, weights: Mapping[str, Format]) -> None:
+    """Hold weights as integers whose products round what they multiply by them, by the operators of torch's own
+    quantization; others stay as they are."""
+    read = products(module, weights)
+    rounding = [
+        (n, *each) for n, uses in read.items() for each in uses if is_rounded(each[0].args[each[1]], each[0], _ROWS)
+    ]
+    if not rounding:
+        return
+    import_module("torch.ao.quantization.fx._decomposed")  # registers the operators
+    ops: Any = torch.ops.quantized_decomposed
+    graph, dynamic = module.graph, {name for name, _, _ in rounding}
+    for _, product, position in rounding:
+        source, like = unrounded(product.args[position]), cast(fx.Node, product.args[position])
+        with graph.inserting_before(product):
+            grid = graph.call_function(ops.choose_qparams_per_token_asymmetric.default, (source, torch.int8))
+            numbers = [graph.call_function(operator.getitem, (grid, i)) for i in range(2)]
+            args: tuple[Any, ...] = (*numbers, LOW, HIGH, torch.int8)
+            codes = graph.call_function(ops.quantize_per_token.default, (source, *args))
+            real = graph.call_function(ops.dequantize_per_token.default, (codes, *args, torch.float32))
+        real.meta = dict(like.meta)
+        product.update_arg(position, real)
+    for node in [each for each in graph.nodes if each.op == "get_attr" and each.target in dynamic]:
+        for user in list(node.users):  # each reads integers of its own: backends take them into the reader
+            with graph.inserting_before(user):
+                user.replace_input_with(node, _codes(module, node, weights[str(node.target)]))
+    graph.eliminate_dead_code()
+    module.recompile()
+
+
+def _codes(module: Native, node: fx.Node, each: Format) -> fx.Node:
+    """The integers of a stored weight, and what dequantizes them: ``(outputs, inputs)``, with a scale per output or per
+    block of inputs."""
+    assert isinstance(each, IntegerGrid)
+    ops: Any = torch.ops.quantized_decomposed
+    graph, name = module.graph, str(node.target)
+    read = _store(module, f"{name}_integers", torch.from_numpy(each.encode(_tensor(module, name).numpy())))
+    flat = each.scale if each.axis is None else each.scale.ravel()
+    scale = _store(module, f"{name}_scale", torch.from_numpy(flat.copy()))
+    zero = _store(module, f"{name}_zero_point", torch.zeros(flat.shape, dtype=torch.int64))
+    low = -(1 << (each.bits - 1))
+    args: tuple[Any, ...]
+    if each.axis is None:
+        args = (read, scale, zero, low, -low - 1, torch.int8, each.blocks[1], torch.float32)
+        real = graph.call_function(ops.dequantize_per_channel_group.default, args)
+    else:
+        args = (read, scale, zero, each.axis, low, -low - 1, torch.int8)
+        real = graph.call_function(ops.dequantize_per_channel.default, args)
+    real.meta = dict(node.meta)
+    return real
 
 
 def _stride_pools(graph: fx.Graph) -> None:

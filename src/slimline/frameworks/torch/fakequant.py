@@ -85,9 +85,9 @@ def quantize(native: fx.GraphModule, quantization: Quantization) -> fx.GraphModu
 def _round_inputs(module: fx.GraphModule, weights: Collection[str], grid: DynamicGrid) -> None:
     """Let products with these weights read what they multiply rounded to the grid of its own range."""
     rounded: dict[tuple[fx.Node, tuple[int, ...]], fx.Node] = {}
-    products = _products(module, weights)
-    refuse_unread(products)
-    for product, position in [each for uses in products.values() for each in uses]:
+    read = products(module, weights)
+    refuse_unread(read)
+    for product, position in [each for uses in read.values() for each in uses]:
         x = product.args[position]
         assert isinstance(x, fx.Node)
         axes = _axes(product, x, grid)
@@ -108,7 +108,7 @@ def _axes(product: fx.Node, x: fx.Node, grid: DynamicGrid) -> tuple[int, ...]:
     return read_together(rank, 1, weight.meta["val"].shape[2:], argument(product, "stride") or ())
 
 
-def _products(module: fx.GraphModule, weights: Collection[str]) -> dict[str, list[tuple[fx.Node, int]]]:
+def products(module: fx.GraphModule, weights: Collection[str]) -> dict[str, list[tuple[fx.Node, int]]]:
     """By weight, the products with it and the position of what they multiply by it."""
     uses: dict[str, list[tuple[fx.Node, int]]] = {name: [] for name in weights}
     for node in module.graph.nodes:
@@ -124,11 +124,16 @@ def _products(module: fx.GraphModule, weights: Collection[str]) -> dict[str, lis
     return uses
 
 
-def _is_rounded(node: Any, product: fx.Node, grid: DynamicGrid) -> bool:
-    """Whether `node`, which a product reads, is what `round_dynamically` makes of another."""
-    source = node
+def unrounded(node: Any) -> Any:
+    """What `node` was made of by `round_dynamically`, if it was."""
     for _ in range(_DEPTH):
-        source = source.args[0] if isinstance(source, fx.Node) and source.args else None
+        node = node.args[0] if isinstance(node, fx.Node) and node.args else None
+    return node
+
+
+def is_rounded(node: Any, product: fx.Node, grid: DynamicGrid) -> bool:
+    """Whether `node`, which a product reads, is what `round_dynamically` makes of another."""
+    source = unrounded(node)
     if not isinstance(node, fx.Node) or not isinstance(source, fx.Node):
         return False
     placeholder = fx.Graph().placeholder("x")
@@ -183,12 +188,12 @@ def format_mismatches(native: fx.GraphModule, quantization: Quantization) -> lis
         if _packet(node) in _FAKE_QUANTIZE and node not in rounders and not is_dynamic(node):
             source = node.args[0]
             different[str(source.target if source.op == "get_attr" else source.name)] = None
-    products = _products(native, quantization.dynamic)
-    for name, uses in products.items():
+    read = products(native, quantization.dynamic)
+    for name, uses in read.items():
         grid = quantization.dynamic_grid
-        if not uses or not all(_is_rounded(product.args[position], product, grid) for product, position in uses):
+        if not uses or not all(is_rounded(product.args[position], product, grid) for product, position in uses):
             different[name] = None
-    known = {product for uses in products.values() for product, _ in uses}
+    known = {product for uses in read.values() for product, _ in uses}
     for node in native.graph.nodes:
         if is_dynamic(node) and not set(_end(node).users) <= known:
             different[node.name] = None

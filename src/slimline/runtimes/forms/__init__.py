@@ -16,6 +16,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Any
 
 from slimline.methods.formats import Array, Format
@@ -24,6 +25,8 @@ EXPORTED_PROGRAM = "exported_program"
 ONNX = "onnx"
 TENSORFLOW_FUNCTION = "tensorflow_function"
 
+PLAIN: Mapping[str, Format] = MappingProxyType({})
+"""No stored tensor is in a format."""
 _CONVERSIONS = {(ONNX, TENSORFLOW_FUNCTION): ("slimline.runtimes.forms.onnx_tensorflow", "to_function")}
 """The function that makes the content of one form from that of another."""
 
@@ -39,6 +42,7 @@ class Form:
     integer : whether it simulates integers that the artifact is to compute with.
     weights : by name, formats of the stored tensors that the artifact holds as codes, while activations are float.
     tensors : their rounded numbers, in the layout of the framework.
+    dynamic : those of them whose layers multiply by codes, and round what they multiply as they run.
     """
 
     kind: str
@@ -46,6 +50,7 @@ class Form:
     integer: bool
     weights: Mapping[str, Format] = field(default_factory=dict)
     tensors: Mapping[str, Array] = field(default_factory=dict)
+    dynamic: tuple[str, ...] = ()
 
 
 def road(forms: Sequence[str], taken: Sequence[str]) -> tuple[str, ...] | None:

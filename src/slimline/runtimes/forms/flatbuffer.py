@@ -7,7 +7,7 @@ symmetric scale, and computes at run time the target shapes of reshapes.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from slimline.methods.formats import Array, Format
-from slimline.runtimes.forms.flatbuffer_weights import store
+from slimline.runtimes.forms.flatbuffer_weights import multiply_by_codes, store_codes
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 _IDENTIFIER = b"TFL3"
@@ -38,6 +38,7 @@ def compact(
     outputs: Sequence[str] = (),
     weights: Mapping[str, Format] = NOTHING,
     tensors: Mapping[str, Array] = NOTHING,
+    dynamic: Collection[str] = (),
 ) -> bytes:
     """The same network in as few bytes as LiteRT reads.
 
@@ -47,7 +48,7 @@ def compact(
     inputs : the name that each input was traced under, to the user's; in the order the user gives them.
     layers : the user's layers, and whether each computes with a kernel.
     outputs : the user's names of the outputs, which the file keeps in the signature ``serving_default``.
-    weights, tensors : what is stored as codes, see `slimline.runtimes.forms.flatbuffer_weights`.
+    weights, tensors, dynamic : what is stored as codes, see `slimline.runtimes.forms.Form`.
 
     Returns
     -------
@@ -58,7 +59,8 @@ def compact(
     model = schema.ModelT.InitFromPackedBuf(data, 0)
     graph = model.subgraphs[0]
     _constant_reshapes(model, graph)
-    store(model, graph, weights, tensors)
+    multiply_by_codes(model, graph, {name: weights[name] for name in dynamic}, tensors)
+    store_codes(model, graph, weights, tensors, weights.keys() - set(dynamic))
     order = {traced: position for position, traced in enumerate(inputs)}
     graph.inputs = sorted(graph.inputs, key=lambda i: order[_text(graph.tensors[i].name)])
     _rename(model, graph, list(inputs.values()), layers)

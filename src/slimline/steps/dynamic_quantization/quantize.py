@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from slimline.data.splits import first
 from slimline.graph.edits import FoldNorms, PutTensors, Round
 from slimline.graph.ir import IDLE, Graph, Node
 from slimline.graph.quantization import Quantization
-from slimline.methods.formats import Array, Blocks, Scaled
+from slimline.methods.formats import Array, Blocks, FloatFormat, Scaled
 from slimline.methods.scales import least_squares, widest
 from slimline.model import Model
 from slimline.model.lowering import check_dynamic, check_marks, check_multiplied
@@ -30,7 +30,6 @@ from slimline.steps.quantization.undo import Artifacts
 SAMPLES, BATCH = 256, 64
 """Calibration samples that are timed and compared with, and how many at a time."""
 _LSTM_GATES = 4
-_CONVOLUTION = "convolutions with ranges found at run time run slower than in float: use StaticQuantization"
 _IMAGES = 4
 """Dimensions of the weight of a convolution over images; those over sequences have fewer."""
 _KINDS = {"linear": "linear layer", "conv": "convolution", "lstm": "LSTM", "embedding": "embedding"}
@@ -148,7 +147,8 @@ def _weights(node: Node, graph: Graph) -> tuple[str, dict[str, tuple[int, ...]]]
 def _reason(node: Node, kind: str, dynamic: Collection[str], target: str | None) -> str:
     """Why an operator with weights stays in float; '' for others."""
     if node.kind == "conv":
-        return _PARTED if "conv" in dynamic else _CONVOLUTION
+        none = f"{target} has no fast kernel for convolutions with ranges found at run time: use StaticQuantization"
+        return _PARTED if "conv" in dynamic else none
     if kind == "embedding":
         return f"{target} does not store tables of embeddings beside such layers"
     if node.kind == "recurrent":
@@ -220,7 +220,10 @@ def _format(array: Array, weight: Weight, step: DynamicQuantization, bits: int, 
         each = widest(array, dtype, weight.blocks(group))
     except SlimlineError as reason:
         raise SlimlineError(f"{weight.layer}: {reason}") from reason
-    return least_squares(array, each) if dtype == "int4" else each
+    if dtype != "int4":
+        return each
+    fitted = least_squares(array, each)
+    return replace(fitted, scale=FloatFormat.plain(target.short_scales).round(fitted.scale))
 
 
 class DynamicArtifacts(Artifacts):
