@@ -280,7 +280,10 @@ def test_a_loop_of_the_users_own(model, data):
     expected = model.adapter.outputs(net.eval(), (x,))[0]
     assert np.mean(found.predict(x).argmax(1) == expected.argmax(1)) >= 0.9
     assert not found.adapter.format_mismatches(found.native, found.quantization)
-    for wrong, sentence in ((sl.Distillation(), "prepares nothing"), (step.model_copy(update={"delay": 1}), "delay")):
+    for wrong, sentence in (
+        (sl.SparsePruning(amount=0.5), "prepares nothing"),
+        (step.model_copy(update={"delay": 1}), "delay"),
+    ):
         with pytest.raises(sl.SlimlineError, match=sentence):
             sl.prepare(sl.apply(model, sl.SparsePruning(amount=0.1)), wrong, data)
     with pytest.raises(sl.SlimlineError, match=r"not what slimline.prepare gave"):

@@ -118,8 +118,8 @@ def reconstruct(
             activations={name: shared.get(groups[name], each) for name, each in formats.activations.items()},
             weights={**formats.weights, **learned.weights},
         )
-        now = model.adapter.parameters(trained)
-        tensors |= {name: now[name] for name in stored if name in now}
+        taught = model.adapter.parameters(trained)
+        tensors |= {name: taught[name] for name in stored if name in taught}
         exact, rounded = exact | answers, rounded | run.answers(trained, rounded)
         needed = {name for later, _ in every[index + 1 :] for name in later.inputs}
         exact, rounded = ({name: x for name, x in held.items() if name in needed} for held in (exact, rounded))
