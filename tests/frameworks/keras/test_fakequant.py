@@ -12,6 +12,7 @@ pytest.importorskip("tensorflow")
 
 from slimline.frameworks.base import adapter
 from slimline.frameworks.keras import fakequant
+from slimline.graph.edits import PutTensors
 from slimline.graph.quantization import Quantization
 from slimline.methods import ranges
 from slimline.methods.formats import IntegerGrid
@@ -112,6 +113,36 @@ def _quantized_dense() -> tuple[Any, tuple[np.ndarray, ...], Quantization]:
             activations=activations, weights={"fc/kernel": ranges.symmetric_grid(kernel, None)}, layers=("fc",)
         ),
     )
+
+
+KERNELS = {
+    "dense": (lambda: L.Dense(6, activation="relu", name="k"), (7,)),
+    "einsum": (lambda: L.EinsumDense("abc,cd->abd", (None, 6), bias_axes="d", name="k"), (5, 7)),
+    "line": (lambda: L.Conv1D(6, 3, 2, activation="tanh", name="k"), (9, 4)),
+    "causal": (lambda: L.Conv1D(6, 3, padding="causal", dilation_rate=2, name="k"), (9, 4)),
+    "grouped line": (lambda: L.Conv1D(6, 3, padding="same", groups=2, use_bias=False, name="k"), (9, 4)),
+    "images": (lambda: L.Conv2D(6, 3, 2, padding="same", name="k"), (5, 5, 4)),
+    "volumes": (lambda: L.Conv3D(6, 2, name="k"), (4, 5, 5, 4)),
+    "depthwise line": (lambda: L.DepthwiseConv1D(3, 2, depth_multiplier=2, name="k"), (9, 4)),
+    "depthwise": (lambda: L.DepthwiseConv2D(3, padding="same", activation="relu", name="k"), (5, 5, 4)),
+    "transposed": (lambda: L.Conv2DTranspose(6, 3, 2, padding="same", name="k"), (5, 5, 4)),
+}
+
+
+@pytest.mark.parametrize("channels", [False, True])
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_kernel_is_rounded_where_it_is_used(name: str, channels: bool) -> None:
+    """As the same layer with the rounded kernel computes."""
+    make, shape = KERNELS[name]
+    i = keras.Input(shape)
+    native, example = _loaded(keras.Model(i, make()(i)))
+    kernel = KERAS.parameters(native)["k/kernel"]
+    grid = ranges.symmetric_grid(kernel, kernel.ndim - 1 if channels else None, bits=3)
+    quantized = fakequant.quantize(native, Quantization(activations={}, weights={"k/kernel": grid}, layers=("k",)))
+    expected = KERAS.edit(native, (PutTensors({"k/kernel": grid.round(kernel)}),), example)
+    answers = [KERAS.outputs(each, example)[0] for each in (quantized, expected, native)]
+    np.testing.assert_allclose(answers[0], answers[1], rtol=1e-4, atol=1e-5)
+    assert np.abs(answers[1] - answers[2]).max() > 1e-2
 
 
 def test_quantized_dense_is_numpys(tmp_path: Path) -> None:

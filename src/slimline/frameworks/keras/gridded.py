@@ -63,9 +63,31 @@ class _RoundedConv(_RoundedKernel):
         return super().convolution_op(inputs, self.on_grid(kernel))  # type: ignore[misc]
 
 
+class _RoundedLine(_RoundedKernel):
+    """A layer of one dimension, computed on images one place high."""
+
+    def on_image_grid(self) -> Any:
+        """The rounded kernel of these images; widened first, as the converter follows none that is widened after it is
+        rounded."""
+        layer: Any = self
+        each = layer.format
+        if isinstance(each, IntegerGrid) and each.blocks:
+            each = replace(each, scale=each.scale[None], blocks=(None, *each.blocks))
+        return rounded(ops.expand_dims(layer.kernel, 0), each)
+
+
 @_register
-class FakeQuantConv1D(_RoundedConv, L.Conv1D):  # type: ignore[misc]
+class FakeQuantConv1D(_RoundedLine, L.Conv1D):  # type: ignore[misc]
     """`Conv1D` by a rounded kernel."""
+
+    def call(self, inputs: Any) -> Any:
+        """The layer's output ``(batch, steps, channels)``."""
+        padding = self.padding
+        if padding == "causal":
+            inputs, padding = ops.pad(inputs, self._compute_causal_padding()), "valid"
+        images, strides, dilation = ops.expand_dims(inputs, 1), (1, *self.strides), (1, *self.dilation_rate)
+        y = ops.conv(images, self.on_image_grid(), strides, padding, "channels_last", dilation)
+        return self.finish(ops.squeeze(y, 1))
 
 
 @_register
@@ -79,7 +101,7 @@ class FakeQuantConv3D(_RoundedConv, L.Conv3D):  # type: ignore[misc]
 
 
 @_register
-class FakeQuantDepthwiseConv1D(_RoundedKernel, L.DepthwiseConv1D):  # type: ignore[misc]
+class FakeQuantDepthwiseConv1D(_RoundedLine, L.DepthwiseConv1D):  # type: ignore[misc]
     """`DepthwiseConv1D` by a rounded kernel."""
 
     def call(self, inputs: Any) -> Any:
@@ -88,14 +110,6 @@ class FakeQuantDepthwiseConv1D(_RoundedKernel, L.DepthwiseConv1D):  # type: igno
         images, kernel = ops.expand_dims(inputs, 1), self.on_image_grid()
         y = ops.depthwise_conv(images, kernel, strides, self.padding, "channels_last", dilation)
         return self.finish(ops.squeeze(y, 1))
-
-    def on_image_grid(self) -> Any:
-        """The rounded kernel of images one place high; widened first, as the converter follows none that is widened
-        after it is rounded."""
-        each = self.format
-        if isinstance(each, IntegerGrid) and each.blocks:
-            each = replace(each, scale=each.scale[None], blocks=(None, *each.blocks))
-        return rounded(ops.expand_dims(self.kernel, 0), each)
 
 
 @_register
