@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from sklearn.datasets import load_digits
@@ -43,9 +45,10 @@ def digits() -> np.ndarray:
     return (load_digits().images[:, None] / 16.0).astype(np.float32)
 
 
-def fitted(module: nn.Module) -> nn.Module:
+def fitted(make: Callable[[], nn.Module]) -> nn.Module:
     """Two dozen steps on digits, so that statistics and logits are those of a network that works."""
     torch.manual_seed(0)
+    module = make()
     x, y = torch.from_numpy(digits()[:1024]), torch.from_numpy(load_digits().target[:1024]).long()
     optimizer = torch.optim.AdamW(module.parameters(), 5e-3)
     for step in range(24):

@@ -228,7 +228,7 @@ def test_on_digits_data_save_most_of_the_accuracy() -> None:
     torch.manual_seed(0)
     module = NETS["residual"]()
     for _ in range(3):
-        module = fitted(module.train())
+        module = fitted(module.train)
     model = sl.load(module, x[:2])
     samples = sl.Data(train=(x[:1024], y[:1024]), test=(x[1024:], y[1024:]), seed=1)
 

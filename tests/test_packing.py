@@ -130,7 +130,7 @@ def test_sizes_are_near_the_entropy_and_below_deflate() -> None:
 
 @pytest.fixture(scope="module")
 def trained() -> sl.Model:
-    return sl.load(fitted(Perceptron()), (digits()[:2],))
+    return sl.load(fitted(Perceptron), (digits()[:2],))
 
 
 @pytest.fixture(scope="module")

@@ -62,7 +62,7 @@ def keras_perceptron() -> sl.Model:
 def in_framework(framework: str, folder: Path) -> sl.Model:
     if framework == "keras":
         return keras_perceptron()
-    model = sl.load(fitted(Perceptron()), X[:8])
+    model = sl.load(fitted(Perceptron), X[:8])
     return model if framework == "torch" else sl.load(sl.export(model, "onnxruntime", folder / "net.onnx"), X[:8])
 
 
@@ -188,7 +188,7 @@ def test_what_is_read_twice_is_rounded_first_and_what_was_pruned_stays_zero(chai
 
 @pytest.mark.parametrize("bias_correction", [None, "empirical", "analytic"])
 def test_integer_layers_make_up_for_each_other_too(bias_correction: Any) -> None:
-    model = sl.load(fitted(Perceptron()), X[:8])
+    model = sl.load(fitted(Perceptron), X[:8])
     step = sl.StaticQuantization(weights="int4", rounding="gptq", granularity="tensor", undo=False)
     step = step.model_copy(update={"bias_correction": bias_correction})
     alone, together = (

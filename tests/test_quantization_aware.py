@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -10,6 +12,7 @@ from slimline.basics.progress import Progress
 from slimline.graph.edits import LearnRounding, Round, Unround
 from slimline.graph.quantization import Quantization
 from slimline.methods.formats import IntegerGrid, Levels, along
+from slimline.methods.scales import learning_speeds
 from slimline.model import Model
 from slimline.runtimes.base import runtime
 from slimline.steps.base import Context, perform
@@ -108,6 +111,20 @@ def test_formats_that_learn_begin_as_those_that_do_not_and_can_be_undone(model):
     np.testing.assert_array_equal(model.adapter.outputs(plain, (x,))[0], model.predict(x))
     assert model.adapter.parameters(plain).keys() == model.parameters().keys()
     assert not model.adapter.format_mismatches(plain, Quantization())
+
+
+def test_scales_of_a_pruned_network_learn_by_how_many_numbers_they_round(model):
+    """Its graph notes no shapes."""
+    from slimline.frameworks.torch.learned import LearnedRounding
+
+    pruned = sl.apply(model, sl.ChannelPruning(ratio=0.25))
+    value = next(n for n in pruned.graph.nodes if n.attributes.get("function") == "relu").outputs[0]
+    grids = IntegerGrid(np.float32(0.3), (), 4, False), IntegerGrid(np.float32(0.05), (), 4, True, True)
+    learning = pruned.edit(LearnRounding(Quantization({value: grids[0]}, {"9.weight": grids[1]})))
+    speeds = [m.speed.numpy() for m in learning.modules() if isinstance(m, LearnedRounding)]
+    sizes = pruned.graph.values[value].shape[1:], pruned.parameters()["9.weight"].shape
+    for each, shape, speed in zip(grids, sizes, speeds, strict=True):
+        np.testing.assert_allclose(speed, learning_speeds(each, math.prod(shape)))
 
 
 @pytest.fixture(scope="module")

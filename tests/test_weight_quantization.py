@@ -48,7 +48,7 @@ def words() -> sl.Model:
 @pytest.fixture(scope="module")
 def perceptron() -> sl.Model:
     torch.manual_seed(1)
-    return sl.load(fitted(Perceptron()), X[:8])
+    return sl.load(fitted(Perceptron), X[:8])
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +170,10 @@ def test_openvino_keeps_the_codes_in_its_own_files(exported, tmp_path, fields, k
     assert constants.count(kind) == 5 * (2 if "symmetric" in fields else 1)  # codes, and zero points
     assert path.with_suffix(".bin").stat().st_size < size * whole.stat().st_size
     x = np.random.default_rng(0).integers(0, 20, (32, 8))
-    assert np.allclose(runtime("openvino").load(path).run((x,)), small.predict(x), atol=1e-4)
+    target, answers = runtime("openvino"), small.predict(x)
+    # With VNNI it rounds what it multiplies by integers to 8 bits.
+    rounds = any(target.rounds_inputs(each) for each in small.quantization.weights.values())
+    assert np.abs(target.load(path).run((x,)) - answers).max() < (0.02 * answers.std() if rounds else 1e-4)
     # Its own name for the type of the weights is no integer arithmetic.
     assert set(runtime("openvino").integer_layers(path).values()) == {"float"}
 
@@ -231,7 +234,7 @@ def test_what_was_pruned_stays_pruned(perceptron, images):
 
 
 def test_convolutions_share_scales_by_whole_kernels():
-    model = sl.load(fitted(Inverted()), X[:8])
+    model = sl.load(fitted(Inverted), X[:8])
     small = sl.apply(model, sl.WeightQuantization(dtype="int4", overrides={"head": {"dtype": "fp16"}}))
     weights = small.quantization.weights
     assert weights["head.weight"] == FloatFormat.plain("float16")

@@ -31,7 +31,7 @@ from tests.digit_models import NETS, Recurrent, digits, fitted  # noqa: E402
 def lowered(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict]:
     """A network, its quantized model, and both artifacts."""
     torch.manual_seed(0)
-    module = fitted(NETS[request.param]())
+    module = fitted(NETS[request.param])
     x = digits()
     model = sl.load(module, (x[:2],))
     quantized = calibrate(model, StaticQuantization(), [(x[:256],)], "openvino")

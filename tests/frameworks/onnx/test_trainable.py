@@ -158,7 +158,7 @@ def test_families_of_torch(name: str) -> None:
 def pair() -> tuple[Model, Model]:
     """A small residual network that reads digits, as torch's and as ONNX'."""
     torch.manual_seed(0)
-    module = fitted(ResidualCNN((8, 16), 1))
+    module = fitted(lambda: ResidualCNN((8, 16), 1))
     example = torch.from_numpy(digits()[:2])
     file = io.BytesIO()
     with warnings.catch_warnings():

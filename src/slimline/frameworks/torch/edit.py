@@ -34,6 +34,6 @@ EDITS: Table = {
     Extract: lambda native, edit, example: extract.extract(native, edit.inputs, edit.outputs, example),
     FoldNorms: lambda native, edit, example: fakequant.fold(native, example),
     Round: lambda native, edit, example: fakequant.quantize(native, edit.quantization),
-    LearnRounding: lambda native, edit, example: learned.learn(native, edit),
+    LearnRounding: lambda native, edit, example: learned.learn(native, edit, example),
     Unround: lambda native, edit, example: fakequant.unround(native, edit.quantization),
 }

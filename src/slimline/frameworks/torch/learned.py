@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from slimline.basics.errors import SlimlineError
-from slimline.frameworks.torch.native import sharing
+from slimline.frameworks.torch.native import shapes_of, sharing
 from slimline.graph.edits import LearnRounding
 from slimline.graph.quantization import Quantization
 from slimline.methods.formats import IntegerGrid, Levels, Scaled, spread
@@ -190,8 +190,11 @@ class LearnedRounding(nn.Module):
         return numbers[torch.from_numpy(spread(own, each.blocks, x.shape)).to(numbers.device)]
 
 
-def learn(native: fx.GraphModule, edit: LearnRounding) -> fx.GraphModule:
+def learn(native: fx.GraphModule, edit: LearnRounding, example: tuple[Any, ...]) -> fx.GraphModule:
     """A copy that rounds the named activations and weights to formats that are learned."""
+    formats = edit.quantization
+    weights = {n.name for n in native.graph.nodes if n.op == "get_attr" and n.target in formats.weights}
+    shapes = shapes_of(native, weights.union(formats.activations), example)
     learning = sharing(native)
     graph = learning.graph
     nodes = {node.name: node for node in graph.nodes}
@@ -203,10 +206,8 @@ def learn(native: fx.GraphModule, edit: LearnRounding) -> fx.GraphModule:
             raise SlimlineError(f"PyTorch does not learn {each.describe()}: choose integers or levels.")
         if key not in modules:
             modules[key] = f"{_NAME}_{len(modules)}"
-            value = node.meta.get("val")
-            sizes = () if value is None else value.shape[int(node.op != "get_attr") :]
-            count = math.prod(n for n in sizes if isinstance(n, int))
-            module = LearnedRounding(each, count, **settings).train(learning.training)
+            sizes = shapes[node.name][int(node.op != "get_attr") :]
+            module = LearnedRounding(each, math.prod(sizes), **settings).train(learning.training)
             learning.add_submodule(modules[key], module)
         readers = [user for user in node.users if user.op != "call_module"]
         rounded = graph.call_module(modules[key], (node,))
@@ -214,7 +215,7 @@ def learn(native: fx.GraphModule, edit: LearnRounding) -> fx.GraphModule:
         for user in readers:
             user.replace_input_with(node, rounded)
 
-    for name, each in edit.quantization.activations.items():
+    for name, each in formats.activations.items():
         if name not in nodes:
             raise SlimlineError(f"The model computes no value called {name!r}: quantize the model that was calibrated.")
         node = nodes[name]
@@ -223,11 +224,11 @@ def learn(native: fx.GraphModule, edit: LearnRounding) -> fx.GraphModule:
             own = {"fixed": name in edit.fixed, "drop": edit.drop, "clips": name in edit.clipped}
             put(node, each, key, **own)
     for node in nodes.values():
-        if node.op == "get_attr" and node.target in edit.quantization.weights:
+        if node.name in weights:
             name = str(node.target)
             with graph.inserting_before(first):
                 own = {"fixed": name in edit.fixed, "skews": name in edit.skewed}
-                put(node, edit.quantization.weights[name], f"weight {name}", **own)
+                put(node, formats.weights[name], f"weight {name}", **own)
     learning.recompile()
     return learning
 
