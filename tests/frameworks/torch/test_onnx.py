@@ -53,4 +53,26 @@ def test_numbers_less_a_mask(dtype: Any, tmp_path: Path) -> None:
     model = sl.load(Masked().eval(), (torch.ones(2, 6), mask))
     path = sl.export(model, "onnxruntime", tmp_path)  # gated: it answers as the model does
     answer = sl.load(path).outputs(np.ones((2, 6), np.float32), mask.numpy())[0]
-    np.testing.assert_allclose(answer, model.outputs(np.ones((2, 6), np.float32), mask.numpy())[0], rtol=1e-5)
+    np.testing.assert_allclose(answer, model.outputs(np.ones((2, 6), np.float32), mask.numpy())[0], atol=1e-5)
+
+
+def test_portions_of_a_free_size(tmp_path: Path) -> None:
+    """As RAFT puts two images into one batch and parts them again."""
+
+    class Paired(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(6, 4)
+
+        def forward(self, x: Any) -> Any:
+            y = self.layer(torch.cat((x, 2 * x, x * x)))
+            first, second, third = y.chunk(3)
+            return first * second - third, y.chunk(2, -1)[1]
+
+    torch.manual_seed(0)
+    net = Paired().eval()
+    model = sl.load(net, np.zeros((2, 6), np.float32))
+    x = np.random.default_rng(0).normal(size=(5, 6)).astype(np.float32)
+    answers = sl.load(sl.export(model, "onnxruntime", tmp_path)).outputs(x)
+    for answer, expected in zip(answers, net(torch.from_numpy(x)), strict=True):
+        np.testing.assert_allclose(answer, expected.detach(), atol=1e-5)

@@ -25,6 +25,7 @@ from slimline.frameworks.torch.fakequant import fold, quantize
 from slimline.frameworks.torch.native import Native, export, output_names
 from slimline.frameworks.torch.operators import layer, packet
 from slimline.frameworks.torch.pairs import move_as_pairs
+from slimline.frameworks.torch.portions import slice_portions
 from slimline.frameworks.torch.promotion import promote
 from slimline.frameworks.torch.rounding import WHOLE
 from slimline.frameworks.torch.whole import whole
@@ -65,6 +66,7 @@ def to_onnx(native: Native, example: tuple[Array, ...], integer: bool, weights: 
             write_out(program)
             move_as_pairs(program)
             promote(program)
+            slice_portions(program)
             exported = torch.onnx.export(program, dynamo=True, verbose=False, custom_translation_table=_translations())
         assert exported is not None
         _fuse_dynamic(exported.model.graph)
