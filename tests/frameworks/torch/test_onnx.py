@@ -76,3 +76,26 @@ def test_portions_of_a_free_size(tmp_path: Path) -> None:
     answers = sl.load(sl.export(model, "onnxruntime", tmp_path)).outputs(x)
     for answer, expected in zip(answers, net(torch.from_numpy(x)), strict=True):
         np.testing.assert_allclose(answer, expected.detach(), atol=1e-5)
+
+
+def test_one_value_is_clipped_by_several(tmp_path: Path) -> None:
+    """As layers do that clip what they read, and read the same."""
+
+    class Clipped(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = torch.nn.ModuleList(torch.nn.Linear(6, 3) for _ in range(3))
+            for i in range(3):
+                self.register_buffer(f"low{i}", torch.tensor(-0.5 - i))
+                self.register_buffer(f"high{i}", torch.tensor(0.25 + i))
+
+        def forward(self, x: Any) -> Any:
+            bounds = [(getattr(self, f"low{i}"), getattr(self, f"high{i}")) for i in range(3)]
+            clipped = [x.clamp(low, high).clamp(-2, 2) for low, high in bounds]
+            return sum(layer(y) for layer, y in zip(self.layers, clipped, strict=True))
+
+    torch.manual_seed(0)
+    net = Clipped().eval()
+    x = 4 * np.random.default_rng(0).normal(size=(5, 6)).astype(np.float32)
+    answer = sl.load(sl.export(sl.load(net, x[:2]), "onnxruntime", tmp_path)).predict(x)
+    np.testing.assert_allclose(answer, net(torch.from_numpy(x)).detach(), atol=1e-5)

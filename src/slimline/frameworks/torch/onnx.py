@@ -69,6 +69,7 @@ def to_onnx(native: Native, example: tuple[Array, ...], integer: bool, weights: 
             slice_portions(program)
             exported = torch.onnx.export(program, dynamo=True, verbose=False, custom_translation_table=_translations())
         assert exported is not None
+        _store_constants(exported.model.graph)
         _fuse_dynamic(exported.model.graph)
         _name_outputs(exported.model.graph, output_names(native))
         return exported.model
@@ -79,6 +80,15 @@ def to_onnx(native: Native, example: tuple[Array, ...], integer: bool, weights: 
             f"The model cannot be written as ONNX ({_reason(error, program)}): "
             "express that part of it by common operators."
         ) from error
+
+
+def _store_constants(graph: ir.Graph) -> None:
+    """Register numbers that nodes read and the graph does not hold: of the bounds of several clips of one value,
+    onnxscript 0.7 registers the first alone."""
+    for value in [value for node in graph for value in node.inputs if value is not None]:
+        loose = value.producer() is None and not value.is_initializer() and not value.is_graph_input()
+        if loose and value.const_value is not None:
+            graph.register_initializer(value)
 
 
 def _fuse_dynamic(graph: ir.Graph) -> None:
