@@ -83,6 +83,17 @@ def test_equations_of_einsum_dense() -> None:
     assert found["mix"] == "A B d e, d e f -> A B f"
 
 
+def test_the_product_with_a_number_is_dense() -> None:
+    """Keras says of it that it were sparse, which an einsum behind it cannot be traced with."""
+    i = keras.Input((8, 16))
+    y = L.EinsumDense("abc,cd->abd", (None, 16), name="einsum")(L.Dense(16, name="dense")(i) * 0.25)
+    source = keras.Model(i, L.MultiHeadAttention(2, 8)(y * 0.5, y))
+    native, example = adapter.load(source, None)
+    x = np.random.default_rng(0).normal(size=(3, 8, 16)).astype(np.float32)
+    np.testing.assert_allclose(adapter.outputs(native, (x,))[0], source(x), atol=1e-5)
+    assert {"einsum", "dense"} <= {node.layer for node in adapter.read(native, example).nodes}
+
+
 def test_indexing_becomes_slices_selections_and_new_axes() -> None:
     x = keras.Input((6, 8))
     native, example = adapter.load(keras.Model(x, x[:, 2, None, 1:7:2]), None)

@@ -20,7 +20,7 @@ from keras.src.ops import nn  # bare operations get a stable name only through t
 from keras.src.ops.numpy import Flip, Reshape
 
 from slimline.frameworks.keras.attention import attention, can_be_parted, dot_product, is_plain
-from slimline.frameworks.keras.functional import Call, Copies, calls, clone, is_functional, rebuild, replay
+from slimline.frameworks.keras.functional import Call, Copies, calls, clone, dense, is_functional, rebuild, replay
 from slimline.frameworks.keras.parts import Parts, transfer
 from slimline.frameworks.keras.unfold import (
     followed,
@@ -138,7 +138,7 @@ def _sized(layer: Any, args: tuple[Any, ...]) -> dict[str, Any]:
     if type(layer) is not L.EinsumDense or None in args[0].shape[1:]:
         return {}
     declared = keras.tree.flatten(layer.get_config()["output_shape"])
-    after = compute_output_spec(layer.call, *args).shape[-len(declared) :]
+    after = compute_output_spec(layer.call, *map(dense, args)).shape[-len(declared) :]
     return {"output_shape": tuple(n if w is None else w for w, n in zip(declared, after, strict=True))}
 
 

@@ -195,6 +195,11 @@ def final_activations(model: keras.Model) -> list[str]:
     return activations
 
 
+def dense(tensor: Any) -> keras.KerasTensor:
+    """A symbolic tensor like this one to trace with: Keras takes the product of a tensor and a number for sparse."""
+    return keras.KerasTensor(tensor.shape, tensor.dtype)
+
+
 def input_name(tensor: Any) -> str:
     """Name of the input layer behind an input tensor of a model."""
     name: str = tensor._keras_history.operation.name

@@ -11,7 +11,17 @@ import numpy as np
 from keras.src import backend  # compute_output_spec has no public name
 
 from slimline.frameworks.keras.canonical import ACTIVATION
-from slimline.frameworks.keras.functional import Call, calls, frozen, input_name, is_array, is_constant, stored, weights
+from slimline.frameworks.keras.functional import (
+    Call,
+    calls,
+    dense,
+    frozen,
+    input_name,
+    is_array,
+    is_constant,
+    stored,
+    weights,
+)
 from slimline.graph import ops
 from slimline.graph.ir import Graph, Node, Value
 
@@ -54,7 +64,7 @@ class Reader:
             if any(None in s.shape for s in specs):  # a layer that states less than it could: trace it
                 specs = keras.tree.flatten(backend.compute_output_spec(call.operation.call, *args, **kwargs))
             for tensor, name, spec in zip(call.outputs, call.names, specs, strict=True):
-                concrete[id(tensor)] = spec
+                concrete[id(tensor)] = dense(spec)
                 self._add(tensor, name, spec)
             for name, array in call.constants.items():
                 self.values[name] = Value(name, array.shape, str(array.dtype))
