@@ -31,6 +31,7 @@ class Echo:
 
     forms = ("toy",)
     elsewhere = ""
+    rounds_reals = False
 
     def lower(self, form: Form, path: Path) -> None:
         assert form.kind == "toy"

@@ -38,7 +38,8 @@ def test_the_nearest_row_is_said(table, fields, said):
 
 
 def test_what_was_not_measured_is_said(table):
-    assert zeros.note(sl.SparsePruning(amount=0.5), "toaster") == "What zeros buy on toaster has not been measured."
+    assert zeros.note(sl.SparsePruning(amount=0.5), "openvino") == "What zeros buy on openvino has not been measured."
+    assert "leaves zeros out" in zeros.note(sl.SparsePruning(amount=0.5), "coreml")
 
 
 def test_the_table_that_ships_is_the_one_that_was_measured():
