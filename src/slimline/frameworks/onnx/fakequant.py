@@ -147,10 +147,10 @@ def _round_whole(editor: Editor, x: ir.Value) -> ir.Value:
     return editor.append(own, "DequantizeLinear", own.outputs, {}, f"{x.name}_rounded")
 
 
-def _reads_rows(node: ir.Node) -> bool:
-    """Whether a product may be one of `_round_inputs`, whose weights are stored."""
-    x, weight = node.inputs[:2]
-    return x is not None and weight is not None and weight.is_initializer()
+def _multiplied(product: ir.Node) -> ir.Value | None:
+    """What is multiplied by a stored weight."""
+    x, weight = product.inputs[:2]
+    return x if weight is not None and weight.is_initializer() else None
 
 
 def _axes(product: ir.Node) -> tuple[int, ...]:
@@ -307,9 +307,9 @@ def to_onnx(native: Native, example: tuple[Array, ...], integer: bool, weights: 
             _fuse(editor, node)
         elif (rounding := _dynamic_source(node.outputs[0])) is not None:
             _fuse_dynamic(editor, rounding, rounding.inputs[0], node, (0, LEVELS))
-        elif is_standard(node, "MatMul", "Gemm", "Conv") and _reads_rows(node):
-            end = node.inputs[0].producer()
-            source = None if end is None else row_source(node.inputs[0], _axes(node))
+        elif is_standard(node, "MatMul", "Gemm", "Conv") and (x := _multiplied(node)) is not None:
+            end = x.producer()
+            source = None if end is None else row_source(x, _axes(node))
             if end is not None and source is not None:
                 _fuse_dynamic(editor, end, source, end, (LOW, HIGH))
     for value in list(editor.graph.initializers.values()):
