@@ -68,7 +68,7 @@ class Study:
         if not self.nearest:
             return answers
         similar = answers @ answers.T
-        np.fill_diagonal(similar, -np.inf)
+        np.fill_diagonal(similar, -2.0)  # below any cosine, and finite
         return similar
 
 
