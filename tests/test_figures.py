@@ -68,7 +68,7 @@ def covered(name: str) -> str:
 
 
 def exported() -> str:
-    """Of all zoos' models from PyTorch and Keras, those whose artifact answers as they do, of those that were pruned."""
+    """Of the models from PyTorch and Keras that were exported, those whose artifact answers as they do."""
     every = [r["exported"] for path in RESULTS.glob("zoo_*.json") if path.stem != "zoo_onnx" for r in rows(path.stem)]
     return f"{every.count(True)} of {len(every) - every.count(None)}"
 
