@@ -211,6 +211,16 @@ def test_an_integer_artifact_may_round_and_no_more(tmp_path: Path) -> None:
     assert [f.name for f in tmp_path.iterdir()] == ["near.echo"]
 
 
+def test_an_output_of_one_number_is_judged_by_how_it_varies_and_not_by_its_size(tmp_path: Path) -> None:
+    """As of regression: at a batch of one it has no spread, and far from zero its size says nothing."""
+    model = Toy((_floats(2, 6),), lambda x: (x @ WEIGHT[:, :1] + np.float32(1000),), quantization=Quantization())
+    near = Echo(model, lambda outputs: tuple((x + 0.02).astype(x.dtype) for x in outputs))
+    assert gate.lower(near, model, tmp_path / "near.echo").passed
+    constant = Echo(model, lambda outputs: tuple(np.full_like(x, 1000) for x in outputs))
+    with pytest.raises(SlimlineError, match="disagrees"):
+        gate.lower(constant, model, tmp_path / "constant.echo")
+
+
 def test_a_place_that_cannot_be_written_to(tmp_path: Path) -> None:
     with pytest.raises(SlimlineError, match="choose a place"):
         gate.lower(Echo(SEQUENCE), SEQUENCE, tmp_path / "missing" / "model.echo")

@@ -31,7 +31,7 @@ def test_float_tolerance_is_relative_to_the_largest():
 
 
 def test_figures_by_hand():
-    found = parity(np.array([[0.0, 2.0]] * 4), np.array([[0.0, 2.0], [3.0, 2.0]] * 2), integer=True)
+    found = parity(np.array([[0.0, 2.0], [0.0, 2.0]]), np.array([[0.0, 2.0], [3.0, 2.0]]), integer=True)
     assert (found.max_error, found.relative_error, found.mean_error, found.agreement) == (3.0, 1.5, 0.75, 0.5)
     assert "50.0 % of the classes stay" in found.reason and "0.75 of their spread" in found.reason
 
@@ -140,11 +140,14 @@ def test_a_small_channel_has_a_spread_of_its_own():
     assert "index 2 of dimension 1" in found.reason
 
 
-def test_single_numbers_have_their_size_for_a_spread():
-    one = np.array([[1.5]], np.float32)
-    assert parity(one, one * 1.01, integer=True).passed
-    assert parity(one, -one, integer=True).gross
-    assert parity(one.repeat(2, 0), one.repeat(2, 0) * 1.01, integer=True).passed
+def test_a_single_number_takes_its_spread_from_other_inputs():
+    one = np.array([[1000.0]], np.float32)
+    assert parity(one, one + 0.04, integer=True, spread=1.0).passed
+    assert not parity(one, one + 0.1, integer=True, spread=1.0).passed
+    assert parity(one, one + 3, integer=True, spread=1.0).gross  # little of its size, and much of how it varies
+    assert parity(one, one + 0.04, integer=True).gross  # nothing is known of it
+    many = np.arange(8.0)[:, None]  # enough for a spread of their own
+    assert not parity(many, many + 1, integer=True, spread=100.0).passed
 
 
 def test_all_outputs_count_and_the_worst_is_told():

@@ -7,7 +7,7 @@ of one position of one row: all indices of one dimension).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -93,6 +93,7 @@ def compare(
     artifacts: Sequence[np.ndarray],
     integer: bool = False,
     known: Sequence[Output] = (),
+    spreads: Sequence[float] | None = None,
 ) -> Parity:
     """The worst `parity` of all outputs of a model and of its artifact; their number, dtypes and shapes count too.
 
@@ -100,6 +101,7 @@ def compare(
     ----------
     known : what each output is called and means; one whose kind is not known may name classes. By default they are
         called by their positions.
+    spreads : of each output, see `parity`.
     """
     n = len(references[0]) if references and references[0].ndim else 1
     if len(references) != len(artifacts):
@@ -107,7 +109,10 @@ def compare(
     if not references:
         return _different("the model has no outputs", integer, n, 0)
     each = []
-    for output, reference, artifact in zip(known or bare((), references), references, artifacts, strict=True):
+    known = known or bare((), references)
+    for output, reference, artifact, spread in zip(
+        known, references, artifacts, spreads or [None] * len(known), strict=True
+    ):
         if reference.shape != artifact.shape or reference.dtype != artifact.dtype:
             kinds = [f"{x.dtype}{x.shape}" for x in (artifact, reference)]
             result = _different(f"the artifact gives {kinds[0]}, the model {kinds[1]}", integer, n)
@@ -115,7 +120,7 @@ def compare(
             result = _different(f"it is empty, {reference.shape}", integer, n)
         else:
             axis = None if output.assumed else output.axis
-            result = parity(reference, artifact, integer, output.kind in (None, "classes"), axis)
+            result = parity(reference, artifact, integer, output.kind in (None, "classes"), axis, spread)
         if len(references) > 1:
             reason = f"output {output.name!r}: {result.reason}" if result.reason else ""
             result = result.model_copy(update={"output": output.name, "reason": reason})
@@ -131,6 +136,7 @@ def parity(
     integer: bool = False,
     classes: bool = True,
     class_axis: int | None = None,
+    spread: float | None = None,
 ) -> Parity:
     """Compare one output ``(n, …)`` of the in-framework model and of its artifact.
 
@@ -149,6 +155,8 @@ def parity(
     classes : whether the largest output names a class; False (regression, embeddings) leaves the agreement out.
     class_axis : the axis of classes where the outputs have more than two dimensions; None tries the second and the
         last.
+    spread : the outputs' standard deviation on more inputs, which counts where there are fewer than 8 numbers here: one
+        number has none.
     """
     if reference_outputs.shape != artifact_outputs.shape or not reference_outputs.size:
         raise SlimlineError(
@@ -166,14 +174,17 @@ def parity(
         whose = "model's" if not np.isfinite(reference).all() else "artifact's"
         return _different(f"the {whose} outputs are not all finite", integer, n).model_copy(update={"agreement": same})
     error = np.abs(artifact - reference)
-    largest, spread = float(error.max()), max(_spread(reference), _TINY)
+    largest = float(error.max())
+    if spread is None or reference.size >= _ENOUGH:
+        spread = float(reference.std())
+    spread = max(spread, _TINY)
     relative = largest / max(float(np.abs(reference).max()), _TINY)
     mean, line = float(error.mean()) / spread, float(_lines(error).max()) / spread
     if counted:
         moved = float((error != 0).mean())
         reasons = _moved(moved, 1 - INTEGER_AGREEMENT if integer else 0.0)
     elif integer:
-        reasons = _rounded(reference, artifact, error, axes, mean, line)
+        reasons = _rounded(reference, artifact, error, axes, mean, line, spread)
     else:
         reasons = _exact(reference, error, relative)
     return Parity(
@@ -234,9 +245,11 @@ def _name(axis: int, rank: int, index: int) -> str:
     return f"row {index}" if axis == 0 else f"column {index}" if rank == 2 else f"index {index} of dimension {axis}"
 
 
-def _spread(reference: np.ndarray) -> float:
-    """The standard deviation; of few numbers, which may have none, their size."""
-    return float(reference.std() if reference.size >= _ENOUGH else np.sqrt(np.square(reference).mean()))
+def common_spread(outputs: Iterable[np.ndarray]) -> float:
+    """The standard deviation of all finite numbers of an output, on several inputs."""
+    numbers = np.concatenate([np.ravel(x).astype(np.float64) for x in outputs])
+    finite = numbers[np.isfinite(numbers)]
+    return float(finite.std()) if finite.size else 0.0
 
 
 def _exact(reference: np.ndarray, error: np.ndarray, relative: float) -> list[str]:
@@ -256,11 +269,16 @@ def _exact(reference: np.ndarray, error: np.ndarray, relative: float) -> list[st
 
 
 def _rounded(
-    reference: np.ndarray, artifact: np.ndarray, error: np.ndarray, axes: Sequence[int], mean: float, line: float
+    reference: np.ndarray,
+    artifact: np.ndarray,
+    error: np.ndarray,
+    axes: Sequence[int],
+    mean: float,
+    line: float,
+    spread: float,
 ) -> list[str]:
     """Why an integer artifact does not pass."""
     reasons = []
-    spread = _spread(reference)
     for axis in axes:
         named = np.take_along_axis(reference, artifact.argmax(axis, keepdims=True), axis)
         near = reference.max(axis, keepdims=True) - named <= 2 * INTEGER_TOLERANCE * spread

@@ -18,7 +18,7 @@ import numpy as np
 
 from slimline.basics.errors import SlimlineError, first_line
 from slimline.measure.integers import layer_name, stored_weights
-from slimline.measure.parity import Parity, compare
+from slimline.measure.parity import Parity, common_spread, compare
 from slimline.measure.probes import Arrays, probes
 from slimline.methods.outputs import bare
 from slimline.model.equality import batched_inputs, finite_answers
@@ -213,12 +213,12 @@ def compared(runtime: Runtime, session: Session, model: Model, path: Path, quick
     integer one that differs by more than rounding can make it."""
     integer = rounds(runtime, model)
     worst: Parity | None = None
-    for what, candidates in _inputs(runtime, model, path, quick):
-        references, inputs = finite_answers(model, candidates)
-        if not references:
-            continue
+    answers = [(what, *finite_answers(model, candidates)) for what, candidates in _inputs(runtime, model, path, quick)]
+    answers = [each for each in answers if each[1]]
+    spreads = [common_spread(outputs) for outputs in zip(*(references for _, references, _ in answers), strict=True)]
+    for what, references, inputs in answers:
         known = bare(model.output_names, references)
-        parity = compare(references, _run(runtime, session, inputs, what), integer, known)
+        parity = compare(references, _run(runtime, session, inputs, what), integer, known, spreads)
         if parity.gross:
             raise SlimlineError(
                 f"The {runtime.name} artifact disagrees with the model on {what} ({parity.reason}), so it was not "
