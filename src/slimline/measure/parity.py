@@ -110,9 +110,8 @@ def compare(
         return _different("the model has no outputs", integer, n, 0)
     each = []
     known = known or bare((), references)
-    for output, reference, artifact, spread in zip(
-        known, references, artifacts, spreads or [None] * len(known), strict=True
-    ):
+    wide: Sequence[float | None] = [None] * len(known) if spreads is None else spreads
+    for output, reference, artifact, spread in zip(known, references, artifacts, wide, strict=True):
         if reference.shape != artifact.shape or reference.dtype != artifact.dtype:
             kinds = [f"{x.dtype}{x.shape}" for x in (artifact, reference)]
             result = _different(f"the artifact gives {kinds[0]}, the model {kinds[1]}", integer, n)

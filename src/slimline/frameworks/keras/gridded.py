@@ -36,7 +36,16 @@ class FakeQuantize(Formatted, L.Layer):  # type: ignore[misc]
         return input_shape
 
 
-class _RoundedKernel(Formatted):
+class _Finished:
+    def finish(self, y: Any) -> Any:
+        """`y` with the layer's bias and activation."""
+        layer: Any = self
+        if layer.bias is not None:
+            y = ops.add(y, layer.bias)
+        return y if layer.activation is None else layer.activation(y)
+
+
+class _RoundedKernel(_Finished, Formatted):
     """A layer whose float kernel is rounded to a fixed format each time it is used; config of the class beneath it."""
 
     def on_grid(self, kernel: Any) -> Any:
@@ -48,13 +57,6 @@ class _RoundedKernel(Formatted):
         """The kernel as it is computed with."""
         layer: Any = self
         return self.on_grid(layer.kernel)
-
-    def finish(self, y: Any) -> Any:
-        """`y` with the layer's bias and activation."""
-        layer: Any = self
-        if layer.bias is not None:
-            y = ops.add(y, layer.bias)
-        return y if layer.activation is None else layer.activation(y)
 
 
 class _RoundedConv(_RoundedKernel):
@@ -219,17 +221,12 @@ class RowConv2D(_RowConv, L.Conv2D):  # type: ignore[misc]
 
 
 @_register
-class RowDense(RowRounding, L.Dense):  # type: ignore[misc]
+class RowDense(_Finished, RowRounding, L.Dense):  # type: ignore[misc]
     """`Dense` of rounded numbers."""
 
     def call(self, inputs: Any) -> Any:
         """The layer's output ``(…, units)``."""
         return _by_rows(self.on_rows(inputs), self.kernel, self.finish)
-
-    def finish(self, y: Any) -> Any:
-        """`y` with the layer's bias and activation."""
-        y = y if self.bias is None else ops.add(y, self.bias)
-        return y if self.activation is None else self.activation(y)
 
 
 ROWS: Mapping[type, type] = {L.Conv1D: RowConv1D, L.Conv2D: RowConv2D, L.Dense: RowDense}
