@@ -22,7 +22,7 @@ from slimline import cli
 from slimline.basics.errors import SlimlineError
 from slimline.files.slim import archive, arrays
 from slimline.files.slim.archive import Span, pack, unpack
-from slimline.files.slim.arrays import GRID, PALETTE, PALETTES, PLANES, SPARSE, VECTORS, Grid
+from slimline.files.slim.arrays import BLOCKS, GRID, PALETTE, PALETTES, PLANES, SPARSE, VECTORS, Grid
 from slimline.files.strictjson import Malformed
 from slimline.methods.entropy import entropy
 from tests.digit_models import Perceptron, digits, fitted
@@ -55,6 +55,7 @@ def coded(path: Path) -> tuple[int, int]:
     return sum(part.size for part in header.parts), len(content) - end - header.rest - 32
 
 
+SCALES = np.random.default_rng(1).uniform(0.1, 2, 400).astype(np.float32)
 ARRAYS = {
     PALETTE: clustered(32, 40, 90),
     PALETTES: np.stack([clustered(16, 400) for _ in range(30)]),
@@ -62,14 +63,19 @@ ARRAYS = {
     SPARSE: np.where(RNG.random((60, 60)) < 0.9, 0, gaussian(60, 60)),
     VECTORS: gaussian(200, 2)[RNG.integers(0, 200, 3000)].reshape(40, 150),
     GRID: RNG.integers(-127, 128, (40, 300)).astype(np.float32) * np.linspace(0.1, 2, 40, dtype=np.float32)[:, None],
+    BLOCKS: RNG.integers(-8, 8, (40, 300)).astype(np.float32) * np.repeat(SCALES.reshape(40, 10), 32, 1)[:, :300],
 }
+
+
+def grid(kind: int) -> Grid:
+    """That of the array of this way, and of the others one which fits their shape and not their numbers."""
+    return Grid(0, SCALES, 32) if kind == BLOCKS else Grid(0, np.linspace(0.1, 2, 40, dtype=np.float32))
 
 
 @pytest.mark.parametrize("kind", ARRAYS)
 def test_each_way_is_taken_where_it_is_the_shortest(kind: int) -> None:
     array = ARRAYS[kind]
-    grid = Grid(0, np.linspace(0.1, 2, 40, dtype=np.float32))
-    content = encode(array.tobytes(), array.shape, 4, [grid])
+    content = encode(array.tobytes(), array.shape, 4, [grid(kind)])
     assert content is not None and content[0] == kind
     assert decode(content, array.nbytes, 4) == array.tobytes()
 
@@ -302,7 +308,7 @@ def test_damaged_headers_are_refused_in_little_time_and_memory(tmp_path: Path) -
 def test_damaged_codes_are_refused_or_give_as_many_bytes(kind: int) -> None:
     """As a stranger could make them: with checksums that are right."""
     array = ARRAYS[kind]
-    content = encode(array.tobytes(), array.shape, 4, [Grid(0, np.linspace(0.1, 2, 40, dtype=np.float32))])
+    content = encode(array.tobytes(), array.shape, 4, [grid(kind)])
     assert content is not None and content[0] == kind
 
     def read(damaged: bytes) -> None:
