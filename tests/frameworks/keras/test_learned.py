@@ -409,6 +409,19 @@ def test_parts_learn_without_labels_and_stopped_ones_go_on(model, data, unseen, 
     assert np.mean(outputs.argmax(1) == whole.predict(x).argmax(1)) >= 0.99
 
 
+def test_weights_alone_go_to_litert_and_nowhere_else(model, data, unseen, tmp_path) -> None:
+    step = QuantizationAwareTraining(weights="int8", activations="float32", epochs=1)
+    small = sl.apply(model, step, data, target="litert")
+    assert small.quantization.weights and not small.quantization.activations
+    path = sl.export(small, "litert", tmp_path / "small.tflite")
+    assert path.stat().st_size < 0.6 * sl.export(model, "litert", tmp_path / "whole.tflite").stat().st_size
+    answers = small.predict(unseen[0])
+    np.testing.assert_allclose(runtime("litert").load(path).run((unseen[0],)), answers, atol=1e-4)
+    assert np.abs(answers - model.predict(unseen[0])).max() > 1e-3  # it has learned
+    with pytest.raises(sl.SlimlineError, match="choose the target"):
+        sl.apply(model, step, data, target="onnxruntime")
+
+
 def test_a_layer_of_several_places_is_not_divided() -> None:
     i, shared = keras.Input((8,), name="x"), L.ReLU(name="same")
     net = keras.Model(i, L.Dense(2, name="c")(shared(L.Dense(8, name="b")(shared(L.Dense(8, name="a")(i))))))
