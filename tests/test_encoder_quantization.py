@@ -11,6 +11,7 @@ import pytest
 
 import slimline as sl
 from slimline.graph.ir import IDLE
+from slimline.model.equality import echo
 from slimline.model.lowering import write
 from slimline.runtimes.base import runtime
 from slimline.runtimes.onnxruntime import OnnxRuntime
@@ -141,3 +142,14 @@ def test_one_number_that_all_outputs_share_is_no_bias(count: int, tmp_path: Path
     assert ("MatMulIntegerToFloat" in operators) == (count == 8)
     answers = runtime("onnxruntime").load(path).outputs((x,))[0]
     np.testing.assert_allclose(answers, small.outputs(x)[0], atol=1e-5)
+
+
+def test_echo_moves_floats_alone(encoder: sl.Model) -> None:
+    """By as much as the arithmetic of a runtime does; the same each time."""
+    small = static(encoder, "onnxruntime")
+    first, again = echo(small, INPUTS), echo(small, INPUTS)
+    np.testing.assert_array_equal(first[0], again[0])
+    simulated = small.predict(*INPUTS)
+    moved = np.abs(first[0] - simulated)
+    assert 0 < moved.max() < 0.05 * np.abs(simulated).max()
+    assert np.median(moved) < 1e-3 * np.abs(simulated).max(), "most roundings fall as they did"

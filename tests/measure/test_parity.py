@@ -182,3 +182,28 @@ def test_equal_infinities_are_no_difference():
     masked = np.where(np.arange(10) % 3, logits, -np.inf).astype(np.float32)
     assert parity(masked, masked).passed
     assert not parity(masked, logits).passed and not parity(masked, -masked).passed
+
+
+def test_an_unstable_simulation_explains_no_more_than_it_moves_itself() -> None:
+    """Roundings of a deep network fall otherwise in every runtime; a wrong layer is not excused by that."""
+    rng = np.random.default_rng(2)
+    spread = float(logits.std())
+
+    def moved(size: float) -> np.ndarray:
+        noise = rng.normal(size=logits.shape) / np.sqrt(2 / np.pi)
+        return (logits + size * spread * noise).astype(np.float32)
+
+    artifact, echo = moved(0.08), moved(0.07)
+    plain = parity(logits, artifact, integer=True)
+    assert not plain.passed and "0.08 of their spread, more than 0.05" in plain.reason and plain.instability is None
+    explained = parity(logits, artifact, integer=True, echo=echo)
+    assert explained.passed and explained.instability == pytest.approx(0.07, rel=0.05)
+    assert "those of the model by itself move by 0.07" in str(explained)
+    assert not parity(logits, moved(0.2), integer=True, echo=echo).passed
+    assert not parity(logits, artifact, integer=True, echo=logits).passed, "a stable network excuses nothing"
+    # However wild the simulation is: what has nothing to do with it is refused.
+    wild = parity(logits, moved(1.5), integer=True, echo=moved(3.0))
+    assert not wild.passed and wild.gross
+    assert not parity(logits, artifact, integer=False, echo=echo).passed, "floats are compared as ever"
+    same = compare([logits, logits], [artifact, logits], integer=True, echoes=[echo, echo])
+    assert same.passed and [each.instability is not None for each in same.each] == [True, True]

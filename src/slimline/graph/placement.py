@@ -39,6 +39,7 @@ class Policy:
     spatial : dimensions between batch and channels that an integer convolution may have.
     composed : functions and kinds that it computes in integers by several operators with grids of their own between,
         which the simulation has too where its framework leads to the runtime directly.
+    tables : whether rows of embeddings can be looked up in a table of codes.
     """
 
     activations: Literal["uint8", "int8"]
@@ -56,6 +57,7 @@ class Policy:
     narrowest: int = 0
     spatial: int = 3
     composed: frozenset[str] = frozenset()
+    tables: bool = False
 
 
 _COMPUTE = ("conv", "linear", "einsum")
@@ -77,6 +79,7 @@ class Placement:
     biases : weight to the pair (value the layer reads, the layer's bias), where there is a bias.
     refused : wanted layers that must stay float, with the reason.
     ranges : values whose range the runtime prescribes, whatever calibration sees.
+    tables : parameters that embeddings look up rows in, one scale per row; their layers compute nothing.
     """
 
     activations: tuple[str, ...]
@@ -88,6 +91,7 @@ class Placement:
     biases: Mapping[str, tuple[str, str]]
     refused: Mapping[str, str] = field(default_factory=dict)
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    tables: tuple[str, ...] = ()
 
 
 def place(graph: Graph, policy: Policy, layers: Sequence[str] = ("*",), keep: Sequence[str] = ()) -> Placement:
@@ -145,6 +149,24 @@ class _Placer:
             },
             refused=self.refused,
             ranges=self._ranges(activations),
+            tables=self._tables(),
+        )
+
+    def _tables(self) -> tuple[str, ...]:
+        """The tables of embeddings that nothing else reads."""
+        lookups = [node for node in self.graph.nodes if node.kind == "embedding"] if self.policy.tables else []
+        names = dict.fromkeys(str(node.inputs[1]) for node in lookups)
+        return tuple(
+            name
+            for name in names
+            if name in self.graph.trainable
+            and self.graph.values[name].dtype == "float32"
+            and all(
+                reader.kind == "embedding"
+                and reader.name not in self.graph.idle
+                and selected((reader.layer,), self.layers, self.keep, self.graph.types)
+                for reader in self.readers[name]
+            )
         )
 
     def _ranges(self, activations: Sequence[str]) -> dict[str, tuple[float, float]]:

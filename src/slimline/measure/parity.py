@@ -29,6 +29,9 @@ INTEGER_TOLERANCE = 0.05
 """Largest mean absolute difference of an integer artifact, relative to the outputs' standard deviation."""
 INTEGER_WORST = 0.5
 """Largest mean absolute difference of any line of an integer artifact's outputs, relative to the same."""
+UNSTABLE = 1.5
+"""How many times as far as its own simulation moves an integer artifact may be from it, where that is further: both
+have roundings of their own then."""
 GROSS = 1.0
 """A mean difference of half this, or of a line of this, is no rounding: such an integer artifact is refused."""
 _ENOUGH = 8  # numbers that a slice must hold for its spread to be known
@@ -51,6 +54,7 @@ class Parity(BaseModel):
     reason : why it did not pass, else empty.
     worst_line : largest mean absolute difference of a line of outputs (the classes of one row at one position),
         relative to the standard deviation of all.
+    instability : of the in-framework model, where it was asked for: see `parity`.
     outputs : how many outputs were compared; the figures are those of the worst.
     output : its name; empty where there is only one.
     each : where there are several, how each of them differs, in their order.
@@ -67,6 +71,7 @@ class Parity(BaseModel):
     agreement: float | None
     reason: str = ""
     worst_line: float | None = None
+    instability: float | None = None
     outputs: int = 1
     output: str = ""
     each: tuple[Parity, ...] = ()
@@ -85,7 +90,13 @@ class Parity(BaseModel):
             return f"failed on {self.n:,} rows: {self.reason}"
         error = self.relative_error
         error_text = "" if error is None else f", largest error {error:.2g} of the largest output"
-        return f"passed on {self.n:,} rows{error_text}"
+        unstable = (
+            ""
+            if self.instability is None or self.mean_error is None
+            else f"; outputs differ on average by {self.mean_error:.2g} of their spread, where those of the model by "
+            f"itself move by {self.instability:.2g}"
+        )
+        return f"passed on {self.n:,} rows{error_text}{unstable}"
 
 
 def compare(
@@ -94,6 +105,7 @@ def compare(
     integer: bool = False,
     known: Sequence[Output] = (),
     spreads: Sequence[float] | None = None,
+    echoes: Sequence[np.ndarray] | None = None,
 ) -> Parity:
     """The worst `parity` of all outputs of a model and of its artifact; their number, dtypes and shapes count too.
 
@@ -101,7 +113,7 @@ def compare(
     ----------
     known : what each output is called and means; one whose kind is not known may name classes. By default they are
         called by their positions.
-    spreads : of each output, see `parity`.
+    spreads, echoes : of each output, see `parity`.
     """
     n = len(references[0]) if references and references[0].ndim else 1
     if len(references) != len(artifacts):
@@ -111,7 +123,8 @@ def compare(
     each = []
     known = known or bare((), references)
     wide: Sequence[float | None] = [None] * len(known) if spreads is None else spreads
-    for output, reference, artifact, spread in zip(known, references, artifacts, wide, strict=True):
+    again: Sequence[np.ndarray | None] = [None] * len(known) if echoes is None else echoes
+    for output, reference, artifact, spread, echo in zip(known, references, artifacts, wide, again, strict=True):
         if reference.shape != artifact.shape or reference.dtype != artifact.dtype:
             kinds = [f"{x.dtype}{x.shape}" for x in (artifact, reference)]
             result = _different(f"the artifact gives {kinds[0]}, the model {kinds[1]}", integer, n)
@@ -119,7 +132,8 @@ def compare(
             result = _different(f"it is empty, {reference.shape}", integer, n)
         else:
             axis = None if output.assumed else output.axis
-            result = parity(reference, artifact, integer, output.kind in (None, "classes"), axis, spread)
+            classes = output.kind in (None, "classes")
+            result = parity(reference, artifact, integer, classes, axis, spread, echo)
         if len(references) > 1:
             reason = f"output {output.name!r}: {result.reason}" if result.reason else ""
             result = result.model_copy(update={"output": output.name, "reason": reason})
@@ -136,6 +150,7 @@ def parity(
     classes: bool = True,
     class_axis: int | None = None,
     spread: float | None = None,
+    echo: np.ndarray | None = None,
 ) -> Parity:
     """Compare one output ``(n, …)`` of the in-framework model and of its artifact.
 
@@ -148,6 +163,11 @@ def parity(
     that are integers themselves are equal in a float artifact, and in `INTEGER_AGREEMENT` of the places in an integer
     one. The same infinity at the same place is no difference; not-a-number always is.
 
+    Where roundings follow roundings, one that falls on the other side can turn many behind it, until the answer has
+    roundings of its own, as far from the simulation's as that is from another simulation of the same network. How far
+    that is, its *instability*, is the mean absolute difference of `echo`, relative to the spread; an integer artifact
+    may be `UNSTABLE` times as far on average.
+
     Parameters
     ----------
     integer : whether the artifact computes in integers (`reference_outputs` then simulate them).
@@ -156,6 +176,8 @@ def parity(
         last.
     spread : the outputs' standard deviation on more inputs, which counts where there are fewer than 8 numbers here: one
         number has none.
+    echo : what the simulation answers when its floats move by no more than their arithmetic makes them, of the same
+        shape.
     """
     if reference_outputs.shape != artifact_outputs.shape or not reference_outputs.size:
         raise SlimlineError(
@@ -179,11 +201,18 @@ def parity(
     spread = max(spread, _TINY)
     relative = largest / max(float(np.abs(reference).max()), _TINY)
     mean, line = float(error.mean()) / spread, float(_lines(error).max()) / spread
+    instability = None if echo is None or counted else _instability(reference, echo, spread)
     if counted:
         moved = float((error != 0).mean())
         reasons = _moved(moved, 1 - INTEGER_AGREEMENT if integer else 0.0)
     elif integer:
-        reasons = _rounded(reference, artifact, error, axes, mean, line, spread)
+        tolerance = max(INTEGER_TOLERANCE, min(UNSTABLE * (instability or 0.0), GROSS / 2))
+        tie = (
+            2 * INTEGER_TOLERANCE * spread
+            if echo is None
+            else max(2 * INTEGER_TOLERANCE * spread, _tie(reference, echo))
+        )
+        reasons = _rounded(reference, artifact, error, axes, mean, line, spread, tolerance, tie)
     else:
         reasons = _exact(reference, error, relative)
     return Parity(
@@ -196,6 +225,7 @@ def parity(
         agreement=same,
         reason="; ".join(reasons),
         worst_line=line,
+        instability=instability,
     )
 
 
@@ -251,6 +281,20 @@ def common_spread(outputs: Iterable[np.ndarray]) -> float:
     return float(finite.std()) if finite.size else 0.0
 
 
+def _instability(reference: np.ndarray, echo: np.ndarray, spread: float) -> float | None:
+    """How far a simulation is from itself; None where that cannot be said."""
+    moved = np.abs(echo.astype(np.float64) - reference)
+    finite = moved[np.isfinite(moved)]
+    return float(finite.mean()) / spread if finite.size else None
+
+
+def _tie(reference: np.ndarray, echo: np.ndarray) -> float:
+    """How close two classes are that a simulation takes for one another by itself: `UNSTABLE` times as far as 99 % of
+    its outputs move."""
+    moved = np.abs(echo.astype(np.float64) - reference)
+    return UNSTABLE * float(np.quantile(moved[np.isfinite(moved)], 0.99)) if np.isfinite(moved).any() else 0.0
+
+
 def _exact(reference: np.ndarray, error: np.ndarray, relative: float) -> list[str]:
     """Why a float artifact does not pass."""
     if relative > FLOAT_TOLERANCE:
@@ -275,17 +319,19 @@ def _rounded(
     mean: float,
     line: float,
     spread: float,
+    tolerance: float,
+    tie: float,
 ) -> list[str]:
     """Why an integer artifact does not pass."""
     reasons = []
     for axis in axes:
         named = np.take_along_axis(reference, artifact.argmax(axis, keepdims=True), axis)
-        near = reference.max(axis, keepdims=True) - named <= 2 * INTEGER_TOLERANCE * spread
+        near = reference.max(axis, keepdims=True) - named <= tie
         if near.mean() < INTEGER_AGREEMENT:
             reasons.append(f"{100 * near.mean():.1f} % of the classes stay, fewer than {100 * INTEGER_AGREEMENT:g} %")
             break
-    if mean > INTEGER_TOLERANCE:
-        reasons.append(f"outputs differ on average by {mean:.2g} of their spread, more than {INTEGER_TOLERANCE:g}")
+    if mean > tolerance:
+        reasons.append(f"outputs differ on average by {mean:.2g} of their spread, more than {tolerance:.2g}")
     if reasons:
         return reasons
     if line > INTEGER_WORST:
@@ -295,7 +341,7 @@ def _rounded(
             if reference.size < _ENOUGH * reference.shape[axis]:
                 continue
             off, own = _slices(error, axis).mean(1), _slices(reference, axis).std(1)
-            beyond = off - INTEGER_WORST * own - INTEGER_TOLERANCE * spread
+            beyond = off - INTEGER_WORST * own - tolerance * spread
             if beyond.max() > 0:
                 index = int(beyond.argmax())
                 part = off[index] / max(own[index], _TINY)

@@ -1,18 +1,24 @@
-"""Whether two models answer alike, on the example and on random inputs."""
+"""Whether two models answer alike, and whether an artifact answers as its model does."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from slimline.basics.errors import SlimlineError
-from slimline.measure.parity import compare
+from slimline.graph.edits import PutTensors
+from slimline.measure.parity import Parity, compare
 from slimline.measure.probes import Arrays, probes
 
 if TYPE_CHECKING:
+    from slimline.methods.outputs import Output
     from slimline.model import Model
+
+JITTER = 1e-5
+"""By which sums in another order and faster functions move numbers in float32, relative to them."""
 
 
 def refuse_other_answers(before: Model, after: Model, what: str) -> None:
@@ -51,3 +57,41 @@ def finite_answers(model: Model, candidates: Sequence[Arrays]) -> tuple[tuple[np
         if all(not np.isnan(x).any() for x in outputs if x.dtype.kind == "f"):
             return outputs, inputs
     return (), ()
+
+
+def answers_alike(
+    model: Model,
+    inputs: Arrays,
+    references: Sequence[np.ndarray],
+    answers: Sequence[np.ndarray],
+    integer: bool,
+    known: Sequence[Output] = (),
+    spreads: Sequence[float] | None = None,
+) -> Parity:
+    """How what an artifact answers to `inputs` differs from what its model does (`references`).
+
+    An integer artifact that differs by more than single roundings is compared once more, with how far the model moves
+    by itself: see `echo`, and `slimline.measure.parity.parity`.
+
+    Parameters
+    ----------
+    known, spreads : see `slimline.measure.parity.compare`.
+    """
+    parity = compare(references, answers, integer, known, spreads)
+    if not integer or parity.passed or parity.gross:
+        return parity
+    return compare(references, answers, integer, known, spreads, echo(model, inputs))
+
+
+def echo(model: Model, inputs: Arrays) -> tuple[np.ndarray, ...]:
+    """What a model answers when each number that it stores and does not round moves by `JITTER` of itself, normally
+    distributed: the arithmetic of floats in a runtime differs by as much."""
+    rng = np.random.default_rng(0)
+    rounded = model.quantization.weights if model.quantization is not None else {}
+    stored = model.parameters()
+    moved = {
+        name: (stored[name] * (1 + JITTER * rng.standard_normal(stored[name].shape))).astype(stored[name].dtype)
+        for name in model.graph.trainable
+        if name not in rounded and stored[name].dtype.kind == "f"
+    }
+    return replace(model, native=model.edit(PutTensors(moved))).outputs(*inputs)

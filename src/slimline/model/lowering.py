@@ -18,10 +18,10 @@ import numpy as np
 
 from slimline.basics.errors import SlimlineError, first_line
 from slimline.measure.integers import layer_name, stored_weights
-from slimline.measure.parity import Parity, common_spread, compare
+from slimline.measure.parity import Parity, common_spread
 from slimline.measure.probes import Arrays, probes
 from slimline.methods.outputs import bare
-from slimline.model.equality import batched_inputs, finite_answers
+from slimline.model.equality import answers_alike, batched_inputs, finite_answers
 from slimline.runtimes import base as runtimes
 from slimline.runtimes import forms
 from slimline.runtimes.forms import Form
@@ -218,7 +218,8 @@ def compared(runtime: Runtime, session: Session, model: Model, path: Path, quick
     spreads = [common_spread(outputs) for outputs in zip(*(references for _, references, _ in answers), strict=True)]
     for what, references, inputs in answers:
         known = bare(model.output_names, references)
-        parity = compare(references, _run(runtime, session, inputs, what), integer, known, spreads)
+        answered = _run(runtime, session, inputs, what)
+        parity = answers_alike(model, inputs, references, answered, integer, known, spreads)
         if parity.gross:
             raise SlimlineError(
                 f"The {runtime.name} artifact disagrees with the model on {what} ({parity.reason}), so it was not "

@@ -14,9 +14,10 @@ from slimline.measure import Memory, ledger, measure_latency, measure_memory, ou
 from slimline.measure.certificate import Certificate
 from slimline.measure.figures import Latency
 from slimline.measure.load import watched
-from slimline.measure.parity import Parity, compare
+from slimline.measure.parity import Parity
 from slimline.methods.outputs import Output, bare
 from slimline.model import Model
+from slimline.model.equality import answers_alike
 from slimline.model.lowering import rounds
 from slimline.runtimes.base import runtime
 
@@ -111,7 +112,7 @@ def _gate(model: Model, artifact: Path, data: Data, target: str) -> tuple[Parity
     references = model.outputs(*rows)
     meanings = _meant(model, references, data)
     answers = runtime(target).load(artifact).outputs(rows)
-    parity = compare(references, answers, integer=rounds(runtime(target), model), known=meanings)
+    parity = answers_alike(model, rows, references, answers, rounds(runtime(target), model), meanings)
     if not parity.passed and not parity.integer:
         raise SlimlineError(
             f"The artifact disagrees with the model on {target}: {parity.reason}; report this model to slimline."

@@ -60,6 +60,7 @@ POLICY = Policy(
     transposed_channels=True,
     whole=False,
     one_grid=frozenset(),
+    tables=True,
 )
 
 
@@ -84,8 +85,9 @@ class OnnxRuntime(Runtime):
     )
     stores = f"{weights.STORES}, and any other levels"
     storage = (
-        "linear layers compute from integer codes where groups have 16, 32, 64, 128 or 256 weights or are a channel; "
-        "all other weights are turned to float32 when the file is loaded: it is smaller, memory and time are not"
+        "linear layers compute from integer codes where groups have 16, 32, 64, 128 or 256 weights or are a channel, "
+        "embeddings decode the rows that they look up in int8 tables; all other weights are turned to float32 when the "
+        "file is loaded: it is smaller, memory and time are not"
     )
 
     def __init__(self, name: str = name, provider: str = "cpu", level: str = "all") -> None:

@@ -66,6 +66,7 @@ POLICY = Policy(
     transposed_channels=True,
     whole=False,
     one_grid=frozenset(),
+    tables=True,
 )
 
 

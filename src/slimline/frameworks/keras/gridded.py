@@ -157,6 +157,21 @@ class FakeQuantEinsumDense(_RoundedKernel, L.EinsumDense):  # type: ignore[misc]
 
 
 @_register
+class FakeQuantEmbedding(_RoundedKernel, L.Embedding):  # type: ignore[misc]
+    """`Embedding` by a rounded table."""
+
+    @property
+    def kernel(self) -> Any:
+        """The table ``(rows, width)``."""
+        return self.embeddings
+
+    def call(self, inputs: Any) -> Any:
+        """Rows of the table ``(…, width)``."""
+        rows = ops.take(self.on_grid(self.embeddings), ops.cast(inputs, "int32"), axis=0)
+        return ops.cast(rows, self.compute_dtype)
+
+
+@_register
 class FakeQuantBatchNormalization(L.BatchNormalization):  # type: ignore[misc]
     """A `BatchNormalization` of ``(batch, y, x, channels)`` that no layer before it can take in.
 
@@ -187,6 +202,7 @@ GRIDDED: Mapping[type, type] = {
     L.Conv2DTranspose: FakeQuantConv2DTranspose,
     L.Dense: FakeQuantDense,
     L.EinsumDense: FakeQuantEinsumDense,
+    L.Embedding: FakeQuantEmbedding,
 }
 """The class that takes a class's place when its kernel is rounded."""
 

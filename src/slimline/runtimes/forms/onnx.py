@@ -24,6 +24,7 @@ from slimline.methods.formats import Format, IntegerGrid, along
 from slimline.runtimes.forms.onnx_dynamic import expand, pack_recurrent
 from slimline.runtimes.forms.onnx_graph import DOMAIN, FAKE_QUANTIZE, LAYER, attribute, replace
 from slimline.runtimes.forms.onnx_products import add_biases
+from slimline.runtimes.forms.onnx_tables import decode_rows
 from slimline.runtimes.forms.onnx_weights import INT4_OPSET, pack, raise_opset, upgrade
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -288,6 +289,8 @@ class _Expander:
         weight = _constant(value)
         assert value is not None and weight is not None
         integers = grid.encode(weight)
+        if grid.bits > 4 and decode_rows(self.graph, node, grid, integers, self._store):
+            return
         axis = grid.axis
         scales = grid.scale if axis is None else grid.scale.ravel()
         users = [user for user, _ in node.outputs[0].uses()]

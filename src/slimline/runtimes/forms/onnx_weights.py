@@ -20,6 +20,7 @@ from slimline.methods.formats import Array, BlockFloat, FloatFormat, Format, Int
 from slimline.runtimes.forms.onnx_dynamic import dynamic_source, integer_product
 from slimline.runtimes.forms.onnx_formats import FLOATS, coded, is_fused
 from slimline.runtimes.forms.onnx_graph import DOMAIN, FAKE_QUANTIZE, MARK, attribute, replace
+from slimline.runtimes.forms.onnx_tables import decode_rows
 
 _FUNCTIONS = frozenset({
     "Relu", "LeakyRelu", "Elu", "Selu", "Sigmoid", "HardSigmoid", "Tanh", "Softplus", "Softsign", "ThresholdedRelu",
@@ -133,7 +134,15 @@ class _Packer:
                 self._dequantized(each, reader, turned)
                 return
         assert isinstance(each, Scaled)
-        self._unpacked(each)
+        if not self._looked_up(each):
+            self._unpacked(each)
+
+    def _looked_up(self, each: Scaled) -> bool:
+        """Whether it is a table of an embedding, of which the rows that are read can be decoded."""
+        if not isinstance(each, IntegerGrid) or each.bits <= 4:  # ONNX Runtime looks up nothing shorter than a byte
+            return False
+        codes = _integers(self.codes, each)
+        return decode_rows(self.graph, self.node, each, codes, lambda array: self._stored(array, "rows"))
 
     def _sole(self, each: Scaled) -> None:
         """One DequantizeLinear in its place, in the order in which a linear layer multiplies by it."""

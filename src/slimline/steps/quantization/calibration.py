@@ -22,7 +22,14 @@ from slimline.runtimes.base import names, runtime
 from slimline.steps.quantization.choices import Choices
 from slimline.steps.quantization.preparation import equalized
 from slimline.steps.quantization.step import StaticQuantization
-from slimline.steps.quantization.weights import QuantizedWeights, in_order, layer_grams, layer_means, short_weights
+from slimline.steps.quantization.weights import (
+    QuantizedWeights,
+    in_order,
+    layer_grams,
+    layer_means,
+    short_weights,
+    table_grids,
+)
 
 _log = logging.getLogger(__name__)
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -76,7 +83,7 @@ def calibrate(
         weights.round_all(held, means)
     quantization = Quantization(
         activations=activations,
-        weights=weights.grids,
+        weights=weights.grids | table_grids(folded, placement),
         layers=placement.layers,
         float_layers={**placement.refused, **exclude},
     )

@@ -38,6 +38,8 @@ def forecast(step: StaticQuantization, model: Model, target: str) -> Forecast:
         )
     choices, readers = Choices.of(step, graph), graph.consumers()
     types = {name: choices.of_layers([node.layer for node in readers[name]]).type for name in placement.weights}
+    bits = {name: _BITS[kind] for name, kind in types.items()} | dict.fromkeys(placement.tables, _BITS["int8"])
+    axes = {**placement.weights, **dict.fromkeys(placement.tables, 0)}
     return Forecast(
         replace(model, native=folded.native),
         f"puts {len(placement.layers)} layers and {len(placement.activations)} activations on grids of {target}",
@@ -49,9 +51,9 @@ def forecast(step: StaticQuantization, model: Model, target: str) -> Forecast:
             "integer_macs": part,
         },
         stored_bytes={
-            name: math.prod(shape := graph.values[name].shape) * _BITS[types[name]] // 8
+            name: math.prod(shape := graph.values[name].shape) * bits[name] // 8
             + _SCALE_BYTES * (1 if axis is None else shape[axis])
-            for name, axis in placement.weights.items()
+            for name, axis in axes.items()
         },
     )
 

@@ -18,11 +18,11 @@ from pydantic import BaseModel, ConfigDict
 
 from slimline.data.splits import first
 from slimline.files.decisions import checked
-from slimline.measure.parity import compare
 from slimline.methods.gram import Gram
 from slimline.methods.outputs import bare
 from slimline.methods.search import culprits
 from slimline.model import Model
+from slimline.model.equality import answers_alike
 from slimline.steps.clock import GAIN, Terms, Timed, clocked
 from slimline.steps.quantization.calibration import Ranges, calibrate
 from slimline.steps.quantization.preparation import prepared
@@ -161,7 +161,7 @@ class Artifacts(Timed):
         simulation = self.variant(back)
         references = simulation.outputs(*rows)
         known = bare(simulation.output_names, references)
-        return compare(references, session.outputs(rows), integer=True, known=known)
+        return answers_alike(simulation, rows, references, session.outputs(rows), True, known)
 
 
 class StaticArtifacts(Artifacts):

@@ -141,6 +141,12 @@ def with_room(
     return replace(grid, scale=scale.reshape(grid.scale.shape))
 
 
+def table_grids(model: Model, placement: Placement) -> dict[str, IntegerGrid]:
+    """Of the tables of embeddings, whose numbers are added up with no other codes, so that all 8 bits can be used."""
+    stored = model.parameters() if placement.tables else {}
+    return {name: symmetric_grid(stored[name], 0, 8) for name in placement.tables}
+
+
 def integer_matrices(graph: Graph, placement: Placement) -> dict[str, LayerMatrix]:
     """By weight, the matrix of the integer layer that reads it; none where several do."""
     layers: dict[str, list[LayerMatrix]] = {}

@@ -334,7 +334,8 @@ def dot(w: Writer, call: Call) -> Operand:
 
 def embedding(w: Writer, call: Call) -> Placed:
     """`Embedding`: rows of a table."""
-    table = w.weight(w.parameter(call.operation.embeddings), "embeddings", lambda a: a)
+    layer = call.operation
+    table = w.weight(w.parameter(layer.embeddings), "embeddings", lambda a: a, _format(layer))
     return rows(w, call, table, w.cast(w.source(call), "int32"))
 
 
