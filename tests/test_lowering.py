@@ -63,6 +63,16 @@ class Toy:
     output_names: tuple[str, ...] = ()
 
     @property
+    def graph(self) -> Any:
+        return SimpleNamespace(trainable=())
+
+    def parameters(self) -> dict[str, np.ndarray]:
+        return {}
+
+    def edit(self, *edits: Any) -> Any:
+        return self.native
+
+    @property
     def adapter(self) -> Any:
         return SimpleNamespace(free=lambda native: self.free, form=lambda *form: None)
 
