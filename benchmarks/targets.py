@@ -179,11 +179,17 @@ def measured(study: Study, every: Sequence[Artifact], quick: bool) -> Iterator[R
     """The rows of all artifacts of a study, timed in the same rounds."""
     references = {name: study.scores(model.predict(*study.test)) for name, model in study.networks.items()}
     agreed, right, paths = dict[str, float](), dict[str, float](), dict[str, Path]()
-    for each in every:
+    every = list(every)
+    for position, each in enumerate(every):
         if each.path is None:
             continue
         log.info("answers of %s", each.name)
-        scores = study.scores(outputs(each.path, study.test, 50))
+        try:
+            scores = study.scores(outputs(each.path, study.test, 50))
+        except sl.SlimlineError:
+            log.exception("%s", each.name)
+            every[position] = replace(each, path=None, recipe=f"{each.recipe}: its runtime dies of it")
+            continue
         paths[each.name] = each.path
         agreed[each.name] = float(agreement(scores, references[each.network]).mean())
         if study.labels is not None:
