@@ -3,11 +3,11 @@
     python benchmarks/low_rank.py [--quick] [--fresh]
 
 MiniLM needs what `minilm.py` needs, and reads 64 tokens. The ViT is that of ``train_fashion.py vit``. Both see 512
-unlabelled training samples. All linear layers (and the ViT's patches, not its classifier) lose 30 % of their
-parameters: by the plain singular value decomposition of their weights, each alike or shared out among them, and by what
-they do to the samples. Everything is measured on exported ONNX artifacts: accuracy (of MiniLM that on 1,000 texts of a
-logistic regression which was fitted on the original's embeddings of 1,000 others), agreement with the original, and the
-part of the variance of the outputs that is lost.
+unlabelled training samples; 128 of them where layers make up for those before. All linear layers (and the ViT's
+patches, not its classifier) lose 30 % of their parameters: by the plain singular value decomposition of their weights,
+each alike or shared out among them, and by what they do to the samples. Everything is measured on exported ONNX
+artifacts: accuracy (of MiniLM that on 1,000 texts of a logistic regression which was fitted on the original's
+embeddings of 1,000 others), agreement with the original, and the part of the variance of the outputs that is lost.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from common import Entry, Row, cached, fashion, log, options, peer, write
 import slimline as sl
 from slimline.measure import file_bytes, outputs
 
-RATIO, SAMPLES = 0.3, 512
-LENGTH, FITTED = 64, 1000
+RATIO, SAMPLES, COMPENSATED = 0.3, 512, 128
+LENGTH, FITTED, TESTED = 64, 1000, 1000
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -51,7 +51,7 @@ class Case:
 def minilm(quick: bool) -> Case:
     """Embeddings of texts, of which a probe makes classes."""
     peer("transformers", "transformers")
-    from minilm import TESTED, Encoder, texts, tokens
+    from minilm import Encoder, texts, tokens
     from sklearn.linear_model import LogisticRegression
 
     (train, y), (test, labels) = texts("train"), texts("test")
@@ -99,14 +99,14 @@ def vit(quick: bool) -> Case:
 def recipes(keep: Sequence[str]) -> dict[tuple[str, str], sl.LowRank]:
     """By tool and name."""
 
-    def step(**fields: Any) -> sl.LowRank:
-        return sl.LowRank(ratio=RATIO, samples=SAMPLES, undo=False, keep=tuple(keep), **fields)
+    def step(samples: int = SAMPLES, **fields: Any) -> sl.LowRank:
+        return sl.LowRank(ratio=RATIO, samples=samples, undo=False, keep=tuple(keep), **fields)
 
     return {
         ("plain SVD", "each layer alike"): step(criterion="weight", scope="local"),
         ("plain SVD", "shared out"): step(criterion="weight"),
         ("slimline", "outputs"): step(compensate=False),
-        ("slimline", "outputs, compensated"): step(),
+        ("slimline", "outputs, compensated"): step(COMPENSATED),
     }
 
 

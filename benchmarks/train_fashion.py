@@ -3,9 +3,10 @@
     python benchmarks/train_fashion.py [resnet | vit]
 
 writes ``benchmarks/weights/fashion_resnet.safetensors`` (32-64-128, two blocks a stage, 70 M MACs; float32, 2.8 MB) or
-``fashion_vit.safetensors`` (six blocks of width 96, patches of 7 × 7; 2.7 MB, trained with ``--epochs 6``). The ResNet
-takes half an hour on two cores with AMX (bfloat16 autocast), a few hours without; an epoch of the ViT two minutes on
-one. The 10,000 test images are looked at once, at the end, to print the accuracy; nothing is selected by them.
+``fashion_vit.safetensors`` (six blocks of width 96, patches of 7 × 7; 2.7 MB, as the fifth of ``--epochs 6`` left it).
+The ResNet takes half an hour on two cores with AMX (bfloat16 autocast), a few hours without; an epoch of the ViT two
+minutes on one. The 10,000 test images are looked at once, at the end, to print the accuracy; nothing is selected by
+them.
 """
 
 from __future__ import annotations
