@@ -35,7 +35,8 @@ log = logging.getLogger("benchmark")
 
 @dataclass(frozen=True)
 class Row:
-    """One artifact at one batch size; None is "not measured". `speedup` and `size_ratio` are against the original."""
+    """One artifact at one batch size; None is "not measured". `speedup` and `size_ratio` are against the original,
+    `output_error` is the part of the variance of its outputs that is lost."""
 
     case: str
     tool: str
@@ -54,6 +55,7 @@ class Row:
     samples_ms: tuple[float, ...] | None = None
     peak_memory_ratio: float | None = None
     agreement: float | None = None
+    output_error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -255,6 +257,7 @@ _COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "recipe": ("recipe", str),
     "accuracy": ("accuracy", lambda v: f"{100 * v:.2f} %"),
     "agreement": ("agreement", lambda v: f"{100 * v:.2f} %"),
+    "output_error": ("of the outputs lost", lambda v: f"{100 * v:.2f} %"),
     "drop": ("drop, points", lambda v: f"{100 * v:.2f}"),
     "bound": ("at most (95 %)", lambda v: f"{100 * v:.2f}"),
     "median_ms": ("median", lambda v: f"{v:.3f} ms"),

@@ -284,6 +284,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"activations": {"relu": "relu"}}, "by itself"),
     ({"activations": {"silu": "softplus"}}, "softplus"),
     ({"activations": {"silu": "relu"}, "ratio": 0.5}, "ratio is of convolutions"),
+    ({"resolution": 3, "convolution": "separable"}, "a step of its own"),
+    ({"resolution": 2}, "take a divisor of 9"),
 ]
 
 
@@ -335,6 +337,55 @@ def test_only_what_pays_stays(layer_clock: Any) -> None:
     unchanged = sl.apply(model, step, data(model))
     same(unchanged, model, X)
     assert unchanged.graph.size == model.graph.size
+
+
+@pytest.mark.parametrize("framework", ["torch", "keras", "onnx"])
+def test_the_network_makes_its_image_smaller(
+    framework: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layer_clock: Any
+) -> None:
+    """It answers as the network of the smaller image does on means of squares."""
+    reference = net(framework)
+    x = np.random.default_rng(1).normal(size=(8, 3, 2 * SIDE, 2 * SIDE)).astype(np.float32)
+    means = x.reshape(8, 3, SIDE, 2, SIDE, 2).mean((3, 5))
+    monkeypatch.setitem(globals(), "SIDE", 2 * SIDE)
+    monkeypatch.setitem(globals(), "X", x)
+    model = {"torch": torch_net, "keras": keras_net, "onnx": onnx_net}[framework]()
+    if framework == "keras":
+        x, means = x.transpose(0, 2, 3, 1), means.transpose(0, 2, 3, 1)
+    step = sl.Lighten(resolution=2)
+    plan = sl.plan(model, step)
+    small = plan.apply(model)
+    np.testing.assert_allclose(small.predict(x), reference.predict(means), rtol=1e-4, atol=1e-5)
+    assert plan.macs == cost.macs(small.graph) == cost.macs(reference.graph) < cost.macs(model.graph)
+    assert json.loads(plan.to_json())["inputs"][0]["divided_by"] == 2 and "divided by 2" in str(plan)
+    again = sl.load(small.save(tmp_path / f"small{small.adapter.suffix}"))
+    np.testing.assert_allclose(again.predict(x), small.predict(x), rtol=1e-4, atol=1e-6)
+
+    (name,) = plan.names
+    layer_clock({name: 4.0}, {name: 1.0})
+    samples = sl.Data(train=(x,), calibration=(x,))
+    paid = sl.apply(model, step, samples)
+    assert cost.macs(paid.graph) == plan.macs
+    sl.export(paid, "onnxruntime", tmp_path / "artifact")
+    if framework == "torch":
+        trained = sl.apply(paid, sl.Distillation(epochs=1), samples, teacher=model)
+        assert cost.macs(trained.graph) == plan.macs and not np.allclose(trained.predict(x), small.predict(x))
+    layer_clock({name: 1.0}, {name: 1.0})
+    assert cost.macs(sl.apply(model, step, samples).graph) == cost.macs(model.graph)
+
+
+def test_networks_of_one_size_of_image_are_refused() -> None:
+    torch.manual_seed(0)
+    x = np.zeros((2, 1, 8, 8), np.float32)
+    fixed = sl.load(nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Flatten(), nn.Linear(128, 3)).eval(), (x,))
+    with pytest.raises(SlimlineError, match="does not run on images"):
+        sl.plan(fixed, sl.Lighten(resolution=2))
+    dense = sl.load(nn.Sequential(nn.Conv2d(1, 2, 3, padding=1)).eval(), (x,))
+    with pytest.raises(SlimlineError, match="depends on the size"):
+        handler_of(sl.Lighten(resolution=2)).check(sl.Lighten(resolution=2), dense, [])
+    table = sl.load(nn.Sequential(nn.Linear(4, 3)).eval(), (np.zeros((2, 4), np.float32),))
+    with pytest.raises(SlimlineError, match="models that read one image"):
+        sl.plan(table, sl.Lighten(resolution=2))
 
 
 RECIPE = """

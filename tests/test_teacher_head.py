@@ -7,14 +7,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 import slimline as sl
+from slimline.graph.matrix import matrices
 from slimline.recipe.recipe import parse
 from slimline.steps.base import Context, handler_of
 from slimline.steps.teacher_head.head import head_of
-from slimline.training.features import terms
+from slimline.training.features import Inside, terms
 from slimline.training.loop import described, recover
 from tests import recovery_job as job
+from tests.frameworks.onnx import graphs
 from tests.test_features import LABELS, convolutional, images, observed
 
 HEAD = sl.TeacherHead()
@@ -76,9 +80,83 @@ def test_the_loss_is_the_distance_of_what_both_heads_read(framework: str) -> Non
     assert pair[1].shape == (24, 5) and trainer.step(((x,), LABELS), 0.0) == pytest.approx(expected, rel=1e-5)
 
 
-def _linear(model: sl.Model) -> list[Any]:
-    from slimline.graph.matrix import matrices
+@pytest.mark.parametrize("framework", ["torch", "keras", "onnx"])
+def test_on_maps_the_projector_is_of_convolutions(framework: str, tmp_path: Path) -> None:
+    student, teacher, x = averaging(framework, 6), averaging(framework, 5, 1), images(framework)
+    data = sl.Data(train=(x, LABELS), test=(x, LABELS), overlap="allow")
+    step = sl.TeacherHead(on="map", width=12)
+    outcome = handler_of(step).perform(step, student, Context(teacher, data, ""))
+    begun = outcome.model
+    assert outcome.record["widths"] == [6, 12, 12, 5, 4]
+    own, new, other = Inside(student, ""), Inside(begun, ""), Inside(teacher, "")
+    assert own.map is not None and new.map is not None and other.map is not None
 
+    # By hand: convolutions of PyTorch on the student's map, the mean, and the teacher's head.
+    stored, taught = begun.parameters(), teacher.parameters()
+    (value,) = (np.moveaxis(v, own.map.axis, 1) for v in observed(student, (own.map.name,), x))
+    projector = [each for each in matrices(begun.graph) if each.layer.startswith(f"{head_of(student, '').layer}.")]
+    for layer in projector[:3]:
+        weight = layer.matrix(stored[layer.weight])[0].reshape(layer.shape[1], -1, *(layer.kernel or (1, 1)))
+        tensors = [torch.tensor(np.array(a, np.float32)) for a in (value, weight, stored[layer.bias].ravel())]
+        value = torch.relu(torch.conv2d(*tensors, padding="same")).numpy()
+    source = head_of(teacher, "")
+    expected = value.mean((2, 3)) @ source.matrix(taught[source.weight])[0].T + taught[source.bias].ravel()
+    np.testing.assert_allclose(begun.predict(x), expected, rtol=1e-3, atol=1e-4)
+
+    learn = sl.Distillation(
+        features=[{"loss": "simkd", "weight": 2.0}], output_weights={begun.output_names[0]: 0.0}, epochs=4,
+        learning_rate=1e-2, batch_size=8,
+    )  # fmt: skip
+    (term,) = terms(learn, begun, (teacher,), 0)
+    assert (term.students, term.teachers) == ((new.map.name,), (other.map.name,))
+
+    def distance(model: sl.Model) -> float:
+        pair = [observed(m, names, x)[0] for m, names in ((model, term.students), (teacher, term.teachers))]
+        return float(2 * ((pair[0] - pair[1]) ** 2).mean())
+
+    trainer = begun.adapter.trainer(
+        begun.native, teacher.native, learn, 0, 1, described(begun, (teacher,), learn, data)
+    )
+    trainer.add(term)
+    first, *_, last = (trainer.step(((x,), LABELS), rate) for rate in (0.0, *[1e-2] * 12))
+    assert first == pytest.approx(distance(begun), rel=1e-4) and last < 0.95 * first
+    again = sl.load(begun.save(tmp_path / f"small{begun.adapter.suffix}"))
+    np.testing.assert_allclose(again.predict(x), begun.predict(x), atol=1e-5)
+    sl.export(begun, "onnxruntime", tmp_path / "artifact")
+
+
+def test_maps_of_other_sizes_and_no_maps_are_refused() -> None:
+    teacher, x = averaging("torch", 5, 1), images("torch")
+    step = sl.TeacherHead(on="map")
+
+    def begin(student: Any) -> None:
+        handler_of(step).perform(step, sl.load(student.eval(), x[:2]), Context(teacher, None, ""))
+
+    end = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4)]
+    with pytest.raises(sl.SlimlineError, match="6 × 6 places and the teacher's 3 × 3"):
+        begin(nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), *end))
+    with pytest.raises(sl.SlimlineError, match="does not read the mean"):
+        begin(nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.AdaptiveMaxPool2d(1), *end[1:]))
+    with pytest.raises(sl.SlimlineError, match="does not read the mean"):
+        begin(nn.Sequential(nn.Conv2d(1, 3, 4), nn.AvgPool2d(2), *end[1:]))  # of three by three places it drops some
+
+
+def averaging(framework: str, width: int, seed: int = 0) -> sl.Model:
+    """`convolutional`, also in ONNX."""
+    if framework != "onnx":
+        return convolutional(framework, width, seed)
+    rng = np.random.default_rng(seed)
+    shapes = {"c.weight": (width, 1, 3, 3), "d.weight": (width, width, 3, 3), "h.weight": (width, 4), "h.bias": (4,)}
+    body = (
+        "a = Conv<pads = [1, 1, 1, 1]>(x, c__weight) b = Relu(a) "
+        "c = Conv<pads = [1, 1, 1, 1], strides = [2, 2]>(b, d__weight) d = Relu(c) "
+        "e = GlobalAveragePool(d) f = Flatten(e) y = Gemm(f, h__weight, h__bias)"
+    )
+    weights = {name: rng.normal(0, 0.5, shape).astype(np.float32) for name, shape in shapes.items()}
+    return sl.load(graphs.model(body, weights, "float[N,1,6,6] x"), images("torch")[:2])
+
+
+def _linear(model: sl.Model) -> list[Any]:
     kinds = {node.name: node.kind for node in model.graph.nodes}
     return [each for each in matrices(model.graph) if kinds[each.node] == "linear"]
 
@@ -105,8 +183,6 @@ def test_what_has_no_meaning_is_refused() -> None:
 
 
 def _without_head() -> sl.Model:
-    import torch
-
     return sl.load(torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.ReLU()).eval(), images("torch")[:2])
 
 

@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from slimline.steps.sparse.step import SparsePruning as SparsePruning
     from slimline.steps.sparse_training.step import SparseTraining as SparseTraining
     from slimline.steps.teacher_head.step import TeacherHead as TeacherHead
+    from slimline.steps.tying.step import LayerTying as LayerTying
     from slimline.steps.weight_quantization import WeightQuantization as WeightQuantization
     from slimline.steps.weight_sharing.step import WeightSharing as WeightSharing
     from slimline.training.criterion import DistillationLoss as DistillationLoss
@@ -99,6 +100,7 @@ _HOMES = {
     "slimline.steps.sparse": ("SparsePruning",),
     "slimline.steps.sparse_training": ("SparseTraining",),
     "slimline.steps.teacher_head": ("TeacherHead",),
+    "slimline.steps.tying": ("LayerTying",),
     "slimline.steps.weight_sharing": ("WeightSharing",),
     "slimline.steps.weight_quantization": ("WeightQuantization",),
     "slimline.run.own_loop": ("convert", "prepare"),
@@ -122,6 +124,7 @@ __all__ = [  # noqa: RUF022 - in the order in which they are used
     "LowRank",
     "Lighten",
     "MergeLayers",
+    "LayerTying",
     "SparseTraining",
     "Distillation",
     "DistillationLoss",

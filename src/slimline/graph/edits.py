@@ -8,7 +8,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from slimline.basics.errors import SlimlineError
+from slimline.basics.errors import SlimlineError, first_line
 from slimline.graph.cuts import Cut
 from slimline.graph.operators import Operator
 from slimline.graph.quantization import Quantization
@@ -77,6 +77,35 @@ class PutTensors:
     """Stored tensors, of the same shapes, in place of those of these names."""
 
     tensors: Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class Tie:
+    """Readers of a stored tensor (key) read another of its shape and type (value), which learns for all of them; the
+    first is gone. Of a layer all weights go, for those of one layer of the same settings."""
+
+    instead: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class PoolInput:
+    """Readers of an image, an input of the model, read it with height and width divided by a number: means of squares
+    of places, without overlap. The framework's own layout says which dimensions these are.
+
+    Attributes
+    ----------
+    input : of four dimensions, height and width multiples of `factor`.
+    """
+
+    input: str
+    factor: int
+
+    def misfit(self, reason: BaseException) -> SlimlineError:
+        """The error of a model that does not run on the smaller image."""
+        return SlimlineError(
+            f"The model does not run on images of 1/{self.factor} of height and width, as it fixes their size "
+            f"({first_line(reason)}): leave resolution out."
+        )
 
 
 @dataclass(frozen=True)
@@ -188,6 +217,8 @@ Edit = (
     | Threshold
     | Compute
     | PutTensors
+    | Tie
+    | PoolInput
     | Extract
     | FoldNorms
     | Round
@@ -203,6 +234,7 @@ __all__ = [
     "LearnRounding",
     "Mask",
     "Narrow",
+    "PoolInput",
     "PutTensors",
     "Replace",
     "Resize",
@@ -210,5 +242,6 @@ __all__ = [
     "Round",
     "Silence",
     "Threshold",
+    "Tie",
     "Unround",
 ]

@@ -71,6 +71,11 @@ class LayerMatrix:
         """Where a convolution looks; None for other layers, and for transposed ones."""
         return self._window
 
+    @property
+    def reading(self) -> tuple[object, ...]:
+        """Equal of layers whose rows of `X` are the same."""
+        return self.input, self.groups, self.inputs, self.carried, self._dims, self._window
+
     def places(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Of the output's `shape` the sizes of the dimensions over which a convolution moves."""
         return tuple(n for n, dim in zip(shape, self._output_dims, strict=True) if dim[0].startswith("@"))

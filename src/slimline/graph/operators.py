@@ -85,4 +85,21 @@ class Rectifier:
         return ()
 
 
-Operator = Linear | Convolution | Rectifier
+@dataclass(frozen=True)
+class Mean:
+    """The mean over all places of a map: of its dimensions but the batch and the channels, which are gone then.
+
+    Attributes
+    ----------
+    places : how many dimensions, 1 to 3.
+    """
+
+    places: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of its weight, which it has not."""
+        return ()
+
+
+Operator = Linear | Convolution | Rectifier | Mean

@@ -126,6 +126,7 @@ class Evidence:
         self.stored = model.parameters()
         self._grams = collect(model, [layer.matrix for layer in layers], batches) if batches else {}
         readers = model.graph.consumers()
+        self._pair: tuple[object, Gram] | None = None
         self._slots = {layer.name: constant_slot(model.graph, layer.matrix, readers) for layer in layers}
 
     def target(self, layer: Layer) -> Target:
@@ -136,9 +137,13 @@ class Evidence:
 
     def compensating(self, layer: Layer, current: Any, input: str | None = None) -> Target:
         """The weight that gives what the layer gave from the inputs that it has in `current`, which the model has
-        become, and these inputs; there its input may have another name."""
+        become, and these inputs; there its input may have another name. Layers are asked for in the order in which they
+        run, `current` being changed in those before: so the inputs of two that read the same are seen once."""
         own = self.target(layer)
-        gram = collect_pair(self.model, current, layer.matrix, self._batches, input)
+        reading = (layer.matrix.reading, input)
+        if self._pair is None or self._pair[0] != reading:
+            self._pair = reading, collect_pair(self.model, current, layer.matrix, self._batches, input)
+        _, gram = self._pair
         second, cross = self._second(layer, gram), gram.cross
         if self._slots[layer.name][0] is not None and own.mean is not None:
             cross = cross - own.mean[:, :, None] * gram.mean[:, None, :]

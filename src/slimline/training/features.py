@@ -171,6 +171,20 @@ class Inside:
         return None
 
     @cached_property
+    def map(self) -> Tap | None:
+        """The map, of two or three dimensions of places, of whose places the last linear layer reads the mean."""
+        node = None if self.embedding is None else self._producers[self.embedding.name]
+        while node is not None and (node.kind == "reshape" or node.attributes.get("function") == "identity"):
+            node = self._producers.get(node.inputs[0] or "")
+        if node is None or node.kind not in ("pool", "reduce") or node.attributes["function"] != "mean":
+            return None
+        below = self._producers.get(node.inputs[0] or "")
+        tap = None if below is None else self._tap(below)
+        if tap is None or len(tap.size) < 2 or tap.axis != (1 if self._inside else len(tap.shape) - 1):
+            return None
+        return tap if math.prod(self.graph.values[node.outputs[0]].shape[1:]) == tap.channels else None
+
+    @cached_property
     def attentions(self) -> tuple[Attention, ...]:
         """In their order."""
         return tuple(each for node in self.graph.nodes if (each := self._attention(node)) is not None)
@@ -351,8 +365,12 @@ def _of_flow(loss: FeatureLoss, taps: Sequence[tuple[Tap, Tap]]) -> Term:
 
 
 def _of_head(loss: FeatureLoss, student: Inside, teacher: Inside) -> Term:
-    """Of what the last linear layers read, where the student's is the teacher's own."""
+    """Of what the last linear layers read, where the student's is the teacher's own; of the maps before their mean is
+    taken, where both have such of one size."""
     own, other = student.embedding, teacher.embedding
+    maps = student.map, teacher.map
+    if maps[0] is not None and maps[1] is not None and maps[0].size == maps[1].size:
+        own, other = maps
     if loss.layers:
         raise SlimlineError("simkd compares what the last linear layers read: leave layers out.")
     if own is None or other is None or (own.channels, own.size) != (other.channels, other.size):

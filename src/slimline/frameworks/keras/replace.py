@@ -14,7 +14,7 @@ from slimline.frameworks.keras.functional import Call, calls, input_name, rebuil
 from slimline.frameworks.keras.rewrite import copier
 from slimline.graph.edits import Replace
 from slimline.graph.equation import Window
-from slimline.graph.operators import Convolution, Operator, Rectifier
+from slimline.graph.operators import Convolution, Mean, Operator, Rectifier
 
 
 def replace(native: keras.Model, change: Replace) -> keras.Model:
@@ -51,6 +51,8 @@ def _call(x: Any, operator: Operator, name: str, like: Any) -> Any:
     """Run a new layer with the operator's weights, of the dtypes of the layer `like`."""
     if isinstance(operator, Rectifier):
         return L.ReLU(name=name, dtype=like.dtype_policy)(x)
+    if isinstance(operator, Mean):
+        return getattr(L, f"GlobalAveragePooling{operator.places}D")(name=name, dtype=like.dtype_policy)(x)
     shared = {"name": name, "use_bias": operator.bias is not None, "dtype": like.dtype_policy}
     if isinstance(operator, Convolution):
         layer, kernel, x = _convolution(x, operator, shared)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import keras
 from keras import layers as L
 
 from slimline.basics.errors import SlimlineError
-from slimline.frameworks.keras.functional import Call, calls, input_name, rebuild
-from slimline.frameworks.keras.rewrite import copier
+from slimline.frameworks.keras.functional import Call, calls, input_name, rebuild, variables
+from slimline.frameworks.keras.rewrite import Copier, copier, parameters
+from slimline.graph.edits import PoolInput
 
 _FUNCTIONS: Mapping[str, Callable[[str, Any], Any]] = {
     "relu": lambda name, dtype: L.ReLU(name=name, dtype=dtype),
@@ -23,6 +25,67 @@ _FUNCTIONS: Mapping[str, Callable[[str, Any], Any]] = {
 def rewire(native: keras.Model, instead: Mapping[str, str]) -> keras.Model:
     """A copy in which the readers of a value read another; calls that no output needs any more are gone."""
     return _instead(native, instead, lambda call, name, tensor: tensor)
+
+
+def tie(native: keras.Model, instead: Mapping[str, str]) -> keras.Model:
+    """A copy in which a layer all of whose weights are to be those of another is that layer, called once more."""
+    names = {id(variable): name for name, variable in variables(native).items()}
+    holders = {name: call.operation for call in calls(native) for name in _weights(call, names)}
+    shared: dict[int, Any] = {}
+    for call in calls(native):
+        own = _weights(call, names)
+        if gone := [name for name in own if name in instead]:
+            heads = {id(holders[instead[name]]): holders[instead[name]] for name in gone}
+            (head,) = heads.values()
+            if gone != own or _plan_of(head) != _plan_of(call.operation):
+                raise SlimlineError(
+                    f"Layer {call.operation.name!r} cannot be called in the place of {head.name!r}, as their settings "
+                    "differ: leave one out by keep."
+                )
+            shared[id(call.operation)] = head
+    copier = Copier(native, parameters(native))
+
+    def visit(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        head = shared.get(id(call.operation))
+        return copier.copy(call if head is None else replace(call, operation=head), args, kwargs)
+
+    return rebuild(native, visit)
+
+
+def _weights(call: Call, names: Mapping[int, str]) -> list[str]:
+    """Names of the weights that a call's layer holds."""
+    return [names[id(variable)] for variable in call.operation.weights] if call.is_layer else []
+
+
+def _plan_of(layer: Any) -> dict[str, Any]:
+    """What a layer is made of, but its name."""
+    return {key: value for key, value in layer.get_config().items() if key != "name"}
+
+
+def pool(native: keras.Model, change: PoolInput) -> keras.Model:
+    """A copy that reads a smaller image, which it makes itself."""
+    _check(native, [change.input])
+    (image,) = [tensor for tensor in native.inputs if input_name(tensor) == change.input]
+    layer = L.AveragePooling2D(change.factor, name=f"{change.input}.smaller", dtype=image.dtype)
+    copy = copier(native)
+    smaller: list[Any] = []
+
+    def visit(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        old = iter(call.inputs)
+
+        def read(argument: Any) -> Any:
+            if not isinstance(argument, keras.KerasTensor) or next(old) is not image:
+                return argument
+            if not smaller:
+                smaller.append(layer(argument))
+            return smaller[0]
+
+        return copy(call, *keras.tree.map_structure(read, (args, kwargs)))
+
+    try:
+        return rebuild(native, visit)
+    except (ValueError, SlimlineError) as reason:
+        raise change.misfit(reason) from reason
 
 
 def compute(native: keras.Model, functions: Mapping[str, tuple[str, str]]) -> keras.Model:

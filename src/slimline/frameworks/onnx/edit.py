@@ -9,6 +9,7 @@ from slimline.graph.edits import (
     FoldNorms,
     Mask,
     Narrow,
+    PoolInput,
     PutTensors,
     Replace,
     Resize,
@@ -16,6 +17,7 @@ from slimline.graph.edits import (
     Round,
     Silence,
     Threshold,
+    Tie,
 )
 
 EDITS: Table = {
@@ -28,6 +30,8 @@ EDITS: Table = {
     Threshold: lambda native, edit, example: rewire.truncate(native, edit.thresholds),
     Compute: lambda native, edit, example: rewire.compute(native, edit.functions, example),
     PutTensors: lambda native, edit, example: rewrite.replace(native, edit.tensors),
+    Tie: lambda native, edit, example: rewire.tie(native, edit.instead),
+    PoolInput: lambda native, edit, example: rewire.pool(native, edit, example),
     FoldNorms: lambda native, edit, example: fakequant.fold(native),
     Round: lambda native, edit, example: fakequant.quantize(native, edit.quantization),
 }

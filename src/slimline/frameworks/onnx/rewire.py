@@ -11,6 +11,7 @@ from slimline.basics.errors import SlimlineError
 from slimline.frameworks.base import Array
 from slimline.frameworks.onnx.native import Editor, Native
 from slimline.frameworks.onnx.rewrite import place_of
+from slimline.graph.edits import PoolInput
 
 
 def rewire(native: Native, instead: Mapping[str, str], example: tuple[Array, ...]) -> Native:
@@ -24,6 +25,32 @@ def rewire(native: Native, instead: Mapping[str, str], example: tuple[Array, ...
         editor.redirect(values[old], values[new])
     result = editor.done()
     result.session(example)
+    return result
+
+
+def tie(native: Native, instead: Mapping[str, str]) -> Native:
+    """A copy in which the readers of a stored tensor read another; the tensor is gone."""
+    editor = Editor(native)
+    values = editor.named([*instead, *instead.values()])
+    for old, new in instead.items():
+        editor.redirect(values[old], values[new])
+    return editor.done()
+
+
+def pool(native: Native, change: PoolInput, example: tuple[Array, ...]) -> Native:
+    """A copy that reads a smaller image, which it makes itself; it is run once on `example` to prove that it runs."""
+    editor = Editor(native)
+    value = editor.named([change.input])[change.input]
+    sides = {"kernel_shape": [change.factor] * 2, "strides": [change.factor] * 2}
+    pooled = editor.insert(editor.first(), "AveragePool", [value], sides)
+    own = pooled.producer()
+    assert own is not None
+    editor.redirect(value, pooled, keep=[own])
+    result = editor.done()
+    try:
+        result.session(example)
+    except SlimlineError as reason:
+        raise change.misfit(reason) from reason
     return result
 
 

@@ -11,6 +11,7 @@ from slimline.graph.edits import (
     LearnRounding,
     Mask,
     Narrow,
+    PoolInput,
     PutTensors,
     Replace,
     Resize,
@@ -18,6 +19,7 @@ from slimline.graph.edits import (
     Round,
     Silence,
     Threshold,
+    Tie,
     Unround,
 )
 
@@ -31,6 +33,8 @@ EDITS: Table = {
     Threshold: lambda native, edit, example: rewire.truncate(native, edit.thresholds),
     Compute: lambda native, edit, example: rewire.compute(native, edit.functions),
     PutTensors: lambda native, edit, example: rewrite.replace(native, edit.tensors),
+    Tie: lambda native, edit, example: rewire.tie(native, edit.instead),
+    PoolInput: lambda native, edit, example: rewire.pool(native, edit, example),
     Extract: lambda native, edit, example: extract.extract(native, edit.inputs, edit.outputs, example),
     FoldNorms: lambda native, edit, example: fakequant.fold(native, example),
     Round: lambda native, edit, example: fakequant.quantize(native, edit.quantization),

@@ -13,7 +13,7 @@ from slimline.frameworks.torch.native import Native, shapes_of
 from slimline.frameworks.torch.operators import aten
 from slimline.frameworks.torch.rewire import drop_dead, named
 from slimline.graph.edits import Replace
-from slimline.graph.operators import Convolution, Linear, Rectifier
+from slimline.graph.operators import Convolution, Linear, Mean, Rectifier
 
 _CONVOLUTIONS = {1: aten.conv1d.default, 2: aten.conv2d.default, 3: aten.conv3d.default}
 
@@ -37,6 +37,8 @@ def replace(native: Native, change: Replace, example: tuple[Array, ...]) -> Nati
             part = f"{change.layer}.{position}"
             if isinstance(operator, Rectifier):
                 value = result.graph.call_function(aten.relu.default, (value,))
+            elif isinstance(operator, Mean):
+                value = result.graph.call_function(aten.mean.dim, (value, list(range(2, 2 + operator.places))))
             else:
                 _hold(result, part, operator, weights[0])
                 value = _call(result.graph, value, part, operator)

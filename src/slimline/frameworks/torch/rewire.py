@@ -12,6 +12,7 @@ from slimline.basics.errors import SlimlineError
 from slimline.frameworks.base import Array
 from slimline.frameworks.torch.native import Native, tensors, to_tensors
 from slimline.frameworks.torch.operators import aten
+from slimline.graph.edits import PoolInput
 
 Insert = Callable[[fx.Graph, fx.Node], fx.Node]
 _FUNCTIONS = {
@@ -37,6 +38,37 @@ def rewire(native: Native, instead: Mapping[str, str], example: tuple[Array, ...
     result.recompile()
     with torch.no_grad():
         result(*to_tensors(example))
+    return result
+
+
+def tie(native: Native, instead: Mapping[str, str]) -> Native:
+    """A copy in which the readers of a stored tensor read another; the tensor is gone."""
+    result = copy.deepcopy(native)
+    for node in result.graph.find_nodes(op="get_attr"):
+        node.target = instead.get(str(node.target), node.target)
+    for name in instead:
+        owner, _, leaf = name.rpartition(".")
+        delattr(result.get_submodule(owner), leaf)
+    result.graph.lint()
+    result.recompile()
+    return result
+
+
+def pool(native: Native, change: PoolInput, example: tuple[Array, ...]) -> Native:
+    """A copy that reads a smaller image, which it makes itself; it is run once on `example` to prove that it runs."""
+    result = copy.deepcopy(native)
+    node = named(result, [change.input])[change.input]
+    first = next(n for n in result.graph.nodes if n.op not in ("placeholder", "get_attr"))
+    with result.graph.inserting_before(first):
+        pooled = result.graph.call_function(aten.avg_pool2d.default, (node, [change.factor, change.factor]))
+    node.replace_all_uses_with(pooled, delete_user_cb=lambda user: user is not pooled)
+    result.graph.lint()
+    result.recompile()
+    try:
+        with torch.no_grad():
+            result(*to_tensors(example))
+    except RuntimeError as reason:
+        raise change.misfit(reason) from reason
     return result
 
 

@@ -24,7 +24,8 @@ ALIASES: Mapping[str, str] = {
 
 
 class Lighten(FittedStep):
-    """Replace convolutions by separable or grouped ones, and activations by cheaper functions.
+    """Replace convolutions by separable or grouped ones, activations by cheaper functions, or let the network read a
+    smaller image.
 
     What takes the place of a convolution starts from the least-squares fit to it and is called ``layer.0`` and
     ``layer.1``; `Distillation` behind it trains it further. A convolution that would not have fewer parameters and
@@ -38,6 +39,9 @@ class Lighten(FittedStep):
     multiplier : depthwise filters of every input channel.
     groups : into which a convolution is split (each group of one that is grouped already); they divide its channels.
     activations : by name of a function the one that takes its place: ``{"silu": "hardswish"}``.
+    resolution : by which height and width of the image are divided: the network itself takes the means of squares of so
+        many places on a side, and all behind has fewer places. For networks that average over all places in the end; it
+        stands alone in its step.
     ratio : part of the parameters of the chosen convolutions that goes at least, in [0, 1), by those that lose least;
         None takes all.
     error : part of the energy of its outputs that a layer may lose, in (0, 1); one that would lose more stays.
@@ -57,6 +61,7 @@ class Lighten(FittedStep):
     multiplier: Annotated[int, Field(ge=1)] = 1
     groups: Annotated[int, Field(ge=2)] | None = None
     activations: dict[str, Function] = Field(default_factory=dict)
+    resolution: Annotated[int, Field(ge=2)] | None = None
     ratio: Ratio | None = None
     error: Annotated[float, Field(gt=0, lt=1)] | None = None
 
@@ -72,10 +77,15 @@ class Lighten(FittedStep):
 
     @model_validator(mode="after")
     def _means_something(self) -> Lighten:
-        if self.convolution is None and not self.activations:
+        others = self.convolution is not None or bool(self.activations)
+        if not others and self.resolution is None:
             raise SlimlineError(
-                "Lighten changes nothing: give convolution: separable or grouped, or activations such as "
-                "{silu: hardswish}."
+                "Lighten changes nothing: give convolution: separable or grouped, activations such as "
+                "{silu: hardswish}, or a resolution such as 2."
+            )
+        if self.resolution is not None and (others or self.layers != ("*",) or self.keep or self.error is not None):
+            raise SlimlineError(
+                "Lighten's resolution is of the whole network: give it in a step of its own, without layers and error."
             )
         if (self.groups is not None) != (self.convolution == "grouped"):
             raise SlimlineError("Lighten takes groups with convolution: grouped, and only there: give both or none.")

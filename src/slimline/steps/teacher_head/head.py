@@ -11,12 +11,14 @@ from slimline.basics.errors import SlimlineError
 from slimline.data.splits import first
 from slimline.frameworks.base import Array, Batch, Trainer
 from slimline.graph.edits import Replace
+from slimline.graph.equation import Window
 from slimline.graph.matrix import LayerMatrix, matrices
-from slimline.graph.operators import Linear, Operator, Rectifier
+from slimline.graph.operators import Convolution, Linear, Mean, Operator, Rectifier
 from slimline.model import Model
 from slimline.steps.base import Context, StepResult
 from slimline.steps.teacher_head.step import TeacherHead
 from slimline.training.companions import Companion, Company
+from slimline.training.features import Inside, Tap
 
 _SAMPLES = 64
 _PLAIN = ("elementwise", "softmax")
@@ -61,29 +63,75 @@ def with_teacher_head(model: Model, step: TeacherHead, context: Context) -> Step
     bias = None if other.bias is None else np.asarray(stored[other.bias], np.float32).reshape(-1)
     read, reads = own.shape[2], other.shape[2]
     width = step.width or max(1, reads // 2)
+    source, learned, places = own.input, other.input, 0
+    if step.on == "map":
+        mine, theirs = map_of(model, own, "student", context), map_of(teacher, other, "teacher", context)
+        if mine.size != theirs.size:
+            raise SlimlineError(
+                f"The student's map has {_sides(mine)} places and the teacher's {_sides(theirs)}: leave on: map out, "
+                "or take a student that makes its image smaller as often."
+            )
+        source, learned, places = mine.name, theirs.name, len(mine.size)
     operators: list[Operator] = []
     for place, (inputs, outputs) in enumerate(((read, width), (width, width), (width, reads))):
+        kernel = (3 if place == 1 else 1,) * places
         rng = np.random.default_rng([context.seed, place])
-        weight = rng.normal(0, math.sqrt(2 / inputs), (outputs, inputs)).astype(np.float32)
-        operators += [Linear(weight, np.zeros(outputs, np.float32)), Rectifier()]
-    if not _is_rectified(teacher, other, context):
+        scale = math.sqrt(2 / (inputs * math.prod(kernel)))
+        weight = rng.normal(0, scale, (outputs, inputs, *kernel)).astype(np.float32)
+        zeros = np.zeros(outputs, np.float32)
+        window = Window((1,) * places, (1,) * places, tuple((n // 2, n // 2) for n in kernel))
+        operators += [Convolution(weight, zeros, window) if places else Linear(weight, zeros), Rectifier()]
+    if not _is_rectified(teacher, learned, context):
         operators.pop()
+    operators += [Mean(places)] if places else []
     operators.append(Linear(np.asarray(head, np.float32), bias))
-    change = Replace(own.layer, own.input, own.output, operators)
+    change = Replace(own.layer, source, own.output, operators)
     masks = {name: mask for name, mask in model.masks.items() if name not in (own.weight, own.bias)}
     record = step.model_dump(mode="json")
     result = model.edited((change,), record, masks)
     return StepResult(result, {**record, "layer": own.layer, "widths": [read, width, width, reads, own.shape[1]]})
 
 
-def _is_rectified(teacher: Model, head: LayerMatrix, context: Context) -> bool:
-    """Whether what the last layer reads is nowhere negative."""
-    batches = [teacher.example]
-    if context.data is not None and context.data.has("train"):
-        batches = first(context.data.split("train"), _SAMPLES)
+def map_of(model: Model, head: LayerMatrix, who: str, context: Context) -> Tap:
+    """The map whose mean over all places the last layer reads.
+
+    Raises
+    ------
+    SlimlineError : it reads something else.
+    """
+    tap = Inside(model, who).map
+    if tap is not None:
+        seen: dict[str, Array] = {}
+        batch = _batches(model, context)[:1]
+        model.adapter.observe(
+            model.native, batch, [tap.name, head.input], lambda name, value: seen.update({name: np.array(value)})
+        )
+        places = tuple(axis for axis in range(1, len(tap.shape)) if axis != tap.axis)
+        means, read = seen[tap.name].mean(places), seen[head.input].reshape(-1, tap.channels)
+        if np.allclose(means, read, rtol=1e-3, atol=1e-4 * float(np.abs(means).max())):
+            return tap
+    raise SlimlineError(
+        f"{head.layer} of the {who} does not read the mean over all places of a map: leave on: map out of TeacherHead."
+    )
+
+
+def _sides(tap: Tap) -> str:
+    return " × ".join(map(str, tap.size))
+
+
+def _is_rectified(teacher: Model, value: str, context: Context) -> bool:
+    """Whether a value is nowhere negative."""
     least: list[float] = []
-    teacher.adapter.observe(teacher.native, batches, [head.input], lambda _, value: least.append(float(value.min())))
+    batches = _batches(teacher, context)
+    teacher.adapter.observe(teacher.native, batches, [value], lambda _, array: least.append(float(array.min())))
     return min(least) >= 0
+
+
+def _batches(model: Model, context: Context) -> list[tuple[Array, ...]]:
+    """Training samples, where there are any."""
+    if context.data is not None and context.data.has("train"):
+        return first(context.data.split("train"), _SAMPLES)
+    return [model.example]
 
 
 def held_head(step: TeacherHead, student: Model) -> Company:

@@ -16,16 +16,19 @@ class TeacherHead(Step):
 
     The projector is ``layer.0`` to ``layer.4`` of the layer that goes, with rectifiers between; it begins with weights
     that are drawn, so a `Distillation` stands right behind, which learns by ``features=["simkd"]`` what the teacher's
-    last layer reads. That layer stays as it is while it trains. The published projector is a convolution on maps,
-    before they are pooled; this one reads what the last layer reads, of any network.
+    last layer reads. That layer stays as it is while it trains.
 
     Attributes
     ----------
+    on : what the projector reads: ``embedding``, what the student's last layer reads, by linear layers, of any network;
+        ``map``, the map whose mean over all places that is, by convolutions (1 × 1, 3 × 3, 1 × 1), as published but for
+        the norms: then the loss compares maps. For networks that average over all places, of maps of one size.
     width : of the projector inside; None takes half of what the teacher's last layer reads, as published.
     """
 
     kind = "structural"
     step: Literal["TeacherHead"] = "TeacherHead"
+    on: Literal["embedding", "map"] = "embedding"
     width: Annotated[int, Field(ge=1)] | None = None
 
     def misplaced(self, earlier: Sequence[str], following: Step | None) -> str:

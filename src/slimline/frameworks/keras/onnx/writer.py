@@ -103,6 +103,7 @@ class Writer:
         self._layers = {call.operation.name for call in self.reader.calls}
         self.nodes: list[ir.Node] = []
         self.initializers: dict[str, ir.Value] = {}
+        self._weights: dict[tuple[str, str], ir.Value] = {}
         self.layer = ""
         self._operands: dict[int, Operand] = {}
         self._constants: dict[tuple[str, bytes], ir.Value] = {}
@@ -224,7 +225,8 @@ class Writer:
     def weight(
         self, stored: Stored, what: str, arrange: Callable[[Array], Array], each: Format | None = None
     ) -> ir.Value:
-        """A parameter of the layer that is written, as ONNX has it, rounded where it has a format.
+        """A parameter of the layer that is written, as ONNX has it, rounded where it has a format; the same one for
+        every call of a layer.
 
         Parameters
         ----------
@@ -233,10 +235,13 @@ class Writer:
         each : of the array in Keras' order.
         """
         array = np.array(arrange(stored.array), order="C")
-        name, count = f"{self.layer}.{what}", 1
-        while name in self.initializers:
-            name, count = f"{self.layer}.{what}_{count + 1}", count + 1
-        value = self._initializer(array, name)
+        key = (stored.name, what)
+        value = self._weights.get(key)
+        if not stored.name or value is None or not _holds(value, array):
+            name, count = f"{self.layer}.{what}", 1
+            while name in self.initializers:
+                name, count = f"{self.layer}.{what}_{count + 1}", count + 1
+            value = self._weights[key] = self._initializer(array, name)
         return value if each is None else self._rounded_weight(value, stored.array.shape, arrange, each)
 
     def _rounded_weight(
@@ -422,6 +427,13 @@ def _broadcast(shapes: Sequence[Shape]) -> Shape:
         next((n for n in sizes if n not in (1, None)), max(sizes, key=lambda n: n is None))
         for sizes in zip(*wide, strict=True)
     )
+
+
+def _holds(value: ir.Value, array: Array) -> bool:
+    """Whether an initializer is this array."""
+    assert value.const_value is not None
+    content = value.const_value.numpy()
+    return content.dtype == array.dtype and np.array_equal(content, array)
 
 
 def _type(dtype: str) -> ir.TensorType:
