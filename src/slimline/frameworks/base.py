@@ -257,6 +257,8 @@ class Adapter(Protocol):
     """Whether its forms keep named weights apart, so that a runtime can store codes in their place."""
     learns_formats: bool
     """Whether `edit` can let formats learn (`slimline.graph.edits.LearnRounding`)."""
+    subtracts: bool
+    """Whether `edit` can have layers read less than they did (`slimline.graph.edits.Subtract`)."""
     delays_formats: bool
     """Whether formats of activations can begin, and norms stop, while a loop of the user's own trains the model."""
 

@@ -60,6 +60,21 @@ class Threshold:
 
 
 @dataclass(frozen=True)
+class Subtract:
+    """Layers read their input less numbers of their own, which train as biases do.
+
+    Attributes
+    ----------
+    numbers : by the value that a layer makes, what it reads first, and the numbers, of one dimension: one for each
+        position of one dimension of that, or a single one.
+    axes : by the same value that dimension; those left out have single numbers.
+    """
+
+    numbers: Mapping[str, tuple[str, Array]]
+    axes: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Compute:
     """Values are another function of one value now, and what only served to make them is gone.
 
@@ -186,6 +201,7 @@ Edit = (
     | Rewire
     | Silence
     | Threshold
+    | Subtract
     | Compute
     | PutTensors
     | Extract
@@ -209,6 +225,7 @@ __all__ = [
     "Rewire",
     "Round",
     "Silence",
+    "Subtract",
     "Threshold",
     "Unround",
 ]

@@ -37,6 +37,7 @@ class TorchAdapter:
     layout: Literal["channels_first"] = "channels_first"
     marks_weights = True
     learns_formats = True
+    subtracts = True
     delays_formats = False
 
     @property

@@ -17,6 +17,7 @@ from slimline.graph.edits import (
     Rewire,
     Round,
     Silence,
+    Subtract,
     Threshold,
     Unround,
 )
@@ -29,6 +30,7 @@ EDITS: Table = {
     Rewire: lambda native, edit, example: rewire.rewire(native, edit.instead, example),
     Silence: lambda native, edit, example: rewire.silence(native, edit.values),
     Threshold: lambda native, edit, example: rewire.truncate(native, edit.thresholds),
+    Subtract: lambda native, edit, example: rewire.subtract(native, edit, example),
     Compute: lambda native, edit, example: rewire.compute(native, edit.functions),
     PutTensors: lambda native, edit, example: rewrite.replace(native, edit.tensors),
     Extract: lambda native, edit, example: extract.extract(native, edit.inputs, edit.outputs, example),

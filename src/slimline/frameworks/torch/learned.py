@@ -4,8 +4,9 @@ Scales are learned as factors on those they start with, by their logarithm (Jain
 stay positive, and a step of the optimiser means the same of small and large ones. Zero points are learned as shifts
 (LSQ+: Bhalgat et al. 2020, arXiv:2004.09576). Clipping values are plain factors, which a trainer decays like weights
 (PACT: Choi et al. 2018, arXiv:1805.06085). Gradients go straight through the rounding; beyond the ends of a grid they
-reach its ends instead. On levels, which weights alone have, they always reach the weight; those below zero can have a
-factor of their own (TTQ: Zhu et al. 2017, arXiv:1612.01064).
+reach its ends instead. On levels they always reach a weight; those below zero can have a factor of their own (TTQ: Zhu
+et al. 2017, arXiv:1612.01064). An activation of which signs are left has gradients between plus and minus their size
+(Rastegari et al. 2016, arXiv:1603.05279).
 """
 
 from __future__ import annotations
@@ -58,12 +59,14 @@ class _Grid(torch.autograd.Function):
 
 
 class _Nearest(torch.autograd.Function):
-    """``codebook[nearest(x / scale)] * scale``."""
+    """``codebook[nearest(x / scale)] * scale``; with `ends` no gradient reaches `x` beyond the outer levels."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, bounds: Tensor, codebook: Tensor) -> Tensor:
-        codes = torch.bucketize((x / scale).contiguous(), bounds)
+    def forward(ctx: Any, x: Tensor, scale: Tensor, bounds: Tensor, codebook: Tensor, ends: bool = False) -> Tensor:
+        units = (x / scale).contiguous()
+        codes = torch.bucketize(units, bounds)
         levels = codebook[codes]
+        ctx.inside = (units >= codebook[0]) & (units <= codebook[-1]) if ends else None
         ctx.save_for_backward(levels, scale, codes, codebook)
         return levels * scale
 
@@ -74,7 +77,8 @@ class _Nearest(torch.autograd.Function):
         by_level = None
         if ctx.needs_input_grad[3]:
             by_level = torch.zeros_like(codebook).index_add_(0, codes.flatten(), (gradient * scale).flatten())
-        return gradient, (gradient * levels).sum_to_size(scale.shape), None, by_level
+        by_x = gradient if ctx.inside is None else gradient * ctx.inside
+        return by_x, (gradient * levels).sum_to_size(scale.shape), None, by_level, None
 
 
 class LearnedRounding(nn.Module):
@@ -88,6 +92,7 @@ class LearnedRounding(nn.Module):
     drop : part of the numbers, drawn anew each time, that are not rounded in training.
     clips : whether the end of the grid learns (PACT), instead of its steps.
     skews : whether levels below zero learn a factor of their own (TTQ).
+    ends : of levels, whether gradients stop beyond the outer ones.
     """
 
     scale: Tensor
@@ -104,8 +109,10 @@ class LearnedRounding(nn.Module):
         drop: float = 0.0,
         clips: bool = False,
         skews: bool = False,
+        ends: bool = False,
     ) -> None:
         super().__init__()
+        self.ends = ends
         self.each, self.fixed, self.drop, self.clips = each, fixed, drop, clips and not fixed
         self.register_buffer("scale", torch.tensor(each.scale).reshape(-1))
         self.register_buffer("speed", torch.tensor(learning_speeds(each, count)))
@@ -133,7 +140,7 @@ class LearnedRounding(nn.Module):
     def _rounded(self, x: Tensor) -> Tensor:
         scale = self._spread(self._scale(), x)
         if isinstance(self.each, Levels):
-            return _Nearest.apply(x.float(), scale, *self._levels()).to(x.dtype)  # type: ignore[no-untyped-call,no-any-return]
+            return _Nearest.apply(x.float(), scale, *self._levels(), self.ends).to(x.dtype)  # type: ignore[no-untyped-call,no-any-return]
         zero = self._spread(self._zero(), x)
         return _Grid.apply(x.float(), scale, zero, self.each.low, self.each.high, self.clips).to(x.dtype)  # type: ignore[no-untyped-call,attr-defined,no-any-return]
 
@@ -221,7 +228,7 @@ def learn(native: fx.GraphModule, edit: LearnRounding, example: tuple[Any, ...])
         node = nodes[name]
         with graph.inserting_before(first if node.op == "placeholder" else node.next):
             key = f"value {edit.shared.get(name, name)}"
-            own = {"fixed": name in edit.fixed, "drop": edit.drop, "clips": name in edit.clipped}
+            own = {"fixed": name in edit.fixed, "drop": edit.drop, "clips": name in edit.clipped, "ends": True}
             put(node, each, key, **own)
     for node in nodes.values():
         if node.name in weights:
