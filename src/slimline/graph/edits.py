@@ -174,6 +174,10 @@ class LearnRounding:
         where `Adapter.delays_formats`.
     clipped : activations of whose scale only the end of the grid is learned, from what lies beyond it.
     skewed : weights on levels, of which those below zero learn a factor of their own (`methods.levels.skewed`).
+    softened : by weight on an integer grid, which then stays as it is, how strong the penalty is that drives each of
+        its numbers to the code below or above, between which it moves (`methods.adaround`); `Adapter.softened` reads
+        them.
+    turns : passes of training over which that penalty becomes steep.
     drop : part of an activation's numbers, drawn anew each time, that stay as they are while the model trains.
     """
 
@@ -183,6 +187,8 @@ class LearnRounding:
     delayed: frozenset[str] = frozenset()
     clipped: frozenset[str] = frozenset()
     skewed: frozenset[str] = frozenset()
+    softened: Mapping[str, float] = field(default_factory=dict)
+    turns: int = 0
     drop: float = 0.0
 
 

@@ -6,12 +6,14 @@ stay positive, and a step of the optimiser means the same of small and large one
 (PACT: Choi et al. 2018, arXiv:1805.06085). Gradients go straight through the rounding; beyond the ends of a grid they
 reach its ends instead. On levels they always reach a weight; those below zero can have a factor of their own (TTQ: Zhu
 et al. 2017, arXiv:1612.01064). An activation of which signs are left has gradients between plus and minus their size
-(Rastegari et al. 2016, arXiv:1603.05279).
+(Rastegari et al. 2016, arXiv:1603.05279). Weights can also move between the codes below and above them alone, by a
+rectified sigmoid (AdaRound: Nagel et al. 2020, arXiv:2004.10568).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,14 +22,17 @@ import torch
 from torch import Tensor, fx, nn
 
 from slimline.basics.errors import SlimlineError
+from slimline.frameworks.base import Array
 from slimline.frameworks.torch.native import shapes_of, sharing
 from slimline.graph.edits import LearnRounding
 from slimline.graph.quantization import Quantization
+from slimline.methods.adaround import PARTS, STRETCH, exponent
 from slimline.methods.formats import IntegerGrid, Levels, Scaled, spread
 from slimline.methods.levels import skewed
 from slimline.methods.scales import SMALLEST, learning_speeds, zero_learns
 
 _NAME = "learned_rounding"
+_GAIN = 1000.0  # of a weight's way between two codes, so that the learning rate of a weight crosses it
 _SKEWS = 2.0**-8, 2.0**8  # within which both sides still have numbers
 
 
@@ -81,6 +86,30 @@ class _Nearest(torch.autograd.Function):
         return by_x, (gradient * levels).sum_to_size(scale.shape), None, by_level, None
 
 
+class _Soft(torch.autograd.Function):
+    """A rectified sigmoid `h`, with the gradient of ``strength * (1 - |2h - 1| ** exponent)`` added to that of the
+    loss."""
+
+    @staticmethod
+    def forward(ctx: Any, logit: Tensor, strength: float, exponent: float | None) -> Tensor:
+        top, bottom = STRETCH
+        sigmoid = logit.sigmoid()
+        soft = (sigmoid * (top - bottom) + bottom).clamp(0, 1)
+        ctx.save_for_backward(sigmoid, soft)
+        ctx.strength, ctx.exponent = strength, exponent
+        return soft
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (slope,) = gradients
+        sigmoid, soft = ctx.saved_tensors
+        if ctx.exponent is not None:
+            away = 2 * soft - 1
+            slope = slope - ctx.strength * 2 * ctx.exponent * away.sign() * away.abs() ** (ctx.exponent - 1)
+        inside = (soft > 0) & (soft < 1)
+        return slope * inside * sigmoid * (1 - sigmoid) * (STRETCH[0] - STRETCH[1]), None, None
+
+
 class LearnedRounding(nn.Module):
     """Rounds to a format that is learned.
 
@@ -93,6 +122,7 @@ class LearnedRounding(nn.Module):
     clips : whether the end of the grid learns (PACT), instead of its steps.
     skews : whether levels below zero learn a factor of their own (TTQ).
     ends : of levels, whether gradients stop beyond the outer ones.
+    soft : of a weight that moves between two codes its shape, the strength of the penalty and the passes of training.
     """
 
     scale: Tensor
@@ -100,6 +130,7 @@ class LearnedRounding(nn.Module):
     zero: Tensor
     bounds: Tensor
     codebook: Tensor
+    turn: Tensor
 
     def __init__(
         self,
@@ -110,6 +141,7 @@ class LearnedRounding(nn.Module):
         clips: bool = False,
         skews: bool = False,
         ends: bool = False,
+        soft: tuple[Sequence[int], float, int] | None = None,
     ) -> None:
         super().__init__()
         self.ends = ends
@@ -129,6 +161,10 @@ class LearnedRounding(nn.Module):
             return
         assert isinstance(each, IntegerGrid)
         self.register_buffer("zero", torch.tensor(each.zero.astype(np.float32)))
+        if soft is not None:
+            shape, self.strength, self.turns = soft
+            self.moves = nn.Parameter(torch.zeros(*shape))
+            self.register_buffer("turn", torch.zeros((), dtype=torch.int64))
         if zero_learns(each) and not fixed and not clips:
             self.shift = nn.Parameter(torch.zeros_like(self.zero.reshape(-1)))
 
@@ -141,8 +177,29 @@ class LearnedRounding(nn.Module):
         scale = self._spread(self._scale(), x)
         if isinstance(self.each, Levels):
             return _Nearest.apply(x.float(), scale, *self._levels(), self.ends).to(x.dtype)  # type: ignore[no-untyped-call,no-any-return]
+        if hasattr(self, "moves"):
+            return self.between(x, hard=not self.training).to(x.dtype)
         zero = self._spread(self._zero(), x)
         return _Grid.apply(x.float(), scale, zero, self.each.low, self.each.high, self.clips).to(x.dtype)  # type: ignore[no-untyped-call,attr-defined,no-any-return]
+
+    def between(self, x: Tensor, hard: bool) -> Tensor:
+        """`x`, each of its numbers somewhere between the codes below and above it, or where `hard` at one of them; what
+        is zero stays so."""
+        each = self.each
+        assert isinstance(each, IntegerGrid)
+        scale, zero = self._spread(self._scale(), x), self._spread(self._zero(), x)
+        units = x.detach().float() / scale
+        down = units.floor().clamp(each.low - zero, each.high - zero)
+        top, bottom = STRETCH
+        part = (units - down).clamp(*PARTS)
+        logit = _GAIN * self.moves - ((top - bottom) / (part - bottom) - 1).log()
+        if hard:
+            up = (logit > 0).float()
+        else:
+            up = _Soft.apply(logit, self.strength, exponent(int(self.turn) / max(self.turns, 1)))  # type: ignore[no-untyped-call]
+            self.turn += 1
+        free = (down < each.high - zero) & (units != 0)
+        return torch.where(free, down + up, down) * scale
 
     def format(self) -> Scaled:
         """As it is now."""
@@ -228,13 +285,20 @@ def learn(native: fx.GraphModule, edit: LearnRounding, example: tuple[Any, ...])
         node = nodes[name]
         with graph.inserting_before(first if node.op == "placeholder" else node.next):
             key = f"value {edit.shared.get(name, name)}"
-            own = {"fixed": name in edit.fixed, "drop": edit.drop, "clips": name in edit.clipped, "ends": True}
+            own: dict[str, Any] = {
+                "fixed": name in edit.fixed,
+                "drop": edit.drop,
+                "clips": name in edit.clipped,
+                "ends": True,
+            }
             put(node, each, key, **own)
     for node in nodes.values():
         if node.name in weights:
             name = str(node.target)
             with graph.inserting_before(first):
                 own = {"fixed": name in edit.fixed, "skews": name in edit.skewed}
+                if name in edit.softened:
+                    own |= {"fixed": True, "soft": (shapes[node.name], edit.softened[name], edit.turns)}
                 put(node, formats.weights[name], f"weight {name}", **own)
     learning.recompile()
     return learning
@@ -253,3 +317,16 @@ def learned(native: fx.GraphModule, quantization: Quantization) -> Quantization:
         activations={name: by_name[name] for name in quantization.activations},
         weights={name: by_name[name] for name in quantization.weights},
     )
+
+
+def softened(native: fx.GraphModule) -> dict[str, Array]:
+    """The weights that move between two codes in a model of `learn`, at the code that each number is nearer to."""
+    held: dict[str, Array] = {}
+    for node in native.graph.nodes:
+        module = native.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if isinstance(module, LearnedRounding) and hasattr(module, "moves"):
+            owner, _, leaf = str(node.args[0].target).rpartition(".")
+            with torch.no_grad():
+                weight = getattr(native.get_submodule(owner), leaf)
+                held[str(node.args[0].target)] = module.between(weight, hard=True).cpu().numpy()
+    return held

@@ -164,6 +164,10 @@ def check(step: QuantizationAwareTraining, model: Model, masked: bool = False) -
         raise SlimlineError(
             "Models of this framework have no layers that read signs: take activations of 2 bits or more."
         )
+    if step.rounding == "adaround" and not model.adapter.softens:
+        raise SlimlineError(
+            "Weights of this framework cannot move between two codes while they train: leave rounding out."
+        )
     refuse_revival([step.weights, *(own.weights for own in step.overrides.values())], masked or bool(model.masks))
 
 

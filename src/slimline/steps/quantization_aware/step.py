@@ -83,6 +83,9 @@ class QuantizationAwareTraining(Training):
     reconstruct : train parts of the network by themselves: ``block`` residual blocks, and each layer that lies in none;
         ``layer`` each layer. Inputs and outputs of one part, for all `samples`, are in memory at a time. Norms are
         folded first, and those that cannot be stay as they are. None trains the whole network, with `train` samples.
+    rounding : of `reconstruct`, how weights on integer grids learn: ``straight_through``, with scales that learn; or by
+        ``adaround``, between the codes below and above what they were, each driven to one of both by a penalty that
+        becomes steeper, with scales of least error that stay (Nagel et al. 2020, arXiv:2004.10568).
     drop : of `reconstruct`, the part of a layer's inputs that is not rounded, and of a part's that is as it was in
         float; drawn anew at every step. 0 rounds all.
     observer, percentile, samples : of the activations' first ranges, see `StaticQuantization`. Of `reconstruct` these
@@ -105,6 +108,7 @@ class QuantizationAwareTraining(Training):
     delay: Annotated[int, Field(ge=0)] = 0
     fold_norms: Annotated[int, Field(ge=0)] | None = None
     reconstruct: Literal["block", "layer"] | None = None
+    rounding: Literal["straight_through", "adaround"] = "straight_through"
     drop: Annotated[float, Field(ge=0, lt=1)] = 0.5
     observer: ObserverName = "mse"
     percentile: Percentage = 99.99
@@ -199,6 +203,8 @@ class QuantizationAwareTraining(Training):
                 "delay, fold_norms, features, view and ema are of training the whole network: leave them out with "
                 "reconstruct."
             )
+        if self.reconstruct is None and self.rounding != "straight_through":
+            raise SlimlineError(f"rounding={self.rounding!r} is of reconstruct: name block or layer there.")
         if (self.delay or self.scales == "clipping") and self.activations == "float32":
             what = "delay" if self.delay else "scales='clipping'"
             raise SlimlineError(f"{what} is of activations, which stay in float here: leave it out.")
