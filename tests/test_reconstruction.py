@@ -6,12 +6,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
 import slimline as sl
 from slimline.basics.progress import Progress
 from slimline.graph.edits import LearnRounding
 from slimline.graph.quantization import Quantization
+from slimline.methods.adaround import exponent, towards
 from slimline.methods.formats import IntegerGrid
 from slimline.runtimes.base import runtime
 from slimline.steps.base import Context, perform
@@ -155,7 +158,74 @@ def test_some_numbers_are_not_rounded_while_it_trains(model) -> None:
     assert torch.equal(module.eval()(x), torch.from_numpy(grid.round(x.numpy())))
 
 
-def test_refusals(model, data) -> None:
+def test_weights_move_between_two_codes_by_the_formula_of_adaround() -> None:
+    from slimline.frameworks.torch.learned import LearnedRounding
+
+    grid = IntegerGrid(np.asarray(0.5, np.float32), (), 4, True)
+    rounding = LearnedRounding(grid, 5, fixed=True, soft=((5,), 0.3, 10))
+    x = torch.tensor([0.7, -0.7, 0.0, 9.0, 0.1])
+    np.testing.assert_allclose(rounding.between(x, hard=False)[:3].detach(), x[:3], atol=1e-6)  # it sets out from them
+    for turn, power in ((1, None), (9, exponent(0.9))):
+        rounding.turn.fill_(turn)
+        rounding.moves.grad = None
+        with torch.no_grad():
+            rounding.moves.copy_(torch.tensor([1e-3, -5e-4, 1.0, 1.0, 2e-4]))
+        (rounding.between(x, hard=False) * torch.tensor([1.0, 2, 3, 4, 5])).sum().backward()
+        moves = rounding.moves.detach().clone().requires_grad_()
+        part = torch.tensor([0.4, 0.6, 0.01, 0.99, 0.2])  # above the codes 1, -2, 0, 7 and 0
+        soft = ((1000 * moves - (1.2 / (part + 0.1) - 1).log()).sigmoid() * 1.2 - 0.1).clamp(0, 1)
+        free = torch.tensor([True, True, False, False, True])  # zero stays, and 9 is beyond the grid
+        loss = (torch.where(free, soft, 0) * 0.5 * torch.tensor([1.0, 2, 3, 4, 5])).sum()
+        if power is not None:
+            loss = loss + 0.3 * (1 - (2 * soft[free] - 1).abs() ** power).sum()
+        loss.backward()
+        np.testing.assert_allclose(rounding.moves.grad[free], moves.grad[free], rtol=1e-4, atol=1e-7)
+    hard = rounding.eval()(x)
+    np.testing.assert_array_equal(hard, [1.0, -1.0, 0.0, 3.5, 0.0])
+
+
+@given(
+    st.lists(st.floats(-3, 3, width=32), min_size=4, max_size=4), st.lists(st.integers(-9, 9), min_size=4, max_size=4)
+)
+def test_weights_set_out_on_the_side_of_another_rounding(weights, codes) -> None:
+    grid = IntegerGrid(np.asarray(0.25, np.float32), (), 4, True)
+    x, other = np.array(weights, np.float32), np.array(codes, np.float32) / 4
+    moved = towards(grid, x, other)
+    np.testing.assert_array_equal(moved[x == 0], 0)
+    low = np.clip(np.floor(x * 4), grid.low, grid.high)
+    free = (x != 0) & (low < grid.high)
+    nearer = np.clip(other * 4, low, low + 1)
+    np.testing.assert_array_equal(grid.encode(moved)[free], nearer[free])
+
+
+def test_adaround_turns_weights_to_one_of_two_codes(model, data) -> None:
+    sparse = sl.apply(model, sl.SparsePruning(amount=0.5))
+    fields = {"rounding": "adaround", "weights": "int2", "activations": "uint8", "drop": 0.0, "learning_rate": 3e-4}
+    learned, record = done(sparse, data, **fields, epochs=20)
+    start, _ = done(sparse, data, **fields, epochs=0)
+    assert all(part["error_after"] <= part["error"] for part in record["parts"])
+    assert any(part["error_after"] < 0.95 * part["error"] for part in record["parts"])
+    turned = []
+    for name, mask in sparse.masks.items():
+        each = learned.quantization.weights[name]
+        codes, before = (each.encode(m.parameters()[name]).astype(int) for m in (learned, start))
+        assert not codes[~mask].any()
+        first = name == "0.weight"  # what later parts set out from makes up for errors of earlier ones
+        if first:
+            np.testing.assert_array_equal(each.scale, start.quantization.weights[name].scale)
+            assert np.abs(codes - before).max() <= 1
+        turned.append((codes != before).any())
+        np.testing.assert_allclose(each.round(learned.parameters()[name]), learned.parameters()[name], atol=1e-6)
+    assert any(turned)
+
+
+def test_refusals(model, data, monkeypatch) -> None:
+    with pytest.raises(sl.SlimlineError, match="is of reconstruct"):
+        sl.QuantizationAwareTraining(rounding="adaround")
+    with monkeypatch.context() as patch:
+        patch.setattr(type(model.adapter), "softens", False)
+        with pytest.raises(sl.SlimlineError, match="cannot move between two codes"):
+            done(model, data, rounding="adaround")
     with pytest.raises(sl.SlimlineError, match="leave them out with reconstruct"):
         sl.QuantizationAwareTraining(reconstruct="block", delay=1)
     step = sl.QuantizationAwareTraining(**BLOCK)

@@ -257,6 +257,10 @@ class Adapter(Protocol):
     """Whether its forms keep named weights apart, so that a runtime can store codes in their place."""
     learns_formats: bool
     """Whether `edit` can let formats learn (`slimline.graph.edits.LearnRounding`)."""
+    softens: bool
+    """Whether weights can move between two codes while they train (`LearnRounding.softened`)."""
+    subtracts: bool
+    """Whether `edit` can have layers read less than they did (`slimline.graph.edits.Subtract`)."""
     delays_formats: bool
     """Whether formats of activations can begin, and norms stop, while a loop of the user's own trains the model."""
 
@@ -294,6 +298,11 @@ class Adapter(Protocol):
     def format_mismatches(self, native: Any, quantization: Quantization) -> list[str]:
         """The values and parameters that `native` rounds otherwise than `quantization` says: to another format, or only
         one of both does; no name twice."""
+
+    def softened(self, native: Any) -> dict[str, Array]:
+        """By name, the weights that a `LearnRounding` has softened, each of their numbers at the code it is nearer to;
+        only where the framework `softens`."""
+        return {}
 
     def learned(self, native: Any, quantization: Quantization) -> Quantization:
         """`quantization` as a model that a `LearnRounding` of it has made, and training has changed, rounds now."""

@@ -60,6 +60,21 @@ class Threshold:
 
 
 @dataclass(frozen=True)
+class Subtract:
+    """Layers read their input less numbers of their own, which train as biases do.
+
+    Attributes
+    ----------
+    numbers : by the value that a layer makes, what it reads first, and the numbers, of one dimension: one for each
+        position of one dimension of that, or a single one.
+    axes : by the same value that dimension; those left out have single numbers.
+    """
+
+    numbers: Mapping[str, tuple[str, Array]]
+    axes: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Compute:
     """Values are another function of one value now, and what only served to make them is gone.
 
@@ -188,6 +203,10 @@ class LearnRounding:
         where `Adapter.delays_formats`.
     clipped : activations of whose scale only the end of the grid is learned, from what lies beyond it.
     skewed : weights on levels, of which those below zero learn a factor of their own (`methods.levels.skewed`).
+    softened : by weight on an integer grid, which then stays as it is, how strong the penalty is that drives each of
+        its numbers to the code below or above, between which it moves (`methods.adaround`); `Adapter.softened` reads
+        them.
+    turns : passes of training over which that penalty becomes steep.
     drop : part of an activation's numbers, drawn anew each time, that stay as they are while the model trains.
     """
 
@@ -197,6 +216,8 @@ class LearnRounding:
     delayed: frozenset[str] = frozenset()
     clipped: frozenset[str] = frozenset()
     skewed: frozenset[str] = frozenset()
+    softened: Mapping[str, float] = field(default_factory=dict)
+    turns: int = 0
     drop: float = 0.0
 
 
@@ -215,6 +236,7 @@ Edit = (
     | Rewire
     | Silence
     | Threshold
+    | Subtract
     | Compute
     | PutTensors
     | Tie
@@ -241,6 +263,7 @@ __all__ = [
     "Rewire",
     "Round",
     "Silence",
+    "Subtract",
     "Threshold",
     "Tie",
     "Unround",

@@ -13,16 +13,21 @@ from __future__ import annotations
 import numpy as np
 
 from slimline.methods.adam import Adam
-from slimline.methods.formats import Array
+from slimline.methods.formats import Array, IntegerGrid, spread
 from slimline.methods.gptq import gptq, sweeps
 from slimline.methods.gram import output_energy
 
-_STRETCH = 1.1, -0.1  # ends of the sigmoid before it is rectified
+STRETCH = 1.1, -0.1
+"""Ends of the sigmoid before it is rectified."""
 _STEPS, _RATE = 400, 0.05
 _WARM = 0.2  # part of the steps without penalty
 _BETA = 20.0, 2.0  # the penalty at first is flat but near the ends, at last everywhere steep
 _PENALTY = 0.02  # against an output error in steps of the grid
 _SWEEPS = 4
+_FIRST = 0.3  # of the way to a code that another method chose
+_DRIVE = 20.0  # of the penalty where the loss is known from a few samples at a time
+PARTS = 0.01, 0.99
+"""How near to its ends a weight may set out."""
 
 
 def adaround(
@@ -61,11 +66,45 @@ def adaround(
     return np.asarray(candidates[errors.argmin(axis=0), np.arange(len(weight))])
 
 
+def exponent(progress: float) -> float | None:
+    """Of the penalty ``1 - |2h - 1| ** exponent`` on a number `h` between 0 and 1, after that part of the steps; None
+    while there is none."""
+    behind = (min(progress, 1.0) - _WARM) / (1 - _WARM)
+    return None if behind <= 0 else float(_BETA[1] + (_BETA[0] - _BETA[1]) * (1 + np.cos(behind * np.pi)) / 2)
+
+
+def penalty(error: float, count: int) -> float:
+    """What to multiply the penalty of each of `count` weights by, beside a loss that rounding raises by `error`.
+
+    That is some whole steps of one weight, each of which costs twelve times its share, as rounding to nearest errs by a
+    twelfth of a squared step.
+    """
+    return _DRIVE * 12 * error / max(count, 1)
+
+
+def towards(each: IntegerGrid, weight: Array, rounded: Array) -> Array:
+    """Weights between the same two codes, moved to the side of the one that is nearer to another rounding of them.
+
+    Parameters
+    ----------
+    weight, rounded : of one shape and dtype; what is zero stays so.
+    """
+    scale, zero = (spread(x, each.blocks, weight.shape) for x in (each.scale, each.zero))
+    units = weight / scale
+    down = np.clip(np.floor(units), each.low - zero, each.high - zero)
+    up = np.minimum(down + 1, each.high - zero)
+    goal = np.clip(np.rint(rounded / scale), down, up) - down
+    part = np.clip(units - down, *PARTS)
+    part += _FIRST * (goal - part)
+    part = np.where(goal > 0, np.maximum(part, 0.51), np.minimum(part, 0.49))
+    return np.asarray(np.where((up > down) & (weight != 0), (down + part) * scale, weight), weight.dtype)
+
+
 def _relaxed(units: Array, h: Array, scale: Array, down: Array, up: Array, steps: int) -> Array:
     """How far up each weight goes, between 0 and 1 and at the end next to one of them."""
-    top, bottom = _STRETCH
+    top, bottom = STRETCH
     free = up > down
-    part = np.clip(units - down, 0.01, 0.99)
+    part = np.clip(units - down, *PARTS)
     logit = -np.log((top - bottom) / (part - bottom) - 1)
     adam = Adam(units.shape)
     # In steps of the grid and of the mean input, so that the penalty means the same in every layer.
@@ -75,9 +114,7 @@ def _relaxed(units: Array, h: Array, scale: Array, down: Array, up: Array, steps
         soft = np.clip(sigmoid * (top - bottom) + bottom, 0.0, 1.0)
         error = (np.where(free, down + soft, down) - units) * scale
         slope = 2 * (error @ h) * scale / energy
-        progress = (turn / steps - _WARM) / (1 - _WARM)
-        if progress > 0:
-            beta = _BETA[1] + (_BETA[0] - _BETA[1]) * (1 + np.cos(progress * np.pi)) / 2
+        if (beta := exponent(turn / steps)) is not None:
             away = 2 * soft - 1
             slope -= _PENALTY * 2 * beta * np.sign(away) * np.abs(away) ** (beta - 1)
         inside = (soft > 0) & (soft < 1) & free

@@ -15,7 +15,7 @@ import numpy as np
 from slimline.basics.errors import SlimlineError
 from slimline.files.atomic import atomic_write
 from slimline.graph.placement import Policy
-from slimline.methods.formats import Format, IntegerGrid
+from slimline.methods.formats import Format, IntegerGrid, Levels
 from slimline.runtimes.base import ABILITIES, Runtime
 from slimline.runtimes.chains import chain
 from slimline.runtimes.forms import ONNX, Form
@@ -78,7 +78,10 @@ class OnnxRuntime(Runtime):
     dynamic = frozenset({"linear", "lstm", "embedding"})
     rounds_short = True
 
-    writes = "integer grids of 2 to 8 bits, symmetric for weights, with one scale per tensor or per position of an axis"
+    writes = (
+        "integer grids of 2 to 8 bits, symmetric for weights, with one scale per tensor or per position of an axis, "
+        "and signs of activations"
+    )
     short_weights = (
         "weights of 4 bits are stored so and turned to 8 when the file is loaded, for the INT8 kernels: the file is "
         "smaller, memory and time are those of INT8"
@@ -99,6 +102,8 @@ class OnnxRuntime(Runtime):
 
     def can_write(self, each: Format, stored: bool) -> bool:
         """Of fewer than 8 bits too: in bytes (weights of at most 4 in half of one) whose numbers are limited."""
+        if isinstance(each, Levels) and each.is_sign and not stored:
+            return True
         if isinstance(each, IntegerGrid) and each.bits < 8:
             each = dataclasses.replace(each, bits=8)
         return super().can_write(each, stored)

@@ -53,6 +53,8 @@ class KerasAdapter:
     layout: Literal["channels_last"] = "channels_last"
     marks_weights = False
     learns_formats = True
+    softens = False
+    subtracts = False
     delays_formats = True
 
     @property

@@ -34,6 +34,8 @@ class OnnxAdapter:
     layout: Literal["channels_first"] = "channels_first"
     marks_weights = True
     learns_formats = False
+    softens = False
+    subtracts = False
     delays_formats = False
 
     @property

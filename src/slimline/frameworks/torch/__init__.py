@@ -37,6 +37,8 @@ class TorchAdapter:
     layout: Literal["channels_first"] = "channels_first"
     marks_weights = True
     learns_formats = True
+    softens = True
+    subtracts = True
     delays_formats = False
 
     @property
@@ -95,6 +97,12 @@ class TorchAdapter:
         from slimline.frameworks.torch.fakequant import format_mismatches
 
         return format_mismatches(native, quantization)
+
+    def softened(self, native: Native) -> dict[str, Array]:
+        """See `slimline.frameworks.torch.learned`."""
+        from slimline.frameworks.torch.learned import softened
+
+        return softened(native)
 
     def learned(self, native: Native, quantization: Quantization) -> Quantization:
         """See `slimline.frameworks.torch.learned`."""

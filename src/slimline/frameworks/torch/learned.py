@@ -4,13 +4,16 @@ Scales are learned as factors on those they start with, by their logarithm (Jain
 stay positive, and a step of the optimiser means the same of small and large ones. Zero points are learned as shifts
 (LSQ+: Bhalgat et al. 2020, arXiv:2004.09576). Clipping values are plain factors, which a trainer decays like weights
 (PACT: Choi et al. 2018, arXiv:1805.06085). Gradients go straight through the rounding; beyond the ends of a grid they
-reach its ends instead. On levels, which weights alone have, they always reach the weight; those below zero can have a
-factor of their own (TTQ: Zhu et al. 2017, arXiv:1612.01064).
+reach its ends instead. On levels they always reach a weight; those below zero can have a factor of their own (TTQ: Zhu
+et al. 2017, arXiv:1612.01064). An activation of which signs are left has gradients between plus and minus their size
+(Rastegari et al. 2016, arXiv:1603.05279). Weights can also move between the codes below and above them alone, by a
+rectified sigmoid (AdaRound: Nagel et al. 2020, arXiv:2004.10568).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,14 +22,17 @@ import torch
 from torch import Tensor, fx, nn
 
 from slimline.basics.errors import SlimlineError
+from slimline.frameworks.base import Array
 from slimline.frameworks.torch.native import shapes_of, sharing
 from slimline.graph.edits import LearnRounding
 from slimline.graph.quantization import Quantization
+from slimline.methods.adaround import PARTS, STRETCH, exponent
 from slimline.methods.formats import IntegerGrid, Levels, Scaled, spread
 from slimline.methods.levels import skewed
 from slimline.methods.scales import SMALLEST, learning_speeds, zero_learns
 
 _NAME = "learned_rounding"
+_GAIN = 1000.0  # of a weight's way between two codes, so that the learning rate of a weight crosses it
 _SKEWS = 2.0**-8, 2.0**8  # within which both sides still have numbers
 
 
@@ -58,12 +64,14 @@ class _Grid(torch.autograd.Function):
 
 
 class _Nearest(torch.autograd.Function):
-    """``codebook[nearest(x / scale)] * scale``."""
+    """``codebook[nearest(x / scale)] * scale``; with `ends` no gradient reaches `x` beyond the outer levels."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, bounds: Tensor, codebook: Tensor) -> Tensor:
-        codes = torch.bucketize((x / scale).contiguous(), bounds)
+    def forward(ctx: Any, x: Tensor, scale: Tensor, bounds: Tensor, codebook: Tensor, ends: bool = False) -> Tensor:
+        units = (x / scale).contiguous()
+        codes = torch.bucketize(units, bounds)
         levels = codebook[codes]
+        ctx.inside = (units >= codebook[0]) & (units <= codebook[-1]) if ends else None
         ctx.save_for_backward(levels, scale, codes, codebook)
         return levels * scale
 
@@ -74,7 +82,32 @@ class _Nearest(torch.autograd.Function):
         by_level = None
         if ctx.needs_input_grad[3]:
             by_level = torch.zeros_like(codebook).index_add_(0, codes.flatten(), (gradient * scale).flatten())
-        return gradient, (gradient * levels).sum_to_size(scale.shape), None, by_level
+        by_x = gradient if ctx.inside is None else gradient * ctx.inside
+        return by_x, (gradient * levels).sum_to_size(scale.shape), None, by_level, None
+
+
+class _Soft(torch.autograd.Function):
+    """A rectified sigmoid `h`, with the gradient of ``strength * (1 - |2h - 1| ** exponent)`` added to that of the
+    loss."""
+
+    @staticmethod
+    def forward(ctx: Any, logit: Tensor, strength: float, exponent: float | None) -> Tensor:
+        top, bottom = STRETCH
+        sigmoid = logit.sigmoid()
+        soft = (sigmoid * (top - bottom) + bottom).clamp(0, 1)
+        ctx.save_for_backward(sigmoid, soft)
+        ctx.strength, ctx.exponent = strength, exponent
+        return soft
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (slope,) = gradients
+        sigmoid, soft = ctx.saved_tensors
+        if ctx.exponent is not None:
+            away = 2 * soft - 1
+            slope = slope - ctx.strength * 2 * ctx.exponent * away.sign() * away.abs() ** (ctx.exponent - 1)
+        inside = (soft > 0) & (soft < 1)
+        return slope * inside * sigmoid * (1 - sigmoid) * (STRETCH[0] - STRETCH[1]), None, None
 
 
 class LearnedRounding(nn.Module):
@@ -88,6 +121,8 @@ class LearnedRounding(nn.Module):
     drop : part of the numbers, drawn anew each time, that are not rounded in training.
     clips : whether the end of the grid learns (PACT), instead of its steps.
     skews : whether levels below zero learn a factor of their own (TTQ).
+    ends : of levels, whether gradients stop beyond the outer ones.
+    soft : of a weight that moves between two codes its shape, the strength of the penalty and the passes of training.
     """
 
     scale: Tensor
@@ -95,6 +130,7 @@ class LearnedRounding(nn.Module):
     zero: Tensor
     bounds: Tensor
     codebook: Tensor
+    turn: Tensor
 
     def __init__(
         self,
@@ -104,8 +140,11 @@ class LearnedRounding(nn.Module):
         drop: float = 0.0,
         clips: bool = False,
         skews: bool = False,
+        ends: bool = False,
+        soft: tuple[Sequence[int], float, int] | None = None,
     ) -> None:
         super().__init__()
+        self.ends = ends
         self.each, self.fixed, self.drop, self.clips = each, fixed, drop, clips and not fixed
         self.register_buffer("scale", torch.tensor(each.scale).reshape(-1))
         self.register_buffer("speed", torch.tensor(learning_speeds(each, count)))
@@ -122,6 +161,10 @@ class LearnedRounding(nn.Module):
             return
         assert isinstance(each, IntegerGrid)
         self.register_buffer("zero", torch.tensor(each.zero.astype(np.float32)))
+        if soft is not None:
+            shape, self.strength, self.turns = soft
+            self.moves = nn.Parameter(torch.zeros(*shape))
+            self.register_buffer("turn", torch.zeros((), dtype=torch.int64))
         if zero_learns(each) and not fixed and not clips:
             self.shift = nn.Parameter(torch.zeros_like(self.zero.reshape(-1)))
 
@@ -133,9 +176,30 @@ class LearnedRounding(nn.Module):
     def _rounded(self, x: Tensor) -> Tensor:
         scale = self._spread(self._scale(), x)
         if isinstance(self.each, Levels):
-            return _Nearest.apply(x.float(), scale, *self._levels()).to(x.dtype)  # type: ignore[no-untyped-call,no-any-return]
+            return _Nearest.apply(x.float(), scale, *self._levels(), self.ends).to(x.dtype)  # type: ignore[no-untyped-call,no-any-return]
+        if hasattr(self, "moves"):
+            return self.between(x, hard=not self.training).to(x.dtype)
         zero = self._spread(self._zero(), x)
         return _Grid.apply(x.float(), scale, zero, self.each.low, self.each.high, self.clips).to(x.dtype)  # type: ignore[no-untyped-call,attr-defined,no-any-return]
+
+    def between(self, x: Tensor, hard: bool) -> Tensor:
+        """`x`, each of its numbers somewhere between the codes below and above it, or where `hard` at one of them; what
+        is zero stays so."""
+        each = self.each
+        assert isinstance(each, IntegerGrid)
+        scale, zero = self._spread(self._scale(), x), self._spread(self._zero(), x)
+        units = x.detach().float() / scale
+        down = units.floor().clamp(each.low - zero, each.high - zero)
+        top, bottom = STRETCH
+        part = (units - down).clamp(*PARTS)
+        logit = _GAIN * self.moves - ((top - bottom) / (part - bottom) - 1).log()
+        if hard:
+            up = (logit > 0).float()
+        else:
+            up = _Soft.apply(logit, self.strength, exponent(int(self.turn) / max(self.turns, 1)))  # type: ignore[no-untyped-call]
+            self.turn += 1
+        free = (down < each.high - zero) & (units != 0)
+        return torch.where(free, down + up, down) * scale
 
     def format(self) -> Scaled:
         """As it is now."""
@@ -221,13 +285,20 @@ def learn(native: fx.GraphModule, edit: LearnRounding, example: tuple[Any, ...])
         node = nodes[name]
         with graph.inserting_before(first if node.op == "placeholder" else node.next):
             key = f"value {edit.shared.get(name, name)}"
-            own = {"fixed": name in edit.fixed, "drop": edit.drop, "clips": name in edit.clipped}
+            own: dict[str, Any] = {
+                "fixed": name in edit.fixed,
+                "drop": edit.drop,
+                "clips": name in edit.clipped,
+                "ends": True,
+            }
             put(node, each, key, **own)
     for node in nodes.values():
         if node.name in weights:
             name = str(node.target)
             with graph.inserting_before(first):
                 own = {"fixed": name in edit.fixed, "skews": name in edit.skewed}
+                if name in edit.softened:
+                    own |= {"fixed": True, "soft": (shapes[node.name], edit.softened[name], edit.turns)}
                 put(node, formats.weights[name], f"weight {name}", **own)
     learning.recompile()
     return learning
@@ -246,3 +317,16 @@ def learned(native: fx.GraphModule, quantization: Quantization) -> Quantization:
         activations={name: by_name[name] for name in quantization.activations},
         weights={name: by_name[name] for name in quantization.weights},
     )
+
+
+def softened(native: fx.GraphModule) -> dict[str, Array]:
+    """The weights that move between two codes in a model of `learn`, at the code that each number is nearer to."""
+    held: dict[str, Array] = {}
+    for node in native.graph.nodes:
+        module = native.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if isinstance(module, LearnedRounding) and hasattr(module, "moves"):
+            owner, _, leaf = str(node.args[0].target).rpartition(".")
+            with torch.no_grad():
+                weight = getattr(native.get_submodule(owner), leaf)
+                held[str(node.args[0].target)] = module.between(weight, hard=True).cpu().numpy()
+    return held

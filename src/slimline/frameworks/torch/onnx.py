@@ -28,6 +28,7 @@ from slimline.frameworks.torch.pairs import move_as_pairs
 from slimline.frameworks.torch.portions import slice_portions
 from slimline.frameworks.torch.promotion import promote
 from slimline.frameworks.torch.rounding import WHOLE
+from slimline.frameworks.torch.through import drop_straight_through
 from slimline.frameworks.torch.whole import whole
 from slimline.graph.quantization import Quantization
 from slimline.methods.dynamic import HIGH, LEVELS, LOW
@@ -67,6 +68,7 @@ def to_onnx(native: Native, example: tuple[Array, ...], integer: bool, weights: 
             move_as_pairs(program)
             promote(program)
             slice_portions(program)
+            drop_straight_through(program)
             exported = torch.onnx.export(program, dynamo=True, verbose=False, custom_translation_table=_translations())
         assert exported is not None
         _store_constants(exported.model.graph)

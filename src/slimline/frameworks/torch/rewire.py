@@ -6,13 +6,13 @@ import copy
 from collections.abc import Callable, Iterable, Mapping
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from slimline.basics.errors import SlimlineError
 from slimline.frameworks.base import Array
-from slimline.frameworks.torch.native import Native, tensors, to_tensors
+from slimline.frameworks.torch.native import Native, shapes_of, tensors, to_tensors
 from slimline.frameworks.torch.operators import aten
-from slimline.graph.edits import PoolInput
+from slimline.graph.edits import PoolInput, Subtract
 
 Insert = Callable[[fx.Graph, fx.Node], fx.Node]
 _FUNCTIONS = {
@@ -106,6 +106,37 @@ def truncate(native: Native, thresholds: Mapping[str, float]) -> Native:
         return lambda graph, node: graph.call_function(aten.threshold.default, (node, float(threshold), 0.0))
 
     return _after(native, {name: cut(t) for name, t in thresholds.items()})
+
+
+def subtract(native: Native, edit: Subtract, example: tuple[Array, ...]) -> Native:
+    """A copy in which layers read their input less numbers that train, beside their weight and called ``threshold``."""
+    result = copy.deepcopy(native)
+    nodes = named(result, [*edit.numbers, *(source for source, _ in edit.numbers.values())])
+    shapes = shapes_of(native, {source for source, _ in edit.numbers.values()}, example)
+    first = next(node for node in result.graph.nodes if node.op not in ("placeholder", "get_attr"))
+    for made, (source, numbers) in edit.numbers.items():
+        node, value = nodes[made], nodes[source]
+        weight = next(n for n in node.all_input_nodes if n.op == "get_attr")
+        owner = result.get_submodule(str(weight.target).rpartition(".")[0])
+        leaf = "threshold"
+        while hasattr(owner, leaf):
+            leaf += "_"
+        like = result.get_parameter(str(weight.target))
+        owner.register_parameter(leaf, nn.Parameter(torch.tensor(numbers, dtype=like.dtype, device=like.device)))
+        with result.graph.inserting_before(first):
+            number = result.graph.get_attr(f"{str(weight.target).rpartition('.')[0]}.{leaf}".lstrip("."))
+        with result.graph.inserting_before(node):
+            if following := len(shapes[source]) - 1 - edit.axes.get(made, len(shapes[source]) - 1):
+                number = result.graph.call_function(aten.view.default, (number, [-1, *[1] * following]))
+            above = result.graph.call_function(aten.sub.Tensor, (value, number))
+        for new in (number, above):
+            new.meta = {key: node.meta[key] for key in ("nn_module_stack",) if key in node.meta}
+        node.update_arg(0, above)
+    result.graph.lint()
+    result.recompile()
+    with torch.no_grad():
+        result(*to_tensors(example))
+    return result
 
 
 def _after(native: Native, inserts: Mapping[str, Insert]) -> Native:

@@ -52,9 +52,24 @@ class Rounder:
             inner = self.round(each.inner)
             return self._emit(_aten.mul.Tensor, inner, self.store("keep", each.keep.astype(np.float32)))
         assert isinstance(each, Scaled)
-        rounded = self._emit(_aten.detach.default, self._rounded(each))
+        if isinstance(each, Levels) and each.is_sign:
+            size = each.scale.item()
+            return self._through(self._sign(each), self._emit(_aten.clamp.default, x, -size, size))
+        return self._through(self._rounded(each), x)
+
+    def _through(self, rounded: fx.Node, x: fx.Node) -> fx.Node:
+        """A number with the gradient of another."""
         nothing = self._emit(_aten.sub.Tensor, x, self._emit(_aten.detach.default, x))
-        return self._emit(_aten.add.Tensor, rounded, nothing)
+        return self._emit(_aten.add.Tensor, self._emit(_aten.detach.default, rounded), nothing)
+
+    def _sign(self, each: Levels) -> fx.Node:
+        """One of two numbers, which the integer grid behind them holds, so that they are codes in the artifact."""
+        size = each.scale.item()
+        positive = self._emit(_aten.gt.Scalar, self.source, 0.0)
+        signs = self._emit(_aten.where.Scalar, positive, size, -size)
+        grid = each.grid
+        assert grid is not None
+        return self._emit(_FAKE_QUANTIZE, signs, size, 0, *_ends(grid))
 
     def _rounded(self, each: Scaled) -> fx.Node:
         if isinstance(each, FloatFormat) and each.is_plain:

@@ -54,6 +54,11 @@ class Levels(Scaled):
         return int(self.codebook.size - 1).bit_length()
 
     @property
+    def is_sign(self) -> bool:
+        """Whether a tensor holds minus and plus one number and no other."""
+        return self.per_tensor and np.array_equal(self.codebook, [-1, 1])
+
+    @property
     def grid(self) -> IntegerGrid | None:
         """The narrowest signed integer grid of at most 8 bits that holds exactly these numbers, of more perhaps; None
         where there is none."""

@@ -18,10 +18,11 @@ from slimline.methods.ranges import symmetric_grid
 from slimline.methods.scales import least_squares, per_block
 from slimline.model import Model
 from slimline.model.lowering import check_marks, check_stored, check_written
-from slimline.recipe.layers import first_match
+from slimline.recipe.layers import first_match, refuse_unmatched
 from slimline.runtimes.base import runtime
 from slimline.steps.quantization.calibration import placed
 from slimline.steps.quantization.weights import with_room
+from slimline.steps.quantization_aware.signs import signed
 from slimline.steps.quantization_aware.step import QuantizationAwareTraining, WeightType
 from slimline.steps.weight_quantization.quantize import blocks_of, chosen, refuse_revival
 from slimline.steps.weight_quantization.step import WeightQuantization
@@ -38,12 +39,14 @@ class Site:
     placement : of activations and weights; None where activations stay in float.
     blocks : by weight, how scales lie over it.
     layers : by weight, the user's name of the layer that reads it.
+    signs : activations of which the layers that read them see no more than the sign.
     """
 
     model: Model
     placement: Placement | None
     blocks: Mapping[str, Blocks]
     layers: Mapping[str, str]
+    signs: frozenset[str] = frozenset()
 
     @property
     def activations(self) -> tuple[str, ...]:
@@ -76,7 +79,9 @@ def site(step: QuantizationAwareTraining, model: Model, target: str, exclude: Ma
     blocks = {
         name: () if axis is None else along(axis, len(values[name].shape)) for name, axis in placement.weights.items()
     }
-    return Site(prepared, placement, blocks, {name: readers[name][0].layer for name in placement.weights})
+    layers = {name: readers[name][0].layer for name in placement.weights}
+    signs = frozenset(each.input for each in signed(step, prepared, placement.weights))
+    return Site(prepared, placement, blocks, layers, signs)
 
 
 def absorbs(before: Site, after: Site, formats: Callable[[str], Scaled]) -> bool:
@@ -153,6 +158,16 @@ def check(step: QuantizationAwareTraining, model: Model, masked: bool = False) -
             "Models of this framework cannot be trained while they are rounded: "
             "use StaticQuantization or WeightQuantization."
         )
+    layers = dict.fromkeys(node.layer for node in model.graph.nodes if node.layer)
+    refuse_unmatched("layer for overrides", step.overrides, layers, model.graph.types)
+    if step.has_signs and not model.adapter.subtracts:
+        raise SlimlineError(
+            "Models of this framework have no layers that read signs: take activations of 2 bits or more."
+        )
+    if step.rounding == "adaround" and not model.adapter.softens:
+        raise SlimlineError(
+            "Weights of this framework cannot move between two codes while they train: leave rounding out."
+        )
     refuse_revival([step.weights, *(own.weights for own in step.overrides.values())], masked or bool(model.masks))
 
 
@@ -172,8 +187,10 @@ def check_target(step: QuantizationAwareTraining, target: str, model: Model) -> 
     if step.activations == "float32":
         check_marks(served, model)
         return
-    bits, signed = activation_type(step, target)
-    grid = IntegerGrid(np.ones((), np.float32), (), bits, signed, zero_point=np.zeros((), np.int32))
+    if step.has_signs:
+        check_written(served, Levels.binary(np.ones((), np.float32)), stored=False)
+    bits, signed_codes = activation_type(step, target)
+    grid = IntegerGrid(np.ones((), np.float32), (), bits, signed_codes, zero_point=np.zeros((), np.int32))
     check_written(served, replace(grid, zero_point=None) if rules.symmetric else grid, stored=False)
 
 
@@ -185,7 +202,7 @@ def activation_type(step: QuantizationAwareTraining, target: str) -> tuple[int, 
     SlimlineError : the target needs signed ones.
     """
     rules = runtime(target).policy
-    name = step.activations or rules.activations
+    name = step.grid_type or rules.activations
     signed = name.startswith("int")
     if rules.symmetric and not signed:
         raise SlimlineError(f"{target} takes int8 activations without a zero point: leave activations out.")
@@ -215,7 +232,11 @@ def finished(site: Site, formats: Quantization, target: str) -> tuple[Any, Quant
         held[name] = grid
         if isinstance(each, Levels):
             tensors[name] = rounded[name]
-    placement, activations = site.placement, cast("Mapping[str, IntegerGrid]", formats.activations)
+    placement = site.placement
+    activations = cast(
+        "Mapping[str, IntegerGrid]",
+        {name: in_integers(each) for name, each in formats.activations.items()},  # type: ignore[arg-type]
+    )
     weights = {
         name: grid
         if name in tensors

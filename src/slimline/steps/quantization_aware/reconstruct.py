@@ -24,6 +24,7 @@ from slimline.graph.edits import Extract, LearnRounding, PutTensors
 from slimline.graph.matrix import LayerMatrix, matrices
 from slimline.graph.quantization import Quantization
 from slimline.graph.segments import Segment, innermost, segments
+from slimline.methods.adaround import penalty, towards
 from slimline.methods.formats import IntegerGrid, Scaled
 from slimline.methods.gram import Gram
 from slimline.methods.outputs import Output
@@ -105,10 +106,23 @@ def reconstruct(
         )
         fixed = frozenset(name for name in here if groups[name] in settled)
         before, now = ([held[name] for name in segment.inputs] for held in (exact, rounded))
-        own, weights = _rounded(part, own, before, now, masks, step.batch_size, known)
+        own, weights, unrounded = _rounded(part, own, before, now, masks, step.batch_size, known)
+        edit = learning(own, fixed)
+        answers = _answers(step, part, segment, part.native, exact)
+        if step.rounding == "adaround":
+            soft = {
+                name: towards(each, unrounded[name], weights.get(name, unrounded[name]))
+                for name, each in own.weights.items()
+                if isinstance(each, IntegerGrid)
+            }
+            nearest = {name: own.weights[name].round(x) for name, x in soft.items()}
+            error = _error(_answers(step, part, segment, part.edit(PutTensors(weights | nearest)), rounded), answers)
+            strength = penalty(error, sum(x.size for x in soft.values()))
+            turns = step.epochs * -(-len(rounded[segment.inputs[0]]) // step.batch_size)
+            edit = replace(edit, softened=dict.fromkeys(soft, strength), turns=turns)
+            weights |= soft
         begun = replace(part, native=part.edit(PutTensors(weights)))
-        run = _Part(step, part, begun.edit(learning(own, fixed)), segment, context.seed + index)
-        answers = run.answers(part.native, exact)
+        run = _Part(step, part, begun.edit(edit), segment, context.seed + index)
         trained, errors = run.trained(exact, rounded, answers, masks, context.inner(f"part-{index}"))
         learned = model.adapter.learned(trained, own)
         shared = {groups[name]: each for name, each in learned.activations.items()}
@@ -118,9 +132,9 @@ def reconstruct(
             activations={name: shared.get(groups[name], each) for name, each in formats.activations.items()},
             weights={**formats.weights, **learned.weights},
         )
-        taught = model.adapter.parameters(trained)
+        taught = {**model.adapter.parameters(trained), **model.adapter.softened(trained)}
         tensors |= {name: taught[name] for name in stored if name in taught}
-        exact, rounded = exact | answers, rounded | run.answers(trained, rounded)
+        exact, rounded = exact | answers, rounded | _answers(step, part, segment, trained, rounded)
         needed = {name for later, _ in every[index + 1 :] for name in later.inputs}
         exact, rounded = ({name: x for name, x in held.items() if name in needed} for held in (exact, rounded))
         records.append({"layers": list(segment.layers), "error": errors[0], "error_after": errors[1]})
@@ -135,14 +149,15 @@ def _rounded(
     masks: Mapping[str, Array],
     size: int,
     known: Collection[str],
-) -> tuple[Quantization, Arrays]:
+) -> tuple[Quantization, Arrays, Arrays]:
     """The formats and weights from which a part sets out: scales of least error, and each weight makes up for the
-    errors of those before it, in its layer (GPTQ) and in the network."""
+    errors of those before it, in its layer (GPTQ) and in the network; and the weights that these are roundings of."""
     starts = range(0, len(inputs[0]), size)
     before, now = ([tuple(x[i : i + size] for x in each) for i in starts] for each in (exact, inputs))
     stored, readers = part.parameters(), part.graph.consumers()
     layers = [x for x in matrices(part.graph) if x.weight in formats.weights and len(readers[x.weight]) == 1]
     grids = dict(formats.weights)
+    unrounded = {name: stored[name] * masks.get(name, True) for name in grids}
 
     def change(layer: LayerMatrix, gram: Gram) -> Arrays:
         each = grids[layer.weight]
@@ -151,10 +166,27 @@ def _rounded(
         if isinstance(each, IntegerGrid) and layer.weight not in known:
             each = rounding.fitted(widest(rounding.visible, f"int{each.bits}", each.blocks), "gptq")
         grids[layer.weight] = each
+        unrounded[layer.weight] = rounding.visible
         return {layer.weight: rounding.rounded(each, "gptq")}
 
     weights = layer_by_layer(part, layers, before, {}, change, now)
-    return replace(formats, weights=grids), weights
+    return replace(formats, weights=grids), weights, unrounded
+
+
+def _answers(
+    step: QuantizationAwareTraining, part: Model, segment: Segment, native: Any, values: Mapping[str, Array]
+) -> Arrays:
+    """The outputs of a native model of the part."""
+    inputs, size = [values[name] for name in segment.inputs], step.batch_size
+    slices = [slice(i, i + size) for i in range(0, len(inputs[0]), size)]
+    every = part.adapter.answers(native, [tuple(x[rows] for x in inputs) for rows in slices])
+    return dict(zip(segment.outputs, map(np.concatenate, zip(*every, strict=True)), strict=True))
+
+
+def _error(answers: Arrays, targets: Arrays) -> float:
+    """The mean squared error, each output's over its variance."""
+    errors = [np.square(answers[n].astype(np.float64) - x).mean() / _variance(x) for n, x in targets.items()]
+    return float(np.mean(errors))
 
 
 @dataclass(frozen=True)
@@ -166,14 +198,6 @@ class _Part:
     learning: Any
     segment: Segment
     seed: int
-
-    def answers(self, native: Any, values: Mapping[str, Array]) -> Arrays:
-        """The outputs of a native model of the part."""
-        size = self.step.batch_size
-        inputs = [values[name] for name in self.segment.inputs]
-        slices = [slice(i, i + size) for i in range(0, len(inputs[0]), size)]
-        every = self.part.adapter.answers(native, [tuple(x[rows] for x in inputs) for rows in slices])
-        return dict(zip(self.segment.outputs, map(np.concatenate, zip(*every, strict=True)), strict=True))
 
     def trained(
         self, exact: Arrays, rounded: Arrays, targets: Arrays, masks: Mapping[str, Array], context: Context

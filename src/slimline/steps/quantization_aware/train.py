@@ -29,6 +29,7 @@ from slimline.steps.quantization.undo import WeightBits
 from slimline.steps.quantization_aware import formats as of
 from slimline.steps.quantization_aware.formats import Site
 from slimline.steps.quantization_aware.reconstruct import reconstruct
+from slimline.steps.quantization_aware.signs import sign_formats, signed, with_thresholds
 from slimline.steps.quantization_aware.step import QuantizationAwareTraining
 from slimline.training.loop import recover
 
@@ -132,16 +133,15 @@ class State:
         ranges = observe_ranges(observed, placement, step.static, batches, {}, bits)
         rules = runtime(context.target).policy
         grids: dict[str, Format] = dict(activation_grids(placement, ranges, signed, rules.symmetric, bits))
+        if self.site.signs:
+            grids |= sign_formats(observed, self.site.signs, batches)
         grids |= {n: f for n, f in self.known.activations.items() if n in grids and _alike(f, grids[n])}
         return replace(self, formats=replace(self.formats, activations=grids))
 
     @property
     def calibration(self) -> list[tuple[Array, ...]]:
         """Batches of inputs."""
-        step, data = self.step, self.context.data
-        if data is None or not data.has("calibration"):
-            raise SlimlineError(f"{step.step} needs data: pass slimline.Data with calibration or training samples.")
-        return first(data.split("calibration"), step.samples, step.batch_size)
+        return calibration(self.step, self.context)
 
     def reconstructed(self) -> tuple[State, list[dict[str, Any]]]:
         """After its parts were trained by themselves, and what is to be said of each."""
@@ -228,6 +228,14 @@ class State:
         return StepResult(result, record)
 
 
+def calibration(step: QuantizationAwareTraining, context: Context) -> list[tuple[Array, ...]]:
+    """Batches of inputs."""
+    data = context.data
+    if data is None or not data.has("calibration"):
+        raise SlimlineError(f"{step.step} needs data: pass slimline.Data with calibration or training samples.")
+    return first(data.split("calibration"), step.samples, step.batch_size)
+
+
 def start(step: QuantizationAwareTraining, model: Model, context: Context) -> State:
     """Before any training: the formats of the weights are there, those of activations where nothing delays them."""
     known = model.quantization or _NONE
@@ -251,6 +259,10 @@ def start(step: QuantizationAwareTraining, model: Model, context: Context) -> St
         own = {name: each for name, each in known.weights.items() if name in grids and _alike(each, grids[name])}
         return {**grids, **own}  # type: ignore[dict-item]
 
+    if step.has_signs:
+        unsigned = of.site(step, plain, target, exclude, fold=False)
+        seeing = signed(step, plain, unsigned.blocks)
+        plain = with_thresholds(plain, seeing, calibration(step, context)) if seeing else plain
     unfolded = of.site(step, plain, target, exclude, fold=False)
     after = of.site(step, plain, target, exclude, fold=True)
     grids = weights(unfolded)
