@@ -22,9 +22,13 @@ from slimline.frameworks.onnx.rounding import LIMITS, round_rows, row_source
 from slimline.frameworks.onnx.run import outline
 from slimline.graph.quantization import Quantization
 from slimline.methods.dynamic import GRIDS, HIGH, LEVELS, LOW, DynamicGrid, read_together
-from slimline.methods.formats import Format, IntegerGrid
-from slimline.runtimes.forms.onnx_graph import DOMAIN, FAKE_QUANTIZE, MARK
+from slimline.methods.formats import FloatFormat, Format, IntegerGrid
+from slimline.runtimes.forms.onnx_formats import FLOATS
+from slimline.runtimes.forms.onnx_graph import DOMAIN, FAKE_QUANTIZE, FLOAT_ENDS, MARK, rounding_ends
+from slimline.runtimes.forms.onnx_weights import raise_opset
 
+FLOAT_OPSET = 19
+"""The first in which QuantizeLinear rounds to float8_e4m3fn."""
 _DYNAMIC = "0 255"
 """The note `OWN` on a DynamicQuantizeLinear."""
 
@@ -92,17 +96,18 @@ def quantize(native: Native, quantization: Quantization) -> Native:
 
     Raises
     ------
-    SlimlineError : a format that QuantizeLinear does not round to.
+    SlimlineError : a format that QuantizeLinear does not round to, or an opset that has none such and cannot be raised.
     """
-    editor = Editor(native)
-    values = editor.named([*quantization.activations, *quantization.weights])
     grids = {name: _grid(name, each) for name, each in quantization.weights.items()}
-    for name, grid in grids.items():
-        _limit(editor, name, native.tensors[name], grid)
     for name, each in quantization.activations.items():
-        grids[name] = _grid(name, each)
-        if grids[name] != _wide(grids[name]):
+        grids[name] = grid = _grid(name, each)
+        if isinstance(grid, IntegerGrid) and grid != _wide(grid):
             raise _no_pair(name, each)
+    editor = Editor(_with_floats(native) if any(isinstance(each, FloatFormat) for each in grids.values()) else native)
+    values = editor.named([*quantization.activations, *quantization.weights])
+    for name in quantization.weights:
+        if isinstance(grid := grids[name], IntegerGrid):
+            _limit(editor, name, native.tensors[name], grid)
     for name, grid in grids.items():
         value = values[name]
         source = value.producer()
@@ -117,6 +122,15 @@ def quantize(native: Native, quantization: Quantization) -> Native:
         real = editor.append(own, "DequantizeLinear", [rounded, *numbers], axis, f"{name}_rounded")
         editor.redirect(value, real, keep=[own])
     _round_inputs(editor, quantization.dynamic, quantization.dynamic_grid)
+    return editor.done()
+
+
+def _with_floats(native: Native) -> Native:
+    """The same model, of an opset in which QuantizeLinear rounds to floats."""
+    if native.opset >= FLOAT_OPSET:
+        return native
+    editor = Editor(native)
+    raise_opset(editor.model, FLOAT_OPSET)
     return editor.done()
 
 
@@ -230,7 +244,7 @@ def _dynamic_end(node: ir.Node) -> set[ir.Node]:
 
 def _rounds_to(each: Format | None, node: ir.Node, limits: str) -> bool:
     """Whether one of a pair of operators, with these limits, has the numbers of a format."""
-    if not isinstance(each, IntegerGrid) or limits != _limits(each):
+    if not isinstance(each, IntegerGrid | FloatFormat) or limits != _limits(each):
         return False
     numbers = [stored(value) for value in node.inputs[1:3]]
     axis = None if numbers[0] is None or not numbers[0].ndim else attribute(node, "axis", 1)
@@ -240,9 +254,10 @@ def _rounds_to(each: Format | None, node: ir.Node, limits: str) -> bool:
     )
 
 
-def _grid(name: str, each: Format) -> IntegerGrid:
+def _grid(name: str, each: Format) -> IntegerGrid | FloatFormat:
     """The format of a value, if a pair can round to it."""
-    if isinstance(each, IntegerGrid) and each.bits <= 8 and (each.per_tensor or each.axis is not None):
+    rounds = isinstance(each, IntegerGrid | FloatFormat) and rounding_ends(each) is not None and each.code_bits <= 8
+    if isinstance(each, IntegerGrid | FloatFormat) and rounds and (each.per_tensor or each.axis is not None):
         return each
     raise _no_pair(name, each)
 
@@ -250,8 +265,8 @@ def _grid(name: str, each: Format) -> IntegerGrid:
 def _no_pair(name: str, each: Format) -> SlimlineError:
     return SlimlineError(
         f"An ONNX model cannot round {name} to {each.describe()}: choose an integer grid of 8 bits (of at most 8 for "
-        "weights) with one scale per tensor or per position of an axis, or quantize the network in the framework that "
-        "trained it."
+        f"weights) or {' or '.join(FLOAT_ENDS)} with one scale per tensor or per position of an axis, or quantize the "
+        "network in the framework that trained it."
     )
 
 
@@ -268,17 +283,20 @@ def _limit(editor: Editor, name: str, weight: Array, grid: IntegerGrid) -> None:
         editor.put(name, np.where(beyond, rounded, weight))
 
 
-def _limits(grid: IntegerGrid) -> str:
-    return f"{grid.low} {grid.high}"
+def _limits(grid: IntegerGrid | FloatFormat) -> str:
+    return " ".join(map(str, rounding_ends(grid) or ()))
 
 
-def _arrays(grid: IntegerGrid) -> tuple[Array, Array]:
+def _arrays(grid: IntegerGrid | FloatFormat) -> tuple[Array, Array]:
     """Scale and zero point as operators hold them."""
     shape = () if grid.axis is None else (-1,)
+    if isinstance(grid, FloatFormat):
+        scale = grid.scale.reshape(shape)
+        return scale, np.zeros(scale.shape, FLOATS[grid.dtype])
     return grid.scale.reshape(shape), grid.zero.reshape(shape).astype(np.int8 if grid.signed else np.uint8)
 
 
-def _numbers(editor: Editor, name: str, grid: IntegerGrid) -> list[ir.Value]:
+def _numbers(editor: Editor, name: str, grid: IntegerGrid | FloatFormat) -> list[ir.Value]:
     """Scale and zero point."""
     scale, zero = _arrays(grid)
     return [editor.constant(scale, f"{name}_scale"), editor.constant(zero, f"{name}_zero_point")]
@@ -351,7 +369,7 @@ def _fuse(editor: Editor, node: ir.Node) -> None:
     scale, zero = (stored(v) for v in node.inputs[1:3])
     if len(readers) != 1 or readers[0].op_type != "DequantizeLinear" or not limits or scale is None or zero is None:
         return  # somebody else's
-    if scale.ndim and zero.any():
+    if scale.ndim and zero.astype(np.float32).any():
         return  # the operator has no zero points per position
     real, (low, high) = readers[0], map(int, limits.groups())
     attributes: dict[str, int | float] = {"low": low, "high": high}
