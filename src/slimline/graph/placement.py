@@ -42,10 +42,11 @@ class Policy:
     spatial : dimensions between batch and channels that an integer convolution may have.
     composed : functions and kinds that it computes in integers by several operators with grids of their own between,
         which the simulation has too where its framework leads to the runtime directly.
+    form : the exchange form by which alone a network can be told what is rounded; None for any.
     tables : whether rows of embeddings can be looked up in a table of codes.
     """
 
-    activations: Literal["uint8", "int8", "fp8_e4m3"]
+    activations: Literal["uint8", "int8", "int16", "fp8_e4m3"]
     fused: frozenset[str]
     glue: frozenset[str]
     transposed: bool
@@ -62,6 +63,7 @@ class Policy:
     positions: int | None = None
     spatial: int = 3
     composed: frozenset[str] = frozenset()
+    form: str | None = None
     tables: bool = False
 
 

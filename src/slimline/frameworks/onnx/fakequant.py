@@ -27,8 +27,8 @@ from slimline.runtimes.forms.onnx_formats import FLOATS
 from slimline.runtimes.forms.onnx_graph import DOMAIN, FAKE_QUANTIZE, FLOAT_ENDS, MARK, rounding_ends
 from slimline.runtimes.forms.onnx_weights import raise_opset
 
-FLOAT_OPSET = 19
-"""The first in which QuantizeLinear rounds to float8_e4m3fn."""
+_FLOAT_OPSET, _WIDE_OPSET = 19, 21
+_BYTE = 8
 _DYNAMIC = "0 255"
 """The note `OWN` on a DynamicQuantizeLinear."""
 
@@ -98,12 +98,12 @@ def quantize(native: Native, quantization: Quantization) -> Native:
     ------
     SlimlineError : a format that QuantizeLinear does not round to, or an opset that has none such and cannot be raised.
     """
-    grids = {name: _grid(name, each) for name, each in quantization.weights.items()}
+    grids = {name: _grid(name, each, _BYTE) for name, each in quantization.weights.items()}
     for name, each in quantization.activations.items():
-        grids[name] = grid = _grid(name, each)
+        grids[name] = grid = _grid(name, each, 2 * _BYTE)
         if isinstance(grid, IntegerGrid) and grid != _wide(grid):
             raise _no_pair(name, each)
-    editor = Editor(_with_floats(native) if any(isinstance(each, FloatFormat) for each in grids.values()) else native)
+    editor = Editor(_raised(native, max((_opset(each) for each in grids.values()), default=0)))
     values = editor.named([*quantization.activations, *quantization.weights])
     for name in quantization.weights:
         if isinstance(grid := grids[name], IntegerGrid):
@@ -125,12 +125,17 @@ def quantize(native: Native, quantization: Quantization) -> Native:
     return editor.done()
 
 
-def _with_floats(native: Native) -> Native:
-    """The same model, of an opset in which QuantizeLinear rounds to floats."""
-    if native.opset >= FLOAT_OPSET:
+def _opset(each: IntegerGrid | FloatFormat) -> int:
+    """The first in which QuantizeLinear rounds to a format."""
+    return _FLOAT_OPSET if isinstance(each, FloatFormat) else _WIDE_OPSET if each.bits > _BYTE else 0
+
+
+def _raised(native: Native, opset: int) -> Native:
+    """The same model, at least of an opset."""
+    if native.opset >= opset:
         return native
     editor = Editor(native)
-    raise_opset(editor.model, FLOAT_OPSET)
+    raise_opset(editor.model, opset)
     return editor.done()
 
 
@@ -254,9 +259,9 @@ def _rounds_to(each: Format | None, node: ir.Node, limits: str) -> bool:
     )
 
 
-def _grid(name: str, each: Format) -> IntegerGrid | FloatFormat:
-    """The format of a value, if a pair can round to it."""
-    rounds = isinstance(each, IntegerGrid | FloatFormat) and rounding_ends(each) is not None and each.code_bits <= 8
+def _grid(name: str, each: Format, bits: int) -> IntegerGrid | FloatFormat:
+    """The format of a value, if a pair can round to it and it has at most so many bits."""
+    rounds = isinstance(each, IntegerGrid | FloatFormat) and rounding_ends(each) is not None and each.code_bits <= bits
     if isinstance(each, IntegerGrid | FloatFormat) and rounds and (each.per_tensor or each.axis is not None):
         return each
     raise _no_pair(name, each)
@@ -264,15 +269,19 @@ def _grid(name: str, each: Format) -> IntegerGrid | FloatFormat:
 
 def _no_pair(name: str, each: Format) -> SlimlineError:
     return SlimlineError(
-        f"An ONNX model cannot round {name} to {each.describe()}: choose an integer grid of 8 bits (of at most 8 for "
-        f"weights) or {' or '.join(FLOAT_ENDS)} with one scale per tensor or per position of an axis, or quantize the "
-        "network in the framework that trained it."
+        f"An ONNX model cannot round {name} to {each.describe()}: choose an integer grid of 8 or 16 bits (of at most 8 "
+        f"for weights) or {' or '.join(FLOAT_ENDS)} with one scale per tensor or per position of an axis, or quantize "
+        "the network in the framework that trained it."
     )
 
 
 def _wide(grid: IntegerGrid) -> IntegerGrid:
-    """The grid with all codes of the byte that QuantizeLinear rounds to."""
-    return replace(grid, bits=8, narrow=False)
+    """The grid with all codes of the type that QuantizeLinear rounds to."""
+    return replace(grid, bits=_width(grid), narrow=False)
+
+
+def _width(grid: IntegerGrid) -> int:
+    return _BYTE if grid.bits <= _BYTE else 2 * _BYTE
 
 
 def _limit(editor: Editor, name: str, weight: Array, grid: IntegerGrid) -> None:
@@ -293,7 +302,8 @@ def _arrays(grid: IntegerGrid | FloatFormat) -> tuple[Array, Array]:
     if isinstance(grid, FloatFormat):
         scale = grid.scale.reshape(shape)
         return scale, np.zeros(scale.shape, FLOATS[grid.dtype])
-    return grid.scale.reshape(shape), grid.zero.reshape(shape).astype(np.int8 if grid.signed else np.uint8)
+    kind = f"{'' if grid.signed else 'u'}int{_width(grid)}"
+    return grid.scale.reshape(shape), grid.zero.reshape(shape).astype(kind)
 
 
 def _numbers(editor: Editor, name: str, grid: IntegerGrid | FloatFormat) -> list[ir.Value]:

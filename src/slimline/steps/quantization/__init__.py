@@ -24,7 +24,7 @@ class _Handler(Handler[StaticQuantization]):
     def check_target(self, step: StaticQuantization, target: str, model: Model) -> None:
         from slimline.steps.quantization.calibration import grid_makers, rules_of
 
-        rules_of(step, target)
+        rules_of(step, target, model)
         grid_makers(step, target)
 
     def perform(self, step: StaticQuantization, model: Model, context: Context) -> StepResult:

@@ -18,6 +18,7 @@ from slimline.methods.formats import Scaled
 from slimline.methods.gram import Gram
 from slimline.methods.ranges import GridMaker, Observer, affine_grid, centred_grid, float_format, observer
 from slimline.model import Model
+from slimline.model.lowering import road
 from slimline.recipe.layers import first_match
 from slimline.runtimes.base import names, runtime
 from slimline.steps.quantization.choices import Choices
@@ -68,7 +69,7 @@ def calibrate(
     exclude = dict(exclude or {})
     batches = batches if isinstance(batches, Sequence) else list(batches)
     folded, placement = placed(model, step, policy, exclude)
-    rules = rules_of(step, policy)
+    rules = rules_of(step, policy, model)
     makers = grid_makers(step, policy)
     observed = makers[0] if step.other_activations else affine_grid
     ranges = observe_ranges(folded, placement, step, batches, {} if known is None else known, observed)
@@ -95,12 +96,12 @@ def calibrate(
     return model.then(native, record, quantization)
 
 
-def rules_of(step: StaticQuantization, policy: str) -> Policy:
-    """What the target `policy` runs with activations of the type of `step`.
+def rules_of(step: StaticQuantization, policy: str, model: Model) -> Policy:
+    """What the target `policy` runs of a model with activations of the type of `step`.
 
     Raises
     ------
-    SlimlineError : it has no such activations.
+    SlimlineError : it has no such activations, or cannot be told of them by the model's framework.
     """
     served, kind = runtime(policy), step.other_activations
     if kind is None:
@@ -108,10 +109,15 @@ def rules_of(step: StaticQuantization, policy: str) -> Policy:
     if kind not in served.policies:
         others = " or ".join(name for name in names() if kind in runtime(name).policies)
         raise SlimlineError(
-            f"{policy} computes with no {kind} activations: leave weights and activations out, or choose the target "
-            f"{others}."
+            f"{policy} computes with no {kind} activations: leave that type out, or choose the target {others}."
         )
-    return served.policies[kind]
+    rules = served.policies[kind]
+    if rules.form is not None and rules.form not in road(model.forms, served):
+        raise SlimlineError(
+            f"{policy} takes {kind} activations of models that go there as ONNX: export the float model for "
+            "onnxruntime and quantize that file."
+        )
+    return rules
 
 
 def grid_makers(step: StaticQuantization, policy: str) -> tuple[GridMaker, GridMaker]:
@@ -123,6 +129,9 @@ def grid_makers(step: StaticQuantization, policy: str) -> tuple[GridMaker, GridM
     """
     if step.other_activations == "fp8_e4m3":
         return float_format, float_format
+    if step.other_activations == "int16":
+        wide, _ = integer_grids(16, signed=True, symmetric=True)
+        return wide, wide
     rules = runtime(policy).policy
     signed = (step.activations or rules.activations) == "int8"
     if rules.symmetric and not signed:
@@ -161,7 +170,7 @@ def placed(
     SlimlineError : a model that is quantized already, no layer to quantize, or a pattern of overrides that fits none.
     """
     exclude = exclude or {}
-    rules = rules_of(step, policy)
+    rules = rules_of(step, policy, model)
     if model.quantization is not None:
         raise SlimlineError("This model is quantized already: apply StaticQuantization to the float model instead.")
     rounded = model.adapter.format_mismatches(model.native, Quantization())

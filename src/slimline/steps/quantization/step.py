@@ -69,8 +69,9 @@ class StaticQuantization(Step):
         what the target runs best.
     first_layers, last_layers : another of `weights` for layers that read no other layer with weights, and for those
         that none reads; None leaves them like the rest. An override goes before.
-    activations : ``uint8`` or ``int8``, per tensor, or ``fp8_e4m3`` beside such weights; None takes what the target
-        runs fastest (``uint8`` on ONNX Runtime, ``int8`` on LiteRT), beside weights in fp8_e4m3 these.
+    activations : ``uint8`` or ``int8``, per tensor, ``int16`` without zero points beside weights in int8, or
+        ``fp8_e4m3`` beside such weights; None takes what the target runs fastest (``uint8`` on ONNX Runtime, ``int8``
+        on LiteRT), beside weights in fp8_e4m3 these.
     symmetric : of activations, whether zero is the middle of the codes (of ``uint8`` the first code, where a value is
         never negative); else each has a zero point of its own. Some targets take symmetric ones only.
     observer : the range of an activation: ``minmax`` is all that calibration saw, ``moving_average`` that of the latest
@@ -98,7 +99,7 @@ class StaticQuantization(Step):
     granularity: Granularity | None = None
     first_layers: WeightType | None = None
     last_layers: WeightType | None = None
-    activations: Literal["uint8", "int8", "fp8_e4m3"] | None = None
+    activations: Literal["uint8", "int8", "int16", "fp8_e4m3"] | None = None
     symmetric: bool = False
     observer: ObserverName = "mse"
     percentile: Percentage = 99.99
@@ -129,7 +130,9 @@ class StaticQuantization(Step):
     @property
     def other_activations(self) -> str | None:
         """The type of activations, where it is none of integers of 8 bits."""
-        return "fp8_e4m3" if self.weights == "fp8_e4m3" else None
+        if self.weights == "fp8_e4m3":
+            return "fp8_e4m3"
+        return self.activations if self.activations == "int16" else None
 
     def observation(self, pattern: str | None) -> tuple[ObserverName, float]:
         """Observer and percentile of layers that fit a pattern of `overrides`; of the others for None."""
