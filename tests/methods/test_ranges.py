@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from slimline.methods.ranges import (
     Percentile,
     affine_grid,
     centred_grid,
+    float_format,
     observer,
     symmetric_grid,
 )
@@ -186,6 +188,35 @@ def test_the_symmetric_range_of_least_error_is_that_of_exhaustive_search() -> No
     assert _error(x, low, high) <= best * 1.02
 
 
+@given(reals, reals)
+@few
+def test_floats_reach_from_the_largest_number_to_its_negative(a: float, b: float) -> None:
+    each, top = float_format(min(a, b), max(a, b)), max(abs(a), abs(b))
+    if top > 1e-30:
+        assert float(each.scale) == np.float32(top / 448)
+        ends = np.array([-top, 0, top / 2, top], np.float32)  # of which all but rounding is held
+        np.testing.assert_allclose(each.round(ends), ends, rtol=1e-6, atol=0)
+        np.testing.assert_allclose(each.round(3 * ends), [-top, 0, top, top], rtol=1e-6)
+    elif top == 0:
+        assert each.scale == 1
+
+
+@pytest.mark.parametrize("name", ["mse", "entropy"])
+def test_the_range_of_floats_clips_no_more_than_pays(name: str) -> None:
+    rng = np.random.default_rng(7)
+    x = np.append(rng.standard_t(3, size=20000), 60.0)
+
+    def error(top: float) -> float:
+        return float(np.mean((x - float_format(-top, top).round(x)) ** 2))
+
+    found = observer(name, grid=float_format, symmetric=True)
+    found.see(x)
+    low, high = found.range()
+    assert 0 < max(-low, high) <= 60.0
+    if name == "mse":
+        assert error(max(-low, high)) <= 1.02 * min(error(60 * f) for f in np.linspace(0.02, 1, 400))
+
+
 def test_a_moving_average_in_closed_form() -> None:
     found = MovingAverage()
     for batch in ([-1.0, 2.0], [-3.0, 1.0], [0.0, 100.0]):
@@ -225,7 +256,7 @@ def test_entropy_is_that_of_the_definition(kind: str) -> None:
         "rectified": np.maximum(rng.laplace(size=900), 0),
         "outlier": np.append(rng.normal(size=900), 40.0),
     }[kind]
-    found = Entropy(4)
+    found = Entropy(partial(affine_grid, bits=4))
     for part in np.array_split(x, 3):
         found.see(part)
     low, high = found.range()

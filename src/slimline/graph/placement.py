@@ -8,6 +8,7 @@ or take maxima keep the grid of their input and get none of their own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -22,7 +23,7 @@ class Policy:
 
     Attributes
     ----------
-    activations : dtype it prefers for activations.
+    activations : dtype it prefers for activations, or the one they have.
     fused : element-wise functions that disappear into the operator before them.
     glue : operators with an integer kernel, as ``kind`` or ``kind:function``.
     transposed : whether transposed convolutions have an integer kernel.
@@ -36,13 +37,16 @@ class Policy:
     one_grid : glue whose inputs and output must all be on one grid.
     symmetric : whether grids of activations must have their zero at 0.
     narrowest : channels that an integer convolution or linear layer must have on both sides.
+    aligned : of what the channels of an integer convolution, of a group of them, must be a multiple on both sides.
+    positions : of the kernel of an integer convolution, at most; None for any number.
     spatial : dimensions between batch and channels that an integer convolution may have.
     composed : functions and kinds that it computes in integers by several operators with grids of their own between,
         which the simulation has too where its framework leads to the runtime directly.
+    form : the exchange form by which alone a network can be told what is rounded; None for any.
     tables : whether rows of embeddings can be looked up in a table of codes.
     """
 
-    activations: Literal["uint8", "int8"]
+    activations: Literal["uint8", "int8", "int16", "fp8_e4m3"]
     fused: frozenset[str]
     glue: frozenset[str]
     transposed: bool
@@ -55,8 +59,11 @@ class Policy:
     one_grid: frozenset[str]
     symmetric: bool = False
     narrowest: int = 0
+    aligned: int = 1
+    positions: int | None = None
     spatial: int = 3
     composed: frozenset[str] = frozenset()
+    form: str | None = None
     tables: bool = False
 
 
@@ -198,17 +205,50 @@ class _Placer:
             reason = "the runtime has no integer transposed convolution"
         elif node.kind == "conv" and len(self.graph.values[str(node.inputs[0])].shape) - 2 > self.policy.spatial:
             reason = f"the runtime has no integer convolution over more than {self.policy.spatial} dimensions"
+        elif node.kind == "conv" and (misfit := self._misfit(node)):
+            reason = misfit
         elif self._narrow(node):
-            reason = f"it has fewer than {self.policy.narrowest} channels, for which integers do not pay"
+            reason = f"it has fewer than {self.policy.narrowest} channels, for which {self._numbers} do not pay"
         if reason is not None:
             self.refused[node.layer] = reason
         return reason is None
 
     def _narrow(self, node: Node) -> bool:
-        """Whether a layer has too few channels, on one side, of a convolution that is not transposed in dimension 1."""
-        axis = -1 if node.kind == "linear" else 1
-        sides = [self.graph.values[str(name)].shape[axis] for name in (node.inputs[0], node.outputs[0])]
-        return self.policy.narrowest > 0 and min(sides) < self.policy.narrowest
+        """Whether a layer has too few channels on one side."""
+        return self.policy.narrowest > 0 and min(self._sides(node)) < self.policy.narrowest
+
+    def _sides(self, node: Node) -> tuple[int, int]:
+        """The channels that a layer reads and makes."""
+        equation = node.attributes["equation"]
+        own = {axis for axes in equation.inputs[1] for axis in axes} - {"."}
+        sides = (node.inputs[0], equation.inputs[0]), (node.outputs[0], equation.outputs[0])
+        read, made = (
+            math.prod(
+                size for size, axes in zip(self.graph.values[str(name)].shape, dims, strict=True) if own & set(axes)
+            )
+            for name, dims in sides
+        )
+        return read, made
+
+    @property
+    def _numbers(self) -> str:
+        return "floats of 8 bits" if self.policy.activations == "fp8_e4m3" else "integers"
+
+    def _misfit(self, node: Node) -> str | None:
+        """Why the runtime has no such kernel for a convolution, if it has none."""
+        most, multiple = self.policy.positions, self.policy.aligned
+        if most is None and multiple == 1:
+            return None
+        shape, positions = self.graph.values[_weight(node)].shape, 1
+        for size, axes in zip(shape, node.attributes["equation"].inputs[1], strict=True):
+            positions *= size if "." in axes else 1
+        inputs, outputs = self._sides(node)
+        own = math.prod(shape) // (positions * outputs)
+        if most is not None and positions > most:
+            return f"its kernel has more than {most} positions, for which the runtime has no such convolution"
+        if own % multiple or own * outputs // inputs % multiple:
+            return f"its channels, those of a group, are no multiple of {multiple}"
+        return None
 
     def _same_use(self, other: Node, node: Node) -> bool:
         """Whether both operators read their shared weight in the same way, both wanted in integers."""

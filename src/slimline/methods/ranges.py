@@ -1,4 +1,4 @@
-"""The ranges that calibration finds for integer grids: streaming, in bounded memory.
+"""The ranges that calibration finds for grids of few codes: streaming, in bounded memory.
 
 An observer sees the batches of one tensor and answers the range its grid should cover. Histograms have
 bins whose width is a power of two and whose edges include zero, so that doubling the width merges pairs
@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from slimline.basics.errors import SlimlineError, unknown
-from slimline.methods.formats import IntegerGrid, along
+from slimline.methods.formats import FloatFormat, IntegerGrid, Scaled, along
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -25,6 +25,8 @@ _AVERAGING = 0.1  # part of a moving average that the latest batch is
 _TRACE = 1e-4  # of a number, where a divergence would be infinite
 _THRESHOLDS = 128  # that `Entropy` tries
 _NARROWEST = 2.0**-100  # bin width; its reciprocal is still a float32
+GridMaker = Callable[[float, float], Scaled]
+"""Of a range, the format that is to cover it, with one scale."""
 _SMALLEST = float(np.finfo(np.float32).tiny) * 2**23  # scale whose square and reciprocal are still sound in float32
 
 
@@ -156,15 +158,15 @@ class Percentile(_Histogram):
 
 
 class MSE(_Histogram):
-    """The clipping range of least squared quantization error on a grid of `bits`.
+    """The clipping range of least squared rounding error on the grid that `grid` makes of it.
 
     A range is searched first by shrinking both ends together, then one end at a time. A range that lies
     on one side of zero keeps zero as its other end, and one that is `symmetric` both ends at the same distance.
     """
 
-    def __init__(self, bits: int = 8, name: str = "the value", symmetric: bool = False) -> None:
+    def __init__(self, grid: GridMaker | None = None, name: str = "the value", symmetric: bool = False) -> None:
         super().__init__(name)
-        self.bits = bits
+        self.grid = grid or affine_grid
         self.symmetric = symmetric
 
     def range(self) -> tuple[float, float]:
@@ -178,7 +180,7 @@ class MSE(_Histogram):
             low, high = min(low, -high), max(high, -low)
 
         def best(candidates: list[tuple[float, float]]) -> tuple[float, float]:
-            errors = [squared_error(centres, counts, affine_grid(a, b, self.bits)) for a, b in candidates]
+            errors = [squared_error(centres, counts, self.grid(a, b)) for a, b in candidates]
             return candidates[int(np.argmin(errors))]
 
         coarse = [float(f) for f in np.linspace(1.0, 0.02, 99)]
@@ -198,14 +200,15 @@ class MSE(_Histogram):
 
 class Entropy(_Histogram):
     """The clipping range whose codes tell the most of the histogram: the least Kullback-Leibler divergence of what is
-    clipped to its ends from what a grid of `bits` makes of the rest (Migacz 2017, "8-bit Inference with TensorRT").
+    clipped to its ends from what the grid that `grid` makes of it tells of the rest (Migacz 2017, "8-bit Inference with
+    TensorRT").
 
     Both ends are clipped at the same distance from zero. Exact zeros, which any grid holds, do not count.
     """
 
-    def __init__(self, bits: int = 8, name: str = "the value") -> None:
+    def __init__(self, grid: GridMaker | None = None, name: str = "the value") -> None:
         super().__init__(name)
-        self.bits = bits
+        self.grid = grid or affine_grid
 
     def range(self) -> tuple[float, float]:
         """The best range; never wider than what was seen."""
@@ -216,7 +219,8 @@ class Entropy(_Histogram):
             return low, high
         reach = int(np.abs(used - _BINS + 0.5).max() + 0.5)  # bins on the longer side
         # With fewer bins than codes nothing but the clipping would count.
-        bins = np.unique(np.linspace(min(2**self.bits, reach), reach, _THRESHOLDS).astype(np.int64))[::-1]
+        codes = 2 ** self.grid(low, high).code_bits
+        bins = np.unique(np.linspace(min(codes, reach), reach, _THRESHOLDS).astype(np.int64))[::-1]
         limits = [(max(low, -n * self.width), min(high, n * self.width)) for n in bins.tolist()]
         divergences = [self._divergence(n, *ends) for n, ends in zip(bins.tolist(), limits, strict=True)]
         return limits[int(np.argmin(divergences))]
@@ -229,36 +233,41 @@ class Entropy(_Histogram):
         clipped[-1] += self.counts[_BINS + n :].sum()
         held = np.flatnonzero(clipped)
         centres = np.clip((held - n + 0.5) * self.width, low, high)
-        codes = affine_grid(low, high, self.bits).encode(centres)
+        codes = self.grid(low, high).encode(centres).astype(np.int64)
+        codes -= codes.min()
         shares = np.bincount(codes, inside[held]) / np.maximum(np.bincount(codes), 1)
         told = np.maximum(shares[codes], _TRACE)  # a code may hold nothing but what was clipped
         truth, told = clipped[held] / clipped.sum(), told / told.sum()
         return float(np.dot(truth, np.log(truth / told)))
 
 
-def squared_error(points: Array, counts: Array, grid: IntegerGrid) -> float:
+def squared_error(points: Array, counts: Array, grid: Scaled) -> float:
     """Sum of ``counts * (points - grid.round(points))**2`` on a per-tensor grid."""
     difference = points - grid.round(points)
     return float(np.dot(counts, difference * difference))
 
 
 def observer(
-    name: str, percentile: float = 99.99, value: str = "the value", bits: int = 8, symmetric: bool = False
+    name: str,
+    percentile: float = 99.99,
+    value: str = "the value",
+    grid: GridMaker | None = None,
+    symmetric: bool = False,
 ) -> Observer:
     """An observer by its name in a recipe: ``minmax``, ``moving_average``, ``percentile``, ``mse`` or ``entropy``.
 
     Parameters
     ----------
     value : its name, for messages.
-    bits : of the grid that is to cover the range, for `mse` and `entropy`.
+    grid : makes the format that is to cover the range, for `mse` and `entropy`; None for integers of 8 bits.
     symmetric : whether its zero is in the middle, for `mse`.
     """
     makers: dict[str, Callable[[], Observer]] = {
         "minmax": lambda: MinMax(value),
         "moving_average": lambda: MovingAverage(value),
         "percentile": lambda: Percentile(percentile, value),
-        "mse": lambda: MSE(bits, value, symmetric),
-        "entropy": lambda: Entropy(bits, value),
+        "mse": lambda: MSE(grid, value, symmetric),
+        "entropy": lambda: Entropy(grid, value),
     }
     if name not in makers:
         raise unknown("observer", name, makers)
@@ -289,6 +298,16 @@ def centred_grid(low: float, high: float, bits: int = 8, signed: bool = False) -
     middle = 2 ** (bits - 1)
     scale = symmetric_grid(np.asarray((low, high), np.float64), None, bits).scale
     return IntegerGrid(scale, (), bits, False, zero_point=np.asarray(middle, np.int32))
+
+
+def float_format(low: float, high: float, dtype: str = "float8_e4m3fn") -> FloatFormat:
+    """The scaled numbers of a short float type whose largest is that of ``[low, high]``; one by one where it is zero.
+
+    Their steps grow with the numbers, so that a narrower range makes the steps of the smallest ones alone finer.
+    """
+    top = max(abs(float(low)), abs(float(high)))
+    scale = max(top / FloatFormat.plain(dtype).largest, _SMALLEST) if top else 1.0
+    return FloatFormat(np.asarray(scale, np.float32), (), dtype)
 
 
 def symmetric_grid(weight: Array, axis: int | None, bits: int = 8) -> IntegerGrid:

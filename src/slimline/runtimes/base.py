@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -82,6 +83,8 @@ class Runtime(Protocol):
     """Exchange forms that it takes (`slimline.runtimes.forms`), best first."""
     policy: Policy
     """What it runs in integers."""
+    policies: Mapping[str, Policy] = MappingProxyType({})
+    """What it runs with activations of other types than integers of 8 bits, by their names in a recipe."""
     description: str
     packages: tuple[str, ...] = ()
     """Whose versions decide what its artifacts do."""

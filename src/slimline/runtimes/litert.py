@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +22,7 @@ from slimline.files.atomic import atomic_write
 from slimline.graph.placement import Policy
 from slimline.methods.formats import FloatFormat, Format, IntegerGrid
 from slimline.runtimes.base import ABILITIES, Runtime, conform
-from slimline.runtimes.forms import TENSORFLOW_FUNCTION, Form
+from slimline.runtimes.forms import ONNX, TENSORFLOW_FUNCTION, Form
 from slimline.runtimes.forms.tensorflow import tensorflow
 
 if TYPE_CHECKING:
@@ -67,6 +69,28 @@ POLICY = Policy(
     spatial=2,
     composed=frozenset({"batch_norm", "hard_sigmoid", "hard_silu", "silu"}),
 )
+
+WIDE = replace(
+    POLICY,
+    activations="int16",
+    # Of others the converter makes no operators with 16 bits, though the kernels of some are there.
+    glue=frozenset(
+        {
+            *(f"elementwise:{name}" for name in ("add", "sub", "mul", "max", "min", "relu", "leaky_relu")),
+            "pool:mean",
+            "pool:resize",
+            "reduce:mean",
+            "reduce:sum",
+            "matmul",
+        }
+    ),
+    constants=frozenset(),
+    ranges={},
+    symmetric=True,
+    composed=frozenset(),
+    form=ONNX,
+)
+"""Activations of 16 bits without zero points beside weights of 8 bits."""
 
 
 class Session:
@@ -127,8 +151,11 @@ class LiteRT(Runtime):
     suffix = ".tflite"
     forms = (TENSORFLOW_FUNCTION,)
     policy = POLICY
+    policies = MappingProxyType({WIDE.activations: WIDE})
+    writes = f"{Runtime.writes}, and activations of 16 bits without zero points"
     packages = ("ai-edge-litert", "tensorflow", "tensorflow-cpu", "keras")
     abilities = frozenset(ABILITIES) - {"profile"}
+    precisions = ("float32", "int8", "int16 activations with int8 weights")
     description = "LiteRT (TensorFlow Lite) on the CPU with XNNPACK; float or full integer"
     dynamic = frozenset({"linear", "conv", "embedding"})
     dynamic_grid = "int8_per_row"
@@ -143,6 +170,12 @@ class LiteRT(Runtime):
         except SlimlineError as error:
             return str(error)
         return None
+
+    def can_write(self, each: Format, stored: bool) -> bool:
+        """Of activations 16 bits too, around zero."""
+        if isinstance(each, IntegerGrid) and each.bits == 16:
+            return each.signed and each.per_tensor and not stored and not np.any(each.zero)
+        return super().can_write(each, stored)
 
     stores = (
         "float16, and symmetric integers of 8 bits with one scale per output (4 bits are slower there than float32, "

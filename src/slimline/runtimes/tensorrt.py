@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -57,6 +58,16 @@ POLICY = Policy(
     narrowest=16,
 )
 
+FLOAT8 = replace(
+    POLICY,
+    activations="fp8_e4m3",
+    transposed=False,  # of convolutions it has those alone
+    aligned=16,
+    positions=32,
+)
+"""FP8 is multiplied by tensor cores, in tiles of 16 channels."""
+_EIGHT = "float8_e4m3fn"
+
 
 class TensorRT(Runtime):
     """The target ``tensorrt``, see `slimline.runtimes.base.Runtime`."""
@@ -66,11 +77,16 @@ class TensorRT(Runtime):
     suffix = ".onnx"
     forms = (ONNX,)
     policy = POLICY
+    policies = MappingProxyType({FLOAT8.activations: FLOAT8})
     packages = ("onnx", "onnx-ir", "onnxscript", "tensorrt-rtx")
-    precisions = ("float32", "float16", "int8", "weights in int8, int4 and fp8_e4m3")
+    precisions = ("float32", "float16", "int8", "fp8_e4m3", "weights in int8, int4 and fp8_e4m3")
     abilities: frozenset[str] = frozenset()
     elsewhere = "with TensorRT on NVIDIA GPUs"
-    description = "TensorRT 10 and 11, not run here: ONNX in explicit quantization, int8 without zero points"
+    description = "TensorRT 10 and 11, not run here: ONNX in explicit quantization, int8 without zero points, or FP8"
+    writes = (
+        "int8 grids without zero points and float8_e4m3fn, weights with one scale per tensor or per position of an "
+        "axis, activations with one"
+    )
     stores = (
         "integers of 2 to 8 bits without zero points per tensor or position of an axis, of up to 4 bits in blocks of "
         "64 or 128 inputs of a linear layer, float8_e4m3fn per tensor or position of an axis, and float16"
@@ -101,11 +117,17 @@ class TensorRT(Runtime):
         """In float16."""
         return self._half
 
+    def can_write(self, each: Format, stored: bool) -> bool:
+        """Of floats float8_e4m3fn."""
+        if isinstance(each, FloatFormat):
+            return each.dtype == _EIGHT and (each.per_tensor or (stored and each.axis is not None))
+        return super().can_write(each, stored)
+
     def can_store(self, each: Format) -> bool:
         """Without zero points; INT4 has scales in blocks, FP8 has not."""
         each = coded(each)
         if isinstance(each, FloatFormat):
-            eight = each.dtype == "float8_e4m3fn" and (each.per_tensor or each.axis is not None)
+            eight = each.dtype == _EIGHT and (each.per_tensor or each.axis is not None)
             return eight or (each.dtype == "float16" and each.is_plain)
         if not isinstance(each, IntegerGrid) or each.zero_point is not None or not each.signed or each.bits > 8:
             return False
@@ -180,8 +202,9 @@ def _typed(each: Format) -> Format:
 def violations(model: onnx.ModelProto) -> Iterator[str]:
     """What TensorRT's explicit quantization does not take, or would silently leave in float.
 
-    Types are int8 with zero points of zero, and of weights float8_e4m3fn and int4 too, int4 in blocks. Activations have
-    one step in all, other weights one for each output channel; biases and the outputs of the network are not rounded.
+    Types are int8 and float8_e4m3fn with zero points of zero, and of weights int4 too, in blocks. A layer multiplies
+    both of its operands in the same one of the first two. Activations have one step in all, other weights one for each
+    output channel; biases and the outputs of the network are not rounded.
     """
     graph = model.graph
     constants: Mapping[str, onnx.TensorProto] = {each.name: each for each in graph.initializer}
@@ -192,6 +215,9 @@ def violations(model: onnx.ModelProto) -> Iterator[str]:
         if node.op_type in _BIASED and len(node.input) > 2 and _rounds(makers.get(node.input[2])):
             yield f"the bias of {node.name} is rounded"
         if node.op_type in (*_BIASED, "MatMul") and len(node.input) > 1:
+            kinds = {_kind(makers.get(name), constants) for name in node.input[:2]}
+            if len(kinds - {None}) > 1:
+                yield f"{node.name} multiplies float8_e4m3fn by integers"
             weight = makers.get(node.input[1])
             if weight is not None and _rounds(weight) and weight.input[0] in constants:
                 channels = _per_channel(weight, constants)
@@ -216,7 +242,7 @@ def _rounding(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -
         yield from _weight(node, constants[node.input[0]])
     if zero is None and not weight:
         yield f"the grid of {node.input[0]} is of uint8"
-    if zero is not None and (zero.dtype != np.int8 or zero.any()):
+    if zero is not None and (zero.dtype.name not in ("int8", _EIGHT) or zero.astype(np.float32).any()):
         yield f"the grid of {node.input[0]} is of {zero.dtype}, or has a zero point"
     if not (np.isfinite(scale).all() and (scale > 0).all()):
         yield f"the grid of {node.input[0]} has a step that is not positive"
@@ -237,6 +263,16 @@ def _weight(node: onnx.NodeProto, codes: onnx.TensorProto) -> Iterator[str]:
         last = axis % len(codes.dims) >= len(codes.dims) - 2
         if block not in _BLOCKS or not last or codes.dims[axis] % block:
             yield f"the int4 weight {codes.name} is not in whole blocks of 64 or 128 along one of its last dimensions"
+
+
+def _kind(node: onnx.NodeProto | None, constants: Mapping[str, onnx.TensorProto]) -> bool | None:
+    """Whether what an operator unrounds is of floats; None where it unrounds nothing."""
+    from onnx import TensorProto
+
+    if not _rounds(node) or node is None:
+        return None
+    held = [constants[name].data_type for name in (node.input[0], *node.input[2:]) if name in constants]
+    return TensorProto.FLOAT8E4M3FN in held
 
 
 def _rounds(node: onnx.NodeProto | None) -> bool:

@@ -22,9 +22,13 @@ from slimline.frameworks.onnx.rounding import LIMITS, round_rows, row_source
 from slimline.frameworks.onnx.run import outline
 from slimline.graph.quantization import Quantization
 from slimline.methods.dynamic import GRIDS, HIGH, LEVELS, LOW, DynamicGrid, read_together
-from slimline.methods.formats import Format, IntegerGrid
-from slimline.runtimes.forms.onnx_graph import DOMAIN, FAKE_QUANTIZE, MARK
+from slimline.methods.formats import FloatFormat, Format, IntegerGrid
+from slimline.runtimes.forms.onnx_formats import FLOATS
+from slimline.runtimes.forms.onnx_graph import DOMAIN, FAKE_QUANTIZE, FLOAT_ENDS, MARK, rounding_ends
+from slimline.runtimes.forms.onnx_weights import raise_opset
 
+_FLOAT_OPSET, _WIDE_OPSET = 19, 21
+_BYTE = 8
 _DYNAMIC = "0 255"
 """The note `OWN` on a DynamicQuantizeLinear."""
 
@@ -92,17 +96,18 @@ def quantize(native: Native, quantization: Quantization) -> Native:
 
     Raises
     ------
-    SlimlineError : a format that QuantizeLinear does not round to.
+    SlimlineError : a format that QuantizeLinear does not round to, or an opset that has none such and cannot be raised.
     """
-    editor = Editor(native)
-    values = editor.named([*quantization.activations, *quantization.weights])
-    grids = {name: _grid(name, each) for name, each in quantization.weights.items()}
-    for name, grid in grids.items():
-        _limit(editor, name, native.tensors[name], grid)
+    grids = {name: _grid(name, each, _BYTE) for name, each in quantization.weights.items()}
     for name, each in quantization.activations.items():
-        grids[name] = _grid(name, each)
-        if grids[name] != _wide(grids[name]):
+        grids[name] = grid = _grid(name, each, 2 * _BYTE)
+        if isinstance(grid, IntegerGrid) and grid != _wide(grid):
             raise _no_pair(name, each)
+    editor = Editor(_raised(native, max((_opset(each) for each in grids.values()), default=0)))
+    values = editor.named([*quantization.activations, *quantization.weights])
+    for name in quantization.weights:
+        if isinstance(grid := grids[name], IntegerGrid):
+            _limit(editor, name, native.tensors[name], grid)
     for name, grid in grids.items():
         value = values[name]
         source = value.producer()
@@ -117,6 +122,20 @@ def quantize(native: Native, quantization: Quantization) -> Native:
         real = editor.append(own, "DequantizeLinear", [rounded, *numbers], axis, f"{name}_rounded")
         editor.redirect(value, real, keep=[own])
     _round_inputs(editor, quantization.dynamic, quantization.dynamic_grid)
+    return editor.done()
+
+
+def _opset(each: IntegerGrid | FloatFormat) -> int:
+    """The first in which QuantizeLinear rounds to a format."""
+    return _FLOAT_OPSET if isinstance(each, FloatFormat) else _WIDE_OPSET if each.bits > _BYTE else 0
+
+
+def _raised(native: Native, opset: int) -> Native:
+    """The same model, at least of an opset."""
+    if native.opset >= opset:
+        return native
+    editor = Editor(native)
+    raise_opset(editor.model, opset)
     return editor.done()
 
 
@@ -230,7 +249,7 @@ def _dynamic_end(node: ir.Node) -> set[ir.Node]:
 
 def _rounds_to(each: Format | None, node: ir.Node, limits: str) -> bool:
     """Whether one of a pair of operators, with these limits, has the numbers of a format."""
-    if not isinstance(each, IntegerGrid) or limits != _limits(each):
+    if not isinstance(each, IntegerGrid | FloatFormat) or limits != _limits(each):
         return False
     numbers = [stored(value) for value in node.inputs[1:3]]
     axis = None if numbers[0] is None or not numbers[0].ndim else attribute(node, "axis", 1)
@@ -240,24 +259,29 @@ def _rounds_to(each: Format | None, node: ir.Node, limits: str) -> bool:
     )
 
 
-def _grid(name: str, each: Format) -> IntegerGrid:
-    """The format of a value, if a pair can round to it."""
-    if isinstance(each, IntegerGrid) and each.bits <= 8 and (each.per_tensor or each.axis is not None):
+def _grid(name: str, each: Format, bits: int) -> IntegerGrid | FloatFormat:
+    """The format of a value, if a pair can round to it and it has at most so many bits."""
+    rounds = isinstance(each, IntegerGrid | FloatFormat) and rounding_ends(each) is not None and each.code_bits <= bits
+    if isinstance(each, IntegerGrid | FloatFormat) and rounds and (each.per_tensor or each.axis is not None):
         return each
     raise _no_pair(name, each)
 
 
 def _no_pair(name: str, each: Format) -> SlimlineError:
     return SlimlineError(
-        f"An ONNX model cannot round {name} to {each.describe()}: choose an integer grid of 8 bits (of at most 8 for "
-        "weights) with one scale per tensor or per position of an axis, or quantize the network in the framework that "
-        "trained it."
+        f"An ONNX model cannot round {name} to {each.describe()}: choose an integer grid of 8 or 16 bits (of at most 8 "
+        f"for weights) or {' or '.join(FLOAT_ENDS)} with one scale per tensor or per position of an axis, or quantize "
+        "the network in the framework that trained it."
     )
 
 
 def _wide(grid: IntegerGrid) -> IntegerGrid:
-    """The grid with all codes of the byte that QuantizeLinear rounds to."""
-    return replace(grid, bits=8, narrow=False)
+    """The grid with all codes of the type that QuantizeLinear rounds to."""
+    return replace(grid, bits=_width(grid), narrow=False)
+
+
+def _width(grid: IntegerGrid) -> int:
+    return _BYTE if grid.bits <= _BYTE else 2 * _BYTE
 
 
 def _limit(editor: Editor, name: str, weight: Array, grid: IntegerGrid) -> None:
@@ -268,17 +292,21 @@ def _limit(editor: Editor, name: str, weight: Array, grid: IntegerGrid) -> None:
         editor.put(name, np.where(beyond, rounded, weight))
 
 
-def _limits(grid: IntegerGrid) -> str:
-    return f"{grid.low} {grid.high}"
+def _limits(grid: IntegerGrid | FloatFormat) -> str:
+    return " ".join(map(str, rounding_ends(grid) or ()))
 
 
-def _arrays(grid: IntegerGrid) -> tuple[Array, Array]:
+def _arrays(grid: IntegerGrid | FloatFormat) -> tuple[Array, Array]:
     """Scale and zero point as operators hold them."""
     shape = () if grid.axis is None else (-1,)
-    return grid.scale.reshape(shape), grid.zero.reshape(shape).astype(np.int8 if grid.signed else np.uint8)
+    if isinstance(grid, FloatFormat):
+        scale = grid.scale.reshape(shape)
+        return scale, np.zeros(scale.shape, FLOATS[grid.dtype])
+    kind = f"{'' if grid.signed else 'u'}int{_width(grid)}"
+    return grid.scale.reshape(shape), grid.zero.reshape(shape).astype(kind)
 
 
-def _numbers(editor: Editor, name: str, grid: IntegerGrid) -> list[ir.Value]:
+def _numbers(editor: Editor, name: str, grid: IntegerGrid | FloatFormat) -> list[ir.Value]:
     """Scale and zero point."""
     scale, zero = _arrays(grid)
     return [editor.constant(scale, f"{name}_scale"), editor.constant(zero, f"{name}_zero_point")]
@@ -351,7 +379,7 @@ def _fuse(editor: Editor, node: ir.Node) -> None:
     scale, zero = (stored(v) for v in node.inputs[1:3])
     if len(readers) != 1 or readers[0].op_type != "DequantizeLinear" or not limits or scale is None or zero is None:
         return  # somebody else's
-    if scale.ndim and zero.any():
+    if scale.ndim and zero.astype(np.float32).any():
         return  # the operator has no zero points per position
     real, (low, high) = readers[0], map(int, limits.groups())
     attributes: dict[str, int | float] = {"low": low, "high": high}

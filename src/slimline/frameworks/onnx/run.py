@@ -23,7 +23,10 @@ LARGEST = 2**31 - 2**24
 """Bytes of a protobuf message, and some to spare for what is added to run a part of it."""
 _SEQUENCES = frozenset({"SequenceConstruct", "SequenceEmpty", "SequenceInsert", "SequenceErase", "SplitToSequence",
                         "SequenceMap", "Optional"})  # fmt: skip
-_NUMPY = {"float": "float32", "double": "float64"}
+_NUMPY = {"float": "float32", "double": "float64", "float8e4m3fn": "float8_e4m3fn"}
+_ROUNDING = "QuantizeLinear"
+_DROPS_RELUS = "ReluQuantRewrite"
+"""What takes out a Relu before a QuantizeLinear to floats of 8 bits, as if zero were the lowest of them."""
 
 
 class Session:
@@ -49,7 +52,7 @@ class Session:
         try:
             content = proto.SerializeToString()
             self._session: ort.InferenceSession = onnxruntime.InferenceSession(
-                content, options, providers=["CPUExecutionProvider"]
+                content, options, providers=["CPUExecutionProvider"], disabled_optimizers=[_DROPS_RELUS]
             )
         except Exception as reason:  # ONNX Runtime raises classes of its own, and protobuf others
             raise SlimlineError(
@@ -168,11 +171,16 @@ def outline(model: ir.Model, example: Sequence[Array]) -> dict[str, Value]:
         and node.op_type not in _SEQUENCES
         and not isinstance(output.type, (ir.SequenceType, ir.OptionalType))
     ]
+    # ONNX Runtime takes no shapes of floats of 8 bits; what is rounded has that of what it was.
+    alike = {
+        str(n.outputs[0].name): str(n.inputs[0].name) for n in model.graph if n.op_type == _ROUNDING and n.inputs[0]
+    }
     proto = ir.to_proto(model)
     del proto.graph.output[:], proto.graph.value_info[:]
     proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
     for k, name in enumerate(names):
-        proto.graph.node.append(onnx.helper.make_node("Shape", [name], [f"slimline_shape_{k}"]))
+        node = onnx.helper.make_node("Shape", [alike.get(name, name)], [f"slimline_shape_{k}"])
+        proto.graph.node.append(node)
         proto.graph.output.append(onnx.ValueInfoProto(name=f"slimline_shape_{k}"))
     session = Session(proto, optimized=False)
     shapes = session(example, [f"slimline_shape_{k}" for k in range(len(names))])

@@ -19,11 +19,14 @@ from slimline.frameworks.torch.operators import argument
 from slimline.frameworks.torch.rounding import Rounder, is_dynamic, round_dynamically
 from slimline.graph.quantization import Quantization
 from slimline.methods.dynamic import GRIDS, DynamicGrid, read_together
-from slimline.methods.formats import Format
+from slimline.methods.formats import FloatFormat, Format
+from slimline.runtimes.forms.onnx_graph import FLOAT_ENDS
 
 _aten = torch.ops.aten
 _TRANSPOSED = {"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
 _FAKE_QUANTIZE = {"fake_quantize_per_tensor_affine", "fake_quantize_per_channel_affine"}
+_PER_TENSOR = _aten.fake_quantize_per_tensor_affine.default
+_PER_CHANNEL = _aten.fake_quantize_per_channel_affine.default
 _HOPS = 3
 """From a value to the last of the operators that round it, at most."""
 _DEPTH = 6
@@ -129,6 +132,47 @@ def unrounded(node: Any) -> Any:
     for _ in range(_DEPTH):
         node = node.args[0] if isinstance(node, fx.Node) and node.args else None
     return node
+
+
+def fuse_floats(native: fx.GraphModule) -> fx.GraphModule:
+    """A copy in which rounding to float8 numbers, which `Rounder` writes out, is one operator of fake quantization with
+    the ends of `FLOAT_ENDS`: what the exporter carries on as it is, and what would compute something else here."""
+    if not any(_float_type(node) for node in native.graph.nodes):
+        return native
+    module = sharing(native)
+    for node in list(module.graph.nodes):
+        limited = node.args[0] if (dtype := _float_type(node)) else None
+        units = limited.args[0] if isinstance(limited, fx.Node) and limited.args else None
+        source, scale = units.args if isinstance(units, fx.Node) and _packet(units) == "div" else (None, None)
+        if dtype is None or not isinstance(source, fx.Node) or not isinstance(scale, fx.Node) or scale.op != "get_attr":
+            continue
+        steps, ends = _tensor(module, scale).numpy(), FLOAT_ENDS[dtype]
+        each = FloatFormat(steps, tuple(None if n == 1 else 1 for n in steps.shape), dtype)
+        operators = _rounding(module, source, each)
+        last = next((n for n in operators if not operators & set(n.users)), None)
+        if last is None or (each.axis is None and not each.per_tensor):
+            continue
+        with module.graph.inserting_before(last):
+            if each.axis is None:
+                fused = module.graph.call_function(_PER_TENSOR, (source, steps.item(), 0, *ends))
+            else:
+                name = str(scale.target)
+                line = _store(module, f"{name}s", torch.tensor(steps.ravel()), scale)
+                zeros = _store(module, f"{name}_zeros", torch.zeros(steps.size, dtype=torch.int32), scale)
+                fused = module.graph.call_function(_PER_CHANNEL, (source, line, zeros, each.axis, *ends))
+        fused.meta = dict(last.meta)
+        last.replace_all_uses_with(fused)
+        for operator in [n for n in reversed(module.graph.nodes) if n in operators]:
+            module.graph.erase_node(operator)
+    _drop_unread(module)
+    module.recompile()
+    return module
+
+
+def _float_type(node: fx.Node) -> str | None:
+    """The type of `FLOAT_ENDS` that an operator casts to."""
+    dtype = str(node.args[1]).removeprefix("torch.") if _packet(node) == "to" and len(node.args) > 1 else ""
+    return dtype if dtype in FLOAT_ENDS else None
 
 
 def is_rounded(node: Any, product: fx.Node, grid: DynamicGrid) -> bool:

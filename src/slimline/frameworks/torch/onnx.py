@@ -21,7 +21,7 @@ from slimline.basics.errors import SlimlineError
 from slimline.frameworks.base import Array
 from slimline.frameworks.torch import onnx_recurrent
 from slimline.frameworks.torch.attention import write_out
-from slimline.frameworks.torch.fakequant import fold, quantize
+from slimline.frameworks.torch.fakequant import fold, fuse_floats, quantize
 from slimline.frameworks.torch.native import Native, export, output_names
 from slimline.frameworks.torch.operators import layer, packet
 from slimline.frameworks.torch.pairs import move_as_pairs
@@ -58,6 +58,8 @@ def to_onnx(native: Native, example: tuple[Array, ...], integer: bool, weights: 
     SlimlineError : an operator that cannot be written as ONNX; names it and its layer where they can be told.
     """
     module: Any = native if integer or weights else fold(native, example)
+    if integer:
+        module = fuse_floats(module)
     if weights:
         module = quantize(module, Quantization(weights=dict.fromkeys(weights, _MARK)))
     program = None

@@ -59,6 +59,8 @@ def compact(
     model = schema.ModelT.InitFromPackedBuf(data, 0)
     graph = model.subgraphs[0]
     _constant_reshapes(model, graph)
+    _widen(model, graph)
+    _join(model, graph)
     multiply_by_codes(model, graph, {name: weights[name] for name in dynamic}, tensors)
     store_codes(model, graph, weights, tensors, weights.keys() - set(dynamic))
     order = {traced: position for position, traced in enumerate(inputs)}
@@ -147,6 +149,44 @@ def _constant_reshapes(model: Any, graph: Any) -> None:
         tensor.buffer = len(model.buffers) - 1
         graph.tensors.append(tensor)
         operator.inputs = np.array([operator.inputs[0], len(graph.tensors) - 1], np.int32)
+
+
+def _widen(model: Any, graph: Any) -> None:
+    """Give layers of 16 bits what their kernels read: biases of 64 bits, and sums on steps that are no powers of two.
+
+    The converter writes biases of 32 bits and says nothing of them, which the kernels take for 64.
+    """
+    for operator in graph.operators:
+        kind = _code(model, operator)
+        if graph.tensors[operator.outputs[0]].type != schema.TensorType.INT16:
+            continue
+        if kind in (_OPERATORS.ADD, _OPERATORS.SUB):
+            operator.builtinOptions.potScaleInt16 = False
+        if kind not in _COMPUTE or len(operator.inputs) <= (place := 3 if kind == _OPERATORS.TRANSPOSE_CONV else 2):
+            continue
+        bias = graph.tensors[operator.inputs[place]] if operator.inputs[place] >= 0 else None
+        if bias is not None and bias.type == schema.TensorType.INT32:
+            narrow = np.asarray(model.buffers[bias.buffer].data, np.uint8).tobytes()
+            buffer = schema.BufferT()
+            buffer.data = np.frombuffer(np.frombuffer(narrow, np.int32).astype(np.int64).tobytes(), np.uint8)
+            model.buffers.append(buffer)
+            bias.buffer, bias.type = len(model.buffers) - 1, schema.TensorType.INT64
+
+
+def _join(model: Any, graph: Any) -> None:
+    """Let what reads a number of 32 bits after it was cast to 64 and back read it as it was."""
+    makers = {output: operator for operator in graph.operators for output in operator.outputs}
+    real, wide = schema.TensorType.FLOAT32, schema.TensorType.FLOAT64
+    same: dict[int, int] = {}
+    for operator in graph.operators:
+        outer = makers.get(operator.inputs[0]) if _code(model, operator) == _OPERATORS.CAST else None
+        if outer is None or _code(model, outer) != _OPERATORS.CAST:
+            continue
+        types = [graph.tensors[i].type for i in (outer.inputs[0], outer.outputs[0], operator.outputs[0])]
+        if types == [real, wide, real] and operator.outputs[0] not in graph.outputs:
+            same[int(operator.outputs[0])] = same.get(int(outer.inputs[0]), int(outer.inputs[0]))
+    for operator in graph.operators:
+        operator.inputs = np.array([same.get(int(i), int(i)) for i in operator.inputs], np.int32)
 
 
 def _rename(model: Any, graph: Any, inputs: Sequence[str], layers: Mapping[str, bool]) -> None:

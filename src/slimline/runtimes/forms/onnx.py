@@ -20,9 +20,10 @@ import onnx
 import onnx_ir as ir
 
 from slimline.basics.errors import SlimlineError
-from slimline.methods.formats import Format, IntegerGrid, along
+from slimline.methods.formats import Blocks, FloatFormat, Format, IntegerGrid, along
 from slimline.runtimes.forms.onnx_dynamic import expand, pack_recurrent
-from slimline.runtimes.forms.onnx_graph import DOMAIN, FAKE_QUANTIZE, LAYER, attribute, replace
+from slimline.runtimes.forms.onnx_formats import FLOATS
+from slimline.runtimes.forms.onnx_graph import DOMAIN, FAKE_QUANTIZE, FLOAT_ENDS, LAYER, attribute, replace
 from slimline.runtimes.forms.onnx_products import add_biases
 from slimline.runtimes.forms.onnx_tables import decode_rows
 from slimline.runtimes.forms.onnx_weights import INT4_OPSET, pack, raise_opset, upgrade
@@ -38,13 +39,14 @@ WEIGHTED = frozenset({*_BIASED, "MatMul"})
 """Operators that have the weight of a layer as their second operand."""
 _INT32 = np.iinfo(np.int32)
 HALF_OPSET = 19
+"""The first in which pairs may be of float16 or to float8_e4m3fn."""
 NO_WEIGHTS: Mapping[str, Format] = MappingProxyType({})
 
 
 def schema() -> onnx.defs.OpSchema:
     """Of the operator that stands for rounding: ``x``, and ``scales`` where there is one per position of ``axis``;
-    where it is ``dynamic`` the grid is made of what is there when the model runs, see `slimline.methods.dynamic`: which
-    of these grids it is ``low`` and ``high`` tell."""
+    ``low`` and ``high`` are the ends of the codes, or those of `FLOAT_ENDS`. Where it is ``dynamic`` the grid is made
+    of what is there when the model runs, see `slimline.methods.dynamic`: which of these grids it is the ends tell."""
     parameter, field = onnx.defs.OpSchema.FormalParameter, onnx.defs.OpSchema.Attribute
     kinds = onnx.defs.OpSchema.AttrType
     optional = onnx.defs.OpSchema.FormalParameterOption.Optional
@@ -110,10 +112,11 @@ def rewrite(model: ir.Model, weights: Mapping[str, Format] = NO_WEIGHTS, own: bo
 
 def explicit(model: ir.Model, weights: Mapping[str, Format] = NO_WEIGHTS, half: bool = False) -> None:
     """Run the passes for TensorRT, in place: pairs where values are rounded, biases in float. `weights` as in
-    `rewrite`; `half` raises the opset to the first in which pairs may be of float16."""
+    `rewrite`; `half` says that the file will be in float16."""
     graph = model.graph
     upgrade(model, weights)
-    if half and any(node.op_type == FAKE_QUANTIZE for node in graph):
+    rounded = [node for node in graph if node.op_type == FAKE_QUANTIZE]
+    if (half and rounded) or any(_float_type(node) for node in rounded):
         raise_opset(model, HALF_OPSET)
     name_nodes(graph)
     pack(model, weights, explicit=True)
@@ -270,7 +273,11 @@ class _Expander:
                 self._weight(node)
 
     def _activation(self, node: ir.Node) -> None:
-        grid = grid_of(node)
+        grid = _format_of(node)
+        if isinstance(grid, FloatFormat):
+            ends = [self._store(grid.scale), self._store(np.zeros((), FLOATS[grid.dtype]))]
+            self._pair(node, ends, [ir.node("QuantizeLinear", [node.inputs[0], *ends], name="")], grid.scale)
+            return
         scale, kind = grid.scale, np.int8 if grid.signed else np.uint8
         first = 0
         if grid.bits < 8:  # always from 0 on: what lies between limits is not taken from signed to unsigned later
@@ -280,31 +287,36 @@ class _Expander:
         if grid.bits < 8:  # the type would hold more
             limits = [self._store(np.asarray(end - first, kind)) for end in (grid.low, grid.high)]
             nodes.append(ir.node("Clip", [nodes[0].outputs[0], *limits], name=""))
+        self._pair(node, ends, nodes, scale)
+
+    def _pair(self, node: ir.Node, ends: list[ir.Value], nodes: list[ir.Node], scale: Array) -> None:
+        """What makes codes, and behind it what makes numbers of them, in the place of an operator."""
         real = ir.node("DequantizeLinear", [nodes[-1].outputs[0], *ends], name="")
         replace(self.graph, node, [*nodes, real])
         self.scales[real.outputs[0]] = scale
 
     def _weight(self, node: ir.Node) -> None:
-        grid, value = grid_of(node), node.inputs[0]
+        grid, value = _format_of(node), node.inputs[0]
         weight = _constant(value)
         assert value is not None and weight is not None
-        integers = grid.encode(weight)
-        if grid.bits > 4 and decode_rows(self.graph, node, grid, integers, self._store):
+        codes, kind, axis = grid.encode(weight), np.dtype(np.int8), grid.axis
+        if isinstance(grid, FloatFormat):
+            kind = np.dtype(FLOATS[grid.dtype])
+            codes = codes.view(kind)
+        elif grid.bits > 4 and decode_rows(self.graph, node, grid, codes, self._store):
             return
-        axis = grid.axis
         scales = grid.scale if axis is None else grid.scale.ravel()
         users = [user for user, _ in node.outputs[0].uses()]
         turned = None
         if len(users) == 1 and users[0].op_type == "Transpose":  # a linear layer written as a product
             turned = users[0]
             order = attribute(turned, "perm", list(range(weight.ndim))[::-1])
-            integers = np.ascontiguousarray(np.transpose(integers, order))
+            codes = np.ascontiguousarray(np.transpose(codes, order))
             axis = None if axis is None else list(order).index(axis)
-        zeros = self._store(np.zeros(scales.shape, np.int8))  # QGemm and QLinearMatMul want them written out
-        stored = self._initializer(
-            integers.astype(ml_dtypes.int4) if grid.bits <= 4 else integers, f"{value.name}_quantized"
-        )
-        if grid.bits <= 4:  # a constant that ONNX Runtime computes at load; it fuses no DequantizeLinear of int4
+        zeros = self._store(np.zeros(scales.shape, kind))  # QGemm and QLinearMatMul want them written out
+        short = grid.code_bits <= 4
+        stored = self._initializer(codes.astype(ml_dtypes.int4) if short else codes, f"{value.name}_quantized")
+        if short:  # a constant that ONNX Runtime computes at load; it fuses no DequantizeLinear of int4
             widened = ir.node("Cast", [stored], {"to": ir.DataType.INT8}, name="")
             self.graph.insert_before(node, widened)
             stored = widened.outputs[0]
@@ -373,15 +385,34 @@ class _Expander:
 
 
 def grid_of(node: ir.Node) -> IntegerGrid:
-    """The grid that a rounding operator carries."""
+    """The integer grid that a rounding operator carries."""
     low, high, axis = (attribute(node, name, None) for name in ("low", "high", "axis"))
+    scale, blocks = _scales(node)
+    zero = None if axis is not None else np.asarray(attribute(node, "zero_point", None), np.int32)
+    return IntegerGrid.between(low, high, scale, blocks, zero)
+
+
+def _format_of(node: ir.Node) -> IntegerGrid | FloatFormat:
+    """The format that a rounding operator carries."""
+    dtype = _float_type(node)
+    return grid_of(node) if dtype is None else FloatFormat(*_scales(node), dtype)
+
+
+def _float_type(node: ir.Node) -> str | None:
+    """The float type to whose numbers an operator rounds; None where it rounds to integers."""
+    ends = attribute(node, "low", None), attribute(node, "high", None)
+    return next((dtype for dtype, own in FLOAT_ENDS.items() if own == ends), None)
+
+
+def _scales(node: ir.Node) -> tuple[Array, Blocks]:
+    """The scales that a rounding operator carries, and how they lie."""
+    axis = attribute(node, "axis", None)
     if axis is None:
-        scale, zero = (np.asarray(attribute(node, name, None)) for name in ("scale", "zero_point"))
-        return IntegerGrid.between(low, high, scale.astype(np.float32), (), zero.astype(np.int32))
+        return np.asarray(attribute(node, "scale", None), np.float32), ()
     scales, value = _constant(node.inputs[1]), node.inputs[0]
     assert scales is not None and value is not None and value.shape is not None
     blocks = along(axis, len(value.shape))
-    return IntegerGrid.between(low, high, scales.reshape([1 if b is None else -1 for b in blocks]), blocks)
+    return scales.reshape([1 if b is None else -1 for b in blocks]), blocks
 
 
 def _is_weight(node: ir.Node) -> bool:

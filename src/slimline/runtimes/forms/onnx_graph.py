@@ -7,12 +7,23 @@ from typing import Any
 
 import onnx_ir as ir
 
+from slimline.methods.formats import FloatFormat, Format, IntegerGrid
+
 DOMAIN = "slimline"
 FAKE_QUANTIZE = "FakeQuantize"
+FLOAT_ENDS = {"float8_e4m3fn": (-448, 448)}
+"""Ends by which that operator rounds to numbers of a float type, not to whole ones; no integer grid has these."""
 LAYER = "slimline.layer"
 """The note on an operator that says to which layer of the user's it belongs."""
 MARK = "slimline.weight"
 """The note on a stored tensor: the name by which the model knows it, where that is another."""
+
+
+def rounding_ends(each: Format) -> tuple[int, int] | None:
+    """The ends by which that operator rounds to a format; None where it cannot."""
+    if isinstance(each, IntegerGrid):
+        return each.low, each.high
+    return FLOAT_ENDS.get(each.dtype) if type(each) is FloatFormat else None
 
 
 def attribute(node: ir.Node, name: str, default: Any) -> Any:

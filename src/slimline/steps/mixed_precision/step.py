@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from slimline.basics.errors import SlimlineError
 from slimline.recipe.step import Step
-from slimline.steps.quantization.step import StaticQuantization, WeightType
+from slimline.steps.quantization.step import StaticQuantization
 
 
 class MixedPrecision(Step):
@@ -35,7 +35,7 @@ class MixedPrecision(Step):
 
     kind = "quantization"
     step: Literal["MixedPrecision"] = "MixedPrecision"
-    formats: tuple[WeightType, ...] = ("int4", "int8")
+    formats: tuple[Literal["int4", "int8", "float32"], ...] = ("int4", "int8")
     max_size: Annotated[float, Field(gt=0, le=1)] | None = None
     max_error: Annotated[float, Field(gt=0)] | None = None
     max_latency: Annotated[float, Field(gt=0, lt=1)] | None = None
@@ -65,6 +65,11 @@ class MixedPrecision(Step):
         if self.max_latency is not None and "float32" not in self.formats:
             raise SlimlineError(
                 "max_latency chooses which layers stay in float, and float32 is not among formats: add it."
+            )
+        if self.quantization.other_activations is not None:
+            raise SlimlineError(
+                f"MixedPrecision chooses among integers beside activations of 8 bits, and quantization has "
+                f"{self.quantization.other_activations}: use StaticQuantization, whose overrides leave layers in float."
             )
         if not self.formats or len(set(self.formats)) != len(self.formats):
             raise SlimlineError("formats are different formats of weights, at least one: give int4 and int8.")

@@ -18,8 +18,14 @@ __all__ = ["StaticQuantization", "handler"]
 
 class _Handler(Handler[StaticQuantization]):
     config = StaticQuantization
-    summary = "puts weights and activations on integer grids, calibrated on data"
+    summary = "puts weights and activations on integer grids or in FP8, calibrated on data"
     reads = (("calibration", ""),)
+
+    def check_target(self, step: StaticQuantization, target: str, model: Model) -> None:
+        from slimline.steps.quantization.calibration import grid_makers, rules_of
+
+        rules_of(step, target, model)
+        grid_makers(step, target)
 
     def perform(self, step: StaticQuantization, model: Model, context: Context) -> StepResult:
         from slimline.steps.quantization.undo import quantize_what_pays

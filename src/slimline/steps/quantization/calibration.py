@@ -1,22 +1,24 @@
-"""Static quantization: from calibration batches to a model on integer grids, in any framework."""
+"""Static quantization: from calibration batches to a model on grids of few codes, in any framework."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from slimline.basics.errors import SlimlineError
 from slimline.graph.edits import FoldNorms, PutTensors, Round
-from slimline.graph.placement import Placement, place
+from slimline.graph.placement import Placement, Policy, place
 from slimline.graph.quantization import Quantization
-from slimline.methods.formats import IntegerGrid
+from slimline.methods.formats import Scaled
 from slimline.methods.gram import Gram
-from slimline.methods.ranges import Observer, affine_grid, centred_grid, observer
+from slimline.methods.ranges import GridMaker, Observer, affine_grid, centred_grid, float_format, observer
 from slimline.model import Model
+from slimline.model.lowering import road
 from slimline.recipe.layers import first_match
 from slimline.runtimes.base import names, runtime
 from slimline.steps.quantization.choices import Choices
@@ -67,12 +69,11 @@ def calibrate(
     exclude = dict(exclude or {})
     batches = batches if isinstance(batches, Sequence) else list(batches)
     folded, placement = placed(model, step, policy, exclude)
-    ranges = observe_ranges(folded, placement, step, batches, {} if known is None else known)
-    rules = runtime(policy).policy
-    signed = (step.activations or rules.activations) == "int8"
-    if rules.symmetric and not signed:
-        raise SlimlineError(f"{policy} takes int8 activations without a zero point: leave activations out.")
-    activations = activation_grids(placement, ranges, signed, rules.symmetric or step.symmetric)
+    rules = rules_of(step, policy, model)
+    makers = grid_makers(step, policy)
+    observed = makers[0] if step.other_activations else affine_grid
+    ranges = observe_ranges(folded, placement, step, batches, {} if known is None else known, observed)
+    activations = activation_grids(placement, ranges, *makers)
     held = layer_grams(folded, placement, step, batches, {} if grams is None else grams)
     means = layer_means(model, folded, placement, step, held)
     own_bits = bits or runtime(policy).weight_bits
@@ -83,7 +84,7 @@ def calibrate(
         weights.round_all(held, means)
     quantization = Quantization(
         activations=activations,
-        weights=weights.grids | table_grids(folded, placement),
+        weights={**weights.grids, **table_grids(folded, placement)},
         layers=placement.layers,
         float_layers={**placement.refused, **exclude},
     )
@@ -95,15 +96,61 @@ def calibrate(
     return model.then(native, record, quantization)
 
 
+def rules_of(step: StaticQuantization, policy: str, model: Model) -> Policy:
+    """What the target `policy` runs of a model with activations of the type of `step`.
+
+    Raises
+    ------
+    SlimlineError : it has no such activations, or cannot be told of them by the model's framework.
+    """
+    served, kind = runtime(policy), step.other_activations
+    if kind is None:
+        return served.policy
+    if kind not in served.policies:
+        others = " or ".join(name for name in names() if kind in runtime(name).policies)
+        raise SlimlineError(
+            f"{policy} computes with no {kind} activations: leave that type out, or choose the target {others}."
+        )
+    rules = served.policies[kind]
+    if rules.form is not None and rules.form not in road(model.forms, served):
+        raise SlimlineError(
+            f"{policy} takes {kind} activations of models that go there as ONNX: export the float model for "
+            "onnxruntime and quantize that file."
+        )
+    return rules
+
+
+def grid_makers(step: StaticQuantization, policy: str) -> tuple[GridMaker, GridMaker]:
+    """What makes the formats of activations, and of those whose range the target prescribes.
+
+    Raises
+    ------
+    SlimlineError : the target takes no zero points, and activations have some.
+    """
+    if step.other_activations == "fp8_e4m3":
+        return float_format, float_format
+    if step.other_activations == "int16":
+        wide, _ = integer_grids(16, signed=True, symmetric=True)
+        return wide, wide
+    rules = runtime(policy).policy
+    signed = (step.activations or rules.activations) == "int8"
+    if rules.symmetric and not signed:
+        raise SlimlineError(f"{policy} takes int8 activations without a zero point: leave activations out.")
+    return integer_grids(8, signed, rules.symmetric or step.symmetric)
+
+
+def integer_grids(bits: int, signed: bool, symmetric: bool) -> tuple[GridMaker, GridMaker]:
+    """As `grid_makers`, of integers; `symmetric` ones have their zero in the middle."""
+    affine = partial(affine_grid, bits=bits, signed=signed)
+    return (partial(centred_grid, bits=bits, signed=signed) if symmetric else affine), affine
+
+
 def activation_grids(
-    placement: Placement, ranges: Mapping[str, tuple[float, float]], signed: bool, symmetric: bool, bits: int = 8
-) -> dict[str, IntegerGrid]:
-    """Of the activations, by the ranges of their groups; `symmetric` ones have their zero in the middle."""
-    grid = centred_grid if symmetric else affine_grid
+    placement: Placement, ranges: Mapping[str, tuple[float, float]], grid: GridMaker, prescribed: GridMaker
+) -> dict[str, Scaled]:
+    """Of the activations, by the ranges of their groups or those that the target prescribes."""
     return {
-        name: affine_grid(*placement.ranges[name], bits, signed)
-        if name in placement.ranges
-        else grid(*ranges[group], bits, signed)
+        name: prescribed(*placement.ranges[name]) if name in placement.ranges else grid(*ranges[group])
         for name, group in placement.groups.items()
     }
 
@@ -123,6 +170,7 @@ def placed(
     SlimlineError : a model that is quantized already, no layer to quantize, or a pattern of overrides that fits none.
     """
     exclude = exclude or {}
+    rules = rules_of(step, policy, model)
     if model.quantization is not None:
         raise SlimlineError("This model is quantized already: apply StaticQuantization to the float model instead.")
     rounded = model.adapter.format_mismatches(model.native, Quantization())
@@ -134,7 +182,7 @@ def placed(
     choices = Choices.of(step, folded.graph)
     floating = [name for name in choices.layers if choices.of_layers((name,)).type == "float32"]
     keep = (*step.keep, *map(literal, (*floating, *exclude)))
-    placement = place(folded.graph, runtime(policy).policy, step.layers, keep)
+    placement = place(folded.graph, rules, step.layers, keep)
     if not placement.layers:
         if exclude:
             raise SlimlineError(f"No layer is left to quantize: all were put back to float ({_reasons(exclude)}).")
@@ -181,9 +229,9 @@ def observe_ranges(
     step: StaticQuantization,
     batches: Iterable[tuple[Array, ...]],
     known: Ranges,
-    bits: int = 8,
+    grid: GridMaker,
 ) -> dict[str, tuple[float, float]]:
-    """The calibrated range of every group of values that share a grid of `bits`, in one pass over `batches`.
+    """The calibrated range of every group of values that share what `grid` makes, in one pass over `batches`.
 
     Groups whose range is `known` are not observed; the others' are added to it.
     """
@@ -196,7 +244,7 @@ def observe_ranges(
         makers = [layer for name in placement.groups if name in members[group] for layer in placement.makers[name]]
         pattern = first_match(makers, step.overrides, model.graph.types)
         value = f"value {group!r} of layer {placement.owners[group]!r}"
-        return observer(*step.observation(pattern), value, bits, step.symmetric)
+        return observer(*step.observation(pattern), value, grid, step.symmetric or step.other_activations is not None)
 
     observers = {group: observer_of(group) for group, key in keys.items() if key not in known}
     seen = 0

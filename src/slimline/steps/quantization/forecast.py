@@ -15,7 +15,7 @@ from slimline.steps.quantization.calibration import placed
 from slimline.steps.quantization.choices import Choices
 from slimline.steps.quantization.step import StaticQuantization
 
-_BITS = {"int8": 8, "int4": 4}
+_BITS = {"int8": 8, "int4": 4, "fp8_e4m3": 8}
 _SCALE_BYTES = 4 + 1  # of a float scale and a zero point
 
 
@@ -30,11 +30,11 @@ def forecast(step: StaticQuantization, model: Model, target: str) -> Forecast:
     integer = sum(cost for layer, cost in costs.values() if layer in placement.layers)
     part = integer / (macs(graph) * graph.batch) if integer else 0.0
     floating = _floating(graph, placement, step, target)
-    lines = [f"in integers: {', '.join(placement.layers)}", f"these are {part:.1%} of the multiply-accumulates"]
+    lines = [f"in {step.numbers}: {', '.join(placement.layers)}", f"these are {part:.1%} of the multiply-accumulates"]
     lines += [f"{layer} stays in float: {reason}" for layer, reason in floating.items()]
     if step.undo:
         lines.append(
-            f"note: what turns out slower or wrong in integers on {target} goes back to float; only a run tells"
+            f"note: what turns out slower or wrong in {step.numbers} on {target} goes back to float; only a run tells"
         )
     choices, readers = Choices.of(step, graph), graph.consumers()
     types = {name: choices.of_layers([node.layer for node in readers[name]]).type for name in placement.weights}
@@ -74,6 +74,6 @@ def _floating(graph: Graph, placement: Placement, step: StaticQuantization, targ
             )
             reason = f"{rule} leaves it out"
         else:
-            reason = placement.refused.get(layer, f"{target} is given no integers for {node.target or node.kind}")
+            reason = placement.refused.get(layer, f"{target} is given no {step.numbers} for {node.target or node.kind}")
         reasons.setdefault(layer, reason)
     return reasons

@@ -12,7 +12,7 @@ from slimline.recipe.layers import Globs, LayerPattern
 from slimline.recipe.step import Step
 
 ObserverName = Literal["minmax", "moving_average", "percentile", "mse", "entropy"]
-WeightType = Literal["int8", "int4", "float32"]
+WeightType = Literal["int8", "int4", "fp8_e4m3", "float32"]
 Granularity = Literal["tensor", "channel"]
 Percentage = Annotated[float, Field(gt=50, le=100)]
 
@@ -23,7 +23,7 @@ class QuantizationOverride(Config):
     Attributes
     ----------
     observer, percentile : of the values that these layers make.
-    weights : ``int8``, ``int4``, or ``float32`` for layers that stay in float.
+    weights : ``int8``, ``int4``, or ``float32`` for layers that stay in float; of a step in fp8_e4m3 that alone.
     granularity : whether a weight has one scale in all (``tensor``) or one per output channel (``channel``); else what
         the target takes best.
     """
@@ -35,12 +35,14 @@ class QuantizationOverride(Config):
 
 
 class StaticQuantization(Step):
-    """Post-training integer quantization with calibrated activation ranges.
+    """Post-training quantization to integers or FP8 with calibrated activation ranges.
 
     Attributes
     ----------
     weights : ``int8`` or ``int4``, symmetric, per output channel. What a target does with int4 is in its report; one
-        that takes none refuses it.
+        that takes none refuses it. Or ``fp8_e4m3``, floating-point numbers of 8 bits (Micikevicius et al. 2022,
+        arXiv:2209.05433) with one scale per output channel, the largest number 448: for all layers but those that stay
+        in float, activations are such numbers too, and biases stay as they are. Not with ``adaround``.
     rounding : of weights. ``nearest`` is to the nearest code of a scale that holds the largest weight; ``mse`` searches
         each scale for the least error of the outputs; ``gptq`` does that and lets later weights make up for the error
         of earlier ones (Frantar et al. 2022, arXiv:2210.17323); ``adaround`` chooses up or down for each weight, for
@@ -67,8 +69,9 @@ class StaticQuantization(Step):
         what the target runs best.
     first_layers, last_layers : another of `weights` for layers that read no other layer with weights, and for those
         that none reads; None leaves them like the rest. An override goes before.
-    activations : ``uint8`` or ``int8``, per tensor; None takes what the target runs fastest
-        (``uint8`` on ONNX Runtime, ``int8`` on LiteRT).
+    activations : ``uint8`` or ``int8``, per tensor, ``int16`` without zero points beside weights in int8, or
+        ``fp8_e4m3`` beside such weights; None takes what the target runs fastest (``uint8`` on ONNX Runtime, ``int8``
+        on LiteRT), beside weights in fp8_e4m3 these.
     symmetric : of activations, whether zero is the middle of the codes (of ``uint8`` the first code, where a value is
         never negative); else each has a zero point of its own. Some targets take symmetric ones only.
     observer : the range of an activation: ``minmax`` is all that calibration saw, ``moving_average`` that of the latest
@@ -85,7 +88,7 @@ class StaticQuantization(Step):
 
     kind = "quantization"
     step: Literal["StaticQuantization"] = "StaticQuantization"
-    weights: Literal["int8", "int4"] = "int8"
+    weights: Literal["int8", "int4", "fp8_e4m3"] = "int8"
     rounding: Literal["nearest", "mse", "gptq", "adaround"] = "nearest"
     propagate: bool = True
     equalize: bool = False
@@ -96,7 +99,7 @@ class StaticQuantization(Step):
     granularity: Granularity | None = None
     first_layers: WeightType | None = None
     last_layers: WeightType | None = None
-    activations: Literal["uint8", "int8"] | None = None
+    activations: Literal["uint8", "int8", "int16", "fp8_e4m3"] | None = None
     symmetric: bool = False
     observer: ObserverName = "mse"
     percentile: Percentage = 99.99
@@ -119,12 +122,41 @@ class StaticQuantization(Step):
     def reads_together(self) -> int:
         return self.batch_size
 
+    @property
+    def numbers(self) -> str:
+        """What is multiplied, in a word."""
+        return "fp8_e4m3" if self.weights == "fp8_e4m3" else "integers"
+
+    @property
+    def other_activations(self) -> str | None:
+        """The type of activations, where it is none of integers of 8 bits."""
+        if self.weights == "fp8_e4m3":
+            return "fp8_e4m3"
+        return self.activations if self.activations == "int16" else None
+
     def observation(self, pattern: str | None) -> tuple[ObserverName, float]:
         """Observer and percentile of layers that fit a pattern of `overrides`; of the others for None."""
         if pattern is None:
             return self.observer, self.percentile
         own = self.overrides[pattern]
         return own.observer or self.observer, self.percentile if own.percentile is None else own.percentile
+
+    @model_validator(mode="after")
+    def _types_fit_together(self) -> StaticQuantization:
+        own = [each.weights for each in self.overrides.values()]
+        weights = {each for each in (self.weights, self.first_layers, self.last_layers, *own) if each is not None}
+        if "fp8_e4m3" in (*weights, self.activations) and (
+            not weights <= {"fp8_e4m3", "float32"} or self.activations not in (None, "fp8_e4m3")
+        ):
+            raise SlimlineError(
+                "Numbers in fp8_e4m3 are multiplied by such numbers alone: give weights: fp8_e4m3 and leave "
+                "activations and other types out, but for layers in float32."
+            )
+        if self.weights == "fp8_e4m3" and self.rounding == "adaround":
+            raise SlimlineError(
+                "adaround rounds to integers, and fp8_e4m3 has none: choose the rounding gptq, mse or nearest."
+            )
+        return self
 
     @model_validator(mode="after")
     def _overrides_mean_something(self) -> StaticQuantization:

@@ -14,7 +14,7 @@ from slimline.graph.edits import FoldNorms
 from slimline.graph.ir import Graph
 from slimline.graph.matrix import LayerMatrix, matrices
 from slimline.graph.placement import Placement
-from slimline.methods.formats import IntegerGrid, Scaled
+from slimline.methods.formats import IntegerGrid, Scaled, along
 from slimline.methods.gram import Gram
 from slimline.methods.ranges import symmetric_grid
 from slimline.methods.scales import widest
@@ -33,9 +33,9 @@ class QuantizedWeights:
 
     Attributes
     ----------
-    grids : by parameter, symmetric and wide enough that every bias fits int32 steps of input times weight scale.
-        (Folded batch norm can leave a channel with next to no weight and an ordinary bias; on the grid of that weight
-        alone the bias would overflow.)
+    grids : by parameter, symmetric; of integers wide enough that every bias fits int32 steps of input times weight
+        scale. (Folded batch norm can leave a channel with next to no weight and an ordinary bias; on the grid of that
+        weight alone the bias would overflow.)
     tensors : by parameter, numbers of its grid in place of the float ones, where not each is rounded to the nearest;
         and corrected biases.
     """
@@ -45,11 +45,11 @@ class QuantizedWeights:
         model: Model,
         placement: Placement,
         step: StaticQuantization,
-        activations: Mapping[str, IntegerGrid],
+        activations: Mapping[str, Scaled],
         bits: int,
         masks: Mapping[str, Array],
     ) -> None:
-        self.grids: dict[str, IntegerGrid] = {}
+        self.grids: dict[str, Scaled] = {}
         self.tensors: dict[str, Array] = {}
         self.step, self.placement, self.activations, self.bits, self.masks = step, placement, activations, bits, masks
         self.choices, self.readers = Choices.of(step, model.graph), model.graph.consumers()
@@ -84,9 +84,10 @@ class QuantizedWeights:
         worker = WeightRounding(parameters[name], layer, gram, self.masks.get(name))
         choice = self.choices.of_layers([node.layer for node in self.readers[name]])
         grid = widest_grid(worker.visible, axis, choice.type, self.bits)
-        fitted: Scaled = worker.fitted(grid, self.step.rounding)
-        assert isinstance(fitted, IntegerGrid)
-        self.grids[name] = with_room(fitted, name, axis, parameters, self.placement, self.activations)
+        fitted = worker.fitted(grid, self.step.rounding)
+        if isinstance(fitted, IntegerGrid):
+            fitted = with_room(fitted, name, axis, parameters, self.placement, self.activations)
+        self.grids[name] = fitted
         rounded = worker.rounded(self.grids[name], self.step.rounding)
         if layer is not None:
             self._correct(layer, worker.target - rounded, rounded, gram, mean)
@@ -112,13 +113,13 @@ class QuantizedWeights:
             self.tensors[layer.bias] = layer.as_bias(vector + lack, bias.shape).astype(bias.dtype)
 
 
-def widest_grid(weight: Array, axis: int | None, kind: WeightType, bits: int) -> IntegerGrid:
+def widest_grid(weight: Array, axis: int | None, kind: WeightType, bits: int) -> Scaled:
     """The grid of a weight that holds all of it; `bits` are those of an int8 one."""
+    if kind == "fp8_e4m3":
+        return widest(weight, "float8_e4m3fn", () if axis is None else along(axis, weight.ndim))
     grid = symmetric_grid(weight, axis, bits)
     if kind == "int4":
-        short = widest(weight, "int4", grid.blocks)
-        assert isinstance(short, IntegerGrid)
-        return short
+        return widest(weight, "int4", grid.blocks)
     return grid
 
 
@@ -128,7 +129,7 @@ def with_room(
     axis: int | None,
     parameters: Mapping[str, Array],
     placement: Placement,
-    activations: Mapping[str, IntegerGrid],
+    activations: Mapping[str, Scaled],
 ) -> IntegerGrid:
     """`grid`, made wide enough for the bias of its layer."""
     if name not in placement.biases:

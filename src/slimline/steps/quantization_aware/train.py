@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,11 +21,12 @@ from slimline.files.decisions import checked
 from slimline.graph.edits import LearnRounding, PutTensors, Unround
 from slimline.graph.quantization import Quantization
 from slimline.methods.formats import Format, IntegerGrid, Scaled
+from slimline.methods.ranges import affine_grid
 from slimline.model import Model
 from slimline.model.masks import held
 from slimline.runtimes.base import runtime
 from slimline.steps.base import Context, Prepared, StepResult
-from slimline.steps.quantization.calibration import activation_grids, observe_ranges
+from slimline.steps.quantization.calibration import activation_grids, integer_grids, observe_ranges
 from slimline.steps.quantization.undo import WeightBits
 from slimline.steps.quantization_aware import formats as of
 from slimline.steps.quantization_aware.formats import Site
@@ -130,9 +132,11 @@ class State:
             stored = observed.parameters()
             rounded = {name: each.round(stored[name]) for name, each in self.formats.weights.items()}
             observed = replace(observed, native=observed.edit(PutTensors(rounded)))
-        ranges = observe_ranges(observed, placement, step.static, batches, {}, bits)
+        ranges = observe_ranges(observed, placement, step.static, batches, {}, partial(affine_grid, bits=bits))
         rules = runtime(context.target).policy
-        grids: dict[str, Format] = dict(activation_grids(placement, ranges, signed, rules.symmetric, bits))
+        grids: dict[str, Format] = dict(
+            activation_grids(placement, ranges, *integer_grids(bits, signed, rules.symmetric))
+        )
         if self.site.signs:
             grids |= sign_formats(observed, self.site.signs, batches)
         grids |= {n: f for n, f in self.known.activations.items() if n in grids and _alike(f, grids[n])}

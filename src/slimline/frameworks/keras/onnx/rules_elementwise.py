@@ -18,7 +18,7 @@ from slimline.frameworks.keras.gridded import FakeQuantize
 from slimline.frameworks.keras.onnx.writer import Operand, Placed, Rule, Stored, Writer, dtype_of
 from slimline.frameworks.keras.reader import NoRule
 from slimline.methods.formats import IntegerGrid
-from slimline.runtimes.forms.onnx_graph import DOMAIN, FAKE_QUANTIZE
+from slimline.runtimes.forms.onnx_graph import DOMAIN, FAKE_QUANTIZE, rounding_ends
 
 L = keras.layers
 Activation = Callable[..., Placed]
@@ -294,20 +294,14 @@ def normalization(w: Writer, call: Call) -> Placed:
 
 
 def fake_quantize(w: Writer, call: Call) -> Placed:
-    """Rounding to an integer grid."""
-    grid = call.operation.format
-    if not isinstance(grid, IntegerGrid) or grid.scale.size != 1:
-        raise NoRule(f"ONNX has no operator that rounds to {grid.describe()}")
+    """Rounding to a grid with one scale."""
+    each = call.operation.format
+    if (ends := rounding_ends(each)) is None or each.scale.size != 1:
+        raise NoRule(f"ONNX has no operator that rounds to {each.describe()}")
     x = w.placed(w.source(call))
-    value = w.op(
-        FAKE_QUANTIZE,
-        x.value,
-        domain=DOMAIN,
-        scale=float(grid.scale.ravel()[0]),
-        zero_point=int(grid.zero.ravel()[0]),
-        low=grid.low,
-        high=grid.high,
-    )
+    zero = int(each.zero.ravel()[0]) if isinstance(each, IntegerGrid) else 0
+    scale = float(each.scale.ravel()[0])
+    value = w.op(FAKE_QUANTIZE, x.value, domain=DOMAIN, scale=scale, zero_point=zero, low=ends[0], high=ends[1])
     return w.place(value, x.order, x.shape, x.dtype)
 
 

@@ -20,8 +20,8 @@ import onnx_ir as ir
 from slimline.frameworks.keras.canonical import ACTIVATION
 from slimline.frameworks.keras.functional import Call, input_name, is_array
 from slimline.frameworks.keras.reader import NoRule, Reader
-from slimline.methods.formats import Format, IntegerGrid, spread
-from slimline.runtimes.forms.onnx_graph import DOMAIN, FAKE_QUANTIZE, LAYER
+from slimline.methods.formats import Format, IntegerGrid, Scaled, spread
+from slimline.runtimes.forms.onnx_graph import DOMAIN, FAKE_QUANTIZE, LAYER, rounding_ends
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Order = tuple[int, ...]
@@ -247,9 +247,10 @@ class Writer:
     def _rounded_weight(
         self, value: ir.Value, shape: tuple[int, ...], arrange: Callable[[Array], Array], each: Format
     ) -> ir.Value:
-        if not isinstance(each, IntegerGrid) or each.zero.any():
+        ends = rounding_ends(each)
+        if ends is None or not isinstance(each, Scaled) or (isinstance(each, IntegerGrid) and each.zero.any()):
             raise NoRule(f"its weight is in a format ({each.describe()}) that ONNX has no operator for")
-        limits = {"low": each.low, "high": each.high}
+        limits = {"low": ends[0], "high": ends[1]}
         if each.scale.size == 1:
             single = float(each.scale.ravel()[0])
             return self.op(FAKE_QUANTIZE, value, domain=DOMAIN, scale=single, zero_point=0, **limits)

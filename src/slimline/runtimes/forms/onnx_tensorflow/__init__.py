@@ -8,7 +8,8 @@ wrongly does not pass the gate of `slimline.model.lowering`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from slimline.basics.errors import SlimlineError, first_line
 from slimline.basics.quiet import quiet
 from slimline.runtimes.forms import onnx as form
 from slimline.runtimes.forms.onnx_dynamic import leave_to_runtime
-from slimline.runtimes.forms.onnx_graph import DOMAIN, FAKE_QUANTIZE
+from slimline.runtimes.forms.onnx_graph import DOMAIN, FAKE_QUANTIZE, attribute
 from slimline.runtimes.forms.onnx_weights import unmark
 from slimline.runtimes.forms.tensorflow import Function, tensorflow
 
@@ -26,6 +27,14 @@ _MOVES = {"Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "S
 """Operators whose results lie on the grid of their first operand."""
 _FUSED = {"Relu", "Clip"}
 """What LiteRT computes within the operator before."""
+_BYTE = 8
+_PRODUCTS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
+_SUMS = {"Add", "Sub", "Mul", "Max", "Min"}
+_WIDE = {
+    *_PRODUCTS, *_SUMS, *_MOVES, "Relu", "LeakyRelu", "AveragePool", "GlobalAveragePool", "ReduceMean", "ReduceSum",
+    "Resize", "Pad", "Gather",
+}  # fmt: skip
+"""Operators that have kernels of 16 bits."""
 
 
 def to_function(model: ir.Model, marked: Collection[str] = ()) -> Function:
@@ -124,6 +133,9 @@ class _Translation:
         from slimline.runtimes.forms.onnx_tensorflow.layout import Placed
 
         operands = tuple(None if value is None else values[value] for value in node.inputs)
+        alone = node.op_type != FAKE_QUANTIZE and self._is_apart(node, operands)
+        if alone:
+            operands = tuple(_apart(x) for x in operands)
         if node.op_type == FAKE_QUANTIZE and node.domain == DOMAIN:
             return [self._rounded(node, operands[0])]
         rule = self.rules.get(node.op_type) if node.domain in ("", "ai.onnx") else None
@@ -136,7 +148,7 @@ class _Translation:
         call = Call(
             node,
             operands,
-            reads_grid=grid is not None,
+            reads_grid=grid is not None and grid.bits <= _BYTE,
             gives_grid=_rounded_next(node.outputs[0]),
             floor=None if grid is None else float(grid.ends[0]),
             opset=self.opset,
@@ -150,6 +162,8 @@ class _Translation:
             else:
                 with tf.name_scope(_scope(str(node.name))):
                     results = _listed(rule(call))
+            if alone and _rounded_wide(node.outputs[0]):
+                results = [_apart(each) for each in results]
             for output in node.outputs[len(results) :]:
                 if output.uses() or output.is_graph_output():
                     raise Untranslatable(f"result {output.index()} of {node.op_type}")
@@ -177,12 +191,42 @@ class _Translation:
         )
         return Placed(y, x.order)
 
+    def _is_apart(self, node: ir.Node, operands: Sequence[Any]) -> bool:
+        """Whether LiteRT has to compute an operator in float that reads or gives numbers of 16 bits."""
+        grids = [self._grid(value) for value in node.inputs]
+        wide = any(grid is not None and grid.bits > _BYTE for grid in grids) or _rounded_wide(node.outputs[0])
+        return wide and not self._is_wide(node, operands)
+
+    def _is_wide(self, node: ir.Node, operands: Sequence[Any]) -> bool:
+        """Whether LiteRT computes an operator with 16 bits, where it reads and gives such."""
+        from slimline.runtimes.forms.onnx_tensorflow.layout import Placed, Rounded
+
+        maker = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
+        if node.op_type == "Clip":  # which it has as part of the operator before alone
+            return maker is not None and maker.op_type in (_PRODUCTS | _SUMS) - {"Max", "Min"}
+        if node.op_type in _PRODUCTS:
+            return isinstance(operands[1], Placed | Rounded)
+        return node.op_type in _WIDE and (node.op_type not in _SUMS or all(isinstance(x, Placed) for x in operands))
+
     def _grid(self, value: ir.Value | None) -> Any:
         """The grid that a value lies on, or None."""
         for node in _makers(value):
             if node.op_type == FAKE_QUANTIZE:
                 return form.grid_of(node)
         return None
+
+
+def _apart(operand: Any) -> Any:
+    """The same numbers, so that the converter does not take an operator and rounding at its ends for one: of those
+    without kernels of 16 bits it would make operators that are none, and of float weights integers. What this puts
+    there is taken out of the file (`slimline.runtimes.forms.flatbuffer`)."""
+    import tensorflow as tf
+
+    from slimline.runtimes.forms.onnx_tensorflow.layout import Placed
+
+    if not isinstance(operand, Placed) or operand.tensor.dtype != tf.float32:
+        return operand
+    return replace(operand, tensor=tf.cast(tf.cast(operand.tensor, tf.float64), tf.float32))
 
 
 def _listed(results: Any) -> list[Any]:
@@ -196,6 +240,16 @@ def _rounded_next(value: ir.Value) -> bool:
     if len(users) != 1 or value.is_graph_output():
         return False
     return users[0].op_type == FAKE_QUANTIZE or (users[0].op_type in _FUSED and _rounded_next(users[0].outputs[0]))
+
+
+def _rounded_wide(value: ir.Value) -> bool:
+    """Whether something is made of a value by rounding to more than 8 bits, after what fuses with its maker."""
+    return any(
+        form.grid_of(user).bits > _BYTE
+        if user.op_type == FAKE_QUANTIZE and attribute(user, "dynamic", None) is None
+        else user.op_type in _FUSED and _rounded_wide(user.outputs[0])
+        for user, _ in value.uses()
+    )
 
 
 def _makers(value: ir.Value | None) -> Iterator[ir.Node]:

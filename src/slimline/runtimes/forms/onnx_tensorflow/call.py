@@ -25,7 +25,8 @@ class Call:
     ----------
     node : of the ONNX graph.
     inputs : its operands; None where one is left out.
-    reads_grid, gives_grid : whether its first operand lies on an integer grid, and its result is rounded to one next.
+    reads_grid, gives_grid : whether its first operand lies on an integer grid of 8 bits, and its result is rounded to
+        one next.
     floor : the lowest number of the grid of its first operand, or None.
     opset : of the standard operators.
     """
