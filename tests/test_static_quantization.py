@@ -16,6 +16,7 @@ from slimline.graph.edits import FoldNorms
 from slimline.graph.ends import first_layers, last_layers
 from slimline.methods.formats import IntegerGrid
 from slimline.runtimes.base import runtime
+from slimline.steps.quantization import calibration
 from slimline.steps.quantization.preparation import equalized, pairs
 
 pytest.importorskip("torch")
@@ -66,6 +67,29 @@ def test_every_observer_gives_a_model_near_the_float_one(model: sl.Model, observ
     small = quantized(model, observer=observer, percentile=99.9, batch_size=16)
     error = small.predict(X) - model.predict(X)
     assert np.square(error).sum() < 0.02 * np.square(model.predict(X)).sum()
+
+
+@pytest.mark.parametrize(("observer", "most"), [("mse", 1), ("moving_average", 32)])
+def test_activations_are_observed_in_bounded_memory(
+    model: sl.Model, observer: str, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = grids(quantized(model, observer=observer, batch_size=32))
+    seen: list[int] = []
+    observe = type(model.adapter).observe
+
+    def watched(adapter: Any, native: Any, batches: Any, values: Any, see: Any, *more: Any) -> None:
+        def noted(name: str, array: np.ndarray) -> None:
+            seen.append(len(array))
+            see(name, array)
+
+        observe(adapter, native, batches, values, noted, *more)
+
+    monkeypatch.setattr(type(model.adapter), "observe", watched)
+    monkeypatch.setattr(calibration, "OBSERVED", 1)
+    after = grids(quantized(model, observer=observer, batch_size=32))
+    assert max(seen) == most
+    for name, grid in before.items():  # sums in another order
+        assert float(after[name].scale) == pytest.approx(float(grid.scale), rel=1e-3)
 
 
 @pytest.mark.parametrize("activations", ["uint8", "int8"])

@@ -14,6 +14,7 @@ from hypothesis.extra import numpy as hnp
 from scipy.stats import entropy
 
 from slimline.basics.errors import SlimlineError
+from slimline.methods import ranges
 from slimline.methods.ranges import (
     MSE,
     Entropy,
@@ -109,6 +110,21 @@ def test_no_observer_answers_a_range_wider_than_what_it_saw(x: np.ndarray) -> No
         found.see(x)
         low, high = found.range()
         assert min(float(x.min()), 0.0) <= low <= high <= max(float(x.max()), 0.0)
+
+
+@pytest.mark.parametrize("name", ["percentile", "mse", "entropy"])
+def test_numbers_are_counted_in_chunks_of_any_size(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = np.random.default_rng(0).normal(size=(7, 100)).astype(np.float32)
+    x[x < -1] = 0
+    counts = []
+    for chunk in (1, 64, 10_000):
+        monkeypatch.setattr(ranges, "_CHUNK", chunk)
+        each = observer(name)
+        each.see(x)
+        counts.append((each.zeros, each.range(), each.counts.tolist()))  # type: ignore[attr-defined]
+    assert counts[0] == counts[1] == counts[2]
+    zeros, _, held = counts[0]
+    assert zeros == (x == 0).sum() and sum(held) == (x != 0).sum()
 
 
 def test_minmax_is_exact() -> None:

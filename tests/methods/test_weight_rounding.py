@@ -7,17 +7,22 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.optimize import minimize_scalar
 
+import slimline as sl
 from slimline.basics.errors import SlimlineError
+from slimline.graph.matrix import matrices
 from slimline.methods.formats import FloatFormat, IntegerGrid, spread
 from slimline.methods.gptq import gptq, nearest_of, sweeps
+from slimline.methods.gram import Gram
 from slimline.methods.hqq import half_quadratic, norm_error
 from slimline.methods.obs import damped
 from slimline.methods.scales import fitting_blocks, least_squares, per_block, rounding_error, widest
+from slimline.steps.weight_rounding import WeightRounding
 
 DTYPES = ("int8", "int4", "int3", "int2", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
 BLOCKS = ((), (1, None), (1, 4), (3, 1), (2, 5), (None, None), (7, 100))
@@ -228,3 +233,52 @@ def test_blocks_of_zeros_have_a_scale():
     each = widest(np.zeros((2, 8), np.float32), "int4", (1, 4), symmetric=False)
     assert np.array_equal(each.scale, np.ones((2, 2), np.float32))
     assert not each.round(np.zeros((2, 8), np.float32)).any()
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 1000), st.sampled_from([1, 3, 5, 12, 64]), st.booleans())
+def test_sweeps_in_blocks_of_inputs_are_those_of_one_input_after_the_other(seed, block, pruned):
+    weight, h = layer(seed)
+    keep = np.random.default_rng(seed).random(weight.shape) < 0.7 if pruned else None
+    each = widest(weight, "int3", (1, 4))
+    nearest = spread_nearest(each, weight)
+    start = each.round(weight).astype(np.float64)
+    current = start if keep is None else np.where(keep, start, 0.0)
+    for _ in range(2):
+        for j in sorted(range(12), key=lambda i: -h[i, i]):
+            slope = (current - weight) @ h[:, j]
+            value = nearest((current[:, j] - slope / h[j, j])[:, None], np.array([j]))[:, 0]
+            current = np.array(current)
+            current[:, j] = value if keep is None else np.where(keep[:, j], value, 0.0)
+    begin = start if keep is None else np.where(keep, start, 0.0)
+    swept = sweeps(weight, begin, h, nearest, keep, block=block)
+    # A weight that lies between two numbers may go either way.
+    assert np.allclose(cost(weight, swept, h), cost(weight, current, h), rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [4, 5, None])
+def test_scales_are_searched_for_the_error_of_what_the_weights_of_one_scale_make_together(size):
+    weight, h = layer(3)
+    matrix = next(m for m in matrices(torch_graph(weight)) if m.shape == (1, *weight.shape))
+    gram = Gram(1, weight.shape[1])
+    gram.see(np.linalg.cholesky(h).T[None] * np.sqrt(len(h)))
+    each = widest(weight, "int3", (1, size))
+    fitted = WeightRounding(weight, matrix, gram, damping=1e-9).fitted(each, "mse")
+    for start in range(0, 12, size or 12):
+        at = slice(start, start + (size or 12))
+
+        def error(grid, at=at):
+            return cost(weight[:, at], grid.round(weight)[:, at], h[at, at])
+
+        assert (error(fitted) <= error(each) + 1e-12).all()
+        block = 0 if size is None else start // size
+        for factor in np.linspace(1, 0.3, 36):
+            other = np.array(each.scale)
+            other[:, block] *= np.float32(factor)
+            assert (error(fitted) <= error(replace(each, scale=other)) * (1 + 1e-4) + 1e-9).all()
+
+
+def torch_graph(weight):
+    """The graph of a linear layer."""
+    network = torch.nn.Linear(weight.shape[1], weight.shape[0])
+    return sl.load(network, (np.zeros((2, weight.shape[1]), np.float32),)).graph

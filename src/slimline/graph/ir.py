@@ -127,6 +127,14 @@ class Graph:
 
     def consumers(self) -> dict[str, list[Node]]:
         """For each value the operators that read it."""
+        return self._readers
+
+    def producers(self) -> dict[str, Node]:
+        """For each computed value the operator that makes it."""
+        return self._makers
+
+    @cached_property
+    def _readers(self) -> dict[str, list[Node]]:
         readers: dict[str, list[Node]] = {name: [] for name in self.values}
         for node in self.nodes:
             for name in node.inputs:
@@ -134,8 +142,8 @@ class Graph:
                     readers[name].append(node)
         return readers
 
-    def producers(self) -> dict[str, Node]:
-        """For each computed value the operator that makes it."""
+    @cached_property
+    def _makers(self) -> dict[str, Node]:
         return {name: node for node in self.nodes for name in node.outputs}
 
     @property

@@ -68,23 +68,39 @@ def gptq(weight: Array, h: Array, nearest: Nearest, keep: Array | None = None, b
     return result
 
 
-def sweeps(weight: Array, rounded: Array, h: Array, nearest: Nearest, keep: Array | None = None, n: int = 2) -> Array:
+def sweeps(
+    weight: Array,
+    rounded: Array,
+    h: Array,
+    nearest: Nearest,
+    keep: Array | None = None,
+    n: int = 2,
+    block: int = BLOCK,
+) -> Array:
     """Coordinate descent from `rounded`: each weight in turn takes the number of its format that is best while all
     others stay; the error under `h` never grows.
 
     Parameters
     ----------
     n : how often each weight has its turn.
+    block : inputs between two products of matrices.
     """
-    current = np.array(rounded, np.float64)
-    gradient = (current - weight) @ h
+    order = np.argsort(-np.diagonal(h), kind="stable")
+    h = h[np.ix_(order, order)]
+    current, w = (np.array(x, np.float64)[:, order] for x in (rounded, weight))
+    gradient = (current - w) @ h
     for _ in range(n):
-        for j in np.argsort(-np.diagonal(h), kind="stable"):
-            at = np.array([j])
-            value = nearest(current[:, at] - gradient[:, at] / h[j, j], at)[:, 0]
-            if keep is not None:
-                value = np.where(keep[:, j], value, 0.0)
-            change = value - current[:, j]
-            current[:, j] = value
-            gradient += change[:, None] * h[j]
-    return current
+        for start in range(0, len(order), block):
+            stop = min(start + block, len(order))
+            before, own = current[:, start:stop].copy(), gradient[:, start:stop].copy()
+            for j in range(start, stop):
+                at = slice(j, j + 1)
+                value = nearest(current[:, at] - own[:, j - start, None] / h[j, j], order[at])[:, 0]
+                if keep is not None:
+                    value = np.where(keep[:, order[j]], value, 0.0)
+                own += (value - current[:, j])[:, None] * h[j, start:stop]
+                current[:, j] = value
+            gradient += (current[:, start:stop] - before) @ h[start:stop]
+    result = np.empty_like(current)
+    result[:, order] = current
+    return result

@@ -99,12 +99,16 @@ class WeightRounding:
             return np.square
         count = np.arange(each.scale.size).reshape(each.scale.shape)
         blocks = self._in_matrix(count, each)[:, 0]  # the same for all outputs, but for where they begin
-        together = blocks[:, :, None] == blocks[:, None, :]
-        h = np.stack([damped(second, self.damping) for second in self.gram.second]) * together
+        h = [damped(second, self.damping) for second in self.gram.second]
+        parts = [(g, at) for g, own in enumerate(blocks) for at in _alike(own)]
 
         def energy(error: Array) -> Array:
             matrix = layer.matrix(error)
-            return layer.tensor(matrix * (matrix @ h), error.shape)
+            cost = np.empty(matrix.shape, np.float64)
+            for group, at in parts:
+                own = matrix[group][:, at]
+                cost[group][:, at] = own * (own @ h[group][np.ix_(at, at)])
+            return layer.tensor(cost, error.shape)
 
         return energy
 
@@ -134,3 +138,9 @@ class WeightRounding:
             errors = [output_energy((weight[group] - x)[None], h[None])[0] for x in (refined, result[group])]
             result[group] = np.where((errors[0] < errors[1])[:, None], refined, result[group])
         return result
+
+
+def _alike(labels: Array) -> list[Array]:
+    """The positions of each label."""
+    order = np.argsort(labels, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)

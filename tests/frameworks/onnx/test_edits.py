@@ -10,6 +10,7 @@ import torch
 
 import slimline as sl
 from slimline.basics.errors import SlimlineError
+from slimline.frameworks.onnx.run import Session, part
 from slimline.graph.cuts import Cut, readers
 from slimline.graph.edits import FoldNorms, Narrow, PutTensors, Replace, Rewire, Round, Silence, Threshold
 from slimline.graph.matrix import matrices
@@ -168,6 +169,18 @@ def test_formats_without_a_pair_are_refused() -> None:
             loaded.edit(Round(Quantization(weights={"conv_w": each})))
     with pytest.raises(SlimlineError, match="cannot round x to"):
         loaded.edit(Round(Quantization(activations={"x": affine_grid(-1, 1, 7)})))
+
+
+def test_a_part_of_a_model_holds_what_its_outputs_need_and_nothing_else() -> None:
+    loaded = sl.load(tokens("u = Relu(t)"))
+    stored = loaded.parameters()
+    first = part(loaded.native.model, ["u"])
+    assert {t.name for t in first.graph.initializer} == {"first_w", "first_b"}
+    answer = np.maximum(T @ stored["first_w"] + stored["first_b"], 0)
+    assert np.allclose(Session(first)([T])[0], answer, atol=1e-5)
+    behind = part(loaded.native.model, ["y"], {"u": answer})
+    assert [t.name for t in behind.graph.initializer] == ["last_w"]
+    assert np.allclose(Session(behind)([answer])[0], answer @ stored["last_w"], atol=1e-5)
 
 
 def test_what_is_observed_is_what_torch_computes() -> None:

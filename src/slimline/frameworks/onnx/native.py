@@ -53,6 +53,14 @@ class Native:
         return int(self.model.opset_imports[""])
 
     @cached_property
+    def names(self) -> frozenset[str]:
+        """Of its inputs and of all that it stores or computes."""
+        graph = self.model.graph
+        computed = (output.name for node in graph for output in node.outputs)
+        names = (*(value.name for value in graph.inputs), *graph.initializers, *computed)
+        return frozenset(name for name in names if name)
+
+    @cached_property
     def tensors(self) -> dict[str, Array]:
         """Read-only arrays of all that is stored and no mere number of an operator, by name; of bfloat16, which numpy
         does not have, float32."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from slimline.basics.errors import SlimlineError
 from slimline.frameworks.base import Array
-from slimline.frameworks.onnx.native import Editor, Native
+from slimline.frameworks.onnx.native import Native
 from slimline.frameworks.onnx.run import Session, part
 
 
@@ -21,7 +21,7 @@ def observe(
 
     With `sources`, the batches hold these values instead of the model's inputs.
     """
-    known = Editor(native).values
+    known = native.names
     for name in (*values, *(sources or ())):
         if name not in known:
             raise SlimlineError(f"The model computes no value called {name!r}: read its graph again.")

@@ -117,35 +117,37 @@ def numpy_name(kind: str) -> str:
 
 def part(model: ir.Model, outputs: Sequence[str], sources: Mapping[str, Array] | None = None) -> onnx.ModelProto:
     """The part of a model that computes `outputs` from its inputs, or from `sources`, arrays of values by
-    their names, the first of them with the batch in front."""
+    their names, the first of them with the batch in front. Nothing else of the model is copied."""
     graph = model.graph
     makers = {str(o.name): node for node in graph for o in node.outputs}
-    proto = ir.to_proto(model)
-    if sources is not None:
-        for node in proto.graph.node:
-            if SIZES in node.output:
-                node.input[0] = next(iter(sources))
-        del proto.graph.input[:]
-        for name, array in sources.items():
-            kind = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
-            proto.graph.input.append(onnx.helper.make_tensor_value_info(name, kind, [None] * array.ndim))
-    starts = {value.name for value in proto.graph.input}
-    nodes = {output: node for node in proto.graph.node for output in node.output}
+    starts = {str(value.name) for value in graph.inputs} if sources is None else set(sources)
     needed: set[str] = set()
+    nodes: dict[ir.Node, onnx.NodeProto] = {}
     pending = [name for name in outputs if name not in starts]
     while pending:
         name = pending.pop()
         if name in needed or name in starts:
             continue
         needed.add(name)
-        if name in makers:
-            needed.update(str(o.name) for o in makers[name].outputs)
-            pending += read_names(nodes[name])
-    nodes_left = [node for node in proto.graph.node if any(o in needed for o in node.output)]
-    initializers = [t for t in proto.graph.initializer if t.name in needed]
-    del proto.graph.node[:], proto.graph.initializer[:], proto.graph.output[:], proto.graph.value_info[:]
-    proto.graph.node.extend(nodes_left)
-    proto.graph.initializer.extend(initializers)
+        if (maker := makers.get(name)) is not None and maker not in nodes:
+            node = nodes[maker] = ir.to_proto(maker)
+            if sources is not None and SIZES in node.output:
+                node.input[0] = next(iter(sources))
+            pending += read_names(node)
+    proto = onnx.ModelProto(ir_version=model.ir_version)
+    proto.opset_import.extend(onnx.helper.make_opsetid(*pair) for pair in model.opset_imports.items())
+    proto.functions.extend(ir.to_proto(function) for function in model.functions.values())
+    proto.graph.name = graph.name or "part"
+    if sources is None:
+        proto.graph.input.extend(ir.to_proto(value) for value in graph.inputs)
+    for name, array in ({} if sources is None else sources).items():
+        kind = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+        proto.graph.input.append(onnx.helper.make_tensor_value_info(name, kind, [None] * array.ndim))
+    proto.graph.node.extend(nodes[node] for node in graph if node in nodes)
+    for name, value in graph.initializers.items():
+        if name in needed and value.const_value is not None:
+            ir.serde.serialize_tensor_into(proto.graph.initializer.add(), value.const_value)
+            proto.graph.initializer[-1].name = name
     proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
     return proto
 
