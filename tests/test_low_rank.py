@@ -16,9 +16,10 @@ from sklearn.datasets import load_digits
 import slimline as sl
 from slimline.basics.errors import SlimlineError
 from slimline.cli import main
+from slimline.evidence.grams import collect_pair
 from slimline.graph import cost
 from slimline.graph.edits import PutTensors
-from slimline.graph.matrix import matrices
+from slimline.graph.matrix import LayerMatrix, matrices
 from slimline.search.ladder import ladder
 from slimline.steps.base import Context, perform
 from slimline.steps.low_rank.plan import LowRankPlan
@@ -417,3 +418,33 @@ def test_a_recipe_is_fitted_trained_quantized_and_proved(small: sl.Model, tmp_pa
     assert parts and quantization is not None
     assert parts <= {*quantization.layers, *quantization.float_layers}
     assert run.report.original.accuracy - run.report.compressed.accuracy < 0.05
+
+
+def test_layers_that_read_the_same_see_their_inputs_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Fork(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.left, self.right, self.head = (nn.Linear(8, 8) for _ in range(4))
+
+        def forward(self, x: Any) -> Any:
+            x = torch.relu(self.stem(x))
+            return self.head(torch.relu(self.left(x)) * self.right(x))
+
+    torch.manual_seed(0)
+    x = np.random.default_rng(0).normal(size=(64, 8)).astype(np.float32)
+    model, data = sl.load(Fork().eval(), (x[:2],)), sl.Data(calibration=(x,))
+    seen: list[str] = []
+
+    def counted(model: Any, current: Any, layer: Any, *more: Any) -> Any:
+        seen.append(layer.layer)
+        return collect_pair(model, current, layer, *more)
+
+    monkeypatch.setattr("slimline.steps.layer_fit.collect_pair", counted)
+    once = sl.plan(model, sl.LowRank(rank=3), data)
+    assert seen == ["stem", "left", "head"]
+    monkeypatch.setattr(LayerMatrix, "reading", property(lambda self: object()))
+    each = sl.plan(model, sl.LowRank(rank=3), data)
+    assert seen[3:] == ["stem", "left", "right", "head"]
+    for a, b in zip(once.products, each.products, strict=True):
+        for name in a.tensors:
+            np.testing.assert_allclose(a.tensors[name], b.tensors[name], rtol=1e-6, atol=1e-7)
