@@ -132,7 +132,9 @@ def reconstruct(
             activations={name: shared.get(groups[name], each) for name, each in formats.activations.items()},
             weights={**formats.weights, **learned.weights},
         )
-        taught = {**model.adapter.parameters(trained), **model.adapter.softened(trained)}
+        taught = model.adapter.parameters(trained)
+        if edit.softened:
+            taught = {**taught, **model.adapter.softened(trained)}
         tensors |= {name: taught[name] for name in stored if name in taught}
         exact, rounded = exact | answers, rounded | _answers(step, part, segment, trained, rounded)
         needed = {name for later, _ in every[index + 1 :] for name in later.inputs}
