@@ -80,19 +80,20 @@ def seeds(tool: str, recipe: str) -> str:
 
 
 def side_by_side() -> list[str]:
-    """The rows of the table in docs/targets.md, of the ResNet at batch 32; none where it was not measured."""
-    if not (RESULTS / "targets.json").exists():
-        return []
-    of = [r for r in rows("targets") if "ResNet" in r["case"] and r["batch"] == 32 and r["median_ms"] is not None]
+    """The rows of the tables in docs/targets.md: of the ResNet at batch 32, of the encoder at batch 1."""
     lines = []
-    for target in dict.fromkeys(r["target"] for r in of):
-        for recipe in ("INT8", "half of the MACs pruned, INT8"):
-            (ours,) = [r for r in of if (r["target"], r["recipe"], r["tool"]) == (target, recipe, "slimline")]
-            cells = [f"{milliseconds(ours)}, {times(ours['speedup'])} faster", percent(ours["agreement"])]
-            theirs = [r for r in of if (r["target"], r["recipe"]) == (target, recipe) and r["tool"] != "slimline"]
-            for peer in theirs:
-                cells += [f"{peer['tool']}: {milliseconds(peer)}, {times(peer['speedup'])}", percent(peer["agreement"])]
-            lines.append(f"| `{target}` | {recipe} | {' | '.join(cells if theirs else [*cells, '–', '–'])} |")
+    for case, batch in (("ResNet", 32), ("MiniLM", 1)):
+        of = [r for r in rows("targets") if case in r["case"] and r["batch"] == batch and r["median_ms"] is not None]
+        recipes = [r["recipe"] for r in of if r["tool"] == "slimline" and r["recipe"].endswith("INT8")]
+        for target in dict.fromkeys(r["target"] for r in of):
+            for recipe in dict.fromkeys(recipes):
+                (ours,) = [r for r in of if (r["target"], r["recipe"], r["tool"]) == (target, recipe, "slimline")]
+                cells = [f"{milliseconds(ours)}, {times(ours['speedup'])} faster", percent(ours["agreement"])]
+                theirs = [r for r in of if (r["target"], r["recipe"]) == (target, recipe) and r["tool"] != "slimline"]
+                for peer in theirs:
+                    cells.append(f"{peer['tool']}: {milliseconds(peer)}, {times(peer['speedup'])}")
+                    cells.append(percent(peer["agreement"]))
+                lines.append(f"| `{target}` | {recipe} | {' | '.join(cells if theirs else [*cells, '–', '–'])} |")
     return lines
 
 
