@@ -281,7 +281,7 @@ def test_recurrent_layers_are_said_to_stay():
     assert list(small.quantization.weights) == ["head.weight"]
 
 
-def test_keras_simulates_every_format():
+def test_keras_simulates_every_format_and_stores_it(tmp_path):
     pytest.importorskip("tensorflow")
     import keras
     from keras import layers as L
@@ -306,5 +306,18 @@ def test_keras_simulates_every_format():
     assert blocks[(40, 10)] == (9, 1)
     with pytest.raises(sl.SlimlineError, match=r"litert cannot store .*it stores float16"):
         sl.export(small, "litert", "unused.tflite")
-    with pytest.raises(sl.SlimlineError, match="cannot be written with their weights alone as codes"):
-        sl.export(small, "onnxruntime", "unused.onnx")
+    layers = [L.Conv2DTranspose(4, 2, strides=2), L.DepthwiseConv2D(3, depth_multiplier=2)]
+    wide = keras.Sequential([keras.Input((4, 4, 3)), *layers, L.EinsumDense("abcd,de->abce", (6, 6, 5)), L.Dense(5)])
+    given = np.random.default_rng(0).normal(size=(6, 4, 4, 3)).astype(np.float32)
+    for network, x, dtype, target in (
+        (model, inputs, "int4", "openvino"), (model, inputs, (-1.0, 0.2, 2.0), "onnxruntime"),
+        (sl.load(wide, given), given, "fp16", "onnxruntime"), (sl.load(wide, given), given, "binary", "openvino"),
+    ):  # fmt: skip
+        coded = sl.apply(network, sl.WeightQuantization(dtype=dtype, group_size=4), target=target)
+        path = sl.export(coded, target, tmp_path / f"{target}-{dtype}")
+        outputs, expected = runtime(target).load(path).run((x,)), coded.predict(x)
+        np.testing.assert_allclose(outputs, expected, atol=1e-5 * np.abs(expected).max())
+    exact = sl.export(model, "onnxruntime", tmp_path / "float")
+    assert (
+        path.stat().st_size and sl.export(small, "onnxruntime", tmp_path / "int4").stat().st_size < exact.stat().st_size
+    )

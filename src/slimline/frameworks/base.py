@@ -255,6 +255,8 @@ class Adapter(Protocol):
     """Where images and outputs have their channels."""
     marks_weights: bool
     """Whether its forms keep named weights apart, so that a runtime can store codes in their place."""
+    rounds_tensors: bool
+    """Whether it rounds what layers read to the grid ``uint8_per_tensor`` of `slimline.methods.dynamic`."""
     learns_formats: bool
     """Whether `edit` can let formats learn (`slimline.graph.edits.LearnRounding`)."""
     softens: bool
@@ -302,7 +304,6 @@ class Adapter(Protocol):
     def softened(self, native: Any) -> dict[str, Array]:
         """By name, the weights that a `LearnRounding` has softened, each of their numbers at the code it is nearer to;
         only where the framework `softens`."""
-        return {}
 
     def learned(self, native: Any, quantization: Quantization) -> Quantization:
         """`quantization` as a model that a `LearnRounding` of it has made, and training has changed, rounds now."""

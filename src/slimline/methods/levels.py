@@ -28,6 +28,8 @@ NAMED = {
     "pow2": Levels.powers_of_two(4, np.ones((), np.float32)),
 }
 """Lists of levels that have a name."""
+SKEWS = 2.0**-8, 2.0**8
+"""Factors of the levels below zero, within which both sides still have numbers."""
 
 
 def levels(dtype: str | tuple[float, ...]) -> Levels | None:

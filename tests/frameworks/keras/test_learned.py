@@ -174,6 +174,51 @@ def test_levels_let_gradients_through() -> None:
     np.testing.assert_allclose(by_scale.numpy(), (w * y.numpy() / 0.5).sum(), rtol=1e-5)
 
 
+def test_both_sides_of_zero_learn_as_in_pytorch() -> None:
+    torch = pytest.importorskip("torch")
+    from slimline.frameworks.keras.learned import LEARNED
+    from slimline.frameworks.torch.learned import LearnedRounding as InTorch
+
+    rng = np.random.default_rng(6)
+    scale = np.array([[0.5, 0.2, 0.9]], np.float32)
+    each, x, w = Levels.ternary(scale, along(1, 2)), *(rng.normal(size=(40, 3)).astype(np.float32) for _ in range(2))
+    layer = LEARNED[L.Dense](3, format=each, count=120, steps=3, skews=True)
+    layer.build((None, 40))
+    module = InTorch(each, 120, skews=True)
+    assert layer.learned() == module.format() == each
+    layer.log_skew.assign([np.log(0.6)])
+    layer.log_step.assign([0.1, -0.2, 0.3])
+    module.log_skew.data, module.log_step.data = torch.tensor([np.log(0.6)]).float(), torch.tensor([0.1, -0.2, 0.3])
+    tensor, own = torch.tensor(x, requires_grad=True), tf.Variable(x)
+    (module(tensor) * torch.tensor(w)).sum().backward()
+    with tf.GradientTape() as tape:
+        y = layer.on_grid(own)
+        loss = tf.reduce_sum(w * y)
+    numbers = [own, layer.log_step.value, layer.log_skew.value]
+    gradients = [g.numpy() for g in tape.gradient(loss, numbers)]
+    np.testing.assert_allclose(y.numpy(), module(tensor).detach(), rtol=1e-6)
+    for one, other in zip(gradients, (tensor, module.log_step, module.log_skew), strict=True):
+        np.testing.assert_allclose(one, other.grad.numpy(), rtol=1e-4)
+    found, expected = layer.learned(), module.format()
+    np.testing.assert_allclose(found.codebook, expected.codebook, rtol=1e-6)
+    np.testing.assert_allclose(found.scale, expected.scale, rtol=1e-6)
+
+
+def test_ternary_weights_with_two_scales_are_trained_stored_and_run(model, data, unseen, tmp_path) -> None:
+    sparse = sl.apply(model, sl.SparsePruning(amount=0.3))
+    found, _ = trained(sparse, data, weights="ttq", activations="float32", epochs=3)
+    books = [each.codebook for each in found.quantization.weights.values()]
+    assert len(books) == 2 and any(abs(book[0] + book[2]) > 1e-4 for book in books)
+    for name, mask in sparse.masks.items():
+        assert not found.parameters()[name][~mask].any()
+    path = sl.export(found, "onnxruntime", tmp_path)
+    x, y = unseen
+    np.testing.assert_allclose(runtime("onnxruntime").load(path).run((x,)), found.predict(x), atol=1e-4)
+    assert np.mean(found.predict(x).argmax(1) == y) > 0.7
+    again = sl.load(found.save(tmp_path / "model.keras"))
+    np.testing.assert_array_equal(again.predict(x), found.predict(x))
+
+
 KERNELS = {
     "line": (lambda: L.Conv1D(4, 3, name="k"), (9, 4)),
     "volume": (lambda: L.Conv3D(4, 2, name="k"), (3, 3, 3, 2)),
@@ -298,7 +343,7 @@ def test_zeros_stay_and_it_goes_on_from_static_grids(model, data) -> None:
 
 def test_what_cannot_be_trained_is_refused_before(model, data) -> None:
     for fields, target, sentence in (
-        ({"weights": "ternary", "activations": "float32"}, "onnxruntime", "weights alone as codes"),
+        ({"weights": "ternary", "activations": "float32"}, "litert", "litert cannot store weights as 3 levels"),
         ({"weights": "int4"}, "litert", "litert cannot write weights as int4"),
         ({"weights": "ttq"}, "onnxruntime", "onnxruntime cannot write weights as 3 levels"),
         ({"layers": ("nothing",)}, "litert", "finds no layer"),
@@ -409,7 +454,7 @@ def test_parts_learn_without_labels_and_stopped_ones_go_on(model, data, unseen, 
     assert np.mean(outputs.argmax(1) == whole.predict(x).argmax(1)) >= 0.99
 
 
-def test_weights_alone_go_to_litert_and_nowhere_else(model, data, unseen, tmp_path) -> None:
+def test_weights_alone_go_to_litert_and_by_onnx(model, data, unseen, tmp_path) -> None:
     step = QuantizationAwareTraining(weights="int8", activations="float32", epochs=1)
     small = sl.apply(model, step, data, target="litert")
     assert small.quantization.weights and not small.quantization.activations
@@ -418,8 +463,8 @@ def test_weights_alone_go_to_litert_and_nowhere_else(model, data, unseen, tmp_pa
     answers = small.predict(unseen[0])
     np.testing.assert_allclose(runtime("litert").load(path).run((unseen[0],)), answers, atol=1e-4)
     assert np.abs(answers - model.predict(unseen[0])).max() > 1e-3  # it has learned
-    with pytest.raises(sl.SlimlineError, match="choose the target"):
-        sl.apply(model, step, data, target="onnxruntime")
+    coded = sl.export(small, "openvino", tmp_path / "small.xml")
+    np.testing.assert_allclose(runtime("openvino").load(coded).run((unseen[0],)), answers, atol=0.02)
 
 
 def test_a_layer_of_several_places_is_not_divided() -> None:

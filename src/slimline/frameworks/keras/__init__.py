@@ -51,7 +51,8 @@ class KerasAdapter:
     name = "keras"
     suffix = ".keras"
     layout: Literal["channels_last"] = "channels_last"
-    marks_weights = False
+    marks_weights = True
+    rounds_tensors = False
     learns_formats = True
     softens = False
     subtracts = False
@@ -132,7 +133,7 @@ class KerasAdapter:
         if kind == ONNX:
             from slimline.frameworks.keras.onnx import to_onnx
 
-            return to_onnx(native, example, integer)
+            return to_onnx(native, example, integer, weights)
         from slimline.frameworks.keras.function import to_function
 
         assert kind == TENSORFLOW_FUNCTION

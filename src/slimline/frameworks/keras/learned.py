@@ -3,7 +3,8 @@
 Scales are factors on those they start with, by their logarithm; zero points are shifts (LSQ: Esser et al. 2020,
 arXiv:1902.08153; LSQ+: Bhalgat et al. 2020, arXiv:2004.09576); clipping values are plain factors (PACT: Choi et al.
 2018, arXiv:1805.06085). Gradients go straight through the rounding; beyond the
-ends of a grid they reach its ends instead. On levels, which weights alone have, they always reach the weight.
+ends of a grid they reach its ends instead. On levels, which weights alone have, they always reach the weight; those
+below zero can have a factor of their own (TTQ: Zhu et al. 2017, arXiv:1612.01064).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from slimline.frameworks.keras.rounding import Formatted
 from slimline.graph.edits import LearnRounding
 from slimline.graph.quantization import Quantization
 from slimline.methods.formats import Format, IntegerGrid, Levels, Scaled, spread
+from slimline.methods.levels import SKEWS, skewed
 from slimline.methods.scales import SMALLEST, learning_speeds, zero_learns
 
 _register = keras.saving.register_keras_serializable(package="slimline")
@@ -57,20 +59,27 @@ def on_grid(x: Any, scale: Any, zero: Any, low: int, high: int, clips: bool = Fa
     return run(x, scale, zero)
 
 
-def on_levels(x: Any, scale: Any, each: Levels) -> Any:
-    """``codebook[nearest(x / scale)] * scale``; the scale broadcasts."""
+def on_levels(x: Any, scale: Any, each: Levels, skew: Any = None) -> Any:
+    """``codebook[nearest(x / scale)] * scale``; the scale broadcasts, and levels below zero are times `skew`."""
+    bounds, codebook = tf.constant(each.bounds), tf.constant(each.codebook)
+    if skew is not None:
+        codebook = tf.where(codebook < 0, codebook * skew, codebook)
+        wide = tf.cast(tf.stop_gradient(codebook), tf.float64)
+        bounds = tf.cast((wide[:-1] + wide[1:]) / 2, tf.float32)
 
     @tf.custom_gradient  # type: ignore[untyped-decorator]
-    def run(x: Any, scale: Any) -> Any:
-        codes = tf.searchsorted(each.bounds, tf.reshape(x / scale, [-1]), side="left")
-        levels = tf.reshape(tf.gather(each.codebook, codes), tf.shape(x))
+    def run(x: Any, scale: Any, codebook: Any) -> Any:
+        codes = tf.searchsorted(bounds, tf.reshape(x / scale, [-1]), side="left")
+        levels = tf.reshape(tf.gather(codebook, codes), tf.shape(x))
 
-        def backward(gradient: Any) -> tuple[Any, Any]:
-            return gradient, _summed(gradient * levels, scale)
+        def backward(gradient: Any) -> tuple[Any, Any, Any]:
+            by_number = tf.reshape(gradient * scale, [-1])
+            by_level = tf.math.unsorted_segment_sum(by_number, codes, each.codebook.size)
+            return gradient, _summed(gradient * levels, scale), by_level
 
         return levels * scale, backward
 
-    return run(x, scale)
+    return run(x, scale, codebook)
 
 
 def _summed(gradient: Any, like: Any) -> Any:
@@ -89,6 +98,7 @@ class Learning(Formatted):
     steps : scales of the format.
     moves : whether its zero points may learn.
     clips : whether the end of the grid learns (PACT), instead of its steps.
+    skews : whether levels below zero learn a factor of their own (TTQ).
     """
 
     def __init__(
@@ -100,26 +110,29 @@ class Learning(Formatted):
         steps: int = 1,
         moves: bool = False,
         clips: bool = False,
+        skews: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, format=format, **kwargs)
         numbers = all(type(n) is int and n > 0 for n in (count, steps))
-        if not numbers or not all(isinstance(flag, bool) for flag in (fixed, moves, clips)):
+        if not numbers or not all(isinstance(flag, bool) for flag in (fixed, moves, clips, skews)):
             raise ValueError(f"{type(self).__name__} takes whole positive numbers and booleans.")
         self.count, self.fixed, self.steps, self.moves, self.clips = count, fixed, steps, moves, clips
+        self.skews = skews
 
     def build(self, input_shape: Any) -> None:
         """Make the layer's weights, and behind them what the format learns by."""
         super().build(input_shape)  # type: ignore[misc]
-        self.log_step = None if self.fixed or self.clips else self._weight("log_step")
+        self.log_step = None if self.fixed or self.clips else self._weight("log_step", self.steps)
         # Of two dimensions, as the optimiser decays what is no vector.
-        self.clip = self._weight("clip", 1, initializer="ones") if self.clips and not self.fixed else None
-        self.shift = self._weight("shift") if self.moves and not self.fixed else None
+        self.clip = self._weight("clip", self.steps, 1, initializer="ones") if self.clips and not self.fixed else None
+        self.shift = self._weight("shift", self.steps) if self.moves and not self.fixed else None
+        self.log_skew = self._weight("log_skew", 1) if self.skews and not self.fixed else None
 
-    def _weight(self, name: str, *more: int, initializer: str = "zeros") -> Any:
+    def _weight(self, name: str, *shape: int, initializer: str = "zeros") -> Any:
         layer: Any = self
         return L.Layer.add_weight(
-            layer, shape=(self.steps, *more), initializer=initializer, dtype="float32", autocast=False, name=name
+            layer, shape=shape, initializer=initializer, dtype="float32", autocast=False, name=name
         )
 
     def on_grid(self, x: Any) -> Any:
@@ -128,7 +141,7 @@ class Learning(Formatted):
         assert isinstance(each, Scaled)
         wide, scale = ops.cast(x, "float32"), self._spread(self._scale(), x)
         if isinstance(each, Levels):
-            return ops.cast(on_levels(wide, scale, each), x.dtype)
+            return ops.cast(on_levels(wide, scale, each, self._skew()), x.dtype)
         assert isinstance(each, IntegerGrid)
         zero = self._spread(self._zero(each), x)
         return ops.cast(on_grid(wide, scale, zero, each.low, each.high, self.clips), x.dtype)
@@ -147,7 +160,17 @@ class Learning(Formatted):
         if isinstance(now, IntegerGrid) and now.zero_point is not None:
             zero = ops.convert_to_numpy(self._zero(now)).reshape(now.scale.shape)
             now = replace(now, zero_point=zero.astype(np.int32))
+        if isinstance(now, Levels) and self.log_skew is not None:
+            now = skewed(now, float(ops.convert_to_numpy(self._skew())[0]))
         return now
+
+    def _skew(self) -> Any:
+        """Of levels below zero, the factor, which learns as fast as a scale of all the tensor; None where it stays."""
+        if self.log_skew is None:
+            return None
+        speeds = learning_speeds(self.format, self.count)  # type: ignore[arg-type]
+        slowed = self.log_skew * (speeds.mean() / math.sqrt(speeds.size))
+        return ops.clip(ops.exp(slowed + ops.stop_gradient(self.log_skew - slowed)), *SKEWS)
 
     def _scale(self) -> Any:
         each = self.format
@@ -200,7 +223,7 @@ class Learning(Formatted):
     def get_config(self) -> dict[str, Any]:
         """What rebuilds the layer, but for its numbers."""
         own = {"count": self.count, "fixed": self.fixed, "steps": self.steps, "moves": self.moves, "clips": self.clips}
-        return {**super().get_config(), **own}
+        return {**super().get_config(), **own, "skews": self.skews}
 
 
 @_register
@@ -274,8 +297,6 @@ def learn(native: keras.Model, edit: LearnRounding) -> keras.Model:
     for each in (*edit.quantization.activations.values(), *edit.quantization.weights.values()):
         if not isinstance(each, IntegerGrid | Levels):
             raise SlimlineError(f"Keras does not learn {each.describe()}: choose integers or levels.")
-    if edit.skewed:
-        raise SlimlineError("Keras does not learn ttq, which none of its forms stores: choose ternary.")
     return _Learner(native, edit).model()
 
 
@@ -311,8 +332,9 @@ class _Learner(Quantizer):
     def rounded(self, layer: Any, each: Format) -> Any:
         """The layer with its kernel in a format that learns."""
         kind: Any = rounded_class(layer, LEARNED)
-        fixed = self.paths[id(layer.kernel)] in self.edit.fixed
-        return kind.from_config({**layer.get_config(), **_settings(each, math.prod(layer.kernel.shape), fixed)})
+        name = self.paths[id(layer.kernel)]
+        own = _settings(each, math.prod(layer.kernel.shape), name in self.edit.fixed)
+        return kind.from_config({**layer.get_config(), **own, "skews": name in self.edit.skewed})
 
     def fill(self, operation: Any, copy: Any) -> None:
         """Give a copy the numbers of the operation; those by which a format learns stay as they are."""

@@ -33,6 +33,7 @@ class OnnxAdapter:
     suffix = ".onnx"
     layout: Literal["channels_first"] = "channels_first"
     marks_weights = True
+    rounds_tensors = True
     learns_formats = False
     softens = False
     subtracts = False

@@ -36,6 +36,7 @@ class TorchAdapter:
     suffix = ".pt2"
     layout: Literal["channels_first"] = "channels_first"
     marks_weights = True
+    rounds_tensors = True
     learns_formats = True
     softens = True
     subtracts = True

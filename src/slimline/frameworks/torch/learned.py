@@ -28,12 +28,11 @@ from slimline.graph.edits import LearnRounding
 from slimline.graph.quantization import Quantization
 from slimline.methods.adaround import PARTS, STRETCH, exponent
 from slimline.methods.formats import IntegerGrid, Levels, Scaled, spread
-from slimline.methods.levels import skewed
+from slimline.methods.levels import SKEWS, skewed
 from slimline.methods.scales import SMALLEST, learning_speeds, zero_learns
 
 _NAME = "learned_rounding"
 _GAIN = 1000.0  # of a weight's way between two codes, so that the learning rate of a weight crosses it
-_SKEWS = 2.0**-8, 2.0**8  # within which both sides still have numbers
 
 
 class _Grid(torch.autograd.Function):
@@ -215,7 +214,7 @@ class LearnedRounding(nn.Module):
     def _skew(self) -> Tensor:
         """Of levels below zero, the factor; it learns as fast as a scale of all the tensor would."""
         slowed = self.log_skew * self.speed.mean() / math.sqrt(self.speed.numel())
-        return (slowed + (self.log_skew - slowed).detach()).exp().clamp(*_SKEWS)
+        return (slowed + (self.log_skew - slowed).detach()).exp().clamp(*SKEWS)
 
     def _levels(self) -> tuple[Tensor, Tensor]:
         """The middles between levels, and the levels."""

@@ -17,6 +17,7 @@ from slimline.data.splits import first
 from slimline.graph.edits import FoldNorms, PutTensors, Round
 from slimline.graph.ir import IDLE, Graph, Node
 from slimline.graph.quantization import Quantization
+from slimline.methods.dynamic import GRIDS
 from slimline.methods.formats import Array, Blocks, FloatFormat, Scaled
 from slimline.methods.scales import least_squares, widest
 from slimline.model import Model
@@ -169,6 +170,12 @@ def check_target(step: DynamicQuantization, target: str, model: Model) -> None:
     served = runtime(target)
     check_dynamic(served)
     check_marks(served, model)
+    if served.dynamic_grid == GRIDS[0] and not model.adapter.rounds_tensors:
+        others = [name for name in names() if runtime(name).dynamic and runtime(name).dynamic_grid != GRIDS[0]]
+        raise SlimlineError(
+            f"Models of this framework do not round as {target} does when it runs: choose the target "
+            f"{' or '.join(others)}, or export the model as ONNX and compress that file."
+        )
     for weight in selection(model, step, target).weights.values():
         dtype, group = _dtype(weight, step, 8, served)
         check_multiplied(served, widest(np.ones(weight.shape, np.float32), dtype, weight.blocks(group)))

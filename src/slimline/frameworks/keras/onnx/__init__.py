@@ -7,7 +7,7 @@ the names of their layers, integer grids are the model's own, and recurrent laye
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import keras
@@ -36,18 +36,22 @@ _PLAIN = {gridded: plain for plain, gridded in GRIDDED.items()}
 _HALF = ("float16", "bfloat16")
 
 
-def to_onnx(native: keras.Model, example: tuple[Array, ...], integer: bool) -> ir.Model:
+def to_onnx(native: keras.Model, example: tuple[Array, ...], integer: bool, weights: Collection[str] = ()) -> ir.Model:
     """The ONNX model, see `slimline.runtimes.forms.onnx`; batch norms are folded unless it is `integer`.
 
     Sizes stay free where the Keras inputs' are. Inputs and outputs have Keras' names, order and layout. The same model
     gives the same bytes.
+
+    Parameters
+    ----------
+    weights : stored tensors that a rounding operator marks, in Keras' order; what it rounds to means nothing.
 
     Raises
     ------
     SlimlineError : a layer that cannot be written as ONNX; names it.
     """
     names = list(native.output_names)
-    if not integer:
+    if not integer and not weights:
         native = fold(native, example)
     half = [name for name, v in variables(native).items() if keras.backend.standardize_dtype(v.dtype) in _HALF]
     if half or any(keras.backend.standardize_dtype(t.dtype) in _HALF for t in (*native.inputs, *native.outputs)):
@@ -55,11 +59,16 @@ def to_onnx(native: keras.Model, example: tuple[Array, ...], integer: bool) -> i
             f"The model {native.name!r} computes in 16-bit floats, which slimline does not write as ONNX: build it "
             "with dtype float32 and give it the weights."
         )
-    writer = Writer(native, example)
+    writer = Writer(native, example, weights)
     for call in writer.reader.calls:
         if not call.is_input:
             writer.begin(call)
             _write(writer, call)
+    if writer.unmarked:
+        raise SlimlineError(
+            f"{min(writer.unmarked)} cannot be written as codes for this target, as its layer reads it otherwise than "
+            "as its kernel: leave that layer out by keep."
+        )
     outputs = _outputs(writer, names)
     graph = ir.Graph(
         writer.inputs, outputs, nodes=writer.nodes, initializers=list(writer.initializers.values()),

@@ -167,7 +167,7 @@ def dense(w: Writer, call: Call) -> Placed:
 def _linear(w: Writer, call: Call, x: Operand, kernel: Stored, bias: Any, each: Format | None) -> Placed:
     rank, shape = len(x.shape), w.shape(call.outputs[0])
     x = w.cast(x, kernel.dtype)
-    if rank == 2:
+    if rank == 2 and kernel.name not in w.marked:
         matrix = w.weight(kernel, "kernel", np.transpose, each)
         offset = None if bias is None else w.weight(w.parameter(bias), "bias", lambda a: a)
         return w.place(w.op("Gemm", w.plain(x), matrix, offset, transB=1), straight(2), shape, x.dtype)

@@ -9,8 +9,9 @@ convolutions.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from itertools import permutations
 from typing import Any
 
 import keras
@@ -21,7 +22,7 @@ from slimline.frameworks.keras.canonical import ACTIVATION
 from slimline.frameworks.keras.functional import Call, input_name, is_array
 from slimline.frameworks.keras.reader import NoRule, Reader
 from slimline.methods.formats import Format, IntegerGrid, Scaled, spread
-from slimline.runtimes.forms.onnx_graph import DOMAIN, FAKE_QUANTIZE, LAYER, rounding_ends
+from slimline.runtimes.forms.onnx_graph import DOMAIN, FAKE_QUANTIZE, LAYER, MARK, rounding_ends
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Order = tuple[int, ...]
@@ -96,8 +97,10 @@ def numbers(*values: int) -> Array:
 class Writer:
     """The graph in the making."""
 
-    def __init__(self, native: keras.Model, example: tuple[Array, ...]) -> None:
+    def __init__(self, native: keras.Model, example: tuple[Array, ...], weights: Collection[str] = ()) -> None:
         self.native = native
+        self.marked, self.unmarked = frozenset(weights), set(weights)
+        self._marks: dict[str, ir.Value] = {}
         self.reader = Reader(native, example)
         self._larger = self._enlarged(example)
         self._layers = {call.operation.name for call in self.reader.calls}
@@ -237,12 +240,40 @@ class Writer:
         array = np.array(arrange(stored.array), order="C")
         key = (stored.name, what)
         value = self._weights.get(key)
+        if stored.name in self.marked:
+            return self._marked(stored, what, arrange)
         if not stored.name or value is None or not _holds(value, array):
-            name, count = f"{self.layer}.{what}", 1
-            while name in self.initializers:
-                name, count = f"{self.layer}.{what}_{count + 1}", count + 1
-            value = self._weights[key] = self._initializer(array, name)
+            value = self._weights[key] = self._initializer(array, self._free(what))
         return value if each is None else self._rounded_weight(value, stored.array.shape, arrange, each)
+
+    def _free(self, what: str) -> str:
+        """A name of an initializer of the layer that is written."""
+        name, count = f"{self.layer}.{what}", 1
+        while name in self.initializers:
+            name, count = f"{self.layer}.{what}_{count + 1}", count + 1
+        return name
+
+    def _marked(self, stored: Stored, what: str, arrange: Callable[[Array], Array]) -> ir.Value:
+        """A parameter in Keras' order behind the operator that marks it, brought into that of ONNX by operators."""
+        if stored.name in self.unmarked:
+            self.unmarked.discard(stored.name)
+            value = self._initializer(np.array(stored.array, order="C"), self._free(what))
+            value.metadata_props[MARK] = stored.name
+            real = self.op(FAKE_QUANTIZE, value, domain=DOMAIN, scale=1.0, zero_point=0, low=-128, high=127)
+            real.shape, real.type = value.shape, value.type
+            self._marks[stored.name] = real
+        real = self._marks[stored.name]
+        places = np.arange(stored.array.size).reshape(stored.shape)
+        arranged = arrange(places)
+        orders = permutations(range(places.ndim))
+        order = next((o for o in orders if np.array_equal(np.transpose(places, o).ravel(), arranged.ravel())), None)
+        if order is None:
+            raise NoRule("its weight is arranged anew")
+        if order != straight(places.ndim):
+            real = self.op("Transpose", real, perm=order)
+        if np.transpose(places, order).shape != arranged.shape:
+            real = self.op("Reshape", real, numbers(*arranged.shape))
+        return real
 
     def _rounded_weight(
         self, value: ir.Value, shape: tuple[int, ...], arrange: Callable[[Array], Array], each: Format
