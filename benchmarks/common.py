@@ -56,6 +56,8 @@ class Row:
     peak_memory_ratio: float | None = None
     agreement: float | None = None
     output_error: float | None = None
+    peak_bytes: int | None = None
+    cpu_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,25 @@ def peer(module: str, package: str) -> Any:
     if str(PEERS) not in sys.path:
         sys.path.append(str(PEERS))
     return __import__(module)
+
+
+class Cost:
+    """What the work of a process costs, from now on: wall time, and processor time of it and of those that it started;
+    and the most that it ever had resident."""
+
+    def __init__(self) -> None:
+        self._start, self._before = time.perf_counter(), sum(os.times()[:4])
+
+    def facts(self) -> dict[str, Any]:
+        """Fields of `Row`; ``peak_bytes`` is None where there is no /proc."""
+        status = Path("/proc/self/status")  # ru_maxrss would begin with what the parent had
+        lines = status.read_text().splitlines() if status.exists() else []
+        peak = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")]
+        return {
+            "seconds_to_compress": time.perf_counter() - self._start,
+            "cpu_seconds": sum(os.times()[:4]) - self._before,
+            "peak_bytes": peak[0] if peak else None,
+        }
 
 
 def cached(
@@ -266,6 +287,8 @@ _COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "size_ratio": ("smaller", lambda v: f"{v:.1f}×"),
     "peak_memory_ratio": ("peak memory / model", lambda v: f"{v:.2f}"),
     "seconds_to_compress": ("compressed in", lambda v: f"{v:.0f} s"),
+    "cpu_seconds": ("processor time", lambda v: f"{v:.0f} s"),
+    "peak_bytes": ("peak memory of the work", lambda v: f"{v / 1e6:,.0f} MB"),
 }
 
 

@@ -111,3 +111,14 @@ def test_embeddings_are_compared_by_their_nearest_neighbour(targets: ModuleType)
     near = targets.Study(case.case, case.networks, case.calibration, case.test, nearest=True)
     points = np.array([[1, 0], [0.9, 0.1], [0, 1], [0.2, 0.8]], np.float32)
     assert near.scores(points).argmax(1).tolist() == [1, 0, 3, 2]
+
+
+def test_what_work_costs(common: ModuleType) -> None:
+    cost = common.Cost()
+    held = np.ones(2**23)  # 64 MB
+    while cost.facts()["cpu_seconds"] < 0.05:
+        held += 1
+    facts = cost.facts()
+    assert facts["seconds_to_compress"] >= 0.04 and facts["cpu_seconds"] >= 0.05
+    assert facts["peak_bytes"] is None or facts["peak_bytes"] > held.nbytes
+    common.Row("case", "tool", "recipe", **facts)  # they are its fields

@@ -107,6 +107,20 @@ def products() -> list[str]:
     ]
 
 
+def photographs() -> list[str]:
+    """The rows of the table of photographs in docs/quantization.md; none where it was not measured."""
+    if not (RESULTS / "photographs.json").exists():
+        return []
+    lines = []
+    for r in rows("photographs"):
+        cells = [f"`{r['target']}`", f"{r['tool']}, {r['recipe']}"]
+        cells += [percent(r["agreement"], 1), f"{milliseconds(r)}, {times(r['speedup'])}", kilobytes(r)]
+        cells.append("" if r["cpu_seconds"] is None else f"{r['cpu_seconds']:.0f} s")
+        cells.append("" if r["peak_bytes"] is None else f"{r['peak_bytes'] / 1e6:,.0f} MB")
+        lines.append(" ".join(f"| {' | '.join(cells)} |".split()))
+    return lines
+
+
 SCORES = {
     "accuracy, 1 point, no gains": "accuracy, lost in 1 %, never gained",
     "accuracy, 1 point, few gains": "accuracy, lost in 1.3 %, gained in 0.3 %",
@@ -194,6 +208,7 @@ def claims() -> dict[str, list[str]]:
         "docs/certificates.md": false_rates(),
         "docs/targets.md": side_by_side(),
         "docs/low_rank.md": products(),
+        "docs/quantization.md": photographs(),
         "docs/sparsity.md": [f"90 % zeros is {_gzip():.1f} times smaller"],
         "docs/sparse-training.md": [
             f"(digits, {training('none')} right), half of every width cut at once leaves {training('no training')} "
@@ -252,6 +267,7 @@ SETTINGS = {
     "docs/parts.md": [],
     "docs/sharing.md": ["3 × 3 kernel"],
     "docs/targets.md": ["iOS 17, of 3 bits"],
+    "docs/quantization.md": ["takes 1.5 times that"],
     "docs/zoo.md": ["images of 32 × 32", "224 × 224"],
     "docs/architecture.md": [],
     "docs/certificates.md": ["With 95 % confidence", "wrong in up to 6.8 % of cases", "(5 % are allowed",
