@@ -32,6 +32,7 @@ from slimline.runtimes.forms.onnx_tensorflow import (
 )
 from slimline.runtimes.forms.onnx_tensorflow.call import RULES
 from slimline.runtimes.forms.onnx_tensorflow.layout import Placed, aligned, arranged
+from slimline.steps.quantization.calibration import calibrate
 from tests.onnx_cases import cases_of, first_input_free
 from tests.zoo_torch import ZOO
 
@@ -196,6 +197,31 @@ def test_a_quantized_torch_network_is_all_integers(tmp_path: Path) -> None:
     assert np.mean(np.abs(simulated - real)) <= 0.5 * step
     again = sl.export(quantized, "litert", tmp_path / "again")
     assert again.read_bytes() == artifact.read_bytes()
+
+
+class Line(nn.Module):
+    """Convolutions over one dimension: of all channels, of each by itself, and transposed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.deep = nn.Conv1d(8, 8, 3), nn.Conv1d(8, 8, 3, groups=8)
+        self.back, self.point = nn.ConvTranspose1d(8, 6, 3, 2), nn.Conv1d(6, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.point(torch.relu(self.back(torch.relu(self.deep(torch.relu(self.first(x))))))).mean(2)
+
+
+def test_convolutions_over_one_dimension_are_integer(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(size=(16, 8, 12)).astype(np.float32)
+    torch.manual_seed(0)
+    model = sl.load(Line().eval(), (x[:2],))
+    small = calibrate(model, sl.StaticQuantization(), [(x,)], "litert")
+    path = sl.export(small, "litert", tmp_path)
+    kinds = runtime("litert").integer_layers(path)
+    assert set(kinds.values()) == {"integer"} and {"first", "deep", "back", "point"} <= kinds.keys()
+    expected = small.outputs(x)[0]
+    answers = runtime("litert").load(path).run((x,))
+    np.testing.assert_allclose(answers, expected, rtol=0, atol=0.02 * np.abs(expected).max())
 
 
 def test_what_litert_has_not_is_refused_with_its_layer(tmp_path: Path) -> None:

@@ -96,16 +96,18 @@ class Rounded:
     array: Array
     grid: IntegerGrid
 
-    def laid_out(self, order: Sequence[int]) -> Any:
-        """Transposed, and rounded there: the converter follows a reshape between rounding and use, no transposition."""
+    def laid_out(self, order: Sequence[int], rows: bool = False) -> Any:
+        """Transposed, as one row of an image where `rows`, and rounded there: the converter follows few reshapes
+        between rounding and use, no new dimension ahead and no transposition."""
         array = np.transpose(self.array, order)
+        array = array[None] if rows else array
         low, high = (end.ravel() for end in self.grid.ends)
         kind = {"num_bits": self.grid.bits, "narrow_range": self.grid.narrow}
         if self.grid.axis is None:
             return tf.quantization.fake_quant_with_min_max_args(
                 tf.constant(array), float(low[0]), float(high[0]), **kind
             )
-        axis = list(order).index(self.grid.axis)
+        axis = list(order).index(self.grid.axis) + rows
         behind = int(np.prod(array.shape[axis + 1 :], dtype=int))
         flat = tf.constant(array.reshape(*array.shape[:axis], -1))
         ends = [tf.constant(np.repeat(end, behind)) for end in (low, high)]

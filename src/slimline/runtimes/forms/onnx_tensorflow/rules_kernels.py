@@ -24,14 +24,16 @@ from slimline.runtimes.forms.onnx_tensorflow.layout import (
 Pads = list[tuple[int, int]]
 
 
-def _weight(call: Call, index: int, order: Sequence[int]) -> Any:
-    """A weight with its dimensions in another order."""
+def _weight(call: Call, index: int, order: Sequence[int], rows: bool = False) -> Any:
+    """A weight with its dimensions in another order, as one row of an image where `rows`."""
     value = call.inputs[index]
     if isinstance(value, Rounded):
-        return value.laid_out(order)
+        return value.laid_out(order, rows)
     if isinstance(value, np.ndarray):
-        return tf.constant(np.ascontiguousarray(np.transpose(value, order)))
-    return tf.transpose(call.tensor(index), order)
+        weight = tf.constant(np.ascontiguousarray(np.transpose(value, order)))
+    else:
+        weight = tf.transpose(call.tensor(index), order)
+    return tf.expand_dims(weight, 0) if rows else weight
 
 
 def _window(call: Call, kernel: Sequence[int], sizes: Sequence[int | None]) -> tuple[list[int], list[int], Pads]:
@@ -94,13 +96,11 @@ def _convolution(call: Call) -> Value:
     places = range(2, 2 + len(kernel))
     if groups == channels and groups > 1 and shape[1] == 1:
         return placed_last(_with_bias(call, _depthwise(call, image, kernel, strides, dilations, padding)))
-    filters = _weight(call, 1, (*places, 1, 0))
+    filters = _weight(call, 1, (*places, 1, 0), rows=len(kernel) == 1)
     if len(kernel) == 2:
         y = tf.nn.conv2d(image, filters, strides, padding, dilations=dilations)
     elif len(kernel) == 1:  # of one row, so that it stays one operator
-        y = tf.nn.conv2d(
-            tf.expand_dims(image, 1), tf.expand_dims(filters, 0), [1, *strides], padding, dilations=[1, *dilations]
-        )
+        y = tf.nn.conv2d(tf.expand_dims(image, 1), filters, [1, *strides], padding, dilations=[1, *dilations])
         y = tf.squeeze(y, 1)
     elif len(kernel) == 3:
         y = tf.nn.conv3d(image, filters, [1, *strides, 1], padding, dilations=[1, *dilations, 1])
