@@ -161,7 +161,7 @@ def name_nodes(graph: ir.Graph) -> None:
                 weight = source.inputs[0] if source.op_type in (FAKE_QUANTIZE, "Transpose") else None
             if weight is not None and weight.name in graph.initializers:
                 layer, weighted = layer or str(weight.name).rpartition(".")[0], True
-        if not weighted and not layer:
+        if not layer:
             scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes", "")
             parts = [part.strip(" '\"") for part in scopes.strip("[]").split(",")]
             layer = parts[-2] if len(parts) > 1 else ""
