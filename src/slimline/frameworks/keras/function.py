@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
 
 from slimline.basics.errors import SlimlineError, first_line
 from slimline.basics.quiet import quiet
-from slimline.frameworks.keras.gridded import RowRounding
-from slimline.runtimes.forms.tensorflow import Function
+from slimline.frameworks.keras.functional import Call, replay
+from slimline.frameworks.keras.gridded import PLAIN, FakeQuantize, RowRounding
+from slimline.runtimes.forms.tensorflow import Function, apart
 
 
 def to_function(native: Any) -> Function:
@@ -31,7 +32,8 @@ def to_function(native: Any) -> Function:
     specs = [tf.TensorSpec(t.shape, t.dtype, name=f"input_{i}") for i, t in enumerate(native.inputs)]
     inputs = {f"input_{i}": t._keras_history.operation.name for i, t in enumerate(native.inputs)}
     layers = {layer.name: _has_kernel(layer) for layer in native.layers}
-    trace = tf.function(lambda *x: native(list(x) if len(x) > 1 else x[0], training=False))
+    run = _run_apart if _is_mixed(native) else _run
+    trace = tf.function(lambda *x: run(native, x))
     try:
         with quiet(), _unrolled(native), _unrounded(native):
             # A frozen function leaves no variables in the file, and takes a third of the time of a SavedModel.
@@ -39,6 +41,35 @@ def to_function(native: Any) -> Function:
             return Function(frozen, inputs, layers, tuple(native.output_names))
     except Exception as error:  # TensorFlow raises many types
         raise SlimlineError(f"TensorFlow cannot trace the model: {first_line(error)}.") from error
+
+
+def _is_mixed(native: Any) -> bool:
+    """Whether some layers multiply by float kernels beside rounded numbers."""
+    rounds = any(type(layer) is FakeQuantize for layer in native.layers)
+    return rounds and any(_has_float_kernel(layer) for layer in native.layers)
+
+
+def _run(native: Any, inputs: Sequence[Any]) -> Any:
+    """The outputs."""
+    return native(list(inputs) if len(inputs) > 1 else inputs[0], training=False)
+
+
+def _run_apart(native: Any, inputs: Sequence[Any]) -> list[Any]:
+    """The outputs, float kernels multiplied by numbers that the converter does not take for integers."""
+
+    def visit(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if _has_float_kernel(call.operation):
+            args, kwargs = keras.tree.map_structure(lambda x: apart(x) if keras.ops.is_tensor(x) else x, (args, kwargs))
+        return call.operation(*args, **kwargs)
+
+    return replay(native, inputs, visit)
+
+
+def _has_float_kernel(operation: Any) -> bool:
+    """Whether a layer, or one within it, multiplies by a kernel as it is stored."""
+    if not isinstance(operation, keras.layers.Layer) or type(operation) in PLAIN:
+        return False
+    return any("kernel" in variable.name for variable in operation.variables)
 
 
 @contextlib.contextmanager

@@ -39,3 +39,14 @@ def tensorflow() -> Any:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with quiet():
         return require("tensorflow", "litert")
+
+
+def apart(tensor: Any) -> Any:
+    """The same numbers, so that the converter does not take an operator and rounding at its ends for one: of those
+    without kernels of 16 bits it would make operators that are none, and of float weights integers.
+
+    What this puts there is taken out of the file (`slimline.runtimes.forms.flatbuffer`).
+    """
+    import tensorflow as tf
+
+    return tf.cast(tf.cast(tensor, tf.float64), tf.float32) if tensor.dtype == tf.float32 else tensor

@@ -21,7 +21,7 @@ from slimline.runtimes.forms import onnx as form
 from slimline.runtimes.forms.onnx_dynamic import leave_to_runtime
 from slimline.runtimes.forms.onnx_graph import DOMAIN, FAKE_QUANTIZE, attribute
 from slimline.runtimes.forms.onnx_weights import unmark
-from slimline.runtimes.forms.tensorflow import Function, tensorflow
+from slimline.runtimes.forms.tensorflow import Function, apart, tensorflow
 
 _MOVES = {"Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Expand", "MaxPool", "Identity"}
 """Operators whose results lie on the grid of their first operand."""
@@ -29,6 +29,7 @@ _FUSED = {"Relu", "Clip"}
 """What LiteRT computes within the operator before."""
 _BYTE = 8
 _PRODUCTS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
+_WEIGHTED = {*_PRODUCTS, "Einsum"}
 _SUMS = {"Add", "Sub", "Mul", "Max", "Min"}
 _WIDE = {
     *_PRODUCTS, *_SUMS, *_MOVES, "Relu", "LeakyRelu", "AveragePool", "GlobalAveragePool", "ReduceMean", "ReduceSum",
@@ -192,8 +193,11 @@ class _Translation:
         return Placed(y, x.order)
 
     def _is_apart(self, node: ir.Node, operands: Sequence[Any]) -> bool:
-        """Whether LiteRT has to compute an operator in float that reads or gives numbers of 16 bits."""
+        """Whether LiteRT has to compute an operator in float though it reads or gives numbers on grids: a product by
+        a float weight, and beside numbers of 16 bits what has no such kernel."""
         grids = [self._grid(value) for value in node.inputs]
+        if node.op_type in _WEIGHTED and any(isinstance(x, np.ndarray) for x in operands[:2]):
+            return any(grid is not None for grid in grids[:2]) or _rounded_wide(node.outputs[0])
         wide = any(grid is not None and grid.bits > _BYTE for grid in grids) or _rounded_wide(node.outputs[0])
         return wide and not self._is_wide(node, operands)
 
@@ -217,16 +221,10 @@ class _Translation:
 
 
 def _apart(operand: Any) -> Any:
-    """The same numbers, so that the converter does not take an operator and rounding at its ends for one: of those
-    without kernels of 16 bits it would make operators that are none, and of float weights integers. What this puts
-    there is taken out of the file (`slimline.runtimes.forms.flatbuffer`)."""
-    import tensorflow as tf
-
+    """`slimline.runtimes.forms.tensorflow.apart` of what an operator reads."""
     from slimline.runtimes.forms.onnx_tensorflow.layout import Placed
 
-    if not isinstance(operand, Placed) or operand.tensor.dtype != tf.float32:
-        return operand
-    return replace(operand, tensor=tf.cast(tf.cast(operand.tensor, tf.float64), tf.float32))
+    return replace(operand, tensor=apart(operand.tensor)) if isinstance(operand, Placed) else operand
 
 
 def _listed(results: Any) -> list[Any]:
