@@ -153,3 +153,40 @@ def test_echo_moves_floats_alone(encoder: sl.Model) -> None:
     moved = np.abs(first[0] - simulated)
     assert 0 < moved.max() < 0.05 * np.abs(simulated).max()
     assert np.median(moved) < 1e-3 * np.abs(simulated).max(), "most roundings fall as they did"
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
+def test_queries_and_keys_are_integers_where_their_product_is_faster_so(encoder: sl.Model, target: str) -> None:
+    if reason := runtime(target).available():
+        pytest.skip(reason)
+    quantization, graph = static(encoder, target).quantization, encoder.graph
+    assert quantization is not None
+    made = {node.layer: node.outputs[0] for node in graph.nodes if node.kind == "linear"}
+    rounded = {layer for layer, name in made.items() if name in quantization.activations}
+    expected = {"block.query", "block.key"} if target == "openvino" else set()
+    assert rounded & {"block.query", "block.key", "block.value"} == expected
+    data, kept = sl.Data(calibration=(INPUTS,)), STATIC.model_copy(update={"keep": ("block.key",)})
+    alone = sl.apply(encoder, kept, data, target=target, progress=False).quantization
+    assert alone is not None and made["block.key"] not in alone.activations
+
+
+class Fused(nn.Module):
+    """Queries, keys and values by one layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.all, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        parts = (part.view(-1, TOKENS, HEADS, WIDTH // HEADS).transpose(1, 2) for part in self.all(x).chunk(3, -1))
+        heads = nn.functional.scaled_dot_product_attention(*parts)
+        return self.out(heads.transpose(1, 2).reshape(-1, TOKENS, WIDTH)).mean(1)
+
+
+def test_what_makes_the_values_too_is_not_rounded_for_the_scores() -> None:
+    torch.manual_seed(0)
+    x = np.random.default_rng(0).normal(size=(8, TOKENS, WIDTH)).astype(np.float32)
+    model = sl.load(Fused().eval(), x[:2])
+    small = sl.apply(model, STATIC, sl.Data(calibration=((x,),)), target="openvino", progress=False)
+    (fused,) = [node.outputs[0] for node in model.graph.nodes if node.layer == "all"]
+    assert small.quantization is not None and fused not in small.quantization.activations

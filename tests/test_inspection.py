@@ -208,7 +208,7 @@ def test_every_step_says_what_it_reads() -> None:
     examples = [
         sl.ActivationPruning(sparsity=0.5), sl.ChannelPruning(ratio=0.5, criterion="taylor"),
         sl.DepthPruning(blocks=1), sl.Distillation(), sl.LowRank(ratio=0.5),
-        sl.Lighten(convolution="separable"), sl.MergeLayers(), sl.TeacherHead(),
+        sl.Lighten(convolution="separable"), sl.MergeLayers(), sl.TeacherHead(), sl.LayerTying(groups=1),
         sl.SparsePruning(amount=0.5, criterion="obs"),
         sl.SparseTraining(strength=0.1), sl.StaticQuantization(), sl.WeightQuantization(rounding="gptq"),
         sl.WeightSharing(), sl.DynamicQuantization(), sl.MixedPrecision(max_drop=0.1), sl.QuantizationAwareTraining(),

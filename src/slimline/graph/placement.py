@@ -44,6 +44,8 @@ class Policy:
         which the simulation has too where its framework leads to the runtime directly.
     form : the exchange form by which alone a network can be told what is rounded; None for any.
     tables : whether rows of embeddings can be looked up in a table of codes.
+    attention : which operands of attention (0 queries, 1 keys, 2 values) are rounded, where an integer layer makes them
+        for nothing else, so that their product is one of integers.
     """
 
     activations: Literal["uint8", "int8", "int16", "fp8_e4m3"]
@@ -65,6 +67,7 @@ class Policy:
     composed: frozenset[str] = frozenset()
     form: str | None = None
     tables: bool = False
+    attention: frozenset[int] = frozenset()
 
 
 _COMPUTE = ("conv", "linear", "einsum")
@@ -133,6 +136,7 @@ class _Placer:
             rounded.update(self._roots(node))
             if node.kind not in self.policy.float_results:
                 rounded.add(self._end(node))
+        rounded.update(self._attended(compute))
         # Backward: glue is of use if its result is read in integers further on.
         for node in reversed(self.graph.nodes):
             if node.name in candidates:
@@ -158,6 +162,18 @@ class _Placer:
             ranges=self._ranges(activations),
             tables=self._tables(),
         )
+
+    def _attended(self, compute: Mapping[str, Node]) -> set[str]:
+        """The operands of attention that are rounded."""
+        made = {node.outputs[0] for node in compute.values()}
+        rounded = set()
+        for node in self.graph.nodes:
+            if node.kind != "attention":
+                continue
+            roots = [self._root(str(name)) for name in node.inputs[:3]]
+            apart = {root for position, root in enumerate(roots) if position not in self.policy.attention}
+            rounded.update(roots[position] for position in self.policy.attention if roots[position] in made - apart)
+        return rounded
 
     def _tables(self) -> tuple[str, ...]:
         """The tables of embeddings that nothing else reads."""

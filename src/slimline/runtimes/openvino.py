@@ -67,6 +67,7 @@ POLICY = Policy(
     whole=False,
     one_grid=frozenset(),
     tables=True,
+    attention=frozenset({0, 1}),
 )
 
 

@@ -207,8 +207,11 @@ def _alike(expected: Any, actual: Any, placeholder: fx.Node, source: fx.Node) ->
 def _round(module: fx.GraphModule, node: fx.Node, each: Format, name: str) -> None:
     """Let all readers of `node` read it rounded; arrays become buffers called after it."""
     readers = [user for user in node.users if not _is_guard(user)]
-    stored = Rounder(node, lambda part, array: _store(module, f"{name}_{part}", torch.tensor(array), node))
-    rounded = stored.round(each)
+
+    def store(part: str, array: Any) -> fx.Node:
+        return _store(module, f"{name}_{part}", torch.tensor(array), node)
+
+    rounded = Rounder(node, store, node.op != "get_attr").round(each)
     for user in readers:
         user.replace_input_with(node, rounded)
 
@@ -289,7 +292,7 @@ def _rounding(module: fx.GraphModule, source: fx.Node, each: Format) -> set[fx.N
         alike = expected.target == actual.target and len(expected.args) == len(actual.args) and not actual.kwargs
         return alike and all(same(one, other, into) for one, other in pairs)
 
-    last = Rounder(placeholder, store).round(each)
+    last = Rounder(placeholder, store, source.op != "get_attr").round(each)
     operators: set[fx.Node] = set()
     near = {source}
     for _ in range(_HOPS):

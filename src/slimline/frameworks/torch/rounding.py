@@ -33,10 +33,13 @@ class Rounder:
     Attributes
     ----------
     store : keeps an array as a buffer of this ending, and gives the node that reads it.
+    computed : whether the source is computed, so that a sign of it is one of codes and learns within its two numbers
+        alone; a stored weight learns wherever it is.
     """
 
     source: fx.Node
     store: Store
+    computed: bool = True
 
     def round(self, each: Format) -> fx.Node:
         """The node that computes ``each.round(source)``."""
@@ -52,7 +55,7 @@ class Rounder:
             inner = self.round(each.inner)
             return self._emit(_aten.mul.Tensor, inner, self.store("keep", each.keep.astype(np.float32)))
         assert isinstance(each, Scaled)
-        if isinstance(each, Levels) and each.is_sign:
+        if isinstance(each, Levels) and each.is_sign and self.computed:
             size = each.scale.item()
             return self._through(self._sign(each), self._emit(_aten.clamp.default, x, -size, size))
         return self._through(self._rounded(each), x)
