@@ -166,7 +166,7 @@ class _Placer:
     def _attended(self, compute: Mapping[str, Node]) -> set[str]:
         """The operands of attention that are rounded."""
         made = {node.outputs[0] for node in compute.values()}
-        rounded = set()
+        rounded = set[str]()
         for node in self.graph.nodes:
             if node.kind != "attention":
                 continue
