@@ -79,11 +79,11 @@ def lstm(quick: bool) -> tuple[nn.Module, tuple[Array, ...], Array]:
         return np.array([row + [0] * (128 - len(row)) for row in rows], np.int64)
 
     torch.manual_seed(0)
-    module, x, labels = Memory(), torch.tensor(numbers(train)), torch.tensor(y)
+    module, x, classes = Memory(), torch.tensor(numbers(train)), torch.tensor(y)
     optimiser = torch.optim.Adam(module.parameters(), 3e-3)
     for epoch in range(1 if quick else EPOCHS):
         for rows in torch.randperm(len(x)).split(64):
-            loss = nn.functional.cross_entropy(module(x[rows]), labels[rows])
+            loss = nn.functional.cross_entropy(module(x[rows]), classes[rows])
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
