@@ -155,6 +155,27 @@ def test_echo_moves_floats_alone(encoder: sl.Model) -> None:
     assert np.median(moved) < 1e-3 * np.abs(simulated).max(), "most roundings fall as they did"
 
 
+@pytest.mark.parametrize("target", ["onnxruntime", "litert"])
+def test_models_of_every_framework_have_an_echo(encoder: sl.Model, target: str, tmp_path: Path) -> None:
+    """Or the gate would break off where it should ask."""
+    keras = pytest.importorskip("keras")
+    from keras import layers
+
+    if reason := runtime(target).available():
+        pytest.skip(reason)
+    x = np.random.default_rng(0).normal(size=(16, 8)).astype(np.float32)
+    dense = keras.Sequential([keras.Input((8,)), layers.Dense(16, "relu", bias_initializer="ones"), layers.Dense(4)])
+    models = {"onnx": (sl.load(sl.export(encoder, "onnxruntime", tmp_path)), INPUTS), "keras": (sl.load(dense), (x,))}
+    for name, (model, inputs) in models.items():
+        small = sl.apply(model, STATIC, sl.Data(calibration=(inputs,)), target=target, progress=False)
+        (simulated,), (moved,) = small.outputs(*inputs), echo(small, inputs)
+        assert moved.shape == simulated.shape and np.isfinite(moved).all(), name
+        assert np.abs(moved - simulated).mean() < 0.01 * np.abs(simulated).max(), name
+        stored, again = small.parameters(), small.outputs(*inputs)[0]
+        np.testing.assert_array_equal(again, simulated, err_msg=f"{name} itself stays as it is")
+        assert stored.keys() == small.parameters().keys()
+
+
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
 def test_queries_and_keys_are_integers_where_their_product_is_faster_so(encoder: sl.Model, target: str) -> None:
     if reason := runtime(target).available():

@@ -109,6 +109,14 @@ def test_onnx_and_keras_tables(bag: sl.Model, tmp_path: Path) -> None:
         )
 
 
+def test_a_preview_names_the_tables(bag: sl.Model) -> None:
+    found = sl.preview(bag, [STEPS["static"]])
+    assert "looked up in tables of int8: table, other" in str(found)
+    codes, scales = 2 * ROWS * WIDTH + 5 * WIDTH, 5 * (2 * ROWS + 5)
+    rest = 4 * 5  # the bias
+    assert found.expected.file_bytes == pytest.approx(codes + scales + rest, rel=0.2)
+
+
 @pytest.mark.parametrize(
     "step",
     [

@@ -208,3 +208,11 @@ def test_a_file_that_is_no_report_is_refused_in_one_sentence():
     with pytest.raises(SlimlineError, match="file_bytes") as caught:
         html(broken)
     assert "\n" not in str(caught.value)
+
+
+def test_an_excuse_for_a_difference_is_on_the_page() -> None:
+    """How far the model moves by itself stands there where that was asked, and nowhere else."""
+    words, full = "of the model from itself", report()
+    assert words not in Page(html(full)).text
+    full["parity"]["instability"] = 0.0432
+    assert f"{words}, its floats moved by their last digits 0.0432" in Page(html(full)).text

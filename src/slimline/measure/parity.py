@@ -201,17 +201,16 @@ def parity(
     spread = max(spread, _TINY)
     relative = largest / max(float(np.abs(reference).max()), _TINY)
     mean, line = float(error.mean()) / spread, float(_lines(error).max()) / spread
-    instability = None if echo is None or counted else _instability(reference, echo, spread)
+    restless = np.array([]) if echo is None or counted else _restless(reference, echo)
+    instability = float(restless.mean()) / spread if restless.size else None
     if counted:
         moved = float((error != 0).mean())
         reasons = _moved(moved, 1 - INTEGER_AGREEMENT if integer else 0.0)
     elif integer:
         tolerance = max(INTEGER_TOLERANCE, min(UNSTABLE * (instability or 0.0), GROSS / 2))
-        tie = (
-            2 * INTEGER_TOLERANCE * spread
-            if echo is None
-            else max(2 * INTEGER_TOLERANCE * spread, _tie(reference, echo))
-        )
+        tie = 2 * INTEGER_TOLERANCE * spread
+        if restless.size:  # between classes that the simulation takes for one another by itself
+            tie = max(tie, UNSTABLE * float(np.quantile(restless, 0.99)))
         reasons = _rounded(reference, artifact, error, axes, mean, line, spread, tolerance, tie)
     else:
         reasons = _exact(reference, error, relative)
@@ -281,18 +280,10 @@ def common_spread(outputs: Iterable[np.ndarray]) -> float:
     return float(finite.std()) if finite.size else 0.0
 
 
-def _instability(reference: np.ndarray, echo: np.ndarray, spread: float) -> float | None:
-    """How far a simulation is from itself; None where that cannot be said."""
+def _restless(reference: np.ndarray, echo: np.ndarray) -> np.ndarray:
+    """How far each output of a simulation moves by itself, those left out of which that cannot be said."""
     moved = np.abs(echo.astype(np.float64) - reference)
-    finite = moved[np.isfinite(moved)]
-    return float(finite.mean()) / spread if finite.size else None
-
-
-def _tie(reference: np.ndarray, echo: np.ndarray) -> float:
-    """How close two classes are that a simulation takes for one another by itself: `UNSTABLE` times as far as 99 % of
-    its outputs move."""
-    moved = np.abs(echo.astype(np.float64) - reference)
-    return UNSTABLE * float(np.quantile(moved[np.isfinite(moved)], 0.99)) if np.isfinite(moved).any() else 0.0
+    return moved[np.isfinite(moved)]
 
 
 def _exact(reference: np.ndarray, error: np.ndarray, relative: float) -> list[str]:

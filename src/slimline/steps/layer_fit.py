@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from slimline.basics.errors import SlimlineError
+from slimline.data.splits import first
 from slimline.evidence.grams import collect, collect_pair
 from slimline.graph.equation import Window
 from slimline.graph.ir import Graph, Node
@@ -17,10 +19,31 @@ from slimline.methods.gram import Gram
 from slimline.methods.reconstruction import reconstruct
 
 if TYPE_CHECKING:
+    from slimline.data import Data
     from slimline.model import Model
+    from slimline.steps.lighten.step import Lighten
+    from slimline.steps.low_rank.step import LowRank
+    from slimline.steps.tying.step import LayerTying
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Readers = Mapping[str, Sequence[Node]]
+
+
+def fitting_batches(step: LayerTying | Lighten | LowRank, data: Data | None) -> list[tuple[Array, ...]]:
+    """The calibration samples that a step fits layers to; none where it fits them to weights.
+
+    Raises
+    ------
+    SlimlineError : it needs some, and there is no data.
+    """
+    if step.criterion == "weight":
+        return []
+    if data is None:
+        raise SlimlineError(
+            f"{step.step} by output needs data: pass slimline.Data with training or calibration samples, or use the "
+            "criterion weight."
+        )
+    return first(data.split("calibration"), step.samples, step.batch_size)
 
 
 @dataclass(frozen=True)

@@ -465,6 +465,11 @@ def test_weights_alone_go_to_litert_and_by_onnx(model, data, unseen, tmp_path) -
     assert np.abs(answers - model.predict(unseen[0])).max() > 1e-3  # it has learned
     coded = sl.export(small, "openvino", tmp_path / "small.xml")
     np.testing.assert_allclose(runtime("openvino").load(coded).run((unseen[0],)), answers, atol=0.02)
+    # All of that is OpenVINO's own rounding of what such layers read.
+    openvino = pytest.importorskip("openvino")
+    settings = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0", "INFERENCE_PRECISION_HINT": "f32"}
+    unrounded = openvino.Core().compile_model(str(coded), "CPU", settings)([unseen[0]])[0]
+    np.testing.assert_allclose(unrounded, answers, atol=1e-5)
 
 
 def test_a_layer_of_several_places_is_not_divided() -> None:

@@ -12,23 +12,25 @@ from slimline.runtimes.forms.onnx_graph import attribute, replace
 
 def decode_rows(graph: ir.Graph, node: ir.Node, each: Format, codes: Array, store: Callable[[Array], ir.Value]) -> bool:
     """Let all that looks up rows of the table that `node` rounds read its codes, in place; False where something else
-    reads the table, or where rows have no single scale.
+    reads the table, its codes have fewer than 5 bits, or rows have no single scale.
 
     Parameters
     ----------
     each : of the table.
-    codes : of it, in a type that lookups take.
+    codes : of it, in the type that the file has.
     store : keeps an array as an initializer.
     """
     lookups = [user for user, index in node.outputs[0].uses() if index == 0 and _is_lookup(user)]
     if not lookups or len(lookups) != len(list(node.outputs[0].uses())) or node.outputs[0].is_graph_output():
         return False
-    if not isinstance(each, IntegerGrid) or each.zero_point is not None or each.scale.size not in (1, len(codes)):
+    # ONNX Runtime looks up nothing shorter than a byte.
+    if not isinstance(each, IntegerGrid) or each.zero_point is not None or each.bits <= 4:
         return False
-    if each.scale.size > 1 and each.scale.shape[0] != len(codes):
+    by_row = each.scale.size > 1
+    if by_row and each.scale.shape != (len(codes), *[1] * (codes.ndim - 1)):
         return False
-    table, by_row = store(codes), each.scale.size > 1
-    scale = store(each.scale.reshape(-1, *[1] * (codes.ndim - 1)) if by_row else each.scale.reshape(()))
+    table = store(codes)
+    scale = store(each.scale if by_row else each.scale.reshape(()))
     for lookup in lookups:
         indices = lookup.inputs[1]
         nodes = [ir.node("Gather", [table, indices], name=str(lookup.name))]

@@ -134,15 +134,9 @@ class _Packer:
                 self._dequantized(each, reader, turned)
                 return
         assert isinstance(each, Scaled)
-        if not self._looked_up(each):
+        codes = _typed(self.codes, each)
+        if not decode_rows(self.graph, self.node, each, codes, lambda array: self._stored(array, "rows")):
             self._unpacked(each)
-
-    def _looked_up(self, each: Scaled) -> bool:
-        """Whether it is a table of an embedding, of which the rows that are read can be decoded."""
-        if not isinstance(each, IntegerGrid) or each.bits <= 4:  # ONNX Runtime looks up nothing shorter than a byte
-            return False
-        codes = _integers(self.codes, each)
-        return decode_rows(self.graph, self.node, each, codes, lambda array: self._stored(array, "rows"))
 
     def _sole(self, each: Scaled) -> None:
         """One DequantizeLinear in its place, in the order in which a linear layer multiplies by it."""

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from slimline.basics.errors import SlimlineError, unknown
-from slimline.data.splits import first
 from slimline.graph.edits import Compute, PutTensors
 from slimline.graph.ir import Graph
 from slimline.graph.matrix import matrices
@@ -20,7 +19,7 @@ from slimline.methods.factorization import allocate
 from slimline.methods.light import grouped, relative_error, separable, spread
 from slimline.plans import Replacement, ReplacementPlan
 from slimline.recipe.layers import refuse_unmatched, selected
-from slimline.steps.layer_fit import Evidence, Layer, Target, part_name, refusal
+from slimline.steps.layer_fit import Evidence, Layer, Target, fitting_batches, part_name, refusal
 from slimline.steps.lighten.activations import Activation, activations, errors
 from slimline.steps.lighten.step import Lighten
 
@@ -288,14 +287,8 @@ class Light:
 
 
 def _batches(step: Lighten, data: Data | None) -> list[tuple[np.ndarray, ...]]:
-    if step.criterion == "weight" or not (step.needs or (data is not None and data.has("calibration"))):
-        return []
-    if data is None:
-        raise SlimlineError(
-            "Lighten by output needs data: pass slimline.Data with training or calibration samples, or use the "
-            "criterion weight."
-        )
-    return first(data.split("calibration"), step.samples, step.batch_size)
+    measured = step.needs or (data is not None and data.has("calibration"))
+    return fitting_batches(step, data) if measured else []
 
 
 def _over(error: float, limit: float) -> str:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from slimline.basics.errors import SlimlineError
-from slimline.data.splits import first
 from slimline.graph import cost
 from slimline.graph.edits import PutTensors
 from slimline.graph.ir import Graph
@@ -19,7 +18,7 @@ from slimline.graph.matrix import matrices
 from slimline.methods.factorization import allocate
 from slimline.plans import Replacement, ReplacementPlan
 from slimline.recipe.layers import refuse_unmatched, selected
-from slimline.steps.layer_fit import Evidence, Layer, part_name, refusal
+from slimline.steps.layer_fit import Evidence, Layer, fitting_batches, part_name, refusal
 from slimline.steps.low_rank.parts import Split, methods, operators
 from slimline.steps.low_rank.step import LowRank, Method
 
@@ -119,7 +118,7 @@ def plan_low_rank(
     """
     check(model, step)
     layers, unfit = candidates(model, step)
-    work = _Work(model, step, layers, _batches(step, data))
+    work = _Work(model, step, layers, fitting_batches(step, data))
     chosen, reasons, notes = work.choose()
     paying = [option for option in chosen if option.split is not None and option.split.layer.name not in dense]
     return LowRankPlan(model.graph, work.products(paying), {**unfit, **reasons, **dense}, notes)
@@ -162,17 +161,6 @@ def candidates(model: Model, step: LowRank) -> tuple[list[Layer], dict[str, str]
         why = "; ".join(f"{name}: {reason}" for name, reason in list(dense.items())[:3])
         raise SlimlineError(f"Nothing can be factorised ({why or 'no layer with a weight is left'}): choose others.")
     return layers, dense
-
-
-def _batches(step: LowRank, data: Data | None) -> list[tuple[np.ndarray, ...]]:
-    if step.criterion == "weight":
-        return []
-    if data is None:
-        raise SlimlineError(
-            "LowRank by output needs data: pass slimline.Data with training or calibration samples, or use the "
-            "criterion weight."
-        )
-    return first(data.split("calibration"), step.samples, step.batch_size)
 
 
 class _Work:

@@ -32,6 +32,9 @@ def forecast(step: StaticQuantization, model: Model, target: str) -> Forecast:
     floating = _floating(graph, placement, step, target)
     lines = [f"in {step.numbers}: {', '.join(placement.layers)}", f"these are {part:.1%} of the multiply-accumulates"]
     lines += [f"{layer} stays in float: {reason}" for layer, reason in floating.items()]
+    if placement.tables:
+        layers = dict.fromkeys(node.layer for name in placement.tables for node in graph.consumers()[name])
+        lines.append(f"looked up in tables of int8: {', '.join(layers)}")
     if step.undo:
         lines.append(
             f"note: what turns out slower or wrong in {step.numbers} on {target} goes back to float; only a run tells"

@@ -12,7 +12,6 @@ import numpy as np
 
 from slimline.basics.arguments import takes
 from slimline.basics.errors import SlimlineError
-from slimline.data.splits import first
 from slimline.evidence.grams import collect
 from slimline.graph import cost
 from slimline.graph.edits import PutTensors, Tie
@@ -22,6 +21,7 @@ from slimline.methods.tying import cycle, joined, lost, merged, sequence
 from slimline.model.model import is_model
 from slimline.plans import StructuralPlan
 from slimline.recipe.layers import refuse_unmatched, selected
+from slimline.steps.layer_fit import fitting_batches
 from slimline.steps.tying.step import LayerTying
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def plan_tying(model: Model, step: LayerTying, data: Data | None = None) -> Tyin
     SlimlineError : as `families`, or data missing.
     """
     kin, alone = families(model, step)
-    layers = _Layers(model, [member for family in kin for member in family], _batches(step, data))
+    layers = _Layers(model, [member for family in kin for member in family], fitting_batches(step, data))
     tied = []
     for family in kin:
         for group in layers.groups(family, step):
@@ -208,17 +208,6 @@ def _settings(graph: Graph, node: Node) -> tuple[str, ...]:
     """All that has to be equal for one operator to stand for another, but the places where it is applied."""
     shapes = [graph.values[name].shape for name in node.inputs if name in graph.parameters]
     return node.kind, node.target, repr(shapes), repr(sorted((k, repr(v)) for k, v in node.attributes.items()))
-
-
-def _batches(step: LayerTying, data: Data | None) -> list[tuple[np.ndarray, ...]]:
-    if step.criterion == "weight":
-        return []
-    if data is None:
-        raise SlimlineError(
-            "LayerTying by output needs data: pass slimline.Data with training or calibration samples, or use the "
-            "criterion weight."
-        )
-    return first(data.split("calibration"), step.samples, step.batch_size)
 
 
 class _Layers:
