@@ -204,7 +204,7 @@ def _alone(node: onnx.NodeProto, shape: tuple[int, ...], constants: dict[str, on
 
 def test_weights_of_onnx_models(mixed: sl.Model, tmp_path: Path) -> None:
     model = sl.load(sl.export(mixed, "onnxruntime", tmp_path / "float"))
-    step = sl.WeightQuantization(overrides={"MatMul*": {"dtype": "int4", "group_size": 64}})
+    step = sl.WeightQuantization(overrides={"re:wide|back|head": {"dtype": "int4", "group_size": 64}})
     small = sl.apply(model, step, target="tensorrt")
     path = sl.export(small, "tensorrt", tmp_path / "small")
     kinds = Counter(TensorProto.DataType.Name(each.data_type) for each in onnx.load(str(path)).graph.initializer)
