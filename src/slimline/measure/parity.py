@@ -283,7 +283,7 @@ def common_spread(outputs: Iterable[np.ndarray]) -> float:
 def _restless(reference: np.ndarray, echo: np.ndarray) -> np.ndarray:
     """How far each output of a simulation moves by itself, those left out of which that cannot be said."""
     moved = np.abs(echo.astype(np.float64) - reference)
-    return moved[np.isfinite(moved)]
+    return np.asarray(moved[np.isfinite(moved)])
 
 
 def _exact(reference: np.ndarray, error: np.ndarray, relative: float) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -21,15 +21,32 @@ from slimline.methods.reconstruction import reconstruct
 if TYPE_CHECKING:
     from slimline.data import Data
     from slimline.model import Model
-    from slimline.steps.lighten.step import Lighten
-    from slimline.steps.low_rank.step import LowRank
-    from slimline.steps.tying.step import LayerTying
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Readers = Mapping[str, Sequence[Node]]
 
 
-def fitting_batches(step: LayerTying | Lighten | LowRank, data: Data | None) -> list[tuple[Array, ...]]:
+class Fitting(Protocol):
+    """A step that fits layers, to what they give (a criterion of samples) or to their weights alone."""
+
+    @property
+    def step(self) -> str:
+        """The name under which recipes know it."""
+
+    @property
+    def criterion(self) -> str:
+        """``weight``, or what is measured on samples."""
+
+    @property
+    def samples(self) -> int:
+        """How many calibration samples it looks at."""
+
+    @property
+    def batch_size(self) -> int:
+        """How many of them at a time."""
+
+
+def fitting_batches(step: Fitting, data: Data | None) -> list[tuple[Array, ...]]:
     """The calibration samples that a step fits layers to; none where it fits them to weights.
 
     Raises
