@@ -243,6 +243,19 @@ def test_on_digits_data_save_most_of_the_accuracy() -> None:
     assert accuracy(plain) + 0.3 < accuracy(fit) < accuracy(model)
 
 
+@pytest.mark.parametrize("framework", ["torch", "keras", "onnx"])
+def test_any_part_of_a_plan_can_be_left_out(framework: str) -> None:
+    """What it leaves out has its old name, and what reads it too."""
+    model = net(framework)
+    plan = sl.plan(model, step_for(framework, SEPARABLE), data(model))
+    assert isinstance(plan, LightPlan)
+    assert len(plan.swaps) > 1 and len(plan.replacements) > 1
+    for name in plan.names:
+        less = plan.without([name])
+        assert name not in less.names and len(less.names) == len(plan.names) - 1
+        same(less.apply(model), less.mask(model), inputs(model))
+
+
 def test_it_composes_with_pruning_and_itself() -> None:
     model = net("torch")
     fewer = sl.ChannelPruning(ratio=0.25, criterion="l2")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from slimline.basics.arguments import takes
 from slimline.graph import cost
 from slimline.graph.edits import Edit, PutTensors, Replace
 from slimline.graph.ir import Graph
-from slimline.graph.matrix import LayerMatrix
+from slimline.graph.matrix import LayerMatrix, matrices
 from slimline.graph.operators import Operator
 from slimline.model.model import is_model
 from slimline.plans.base import StructuralPlan
@@ -60,6 +60,14 @@ class Replacement:
             "parameters": dict(zip(("before", "after"), self.parameters, strict=True)),
             "macs": {"before": self.macs[0] // batch, "after": self.macs[1] // batch},
         }
+
+
+def inputs_after(model: Model, edits: Sequence[Edit]) -> dict[str, str]:
+    """By node of a layer what it reads after edits that keep all shapes: what these compute anew has another name."""
+    if not edits:
+        return {}
+    edited = replace(model, native=model.edit(*edits))
+    return {matrix.node: matrix.input for matrix in matrices(edited.graph)}
 
 
 class ReplacementPlan(StructuralPlan):
@@ -132,7 +140,11 @@ class ReplacementPlan(StructuralPlan):
             if name not in weights | biases
         }
         # From the last to the first: what a layer reads still has its name.
-        changes = [Replace(r.name, r.matrix.input, r.matrix.output, r.operators) for r in reversed(self.replacements)]
+        read = inputs_after(model, self._before)
+        changes = [
+            Replace(r.name, read.get(r.matrix.node, r.matrix.input), r.matrix.output, r.operators)
+            for r in reversed(self.replacements)
+        ]
         step = {"step": self._verb, "plan": self.summary()}
         return model.edited((PutTensors(others), *self._before, *changes), step, self._masks(model))
 

@@ -18,6 +18,7 @@ from slimline.graph.operators import Convolution, Operator
 from slimline.methods.factorization import allocate
 from slimline.methods.light import grouped, relative_error, separable, spread
 from slimline.plans import Replacement, ReplacementPlan
+from slimline.plans.replacement import inputs_after
 from slimline.recipe.layers import refuse_unmatched, selected
 from slimline.steps.layer_fit import Evidence, Layer, Target, fitting_batches, part_name, refusal
 from slimline.steps.lighten.activations import Activation, activations, errors
@@ -319,9 +320,7 @@ def _replacements(
     """The convolutions with what takes their place; the one behind makes up for the one before, and for activations."""
     edits = computed(swaps)
     current = model.adapter.edit(model.native, edits, model.example) if edits else model.native
-    read = {}
-    if edits:  # what activations make has another name now
-        read = {m.node: m.input for m in matrices(replace(model, native=current).graph)}
+    read = inputs_after(model, edits)
     replacements = []
     for light in lights:
         layer, mean = light.layer, evidence.target(light.layer).mean
@@ -337,7 +336,7 @@ def _replacements(
         replacements.append(
             Replacement(
                 layer.name,
-                replace(layer.matrix, input=input),
+                layer.matrix,
                 fit.operators(bias),
                 tensors,
                 light.error,
