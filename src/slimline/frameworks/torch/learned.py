@@ -13,7 +13,7 @@ rectified sigmoid (AdaRound: Nagel et al. 2020, arXiv:2004.10568).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -32,34 +32,65 @@ from slimline.methods.levels import SKEWS, skewed
 from slimline.methods.scales import SMALLEST, learning_speeds, zero_learns
 
 _NAME = "learned_rounding"
+_PIECE = 1 << 14
 _GAIN = 1000.0  # of a weight's way between two codes, so that the learning rate of a weight crosses it
 
 
+def _pieces(scale: Tensor, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Views of tensors of one shape that are worked on one after the other, so that a processor holds in its cache all
+    that comes up between them; the whole of them where blocks have numbers of their own, or on another device."""
+    first = tensors[0]
+    dims = (0, 2, 3, 1) if first.dim() == 4 and first.is_contiguous(memory_format=torch.channels_last) else None
+    rows = [x if dims is None else x.permute(dims) for x in tensors]
+    if scale.numel() > 1 or first.device.type != "cpu" or not all(x.is_contiguous() for x in rows):
+        yield tensors
+    else:
+        yield from zip(*(x.view(-1).split(_PIECE) for x in rows), strict=True)
+
+
 class _Grid(torch.autograd.Function):
-    """``(clip(round(x / scale), low - zero, high - zero)) * scale``; `zero` holds whole numbers.
+    """``(clip(round(x / scale), low - zero, high - zero)) * scale`` of the type of `x`; `zero` holds whole numbers.
 
     With `clips` the scale learns from what is beyond the ends alone, as if nothing were rounded between them.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero: Tensor, low: int, high: int, clips: bool = False) -> Tensor:
-        units = x / scale
-        bottom, top = low - zero, high - zero
-        codes = units.round().clamp(bottom, top)
-        inside = (units >= bottom) & (units <= top)
-        between = torch.zeros_like(units) if clips else codes - units
-        ctx.save_for_backward(torch.where(inside, between, codes), inside, scale, zero)
-        return codes * scale
+        ctx.save_for_backward(x, scale, zero)
+        ctx.ends, ctx.clips = (low, high), clips
+        rounded = torch.empty_like(x)
+        for x_, rounded_ in _pieces(scale, x, rounded):
+            rounded_.copy_(_clipped(x_, scale, zero, low, high)[1].round_().mul_(scale))
+        return rounded
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, scale, zero = ctx.saved_tensors
         (gradient,) = gradients
-        slope, inside, scale, zero = ctx.saved_tensors
-        by_scale = (gradient * slope).sum_to_size(scale.shape)
-        by_zero = None
-        if ctx.needs_input_grad[2]:
-            by_zero = -(gradient * ~inside * scale).sum_to_size(zero.shape)
-        return gradient * inside, by_scale, by_zero, None, None, None
+        if gradient.stride() != x.stride():
+            gradient = torch.empty_like(x).copy_(gradient)
+        by_x, by_scale = torch.empty_like(x), torch.zeros_like(scale)
+        by_zero = torch.zeros_like(zero) if ctx.needs_input_grad[2] else None
+        for x_, gradient_, by_x_ in _pieces(scale, x, gradient, by_x):
+            units, clipped = _clipped(x_, scale, zero, *ctx.ends)
+            beyond = (units - clipped).sign_().square_()  # in floats: comparing takes far longer
+            codes = clipped.round()
+            slope = codes * beyond if ctx.clips else (codes - clipped).addcmul_(codes, beyond)
+            by_scale += slope.mul_(gradient_).sum_to_size(scale.shape)
+            lost = beyond.mul_(gradient_)
+            torch.sub(gradient_, lost, out=by_x_)
+            if by_zero is not None:
+                by_zero -= lost.mul_(scale).sum_to_size(zero.shape)
+        return by_x, by_scale, by_zero, None, None, None
+
+
+def _clipped(x: Tensor, scale: Tensor, zero: Tensor, low: int, high: int) -> tuple[Tensor, Tensor]:
+    """``x / scale``, and the same within the ends of the grid."""
+    units = x.to(scale.dtype) / scale
+    if zero.numel() == 1 and zero.device.type == "cpu":
+        whole = int(zero)  # by plain numbers it is done much faster
+        return units, units.clamp(low - whole, high - whole)
+    return units, units.clamp(low - zero, high - zero)
 
 
 class _Nearest(torch.autograd.Function):
@@ -179,7 +210,7 @@ class LearnedRounding(nn.Module):
         if hasattr(self, "moves"):
             return self.between(x, hard=not self.training).to(x.dtype)
         zero = self._spread(self._zero(), x)
-        return _Grid.apply(x.float(), scale, zero, self.each.low, self.each.high, self.clips).to(x.dtype)  # type: ignore[no-untyped-call,attr-defined,no-any-return]
+        return _Grid.apply(x, scale, zero, self.each.low, self.each.high, self.clips)  # type: ignore[no-untyped-call,attr-defined,no-any-return]
 
     def between(self, x: Tensor, hard: bool) -> Tensor:
         """`x`, each of its numbers somewhere between the codes below and above it, or where `hard` at one of them; what
