@@ -67,7 +67,7 @@ def minilm(quick: bool) -> Case:
         f"MiniLM-L6-v2, Reuters R8, {LENGTH} tokens",
         sl.load(Encoder().eval(), tuple(x[:2] for x in known)),
         sl.Data(calibration=(tuple(x[: 64 if quick else SAMPLES] for x in known),)),
-        (),
+        ("type:embedding",),
         tokens([test[i] for i in judged], LENGTH),
         labels[judged],
         probe,

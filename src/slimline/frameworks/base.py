@@ -366,6 +366,10 @@ class Adapter(Protocol):
         Where there are none `gradients` refuses, and so does a `trainer` once it is to do more than `refresh`.
         """
 
+    def uncompilable(self) -> str | None:
+        """Why a step that trains cannot be `compiled` here, as a clause that goes on behind "as"; None where it can, or
+        is in any case."""
+
     def seed(self, seed: int) -> None:
         """Seed the framework's global random generator."""
 

@@ -237,6 +237,44 @@ def matrices(graph: Graph) -> tuple[LayerMatrix, ...]:
     return tuple(layers)
 
 
+def tables(graph: Graph) -> tuple[LayerMatrix, ...]:
+    """Every embedding that looks single rows up in a stored table, in graph order.
+
+    A table ``(rows, width)`` is read as `W`, ``(1, width, rows)``, of a linear layer whose inputs are one-hot. These
+    are never written out: `rows` and `results` are not for it, and its input is the numbers of the rows.
+    """
+    stored, layers = set(graph.parameters), list[LayerMatrix]()
+    for node in graph.nodes:
+        indices, table = node.inputs if node.kind == "embedding" else (None, None)
+        if indices is None or table not in stored:
+            continue
+        dims, weights = node.attributes["equation"].inputs
+        if (".",) in dims:  # rows are added up
+            continue
+        rows, width = graph.values[table].shape
+        (row,), (place,) = weights
+        layers.append(
+            LayerMatrix(
+                layer=node.layer or node.name,
+                node=node.name,
+                input=indices,
+                output=node.outputs[0],
+                weight=table,
+                bias=None,
+                groups=(),
+                outputs=((place, width),),
+                inputs=((row, rows),),
+                carried=tuple((dim[0], n) for dim, n in zip(dims, graph.values[indices].shape, strict=True)),
+                _stored=((row, rows), (place, width)),
+                _dims=dims,
+                _window=None,
+                _output_dims=node.attributes["equation"].outputs[0],
+                _bias=(),
+            )
+        )
+    return tuple(layers)
+
+
 def constant_slot(graph: Graph, layer: LayerMatrix, readers: Mapping[str, Sequence[Node]]) -> tuple[str | None, bool]:
     """The parameter that can take a constant added to a layer's output, and whether it takes it with a minus.
 

@@ -76,6 +76,23 @@ class Convolution:
 
 
 @dataclass(frozen=True)
+class Table:
+    """Rows, looked up by whole numbers of any shape: they are the last dimension of what comes out.
+
+    Attributes
+    ----------
+    weight : ``(rows, width)``.
+    """
+
+    weight: Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of its weight."""
+        return tuple(self.weight.shape)
+
+
+@dataclass(frozen=True)
 class Rectifier:
     """``max(x, 0)`` of every number."""
 
@@ -102,4 +119,4 @@ class Mean:
         return ()
 
 
-Operator = Linear | Convolution | Rectifier | Mean
+Operator = Linear | Convolution | Table | Rectifier | Mean

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from scipy import linalg, optimize
 
-from slimline.methods.gram import loaded, output_energy
+from slimline.methods.gram import LEAST_LOADING, loaded, output_energy
 
 Array = np.ndarray[Any, np.dtype[Any]]
 DAMPING = 1e-3
@@ -34,7 +34,8 @@ class Factorization:
     Parameters
     ----------
     weight : ``(groups, outputs, inputs)``.
-    second : `H`, ``(groups, inputs, inputs)``; None makes the error of the weights least instead.
+    second : `H`, ``(groups, inputs, inputs)``, or its diagonal ``(groups, inputs)`` where it has nothing beside it
+        (only with `rest` 1); None makes the error of the weights least instead.
     rest : how many positions of the kernel the second factor contracts; with 1 the first contracts all inputs.
     damping : part of the mean of H's diagonal that is added to it.
 
@@ -49,9 +50,11 @@ class Factorization:
         self.lead = inputs // rest
         unfolded = self.weight.reshape(groups, outputs, self.lead, rest).swapaxes(2, 3)
         self._unfolded = unfolded.reshape(groups, outputs * rest, self.lead)
-        self._second = None if second is None else loaded(second, damping)
+        self._second = None if second is None else _damped(second, damping)
         seen = self._unfolded
-        if self._second is not None:
+        if self._second is not None and self._second.ndim == 2:
+            seen = seen * np.sqrt(self._second)[:, None]
+        elif self._second is not None:
             blocks = self._second.reshape(groups, self.lead, rest, self.lead, rest)
             seen = seen @ root(np.einsum("gibjb->gij", blocks) / rest)
         self._left, self.values, _ = np.linalg.svd(seen, full_matrices=False)
@@ -104,7 +107,16 @@ class Factorization:
     def _energy(self, weight: Array) -> float:
         if self._second is None:
             return float(np.square(weight).sum())
+        if self._second.ndim == 2:
+            return float((np.square(weight) * self._second[:, None]).sum())
         return float(output_energy(weight, self._second).sum())
+
+
+def _damped(second: Array, part: float) -> Array:
+    """`H`, or its diagonal, with `diagonal_loading`."""
+    if second.ndim == 3:
+        return loaded(second, part)
+    return np.asarray(second + np.maximum(part * second.mean(axis=1, keepdims=True), LEAST_LOADING))
 
 
 def root(second: Array) -> Array:

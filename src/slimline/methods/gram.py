@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
+LEAST_LOADING = 1e-12  # of the diagonal of `H`, that it can be inverted
 
 
 class Gram:
@@ -107,7 +108,7 @@ def output_energy(weight: Array, second: Array) -> Array:
     return np.asarray(np.einsum("goi,goi->go", weight @ second, weight))
 
 
-def diagonal_loading(second: Array, part: float, least: float = 1e-12) -> Array:
+def diagonal_loading(second: Array, part: float, least: float = LEAST_LOADING) -> Array:
     """``(…,)``: what is added to the diagonal of `H`, ``(…, inputs, inputs)``: a `part` of its mean, and at least so
     much that it can be inverted."""
     return np.asarray(np.maximum(part * np.diagonal(second, axis1=-2, axis2=-1).mean(axis=-1), least))

@@ -103,6 +103,9 @@ class Training(Step):
     view : how teacher and student both see the samples, see `View`; None as they are.
     refresh_batches : batches over which batch-norm statistics are recomputed.
     precision : ``float32``, or ``bfloat16`` for forward and backward passes where the framework has it.
+    compiled : PyTorch compiles student and teachers (`torch.compile`; a C++ compiler has to be there), which takes
+        long before the first step and makes the others faster; of models that PyTorch trains. Keras' step is one
+        compiled graph in any case.
     cache : folder in which the teacher's outputs are kept by sample, as the teacher sees it; None asks the teacher at
         every step. Not with `features`, which are inside of it, and not with ``alpha=0``, which reads none.
     """
@@ -127,6 +130,7 @@ class Training(Step):
     view: View | None = None
     refresh_batches: Annotated[int, Field(ge=0)] = 16
     precision: Literal["float32", "bfloat16"] = "float32"
+    compiled: bool = False
     features: tuple[FeatureLoss, ...] = ()
     output_weights: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
     cache: Annotated[str, Field(pattern=r"^[^\x00]+$")] | None = None

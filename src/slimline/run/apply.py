@@ -15,6 +15,7 @@ from slimline.model.parts import PartedModel, is_any_model
 from slimline.recipe import Step
 from slimline.recipe.recipe import check_order
 from slimline.recipe.step import are_steps
+from slimline.recipe.training import Training
 from slimline.report.console import telling
 from slimline.steps.base import Context, Tell, handler_of, neighbours, perform
 from slimline.steps.channels import parted
@@ -133,7 +134,8 @@ def plan(
 
 
 def check_order_after(steps: Sequence[Step], model: Model, teacher: Any) -> None:
-    """Refuse an order that has no meaning after what was done to `model`, and training where there is none."""
+    """Refuse an order that has no meaning after what was done to `model`, and training, or the compiling of it, where
+    there is none."""
     learning = next((step.step for step in steps if step.needs_gradients), None)
     if learning and (reason := model.adapter.untrainable(model.native)):
         raise SlimlineError(
@@ -141,6 +143,9 @@ def check_order_after(steps: Sequence[Step], model: Model, teacher: Any) -> None
             "compensation, sparsity and quantization need none), or load the network in the framework, or on the "
             "backend, that trains it."
         )
+    compiled = next((step.step for step in steps if isinstance(step, Training) and step.compiled), None)
+    if compiled and (reason := model.adapter.uncompilable()):
+        raise SlimlineError(f"{compiled} cannot be compiled, as {reason}: leave compiled out.")
     history = [str(entry.get("step")) for entry in model.history]
     quantized = model.quantization is not None
     check_order(steps, history, follows=bool(history) or quantized or teacher is not None, quantized=quantized)

@@ -12,6 +12,7 @@ import numpy as np
 from slimline.basics.errors import SlimlineError
 from slimline.data.splits import first
 from slimline.evidence.grams import collect, collect_pair
+from slimline.evidence.lookups import frequencies
 from slimline.graph.equation import Window
 from slimline.graph.ir import Graph, Node
 from slimline.graph.matrix import LayerMatrix, constant_slot
@@ -75,6 +76,7 @@ class Layer:
     window : where it looks.
     before, after : sizes of the dimensions over which it moves, in its input and in its output.
     times : how often it is applied to these, in the whole batch.
+    table : whether it is an embedding (`slimline.graph.matrix.tables`), which looks rows up and multiplies nothing.
     """
 
     name: str
@@ -84,6 +86,7 @@ class Layer:
     before: tuple[int, ...]
     after: tuple[int, ...]
     times: int
+    table: bool = False
 
     @property
     def parameters(self) -> int:
@@ -93,7 +96,7 @@ class Layer:
     @property
     def macs(self) -> int:
         """Multiply-accumulates of the whole batch."""
-        return self.parameters * self.times * math.prod(self.after)
+        return 0 if self.table else self.parameters * self.times * math.prod(self.after)
 
     @property
     def channels(self) -> int:
@@ -104,6 +107,8 @@ class Layer:
     def of(cls, graph: Graph, node: Node, matrix: LayerMatrix, name: str) -> Layer:
         """Read off the graph."""
         x, y = (graph.values[n].shape for n in (matrix.input, matrix.output))
+        if node.kind == "embedding":
+            return cls(name, matrix, (), None, (), (), math.prod(x), table=True)
         if node.kind == "linear":
             return cls(name, matrix, (), None, (), (), math.prod(x[:-1]))
         own = {axis for axis, _ in (*matrix.groups, *matrix.inputs)}
@@ -143,7 +148,8 @@ class Target:
     Attributes
     ----------
     weight : ``(groups, outputs, inputs)``.
-    second : the Gram matrix of the inputs that are weighed by it, or their covariance; None weighs all alike.
+    second : the Gram matrix of the inputs that are weighed by it, or their covariance; of a table its diagonal,
+        ``(groups, inputs)``; None weighs all alike.
     mean : ``(groups, inputs)``, of the inputs; None where nothing is known of them.
     """
 
@@ -164,7 +170,10 @@ class Evidence:
     def __init__(self, model: Model, layers: Sequence[Layer], batches: Sequence[tuple[np.ndarray, ...]]) -> None:
         self.model, self._batches = model, batches
         self.stored = model.parameters()
-        self._grams = collect(model, [layer.matrix for layer in layers], batches) if batches else {}
+        lookups = [layer.matrix for layer in layers if layer.table]
+        others = [layer.matrix for layer in layers if not layer.table]
+        self._frequencies = frequencies(model, lookups, batches) if batches else {}
+        self._grams = collect(model, others, batches) if batches else {}
         readers = model.graph.consumers()
         self._pair: tuple[object, Gram] | None = None
         self._slots = {layer.name: constant_slot(model.graph, layer.matrix, readers) for layer in layers}
@@ -172,6 +181,8 @@ class Evidence:
     def target(self, layer: Layer) -> Target:
         """The layer's own weight, and its inputs."""
         weight = layer.matrix.matrix(self.stored[layer.matrix.weight]).astype(np.float64)
+        if layer.table:
+            return Target(weight, self._frequencies.get(layer.matrix.node), None)
         gram = self._grams.get(layer.matrix.node)
         return Target(weight, None, None) if gram is None else Target(weight, self._second(layer, gram), gram.mean)
 
@@ -180,6 +191,8 @@ class Evidence:
         become, and these inputs; there its input may have another name. Layers are asked for in the order in which they
         run, `current` being changed in those before: so the inputs of two that read the same are seen once."""
         own = self.target(layer)
+        if layer.table:  # nothing that changes comes before it
+            return own
         reading = (layer.matrix.reading, input)
         if self._pair is None or self._pair[0] != reading:
             self._pair = reading, collect_pair(self.model, current, layer.matrix, self._batches, input)

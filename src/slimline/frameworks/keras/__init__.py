@@ -187,6 +187,9 @@ class KerasAdapter:
         trains = keras.backend.backend() == "tensorflow"
         return None if trains else "Keras models on another backend than TensorFlow have none here"
 
+    def uncompilable(self) -> None:
+        """None: a step is one graph of TensorFlow's in any case."""
+
     def seed(self, seed: int) -> None:
         """Nothing: Keras' own generators are seeded where they are made."""
 

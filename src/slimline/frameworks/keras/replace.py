@@ -14,7 +14,7 @@ from slimline.frameworks.keras.functional import Call, calls, input_name, rebuil
 from slimline.frameworks.keras.rewrite import copier
 from slimline.graph.edits import Replace
 from slimline.graph.equation import Window
-from slimline.graph.operators import Convolution, Mean, Operator, Rectifier
+from slimline.graph.operators import Convolution, Mean, Operator, Rectifier, Table
 
 
 def replace(native: keras.Model, change: Replace) -> keras.Model:
@@ -53,13 +53,22 @@ def _call(x: Any, operator: Operator, name: str, like: Any) -> Any:
         return L.ReLU(name=name, dtype=like.dtype_policy)(x)
     if isinstance(operator, Mean):
         return getattr(L, f"GlobalAveragePooling{operator.places}D")(name=name, dtype=like.dtype_policy)(x)
+    if isinstance(operator, Table):
+        rows, width = operator.shape
+        table = L.Embedding(rows, width, mask_zero=like.mask_zero, name=name, dtype=like.dtype_policy)
+        return _held(table, x, [operator.weight], like)
     shared = {"name": name, "use_bias": operator.bias is not None, "dtype": like.dtype_policy}
     if isinstance(operator, Convolution):
         layer, kernel, x = _convolution(x, operator, shared)
     else:
         layer, kernel = L.Dense(operator.outputs, **shared), operator.weight.T
+    return _held(layer, x, [kernel] + [operator.bias] * (operator.bias is not None), like)
+
+
+def _held(layer: Any, x: Any, weights: list[Any], like: Any) -> Any:
+    """What a layer with these weights gives, which are trained where those of `like` are."""
     result = layer(x)
-    layer.set_weights([kernel] + [operator.bias] * (operator.bias is not None))
+    layer.set_weights(weights)
     if not like.trainable_variables:
         for variable in layer.trainable_variables:
             variable.trainable = False

@@ -159,6 +159,12 @@ class OnnxAdapter:
 
         return obstacle(native)
 
+    def uncompilable(self) -> str | None:
+        """What PyTorch says, which trains; without it nothing is trained."""
+        from slimline.frameworks.onnx.train import has_torch, torch_adapter
+
+        return torch_adapter().uncompilable() if has_torch() else None
+
     def seed(self, seed: int) -> None:
         """Nothing: nothing here is random."""
 

@@ -10,7 +10,7 @@ from slimline.frameworks.onnx.native import Editor, Native
 from slimline.frameworks.onnx.rewrite import place_of
 from slimline.frameworks.onnx.run import outline
 from slimline.graph.edits import Replace
-from slimline.graph.operators import Convolution, Mean, Operator, Rectifier
+from slimline.graph.operators import Convolution, Mean, Operator, Rectifier, Table
 
 
 def replace(native: Native, change: Replace, example: tuple[Array, ...]) -> Native:
@@ -44,6 +44,9 @@ def _call(
         return editor.insert(before, "Relu", [value])
     if isinstance(operator, Mean):
         return editor.insert(before, "Flatten", [editor.insert(before, "GlobalAveragePool", [value])], {"axis": 1})
+    if isinstance(operator, Table):
+        table = editor.constant(operator.weight.astype(kind), f"{part}.weight")
+        return editor.insert(before, "Gather", [table, value], {"axis": 0})
     bias = None if operator.bias is None else editor.constant(operator.bias.astype(kind), f"{part}.bias")
     if isinstance(operator, Convolution):
         window = operator.looks

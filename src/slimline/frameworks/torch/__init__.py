@@ -185,6 +185,12 @@ class TorchAdapter:
     def untrainable(self, native: Native) -> None:
         """None: every model has gradients."""
 
+    def uncompilable(self) -> str | None:
+        """Of the CPU, see `slimline.frameworks.torch.compiled.uncompilable`; a trainer asks for its device."""
+        from slimline.frameworks.torch.compiled import uncompilable
+
+        return uncompilable(device.CPU)
+
     def seed(self, seed: int) -> None:
         """Of the CPU, and of GPUs that this process computes on."""
         device.generators(seed)

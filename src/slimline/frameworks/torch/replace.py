@@ -13,7 +13,7 @@ from slimline.frameworks.torch.native import Native, shapes_of
 from slimline.frameworks.torch.operators import aten
 from slimline.frameworks.torch.rewire import drop_dead, named
 from slimline.graph.edits import Replace
-from slimline.graph.operators import Convolution, Linear, Mean, Rectifier
+from slimline.graph.operators import Convolution, Linear, Mean, Rectifier, Table
 
 _CONVOLUTIONS = {1: aten.conv1d.default, 2: aten.conv2d.default, 3: aten.conv3d.default}
 
@@ -41,7 +41,7 @@ def replace(native: Native, change: Replace, example: tuple[Array, ...]) -> Nati
                 value = result.graph.call_function(aten.mean.dim, (value, list(range(2, 2 + operator.places))))
             else:
                 _hold(result, part, operator, weights[0])
-                value = _call(result.graph, value, part, operator)
+                value = _call(result.graph, value, part, operator, old)
             value.meta = {"nn_module_stack": _stack(old, part)}
     old.replace_all_uses_with(value)
     drop_dead(result, {old})
@@ -56,26 +56,33 @@ def replace(native: Native, change: Replace, example: tuple[Array, ...]) -> Nati
     return result
 
 
-def _hold(native: Native, name: str, operator: Linear | Convolution, like: nn.Parameter) -> None:
+def _hold(native: Native, name: str, operator: Linear | Convolution | Table, like: nn.Parameter) -> None:
     """Give the model the tensors of an operator, trained as `like` is; where they are."""
     owner: nn.Module = native
     for step in name.split("."):
         if step not in owner._modules:
             owner.add_module(step, nn.Module())
         owner = owner.get_submodule(step)
-    for leaf, array in (("weight", operator.weight), ("bias", operator.bias)):
+    for leaf, array in (("weight", operator.weight), ("bias", _bias(operator))):
         if array is not None:
             tensor = torch.tensor(array, dtype=like.dtype, device=like.device)
             owner.register_parameter(leaf, nn.Parameter(tensor, like.requires_grad))
 
 
-def _call(graph: fx.Graph, value: fx.Node, part: str, operator: Linear | Convolution) -> fx.Node:
+def _bias(operator: Linear | Convolution | Table) -> Array | None:
+    return None if isinstance(operator, Table) else operator.bias
+
+
+def _call(graph: fx.Graph, value: fx.Node, part: str, operator: Linear | Convolution | Table, old: fx.Node) -> fx.Node:
     # What is stored is read before all that computes: rounding it there comes behind.
     first = next(node for node in graph.nodes if node.op not in ("placeholder", "get_attr"))
     with graph.inserting_before(first):
         weight = graph.get_attr(f"{part}.weight")
-        bias = None if operator.bias is None else graph.get_attr(f"{part}.bias")
-    if not isinstance(operator, Convolution):
+        bias = None if _bias(operator) is None else graph.get_attr(f"{part}.bias")
+    if isinstance(operator, Table):
+        still = old.args[2:3] if old.target is aten.embedding.default else ()  # a row that does not learn
+        return graph.call_function(aten.embedding.default, (weight, value, *still))
+    if isinstance(operator, Linear):
         return graph.call_function(aten.linear.default, (value, weight, bias))
     window, rank = operator.looks, len(operator.kernel)
     zeros = window.zeros((0,) * rank, operator.kernel)  # torch's "same" depends on the kernel alone

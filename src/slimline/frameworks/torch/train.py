@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from slimline.basics.errors import SlimlineError
 from slimline.basics.named import Labels, Named
 from slimline.frameworks.base import Array, Batch, See, Term, answers_in_parts, in_parts, teachers_of
+from slimline.frameworks.torch.compiled import Program, Store, uncompilable
 from slimline.frameworks.torch.device import (
     CPU,
     computing,
@@ -41,6 +42,8 @@ class TorchTrainer:
     """A copy of `native` under training, on `device` (see `slimline.frameworks.base.Trainer`).
 
     Weights stay float32; with ``precision="bfloat16"`` forward and backward passes run under autocast.
+    Where the step is `compiled`, the student runs so while it trains, and teachers always, on batches of the size of
+    the first; others, and all that is scored, run as they are.
     Images are laid out channels last, which halves the time of convolutions on CPUs. Biases, norms and
     other vectors are not decayed. A model that ends in a softmax is trained on its log-probabilities.
     What comes in and goes out is in the computer's own memory, checkpoints and the trained model too.
@@ -59,13 +62,16 @@ class TorchTrainer:
         low = step.precision == "bfloat16"
         if low and kind(device) == "cuda" and not torch.cuda.is_bf16_supported():
             raise SlimlineError(f"{device} does not compute in bfloat16: choose precision float32, or device cpu.")
+        if step.compiled and (reason := uncompilable(device)):
+            raise SlimlineError(f"{step.step} cannot be compiled on {device}, as {reason}: leave compiled out.")
         self._source = native
         self._config = step
         self._device = device
         self._outputs = outputs
         with computing(device):
-            self._student = _Fast(native, device)
-            self._teachers = [_Fast(each, device) for each in teachers_of(teacher)]
+            self._student = _Fast(native, device, compiles=True if step.compiled else None)
+            compiles = False if step.compiled else None
+            self._teachers = [_Fast(each, device, compiles) for each in teachers_of(teacher)]
         self._weights = {n: p for n, p in self._student.module.named_parameters() if p.requires_grad}
         self._learned: dict[str, torch.nn.Parameter] = {}
         self._optimizer = _optimizer(self._weights, step)
@@ -424,11 +430,18 @@ class _Fast:
     """A copy of a graph module on a device, laid out for speed: channels last where it has 2-D convolutions.
 
     ``model(inputs)`` gives all its outputs.
+
+    Parameters
+    ----------
+    compiles : in which mode it is compiled, training or not; None never.
     """
 
-    def __init__(self, native: fx.GraphModule, device: str = CPU) -> None:
+    def __init__(self, native: fx.GraphModule, device: str = CPU, compiles: bool | None = None) -> None:
         self.module = copy.deepcopy(native)
         self._device = device
+        self._compiles = compiles
+        self._program: Program | None = None
+        self._stores: list[Store] = []
         self._training = False
         set_training(self.module, False)
         targets = {node.target for node in self.module.graph.nodes}
@@ -450,6 +463,8 @@ class _Fast:
         def see(name: str, value: Tensor) -> None:
             seen[name] = value
 
+        self._stores.append(see)
+        self._program = None
         for node in [node for node in self.module.graph.nodes if node.name in values]:
             with self.module.graph.inserting_after(node):
                 self.module.graph.call_function(see, (node.name, node))
@@ -471,7 +486,14 @@ class _Fast:
         ]
 
     def __call__(self, inputs: tuple[Array, ...]) -> list[Tensor]:
-        return [x for x in pytree.tree_leaves(self.module(*self.tensors(inputs))) if isinstance(x, Tensor)]
+        tensors = self.tensors(inputs)
+        if self._training == self._compiles and self._program is None:
+            self._program = Program(self.module, self._stores)
+        if self._training == self._compiles and self._program is not None and self._program.fits(tensors):
+            leaves = self._program(*tensors)
+        else:
+            leaves = pytree.tree_leaves(self.module(*tensors))
+        return [x for x in leaves if isinstance(x, Tensor)]
 
     def logits(self, raw: Sequence[Tensor], outputs: Sequence[Output]) -> list[Tensor]:
         """The outputs as losses compare them: float32, logits of those that are probabilities."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from slimline.graph.equation import Window
-from slimline.graph.operators import Convolution, Linear, Operator
+from slimline.graph.operators import Convolution, Linear, Operator, Table
 from slimline.methods.factorization import Canonical, Factorization, Tucker, signal_rank
 from slimline.steps.layer_fit import Layer
 from slimline.steps.low_rank.step import Method
@@ -52,7 +52,8 @@ class Split:
     Attributes
     ----------
     weight : `W`, ``(groups, outputs, inputs)``.
-    second : the Gram matrix of its inputs, or their covariance; None for the error of the weights.
+    second : the Gram matrix of its inputs, or their covariance, of a table its diagonal; None for the error of the
+        weights.
     """
 
     layer: Layer
@@ -122,7 +123,8 @@ class Split:
             width = widths[i + 1] if i in depthwise else widths[i] * widths[i + 1]
             size = groups * width * math.prod(layer.kernel[start:stop])
             parameters += size
-            macs += size * layer.times * math.prod((*layer.after[:stop], *layer.before[stop:]))
+            if i or not layer.table:
+                macs += size * layer.times * math.prod((*layer.after[:stop], *layer.before[stop:]))
         return parameters, macs
 
     def error(self, rank: int) -> float:
@@ -158,6 +160,9 @@ def operators(layer: Layer, method: Method, factors: Sequence[Array], bias: Arra
     bias : ``(outputs,)`` of the last.
     """
     last = len(factors) - 1
+    if layer.table:
+        table, linear = (factor[0] for factor in factors)
+        return Table(np.ascontiguousarray(table.T)), Linear(linear)
     if not layer.kernel:
         return tuple(Linear(factor[0], bias if i == last else None) for i, factor in enumerate(factors))
     parts: list[Operator] = []

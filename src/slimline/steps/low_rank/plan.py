@@ -14,7 +14,7 @@ from slimline.basics.errors import SlimlineError
 from slimline.graph import cost
 from slimline.graph.edits import PutTensors
 from slimline.graph.ir import Graph
-from slimline.graph.matrix import matrices
+from slimline.graph.matrix import LayerMatrix, matrices, tables
 from slimline.methods.factorization import allocate
 from slimline.plans import Replacement, ReplacementPlan
 from slimline.recipe.layers import refuse_unmatched, selected
@@ -139,8 +139,14 @@ def candidates(model: Model, step: LowRank) -> tuple[list[Layer], dict[str, str]
     """
     graph, types = model.graph, model.graph.types
     nodes, readers = {n.name: n for n in graph.nodes}, graph.consumers()
-    every = matrices(graph)
-    others = [n.layer or n.name for n in graph.nodes if n.kind in NEVER and any(i in graph.trainable for i in n.inputs)]
+    places = {name: place for place, name in enumerate(nodes)}
+    every = sorted((*matrices(graph), *tables(graph)), key=lambda matrix: places[matrix.node])
+    read = {matrix.node for matrix in every}
+    others = [
+        n.layer or n.name
+        for n in graph.nodes
+        if n.kind in NEVER and n.name not in read and any(i in graph.trainable for i in n.inputs)
+    ]
     named = [m.layer for m in every]
     for field, globs in (("layers", step.layers), ("keep", step.keep)):
         refuse_unmatched(f"layer with a weight matrix for {field}", globs, [*named, *others], types)
@@ -152,7 +158,10 @@ def candidates(model: Model, step: LowRank) -> tuple[list[Layer], dict[str, str]
         if not selected((matrix.layer,), step.layers, step.keep, types):
             continue
         node = nodes[matrix.node]
-        reason = refusal(graph, node, matrix, readers)
+        if node.kind == "embedding":
+            reason = _table_refusal(model, matrix, step)
+        else:
+            reason = refusal(graph, node, matrix, readers)
         if reason:
             dense[matrix.layer] = reason
         else:
@@ -161,6 +170,40 @@ def candidates(model: Model, step: LowRank) -> tuple[list[Layer], dict[str, str]
         why = "; ".join(f"{name}: {reason}" for name, reason in list(dense.items())[:3])
         raise SlimlineError(f"Nothing can be factorised ({why or 'no layer with a weight is left'}): choose others.")
     return layers, dense
+
+
+def _table_refusal(model: Model, matrix: LayerMatrix, step: LowRank) -> str:
+    """Why no product can take the place of an embedding, or ''."""
+    if matrix.weight not in model.graph.trainable:
+        return "its table is no parameter that was trained"
+    if _tied(model, matrix):
+        return (
+            "its table is tied to an output layer, which multiplies by all of it: give that a weight of its own first"
+        )
+    if len(model.graph.consumers()[matrix.weight]) > 1:
+        return "other embeddings look rows up in its table too"
+    if step.target_macs is not None:
+        return "it looks rows up, and has no multiply-accumulates that could go"
+    if step.undo:
+        return "looking rows up takes no time that a product would save: with undo=False, for size, it becomes one"
+    return ""
+
+
+def _tied(model: Model, matrix: LayerMatrix) -> bool:
+    """Whether something else than an embedding reads a table, or a weight that is equal to it or its transpose (as ONNX
+    files hold them once what turns weights has been computed)."""
+    graph, readers = model.graph, model.graph.consumers()
+
+    def multiplies(name: str) -> bool:
+        return any(reader.kind != "embedding" for reader in readers[name])
+
+    shape = graph.values[matrix.weight].shape
+    alike = [n for n in graph.trainable - {matrix.weight} if graph.values[n].shape in (shape, shape[::-1])]
+    if multiplies(matrix.weight) or not any(map(multiplies, alike)):
+        return multiplies(matrix.weight)
+    stored = model.parameters()
+    table = stored[matrix.weight]
+    return any(np.array_equal(other, table) for n in filter(multiplies, alike) for other in (stored[n], stored[n].T))
 
 
 class _Work:
@@ -365,7 +408,7 @@ def _macs(option: Option) -> int:
 
 def _smaller(split: Split, rank: int) -> bool:
     parameters, macs = split.cost(rank)
-    return parameters < split.layer.parameters and macs < split.layer.macs
+    return parameters < split.layer.parameters and (split.layer.table or macs < split.layer.macs)
 
 
 def _option(split: Split, rank: int) -> Option:

@@ -18,8 +18,11 @@ GOALS = ("rank", "ratio", "energy", "error", "target_parameters", "target_macs")
 
 class LowRank(FittedStep):
     """Replace a linear layer or a convolution by two to five smaller ones in a row, called ``layer.0``, ``layer.1`` ….
+    An embedding becomes a table of shorter rows and a linear layer without bias behind it (Lan et al. 2020,
+    arXiv:1909.11942): for size, not for time, so with ``undo=False`` only.
 
-    A layer that would not have fewer parameters and fewer multiply-accumulates stays as it is.
+    A layer that would not have fewer parameters and fewer multiply-accumulates (an embedding: fewer parameters) stays
+    as it is.
 
     Attributes
     ----------
@@ -41,7 +44,8 @@ class LowRank(FittedStep):
         fitted again for every rank that is looked at; ``auto``, for each layer the one of the first four that loses
         least.
     criterion : ``output`` makes the error of the layer's outputs on calibration samples least (whitened by the Gram
-        matrix of its inputs, Wang et al. 2024, arXiv:2403.07378), ``weight`` that of its weights, without data.
+        matrix of its inputs, Wang et al. 2024, arXiv:2403.07378; the rows of a table by how often they are looked up),
+        ``weight`` that of its weights, without data.
     compensate : each layer also makes up for what those before it lost, from the inputs it has then; by default with
         ``output``, which it needs.
     damping : part of the mean of the Gram matrix's diagonal that is added to it.
@@ -49,7 +53,7 @@ class LowRank(FittedStep):
     samples, batch_size : calibration samples that are read, and how many at a time.
     layers, keep : globs of the layers to factorise and of those to leave alone.
     undo : put back every layer that does not make the artifact faster as a product, and all of them where the whole
-        does not. False where size is the goal, or where a later step decides the time.
+        does not; embeddings are left alone then. False where size is the goal, or where a later step decides the time.
     """
 
     step: Literal["LowRank"] = "LowRank"

@@ -198,6 +198,8 @@ class QuantizationAwareTraining(Training):
             )
         if self.delay > self.epochs or (self.fold_norms or 0) > self.epochs:
             raise SlimlineError(f"delay and fold_norms lie within the {self.epochs} epochs: make them smaller.")
+        if self.compiled:
+            raise SlimlineError("compiled is of networks that train in float: leave it out while their numbers round.")
         if self.reconstruct is not None and (self.delay or self.fold_norms or self.features or self.view or self.ema):
             raise SlimlineError(
                 "delay, fold_norms, features, view and ema are of training the whole network: leave them out with "
