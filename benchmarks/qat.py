@@ -29,13 +29,19 @@ def recipes(quick: bool) -> dict[str, sl.QuantizationAwareTraining]:
 
     def trained(epochs: int, **fields: Any) -> sl.QuantizationAwareTraining:
         return sl.QuantizationAwareTraining(
-            epochs=1 if quick else epochs, batch_size=256, alpha=0.5, overrides=ends, learning_rate=2e-3, **fields
+            epochs=1 if quick else epochs,
+            batch_size=256,
+            alpha=0.5,
+            overrides=ends,
+            learning_rate=2e-3,
+            precision="bfloat16",
+            **fields,
         )
 
     return {
-        "W4A4": trained(6, weights="int4", activations="uint4"),
-        "ternary": trained(8, weights="ternary", activations="float32"),
-        "binary": trained(10, weights="binary", activations="float32"),
+        "W4A4": trained(3, weights="int4", activations="uint4"),
+        "ternary": trained(5, weights="ternary", activations="float32"),
+        "binary": trained(6, weights="binary", activations="float32"),
     }
 
 
