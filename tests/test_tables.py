@@ -153,3 +153,26 @@ def test_a_table_that_is_also_the_output_layer_stays(tmp_path: Path) -> None:
     step = sl.WeightQuantization(dtype="int8", layers=("table",))
     path = sl.export(compressed(model, step, "onnxruntime"), "onnxruntime", tmp_path)
     assert looked_up(path) == []  # the product needs it whole
+
+
+@pytest.mark.parametrize(
+    ("fields", "by"),
+    [
+        ({"overrides": {"table": {"weights": "int4"}}}, "the override of 'table'"),
+        ({"overrides": {"type:embedding": {"weights": "int4"}}, "weights": "int4"}, "the override of 'type:embedding'"),
+        ({"first_layers": "int4"}, "first_layers"),
+    ],
+)
+def test_int4_that_is_asked_of_a_table_is_refused(bag: sl.Model, fields: dict[str, object], by: str) -> None:
+    with pytest.raises(sl.SlimlineError, match=f"table is an embedding, .* let {by} ask int4 of other layers alone"):
+        compressed(bag, sl.StaticQuantization(undo=False, observer="minmax", **fields), "onnxruntime")
+
+
+def test_int4_for_layers_that_multiply_leaves_tables_at_8_bits(bag: sl.Model) -> None:
+    own = {"table": {"weights": "int8"}, "head": {"weights": "int4"}}
+    fields = [{"weights": "int4"}, {"first_layers": "int4", "overrides": own, "keep": ("other",)}]
+    for each in fields:
+        small = compressed(bag, sl.StaticQuantization(undo=False, observer="minmax", **each), "onnxruntime")
+        assert small.quantization is not None
+        formats = small.quantization.weights
+        assert (formats["table.weight"].bits, formats["head.weight"].bits) == (8, 4)

@@ -125,7 +125,49 @@ def test_on_maps_the_projector_is_of_convolutions(framework: str, tmp_path: Path
     sl.export(begun, "onnxruntime", tmp_path / "artifact")
 
 
-def test_maps_of_other_sizes_and_no_maps_are_refused() -> None:
+@pytest.mark.parametrize(("framework", "sides"), [("torch", (6, 5)), ("torch", (2, 2)), ("keras", (6, 5))])
+def test_the_larger_map_is_pooled(framework: str, sides: tuple[int, int]) -> None:
+    """The teacher's map has three by three places; the student's is larger, unequally, or smaller."""
+    student, teacher, x = sided(framework, sides), averaging(framework, 5, 1), images(framework)
+    data = sl.Data(train=(x, LABELS), test=(x, LABELS), overlap="allow")
+    step = sl.TeacherHead(on="map", width=4)
+    begun = handler_of(step).perform(step, student, Context(teacher, data, "")).model
+    learn = sl.Distillation(features=[{"loss": "simkd", "weight": 2.0}], output_weights={begun.output_names[0]: 0.0})
+    (term,) = terms(learn, begun, (teacher,), 0)
+    trainer = begun.adapter.trainer(
+        begun.native, teacher.native, learn, 0, 1, described(begun, (teacher,), learn, data)
+    )
+    trainer.add(term)
+
+    new, other = Inside(begun, "").map, Inside(teacher, "").map
+    assert new is not None and other is not None and (new.size, other.size) == (sides, (3, 3))
+    pair = [
+        torch.tensor(np.moveaxis(observed(model, (tap.name,), x)[0], tap.axis, 1))
+        for model, tap in ((begun, new), (teacher, other))
+    ]
+    smaller = [min(a, 3) for a in sides]
+    one, two = (torch.nn.functional.adaptive_avg_pool2d(each, smaller) for each in pair)
+    losses = [trainer.step(((x,), LABELS), rate) for rate in (0.0, *[1e-2] * 12)]
+    assert losses[0] == pytest.approx(float(2 * ((one - two) ** 2).mean()), rel=1e-4)
+    assert losses[-1] < 0.95 * losses[0]
+
+
+def sided(framework: str, sides: tuple[int, int]) -> sl.Model:
+    """Of images of six by six places a map of three channels and of these sides, its mean, and a linear layer."""
+    kernel = tuple(6 - n + 1 for n in sides)
+    torch.manual_seed(0)
+    if framework == "torch":
+        end = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4)]
+        return sl.load(nn.Sequential(nn.Conv2d(1, 3, kernel), nn.ReLU(), *end).eval(), images("torch")[:2])
+    import keras
+
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((6, 6, 1))
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(3, kernel, activation="relu")(inputs))
+    return sl.load(keras.Model(inputs, keras.layers.Dense(4)(x)))
+
+
+def test_maps_of_other_dimensions_and_no_maps_are_refused() -> None:
     teacher, x = averaging("torch", 5, 1), images("torch")
     step = sl.TeacherHead(on="map")
 
@@ -133,8 +175,9 @@ def test_maps_of_other_sizes_and_no_maps_are_refused() -> None:
         handler_of(step).perform(step, sl.load(student.eval(), x[:2]), Context(teacher, None, ""))
 
     end = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4)]
-    with pytest.raises(sl.SlimlineError, match="6 × 6 places and the teacher's 3 × 3"):
-        begin(nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), *end))
+    volume = [nn.Unflatten(1, (1, 1)), nn.Conv3d(1, 3, (1, 3, 3)), nn.AdaptiveAvgPool3d(1), *end[1:]]
+    with pytest.raises(sl.SlimlineError, match="1 × 4 × 4 places and the teacher's 3 × 3"):
+        begin(nn.Sequential(*volume))
     with pytest.raises(sl.SlimlineError, match="does not read the mean"):
         begin(nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.AdaptiveMaxPool2d(1), *end[1:]))
     with pytest.raises(sl.SlimlineError, match="does not read the mean"):

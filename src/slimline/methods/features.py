@@ -180,18 +180,27 @@ def contexts(xp: Any, student: Any, teacher: Any) -> Any:
         if parts < min(student.shape[1:-1]):
             weight /= 2
             weights += weight
-            total = total + weight * xp.mean((pooled(xp, student, parts) - pooled(xp, teacher, parts)) ** 2)
+            size = (parts,) * (len(student.shape) - 2)
+            total = total + weight * xp.mean((pooled(xp, student, size) - pooled(xp, teacher, size)) ** 2)
     return total / weights
 
 
-def pooled(xp: Any, grid: Any, parts: int) -> Any:
-    """The means of a grid in so many parts of every side, as equal as positions allow; neighbours may overlap."""
-    for axis in range(1, len(grid.shape) - 1):
-        size = grid.shape[axis]
-        bounds = [(i * size // parts, -(-(i + 1) * size // parts)) for i in range(parts)]
-        means = [xp.mean(_part(grid, axis, start, stop), axis=axis) for start, stop in bounds]
-        grid = xp.stack(means, axis=axis)
+def pooled(xp: Any, grid: Any, size: tuple[int, ...]) -> Any:
+    """The means of a grid in so many parts of its sides, as equal as positions allow; neighbours may overlap (adaptive
+    average pooling)."""
+    for axis, parts in enumerate(size, 1):
+        source = grid.shape[axis]
+        if source != parts:
+            bounds = [(i * source // parts, -(-(i + 1) * source // parts)) for i in range(parts)]
+            means = [xp.mean(_part(grid, axis, start, stop), axis=axis) for start, stop in bounds]
+            grid = xp.stack(means, axis=axis)
     return grid
+
+
+def on_smaller(xp: Any, first: Any, second: Any) -> tuple[Any, Any]:
+    """Two grids ``(batch, *size, channels)``, each pooled along the sides along which it is the larger one."""
+    size = tuple(min(pair) for pair in zip(first.shape[1:-1], second.shape[1:-1], strict=True))
+    return pooled(xp, first, size), pooled(xp, second, size)
 
 
 def resized(xp: Any, grid: Any, size: tuple[int, ...]) -> Any:

@@ -143,8 +143,9 @@ def check_dynamic(runtime: Runtime, model: Model | None = None) -> None:
     """Refuse a target that makes no grids of activations when it runs, or makes others than `model` has."""
     if not runtime.dynamic:
         others = [name for name in runtimes.names() if runtimes.runtime(name).dynamic]
+        instead = f", as {runtime.dynamic_instead}; or" if runtime.dynamic_instead else ":"
         raise SlimlineError(
-            f"{runtime.name} is given no integers whose ranges are found at run time: choose the target "
+            f"{runtime.name} is given no integers whose ranges are found at run time{instead} choose the target "
             f"{' or '.join(others)}, which has them, or StaticQuantization."
         )
     quantization = None if model is None else model.quantization

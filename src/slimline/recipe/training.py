@@ -103,9 +103,9 @@ class Training(Step):
     view : how teacher and student both see the samples, see `View`; None as they are.
     refresh_batches : batches over which batch-norm statistics are recomputed.
     precision : ``float32``, or ``bfloat16`` for forward and backward passes where the framework has it.
-    compiled : PyTorch compiles student and teachers (`torch.compile`; a C++ compiler has to be there), which takes
-        long before the first step and makes the others faster; of models that PyTorch trains. Keras' step is one
-        compiled graph in any case.
+    compiled : student and teachers become a program each, where the framework makes them one when it is asked (by a C++
+        compiler, which has to be there): that takes long before the first step and makes the others faster. Where a
+        step is compiled in any case it changes nothing.
     cache : folder in which the teacher's outputs are kept by sample, as the teacher sees it; None asks the teacher at
         every step. Not with `features`, which are inside of it, and not with ``alpha=0``, which reads none.
     """

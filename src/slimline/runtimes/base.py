@@ -138,6 +138,8 @@ class Runtime(Protocol):
     ``embedding`` where it stores such layers' weights beside them."""
     dynamic_grid: DynamicGrid = "uint8_per_tensor"
     """The grid of these ranges."""
+    dynamic_instead: str = ""
+    """Where it is told of no such layers, what takes their place, as a clause that goes on behind "as"."""
     short_group: int | None = 32
     """Inputs of an output that share a scale of the int4 weights of such a linear layer; None for all."""
     short_scales: str = "float32"

@@ -132,6 +132,11 @@ class OpenVino(Runtime):
     stores = weights.STORES
     storage = "layers compute in float from weights that are kept as codes, or turned to float32 when it loads the file"
 
+    # Its plugin takes no grids of run time from a file, and multiplies ONNX's DynamicQuantizeLinear in float.
+    dynamic_instead = (
+        "it finds them by itself for weights that are stored in int8 or int4: use WeightQuantization for it"
+    )
+
     def can_store(self, each: Format) -> bool:
         """See `slimline.runtimes.forms.onnx_formats`."""
         return weights.can_store(each)

@@ -366,20 +366,21 @@ def _of_flow(loss: FeatureLoss, taps: Sequence[tuple[Tap, Tap]]) -> Term:
 
 def _of_head(loss: FeatureLoss, student: Inside, teacher: Inside) -> Term:
     """Of what the last linear layers read, where the student's is the teacher's own; of the maps before their mean is
-    taken, where both have such of one size."""
+    taken, where both have such, the larger one pooled to the size of the other."""
     own, other = student.embedding, teacher.embedding
     maps = student.map, teacher.map
-    if maps[0] is not None and maps[1] is not None and maps[0].size == maps[1].size:
+    if maps[0] is not None and maps[1] is not None and len(maps[0].size) == len(maps[1].size):
         own, other = maps
     if loss.layers:
         raise SlimlineError("simkd compares what the last linear layers read: leave layers out.")
-    if own is None or other is None or (own.channels, own.size) != (other.channels, other.size):
+    if own is None or other is None or (own.channels, len(own.size)) != (other.channels, len(other.size)):
         raise SlimlineError("simkd is for a student that ends as its teacher does: put a TeacherHead before it.")
     pair = own, other
 
     def value(xp: Any, mine: Sequence[Any], theirs: Sequence[Any], _: Mapping[str, Any]) -> Any:
         (a, b), (x, y) = pair, (mine[0], theirs[0])
-        return loss.strength * xp.mean((a.read(xp, x) - b.read(xp, y)) ** 2)
+        one, two = features.on_smaller(xp, a.grid(xp, x), b.grid(xp, y))
+        return loss.strength * xp.mean((one - two) ** 2)
 
     return Term((own.name,), (other.name,), value)
 

@@ -23,7 +23,9 @@ class _Handler(Handler[StaticQuantization]):
 
     def check_target(self, step: StaticQuantization, target: str, model: Model) -> None:
         from slimline.steps.quantization.calibration import grid_makers, rules_of
+        from slimline.steps.quantization.choices import refuse_short_tables
 
+        refuse_short_tables(step, model.graph)
         rules_of(step, target, model)
         grid_makers(step, target)
 

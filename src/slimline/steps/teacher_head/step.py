@@ -22,7 +22,8 @@ class TeacherHead(Step):
     ----------
     on : what the projector reads: ``embedding``, what the student's last layer reads, by linear layers, of any network;
         ``map``, the map whose mean over all places that is, by convolutions (1 × 1, 3 × 3, 1 × 1), as published but for
-        the norms: then the loss compares maps. For networks that average over all places, of maps of one size.
+        the norms: then the loss compares maps, the larger one pooled to the size of the smaller (as published, but
+        behind the projector). For networks that average over all places.
     width : of the projector inside; None takes half of what the teacher's last layer reads, as published.
     """
 
