@@ -92,6 +92,20 @@ def crossings(graph: Graph) -> list[Crossing]:
     return _Search(graph).all()
 
 
+def uncrossed(graph: Graph) -> dict[tuple[str, int], list[LayerMatrix]]:
+    """What linear layers read of values that are no crossing: by the value and its one dimension of channels the
+    layers. A product put between them (`slimline.graph.edits.Multiply`) makes one of it."""
+    crossed, readers = {each.value for each in crossings(graph)}, graph.consumers()
+    read: dict[tuple[str, int], list[LayerMatrix]] = {}
+    for layer in matrices(graph):
+        axes = layer.channel_axes
+        if layer.kernel or layer.input in crossed or layer.node in graph.idle or axes is None or len(axes) != 1:
+            continue
+        if len(readers[layer.weight]) == 1 and layer.weight not in graph.outputs:
+            read.setdefault((layer.input, axes[0]), []).append(layer)
+    return read
+
+
 def _times(layer: LayerMatrix, weight: Array, factors: Array) -> Array:
     return layer.tensor(layer.matrix(weight) * factors, weight.shape)
 

@@ -75,6 +75,23 @@ class Subtract:
 
 
 @dataclass(frozen=True)
+class Multiply:
+    """Layers read a value times numbers of its channels, one product for all of them; the numbers train as biases do.
+
+    Attributes
+    ----------
+    readers : by the value, what the layers make that read the product instead; whatever else reads the value still
+        does.
+    numbers : by the value one for each position of one of its dimensions, ``(channels,)``.
+    axes : by the value that dimension.
+    """
+
+    readers: Mapping[str, Sequence[str]]
+    numbers: Mapping[str, Array]
+    axes: Mapping[str, int]
+
+
+@dataclass(frozen=True)
 class Compute:
     """Values are another function of one value now, and what only served to make them is gone.
 
@@ -237,6 +254,7 @@ Edit = (
     | Silence
     | Threshold
     | Subtract
+    | Multiply
     | Compute
     | PutTensors
     | Tie
@@ -255,6 +273,7 @@ __all__ = [
     "FoldNorms",
     "LearnRounding",
     "Mask",
+    "Multiply",
     "Narrow",
     "PoolInput",
     "PutTensors",

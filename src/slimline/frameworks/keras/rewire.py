@@ -8,11 +8,13 @@ from typing import Any
 
 import keras
 from keras import layers as L
+from keras.src.ops import numpy as numpy_ops
 
 from slimline.basics.errors import SlimlineError
 from slimline.frameworks.keras.functional import Call, calls, input_name, rebuild, variables
 from slimline.frameworks.keras.rewrite import Copier, copier, parameters
-from slimline.graph.edits import PoolInput
+from slimline.frameworks.keras.weight import Weight
+from slimline.graph.edits import Multiply, PoolInput
 
 _FUNCTIONS: Mapping[str, Callable[[str, Any], Any]] = {
     "relu": lambda name, dtype: L.ReLU(name=name, dtype=dtype),
@@ -137,6 +139,32 @@ def truncate(native: keras.Model, thresholds: Mapping[str, float]) -> keras.Mode
         return lambda name: L.ReLU(threshold=float(threshold), name=f"{name}.truncated")
 
     return _after(native, {name: cut(t) for name, t in thresholds.items()})
+
+
+def multiply(native: keras.Model, edit: Multiply) -> keras.Model:
+    """A copy in which layers read a value times a `Weight`, called ``factors`` of the layer that reads it first."""
+    _check(native, [*edit.readers, *(made for readers in edit.readers.values() for made in readers)])
+    copy = copier(native)
+    source_of = {made: source for source, readers in edit.readers.items() for made in readers}
+    products: dict[str, Any] = {}
+
+    def visit(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        source = next((source_of[name] for name in call.names if name in source_of), None)
+        if source is None:
+            return copy(call, args, kwargs)
+        x, *others = args
+        if source not in products:
+            numbers, axis, own = edit.numbers[source], edit.axes[source], _plain(call.name)
+            shape = (-1, *[1] * (len(x.shape) - 1 - axis))
+            weight = Weight((len(numbers),), name=f"{own}.factors", dtype=call.operation.dtype_policy)
+            factors = weight(x)
+            weight.set_weights([numbers])
+            if len(shape) > 1:
+                factors = numpy_ops.Reshape(shape, name=f"{own}.shaped")(factors)
+            products[source] = numpy_ops.Multiply(name=f"{own}.product")(x, factors)
+        return copy(call, (products[source], *others), kwargs)
+
+    return rebuild(native, visit)
 
 
 def _after(native: keras.Model, layers: Mapping[str, Callable[[str], Any]]) -> keras.Model:

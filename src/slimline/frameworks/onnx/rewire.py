@@ -9,9 +9,12 @@ import onnx_ir as ir
 
 from slimline.basics.errors import SlimlineError
 from slimline.frameworks.base import Array
+from slimline.frameworks.onnx.cut import reading
 from slimline.frameworks.onnx.native import Editor, Native
+from slimline.frameworks.onnx.operators import layer
 from slimline.frameworks.onnx.rewrite import place_of
-from slimline.graph.edits import PoolInput
+from slimline.frameworks.onnx.run import outline
+from slimline.graph.edits import Multiply, PoolInput
 
 
 def rewire(native: Native, instead: Mapping[str, str], example: tuple[Array, ...]) -> Native:
@@ -101,14 +104,38 @@ def truncate(native: Native, thresholds: Mapping[str, float]) -> Native:
     return _after(native, {name: cut(t) for name, t in thresholds.items()})
 
 
+def multiply(native: Native, edit: Multiply, example: tuple[Array, ...]) -> Native:
+    """A copy in which layers read a value times stored numbers, called ``factors`` of the first layer; it is run once
+    on `example` to prove that it runs."""
+    editor = Editor(native)
+    sources = editor.named(edit.readers)
+    outlines = _outlines(native, example)
+    order = {node: position for position, node in enumerate(editor.graph)}
+    for name, made in edit.readers.items():
+        first, *others = sorted((reading(editor, output) for output in made), key=order.__getitem__)
+        rank, kind = outlines[name]
+        numbers = edit.numbers[name].astype(kind).reshape(-1, *[1] * (rank - 1 - edit.axes[name]))
+        factors = editor.constant(numbers, f"{layer(first)}.factors")
+        product = editor.insert(first, "Mul", [sources[name], factors])
+        for node in (first, *others):
+            node.replace_input_with(0, product)
+    result = editor.done()
+    result.session(example)
+    return result
+
+
 Insert = Callable[[Editor, ir.Value, ir.Node], ir.Value]
 
 
 def _kinds(native: Native, example: tuple[Array, ...]) -> dict[str, str]:
-    from slimline.frameworks.onnx.run import outline
+    return {name: kind for name, (_, kind) in _outlines(native, example).items()}
 
-    dtypes = {name: value.dtype for name, value in outline(native.model, example).items()}
-    return dtypes | {str(v.name): x.dtype.name for v, x in zip(native.model.graph.inputs, example, strict=True)}
+
+def _outlines(native: Native, example: tuple[Array, ...]) -> dict[str, tuple[int, str]]:
+    """Dimensions and dtype of every value, inputs too."""
+    computed = {name: (len(value.shape), value.dtype) for name, value in outline(native.model, example).items()}
+    inputs = zip(native.model.graph.inputs, example, strict=True)
+    return computed | {str(value.name): (x.ndim, x.dtype.name) for value, x in inputs}
 
 
 def _after(native: Native, inserts: Mapping[str, Insert]) -> Native:

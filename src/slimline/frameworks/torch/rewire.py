@@ -12,7 +12,7 @@ from slimline.basics.errors import SlimlineError
 from slimline.frameworks.base import Array
 from slimline.frameworks.torch.native import Native, shapes_of, tensors, to_tensors
 from slimline.frameworks.torch.operators import aten
-from slimline.graph.edits import PoolInput, Subtract
+from slimline.graph.edits import Multiply, PoolInput, Subtract
 
 Insert = Callable[[fx.Graph, fx.Node], fx.Node]
 _FUNCTIONS = {
@@ -113,30 +113,66 @@ def subtract(native: Native, edit: Subtract, example: tuple[Array, ...]) -> Nati
     result = copy.deepcopy(native)
     nodes = named(result, [*edit.numbers, *(source for source, _ in edit.numbers.values())])
     shapes = shapes_of(native, {source for source, _ in edit.numbers.values()}, example)
-    first = next(node for node in result.graph.nodes if node.op not in ("placeholder", "get_attr"))
     for made, (source, numbers) in edit.numbers.items():
-        node, value = nodes[made], nodes[source]
-        weight = next(n for n in node.all_input_nodes if n.op == "get_attr")
-        owner = result.get_submodule(str(weight.target).rpartition(".")[0])
-        leaf = "threshold"
-        while hasattr(owner, leaf):
-            leaf += "_"
-        like = result.get_parameter(str(weight.target))
-        owner.register_parameter(leaf, nn.Parameter(torch.tensor(numbers, dtype=like.dtype, device=like.device)))
-        with result.graph.inserting_before(first):
-            number = result.graph.get_attr(f"{str(weight.target).rpartition('.')[0]}.{leaf}".lstrip("."))
-        with result.graph.inserting_before(node):
-            if following := len(shapes[source]) - 1 - edit.axes.get(made, len(shapes[source]) - 1):
-                number = result.graph.call_function(aten.view.default, (number, [-1, *[1] * following]))
-            above = result.graph.call_function(aten.sub.Tensor, (value, number))
-        for new in (number, above):
-            new.meta = {key: node.meta[key] for key in ("nn_module_stack",) if key in node.meta}
-        node.update_arg(0, above)
-    result.graph.lint()
-    result.recompile()
+        node, rank = nodes[made], len(shapes[source])
+        number = _beside(result, node, "threshold", numbers, rank - 1 - edit.axes.get(made, rank - 1))
+        node.update_arg(0, _called(result, node, aten.sub.Tensor, nodes[source], number))
+    return _proven(result, example)
+
+
+def multiply(native: Native, edit: Multiply, example: tuple[Array, ...]) -> Native:
+    """A copy in which layers read a value times numbers that train, beside the first one's weight and called
+    ``factors``."""
+    result = copy.deepcopy(native)
+    nodes = named(result, [*edit.readers, *(made for readers in edit.readers.values() for made in readers)])
+    shapes = shapes_of(native, set(edit.readers), example)
+    order = {node: position for position, node in enumerate(result.graph.nodes)}
+    for source, readers in edit.readers.items():
+        first, *others = sorted((nodes[made] for made in readers), key=order.__getitem__)
+        following = len(shapes[source]) - 1 - edit.axes[source]
+        number = _beside(result, first, "factors", edit.numbers[source], following)
+        product = _called(result, first, aten.mul.Tensor, nodes[source], number)
+        for node in (first, *others):
+            node.update_arg(0, product)
+    return _proven(result, example)
+
+
+def _beside(native: Native, layer: fx.Node, leaf: str, numbers: Array, following: int) -> fx.Node:
+    """Numbers that train, stored beside the weight of a layer and called `leaf` or much like it, with as many more
+    dimensions behind them."""
+    weight = next(node for node in layer.all_input_nodes if node.op == "get_attr")
+    path, _, name = str(weight.target).rpartition(".")
+    owner = native.get_submodule(path)
+    like = getattr(owner, name)
+    while hasattr(owner, leaf):
+        leaf += "_"
+    owner.register_parameter(leaf, nn.Parameter(torch.tensor(numbers, dtype=like.dtype, device=like.device)))
+    first = next(node for node in native.graph.nodes if node.op not in ("placeholder", "get_attr"))
+    with native.graph.inserting_before(first):
+        number = native.graph.get_attr(f"{path}.{leaf}".lstrip("."))
+    number.meta = _place(layer)
+    return _called(native, layer, aten.view.default, number, [-1, *[1] * following]) if following else number
+
+
+def _called(native: Native, layer: fx.Node, operator: Callable[..., object], *args: object) -> fx.Node:
+    """A new operator in front of a layer, as part of it."""
+    with native.graph.inserting_before(layer):
+        node = native.graph.call_function(operator, args)  # type: ignore[arg-type]
+    node.meta = _place(layer)
+    return node
+
+
+def _place(layer: fx.Node) -> dict[str, object]:
+    return {key: layer.meta[key] for key in ("nn_module_stack",) if key in layer.meta}
+
+
+def _proven(native: Native, example: tuple[Array, ...]) -> Native:
+    """An edited model, run once on `example` to prove that it runs."""
+    native.graph.lint()
+    native.recompile()
     with torch.no_grad():
-        result(*to_tensors(example))
-    return result
+        native(*to_tensors(example))
+    return native
 
 
 def _after(native: Native, inserts: Mapping[str, Insert]) -> Native:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from slimline.graph.crossings import Crossing, crossings
+from slimline.graph.crossings import Crossing, crossings, uncrossed
+from slimline.graph.edits import Multiply
 from slimline.graph.ir import Graph
 from slimline.graph.matrix import LayerMatrix, matrices
 from slimline.methods.equalization import clipped_normal_mean, equal_scales, smoothing_scales
 from slimline.model import Model
+from slimline.recipe.layers import selected
 from slimline.steps.channel_scaling import divided
+from slimline.steps.quantization.choices import Choices
 from slimline.steps.quantization.relus import absorbed, unclipped
 from slimline.steps.quantization.step import StaticQuantization
 
@@ -30,7 +34,7 @@ def prepared(model: Model, step: StaticQuantization, batches: Sequence[tuple[Arr
     batches : calibration inputs of the model.
     """
     if step.smooth is not None:
-        model = smoothed(model, step.smooth, batches)
+        model = smoothed(with_products(model, step), step.smooth, batches)
     if step.equalize and step.unclip:
         model = unclipped(model, step.unclip, batches)
     return absorbed(model, batches) if step.absorb_bias else model
@@ -76,6 +80,28 @@ def equalized(model: Model) -> tuple[Model, dict[str, Array]]:
     return scaled, {second.weight: divisors[crossing.value] for crossing, _, second in every}
 
 
+def with_products(model: Model, step: StaticQuantization) -> Model:
+    """The same function with a product by ones before linear layers that are to compute in integers, where nothing
+    before them can be divided; layers that read the same value share one. `smoothed` finds the numbers.
+    """
+    graph, choices, reduced = model.graph, Choices.of(step, model.graph), _reduced(model.graph)
+    readers, numbers, axes = dict[str, list[str]](), dict[str, Array](), dict[str, int]()
+    for (value, axis), layers in uncrossed(graph).items():
+        own = [
+            each.output
+            for each in layers
+            if selected((each.layer,), step.layers, step.keep, graph.types)
+            and choices.of_layers((each.layer,)).type != "float32"
+        ]
+        # OpenVINO 2026.4 multiplies what a reduction leaves by numbers of other channels.
+        if own and value not in readers and value not in reduced:
+            readers[value], axes[value] = own, axis
+            numbers[value] = np.ones(graph.values[value].shape[axis], np.float32)
+    if not readers:
+        return model
+    return replace(model, native=model.edit(Multiply(readers, numbers, axes)))
+
+
 def smoothed(model: Model, strength: float, batches: Sequence[tuple[Array, ...]]) -> Model:
     """The same function with less uneven channels in the values that only layers with weights read (SmoothQuant).
 
@@ -104,6 +130,16 @@ def smoothed(model: Model, strength: float, batches: Sequence[tuple[Array, ...]]
             read = np.maximum(read, _most(reader.matrix(weights[reader.weight]), channel, each.channels))
         scales.append((each, each.alike(smoothing_scales(largest[each.value], read, strength))))
     return divided(model, scales, "smooth")
+
+
+def _reduced(graph: Graph) -> set[str]:
+    """The values that reductions make, and what is computed of one of them element by element."""
+    reduced, stored = set[str](), frozenset(graph.parameters)
+    for node in graph.nodes:
+        computed = [name for name in node.inputs if name is not None and name not in stored]
+        if node.kind == "reduce" or (node.kind == "elementwise" and reduced.intersection(computed)):
+            reduced.update(node.outputs)
+    return reduced
 
 
 def _numbers(crossing: Crossing, second: LayerMatrix) -> tuple[Array, Array, int]:

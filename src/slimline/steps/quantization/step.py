@@ -59,9 +59,10 @@ class StaticQuantization(Step):
         it and given to the bias of the layer that reads it, so that the rest takes less of its grid (Nagel et al. 2019,
         who take it from batch norms); not where that layer pads with zeros.
     smooth : let weights take over what is uneven in the channels that they read, which changes no answer: a channel is
-        divided in the norm, layer or product that makes it by ``max|x|^smooth / max|w|^(1 - smooth)``. For transformers
-        with norms first, where a few channels are a hundred times the others (SmoothQuant, Xiao et al. 2022,
-        arXiv:2211.10438, which takes 0.5); where something else reads the value too, it stays. None does nothing.
+        divided in the norm, layer or product that makes it by ``max|x|^smooth / max|w|^(1 - smooth)``, or where that
+        cannot be, as something else reads the value too or a GELU makes it, in a product of its own before the linear
+        layers that read it. For transformers, where a few channels are a hundred times the others (SmoothQuant, Xiao et
+        al. 2022, arXiv:2211.10438, which takes 0.5). None does nothing.
     bias_correction : let the bias of each layer make up for what the rounding of its weights does to the mean of its
         output; the mean of its input is that of the calibration samples (``empirical``), or what the batch norm before
         it says (``analytic``; layers without one are left as they are).
