@@ -58,6 +58,8 @@ class Row:
     output_error: float | None = None
     peak_bytes: int | None = None
     cpu_seconds: float | None = None
+    perplexity: float | None = None
+    tokens_per_second: float | None = None
 
 
 @dataclass(frozen=True)
@@ -277,11 +279,13 @@ _COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "tool": ("tool", str),
     "recipe": ("recipe", str),
     "accuracy": ("accuracy", lambda v: f"{100 * v:.2f} %"),
+    "perplexity": ("perplexity", lambda v: f"{v:.2f}"),
     "agreement": ("agreement", lambda v: f"{100 * v:.2f} %"),
     "output_error": ("of the outputs lost", lambda v: f"{100 * v:.2f} %"),
     "drop": ("drop, points", lambda v: f"{100 * v:.2f}"),
     "bound": ("at most (95 %)", lambda v: f"{100 * v:.2f}"),
     "median_ms": ("median", lambda v: f"{v:.3f} ms"),
+    "tokens_per_second": ("tokens a second", lambda v: f"{v:,.0f}"),
     "speedup": ("faster", lambda v: f"{v:.2f}×"),
     "file_bytes": ("file", lambda v: f"{v / 1000:,.0f} kB"),
     "size_ratio": ("smaller", lambda v: f"{v:.1f}×"),

@@ -6,7 +6,7 @@ and never enter the project's environment:
     pip install --no-deps --target /tmp/peers nncf pydot ninja ai-edge-quantizer litert-lm-builder immutabledict
 
 Each is used as its documentation shows it for static INT8 on a CPU: integer weights per channel and its own default
-ranges.
+ranges. `compressed_openvino` and `matmul_nbits` store weights alone in few bits.
 """
 
 from __future__ import annotations
@@ -142,6 +142,46 @@ def _named(name: str, index: int) -> Any:
     entry = schema.TensorMapT()
     entry.name, entry.tensorIndex = name, int(index)
     return entry
+
+
+def compressed_openvino(source: Path, target: Path, samples: Samples, bits: int, group: int, **more: Any) -> None:
+    """NNCF's `compress_weights`: symmetric integers of `bits` in blocks of `group`, embeddings and the last layer in
+    INT8, as it leaves them by itself. Its GPTQ takes weights ``(outputs, inputs)`` alone, so all are laid so first."""
+    nncf = peer("nncf", "nncf pydot ninja")
+    import openvino as ov
+    from openvino import opset13
+    from openvino.utils import replace_node
+
+    model = ov.Core().read_model(source)
+    for node in model.get_ordered_ops():
+        if node.get_type_name() != "MatMul" or node.get_attributes()["transpose_b"]:
+            continue
+        weight = node.input_value(1).get_node()
+        if weight.get_type_name() == "Constant" and weight.data.ndim == 2:
+            turned = opset13.constant(np.ascontiguousarray(weight.data.T))
+            product = opset13.matmul(node.input_value(0), turned, node.get_attributes()["transpose_a"], True)
+            product.set_friendly_name(node.get_friendly_name())
+            replace_node(node, product)
+    ((name, rows),) = samples.items()
+    compressed = nncf.compress_weights(
+        model,
+        mode=nncf.CompressWeightsMode[f"INT{bits}_SYM"],
+        group_size=group,
+        dataset=nncf.Dataset([{name: row[None]} for row in rows]) if more else None,
+        subset_size=len(rows),
+        **more,
+    )
+    ov.save_model(compressed, target, compress_to_fp16=False)
+
+
+def matmul_nbits(source: Path, target: Path, group: int) -> None:
+    """ONNX Runtime's `MatMulNBitsQuantizer`: symmetric INT4 in blocks of `group`, to nearest."""
+    import onnx
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    quantizer = MatMulNBitsQuantizer(onnx.load(source), block_size=group, is_symmetric=True, accuracy_level=4)
+    quantizer.process()
+    quantizer.model.save_model_to_file(str(target), use_external_data_format=False)
 
 
 def executorch(network: Any, target: Path, samples: Samples, transformer: bool = False) -> None:

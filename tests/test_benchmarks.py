@@ -113,6 +113,16 @@ def test_embeddings_are_compared_by_their_nearest_neighbour(targets: ModuleType)
     assert near.scores(points).argmax(1).tolist() == [1, 0, 3, 2]
 
 
+def test_perplexity_is_that_of_each_token_by_those_before_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(COMMON.parent))
+    smollm = importlib.import_module("smollm")
+    rng = np.random.default_rng(0)
+    ids, table = rng.integers(0, 7, (3, 5)), torch.from_numpy(rng.normal(size=(7, 7)).astype(np.float32))
+    artifact = sl.export(sl.load(nn.Embedding.from_pretrained(table), (ids[:2],)), "onnxruntime", tmp_path)
+    loss = nn.functional.cross_entropy(table[ids[:, :-1]].flatten(0, 1), torch.from_numpy(ids[:, 1:]).flatten())
+    assert smollm.perplexity(artifact, "onnxruntime", ids) == pytest.approx(float(loss.exp()), rel=1e-4)
+
+
 def test_what_work_costs(common: ModuleType) -> None:
     cost = common.Cost()
     held = np.ones(2**23)  # 64 MB

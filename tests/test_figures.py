@@ -121,6 +121,24 @@ def photographs() -> list[str]:
     return lines
 
 
+def language() -> list[str]:
+    """The rows of the table of a language model in docs/quantization.md; none where it was not measured."""
+    if not (RESULTS / "smollm.json").exists():
+        return []
+    of = {(r["target"], r["tool"], r["recipe"], r["case"].rpartition(", ")[2]): r for r in rows("smollm")}
+    lines = []
+    for (target, tool, recipe, length), r in of.items():
+        if length != "256 tokens":
+            continue
+        one = of[target, tool, recipe, "1 token"]
+        cells = [f"`{target}`", f"{tool}, {recipe}", f"{r['perplexity']:.1f}", f"{r['file_bytes'] / 1e6:.0f} MB"]
+        cells += [f"{each['tokens_per_second']:.0f}, {times(each['speedup'])}" for each in (one, r)]
+        cells.append("" if r["cpu_seconds"] is None else f"{r['cpu_seconds']:.0f} s")
+        cells.append("" if r["peak_bytes"] is None else f"{r['peak_bytes'] / 1e6:,.0f} MB")
+        lines.append(" ".join(f"| {' | '.join(cells)} |".split()))
+    return lines
+
+
 def recurrent() -> str:
     """The sentence on an LSTM in docs/quantization.md."""
     of = {(r["tool"], r["batch"]): r for r in rows("dynamic_lstm")}
@@ -223,7 +241,7 @@ def claims() -> dict[str, list[str]]:
         "docs/certificates.md": false_rates(),
         "docs/targets.md": side_by_side(),
         "docs/low_rank.md": products(),
-        "docs/quantization.md": [*photographs(), recurrent()],
+        "docs/quantization.md": [*photographs(), *language(), recurrent()],
         "docs/sparsity.md": [f"90 % zeros is {_gzip():.1f} times smaller"],
         "docs/sparse-training.md": [
             f"(digits, {training('none')} right), half of every width cut at once leaves {training('no training')} "

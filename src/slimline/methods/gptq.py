@@ -51,20 +51,20 @@ def gptq(weight: Array, h: Array, nearest: Nearest, keep: Array | None = None, b
     """
     order = np.argsort(-np.diagonal(h), kind="stable")
     upper = linalg.cholesky(inverse(h[np.ix_(order, order)]), lower=False)
-    w = np.array(weight, np.float64)[:, order]
+    w = np.array(weight.T[order], np.float64)  # an input's weights lie side by side
     rounded = np.empty_like(w)
     n = len(order)
     for start in range(0, n, block):
         stop = min(start + block, n)
-        errors = np.empty((len(w), stop - start))
+        errors = np.empty((stop - start, w.shape[1]))
         for j in range(start, stop):
-            value = nearest(w[:, j : j + 1], order[j : j + 1])[:, 0]
-            rounded[:, j] = value if keep is None else np.where(keep[:, order[j]], value, 0.0)
-            errors[:, j - start] = (w[:, j] - rounded[:, j]) / upper[j, j]
-            w[:, j + 1 : stop] -= errors[:, j - start, None] * upper[j, j + 1 : stop]
-        w[:, stop:] -= errors @ upper[start:stop, stop:]
-    result = np.empty_like(rounded)
-    result[:, order] = rounded
+            value = nearest(w[j : j + 1].T, order[j : j + 1])[:, 0]
+            rounded[j] = value if keep is None else np.where(keep[:, order[j]], value, 0.0)
+            errors[j - start] = (w[j] - rounded[j]) / upper[j, j]
+            w[j + 1 : stop] -= upper[j, j + 1 : stop, None] * errors[j - start]
+        w[stop:] -= upper[start:stop, stop:].T @ errors
+    result = np.empty(weight.shape)
+    result[:, order] = rounded.T
     return result
 
 
@@ -87,20 +87,20 @@ def sweeps(
     """
     order = np.argsort(-np.diagonal(h), kind="stable")
     h = h[np.ix_(order, order)]
-    current, w = (np.array(x, np.float64)[:, order] for x in (rounded, weight))
-    gradient = (current - w) @ h
+    current, w = (np.array(x.T[order], np.float64) for x in (rounded, weight))  # an input's weights lie side by side
+    gradient = h @ (current - w)
     for _ in range(n):
         for start in range(0, len(order), block):
             stop = min(start + block, len(order))
-            before, own = current[:, start:stop].copy(), gradient[:, start:stop].copy()
+            before, own = current[start:stop].copy(), gradient[start:stop].copy()
             for j in range(start, stop):
                 at = slice(j, j + 1)
-                value = nearest(current[:, at] - own[:, j - start, None] / h[j, j], order[at])[:, 0]
+                value = nearest((current[at] - own[j - start] / h[j, j]).T, order[at])[:, 0]
                 if keep is not None:
                     value = np.where(keep[:, order[j]], value, 0.0)
-                own += (value - current[:, j])[:, None] * h[j, start:stop]
-                current[:, j] = value
-            gradient += (current[:, start:stop] - before) @ h[start:stop]
-    result = np.empty_like(current)
-    result[:, order] = current
+                own += h[start:stop, j, None] * (value - current[j])
+                current[j] = value
+            gradient += h[:, start:stop] @ (current[start:stop] - before)
+    result = np.empty(weight.shape)
+    result[:, order] = current.T
     return result

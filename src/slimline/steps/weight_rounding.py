@@ -100,14 +100,14 @@ class WeightRounding:
         count = np.arange(each.scale.size).reshape(each.scale.shape)
         blocks = self._in_matrix(count, each)[:, 0]  # the same for all outputs, but for where they begin
         h = [damped(second, self.damping) for second in self.gram.second]
-        parts = [(g, at) for g, own in enumerate(blocks) for at in _alike(own)]
+        parts = [(g, at, h[g][at][:, at]) for g, own in enumerate(blocks) for at in _alike(own)]
 
         def energy(error: Array) -> Array:
             matrix = layer.matrix(error)
-            cost = np.empty(matrix.shape, np.float64)
-            for group, at in parts:
+            cost = layer.matrix(np.empty(error.shape, np.float64))
+            for group, at, second in parts:
                 own = matrix[group][:, at]
-                cost[group][:, at] = own * (own @ h[group][np.ix_(at, at)])
+                cost[group][:, at] = own * (own @ second)
             return layer.tensor(cost, error.shape)
 
         return energy
@@ -133,14 +133,15 @@ class WeightRounding:
                 steps = np.asarray(scale[group], np.float64)
                 refined = adaround(weight[group], h, steps, each.low - zero[group], each.high - zero[group], own)
             else:
-                code = nearest_of(each, scale[group], zero[group])
+                code = nearest_of(each, *(np.asfortranarray(x[group]) for x in (scale, zero)))  # it reads inputs
                 refined = sweeps(weight[group], gptq(weight[group], h, code, own), h, code, own)
             errors = [output_energy((weight[group] - x)[None], h[None])[0] for x in (refined, result[group])]
             result[group] = np.where((errors[0] < errors[1])[:, None], refined, result[group])
         return result
 
 
-def _alike(labels: Array) -> list[Array]:
-    """The positions of each label."""
+def _alike(labels: Array) -> list[Array | slice]:
+    """The positions of each label; a run of them as a slice, whose columns need no copy."""
     order = np.argsort(labels, kind="stable")
-    return np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
+    parts = np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
+    return [slice(at[0], at[-1] + 1) if at[-1] - at[0] == len(at) - 1 else at for at in parts]

@@ -10,7 +10,7 @@ import torch
 
 import slimline as sl
 from slimline.basics.errors import SlimlineError
-from slimline.frameworks.onnx.run import Session, part
+from slimline.frameworks.onnx.run import Session, light, part, whole
 from slimline.graph.cuts import Cut, readers
 from slimline.graph.edits import FoldNorms, Narrow, PutTensors, Replace, Rewire, Round, Silence, Threshold
 from slimline.graph.matrix import matrices
@@ -175,12 +175,31 @@ def test_a_part_of_a_model_holds_what_its_outputs_need_and_nothing_else() -> Non
     loaded = sl.load(tokens("u = Relu(t)"))
     stored = loaded.parameters()
     first = part(loaded.native.model, ["u"])
-    assert {t.name for t in first.graph.initializer} == {"first_w", "first_b"}
+    assert {t.name for t in first.proto.graph.initializer} == {"first_w", "first_b"}
     answer = np.maximum(T @ stored["first_w"] + stored["first_b"], 0)
     assert np.allclose(Session(first)([T])[0], answer, atol=1e-5)
     behind = part(loaded.native.model, ["y"], {"u": answer})
-    assert [t.name for t in behind.graph.initializer] == ["last_w"]
+    assert [t.name for t in behind.proto.graph.initializer] == ["last_w"]
     assert np.allclose(Session(behind)([answer])[0], answer @ stored["last_w"], atol=1e-5)
+
+
+def test_large_tensors_stand_beside_the_message_and_are_not_copied() -> None:
+    rng = np.random.default_rng(0)
+    stored = {"w": rng.normal(size=(192, 128)).astype(np.float32), "b": rng.normal(size=128).astype(np.float32)}
+    proto = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["" : 21]> g (float[N, 192] x) => (float[N, 128] y) '
+        "{ t = MatMul(x, w) \n y = Add(t, b) }"
+    )
+    proto.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in stored.items())
+    rows = rng.normal(size=(3, 192)).astype(np.float32)
+    loaded = sl.load(proto, (rows,))
+    for message in (whole(loaded.native.model), part(loaded.native.model, ["t"])):
+        assert list(message.arrays) == ["w"] and message.proto.ByteSize() < 4096
+        assert np.shares_memory(message.arrays["w"], loaded.parameters()["w"])
+    answers = Session(whole(loaded.native.model))([rows]), Session(light(proto), optimized=False)([rows])
+    for (answer,) in answers:
+        assert np.allclose(answer, rows @ stored["w"] + stored["b"], atol=1e-4)
+    assert not proto.graph.initializer[0].raw_data
 
 
 def test_what_is_observed_is_what_torch_computes() -> None:

@@ -145,6 +145,8 @@ class OnnxAdapter:
         """Where PyTorch trains them, if it is installed; all else is computed on the CPU."""
         from slimline.frameworks.onnx.train import has_torch, torch_adapter
 
+        if wished == "cpu":  # which takes seconds less to say than PyTorch to load
+            return wished
         if has_torch():
             return torch_adapter().device(wished)
         if wished not in (None, "cpu"):

@@ -50,7 +50,18 @@ from slimline.frameworks.onnx.operators import (
     standard,
     stored,
 )
-from slimline.frameworks.onnx.run import Session, evaluate, outline, read_names, reason_of, typed
+from slimline.frameworks.onnx.run import (
+    Message,
+    Session,
+    evaluate,
+    light,
+    opened,
+    outline,
+    read_names,
+    reason_of,
+    typed,
+    whole,
+)
 from slimline.frameworks.onnx.sizes import BATCH as SYMBOL
 from slimline.frameworks.onnx.sizes import Symbols
 
@@ -82,9 +93,11 @@ def canonical(proto: onnx.ModelProto, example: Example | None) -> tuple[Native, 
     NoExample : a size that only an example can tell.
     SlimlineError : a model that does not run, or that another opset would change.
     """
-    original = Session(proto, optimized=False)
+    modern = _modern(proto)
+    message = light(proto)
+    original = Session(message, optimized=False)
     with _consistent():
-        model = ir.from_proto(_modern(proto))
+        model = opened(message if modern is proto else light(modern))
         passes.RemoveInitializersFromInputsPass()(model)
         if model.functions:
             passes.InlinePass()(model)
@@ -95,7 +108,7 @@ def canonical(proto: onnx.ModelProto, example: Example | None) -> tuple[Native, 
         arrays = _example(model.graph, example)
         _bounded(model, arrays)
         if any(node.op_type in ("Loop", "Scan") for node in model.graph.all_nodes()):
-            _ends(proto, arrays)
+            _ends(message, arrays)
         return _resolved(original, model, arrays)
 
 
@@ -173,10 +186,10 @@ def _fits(value: ir.Value, array: Array) -> None:
         )
 
 
-def _ends(proto: onnx.ModelProto, example: Sequence[Array]) -> None:
+def _ends(message: Message, example: Sequence[Array]) -> None:
     """Refuse a model with loops that do not come to an end."""
     try:
-        Session(proto, optimized=False, patience=PATIENCE)(example)
+        Session(message, optimized=False, patience=PATIENCE)(example)
     except SlimlineError as reason:
         if "terminate" not in str(reason):
             raise
@@ -188,12 +201,11 @@ def _ends(proto: onnx.ModelProto, example: Sequence[Array]) -> None:
 
 def _bounded(model: ir.Model, example: Sequence[Array]) -> None:
     """Refuse a model that would compute an absurdly large tensor of its example, as far as shapes tell."""
-    proto = ir.to_proto(model)
+    proto = whole(model).proto
     for value, array in zip(proto.graph.input, example, strict=True):
         del value.type.tensor_type.shape.dim[:]
         for n in array.shape:
             value.type.tensor_type.shape.dim.add().dim_value = n
-    del proto.graph.value_info[:]
     for output in proto.graph.output:
         output.ClearField("type")
     try:
@@ -336,8 +348,12 @@ class _Folder:
     def run(self) -> None:
         """See the class."""
         decided = self._decided()
-        computed = [str(o.name) for node in decided for o in node.outputs if o.name]
-        results = evaluate(self.editor.model, self.probes, computed)
+        sized, alike = (
+            [str(o.name) for node, own in decided.items() for o in node.outputs if o.name and own == which]
+            for which in (True, False)
+        )
+        (same,) = evaluate(self.editor.model, self.probes[:1], alike)
+        results = [same | own for own in evaluate(self.editor.model, self.probes, sized)]
         following = follow.follow(decided, results, follow.PLACES if self.wide else follow.LIMITS)
         for node in decided:
             for output in node.outputs:
@@ -351,14 +367,15 @@ class _Folder:
                 self._target(node)
         passes.RemoveUnusedNodesPass()(self.editor.model)
 
-    def _decided(self) -> dict[ir.Node, None]:
-        """Operators on nothing but sizes and stored tensors, in their order."""
+    def _decided(self) -> dict[ir.Node, bool]:
+        """Operators on nothing but sizes and stored tensors, in their order, and whether on sizes at all."""
         known = set(self.graph.initializers.values())
-        decided: dict[ir.Node, None] = {}
+        decided: dict[ir.Node, bool] = {}
         for node in self.graph:
             plain = standard(node) and node.op_type not in _RANDOM | QUANTIZED and not any(True for _ in nested(node))
             if plain and (node.op_type in ("Shape", "Size") or all(v is None or v in known for v in node.inputs)):
-                decided[node] = None
+                behind = any(decided.get(maker, False) for v in node.inputs if v and (maker := v.producer()))
+                decided[node] = node.op_type in ("Shape", "Size") or behind
                 known.update(node.outputs)
         return decided
 
@@ -368,7 +385,8 @@ class _Folder:
             return
         doubt = following is not None and bool(following.doubted.any())
         same = all(
-            r.shape == first.shape and np.array_equal(r, first, equal_nan=first.dtype.kind == "f") for r in results
+            r is first or (r.shape == first.shape and np.array_equal(r, first, equal_nan=first.dtype.kind == "f"))
+            for r in results
         )
         if same and not doubt:
             sources = [stored(v) for v in node.inputs]
@@ -566,7 +584,7 @@ def _checked(
     original: Session, native: Native, probes: Sequence[tuple[Array, ...]]
 ) -> tuple[Native, tuple[Array, ...]]:
     """A canonical form and its example; refuses one that computes something else at any of the sizes."""
-    own = Session(ir.to_proto(native.model), optimized=False)
+    own = Session(whole(native.model), optimized=False)
     for inputs in probes:
         if not all(map(_alike, original(inputs), own(inputs))):
             raise SlimlineError(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 LARGEST = 2**31 - 2**24
 """Bytes of a protobuf message, and some to spare for what is added to run a part of it."""
+LARGE = 2**16
+"""Bytes from which on a tensor is handed over as an array; no sizes, which shapes are inferred from, are as many."""
 _SEQUENCES = frozenset({"SequenceConstruct", "SequenceEmpty", "SequenceInsert", "SequenceErase", "SplitToSequence",
                         "SequenceMap", "Optional"})  # fmt: skip
 _NUMPY = {"float": "float32", "double": "float64", "float8e4m3fn": "float8_e4m3fn"}
@@ -29,18 +32,34 @@ _DROPS_RELUS = "ReluQuantRewrite"
 """What takes out a Relu before a QuantizeLinear to floats of 8 bits, as if zero were the lowest of them."""
 
 
+@dataclass(frozen=True)
+class Message:
+    """A model, or a part of it, whose large tensors stand beside the message instead of being copied into it.
+
+    Attributes
+    ----------
+    proto : in which they are external tensors of no file.
+    arrays : their numbers, by name.
+    """
+
+    proto: onnx.ModelProto
+    arrays: Mapping[str, Array]
+
+
 class Session:
     """A model, or a part of it, loaded by ONNX Runtime.
 
     Parameters
     ----------
+    model : as a whole message, or one with arrays beside it.
     optimized : whether ONNX Runtime may change the graph.
     patience : seconds that a call may take; None for any time.
     """
 
-    def __init__(self, proto: onnx.ModelProto, optimized: bool = True, patience: float | None = None) -> None:
+    def __init__(self, model: onnx.ModelProto | Message, optimized: bool = True, patience: float | None = None) -> None:
         import onnxruntime
 
+        message = model if isinstance(model, Message) else Message(model, {})
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 4
@@ -49,8 +68,12 @@ class Session:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
         if not optimized:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+            options.add_session_config_entry("session.disable_prepacking", "1")  # it copies, and is for many runs
+        # They share the arrays' memory, and the session does not own them.
+        self._values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in message.arrays.values()]
+        options.add_external_initializers(list(message.arrays), self._values)
         try:
-            content = proto.SerializeToString()
+            content = message.proto.SerializeToString()
             self._session: ort.InferenceSession = onnxruntime.InferenceSession(
                 content, options, providers=["CPUExecutionProvider"], disabled_optimizers=[_DROPS_RELUS]
             )
@@ -115,7 +138,34 @@ def numpy_name(kind: str) -> str:
     return _NUMPY.get(name, name)
 
 
-def part(model: ir.Model, outputs: Sequence[str], sources: Mapping[str, Array] | None = None) -> onnx.ModelProto:
+def light(proto: onnx.ModelProto) -> Message:
+    """A message whose large tensors are taken out of it: it is changed."""
+    arrays = {}
+    for tensor in proto.graph.initializer:
+        large = tensor.name not in arrays and len(tensor.raw_data) >= LARGE
+        if large and _plain(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))):
+            arrays[tensor.name] = onnx.numpy_helper.to_array(tensor)
+            tensor.ClearField("raw_data")
+            _beside(tensor)
+    return Message(proto, arrays)
+
+
+def opened(message: Message) -> ir.Model:
+    """The model of a message, with its arrays."""
+    model = ir.from_proto(message.proto)
+    for name, array in message.arrays.items():
+        model.graph.initializers[name].const_value = ir.tensor(array, name=name)
+    return model
+
+
+def whole(model: ir.Model) -> Message:
+    """All of a model."""
+    graph = model.graph
+    ends = (map(ir.to_proto, values) for values in (graph.inputs, graph.outputs))
+    return _message(model, graph.initializers, map(ir.to_proto, graph), *ends)
+
+
+def part(model: ir.Model, outputs: Sequence[str], sources: Mapping[str, Array] | None = None) -> Message:
     """The part of a model that computes `outputs` from its inputs, or from `sources`, arrays of values by
     their names, the first of them with the batch in front. Nothing else of the model is copied."""
     graph = model.graph
@@ -134,22 +184,60 @@ def part(model: ir.Model, outputs: Sequence[str], sources: Mapping[str, Array] |
             if sources is not None and SIZES in node.output:
                 node.input[0] = next(iter(sources))
             pending += read_names(node)
-    proto = onnx.ModelProto(ir_version=model.ir_version)
+    inputs = (
+        [ir.to_proto(value) for value in graph.inputs]
+        if sources is None
+        else [
+            onnx.helper.make_tensor_value_info(
+                name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), [None] * array.ndim
+            )
+            for name, array in sources.items()
+        ]
+    )
+    ends = [onnx.ValueInfoProto(name=name) for name in outputs]
+    return _message(model, needed, (nodes[node] for node in graph if node in nodes), inputs, ends)
+
+
+def _message(
+    model: ir.Model,
+    needed: Container[str],
+    nodes: Iterable[onnx.NodeProto],
+    inputs: Iterable[onnx.ValueInfoProto],
+    outputs: Iterable[onnx.ValueInfoProto],
+) -> Message:
+    """One of these operators and of the tensors that are `needed`."""
+    proto, arrays = onnx.ModelProto(ir_version=model.ir_version), dict[str, Array]()
     proto.opset_import.extend(onnx.helper.make_opsetid(*pair) for pair in model.opset_imports.items())
     proto.functions.extend(ir.to_proto(function) for function in model.functions.values())
-    proto.graph.name = graph.name or "part"
-    if sources is None:
-        proto.graph.input.extend(ir.to_proto(value) for value in graph.inputs)
-    for name, array in ({} if sources is None else sources).items():
-        kind = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
-        proto.graph.input.append(onnx.helper.make_tensor_value_info(name, kind, [None] * array.ndim))
-    proto.graph.node.extend(nodes[node] for node in graph if node in nodes)
-    for name, value in graph.initializers.items():
-        if name in needed and value.const_value is not None:
-            ir.serde.serialize_tensor_into(proto.graph.initializer.add(), value.const_value)
-            proto.graph.initializer[-1].name = name
-    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
-    return proto
+    proto.graph.name = model.graph.name or "part"
+    proto.graph.input.extend(inputs)
+    proto.graph.node.extend(nodes)
+    for name, value in model.graph.initializers.items():
+        content = value.const_value
+        if name not in needed or content is None:
+            continue
+        tensor = proto.graph.initializer.add()
+        if content.nbytes >= LARGE and _plain(content.dtype.numpy()):
+            tensor.dims.extend(content.shape.numpy())
+            tensor.data_type = content.dtype.value
+            _beside(tensor)
+            arrays[name] = np.ascontiguousarray(content.numpy())
+        else:
+            ir.serde.serialize_tensor_into(tensor, content)
+        tensor.name = name
+    proto.graph.output.extend(outputs)
+    return Message(proto, arrays)
+
+
+def _plain(kind: np.dtype[Any]) -> bool:
+    """Whether numpy itself has such numbers, which ONNX Runtime then takes from its arrays."""
+    return kind.isbuiltin == 1 and kind.kind in "fiu"
+
+
+def _beside(tensor: onnx.TensorProto) -> None:
+    """Say that its numbers are elsewhere."""
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="memory")
 
 
 def read_names(node: onnx.NodeProto) -> list[str]:
@@ -177,14 +265,15 @@ def outline(model: ir.Model, example: Sequence[Array]) -> dict[str, Value]:
     alike = {
         str(n.outputs[0].name): str(n.inputs[0].name) for n in model.graph if n.op_type == _ROUNDING and n.inputs[0]
     }
-    proto = ir.to_proto(model)
-    del proto.graph.output[:], proto.graph.value_info[:]
+    message = whole(model)
+    proto = message.proto
+    del proto.graph.output[:]
     proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
     for k, name in enumerate(names):
         node = onnx.helper.make_node("Shape", [alike.get(name, name)], [f"slimline_shape_{k}"])
         proto.graph.node.append(node)
         proto.graph.output.append(onnx.ValueInfoProto(name=f"slimline_shape_{k}"))
-    session = Session(proto, optimized=False)
+    session = Session(message, optimized=False)
     shapes = session(example, [f"slimline_shape_{k}" for k in range(len(names))])
     return {
         name: Value(name, tuple(int(n) for n in shape), session.types[name])

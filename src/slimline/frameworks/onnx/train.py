@@ -20,7 +20,7 @@ from slimline.frameworks.base import Adapter, Array, Batch, See, Term, Trainer, 
 from slimline.frameworks.onnx.native import Editor, Native, is_standard, reduce_node
 from slimline.frameworks.onnx.operators import attribute, stored
 from slimline.frameworks.onnx.rewrite import replace
-from slimline.frameworks.onnx.run import Session, outline, part
+from slimline.frameworks.onnx.run import Message, Session, outline, part
 
 if TYPE_CHECKING:
     from slimline.frameworks.onnx.trainable import Trainable
@@ -227,10 +227,10 @@ def _refreshed(native: Native, batches: Iterable[Batch]) -> Native:
     seen = 0
     for inputs, _ in batches:
         if session is None:
-            proto, names, shapes = _by_batch(native, inputs)
+            message, names, shapes = _by_batch(native, inputs)
             if not names:
                 return native
-            session = Session(proto)
+            session = Session(message)
             counts = {name: math.prod(shape) // shape[1] for name, shape in shapes.items()}
             rows = len(inputs[0])
         statistics = dict(zip(names, session(inputs, list(names)), strict=True))
@@ -246,7 +246,7 @@ def _refreshed(native: Native, batches: Iterable[Batch]) -> Native:
 
 def _by_batch(
     native: Native, inputs: tuple[Array, ...]
-) -> tuple[Any, dict[str, tuple[str, str]], dict[str, tuple[int, ...]]]:
+) -> tuple[Message, dict[str, tuple[str, str]], dict[str, tuple[int, ...]]]:
     """The model with norms by each batch's own statistics; by value that tells one the tensor it is for and the norm's
     input; shapes of these inputs."""
     editor = Editor(native)
