@@ -158,7 +158,8 @@ class Timed(ABC):
         from slimline.measure.process import tile
 
         few = self.batches[: -(-count // len(self.batches[0][0]))]
-        return tile(tuple(np.concatenate(parts)[:count] for parts in zip(*few, strict=True)), count)
+        rows = [np.concatenate([x[:count] for x in parts])[:count] for parts in zip(*few, strict=True)]
+        return tile(tuple(rows), count)
 
     def batch(self) -> int:
         if not self._batch:

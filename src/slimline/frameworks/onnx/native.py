@@ -13,7 +13,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from slimline.basics.errors import SlimlineError
 from slimline.frameworks.base import Array
 from slimline.frameworks.onnx.operators import is_number, layer, standard
-from slimline.frameworks.onnx.run import Session
+from slimline.frameworks.onnx.run import Session, whole
 
 
 class Native:
@@ -32,7 +32,7 @@ class Native:
     @cached_property
     def session(self) -> Session:
         """It, loaded by ONNX Runtime."""
-        return Session(ir.to_proto(self.model))
+        return Session(whole(self.model))
 
     @property
     def free(self) -> Literal["none", "batch", "sizes"]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,12 +22,25 @@ if TYPE_CHECKING:
 
 LARGEST = 2**31 - 2**24
 """Bytes of a protobuf message, and some to spare for what is added to run a part of it."""
+APART = 2**10
+"""Bytes from which on a weight is handed to ONNX Runtime where it lies, and not as part of a message."""
 _SEQUENCES = frozenset({"SequenceConstruct", "SequenceEmpty", "SequenceInsert", "SequenceErase", "SplitToSequence",
                         "SequenceMap", "Optional"})  # fmt: skip
+_REAL = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16})
+"""Types of weights that ONNX Runtime takes as numpy arrays. Integers, by which shapes are told, stay in messages."""
 _NUMPY = {"float": "float32", "double": "float64", "float8e4m3fn": "float8_e4m3fn"}
 _ROUNDING = "QuantizeLinear"
 _DROPS_RELUS = "ReluQuantRewrite"
 """What takes out a Relu before a QuantizeLinear to floats of 8 bits, as if zero were the lowest of them."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A model, or a part of it, whose message says of its `weights`, those of `APART` bytes and more, only that there
+    are such: a session reads them where they lie, so that many sessions of many copies hold them once."""
+
+    proto: onnx.ModelProto
+    weights: Mapping[str, Array]
 
 
 class Session:
@@ -34,13 +48,16 @@ class Session:
 
     Parameters
     ----------
+    model : a message with all of its weights, or a part.
     optimized : whether ONNX Runtime may change the graph.
     patience : seconds that a call may take; None for any time.
     """
 
-    def __init__(self, proto: onnx.ModelProto, optimized: bool = True, patience: float | None = None) -> None:
+    def __init__(self, model: onnx.ModelProto | Part, optimized: bool = True, patience: float | None = None) -> None:
         import onnxruntime
 
+        held = model if isinstance(model, Part) else Part(model, {})
+        self._weights = held.weights  # ONNX Runtime has no copy of them
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 4
@@ -49,8 +66,12 @@ class Session:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
         if not optimized:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+            # Sizes are read as soon as they can be, after which what they are of need not stay in memory.
+            options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
         try:
-            content = proto.SerializeToString()
+            values = [onnxruntime.OrtValue.ortvalue_from_numpy(x) for x in self._weights.values()]
+            options.add_external_initializers(list(self._weights), values)
+            content = held.proto.SerializeToString()
             self._session: ort.InferenceSession = onnxruntime.InferenceSession(
                 content, options, providers=["CPUExecutionProvider"], disabled_optimizers=[_DROPS_RELUS]
             )
@@ -115,7 +136,12 @@ def numpy_name(kind: str) -> str:
     return _NUMPY.get(name, name)
 
 
-def part(model: ir.Model, outputs: Sequence[str], sources: Mapping[str, Array] | None = None) -> onnx.ModelProto:
+def whole(model: ir.Model) -> Part:
+    """All of a model that its outputs need."""
+    return part(model, [str(value.name) for value in model.graph.outputs])
+
+
+def part(model: ir.Model, outputs: Sequence[str], sources: Mapping[str, Array] | None = None) -> Part:
     """The part of a model that computes `outputs` from its inputs, or from `sources`, arrays of values by
     their names, the first of them with the batch in front. Nothing else of the model is copied."""
     graph = model.graph
@@ -144,12 +170,37 @@ def part(model: ir.Model, outputs: Sequence[str], sources: Mapping[str, Array] |
         kind = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
         proto.graph.input.append(onnx.helper.make_tensor_value_info(name, kind, [None] * array.ndim))
     proto.graph.node.extend(nodes[node] for node in graph if node in nodes)
+    weights: dict[str, Array] = {}
     for name, value in graph.initializers.items():
-        if name in needed and value.const_value is not None:
-            ir.serde.serialize_tensor_into(proto.graph.initializer.add(), value.const_value)
-            proto.graph.initializer[-1].name = name
+        if name not in needed or value.const_value is None:
+            continue
+        tensor = proto.graph.initializer.add()
+        if value.const_value.nbytes < APART or value.const_value.dtype not in _REAL:
+            ir.serde.serialize_tensor_into(tensor, value.const_value)
+        else:
+            array = weights[name] = np.ascontiguousarray(value.const_value.numpy())
+            tensor.data_type = value.const_value.dtype.value
+            tensor.dims.extend(array.shape)
+            _outside(tensor)
+        tensor.name = name
     proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
-    return proto
+    return Part(proto, weights)
+
+
+def apart(proto: onnx.ModelProto) -> Part:
+    """A message whose weights are moved, in place, out of it."""
+    weights: dict[str, Array] = {}
+    for tensor in proto.graph.initializer:
+        if len(tensor.raw_data) >= APART and tensor.data_type in _REAL:
+            weights[tensor.name] = onnx.numpy_helper.to_array(tensor)
+            tensor.ClearField("raw_data")
+            _outside(tensor)
+    return Part(proto, weights)
+
+
+def _outside(tensor: onnx.TensorProto) -> None:
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="weights")
 
 
 def read_names(node: onnx.NodeProto) -> list[str]:
@@ -165,6 +216,13 @@ def read_names(node: onnx.NodeProto) -> list[str]:
 
 def outline(model: ir.Model, example: Sequence[Array]) -> dict[str, Value]:
     """Shape and dtype of every tensor that the graph computes of `example`, by name."""
+    (shapes,) = outlines(model, [example])
+    types = Session(part(model, list(shapes)), optimized=False).types
+    return {name: Value(name, shape, types[name]) for name, shape in shapes.items()}
+
+
+def outlines(model: ir.Model, batches: Sequence[Sequence[Array]]) -> list[dict[str, tuple[int, ...]]]:
+    """Shapes of every tensor that the graph computes of each of the inputs, by name."""
     names = [
         str(output.name)
         for node in model.graph
@@ -177,19 +235,18 @@ def outline(model: ir.Model, example: Sequence[Array]) -> dict[str, Value]:
     alike = {
         str(n.outputs[0].name): str(n.inputs[0].name) for n in model.graph if n.op_type == _ROUNDING and n.inputs[0]
     }
-    proto = ir.to_proto(model)
-    del proto.graph.output[:], proto.graph.value_info[:]
-    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    for k, name in enumerate(names):
-        node = onnx.helper.make_node("Shape", [alike.get(name, name)], [f"slimline_shape_{k}"])
-        proto.graph.node.append(node)
-        proto.graph.output.append(onnx.ValueInfoProto(name=f"slimline_shape_{k}"))
-    session = Session(proto, optimized=False)
-    shapes = session(example, [f"slimline_shape_{k}" for k in range(len(names))])
-    return {
-        name: Value(name, tuple(int(n) for n in shape), session.types[name])
-        for name, shape in zip(names, shapes, strict=True)
-    }
+    every = part(model, names)
+    # Only shapes are outputs: what is an output itself would stay in memory to the end.
+    del every.proto.graph.output[:]
+    told = [f"slimline_shape_{k}" for k in range(len(names))]
+    for name, shape in zip(names, told, strict=True):
+        every.proto.graph.node.append(onnx.helper.make_node("Shape", [alike.get(name, name)], [shape]))
+        every.proto.graph.output.append(onnx.ValueInfoProto(name=shape))
+    session = Session(every, optimized=False)
+    return [
+        {name: tuple(map(int, shape)) for name, shape in zip(names, session(inputs, told), strict=True)}
+        for inputs in batches
+    ]
 
 
 def typed(array: Array, kind: str) -> Array:
