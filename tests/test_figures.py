@@ -121,6 +121,17 @@ def photographs() -> list[str]:
     return lines
 
 
+def post_training() -> list[str]:
+    """The rows of the table of time and memory in docs/quantization.md; none where it was not measured."""
+    if not (RESULTS / "post_training.json").exists():
+        return []
+    return [
+        f"| {r['case']} | `{r['target']}` | {r['tool']}, {r['recipe']} | {r['cpu_seconds']:.1f} s "
+        f"| {r['peak_bytes'] / 1e6:,.0f} MB |"
+        for r in rows("post_training")
+    ]
+
+
 def recurrent() -> str:
     """The sentence on an LSTM in docs/quantization.md."""
     of = {(r["tool"], r["batch"]): r for r in rows("dynamic_lstm")}
@@ -223,7 +234,7 @@ def claims() -> dict[str, list[str]]:
         "docs/certificates.md": false_rates(),
         "docs/targets.md": side_by_side(),
         "docs/low_rank.md": products(),
-        "docs/quantization.md": [*photographs(), recurrent()],
+        "docs/quantization.md": [*photographs(), *post_training(), recurrent()],
         "docs/sparsity.md": [f"90 % zeros is {_gzip():.1f} times smaller"],
         "docs/sparse-training.md": [
             f"(digits, {training('none')} right), half of every width cut at once leaves {training('no training')} "

@@ -62,7 +62,7 @@ def answers_alike(
     known: Sequence[Output] = (),
     spreads: Sequence[float] | None = None,
 ) -> Parity:
-    """How what an artifact answers to `inputs` differs from what its model does (`references`): `artifacts`.
+    """How `artifacts`, an artifact's answers to `inputs`, differ from its model's, `references`.
 
     An integer artifact that differs by more than single roundings is compared once more, with how far the model moves
     by itself: see `echo`, and `slimline.measure.parity.parity`.

@@ -176,6 +176,7 @@ class Timed(ABC):
         start = perf_counter()
         session.outputs(rows)
         runs = min(30, max(3, math.ceil(PROFILE_SECONDS / (perf_counter() - start))))
+        del session  # which would take memory beside those that are profiled
         integer, float_ = (self.runtime.profile(self.path(p), rows, self.threads, runs) for p in ((), None))
         return integer, float_
 
