@@ -121,22 +121,15 @@ def photographs() -> list[str]:
     return lines
 
 
-def language() -> list[str]:
-    """The rows of the table of a language model in docs/quantization.md; none where it was not measured."""
-    if not (RESULTS / "smollm.json").exists():
+def post_training() -> list[str]:
+    """The rows of the table of time and memory in docs/quantization.md; none where it was not measured."""
+    if not (RESULTS / "post_training.json").exists():
         return []
-    of = {(r["target"], r["tool"], r["recipe"], r["case"].rpartition(", ")[2]): r for r in rows("smollm")}
-    lines = []
-    for (target, tool, recipe, length), r in of.items():
-        if length != "256 tokens":
-            continue
-        one = of[target, tool, recipe, "1 token"]
-        cells = [f"`{target}`", f"{tool}, {recipe}", f"{r['perplexity']:.1f}", f"{r['file_bytes'] / 1e6:.0f} MB"]
-        cells += [f"{each['tokens_per_second']:.0f}, {times(each['speedup'])}" for each in (one, r)]
-        cells.append("" if r["cpu_seconds"] is None else f"{r['cpu_seconds']:.0f} s")
-        cells.append("" if r["peak_bytes"] is None else f"{r['peak_bytes'] / 1e6:,.0f} MB")
-        lines.append(" ".join(f"| {' | '.join(cells)} |".split()))
-    return lines
+    return [
+        f"| {r['case']} | `{r['target']}` | {r['tool']}, {r['recipe']} | {r['cpu_seconds']:.1f} s "
+        f"| {r['peak_bytes'] / 1e6:,.0f} MB |"
+        for r in rows("post_training")
+    ]
 
 
 def recurrent() -> str:
@@ -241,7 +234,7 @@ def claims() -> dict[str, list[str]]:
         "docs/certificates.md": false_rates(),
         "docs/targets.md": side_by_side(),
         "docs/low_rank.md": products(),
-        "docs/quantization.md": [*photographs(), *language(), recurrent()],
+        "docs/quantization.md": [*photographs(), *post_training(), recurrent()],
         "docs/sparsity.md": [f"90 % zeros is {_gzip():.1f} times smaller"],
         "docs/sparse-training.md": [
             f"(digits, {training('none')} right), half of every width cut at once leaves {training('no training')} "

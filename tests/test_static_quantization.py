@@ -15,8 +15,8 @@ from slimline.basics.errors import SlimlineError
 from slimline.graph.edits import FoldNorms
 from slimline.graph.ends import first_layers, last_layers
 from slimline.methods.formats import IntegerGrid
+from slimline.model import portions
 from slimline.runtimes.base import runtime
-from slimline.steps.quantization import calibration
 from slimline.steps.quantization.preparation import equalized, pairs
 
 pytest.importorskip("torch")
@@ -85,7 +85,7 @@ def test_activations_are_observed_in_bounded_memory(
         observe(adapter, native, batches, values, noted, *more)
 
     monkeypatch.setattr(type(model.adapter), "observe", watched)
-    monkeypatch.setattr(calibration, "OBSERVED", 1)
+    monkeypatch.setattr(portions, "BYTES", 1)
     after = grids(quantized(model, observer=observer, batch_size=32))
     assert max(seen) == most
     for name, grid in before.items():  # sums in another order

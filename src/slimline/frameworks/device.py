@@ -60,15 +60,20 @@ def using(name: str | None) -> Iterator[None]:
 
 
 @contextmanager
-def on(adapter: Adapter, name: str | None) -> Iterator[str]:
-    """The same, and the device that `adapter` makes of it.
+def on(adapter: Adapter, name: str | None) -> Iterator[None]:
+    """The same, where a device that is wished and that `adapter` does not find is refused before work.
+
+    Where none is wished, or the CPU, nothing is asked: to find devices, ONNX would import PyTorch, which its
+    quantization does without.
 
     Raises
     ------
     SlimlineError : it is not there.
     """
     with using(name):
-        yield adapter.device(wish())
+        if (wished := wish()) not in (None, "cpu"):
+            adapter.device(wished)
+        yield
 
 
 def choose(wished: str | None, counts: Mapping[str, int]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy.stats import norm
+from scipy.special import ndtr
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -57,7 +57,12 @@ def clipped_normal_mean(mean: Array, deviation: Array, low: float, high: float) 
     al. 2019)."""
     mean, deviation = np.asarray(mean, np.float64), np.maximum(np.asarray(deviation, np.float64), 1e-30)
     a, b = (low - mean) / deviation, (high - mean) / deviation
-    below, above = norm.cdf(a), norm.sf(b)
-    inside = mean * (1 - below - above) - deviation * (norm.pdf(b) - norm.pdf(a))
+    below, above = ndtr(a), ndtr(-b)
+    inside = mean * (1 - below - above) - deviation * (_density(b) - _density(a))
     ends = (low * below if np.isfinite(low) else 0.0) + (high * above if np.isfinite(high) else 0.0)
     return np.asarray(inside + ends)
+
+
+def _density(x: Array) -> Array:
+    """Of standard normal numbers."""
+    return np.asarray(np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi))

@@ -21,7 +21,7 @@ from slimline.methods.formats import FloatFormat, IntegerGrid, Scaled, along
 Array = np.ndarray[Any, np.dtype[Any]]
 
 _BINS = 4096  # on each side of zero; at least half of the longer side is in use
-_CHUNK = 2**17  # numbers that are counted at a time, which the processor's cache holds
+_CHUNK = 2**15  # numbers that are counted at a time, which the processor's cache holds
 _AVERAGING = 0.1  # part of a moving average that the latest batch is
 _TRACE = 1e-4  # of a number, where a divergence would be infinite
 _THRESHOLDS = 128  # that `Entropy` tries
@@ -122,7 +122,10 @@ class _Histogram(MinMax):
         for start in range(0, flat.size, _CHUNK):
             part = flat[start : start + _CHUNK]
             zeros = int(np.count_nonzero(part == 0))
-            index = np.floor(part * (1.0 / self.width)).astype(np.int64)
+            scaled = part * (1.0 / self.width)
+            if self.low < 0:  # else the whole part is the floor
+                np.floor(scaled, out=scaled)
+            index = scaled.astype(np.int64)
             index += _BINS
             self.counts += np.bincount(index, minlength=2 * _BINS)
             self.counts[_BINS] -= zeros

@@ -12,6 +12,7 @@ from slimline.basics.errors import SlimlineError
 from slimline.graph.edits import PutTensors
 from slimline.measure.parity import Parity, compare
 from slimline.measure.probes import Arrays, probes
+from slimline.model.portions import answers, batched_inputs
 
 if TYPE_CHECKING:
     from slimline.methods.outputs import Output
@@ -40,13 +41,6 @@ def refuse_other_answers(before: Model, after: Model, what: str) -> None:
             )
 
 
-def batched_inputs(model: Model) -> list[bool]:
-    """Which inputs have a batch that may be of any size."""
-    free = model.adapter.free(model.native)
-    rows = len(model.example[0]) if model.example and model.example[0].ndim else -1
-    return [free != "none" and x.ndim > 0 and len(x) == rows for x in model.example]
-
-
 def finite_answers(model: Model, candidates: Sequence[Arrays]) -> tuple[tuple[np.ndarray, ...], Arrays]:
     """What the model answers to the first of these inputs to which it answers finite numbers; else nothing."""
     for inputs in candidates:
@@ -63,12 +57,12 @@ def answers_alike(
     model: Model,
     inputs: Arrays,
     references: Sequence[np.ndarray],
-    answers: Sequence[np.ndarray],
+    artifacts: Sequence[np.ndarray],
     integer: bool,
     known: Sequence[Output] = (),
     spreads: Sequence[float] | None = None,
 ) -> Parity:
-    """How what an artifact answers to `inputs` differs from what its model does (`references`).
+    """How `artifacts`, an artifact's answers to `inputs`, differ from its model's, `references`.
 
     An integer artifact that differs by more than single roundings is compared once more, with how far the model moves
     by itself: see `echo`, and `slimline.measure.parity.parity`.
@@ -77,10 +71,10 @@ def answers_alike(
     ----------
     known, spreads : see `slimline.measure.parity.compare`.
     """
-    parity = compare(references, answers, integer, known, spreads)
+    parity = compare(references, artifacts, integer, known, spreads)
     if not integer or parity.passed or parity.gross:
         return parity
-    return compare(references, answers, integer, known, spreads, echo(model, inputs))
+    return compare(references, artifacts, integer, known, spreads, echo(model, inputs))
 
 
 def echo(model: Model, inputs: Arrays) -> tuple[np.ndarray, ...]:
@@ -94,4 +88,5 @@ def echo(model: Model, inputs: Arrays) -> tuple[np.ndarray, ...]:
         for name in model.graph.trainable
         if name not in rounded and stored[name].dtype.kind == "f"
     }
-    return replace(model, native=model.edit(PutTensors(moved))).outputs(*inputs)
+    restless = replace(model, native=model.edit(PutTensors(moved)))
+    return answers(model, lambda part: restless.outputs(*part), inputs)

@@ -21,7 +21,8 @@ from slimline.measure.integers import layer_name, stored_weights
 from slimline.measure.parity import Parity, common_spread
 from slimline.measure.probes import Arrays, probes
 from slimline.methods.outputs import bare
-from slimline.model.equality import answers_alike, batched_inputs, finite_answers
+from slimline.model.equality import answers_alike, finite_answers
+from slimline.model.portions import batched_inputs
 from slimline.runtimes import base as runtimes
 from slimline.runtimes import forms
 from slimline.runtimes.forms import Form

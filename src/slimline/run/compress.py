@@ -101,7 +101,7 @@ def compress(
     )
     assert chosen.target is not None
     _refuse_unmeasured(runtime_of(chosen.target, original), chosen)
-    with granted(chosen.steps, allow_code), on(original.adapter, device) as computing:
+    with granted(chosen.steps, allow_code), on(original.adapter, device):
         check_order_after(chosen.steps, original, teacher)
         tutor = teacher_for(original, teacher, chosen.steps)
         samples = _fitting(original, data, chosen)
@@ -117,7 +117,7 @@ def compress(
             title=_title(model, sources),
         )
         with telling(progress) as tell, run:
-            run.compute_on(computing)
+            run.compute_on(original.adapter.device(wish()))
             return work(run, original, samples, tell, lambda: tutor)
 
 
@@ -191,7 +191,8 @@ def resume(
 def _going_on(run: Run, adapter: Adapter, device: str | None) -> Iterator[None]:
     """Compute on the device that is wished, else on the one that the run was computed on so far, if it is there."""
     before = run.devices[-1] if run.devices else None
-    with on(adapter, device) as actual:
+    with on(adapter, device):
+        actual = adapter.device(wish())
         if before not in (None, actual) and wish() is None:
             with suppress(SlimlineError):
                 actual = device = adapter.device(before)

@@ -19,6 +19,7 @@ from slimline.methods.outputs import Output, bare
 from slimline.model import Model
 from slimline.model.equality import answers_alike
 from slimline.model.lowering import rounds
+from slimline.model.portions import answers
 from slimline.runtimes.base import runtime
 
 if TYPE_CHECKING:
@@ -109,10 +110,10 @@ def _gate(model: Model, artifact: Path, data: Data, target: str) -> tuple[Parity
     """Artifact and in-framework model on the same real inputs, and what their outputs mean; a float artifact that
     disagrees is refused."""
     rows = next(data.split("selection" if data.has("selection") else "certification").batches(PARITY_ROWS))[0]
-    references = model.outputs(*rows)
+    references = answers(model, lambda part: model.outputs(*part), rows)
     meanings = _meant(model, references, data)
-    answers = runtime(target).load(artifact).outputs(rows)
-    parity = answers_alike(model, rows, references, answers, rounds(runtime(target), model), meanings)
+    artifacts = answers(model, runtime(target).load(artifact).outputs, rows)
+    parity = answers_alike(model, rows, references, artifacts, rounds(runtime(target), model), meanings)
     if not parity.passed and not parity.integer:
         raise SlimlineError(
             f"The artifact disagrees with the model on {target}: {parity.reason}; report this model to slimline."
@@ -120,10 +121,10 @@ def _gate(model: Model, artifact: Path, data: Data, target: str) -> tuple[Parity
     return parity, meanings
 
 
-def _meant(model: Model, answers: Sequence[np.ndarray], data: Data) -> tuple[Output, ...]:
+def _meant(model: Model, references: Sequence[np.ndarray], data: Data) -> tuple[Output, ...]:
     """What each output means to the certificate; what neither labels nor the user call classes is none under a metric
     of the user's own."""
-    outputs = bare(model.output_names, answers)
+    outputs = bare(model.output_names, references)
     outputs = data.describe(outputs, model.adapter.layout == "channels_first", "certification")
     own = data.metric is not None
     return tuple(

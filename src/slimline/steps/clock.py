@@ -158,7 +158,8 @@ class Timed(ABC):
         from slimline.measure.process import tile
 
         few = self.batches[: -(-count // len(self.batches[0][0]))]
-        return tile(tuple(np.concatenate(parts)[:count] for parts in zip(*few, strict=True)), count)
+        rows = [np.concatenate([x[:count] for x in parts])[:count] for parts in zip(*few, strict=True)]
+        return tile(tuple(rows), count)
 
     def batch(self) -> int:
         if not self._batch:
@@ -175,6 +176,7 @@ class Timed(ABC):
         start = perf_counter()
         session.outputs(rows)
         runs = min(30, max(3, math.ceil(PROFILE_SECONDS / (perf_counter() - start))))
+        del session  # which would take memory beside those that are profiled
         integer, float_ = (self.runtime.profile(self.path(p), rows, self.threads, runs) for p in ((), None))
         return integer, float_
 

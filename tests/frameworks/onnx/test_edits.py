@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
 
 import slimline as sl
 from slimline.basics.errors import SlimlineError
-from slimline.frameworks.onnx.run import Session, light, part, whole
+from slimline.frameworks.onnx.run import APART, Session, apart, outlines, part, whole
 from slimline.graph.cuts import Cut, readers
 from slimline.graph.edits import FoldNorms, Narrow, PutTensors, Replace, Rewire, Round, Silence, Threshold
 from slimline.graph.matrix import matrices
@@ -183,23 +184,31 @@ def test_a_part_of_a_model_holds_what_its_outputs_need_and_nothing_else() -> Non
     assert np.allclose(Session(behind)([answer])[0], answer @ stored["last_w"], atol=1e-5)
 
 
-def test_large_tensors_stand_beside_the_message_and_are_not_copied() -> None:
-    rng = np.random.default_rng(0)
-    stored = {"w": rng.normal(size=(192, 128)).astype(np.float32), "b": rng.normal(size=128).astype(np.float32)}
-    proto = onnx.parser.parse_model(
-        '<ir_version: 10, opset_import: ["" : 21]> g (float[N, 192] x) => (float[N, 128] y) '
-        "{ t = MatMul(x, w) \n y = Add(t, b) }"
-    )
-    proto.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in stored.items())
-    rows = rng.normal(size=(3, 192)).astype(np.float32)
-    loaded = sl.load(proto, (rows,))
-    for message in (whole(loaded.native.model), part(loaded.native.model, ["t"])):
-        assert list(message.arrays) == ["w"] and message.proto.ByteSize() < 4096
-        assert np.shares_memory(message.arrays["w"], loaded.parameters()["w"])
-    answers = Session(whole(loaded.native.model))([rows]), Session(light(proto), optimized=False)([rows])
-    for (answer,) in answers:
-        assert np.allclose(answer, rows @ stored["w"] + stored["b"], atol=1e-4)
-    assert not proto.graph.initializer[0].raw_data
+def test_sessions_read_large_weights_where_they_lie() -> None:
+    proto, _, example = exported("resnet", 17)
+    loaded = sl.load(proto, example)
+    model, stored = loaded.native.model, loaded.parameters()
+    large = {name for name, array in stored.items() if array.nbytes >= APART}
+    apart_from_it = whole(model)
+    assert 0 < len(large) < len(stored) and apart_from_it.weights.keys() == large
+    assert all(np.shares_memory(array, stored[name]) for name, array in apart_from_it.weights.items())
+    message = ir.to_proto(model)
+    assert apart_from_it.proto.ByteSize() < message.ByteSize() - sum(stored[name].nbytes for name in large)
+    moved = apart(ir.to_proto(model))
+    assert moved.weights.keys() == large
+    answers = [Session(each)(example)[0] for each in (message, apart_from_it, moved)]
+    assert np.array_equal(answers[0], answers[1]) and np.array_equal(answers[0], answers[2])
+
+
+def test_shapes_are_those_of_what_is_computed() -> None:
+    proto, _, example = exported("resnet", 17)
+    loaded = sl.load(proto, example)
+    batches = [example, tuple(x[:1] for x in example)]
+    shapes = outlines(loaded.native.model, batches)
+    seen: list[tuple[str, tuple[int, ...]]] = []
+    for batch in batches:
+        loaded.adapter.observe(loaded.native, [batch], list(shapes[0]), lambda name, x: seen.append((name, x.shape)))
+    assert seen == [pair for each in shapes for pair in each.items()]
 
 
 def test_what_is_observed_is_what_torch_computes() -> None:

@@ -58,6 +58,16 @@ def test_saved_files_are_read_back_and_run_anywhere(tmp_path: Path) -> None:
         assert (tmp_path / "small.onnx").read_bytes() == (tmp_path / "again.onnx").read_bytes()
 
 
+def test_weights_that_are_inputs_too_are_weights() -> None:
+    # As exporters wrote them before version 4 of the format.
+    proto = images("d = Relu(c)", more=weights(conv_w=(12, 3, 6, 6)))
+    known = sl.load(proto).predict(X)
+    for tensor in proto.graph.initializer:
+        proto.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    loaded = sl.load(proto)
+    assert loaded.graph.inputs == ("x",) and np.array_equal(loaded.predict(X), known)
+
+
 def test_masks_and_grids_come_back(tmp_path: Path, labelled: sl.Data) -> None:
     loaded = sl.load(
         images("r = Relu(c) d = Conv(r, k__weight, k__bias)", more=weights(k__weight=(12, 12, 3, 3), k__bias=(12,)))

@@ -50,18 +50,7 @@ from slimline.frameworks.onnx.operators import (
     standard,
     stored,
 )
-from slimline.frameworks.onnx.run import (
-    Message,
-    Session,
-    evaluate,
-    light,
-    opened,
-    outline,
-    read_names,
-    reason_of,
-    typed,
-    whole,
-)
+from slimline.frameworks.onnx.run import Part, Session, apart, evaluate, outlines, read_names, reason_of, typed, whole
 from slimline.frameworks.onnx.sizes import BATCH as SYMBOL
 from slimline.frameworks.onnx.sizes import Symbols
 
@@ -93,23 +82,34 @@ def canonical(proto: onnx.ModelProto, example: Example | None) -> tuple[Native, 
     NoExample : a size that only an example can tell.
     SlimlineError : a model that does not run, or that another opset would change.
     """
-    modern = _modern(proto)
-    message = light(proto)
-    original = Session(message, optimized=False)
+    source = apart(proto) if _opset(proto) >= OLDEST else Part(proto, {})
+    original = Session(source, optimized=False)
     with _consistent():
-        model = opened(message if modern is proto else light(modern))
+        model = ir.from_proto(_modern(proto))
+        _unpacked(model, source.weights)
         passes.RemoveInitializersFromInputsPass()(model)
         if model.functions:
             passes.InlinePass()(model)
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
         passes.RemoveUnusedNodesPass()(model)
+        _unpacked(model, {})
         if not list(model.graph):
             raise SlimlineError("The ONNX model computes nothing of its inputs: export it anew.")
         arrays = _example(model.graph, example)
         _bounded(model, arrays)
         if any(node.op_type in ("Loop", "Scan") for node in model.graph.all_nodes()):
-            _ends(message, arrays)
+            _ends(source, arrays)
         return _resolved(original, model, arrays)
+
+
+def _unpacked(model: ir.Model, weights: Mapping[str, Array]) -> None:
+    """Let the model hold its numbers as arrays, some of which are `weights` already: out of a message every reader
+    would get a copy of its own."""
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        if tensor is not None and tensor.dtype != ir.DataType.STRING:
+            array = weights[name] if name in weights else tensor.numpy()
+            value.const_value = ir.tensor(array, name=name, dtype=tensor.dtype)
 
 
 @contextmanager
@@ -124,8 +124,12 @@ def _consistent() -> Iterator[None]:
         raise SlimlineError(f"The ONNX model cannot be put together ({what}): export it anew.") from reason
 
 
+def _opset(proto: onnx.ModelProto) -> int:
+    return int(next(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")))
+
+
 def _modern(proto: onnx.ModelProto) -> onnx.ModelProto:
-    opset = next(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx"))
+    opset = _opset(proto)
     if opset >= OLDEST:
         return proto
     try:
@@ -186,10 +190,10 @@ def _fits(value: ir.Value, array: Array) -> None:
         )
 
 
-def _ends(message: Message, example: Sequence[Array]) -> None:
+def _ends(source: Part, example: Sequence[Array]) -> None:
     """Refuse a model with loops that do not come to an end."""
     try:
-        Session(message, optimized=False, patience=PATIENCE)(example)
+        Session(source, optimized=False, patience=PATIENCE)(example)
     except SlimlineError as reason:
         if "terminate" not in str(reason):
             raise
@@ -206,8 +210,6 @@ def _bounded(model: ir.Model, example: Sequence[Array]) -> None:
         del value.type.tensor_type.shape.dim[:]
         for n in array.shape:
             value.type.tensor_type.shape.dim.add().dim_value = n
-    for output in proto.graph.output:
-        output.ClearField("type")
     try:
         inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph.value_info
     except Exception as reason:  # it raises many types, of what ONNX Runtime says better
@@ -250,7 +252,8 @@ def _resolved(original: Session, model: ir.Model, example: tuple[Array, ...]) ->
                 log.warning("The sizes of the inputs are those of the example but for the batch: %s", reason)
     symbols = sizes.batch_only(symbols)
     if rows := sizes.size_of(SYMBOL, symbols, example):
-        probes = [sizes.resized(example, symbols, {SYMBOL: n}) for n in sizes.BATCHES]
+        probes = [sizes.resized(example, symbols, {SYMBOL: n}) for n in sizes.BATCHES[:2]]
+        probes += [sizes.blank(example, symbols, {SYMBOL: n}) for n in sizes.BATCHES[2:]]
         try:
             return _checked(original, _folded(model.clone(), probes, symbols), probes[:2])
         except SlimlineError as reason:
@@ -274,7 +277,7 @@ def _folded(model: ir.Model, probes: Sequence[tuple[Array, ...]], symbols: Symbo
         if not inlined:
             break
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(native.model)
-    shapes = [_shapes(native, inputs) for inputs in probes[:2]]
+    shapes = _shapes(native, probes[:2])
     editor = Editor(native)
     for node in list(editor.graph):
         if is_standard(node, "Slice"):
@@ -303,10 +306,11 @@ def _called(first: int, second: int, symbols: Symbols, probes: Sequence[tuple[Ar
     return names[0] if len(names) == 1 else None
 
 
-def _shapes(native: Native, inputs: Sequence[Array]) -> dict[str, tuple[int, ...]]:
-    """Of inputs and all that is computed of them."""
-    ends = {str(v.name): x.shape for v, x in zip(native.model.graph.inputs, inputs, strict=True)}
-    return {**ends, **{name: value.shape for name, value in outline(native.model, inputs).items()}}
+def _shapes(native: Native, batches: Sequence[tuple[Array, ...]]) -> list[dict[str, tuple[int, ...]]]:
+    """Of each of the inputs and all that is computed of them."""
+    names = [str(value.name) for value in native.model.graph.inputs]
+    ends = [{name: x.shape for name, x in zip(names, inputs, strict=True)} for inputs in batches]
+    return [{**own, **computed} for own, computed in zip(ends, outlines(native.model, batches), strict=True)]
 
 
 def _name(graph: ir.Graph) -> None:

@@ -22,10 +22,12 @@ if TYPE_CHECKING:
 
 LARGEST = 2**31 - 2**24
 """Bytes of a protobuf message, and some to spare for what is added to run a part of it."""
-LARGE = 2**16
-"""Bytes from which on a tensor is handed over as an array; no sizes, which shapes are inferred from, are as many."""
+APART = 2**10
+"""Bytes from which on a weight is handed to ONNX Runtime where it lies, and not as part of a message."""
 _SEQUENCES = frozenset({"SequenceConstruct", "SequenceEmpty", "SequenceInsert", "SequenceErase", "SplitToSequence",
                         "SequenceMap", "Optional"})  # fmt: skip
+_REAL = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16})
+"""Types of weights that ONNX Runtime takes as numpy arrays. Integers, by which shapes are told, stay in messages."""
 _NUMPY = {"float": "float32", "double": "float64", "float8e4m3fn": "float8_e4m3fn"}
 _ROUNDING = "QuantizeLinear"
 _DROPS_RELUS = "ReluQuantRewrite"
@@ -33,17 +35,12 @@ _DROPS_RELUS = "ReluQuantRewrite"
 
 
 @dataclass(frozen=True)
-class Message:
-    """A model, or a part of it, whose large tensors stand beside the message instead of being copied into it.
-
-    Attributes
-    ----------
-    proto : in which they are external tensors of no file.
-    arrays : their numbers, by name.
-    """
+class Part:
+    """A model, or a part of it, whose message says of its `weights`, those of `APART` bytes and more, only that there
+    are such: a session reads them where they lie, so that many sessions of many copies hold them once."""
 
     proto: onnx.ModelProto
-    arrays: Mapping[str, Array]
+    weights: Mapping[str, Array]
 
 
 class Session:
@@ -51,15 +48,16 @@ class Session:
 
     Parameters
     ----------
-    model : as a whole message, or one with arrays beside it.
+    model : a message with all of its weights, or a part.
     optimized : whether ONNX Runtime may change the graph.
     patience : seconds that a call may take; None for any time.
     """
 
-    def __init__(self, model: onnx.ModelProto | Message, optimized: bool = True, patience: float | None = None) -> None:
+    def __init__(self, model: onnx.ModelProto | Part, optimized: bool = True, patience: float | None = None) -> None:
         import onnxruntime
 
-        message = model if isinstance(model, Message) else Message(model, {})
+        held = model if isinstance(model, Part) else Part(model, {})
+        self._weights = held.weights  # ONNX Runtime has no copy of them
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 4
@@ -68,12 +66,12 @@ class Session:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
         if not optimized:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-            options.add_session_config_entry("session.disable_prepacking", "1")  # it copies, and is for many runs
-        # They share the arrays' memory, and the session does not own them.
-        self._values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in message.arrays.values()]
-        options.add_external_initializers(list(message.arrays), self._values)
+            # Sizes are read as soon as they can be, after which what they are of need not stay in memory.
+            options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
         try:
-            content = message.proto.SerializeToString()
+            values = [onnxruntime.OrtValue.ortvalue_from_numpy(x) for x in self._weights.values()]
+            options.add_external_initializers(list(self._weights), values)
+            content = held.proto.SerializeToString()
             self._session: ort.InferenceSession = onnxruntime.InferenceSession(
                 content, options, providers=["CPUExecutionProvider"], disabled_optimizers=[_DROPS_RELUS]
             )
@@ -138,34 +136,12 @@ def numpy_name(kind: str) -> str:
     return _NUMPY.get(name, name)
 
 
-def light(proto: onnx.ModelProto) -> Message:
-    """A message whose large tensors are taken out of it: it is changed."""
-    arrays = {}
-    for tensor in proto.graph.initializer:
-        large = tensor.name not in arrays and len(tensor.raw_data) >= LARGE
-        if large and _plain(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))):
-            arrays[tensor.name] = onnx.numpy_helper.to_array(tensor)
-            tensor.ClearField("raw_data")
-            _beside(tensor)
-    return Message(proto, arrays)
+def whole(model: ir.Model) -> Part:
+    """All of a model that its outputs need."""
+    return part(model, [str(value.name) for value in model.graph.outputs])
 
 
-def opened(message: Message) -> ir.Model:
-    """The model of a message, with its arrays."""
-    model = ir.from_proto(message.proto)
-    for name, array in message.arrays.items():
-        model.graph.initializers[name].const_value = ir.tensor(array, name=name)
-    return model
-
-
-def whole(model: ir.Model) -> Message:
-    """All of a model."""
-    graph = model.graph
-    ends = (map(ir.to_proto, values) for values in (graph.inputs, graph.outputs))
-    return _message(model, graph.initializers, map(ir.to_proto, graph), *ends)
-
-
-def part(model: ir.Model, outputs: Sequence[str], sources: Mapping[str, Array] | None = None) -> Message:
+def part(model: ir.Model, outputs: Sequence[str], sources: Mapping[str, Array] | None = None) -> Part:
     """The part of a model that computes `outputs` from its inputs, or from `sources`, arrays of values by
     their names, the first of them with the batch in front. Nothing else of the model is copied."""
     graph = model.graph
@@ -209,35 +185,44 @@ def _message(
     proto, arrays = onnx.ModelProto(ir_version=model.ir_version), dict[str, Array]()
     proto.opset_import.extend(onnx.helper.make_opsetid(*pair) for pair in model.opset_imports.items())
     proto.functions.extend(ir.to_proto(function) for function in model.functions.values())
-    proto.graph.name = model.graph.name or "part"
-    proto.graph.input.extend(inputs)
-    proto.graph.node.extend(nodes)
-    for name, value in model.graph.initializers.items():
-        content = value.const_value
-        if name not in needed or content is None:
+    proto.graph.name = graph.name or "part"
+    if sources is None:
+        proto.graph.input.extend(ir.to_proto(value) for value in graph.inputs)
+    for name, array in ({} if sources is None else sources).items():
+        kind = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+        proto.graph.input.append(onnx.helper.make_tensor_value_info(name, kind, [None] * array.ndim))
+    proto.graph.node.extend(nodes[node] for node in graph if node in nodes)
+    weights: dict[str, Array] = {}
+    for name, value in graph.initializers.items():
+        if name not in needed or value.const_value is None:
             continue
         tensor = proto.graph.initializer.add()
-        if content.nbytes >= LARGE and _plain(content.dtype.numpy()):
-            tensor.dims.extend(content.shape.numpy())
-            tensor.data_type = content.dtype.value
-            _beside(tensor)
-            arrays[name] = np.ascontiguousarray(content.numpy())
+        if value.const_value.nbytes < APART or value.const_value.dtype not in _REAL:
+            ir.serde.serialize_tensor_into(tensor, value.const_value)
         else:
-            ir.serde.serialize_tensor_into(tensor, content)
+            array = weights[name] = np.ascontiguousarray(value.const_value.numpy())
+            tensor.data_type = value.const_value.dtype.value
+            tensor.dims.extend(array.shape)
+            _outside(tensor)
         tensor.name = name
-    proto.graph.output.extend(outputs)
-    return Message(proto, arrays)
+    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
+    return Part(proto, weights)
 
 
-def _plain(kind: np.dtype[Any]) -> bool:
-    """Whether numpy itself has such numbers, which ONNX Runtime then takes from its arrays."""
-    return kind.isbuiltin == 1 and kind.kind in "fiu"
+def apart(proto: onnx.ModelProto) -> Part:
+    """A message whose weights are moved, in place, out of it."""
+    weights: dict[str, Array] = {}
+    for tensor in proto.graph.initializer:
+        if len(tensor.raw_data) >= APART and tensor.data_type in _REAL:
+            weights[tensor.name] = onnx.numpy_helper.to_array(tensor)
+            tensor.ClearField("raw_data")
+            _outside(tensor)
+    return Part(proto, weights)
 
 
-def _beside(tensor: onnx.TensorProto) -> None:
-    """Say that its numbers are elsewhere."""
+def _outside(tensor: onnx.TensorProto) -> None:
     tensor.data_location = onnx.TensorProto.EXTERNAL
-    tensor.external_data.add(key="location", value="memory")
+    tensor.external_data.add(key="location", value="weights")
 
 
 def read_names(node: onnx.NodeProto) -> list[str]:
@@ -253,6 +238,13 @@ def read_names(node: onnx.NodeProto) -> list[str]:
 
 def outline(model: ir.Model, example: Sequence[Array]) -> dict[str, Value]:
     """Shape and dtype of every tensor that the graph computes of `example`, by name."""
+    (shapes,) = outlines(model, [example])
+    types = Session(part(model, list(shapes)), optimized=False).types
+    return {name: Value(name, shape, types[name]) for name, shape in shapes.items()}
+
+
+def outlines(model: ir.Model, batches: Sequence[Sequence[Array]]) -> list[dict[str, tuple[int, ...]]]:
+    """Shapes of every tensor that the graph computes of each of the inputs, by name."""
     names = [
         str(output.name)
         for node in model.graph
@@ -265,20 +257,18 @@ def outline(model: ir.Model, example: Sequence[Array]) -> dict[str, Value]:
     alike = {
         str(n.outputs[0].name): str(n.inputs[0].name) for n in model.graph if n.op_type == _ROUNDING and n.inputs[0]
     }
-    message = whole(model)
-    proto = message.proto
-    del proto.graph.output[:]
-    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    for k, name in enumerate(names):
-        node = onnx.helper.make_node("Shape", [alike.get(name, name)], [f"slimline_shape_{k}"])
-        proto.graph.node.append(node)
-        proto.graph.output.append(onnx.ValueInfoProto(name=f"slimline_shape_{k}"))
-    session = Session(message, optimized=False)
-    shapes = session(example, [f"slimline_shape_{k}" for k in range(len(names))])
-    return {
-        name: Value(name, tuple(int(n) for n in shape), session.types[name])
-        for name, shape in zip(names, shapes, strict=True)
-    }
+    every = part(model, names)
+    # Only shapes are outputs: what is an output itself would stay in memory to the end.
+    del every.proto.graph.output[:]
+    told = [f"slimline_shape_{k}" for k in range(len(names))]
+    for name, shape in zip(names, told, strict=True):
+        every.proto.graph.node.append(onnx.helper.make_node("Shape", [alike.get(name, name)], [shape]))
+        every.proto.graph.output.append(onnx.ValueInfoProto(name=shape))
+    session = Session(every, optimized=False)
+    return [
+        {name: tuple(map(int, shape)) for name, shape in zip(names, session(inputs, told), strict=True)}
+        for inputs in batches
+    ]
 
 
 def typed(array: Array, kind: str) -> Array:

@@ -102,6 +102,15 @@ def resized(inputs: Sequence[Array], symbols: Symbols, sizes: Mapping[str, int])
     return tuple(one(x, names) for x, names in zip(inputs, symbols, strict=True))
 
 
+def blank(inputs: Sequence[Array], symbols: Symbols, sizes: Mapping[str, int]) -> Inputs:
+    """Zeros of the shapes of `resized`, which take no memory as long as nothing but their sizes is read."""
+    shapes = [
+        [n if name is None else sizes.get(name, n) for n, name in zip(x.shape, names, strict=True)]
+        for x, names in zip(inputs, symbols, strict=True)
+    ]
+    return tuple(np.zeros(shape, x.dtype) for x, shape in zip(inputs, shapes, strict=True))
+
+
 def probes(symbols: Symbols, example: Inputs, runs: Callable[[Inputs], bool]) -> tuple[Symbols, list[Inputs]]:
     """The symbols that the network leaves free, and inputs at which to ask what sizes decide.
 

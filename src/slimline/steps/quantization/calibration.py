@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -27,8 +26,8 @@ from slimline.methods.ranges import (
     observer,
 )
 from slimline.model import Model
-from slimline.model.equality import batched_inputs
 from slimline.model.lowering import road
+from slimline.model.portions import portion, portions
 from slimline.recipe.layers import first_match
 from slimline.runtimes.base import names, runtime
 from slimline.steps.quantization.choices import Choices
@@ -45,8 +44,6 @@ from slimline.steps.quantization.weights import (
 
 _log = logging.getLogger(__name__)
 Array = np.ndarray[Any, np.dtype[Any]]
-OBSERVED = 2**27
-"""Bytes of activations that are computed at a time, where a sample takes no more."""
 Ranges = dict[frozenset[str], tuple[float, float]]
 """By the values that share a grid, their range."""
 
@@ -274,28 +271,12 @@ def observe_ranges(
         watched = [name for name in placement.activations if placement.groups[name] in observers]
         # A moving average is of batches as they are; other observers answer the same of any portions.
         whole = any(isinstance(each, MovingAverage) for each in observers.values())
-        rows = None if whole else _portion(model, watched)
+        rows = None if whole else portion(model, watched)
         model.adapter.observe(model.native, portions(counted(), rows), watched, see)
         if seen == 0:
             raise SlimlineError("There is no calibration batch: give calibration samples to StaticQuantization.")
     known.update({keys[group]: estimator.range() for group, estimator in observers.items()})
     return {group: known[key] for group, key in keys.items()}
-
-
-def _portion(model: Model, watched: Sequence[str]) -> int | None:
-    """Samples of which `watched` takes `OBSERVED` bytes; None where an input has no batch that may be of any size."""
-    if not all(batched_inputs(model)):
-        return None
-    values = [model.graph.values[name] for name in watched]
-    size = sum(math.prod(value.shape) * np.dtype(value.dtype).itemsize for value in values) / model.graph.batch
-    return max(1, int(OBSERVED / max(size, 1)))
-
-
-def portions(batches: Iterable[tuple[Array, ...]], rows: int | None) -> Iterator[tuple[Array, ...]]:
-    """The batches in portions of at most `rows` samples; as they are for None."""
-    for batch in batches:
-        for start in range(0, len(batch[0]), rows or max(len(batch[0]), 1)):
-            yield batch if rows is None else tuple(x[start : start + rows] for x in batch)
 
 
 def literal(name: str) -> str:

@@ -23,6 +23,7 @@ from slimline.methods.outputs import bare
 from slimline.methods.search import culprits
 from slimline.model import Model
 from slimline.model.equality import answers_alike
+from slimline.model.portions import answers
 from slimline.steps.clock import GAIN, Terms, Timed, clocked
 from slimline.steps.quantization.calibration import Ranges, calibrate
 from slimline.steps.quantization.preparation import prepared
@@ -159,9 +160,9 @@ class Artifacts(Timed):
         rows = self.rows(min(held, max(32, min(PARITY_ROWS, PARITY_NUMBERS // max(numbers, 1)))))
         session = self.runtime.load(self.path(back), self.threads)
         simulation = self.variant(back)
-        references = simulation.outputs(*rows)
+        references = answers(simulation, lambda part: simulation.outputs(*part), rows)
         known = bare(simulation.output_names, references)
-        return answers_alike(simulation, rows, references, session.outputs(rows), True, known)
+        return answers_alike(simulation, rows, references, answers(simulation, session.outputs, rows), True, known)
 
 
 class StaticArtifacts(Artifacts):
