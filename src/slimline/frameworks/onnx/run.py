@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -160,29 +160,7 @@ def part(model: ir.Model, outputs: Sequence[str], sources: Mapping[str, Array] |
             if sources is not None and SIZES in node.output:
                 node.input[0] = next(iter(sources))
             pending += read_names(node)
-    inputs = (
-        [ir.to_proto(value) for value in graph.inputs]
-        if sources is None
-        else [
-            onnx.helper.make_tensor_value_info(
-                name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), [None] * array.ndim
-            )
-            for name, array in sources.items()
-        ]
-    )
-    ends = [onnx.ValueInfoProto(name=name) for name in outputs]
-    return _message(model, needed, (nodes[node] for node in graph if node in nodes), inputs, ends)
-
-
-def _message(
-    model: ir.Model,
-    needed: Container[str],
-    nodes: Iterable[onnx.NodeProto],
-    inputs: Iterable[onnx.ValueInfoProto],
-    outputs: Iterable[onnx.ValueInfoProto],
-) -> Message:
-    """One of these operators and of the tensors that are `needed`."""
-    proto, arrays = onnx.ModelProto(ir_version=model.ir_version), dict[str, Array]()
+    proto = onnx.ModelProto(ir_version=model.ir_version)
     proto.opset_import.extend(onnx.helper.make_opsetid(*pair) for pair in model.opset_imports.items())
     proto.functions.extend(ir.to_proto(function) for function in model.functions.values())
     proto.graph.name = graph.name or "part"

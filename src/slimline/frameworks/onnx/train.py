@@ -20,7 +20,7 @@ from slimline.frameworks.base import Adapter, Array, Batch, See, Term, Trainer, 
 from slimline.frameworks.onnx.native import Editor, Native, is_standard, reduce_node
 from slimline.frameworks.onnx.operators import attribute, stored
 from slimline.frameworks.onnx.rewrite import replace
-from slimline.frameworks.onnx.run import Message, Session, outline, part
+from slimline.frameworks.onnx.run import Part, Session, outline, part
 
 if TYPE_CHECKING:
     from slimline.frameworks.onnx.trainable import Trainable
@@ -246,7 +246,7 @@ def _refreshed(native: Native, batches: Iterable[Batch]) -> Native:
 
 def _by_batch(
     native: Native, inputs: tuple[Array, ...]
-) -> tuple[Message, dict[str, tuple[str, str]], dict[str, tuple[int, ...]]]:
+) -> tuple[Part, dict[str, tuple[str, str]], dict[str, tuple[int, ...]]]:
     """The model with norms by each batch's own statistics; by value that tells one the tensor it is for and the norm's
     input; shapes of these inputs."""
     editor = Editor(native)
