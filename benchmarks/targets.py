@@ -22,8 +22,8 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 
@@ -43,6 +43,7 @@ SAMPLES = 512  # calibration samples
 TEXTS = 1000  # on which embeddings are compared
 PRUNING = sl.ChannelPruning(target_macs=0.5, round_to=16, criterion="obs", scope="global")
 INT8 = sl.StaticQuantization(samples=SAMPLES)
+SMOOTH = INT8.model_copy(update={"smooth": 0.95, "observer": "minmax"})
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Study:
     ----------
     calibration, test : arrays ``(n, …)`` of each input.
     labels : of the test samples; None where there are none.
+    int8 : by target slimline's step, where it is another than `INT8`.
     nearest : whether the outputs are embeddings, of which the nearest other one counts; else scores of classes.
     """
 
@@ -61,6 +63,7 @@ class Study:
     calibration: tuple[np.ndarray, ...]
     test: tuple[np.ndarray, ...]
     labels: np.ndarray | None = None
+    int8: Mapping[str, sl.StaticQuantization] = field(default_factory=dict)
     nearest: bool = False
 
     def scores(self, answers: np.ndarray) -> np.ndarray:
@@ -100,7 +103,9 @@ def minilm(quick: bool, fresh: bool) -> Study:
         for lines, n in ((texts("train")[0], count), (texts("test")[0], tested))
     )
     model = sl.load(Encoder().eval(), tuple(x[:2] for x in known))
-    return Study(f"MiniLM-L6-v2, Reuters R8, {LENGTH} tokens", {"original": model}, known, held, nearest=True)
+    case = f"MiniLM-L6-v2, Reuters R8, {LENGTH} tokens"
+    smooth = dict.fromkeys(("onnxruntime", "openvino"), SMOOTH)  # which have a scale for each output of a linear layer
+    return Study(case, {"original": model}, known, held, int8=smooth, nearest=True)
 
 
 STUDIES: dict[str, Callable[[bool, bool], Study]] = {"fashion": resnet, "minilm": minilm}
@@ -132,7 +137,7 @@ def artifacts(study: Study, target: str, quick: bool, fresh: bool) -> Iterator[A
     """Of each network the float artifact, slimline's INT8 and that of the runtime's own quantizer."""
     runtime = runtimes.runtime(target)
     name, package, quantize = QUANTIZERS[target]
-    data = sl.Data(calibration=(study.calibration,))
+    data, step = sl.Data(calibration=(study.calibration,)), study.int8.get(target, INT8)
     for network, model in study.networks.items():
         first = model is next(iter(study.networks.values()))
 
@@ -140,7 +145,7 @@ def artifacts(study: Study, target: str, quick: bool, fresh: bool) -> Iterator[A
             tool: str, precision: str, write: Callable[[Path], object], network: str = network, first: bool = first
         ) -> Artifact:
             recipe = precision if first else f"{network}, {precision}"
-            config = {"case": study.case, "target": target, "quick": quick, "int8": INT8.model_dump(mode="json")}
+            config = {"case": study.case, "target": target, "quick": quick, "int8": step.model_dump(mode="json")}
             label = f"{target} {tool} {recipe}"
             try:
                 entry = cached("slimline", label, runtime.suffix, config, lambda path, _: write(path), fresh)
@@ -152,7 +157,7 @@ def artifacts(study: Study, target: str, quick: bool, fresh: bool) -> Iterator[A
             return Artifact(target, network, tool, recipe, entry.artifact, seconds, first and precision == "FP32")
 
         def in_integers(path: Path, model: sl.Model = model) -> None:
-            sl.export(sl.apply(model, INT8, data, target=target), target, path)
+            sl.export(sl.apply(model, step, data, target=target), target, path)
 
         plain = make("slimline", "FP32", lambda path, model=model: sl.export(model, target, path))  # type: ignore[misc]
         yield plain
