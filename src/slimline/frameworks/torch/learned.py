@@ -45,7 +45,7 @@ def _pieces(scale: Tensor, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     if scale.numel() > 1 or first.device.type != "cpu" or not all(x.is_contiguous() for x in rows):
         yield tensors
     else:
-        yield from zip(*(x.view(-1).split(_PIECE) for x in rows), strict=True)
+        yield from zip(*(torch.split(x.view(-1), _PIECE) for x in rows), strict=True)
 
 
 class _Grid(torch.autograd.Function):
