@@ -64,7 +64,7 @@ class Toy:
 
     @property
     def graph(self) -> Any:
-        return SimpleNamespace(trainable=())
+        return SimpleNamespace(trainable=(), values={}, parameters={}, batch=1, outputs=())
 
     def parameters(self) -> dict[str, np.ndarray]:
         return {}

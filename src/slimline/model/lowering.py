@@ -228,7 +228,11 @@ def compared(runtime: Runtime, session: Session, model: Model, path: Path, quick
                 "written: report this model to slimline."
             )
         if not parity.passed:
-            log.info("in integers the artifact differs from its simulation on %s: %s", what, parity.reason)
+            log.log(
+                logging.INFO if quick else logging.WARNING,
+                "In integers the %s artifact differs from its simulation on %s by more than rounding explains: %s. "
+                "Measure it on your own data (slimline.compress does).", runtime.name, what, parity.reason,
+            )  # fmt: skip
         if worst is None or (parity.mean_error or 0.0) > (worst.mean_error or 0.0):
             worst = parity
     if worst is None:
