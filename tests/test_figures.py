@@ -132,6 +132,22 @@ def post_training() -> list[str]:
     ]
 
 
+def untrained() -> list[str]:
+    """The rows of the table of static quantization without training in docs/quantization.md."""
+    cases = {"Fashion-MNIST, ResNet 32-64-128": "ResNet", "Fashion-MNIST, like MobileNetV2": "MobileNetV2-like"}
+    lines = []
+    for case, label in cases.items():
+        every = {(r["tool"], r["recipe"], r["batch"]): r for r in rows("quantization") if r["case"] == case}
+        for (tool, recipe, batch), one in every.items():
+            if batch == 1 and tool != "original":
+                fast = " / ".join(times(each["speedup"]) for each in (one, every[tool, recipe, 32]))
+                lines.append(
+                    f"| {label} | {tool}, {recipe} | {percent(one['accuracy'])} | {points(one['drop'])} | {fast} "
+                    f"| {times(one['size_ratio'])} |"
+                )
+    return lines
+
+
 def recurrent() -> str:
     """The sentence on an LSTM in docs/quantization.md."""
     of = {(r["tool"], r["batch"]): r for r in rows("dynamic_lstm")}
@@ -234,7 +250,7 @@ def claims() -> dict[str, list[str]]:
         "docs/certificates.md": false_rates(),
         "docs/targets.md": side_by_side(),
         "docs/low_rank.md": products(),
-        "docs/quantization.md": [*photographs(), *post_training(), recurrent()],
+        "docs/quantization.md": [*photographs(), *post_training(), *untrained(), recurrent()],
         "docs/sparsity.md": [f"90 % zeros is {_gzip():.1f} times smaller"],
         "docs/sparse-training.md": [
             f"(digits, {training('none')} right), half of every width cut at once leaves {training('no training')} "
