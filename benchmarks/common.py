@@ -89,8 +89,8 @@ def options(description: str | None, only: Sequence[str] = ()) -> argparse.Names
     return parser.parse_args()
 
 
-def fashion(channels_last: bool, quick: bool) -> sl.Data:
-    """Fashion-MNIST in [0, 1]; training images are mirrored and shifted by up to two pixels.
+def fashion(channels_last: bool, quick: bool, augmented: bool = True) -> sl.Data:
+    """Fashion-MNIST in [0, 1]; `augmented` training images are mirrored and shifted by up to two pixels.
 
     Test images that are training images too are left out.
     """
@@ -102,7 +102,8 @@ def fashion(channels_last: bool, quick: bool) -> sl.Data:
         x, y, xt, yt = x[:4000], y[:4000], xt[:1000], yt[:1000]
     axis = -1 if channels_last else 1
     train, test = (np.expand_dims(images.astype(np.float32) / 255, axis) for images in (x, xt))
-    return sl.Data(train=(train, y), test=(test, yt), augment=_augment(axis), overlap="drop", classes=10)
+    augment = _augment(axis) if augmented else None
+    return sl.Data(train=(train, y), test=(test, yt), augment=augment, overlap="drop", classes=10)
 
 
 def _read_idx(path: Path) -> np.ndarray:

@@ -191,6 +191,15 @@ def test_a_run_keeps_its_teacher(model: sl.Model, data: sl.Data, tmp_path: Path,
         np.testing.assert_array_equal(weights(ended.model), expected)
 
 
+@pytest.mark.usefixtures("no_clock")
+def test_a_compressed_network_may_teach_what_is_made_of_it(model: sl.Model, data: sl.Data, tmp_path: Path) -> None:
+    again = sl.load(sl.apply(model, PRUNE).save(tmp_path / f"small{model.adapter.suffix}"))
+    steps = [sl.SparsePruning(amount=0.5), LEARN]
+    settings = {"recipe": steps, "budget": sl.Budget(max_drop=None), "batch_sizes": (1,)}
+    run = sl.compress(again, data, output=tmp_path / "run", teacher=again, **settings)
+    np.testing.assert_array_equal(weights(run.model), weights(sl.apply(again, steps, data, teacher=again)))
+
+
 class Killed(BaseException):
     """As a signal would, at a known place."""
 

@@ -106,6 +106,7 @@ def compress(
         tutor = teacher_for(original, teacher, chosen.steps)
         samples = _fitting(original, data, chosen)
         check(chosen.steps, original, chosen.target)
+        itself = tutor is original and original.uncompressed is original  # what was compressed before names its teacher
         run = Run.create(
             Path(output),
             chosen,
@@ -113,7 +114,7 @@ def compress(
             sources=sources,
             data=samples.fingerprint(),
             model=_weights_of(original),
-            teacher=None if tutor is None or tutor is original else fingerprint(tutor),
+            teacher=None if tutor is None or itself else fingerprint(tutor),
             title=_title(model, sources),
         )
         with telling(progress) as tell, run:
