@@ -27,6 +27,12 @@ RNG = np.random.default_rng(0)
 ROWS = RNG.normal(size=(12, 5, 8)).astype(np.float32)
 
 
+def assert_near(real: np.ndarray, simulated: np.ndarray) -> None:
+    """Alike but for single numbers that fall on the other side of a step, and move what is made of them."""
+    assert np.abs(real - simulated).mean() < 0.005 * simulated.std()
+    assert np.abs(real - simulated).max() < 0.05 * np.abs(simulated).max()
+
+
 @pytest.fixture(scope="module")
 def encoder() -> sl.Model:
     """Norms that are followed by their residual, a few channels of which are fifty times the others."""
@@ -114,7 +120,7 @@ def test_artifacts_round_the_products(target: str, tmp_path: Path) -> None:
     model = sl.load(Mlp().eval(), ROWS[:2])
     small = sl.apply(model, SMOOTH, sl.Data(calibration=ROWS), target=target, progress=False)
     path, simulated = sl.export(small, target, tmp_path), small.predict(ROWS)
-    assert np.abs(runtime(target).load(path).run((ROWS,)) - simulated).max() < 0.02 * np.abs(simulated).max()
+    assert_near(runtime(target).load(path).run((ROWS,)), simulated)
     executed = runtime(target).integer_layers(path)
     assert not executed or {executed[name] for name in ("up", "down")} == {"integer"}
 
@@ -146,7 +152,7 @@ def test_openvino_multiplies_no_reduction(tmp_path: Path) -> None:
     small = sl.apply(model, SMOOTH, sl.Data(calibration=ROWS), target="openvino", progress=False)
     real = runtime("openvino").load(sl.export(small, "openvino", tmp_path)).run((ROWS,))
     simulated = small.predict(ROWS)
-    assert np.abs(real - simulated).max() < 0.02 * np.abs(simulated).max()
+    assert_near(real, simulated)
 
 
 def keras_model() -> sl.Model:
@@ -176,7 +182,8 @@ def test_every_framework_multiplies(make: Any, tmp_path: Path) -> None:
     model = make()
     read = uncrossed(model.graph)
     assert sorted(len(layers) for layers in read.values()) == [1, 1, 2]
-    numbers = {value: RNG.uniform(0.5, 2, 8).astype(np.float32) for value, _ in read}
+    rng = np.random.default_rng(1)
+    numbers = {value: rng.uniform(0.5, 2, 8).astype(np.float32) for value, _ in read}
     stored, weights = model.parameters(), {}
     for (value, _), layers in read.items():
         weights |= {layer.weight: stored[layer.weight] * numbers[value][:, None] for layer in layers}
@@ -193,4 +200,4 @@ def test_every_framework_multiplies(make: Any, tmp_path: Path) -> None:
     assert small.quantization is not None and not rounded & readers.keys()
     assert rounded <= small.quantization.activations.keys()
     path, answer = sl.export(small, target, tmp_path), small.predict(ROWS)
-    assert np.abs(runtime(target).load(path).run((ROWS,)) - answer).max() < 0.02 * np.abs(answer).max()
+    assert_near(runtime(target).load(path).run((ROWS,)), answer)
