@@ -210,11 +210,15 @@ def test_where_bold_inputs_give_nothing_finite_gentler_ones_do(tmp_path: Path) -
         gate.lower(Echo(never), never, tmp_path / "model.echo")
 
 
-def test_an_integer_artifact_may_round_and_no_more(tmp_path: Path) -> None:
+def test_an_integer_artifact_may_round_and_no_more(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = replace(SEQUENCE, quantization=Quantization())
     noise = np.random.default_rng(0)
     near = Echo(model, lambda outputs: tuple((x + 0.05 * noise.normal(size=x.shape)).astype(x.dtype) for x in outputs))
     assert gate.lower(near, model, tmp_path / "near.echo").integer
+    off = Echo(model, lambda outputs: tuple((x + 0.3 * noise.normal(size=x.shape)).astype(x.dtype) for x in outputs))
+    caplog.clear()
+    assert not gate.lower(off, model, tmp_path / "near.echo").passed
+    assert "differs from its simulation" in caplog.text and caplog.records[-1].levelname == "WARNING"
     for how in ("permuted", "swapped outputs", "not a number", "another dtype"):
         with pytest.raises(SlimlineError, match="disagrees"):
             gate.lower(Echo(model, SPOILT[how]), model, tmp_path / "far.echo")
