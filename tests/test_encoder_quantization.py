@@ -191,6 +191,23 @@ def test_queries_and_keys_are_integers_where_their_product_is_faster_so(encoder:
     assert alone is not None and made["block.key"] not in alone.activations
 
 
+def test_openvino_multiplies_queries_and_keys_in_integers(encoder: sl.Model, tmp_path: Path) -> None:
+    """Not only are they rounded: its fused attention takes codes, as its own list of what it executes has it."""
+    openvino = runtime("openvino")
+    if reason := openvino.available():
+        pytest.skip(reason)
+    small = static(encoder, "openvino")
+    assert small.quantization is not None
+    made = {node.layer: node.outputs[0] for node in encoder.graph.nodes if node.kind == "linear"}
+    zeros = [small.quantization.activations[made[f"block.{name}"]].zero for name in ("query", "key")]  # type: ignore[attr-defined]
+    assert zeros == [128, 128]
+    path = sl.export(small, "openvino", tmp_path)
+    (attention,) = (each.removesuffix(" (Subgraph)") for each in openvino.profile(path, INPUTS) if "Subgraph" in each)
+    assert openvino.integer_layers(path)[attention] == "integer"
+    answer, simulated = openvino.load(path).run(INPUTS), small.predict(*INPUTS)
+    assert np.abs(answer - simulated).max() < 0.02 * np.abs(simulated).max()
+
+
 class Fused(nn.Module):
     """Queries, keys and values by one layer."""
 

@@ -45,7 +45,7 @@ class Policy:
     form : the exchange form by which alone a network can be told what is rounded; None for any.
     tables : whether rows of embeddings can be looked up in a table of codes.
     attention : which operands of attention (0 queries, 1 keys, 2 values) are rounded, where an integer layer makes them
-        for nothing else, so that their product is one of integers.
+        for nothing else, so that their product is one of integers; their grids have the zero in the middle.
     """
 
     activations: Literal["uint8", "int8", "int16", "fp8_e4m3"]
@@ -89,6 +89,7 @@ class Placement:
     biases : weight to the pair (value the layer reads, the layer's bias), where there is a bias.
     refused : wanted layers that must stay float, with the reason.
     ranges : values whose range the runtime prescribes, whatever calibration sees.
+    centred : values whose grid has its zero in the middle, whatever those of others have.
     tables : parameters that embeddings look up rows in, one scale per row; their layers compute nothing.
     """
 
@@ -101,6 +102,7 @@ class Placement:
     biases: Mapping[str, tuple[str, str]]
     refused: Mapping[str, str] = field(default_factory=dict)
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    centred: frozenset[str] = frozenset()
     tables: tuple[str, ...] = ()
 
 
@@ -136,7 +138,8 @@ class _Placer:
             rounded.update(self._roots(node))
             if node.kind not in self.policy.float_results:
                 rounded.add(self._end(node))
-        rounded.update(self._attended(compute))
+        centred = self._attended(compute) - rounded
+        rounded |= centred
         # Backward: glue is of use if its result is read in integers further on.
         for node in reversed(self.graph.nodes):
             if node.name in candidates:
@@ -160,10 +163,11 @@ class _Placer:
             },
             refused=self.refused,
             ranges=self._ranges(activations),
+            centred=centred,
             tables=self._tables(),
         )
 
-    def _attended(self, compute: Mapping[str, Node]) -> set[str]:
+    def _attended(self, compute: Mapping[str, Node]) -> frozenset[str]:
         """The operands of attention that are rounded."""
         made = {node.outputs[0] for node in compute.values()}
         rounded = set[str]()
@@ -173,7 +177,7 @@ class _Placer:
             roots = [self._root(str(name)) for name in node.inputs[:3]]
             apart = {root for position, root in enumerate(roots) if position not in self.policy.attention}
             rounded.update(roots[position] for position in self.policy.attention if roots[position] in made - apart)
-        return rounded
+        return frozenset(rounded)
 
     def _tables(self) -> tuple[str, ...]:
         """The tables of embeddings that nothing else reads."""

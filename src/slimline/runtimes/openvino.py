@@ -193,7 +193,9 @@ class OpenVino(Runtime):
             isinstance(each, BlockFloat) or (isinstance(each, FloatFormat) and each.is_plain)
             for each in form.weights.values()
         )
-        _write(_converted(content, reduced=not short), _names(form.content), path)
+        network = _converted(content, reduced=not short)
+        _round_scaled(network)
+        _write(network, _names(form.content), path)
 
     def sample(self, layer: Layer, path: Path) -> None:
         """Write layers such as `layer`, see `slimline.runtimes.base.Runtime`."""
@@ -300,6 +302,55 @@ def _converted(content: bytes, reduced: bool = True) -> Any:
             f"OpenVINO cannot read the model ({_reason(error)}): express that part of it by common operators."
         ) from error
     return network
+
+
+def _round_scaled(network: Any) -> None:
+    """Round operands of attention behind the number they are multiplied by, not before: the same levels.
+
+    The plugin computes the product of queries and keys in integers where nothing lies between it and the rounding but
+    what moves numbers.
+    """
+    from openvino import opset13
+
+    for operator in network.get_ordered_ops():
+        if operator.get_type_name() != "FakeQuantize":
+            continue
+        ends = [end for i in range(1, 5) if (end := _number(operator.input_value(i))) is not None]
+        last, factor = _scaled(operator)
+        readers = list(last.output(0).get_target_inputs())
+        kinds = {reader.get_node().get_type_name() for reader in readers}
+        if len(ends) < 4 or factor <= 0 or factor == 1 or not kinds <= {"ScaledDotProductAttention", "MatMul"}:
+            continue
+        for reader in operator.output(0).get_target_inputs():
+            reader.replace_source_output(operator.input_value(0))
+        scaled = [opset13.constant(np.float32(end * factor)) for end in ends]
+        rounded = opset13.fake_quantize(last.output(0), *scaled, levels=operator.get_attributes()["levels"])
+        rounded.set_friendly_name(operator.get_friendly_name())
+        for reader in readers:
+            reader.replace_source_output(rounded.output(0))
+    network.validate_nodes_and_infer_types()
+
+
+def _scaled(operator: Any) -> tuple[Any, float]:
+    """The last of those behind `operator`, one after another, that move numbers or multiply all by the same one; and
+    the product of these."""
+    factor = 1.0
+    while len(readers := operator.output(0).get_target_inputs()) == 1:
+        (reader,) = readers
+        after, position = reader.get_node(), reader.get_index()
+        if after.get_type_name() == "Multiply" and (number := _number(after.input_value(1 - position))) is not None:
+            factor *= number
+        elif after.get_type_name() not in ("Reshape", "Transpose") or position != 0:
+            break
+        operator = after
+    return operator, factor
+
+
+def _number(value: Any) -> float | None:
+    """What is stored, where it is a single number."""
+    node = value.get_node()
+    stored = node.get_type_name() == "Constant" and node.get_data().size == 1
+    return float(node.get_data().ravel()[0]) if stored else None
 
 
 def _names(model: ir.Model) -> dict[str, str]:

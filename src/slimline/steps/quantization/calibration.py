@@ -14,7 +14,7 @@ from slimline.basics.errors import SlimlineError
 from slimline.graph.edits import FoldNorms, PutTensors, Round
 from slimline.graph.placement import Placement, Policy, place
 from slimline.graph.quantization import Quantization
-from slimline.methods.formats import Scaled
+from slimline.methods.formats import IntegerGrid, Scaled
 from slimline.methods.gram import Gram
 from slimline.methods.ranges import (
     GridMaker,
@@ -158,10 +158,15 @@ def activation_grids(
     placement: Placement, ranges: Mapping[str, tuple[float, float]], grid: GridMaker, prescribed: GridMaker
 ) -> dict[str, Scaled]:
     """Of the activations, by the ranges of their groups or those that the target prescribes."""
-    return {
-        name: prescribed(*placement.ranges[name]) if name in placement.ranges else grid(*ranges[group])
-        for name, group in placement.groups.items()
-    }
+
+    def of(name: str, group: str) -> Scaled:
+        if name in placement.ranges:
+            return prescribed(*placement.ranges[name])
+        each = grid(*ranges[group])
+        centred = name in placement.centred and isinstance(each, IntegerGrid)
+        return centred_grid(*ranges[group], each.bits, each.signed) if centred else each
+
+    return {name: of(name, group) for name, group in placement.groups.items()}
 
 
 def placed(
