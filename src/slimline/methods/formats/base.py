@@ -28,7 +28,7 @@ def spread(array: Array, blocks: Blocks, shape: Sequence[int]) -> Array:
     """What is there per block, repeated so that it broadcasts against a tensor of `shape`."""
     for axis, block in enumerate(blocks):
         if block is not None and block > 1:
-            array = np.repeat(array, min(block, shape[axis]), axis).take(range(shape[axis]), axis)
+            array = np.repeat(array, min(block, shape[axis]), axis)[(slice(None),) * axis + (slice(shape[axis]),)]
     return array
 
 

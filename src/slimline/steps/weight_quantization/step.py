@@ -53,7 +53,8 @@ class WeightQuantization(Step):
         for the least squared error, weighted by the inputs' energy where there are calibration samples; ``gptq`` does
         that and lets later weights make up for the error of earlier ones, by calibration samples (Frantar et al. 2022,
         arXiv:2210.17323); ``adaround`` does it by choosing up or down for each weight, of integers (Nagel et al. 2020,
-        arXiv:2004.10568); ``hqq`` fits scales that ignore outliers, without data (Badri and Shaji 2023).
+        arXiv:2004.10568); ``hqq`` fits scales that outliers hardly move, without data (Badri and
+        Shaji 2023).
     scaling : ``awq`` multiplies the weights of large inputs before they are rounded and divides these inputs where they
         are made, in the norm, layer or product before, which changes no answer: such weights are rounded more finely
         (Lin et al. 2023, arXiv:2306.00978). How much is searched by the calibration samples, for the least error of the
