@@ -174,6 +174,19 @@ def untrained() -> list[str]:
     return lines
 
 
+def few_bits() -> list[str]:
+    """The rows of the table of training in few bits in docs/quantization.md."""
+    lines = []
+    for r in rows("qat"):
+        if r["batch"] == 1 and r["tool"] == "slimline":
+            many = row("qat", recipe=r["recipe"], batch=32)
+            lines.append(
+                f"| {r['recipe']} | {percent(r['accuracy'])} | {points(r['drop'])} | {points(r['bound'])} "
+                f"| {times(r['size_ratio'])} | {r['file_bytes'] / 1000:,.0f} kB | {times(many['speedup'])} |"
+            )
+    return lines
+
+
 def recurrent() -> str:
     """The sentence on an LSTM in docs/quantization.md."""
     of = {(r["tool"], r["batch"]): r for r in rows("dynamic_lstm")}
@@ -284,7 +297,7 @@ def claims() -> dict[str, list[str]]:
         "docs/certificates.md": false_rates(),
         "docs/targets.md": side_by_side(),
         "docs/low_rank.md": products(),
-        "docs/quantization.md": [*photographs(), *post_training(), *untrained(), recurrent()],
+        "docs/quantization.md": [*photographs(), *post_training(), *untrained(), *few_bits(), recurrent()],
         "docs/sparsity.md": [f"90 % zeros is {_gzip():.1f} times smaller"],
         "docs/sparse-training.md": [
             f"(digits, {training('none')} right), half of every width cut at once leaves {training('no training')} "
