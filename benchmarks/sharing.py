@@ -66,9 +66,9 @@ def resnet(quick: bool, _: bool) -> dict[str, Network]:
     small = [
         sl.ChannelPruning(ratio=0.5, round_to=16, criterion="obs"),
         sl.SparsePruning(amount=0.75, scope="erk", schedule="polynomial", end=0.6),
-        sl.Distillation(epochs=1 if quick else 6, learning_rate=4e-3, **trained),
+        sl.Distillation(epochs=1 if quick else 12, learning_rate=4e-3, **trained),
         sl.WeightSharing(clusters=8, overrides=ends),
-        sl.Distillation(epochs=1, learning_rate=3e-3, **trained),
+        sl.Distillation(epochs=1 if quick else 2, learning_rate=2e-3, **trained),
     ]
     recipes = {
         "32 clusters, not trained": [sl.WeightSharing(clusters=32)],

@@ -187,6 +187,40 @@ def few_bits() -> list[str]:
     return lines
 
 
+def language() -> list[str]:
+    """The rows of the table of a language model in docs/quantization.md; none where it was not measured."""
+    if not (RESULTS / "smollm.json").exists():
+        return []
+    lines = []
+    for r in rows("smollm"):
+        if "perplexity" in r and r["perplexity"] is not None and r["case"].endswith("256 tokens"):
+            single = row("smollm", case=r["case"].replace("256 tokens", "1 token"), tool=r["tool"], recipe=r["recipe"],
+                         target=r["target"])  # fmt: skip
+            cells = [f"`{r['target']}`", f"{r['tool']}, {r['recipe']}", f"{r['perplexity']:.2f}"]
+            cells.append(f"{r['file_bytes'] / 1e6:,.0f} MB")
+            cells += [f"{each['tokens_per_second']:,.0f}" for each in (r, single)]
+            cells.append("" if r["cpu_seconds"] is None else f"{r['cpu_seconds']:,.0f} s")
+            cells.append("" if r["peak_bytes"] is None else f"{r['peak_bytes'] / 1e9:.1f} GB")
+            lines.append(" ".join(f"| {' | '.join(cells)} |".split()))
+    return lines
+
+
+def sentences() -> list[str]:
+    """The rows of the table of a sentence encoder in docs/quantization.md; none where it was not measured."""
+    if not (RESULTS / "dynamic_minilm.json").exists():
+        return []
+    lines = []
+    for r in rows("dynamic_minilm"):
+        if r["batch"] == 1:
+            many = row("dynamic_minilm", tool=r["tool"], recipe=r["recipe"], batch=8)
+            cells = [f"{r['tool']}, {r['recipe']}", percent(r["accuracy"])]
+            cells.append("" if r["drop"] is None else points(r["drop"]))
+            cells += [f"{milliseconds(each)}, {times(each['speedup'])}" for each in (r, many)]
+            cells.append(f"{r['file_bytes'] / 1e6:.1f} MB, {times(r['size_ratio'])}")
+            lines.append(" ".join(f"| {' | '.join(cells)} |".split()))
+    return lines
+
+
 def recurrent() -> str:
     """The sentence on an LSTM in docs/quantization.md."""
     of = {(r["tool"], r["batch"]): r for r in rows("dynamic_lstm")}
@@ -297,7 +331,15 @@ def claims() -> dict[str, list[str]]:
         "docs/certificates.md": false_rates(),
         "docs/targets.md": side_by_side(),
         "docs/low_rank.md": products(),
-        "docs/quantization.md": [*photographs(), *post_training(), *untrained(), *few_bits(), recurrent()],
+        "docs/quantization.md": [
+            *photographs(),
+            *post_training(),
+            *untrained(),
+            *few_bits(),
+            *language(),
+            *sentences(),
+            recurrent(),
+        ],
         "docs/sparsity.md": [f"90 % zeros is {_gzip():.1f} times smaller"],
         "docs/sparse-training.md": [
             f"(digits, {training('none')} right), half of every width cut at once leaves {training('no training')} "
@@ -363,7 +405,7 @@ SETTINGS = {
     "docs/parts.md": [],
     "docs/sharing.md": ["3 × 3 kernel", "40 times and LeNet-5 39 times", "at most (95 %)"],
     "docs/targets.md": ["iOS 17, of 3 bits"],
-    "docs/quantization.md": ["An LSTM of 128 on 128 words"],
+    "docs/quantization.md": ["An LSTM of 128 on 128 words", "at most (95 %)"],
     "docs/zoo.md": ["images of 32 × 32", "224 × 224"],
     "docs/architecture.md": [],
     "docs/certificates.md": ["With 95 % confidence", "wrong in up to 6.8 % of cases", "(5 % are allowed",

@@ -65,6 +65,8 @@ MEMORY = 2**28
 FREE_BYTES, RATIO = 256 << 20, 256
 """What any tensor that is computed of the example may take, and all together that are computed of stored tensors alone:
 so many bytes, or so many times those of weights and example if that is more."""
+_PIECE = 2**20
+"""Numbers that are compared at a time."""
 PATIENCE = 120.0
 """Seconds that the example may take in a model with loops, which could have no end."""
 _SIZED = frozenset({("Reshape", 1), ("Expand", 1), ("ConstantOfShape", 0), ("Resize", 3)})
@@ -603,6 +605,11 @@ def _alike(left: Any, right: Any) -> bool:
         return False
     if not float_array(left):
         return bool(np.array_equal(left, right))
-    a, b = left.astype(np.float64), right.astype(np.float64)
-    largest = float(np.abs(a[np.isfinite(a)]).max(initial=0))
-    return bool(np.allclose(a, b, rtol=1e-3, atol=1e-4 * largest, equal_nan=True))
+    # In pieces: the logits of a language model are great next to its weights.
+    cuts = range(_PIECE, left.size, _PIECE)
+    pieces = [np.split(each.reshape(-1), cuts) for each in (left, right)]
+    largest = max(float(np.abs(a[np.isfinite(a)]).max(initial=0)) for a in pieces[0])
+    return all(
+        np.allclose(a.astype(np.float64), b.astype(np.float64), rtol=1e-3, atol=1e-4 * largest, equal_nan=True)
+        for a, b in zip(*pieces, strict=True)
+    )
