@@ -23,6 +23,7 @@ from slimline.methods.hqq import half_quadratic, norm_error
 from slimline.methods.obs import damped
 from slimline.methods.scales import fitting_blocks, least_squares, per_block, rounding_error, widest
 from slimline.steps.weight_rounding import WeightRounding
+from tests.frameworks.onnx import graphs
 
 DTYPES = ("int8", "int4", "int3", "int2", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
 BLOCKS = ((), (1, None), (1, 4), (3, 1), (2, 5), (None, None), (7, 100))
@@ -229,6 +230,27 @@ def test_half_quadratic_scales_do_not_clip_what_the_squared_error_misses(symmetr
     start = widest(weight, "int4", (1, None), symmetric)
     squares = [((weight - each.round(weight)) ** 2).sum(1) for each in (half_quadratic(weight, start), start)]
     assert (squares[0] <= squares[1] * (1 + 1e-5)).all()
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("int4", 16), ("int3", None)])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_least_squares_in_pieces_is_that_of_the_whole(dtype, size, transposed):
+    """With the energy of the outputs too, whichever dimension of the weight they lie along."""
+    rng = np.random.default_rng(0)
+    weight = rng.standard_t(4, (1500, 96)).astype(np.float32)
+    source = "y = Gemm<transB=1>(x, w)" if not transposed else "y = MatMul(x, w)"
+    stored = weight.T.copy() if transposed else weight
+    x = rng.standard_normal((8, 96)).astype(np.float32)
+    model = sl.load(graphs.model(source, {"w": stored}, "float[N,96] x", "float[N,1500] y"), x)
+    (layer,) = matrices(model.graph)
+    gram = Gram(1, 96)
+    gram.see(rng.standard_normal((1, 400, 96)).astype(np.float32))
+    stored = model.parameters()[layer.weight]
+    blocks = tuple(1 if n == 1500 else size for n in stored.shape)
+    rounding, start = WeightRounding(stored, layer, gram), widest(stored, dtype, blocks)
+    whole = least_squares(stored, start, rounding._energy(start))
+    np.testing.assert_allclose(rounding.fitted(start, "mse").scale, whole.scale, rtol=1e-6)
+    assert (whole.scale < start.scale).any()
 
 
 def test_half_quadratic_pieces_are_those_of_the_whole():

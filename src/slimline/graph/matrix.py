@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -88,6 +88,18 @@ class LayerMatrix:
         """A matrix ``(groups, outputs, inputs)`` in the weight's layout and `shape`: the inverse of `matrix`."""
         sizes = [n for _, n in (*self.groups, *self.outputs, *self.inputs)]
         return np.ascontiguousarray(matrix.reshape(sizes).transpose(np.argsort(self._order())).reshape(shape))
+
+    def part(self, shape: Sequence[int]) -> LayerMatrix | None:
+        """The layer with fewer outputs, whose weight is of `shape`; None where the weight's dimensions are not its own
+        axes, or another one is shorter."""
+        if len(shape) != len(self._stored):
+            return None
+        sizes = dict(zip((name for name, _ in self._stored), shape, strict=True))
+        shorter = {name for name, n in self._stored if sizes[name] != n}
+        if shorter - {name for name, _ in self.outputs}:
+            return None
+        outputs = tuple((name, sizes[name]) for name, _ in self.outputs)
+        return replace(self, outputs=outputs, _stored=tuple(sizes.items()))
 
     def vector(self, bias: Array) -> Array | None:
         """A bias as ``(groups, outputs)``; None where it is not one number for every output."""

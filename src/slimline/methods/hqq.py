@@ -13,33 +13,18 @@ from typing import NamedTuple
 import numpy as np
 
 from slimline.methods.formats import Array, IntegerGrid, spread
-from slimline.methods.scales import per_block
+from slimline.methods.scales import in_pieces, per_block
 
 NORM = 0.7
 _STARTS = (1.0, 0.8, 0.65, 0.5, 0.4, 0.3)  # of the scale given: from each, another minimum may be near
 _ROUNDS = 10
 _BETA, _GROWTH = 1.0, 1.1  # weight of the rest against the part that is explained away, in steps of the grid
-_PIECE = 2**16  # numbers
 
 
 def half_quadratic(weight: Array, grid: IntegerGrid) -> IntegerGrid:
     """Per block the grid near `grid` with the least error of `weight` in the norm, of those whose squared error is not
     above that of `grid`."""
-    axis = next((d for d, block in enumerate(grid.blocks) if block == 1), None)
-    if axis is None:
-        return _searched(weight, grid)
-    # In pieces that stay in the processor's cache for all turns.
-    rows = max(_PIECE * weight.shape[axis] // max(weight.size, 1), 1)
-    parts = []
-    for first in range(0, weight.shape[axis], rows):
-        where = (slice(None),) * axis + (slice(first, first + rows),)
-        zero = None if grid.zero_point is None else grid.zero_point[where]
-        part = replace(grid, scale=grid.scale[where], zero_point=zero)
-        parts.append(_searched(np.ascontiguousarray(weight[where]), part))
-    if not parts:
-        return grid
-    zeros = None if grid.zero_point is None else np.concatenate([part.zero for part in parts], axis)
-    return replace(grid, scale=np.concatenate([part.scale for part in parts], axis), zero_point=zeros)
+    return in_pieces(weight, grid, _searched)
 
 
 def norm_error(weight: Array, grid: IntegerGrid) -> Array:

@@ -25,6 +25,7 @@ BLOCK_FLOATS = {"mxfp4": ("float4_e2m1fn", "float8_e8m0", 32), "nvfp4": ("float4
 """By name the type of the numbers, that of the scales, and how many numbers share one."""
 
 Energy = Callable[[Array], Array]
+_PIECE = 2**16  # numbers
 
 
 def per_block(function: np.ufunc, x: Array, blocks: Blocks) -> Array:
@@ -95,6 +96,24 @@ def widest(weight: Array, dtype: str, blocks: Blocks, symmetric: bool = True) ->
     low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
     scale = _scale((high - low) / grid.high)
     return replace(grid, scale=scale, zero_point=np.clip(np.rint(-low / scale), 0, grid.high).astype(np.int32))
+
+
+def in_pieces(weight: Array, grid: IntegerGrid, fit: Callable[[Array, IntegerGrid], IntegerGrid]) -> IntegerGrid:
+    """What `fit` makes of a weight and its grid, a few positions of a dimension with a scale for each at a time.
+
+    So many that they stay in the processor's cache however often they are rounded.
+    """
+    axis = next((d for d, block in enumerate(grid.blocks) if block == 1), None)
+    if axis is None or weight.size <= _PIECE:
+        return fit(weight, grid)
+    rows = max(_PIECE * weight.shape[axis] // weight.size, 1)
+    parts = []
+    for first in range(0, weight.shape[axis], rows):
+        where = (slice(None),) * axis + (slice(first, first + rows),)
+        zero = None if grid.zero_point is None else grid.zero_point[where]
+        parts.append(fit(np.ascontiguousarray(weight[where]), replace(grid, scale=grid.scale[where], zero_point=zero)))
+    zeros = None if grid.zero_point is None else np.concatenate([part.zero for part in parts], axis)
+    return replace(grid, scale=np.concatenate([part.scale for part in parts], axis), zero_point=zeros)
 
 
 def least_squares(weight: Array, widest: Scaled, energy: Energy = np.square) -> Scaled:

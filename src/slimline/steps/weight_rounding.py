@@ -14,7 +14,7 @@ from slimline.methods.gram import Gram, output_energy
 from slimline.methods.hqq import half_quadratic
 from slimline.methods.obs import damped
 from slimline.methods.reconstruction import reconstruct
-from slimline.methods.scales import Energy, least_squares
+from slimline.methods.scales import Energy, in_pieces, least_squares
 
 RoundingName = Literal["nearest", "mse", "gptq", "adaround", "hqq"]
 SECOND_ORDER = ("gptq", "adaround")
@@ -63,7 +63,10 @@ class WeightRounding:
     def fitted(self, each: Scaled, rounding: RoundingName) -> Scaled:
         """`each`, which holds the whole range of `visible`, with the scales of a way of rounding."""
         if rounding in MEASURED and not isinstance(each, Levels):  # whose scale is of least error already
-            return least_squares(self.visible, each, self._energy(each))
+            energy = self._energy(each)
+            if isinstance(each, IntegerGrid) and self._parts(each):
+                return in_pieces(self.visible, each, lambda weight, grid: least_squares(weight, grid, energy))
+            return least_squares(self.visible, each, energy)
         if rounding == "hqq" and isinstance(each, IntegerGrid):
             return half_quadratic(self.visible, each)
         return each
@@ -92,6 +95,11 @@ class WeightRounding:
         parts = [output_energy(self.matrix.matrix(x), self.gram.second).sum() for x in (change, self.weight)]
         return float(parts[0] / max(parts[1], 1e-300))
 
+    def _parts(self, each: Scaled) -> bool:
+        """Whether `_energy` is there for some outputs alone, along the dimensions with a scale for each place."""
+        shape = [1 if block == 1 else n for n, block in zip(self.weight.shape, each.blocks, strict=False)]
+        return self.matrix is None or self.gram is None or self.matrix.part(shape) is not None
+
     def _energy(self, each: Scaled) -> Energy:
         """What an error of the weights costs: of the output, as far as weights of one scale make it together."""
         layer = self.matrix
@@ -103,12 +111,13 @@ class WeightRounding:
         parts = [(g, at, h[g][at][:, at]) for g, own in enumerate(blocks) for at in _alike(own)]
 
         def energy(error: Array) -> Array:
-            matrix = layer.matrix(error)
-            cost = layer.matrix(np.empty(error.shape, np.float64))
+            here = layer.part(error.shape) or layer
+            matrix = here.matrix(error)
+            cost = here.matrix(np.empty(error.shape, np.float64))
             for group, at, second in parts:
                 own = matrix[group][:, at]
                 cost[group][:, at] = own * (own @ second)
-            return layer.tensor(cost, error.shape)
+            return here.tensor(cost, error.shape)
 
         return energy
 
