@@ -258,11 +258,10 @@ class Adapter(Protocol):
     rounds_tensors: bool
     """Whether it rounds what layers read to the grid ``uint8_per_tensor`` of `slimline.methods.dynamic`."""
     learns_formats: bool
-    """Whether `edit` can let formats learn (`slimline.graph.edits.LearnRounding`)."""
+    """Whether `edit` can let formats learn (`slimline.graph.edits.LearnRounding`), and have layers read less than they
+    did (`slimline.graph.edits.Subtract`)."""
     softens: bool
     """Whether weights can move between two codes while they train (`LearnRounding.softened`)."""
-    subtracts: bool
-    """Whether `edit` can have layers read less than they did (`slimline.graph.edits.Subtract`)."""
     delays_formats: bool
     """Whether formats of activations can begin, and norms stop, while a loop of the user's own trains the model."""
 

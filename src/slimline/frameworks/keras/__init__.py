@@ -55,7 +55,6 @@ class KerasAdapter:
     rounds_tensors = False
     learns_formats = True
     softens = False
-    subtracts = False
     delays_formats = True
 
     @property

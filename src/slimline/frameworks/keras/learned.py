@@ -3,8 +3,9 @@
 Scales are factors on those they start with, by their logarithm; zero points are shifts (LSQ: Esser et al. 2020,
 arXiv:1902.08153; LSQ+: Bhalgat et al. 2020, arXiv:2004.09576); clipping values are plain factors (PACT: Choi et al.
 2018, arXiv:1805.06085). Gradients go straight through the rounding; beyond the
-ends of a grid they reach its ends instead. On levels, which weights alone have, they always reach the weight; those
-below zero can have a factor of their own (TTQ: Zhu et al. 2017, arXiv:1612.01064).
+ends of a grid they reach its ends instead. On levels they always reach a weight; those below zero can have a factor of
+their own (TTQ: Zhu et al. 2017, arXiv:1612.01064). An activation of which signs are left has gradients between plus and
+minus their size (Rastegari et al. 2016, arXiv:1603.05279).
 """
 
 from __future__ import annotations
@@ -59,8 +60,11 @@ def on_grid(x: Any, scale: Any, zero: Any, low: int, high: int, clips: bool = Fa
     return run(x, scale, zero)
 
 
-def on_levels(x: Any, scale: Any, each: Levels, skew: Any = None) -> Any:
-    """``codebook[nearest(x / scale)] * scale``; the scale broadcasts, and levels below zero are times `skew`."""
+def on_levels(x: Any, scale: Any, each: Levels, skew: Any = None, ends: bool = False) -> Any:
+    """``codebook[nearest(x / scale)] * scale``; the scale broadcasts, and levels below zero are times `skew`.
+
+    With `ends` no gradient reaches `x` beyond the outer levels.
+    """
     bounds, codebook = tf.constant(each.bounds), tf.constant(each.codebook)
     if skew is not None:
         codebook = tf.where(codebook < 0, codebook * skew, codebook)
@@ -69,13 +73,16 @@ def on_levels(x: Any, scale: Any, each: Levels, skew: Any = None) -> Any:
 
     @tf.custom_gradient  # type: ignore[untyped-decorator]
     def run(x: Any, scale: Any, codebook: Any) -> Any:
-        codes = tf.searchsorted(bounds, tf.reshape(x / scale, [-1]), side="left")
+        units = x / scale
+        codes = tf.searchsorted(bounds, tf.reshape(units, [-1]), side="left")
         levels = tf.reshape(tf.gather(codebook, codes), tf.shape(x))
 
         def backward(gradient: Any) -> tuple[Any, Any, Any]:
             by_number = tf.reshape(gradient * scale, [-1])
             by_level = tf.math.unsorted_segment_sum(by_number, codes, each.codebook.size)
-            return gradient, _summed(gradient * levels, scale), by_level
+            inside = (units >= codebook[0]) & (units <= codebook[-1])
+            by_x = tf.where(inside, gradient, tf.zeros_like(gradient)) if ends else gradient
+            return by_x, _summed(gradient * levels, scale), by_level
 
         return levels * scale, backward
 
@@ -100,6 +107,9 @@ class Learning(Formatted):
     clips : whether the end of the grid learns (PACT), instead of its steps.
     skews : whether levels below zero learn a factor of their own (TTQ).
     """
+
+    ends = False
+    """Of levels, whether gradients stop beyond the outer ones."""
 
     def __init__(
         self,
@@ -141,7 +151,7 @@ class Learning(Formatted):
         assert isinstance(each, Scaled)
         wide, scale = ops.cast(x, "float32"), self._spread(self._scale(), x)
         if isinstance(each, Levels):
-            return ops.cast(on_levels(wide, scale, each, self._skew()), x.dtype)
+            return ops.cast(on_levels(wide, scale, each, self._skew(), self.ends), x.dtype)
         assert isinstance(each, IntegerGrid)
         zero = self._spread(self._zero(each), x)
         return ops.cast(on_grid(wide, scale, zero, each.low, each.high, self.clips), x.dtype)
@@ -236,6 +246,8 @@ class LearnedRounding(Learning, L.Layer):  # type: ignore[misc]
     drop : part of the numbers, drawn anew each time, that are not rounded in training.
     """
 
+    ends = True
+
     def __init__(self, *args: Any, waits: bool = False, drop: float = 0.0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if not isinstance(waits, bool) or not (isinstance(drop, float) and 0 <= drop < 1):
@@ -322,7 +334,7 @@ class _Learner(Quantizer):
             count = math.prod(n for n in value.shape[1:] if n is not None)
             own = _settings(self.formats[name], count, name in self.edit.fixed)
             if name in self.edit.delayed:  # whether the zero will lie inside of its grid is not known yet
-                own |= {"waits": True, "moves": not own["fixed"]}
+                own |= {"waits": True, "moves": not own["fixed"] and isinstance(own["format"], IntegerGrid)}
             if name in self.edit.clipped:
                 own |= {"clips": True, "moves": False}
             return LearnedRounding(**own, drop=float(self.edit.drop), name=grid_name(name))

@@ -36,7 +36,6 @@ class OnnxAdapter:
     rounds_tensors = True
     learns_formats = False
     softens = False
-    subtracts = False
     delays_formats = False
 
     @property

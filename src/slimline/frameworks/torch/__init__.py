@@ -39,7 +39,6 @@ class TorchAdapter:
     rounds_tensors = True
     learns_formats = True
     softens = True
-    subtracts = True
     delays_formats = False
 
     @property

@@ -160,10 +160,6 @@ def check(step: QuantizationAwareTraining, model: Model, masked: bool = False) -
         )
     layers = dict.fromkeys(node.layer for node in model.graph.nodes if node.layer)
     refuse_unmatched("layer for overrides", step.overrides, layers, model.graph.types)
-    if step.has_signs and not model.adapter.subtracts:
-        raise SlimlineError(
-            "Models of this framework have no layers that read signs: take activations of 2 bits or more."
-        )
     if step.rounding == "adaround" and not model.adapter.softens:
         raise SlimlineError(
             "Weights of this framework cannot move between two codes while they train: leave rounding out."
