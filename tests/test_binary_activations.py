@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -159,6 +160,17 @@ def test_parts_with_signs_are_reconstructed(model, data):
     parts = {part["layers"][0]: part for part in done.record["parts"]}
     assert parts["down.0"]["error_after"] < 0.9 * parts["down.0"]["error"]
     assert sum(isinstance(each, Levels) for each in done.model.quantization.activations.values()) == 1
+
+
+def test_files_are_not_trained_and_say_what_to_do():
+    make, kind = onnx.helper, onnx.TensorProto.FLOAT
+    ends = [[make.make_tensor_value_info(name, kind, ("batch", 4))] for name in "xy"]
+    weight = onnx.numpy_helper.from_array(np.eye(4, dtype=np.float32), "w")
+    graph = make.make_graph([make.make_node("MatMul", ["x", "w"], ["y"])], "file", *ends, [weight])
+    file = sl.load(make.make_model(graph, opset_imports=[make.make_opsetid("", 17)], ir_version=10))
+    for fields in ({"activations": "binary"}, {"reconstruct": "layer", "rounding": "adaround"}):
+        with pytest.raises(sl.SlimlineError, match=r"use StaticQuantization or .* that this one was exported from\.$"):
+            sl.apply(file, QuantizationAwareTraining(**fields))
 
 
 def test_refusals(model, data):

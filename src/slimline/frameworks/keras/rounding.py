@@ -67,7 +67,8 @@ def _sign(x: Any, each: Levels) -> Any:
             gradient = arguments[0] if upstream is None else upstream
             return ops.where(ops.abs(x) <= size, gradient, 0)
 
-        return _native(ops.where(x > 0, size, -size), replace(grid, bits=8, narrow=False)), backward
+        signs = ops.cast(ops.where(x > 0, size, -size), x.dtype)
+        return _native(signs, replace(grid, bits=8, narrow=False)), backward
 
     return run(x)
 

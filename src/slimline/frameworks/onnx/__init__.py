@@ -35,7 +35,6 @@ class OnnxAdapter:
     marks_weights = True
     rounds_tensors = True
     learns_formats = False
-    softens = False
     delays_formats = False
 
     @property

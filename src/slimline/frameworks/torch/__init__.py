@@ -38,7 +38,6 @@ class TorchAdapter:
     marks_weights = True
     rounds_tensors = True
     learns_formats = True
-    softens = True
     delays_formats = False
 
     @property
