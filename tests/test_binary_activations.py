@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -141,6 +142,16 @@ def test_a_network_of_signs_learns_and_its_artifact_agrees(model, data, digits, 
     assert again.quantization == small.quantization
 
 
+def test_litert_picks_one_of_two_codes(model, data, digits, tmp_path):
+    step = QuantizationAwareTraining(**{**FIELDS, "weights": "int8"}, epochs=0, samples=128)
+    small = sl.apply(model, step, data, target="litert")
+    path = sl.export(small, "litert", tmp_path)
+    outputs, expected = runtime("litert").load(path).run((digits[0][:300],)), small.predict(digits[0][:300])
+    assert np.mean(outputs.argmax(1) == expected.argmax(1)) >= 0.99
+    ran = runtime("litert").integer_layers(path)
+    assert all(ran[layer] == "integer" for layer in ("stem.0", "branch.0", "down.0", "head"))
+
+
 def test_parts_with_signs_are_reconstructed(model, data):
     fields = {**FIELDS, "overrides": {**ENDS, "branch.*": {"activations": "uint8"}}, "reconstruct": "layer"}
     own = {"weights": "int4", "epochs": 8, "samples": 128, "drop": 0.0, "batch_size": 32}
@@ -151,9 +162,21 @@ def test_parts_with_signs_are_reconstructed(model, data):
     assert sum(isinstance(each, Levels) for each in done.model.quantization.activations.values()) == 1
 
 
-def test_refusals(model, data, monkeypatch):
-    for target in ("openvino", "litert", "executorch", "tensorrt", "coreml"):
-        with pytest.raises(sl.SlimlineError, match=f"{target} cannot write activations as 2 levels"):
+def test_files_are_not_trained_and_say_what_to_do():
+    make, kind = onnx.helper, onnx.TensorProto.FLOAT
+    ends = [[make.make_tensor_value_info(name, kind, ("batch", 4))] for name in "xy"]
+    weight = onnx.numpy_helper.from_array(np.eye(4, dtype=np.float32), "w")
+    graph = make.make_graph([make.make_node("MatMul", ["x", "w"], ["y"])], "file", *ends, [weight])
+    file = sl.load(make.make_model(graph, opset_imports=[make.make_opsetid("", 17)], ir_version=10))
+    for fields in ({"activations": "binary"}, {"reconstruct": "layer", "rounding": "adaround"}):
+        with pytest.raises(sl.SlimlineError, match=r"use StaticQuantization or .* that this one was exported from\.$"):
+            sl.apply(file, QuantizationAwareTraining(**fields))
+
+
+def test_refusals(model, data):
+    for target in ("openvino", "executorch", "tensorrt", "coreml"):
+        said = f"{target} cannot write activations as 2 levels.*; choose the target litert or onnxruntime, which can"
+        with pytest.raises(sl.SlimlineError, match=said):
             sl.apply(model, QuantizationAwareTraining(activations="binary"), data, target=target)
     with pytest.raises(sl.SlimlineError, match="give one type of 2 bits"):
         QuantizationAwareTraining(activations="uint4", overrides={"head": {"activations": "uint8"}})
@@ -165,6 +188,3 @@ def test_refusals(model, data, monkeypatch):
     assert QuantizationAwareTraining(activations="binary", overrides=ENDS).grid_type == "uint8"
     with pytest.raises(sl.SlimlineError, match="layer for overrides"):
         sl.apply(model, QuantizationAwareTraining(overrides={"nothing": {"activations": "binary"}}), data)
-    monkeypatch.setattr(type(model.adapter), "subtracts", False)
-    with pytest.raises(sl.SlimlineError, match="no layers that read signs"):
-        sl.apply(model, QuantizationAwareTraining(activations="binary"), data)

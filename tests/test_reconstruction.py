@@ -219,13 +219,9 @@ def test_adaround_turns_weights_to_one_of_two_codes(model, data) -> None:
     assert any(turned)
 
 
-def test_refusals(model, data, monkeypatch) -> None:
+def test_refusals(model, data) -> None:
     with pytest.raises(sl.SlimlineError, match="is of reconstruct"):
         sl.QuantizationAwareTraining(rounding="adaround")
-    with monkeypatch.context() as patch:
-        patch.setattr(type(model.adapter), "softens", False)
-        with pytest.raises(sl.SlimlineError, match="cannot move between two codes"):
-            done(model, data, rounding="adaround")
     with pytest.raises(sl.SlimlineError, match="leave them out with reconstruct"):
         sl.QuantizationAwareTraining(reconstruct="block", delay=1)
     step = sl.QuantizationAwareTraining(**BLOCK)

@@ -13,8 +13,7 @@ import pytest
 
 import slimline as sl
 from slimline.basics.errors import SlimlineError
-from slimline.frameworks.base import adapter
-from slimline.graph.edits import Edit, Replace, Subtract
+from slimline.graph.edits import Edit, Replace
 from slimline.graph.matrix import LayerMatrix, matrices
 from slimline.graph.operators import Convolution, Linear, Operator
 
@@ -196,5 +195,4 @@ def test_operators_that_do_not_fit_are_refused(case: tuple[sl.Model, np.ndarray]
 def test_every_edit_is_carried_out(framework: str) -> None:
     pytest.importorskip(framework)
     table = import_module(f"slimline.frameworks.{framework}.edit").EDITS
-    refused = set() if adapter(framework).subtracts else {Subtract}
-    assert set(table) == set(get_args(Edit)) - refused
+    assert set(table) == set(get_args(Edit))

@@ -258,11 +258,8 @@ class Adapter(Protocol):
     rounds_tensors: bool
     """Whether it rounds what layers read to the grid ``uint8_per_tensor`` of `slimline.methods.dynamic`."""
     learns_formats: bool
-    """Whether `edit` can let formats learn (`slimline.graph.edits.LearnRounding`)."""
-    softens: bool
-    """Whether weights can move between two codes while they train (`LearnRounding.softened`)."""
-    subtracts: bool
-    """Whether `edit` can have layers read less than they did (`slimline.graph.edits.Subtract`)."""
+    """Whether `edit` can let formats learn (`slimline.graph.edits.LearnRounding`), and have layers read less than they
+    did (`slimline.graph.edits.Subtract`)."""
     delays_formats: bool
     """Whether formats of activations can begin, and norms stop, while a loop of the user's own trains the model."""
 
@@ -302,8 +299,8 @@ class Adapter(Protocol):
         one of both does; no name twice."""
 
     def softened(self, native: Any) -> dict[str, Array]:
-        """By name, the weights that a `LearnRounding` has softened, each of their numbers at the code it is nearer to;
-        only where the framework `softens`."""
+        """By name, the weights that a `LearnRounding` has softened, each of their numbers at the code it is nearer
+        to."""
 
     def learned(self, native: Any, quantization: Quantization) -> Quantization:
         """`quantization` as a model that a `LearnRounding` of it has made, and training has changed, rounds now."""

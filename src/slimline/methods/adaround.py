@@ -28,6 +28,9 @@ _FIRST = 0.3  # of the way to a code that another method chose
 _DRIVE = 20.0  # of the penalty where the loss is known from a few samples at a time
 PARTS = 0.01, 0.99
 """How near to its ends a weight may set out."""
+GAIN = 1000.0
+"""Of the logit of a weight's way between two codes over what a framework trains, so that the learning rate of a weight
+crosses it."""
 
 
 def adaround(

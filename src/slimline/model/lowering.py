@@ -110,7 +110,11 @@ def check_written(runtime: Runtime, each: Format, stored: bool, what: str = "") 
     """Refuse a target that cannot write a format, see `Runtime.can_write`; `what` names the tensor in the sentence."""
     if not runtime.can_write(each, stored):
         what = what or ("weights" if stored else "activations")
-        raise SlimlineError(f"{runtime.name} cannot write {what} as {each.describe()}: it takes {runtime.writes}.")
+        others = [name for name in runtimes.names() if runtimes.runtime(name).can_write(each, stored)]
+        instead = f"; choose the target {' or '.join(others)}, which can" if others else ""
+        raise SlimlineError(
+            f"{runtime.name} cannot write {what} as {each.describe()}: it takes {runtime.writes}{instead}."
+        )
 
 
 def _owned(name: str, model: Model) -> str:

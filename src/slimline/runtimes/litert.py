@@ -20,7 +20,7 @@ from slimline.basics.errors import SlimlineError, require
 from slimline.basics.quiet import quiet
 from slimline.files.atomic import atomic_write
 from slimline.graph.placement import Policy
-from slimline.methods.formats import FloatFormat, Format, IntegerGrid
+from slimline.methods.formats import FloatFormat, Format, IntegerGrid, Levels
 from slimline.runtimes.base import ABILITIES, Runtime, conform
 from slimline.runtimes.forms import ONNX, TENSORFLOW_FUNCTION, Form
 from slimline.runtimes.forms.tensorflow import tensorflow
@@ -152,7 +152,7 @@ class LiteRT(Runtime):
     forms = (TENSORFLOW_FUNCTION,)
     policy = POLICY
     policies = MappingProxyType({WIDE.activations: WIDE})
-    writes = f"{Runtime.writes}, and activations of 16 bits without zero points"
+    writes = f"{Runtime.writes}, activations of 16 bits without zero points, and signs of activations"
     packages = ("ai-edge-litert", "tensorflow", "tensorflow-cpu", "keras")
     abilities = frozenset(ABILITIES) - {"profile"}
     precisions = ("float32", "int8", "int16 activations with int8 weights")
@@ -172,7 +172,9 @@ class LiteRT(Runtime):
         return None
 
     def can_write(self, each: Format, stored: bool) -> bool:
-        """Of activations 16 bits too, around zero."""
+        """Of activations 16 bits too, around zero, and signs."""
+        if isinstance(each, Levels) and each.is_sign and not stored:
+            return True
         if isinstance(each, IntegerGrid) and each.bits == 16:
             return each.signed and each.per_tensor and not stored and not np.any(each.zero)
         return super().can_write(each, stored)

@@ -11,9 +11,10 @@ tf = pytest.importorskip("tensorflow")
 
 import slimline as sl  # noqa: E402
 from slimline.basics.progress import Progress  # noqa: E402
-from slimline.frameworks.keras.learned import LearnedRounding, on_grid, on_levels  # noqa: E402
+from slimline.frameworks.keras.learned import LEARNED, LearnedRounding, on_grid, on_levels  # noqa: E402
 from slimline.graph.edits import LearnRounding, Round, Unround  # noqa: E402
 from slimline.graph.quantization import Quantization  # noqa: E402
+from slimline.methods.adaround import exponent  # noqa: E402
 from slimline.methods.formats import IntegerGrid, Levels, along  # noqa: E402
 from slimline.methods.scales import learning_speeds, zero_learns  # noqa: E402
 from slimline.model import Model  # noqa: E402
@@ -176,7 +177,6 @@ def test_levels_let_gradients_through() -> None:
 
 def test_both_sides_of_zero_learn_as_in_pytorch() -> None:
     torch = pytest.importorskip("torch")
-    from slimline.frameworks.keras.learned import LEARNED
     from slimline.frameworks.torch.learned import LearnedRounding as InTorch
 
     rng = np.random.default_rng(6)
@@ -452,6 +452,100 @@ def test_parts_learn_without_labels_and_stopped_ones_go_on(model, data, unseen, 
     path = sl.export(whole, "onnxruntime", tmp_path / "artifact")
     outputs = runtime("onnxruntime").load(path).run((x,))
     assert np.mean(outputs.argmax(1) == whole.predict(x).argmax(1)) >= 0.99
+
+
+def test_weights_move_between_two_codes_by_the_formula_of_adaround() -> None:
+    grid = IntegerGrid(np.float32(0.5), (), 4, True)
+    layer = LEARNED[L.Dense](5, use_bias=False, format=grid, count=5, fixed=True, strength=0.3, turns=10)
+    layer.build((None, 1))
+    x, one = np.array([[0.7, -0.7, 0, 9, 0.1]], np.float32), np.ones((1, 1), np.float32)
+    layer.kernel.assign(x)
+    np.testing.assert_allclose(layer(one, training=True)[:, :3], x[:, :3], atol=1e-6)  # it sets out from them
+    free, slopes = np.array([[True, True, False, False, True]]), np.arange(1.0, 6, dtype=np.float32)
+    for turn, power in ((1, None), (9, exponent(0.9))):
+        layer.turn.assign(turn)
+        layer.logits.assign(np.array([[1e-3, -5e-4, 1, 1, 2e-4]]))
+        own = [layer.logits.value, layer.kernel.value]
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(layer(one, training=True) * slopes)
+        by_logit, by_kernel = tape.gradient(loss, own)
+        part = np.array([[0.4, 0.6, 0.01, 0.99, 0.2]])  # above the codes 1, -2, 0, 7 and 0
+        logit = 1000 * layer.logits.numpy().astype(np.float64) - np.log(1.2 / (part + 0.1) - 1)
+        sigmoid = 1 / (1 + np.exp(-logit))
+        away = 2 * (1.2 * sigmoid - 0.1) - 1
+        steep = 0 if power is None else 0.3 * 2 * power * np.sign(away) * np.abs(away) ** (power - 1)
+        expected = (0.5 * slopes - steep) * 1.2 * sigmoid * (1 - sigmoid) * 1000
+        np.testing.assert_allclose(by_logit.numpy()[free], expected[free], rtol=1e-3)
+        assert by_kernel is None and int(layer.turn) == turn + 1
+    np.testing.assert_array_equal(layer(one), [[1, -1, 0, 3.5, 0]])
+    assert int(layer.turn) == 10 and layer.learned() == grid
+    again = type(layer).from_config(layer.get_config())
+    assert (again.strength, again.turns) == (0.3, 10)
+    with pytest.raises(ValueError, match="takes a strength"):
+        LEARNED[L.Dense](5, format=grid, count=5, strength=-1.0)
+
+
+def test_adaround_gives_the_codes_of_pytorch() -> None:
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(3)
+    kernel = rng.normal(size=(12, 6)).astype(np.float32)
+    x = (rng.normal(size=(64, 12)) @ rng.normal(size=(12, 12))).astype(np.float32)
+    i = keras.Input((12,), name="x")
+    net = keras.Model(i, L.Dense(6, use_bias=False, name="head")(i))
+    net.get_layer("head").kernel.assign(kernel)
+    twin = torch.nn.Sequential()
+    twin.add_module("head", torch.nn.Linear(12, 6, bias=False))
+    twin.head.weight.data = torch.tensor(kernel.T.copy())
+    fields = {"weights": "int2", "activations": "float32", "rounding": "adaround", "drop": 0.0, "samples": 64}
+    step = QuantizationAwareTraining(**fields, reconstruct="layer", epochs=40, learning_rate=1e-3)
+    data = sl.Data(calibration=(x,))
+    models = [sl.load(net), sl.load(twin, x[:2])]
+    ours, reference = (perform(step, m, Context(None, data.check(m.inputs), "onnxruntime")) for m in models)
+    (start,) = (
+        perform(step.model_copy(update={"epochs": 0}), m, Context(None, data, "onnxruntime")) for m in models[:1]
+    )
+    weights = [m.model.parameters()[name] for m, name in ((ours, "head/kernel"), (start, "head/kernel"))]
+    assert (weights[0] != weights[1]).any()
+    assert np.mean(np.isclose(weights[0], reference.model.parameters()["head.weight"].T, atol=1e-5)) > 0.97
+    errors = [m.record["parts"][0] for m in (ours, reference)]
+    assert errors[0]["error_after"] < errors[0]["error"]
+    np.testing.assert_allclose(*([e["error"], e["error_after"]] for e in errors), rtol=0.05)
+
+
+def test_adaround_turns_kernels_of_every_part_and_goes_on_when_stopped(model, data, unseen, tmp_path) -> None:
+    sparse = sl.apply(model, sl.SparsePruning(amount=0.4))
+    fields = {"reconstruct": "layer", "rounding": "adaround", "weights": "int2", "activations": "uint8", "drop": 0.0}
+    step = QuantizationAwareTraining(**fields, samples=256, learning_rate=1e-3, epochs=15)
+    calibration = sl.Data(calibration=(inputs(data)[:256],))
+
+    def done(checkpoint=None, tell=None):
+        context = Context(None, calibration.check(sparse.inputs), "onnxruntime", checkpoint=checkpoint, tell=tell)
+        result = perform(step, sparse, context)
+        return result.model, result.record
+
+    left = [15 * 8 + 5]  # in the second part
+
+    def stops(now: Progress) -> None:
+        left[0] -= 1
+        if not left[0]:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        done(tmp_path, stops)
+    learned, record = done(tmp_path)
+    whole, expected = done()
+    assert record == expected and len(record["parts"]) == 2
+    assert all(part["error_after"] <= part["error"] for part in record["parts"])
+    assert any(part["error_after"] < 0.95 * part["error"] for part in record["parts"])
+    for name, array in whole.parameters().items():
+        np.testing.assert_array_equal(learned.parameters()[name], array)
+    for name, mask in sparse.masks.items():
+        each, kernel = learned.quantization.weights[name], learned.parameters()[name]
+        assert not kernel[~mask].any()
+        np.testing.assert_allclose(each.round(kernel), kernel, atol=1e-6)
+    path, (x, _) = sl.export(learned, "onnxruntime", tmp_path / "learned.onnx"), unseen
+    outputs = runtime("onnxruntime").load(path).run((x,))
+    assert np.mean(outputs.argmax(1) == learned.predict(x).argmax(1)) >= 0.99
 
 
 def test_weights_alone_go_to_litert_and_by_onnx(model, data, unseen, tmp_path) -> None:

@@ -54,8 +54,6 @@ class KerasAdapter:
     marks_weights = True
     rounds_tensors = False
     learns_formats = True
-    softens = False
-    subtracts = False
     delays_formats = True
 
     @property
@@ -120,6 +118,12 @@ class KerasAdapter:
         from slimline.frameworks.keras.learned import learned
 
         return learned(native, quantization)
+
+    def softened(self, native: Any) -> dict[str, Array]:
+        """See `learned.softened`."""
+        from slimline.frameworks.keras.learned import softened
+
+        return softened(native)
 
     def form(
         self,

@@ -29,7 +29,7 @@ class FakeQuantize(Formatted, L.Layer):  # type: ignore[misc]
 
     def call(self, inputs: Any) -> Any:
         """`inputs` rounded, of the same shape and dtype."""
-        return rounded(inputs, self.format)
+        return rounded(inputs, self.format, computed=True)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         """The input's."""

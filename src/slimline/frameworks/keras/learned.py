@@ -3,8 +3,10 @@
 Scales are factors on those they start with, by their logarithm; zero points are shifts (LSQ: Esser et al. 2020,
 arXiv:1902.08153; LSQ+: Bhalgat et al. 2020, arXiv:2004.09576); clipping values are plain factors (PACT: Choi et al.
 2018, arXiv:1805.06085). Gradients go straight through the rounding; beyond the
-ends of a grid they reach its ends instead. On levels, which weights alone have, they always reach the weight; those
-below zero can have a factor of their own (TTQ: Zhu et al. 2017, arXiv:1612.01064).
+ends of a grid they reach its ends instead. On levels they always reach a weight; those below zero can have a factor of
+their own (TTQ: Zhu et al. 2017, arXiv:1612.01064). An activation of which signs are left has gradients between plus and
+minus their size (Rastegari et al. 2016, arXiv:1603.05279). Weights can also move between the codes below and above them
+alone, by a rectified sigmoid (AdaRound: Nagel et al. 2020, arXiv:2004.10568).
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from keras import layers as L
 from keras import ops
 
 from slimline.basics.errors import SlimlineError
+from slimline.frameworks.base import Array
 from slimline.frameworks.keras.fakequant import Quantizer, grid_name, rounded_class
 from slimline.frameworks.keras.functional import calls, final_activations, variables
 from slimline.frameworks.keras.gridded import GRIDDED
@@ -29,6 +32,7 @@ from slimline.frameworks.keras.parts import transfer
 from slimline.frameworks.keras.rounding import Formatted
 from slimline.graph.edits import LearnRounding
 from slimline.graph.quantization import Quantization
+from slimline.methods.adaround import GAIN, PARTS, STRETCH, exponent
 from slimline.methods.formats import Format, IntegerGrid, Levels, Scaled, spread
 from slimline.methods.levels import SKEWS, skewed
 from slimline.methods.scales import SMALLEST, learning_speeds, zero_learns
@@ -59,8 +63,11 @@ def on_grid(x: Any, scale: Any, zero: Any, low: int, high: int, clips: bool = Fa
     return run(x, scale, zero)
 
 
-def on_levels(x: Any, scale: Any, each: Levels, skew: Any = None) -> Any:
-    """``codebook[nearest(x / scale)] * scale``; the scale broadcasts, and levels below zero are times `skew`."""
+def on_levels(x: Any, scale: Any, each: Levels, skew: Any = None, ends: bool = False) -> Any:
+    """``codebook[nearest(x / scale)] * scale``; the scale broadcasts, and levels below zero are times `skew`.
+
+    With `ends` no gradient reaches `x` beyond the outer levels.
+    """
     bounds, codebook = tf.constant(each.bounds), tf.constant(each.codebook)
     if skew is not None:
         codebook = tf.where(codebook < 0, codebook * skew, codebook)
@@ -69,17 +76,41 @@ def on_levels(x: Any, scale: Any, each: Levels, skew: Any = None) -> Any:
 
     @tf.custom_gradient  # type: ignore[untyped-decorator]
     def run(x: Any, scale: Any, codebook: Any) -> Any:
-        codes = tf.searchsorted(bounds, tf.reshape(x / scale, [-1]), side="left")
+        units = x / scale
+        codes = tf.searchsorted(bounds, tf.reshape(units, [-1]), side="left")
         levels = tf.reshape(tf.gather(codebook, codes), tf.shape(x))
 
         def backward(gradient: Any) -> tuple[Any, Any, Any]:
             by_number = tf.reshape(gradient * scale, [-1])
             by_level = tf.math.unsorted_segment_sum(by_number, codes, each.codebook.size)
-            return gradient, _summed(gradient * levels, scale), by_level
+            inside = (units >= codebook[0]) & (units <= codebook[-1])
+            by_x = tf.where(inside, gradient, tf.zeros_like(gradient)) if ends else gradient
+            return by_x, _summed(gradient * levels, scale), by_level
 
         return levels * scale, backward
 
     return run(x, scale, codebook)
+
+
+def rectified(logit: Any, strength: float, power: Any) -> Any:
+    """A rectified sigmoid `h`, with the gradient of ``strength * (1 - |2h - 1| ** power)`` added to that of the loss; a
+    power of 0 adds none."""
+    top, bottom = STRETCH
+
+    @tf.custom_gradient  # type: ignore[untyped-decorator]
+    def run(logit: Any) -> Any:
+        sigmoid = tf.sigmoid(logit)
+        soft = tf.clip_by_value(sigmoid * (top - bottom) + bottom, 0.0, 1.0)
+
+        def backward(gradient: Any) -> Any:
+            away = 2 * soft - 1
+            steep = strength * 2 * power * tf.sign(away) * tf.abs(away) ** tf.maximum(power - 1, 0.0)
+            slope = (gradient - steep) * sigmoid * (1 - sigmoid) * (top - bottom)
+            return tf.where((soft > 0) & (soft < 1), slope, tf.zeros_like(slope))
+
+        return soft, backward
+
+    return run(logit)
 
 
 def _summed(gradient: Any, like: Any) -> Any:
@@ -100,6 +131,9 @@ class Learning(Formatted):
     clips : whether the end of the grid learns (PACT), instead of its steps.
     skews : whether levels below zero learn a factor of their own (TTQ).
     """
+
+    ends = False
+    """Of levels, whether gradients stop beyond the outer ones."""
 
     def __init__(
         self,
@@ -141,7 +175,7 @@ class Learning(Formatted):
         assert isinstance(each, Scaled)
         wide, scale = ops.cast(x, "float32"), self._spread(self._scale(), x)
         if isinstance(each, Levels):
-            return ops.cast(on_levels(wide, scale, each, self._skew()), x.dtype)
+            return ops.cast(on_levels(wide, scale, each, self._skew(), self.ends), x.dtype)
         assert isinstance(each, IntegerGrid)
         zero = self._spread(self._zero(each), x)
         return ops.cast(on_grid(wide, scale, zero, each.low, each.high, self.clips), x.dtype)
@@ -236,6 +270,8 @@ class LearnedRounding(Learning, L.Layer):  # type: ignore[misc]
     drop : part of the numbers, drawn anew each time, that are not rounded in training.
     """
 
+    ends = True
+
     def __init__(self, *args: Any, waits: bool = False, drop: float = 0.0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if not isinstance(waits, bool) or not (isinstance(drop, float) and 0 <= drop < 1):
@@ -268,8 +304,73 @@ class LearnedRounding(Learning, L.Layer):  # type: ignore[misc]
         return input_shape
 
 
+class LearningKernel(Learning):
+    """A layer whose kernel's format is learned, or whose kernel moves between two codes of one that stays.
+
+    Parameters
+    ----------
+    strength : of the penalty that drives each number of a kernel to one of two codes; None where they do not move so.
+    turns : passes of training over which the penalty becomes steep.
+    """
+
+    def __init__(self, *args: Any, strength: float | None = None, turns: int = 0, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        real = strength is None or (isinstance(strength, float) and strength >= 0)
+        if not real or type(turns) is not int or turns < 0:
+            raise ValueError(f"{type(self).__name__} takes a strength of at least 0 and whole turns.")
+        self.strength, self.turns, self.trains = strength, turns, False
+
+    def build(self, input_shape: Any) -> None:
+        """Make the layer's weights, and behind them what its kernel moves by: logits over `GAIN`, and passes so far."""
+        super().build(input_shape)
+        layer: Any = self
+        self.logits: Any = None
+        self.turn: Any = None
+        if self.strength is not None:
+            self.logits = self._weight("logits", *layer.kernel.shape)
+            self.turn = L.Layer.add_weight(
+                layer, shape=(), initializer="zeros", dtype="int64", trainable=False, name="turn"
+            )
+
+    def call(self, inputs: Any, training: bool = False) -> Any:
+        """The layer's output."""
+        self.trains = bool(training)
+        return super().call(inputs)  # type: ignore[misc]
+
+    def on_grid(self, x: Any) -> Any:
+        """`x`, rounded."""
+        return super().on_grid(x) if self.strength is None else self.between(x, hard=not self.trains)
+
+    def between(self, x: Any, hard: bool) -> Any:
+        """`x`, each of its numbers somewhere between the codes below and above it, or where `hard` at one of them; what
+        is zero stays so."""
+        each = self.format
+        assert isinstance(each, IntegerGrid) and self.strength is not None
+        scale, zero = self._spread(self._scale(), x), self._spread(self._zero(each), x)
+        units = tf.stop_gradient(ops.cast(x, "float32")) / scale
+        lowest, highest = each.low - zero, each.high - zero
+        down = tf.clip_by_value(tf.floor(units), lowest, highest)
+        top, bottom = STRETCH
+        part = tf.clip_by_value(units - down, *PARTS)
+        logit = GAIN * self.logits - tf.math.log((top - bottom) / (part - bottom) - 1)
+        up = tf.cast(logit > 0, "float32") if hard else rectified(logit, self.strength, self._power())
+        free = (down < highest) & (units != 0)
+        return ops.cast(tf.where(free, down + up, down) * scale, x.dtype)
+
+    def _power(self) -> Any:
+        """Of the penalty in this pass of training, which is counted."""
+        powers = [exponent(turn / max(self.turns, 1)) or 0.0 for turn in range(self.turns + 1)]
+        now = tf.minimum(tf.convert_to_tensor(self.turn), self.turns)
+        self.turn.assign_add(1)
+        return tf.gather(tf.constant(powers, tf.float32), now)
+
+    def get_config(self) -> dict[str, Any]:
+        """What rebuilds the layer, but for its numbers."""
+        return {**super().get_config(), "strength": self.strength, "turns": self.turns}
+
+
 LEARNED: Mapping[type, type] = {
-    plain: _register(type(f"Learned{plain.__name__}", (Learning, gridded), {"__module__": __name__}))
+    plain: _register(type(f"Learned{plain.__name__}", (LearningKernel, gridded), {"__module__": __name__}))
     for plain, gridded in GRIDDED.items()
 }
 """The class that takes a class's place while the format of its kernel learns."""
@@ -322,7 +423,7 @@ class _Learner(Quantizer):
             count = math.prod(n for n in value.shape[1:] if n is not None)
             own = _settings(self.formats[name], count, name in self.edit.fixed)
             if name in self.edit.delayed:  # whether the zero will lie inside of its grid is not known yet
-                own |= {"waits": True, "moves": not own["fixed"]}
+                own |= {"waits": True, "moves": not own["fixed"] and isinstance(own["format"], IntegerGrid)}
             if name in self.edit.clipped:
                 own |= {"clips": True, "moves": False}
             return LearnedRounding(**own, drop=float(self.edit.drop), name=grid_name(name))
@@ -333,7 +434,10 @@ class _Learner(Quantizer):
         """The layer with its kernel in a format that learns."""
         kind: Any = rounded_class(layer, LEARNED)
         name = self.paths[id(layer.kernel)]
-        own = _settings(each, math.prod(layer.kernel.shape), name in self.edit.fixed)
+        softened = name in self.edit.softened
+        own = _settings(each, math.prod(layer.kernel.shape), softened or name in self.edit.fixed)
+        if softened:
+            own |= {"strength": float(self.edit.softened[name]), "turns": self.edit.turns}
         return kind.from_config({**layer.get_config(), **own, "skews": name in self.edit.skewed})
 
     def fill(self, operation: Any, copy: Any) -> None:
@@ -363,6 +467,17 @@ def learned(native: keras.Model, quantization: Quantization) -> Quantization:
         activations={name: own.get(name, each) for name, each in quantization.activations.items()},
         weights={name: own[name] for name in quantization.weights},
     )
+
+
+def softened(native: keras.Model) -> dict[str, Array]:
+    """The kernels that move between two codes in a model of `learn`, at the code that each number is nearer to."""
+    paths = {id(variable): path for path, variable in variables(native).items()}
+    layers = {id(call.operation): call.operation for call in calls(native)}.values()
+    return {
+        paths[id(layer.kernel)]: ops.convert_to_numpy(layer.between(layer.kernel, hard=True))  # type: ignore[attr-defined]
+        for layer in layers
+        if isinstance(layer, LearningKernel) and layer.strength is not None
+    }
 
 
 def begin(native: keras.Model, activations: Mapping[str, Format]) -> None:

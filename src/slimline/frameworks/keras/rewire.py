@@ -11,10 +11,11 @@ from keras import layers as L
 from keras.src.ops import numpy as numpy_ops
 
 from slimline.basics.errors import SlimlineError
+from slimline.frameworks.base import Array
 from slimline.frameworks.keras.functional import Call, calls, input_name, rebuild, variables
 from slimline.frameworks.keras.rewrite import Copier, copier, parameters
 from slimline.frameworks.keras.weight import Weight
-from slimline.graph.edits import Multiply, PoolInput
+from slimline.graph.edits import Multiply, PoolInput, Subtract
 
 _FUNCTIONS: Mapping[str, Callable[[str, Any], Any]] = {
     "relu": lambda name, dtype: L.ReLU(name=name, dtype=dtype),
@@ -141,10 +142,27 @@ def truncate(native: keras.Model, thresholds: Mapping[str, float]) -> keras.Mode
     return _after(native, {name: cut(t) for name, t in thresholds.items()})
 
 
+def subtract(native: keras.Model, edit: Subtract) -> keras.Model:
+    """A copy in which layers read their input less a `Weight`, called ``threshold`` of the layer."""
+    _check(native, [*edit.numbers, *(source for source, _ in edit.numbers.values())])
+    copy, numbers = copier(native), _Numbers(native)
+
+    def visit(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        made = next((name for name in call.names if name in edit.numbers), None)
+        if made is None:
+            return copy(call, args, kwargs)
+        x, *others = args
+        last = len(x.shape) - 1
+        name, threshold = numbers.before(call, x, "threshold", edit.numbers[made][1], edit.axes.get(made, last))
+        return copy(call, (numpy_ops.Subtract(name=f"{name}.difference")(x, threshold), *others), kwargs)
+
+    return rebuild(native, visit)
+
+
 def multiply(native: keras.Model, edit: Multiply) -> keras.Model:
     """A copy in which layers read a value times a `Weight`, called ``factors`` of the layer that reads it first."""
     _check(native, [*edit.readers, *(made for readers in edit.readers.values() for made in readers)])
-    copy = copier(native)
+    copy, numbers = copier(native), _Numbers(native)
     source_of = {made: source for source, readers in edit.readers.items() for made in readers}
     products: dict[str, Any] = {}
 
@@ -154,17 +172,32 @@ def multiply(native: keras.Model, edit: Multiply) -> keras.Model:
             return copy(call, args, kwargs)
         x, *others = args
         if source not in products:
-            numbers, axis, own = edit.numbers[source], edit.axes[source], _plain(call.name)
-            shape = (-1, *[1] * (len(x.shape) - 1 - axis))
-            weight = Weight((len(numbers),), name=f"{own}.factors", dtype=call.operation.dtype_policy)
-            factors = weight(x)
-            weight.set_weights([numbers])
-            if len(shape) > 1:
-                factors = numpy_ops.Reshape(shape, name=f"{own}.shaped")(factors)
-            products[source] = numpy_ops.Multiply(name=f"{own}.product")(x, factors)
+            name, factors = numbers.before(call, x, "factors", edit.numbers[source], edit.axes[source])
+            products[source] = numpy_ops.Multiply(name=f"{name}.product")(x, factors)
         return copy(call, (products[source], *others), kwargs)
 
     return rebuild(native, visit)
+
+
+class _Numbers:
+    """Puts weights before layers of a model that is copied, under names that it has not yet."""
+
+    def __init__(self, native: keras.Model) -> None:
+        self.taken = {call.operation.name for call in calls(native)}
+
+    def before(self, call: Call, x: Any, leaf: str, numbers: Array, axis: int) -> tuple[str, Any]:
+        """Numbers along an axis of what a layer reads, as a tensor that broadcasts against it, and the name of their
+        `Weight`, which is that of the layer and `leaf` or much like it."""
+        name = f"{_plain(call.name)}.{leaf}"
+        while name in self.taken:
+            name += "_"
+        weight = Weight((len(numbers),), name=name, dtype=call.operation.dtype_policy)
+        value = weight(x)
+        weight.set_weights([numbers])
+        following = len(x.shape) - 1 - axis
+        if following:
+            value = numpy_ops.Reshape((-1, *[1] * following), name=f"{name}.shaped")(value)
+        return name, value
 
 
 def _after(native: keras.Model, layers: Mapping[str, Callable[[str], Any]]) -> keras.Model:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -23,16 +24,20 @@ _STORED = "format."
 """Before the names of a format's arrays in a file of weights."""
 
 
-def rounded(x: Any, each: Format) -> Any:
+def rounded(x: Any, each: Format, computed: bool = False) -> Any:
     """``each.round(x)`` for a tensor, straight-through for gradients.
 
-    Call it inside a layer's `call` only: on a symbolic `KerasTensor` Keras forgets the number of bits.
+    Where `x` is `computed` a sign of it is one of codes, and gradients reach it within its two numbers alone; a stored
+    weight they always reach. Call it inside a layer's `call` only: on a symbolic `KerasTensor` Keras forgets the number
+    of bits.
     """
     if isinstance(each, IntegerGrid) and (each.per_tensor or each.axis is not None):
         return _native(x, each)
     if isinstance(each, Masked):
         return rounded(x, each.inner) * each.keep.astype(np.float32)
     assert isinstance(each, Scaled)
+    if isinstance(each, Levels) and each.is_sign and computed:
+        return _sign(x, each)
     return ops.stop_gradient(_written_out(x, each)) + (x - ops.stop_gradient(x))
 
 
@@ -49,6 +54,23 @@ def _native(x: Any, each: IntegerGrid) -> Any:
     low, high = np.repeat(low, repeats), np.repeat(high, repeats)
     y = op(flat, low, high, num_bits=each.bits, narrow_range=each.narrow, axis=-1)
     return y if flat is x else ops.reshape(y, shape)
+
+
+def _sign(x: Any, each: Levels) -> Any:
+    """One of two numbers, on a grid of 8 bits that holds them, so that they are codes in the artifact."""
+    size, grid = each.scale.item(), each.grid
+    assert grid is not None
+
+    @ops.custom_gradient  # type: ignore[untyped-decorator]
+    def run(x: Any) -> Any:
+        def backward(*arguments: Any, upstream: Any = None) -> Any:
+            gradient = arguments[0] if upstream is None else upstream
+            return ops.where(ops.abs(x) <= size, gradient, 0)
+
+        signs = ops.cast(ops.where(x > 0, size, -size), x.dtype)
+        return _native(signs, replace(grid, bits=8, narrow=False)), backward
+
+    return run(x)
 
 
 def rounded_by_rows(x: Any, axes: Sequence[int]) -> Any:

@@ -35,8 +35,6 @@ class OnnxAdapter:
     marks_weights = True
     rounds_tensors = True
     learns_formats = False
-    softens = False
-    subtracts = False
     delays_formats = False
 
     @property

@@ -38,8 +38,6 @@ class TorchAdapter:
     marks_weights = True
     rounds_tensors = True
     learns_formats = True
-    softens = True
-    subtracts = True
     delays_formats = False
 
     @property

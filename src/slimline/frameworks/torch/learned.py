@@ -26,14 +26,13 @@ from slimline.frameworks.base import Array
 from slimline.frameworks.torch.native import shapes_of, sharing
 from slimline.graph.edits import LearnRounding
 from slimline.graph.quantization import Quantization
-from slimline.methods.adaround import PARTS, STRETCH, exponent
+from slimline.methods.adaround import GAIN, PARTS, STRETCH, exponent
 from slimline.methods.formats import IntegerGrid, Levels, Scaled, spread
 from slimline.methods.levels import SKEWS, skewed
 from slimline.methods.scales import SMALLEST, learning_speeds, zero_learns
 
 _NAME = "learned_rounding"
 _PIECE = 1 << 14
-_GAIN = 1000.0  # of a weight's way between two codes, so that the learning rate of a weight crosses it
 
 
 def _pieces(scale: Tensor, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -222,7 +221,7 @@ class LearnedRounding(nn.Module):
         down = units.floor().clamp(each.low - zero, each.high - zero)
         top, bottom = STRETCH
         part = (units - down).clamp(*PARTS)
-        logit = _GAIN * self.moves - ((top - bottom) / (part - bottom) - 1).log()
+        logit = GAIN * self.moves - ((top - bottom) / (part - bottom) - 1).log()
         if hard:
             up = (logit > 0).float()
         else:

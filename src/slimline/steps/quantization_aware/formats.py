@@ -155,19 +155,11 @@ def check(step: QuantizationAwareTraining, model: Model, masked: bool = False) -
     """
     if not model.adapter.learns_formats:
         raise SlimlineError(
-            "Models of this framework cannot be trained while they are rounded: "
-            "use StaticQuantization or WeightQuantization."
+            "Models of this framework cannot be trained while they are rounded: use StaticQuantization or "
+            "WeightQuantization, or train the model that this one was exported from."
         )
     layers = dict.fromkeys(node.layer for node in model.graph.nodes if node.layer)
     refuse_unmatched("layer for overrides", step.overrides, layers, model.graph.types)
-    if step.has_signs and not model.adapter.subtracts:
-        raise SlimlineError(
-            "Models of this framework have no layers that read signs: take activations of 2 bits or more."
-        )
-    if step.rounding == "adaround" and not model.adapter.softens:
-        raise SlimlineError(
-            "Weights of this framework cannot move between two codes while they train: leave rounding out."
-        )
     refuse_revival([step.weights, *(own.weights for own in step.overrides.values())], masked or bool(model.masks))
 
 

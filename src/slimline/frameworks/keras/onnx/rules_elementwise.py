@@ -17,7 +17,7 @@ from slimline.frameworks.keras.functional import Call
 from slimline.frameworks.keras.gridded import FakeQuantize
 from slimline.frameworks.keras.onnx.writer import Operand, Placed, Rule, Stored, Writer, dtype_of
 from slimline.frameworks.keras.reader import NoRule
-from slimline.methods.formats import IntegerGrid
+from slimline.methods.formats import IntegerGrid, Levels
 from slimline.runtimes.forms.onnx_graph import DOMAIN, FAKE_QUANTIZE, rounding_ends
 
 L = keras.layers
@@ -295,10 +295,12 @@ def normalization(w: Writer, call: Call) -> Placed:
 
 def fake_quantize(w: Writer, call: Call) -> Placed:
     """Rounding to a grid with one scale."""
-    each = call.operation.format
+    each, x = call.operation.format, w.placed(w.source(call))
+    if isinstance(each, Levels) and each.is_sign and each.grid is not None:
+        positive, size = w.each("Greater", x, 0.0, dtype="bool"), each.scale.item()
+        x, each = w.each("Where", positive, number(x, size), number(x, -size), dtype=x.dtype), each.grid
     if (ends := rounding_ends(each)) is None or each.scale.size != 1:
         raise NoRule(f"ONNX has no operator that rounds to {each.describe()}")
-    x = w.placed(w.source(call))
     zero = int(each.zero.ravel()[0]) if isinstance(each, IntegerGrid) else 0
     scale = float(each.scale.ravel()[0])
     value = w.op(FAKE_QUANTIZE, x.value, domain=DOMAIN, scale=scale, zero_point=zero, low=ends[0], high=ends[1])

@@ -28,6 +28,7 @@ _MOVES = {"Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "S
 _FUSED = {"Relu", "Clip"}
 """What LiteRT computes within the operator before."""
 _BYTE = 8
+_SIGNS = 2
 _PRODUCTS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 _WEIGHTED = {*_PRODUCTS, "Einsum"}
 _SUMS = {"Add", "Sub", "Mul", "Max", "Min"}
@@ -186,6 +187,8 @@ class _Translation:
         grid = form.grid_of(node)
         if isinstance(x, np.ndarray):
             return Rounded(x, grid)
+        if grid.bits == _SIGNS:  # of the two numbers that a comparison picks; LiteRT has bytes alone
+            grid = replace(grid, bits=_BYTE, narrow=False)
         low, high = (float(end) for end in grid.ends)
         y = tf.quantization.fake_quant_with_min_max_args(
             x.tensor, low, high, num_bits=grid.bits, narrow_range=grid.narrow
