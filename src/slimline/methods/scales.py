@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -98,6 +98,9 @@ def widest(weight: Array, dtype: str, blocks: Blocks, symmetric: bool = True) ->
     return replace(grid, scale=scale, zero_point=np.clip(np.rint(-low / scale), 0, grid.high).astype(np.int32))
 
 
+_Scaled = TypeVar("_Scaled", bound=Scaled)
+
+
 def in_pieces(weight: Array, grid: IntegerGrid, fit: Callable[[Array, IntegerGrid], IntegerGrid]) -> IntegerGrid:
     """What `fit` makes of a weight and its grid, a few positions of a dimension with a scale for each at a time.
 
@@ -116,7 +119,7 @@ def in_pieces(weight: Array, grid: IntegerGrid, fit: Callable[[Array, IntegerGri
     return replace(grid, scale=np.concatenate([part.scale for part in parts], axis), zero_point=zeros)
 
 
-def least_squares(weight: Array, widest: Scaled, energy: Energy = np.square) -> Scaled:
+def least_squares(weight: Array, widest: _Scaled, energy: Energy = np.square) -> _Scaled:
     """The format of least error, with a scale between three tenths of the widest and the widest, per block.
 
     Parameters

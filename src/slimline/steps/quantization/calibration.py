@@ -163,8 +163,9 @@ def activation_grids(
         if name in placement.ranges:
             return prescribed(*placement.ranges[name])
         each = grid(*ranges[group])
-        centred = name in placement.centred and isinstance(each, IntegerGrid)
-        return centred_grid(*ranges[group], each.bits, each.signed) if centred else each
+        if name in placement.centred and isinstance(each, IntegerGrid):
+            return centred_grid(*ranges[group], each.bits, each.signed)
+        return each
 
     return {name: of(name, group) for name, group in placement.groups.items()}
 
