@@ -129,12 +129,15 @@ def test_weights_of_overridden_layers_have_a_scale_or_none_of_their_own(model: s
 
 def test_a_target_that_takes_one_scale_refuses_more_before_any_work(model: sl.Model) -> None:
     step = sl.StaticQuantization(undo=False, overrides={"2": {"granularity": "channel"}})
+    up = sl.load(nn.Sequential(nn.ReLU(), nn.ReLU(), nn.ConvTranspose2d(4, 4, 2)).eval(), np.ones((2, 4, 3, 3), "f"))
     with pytest.raises(
         SlimlineError, match=r"litert takes one scale for the weights of layer 2: leave granularity out"
     ):
-        placed(model, step, "litert")
-    assert placed(model, step, "onnxruntime")[1].weights["2.weight"] == 0
-    assert placed(model, sl.StaticQuantization(overrides={"2": {"granularity": "tensor"}}), "litert")
+        placed(up, step, "litert")
+    for target in ("litert", "onnxruntime"):
+        assert placed(model, step, target)[1].weights["2.weight"] == 0
+    whole = sl.StaticQuantization(overrides={"2": {"granularity": "tensor"}})
+    assert placed(model, whole, "litert")[1].weights == {"0.weight": 0, "2.weight": None, "4.weight": 0, "6.weight": 0}
 
 
 def test_an_input_is_observed_as_the_layer_that_reads_it_and_the_first_pattern_counts(model: sl.Model) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from slimline.graph import ops
 from slimline.graph.ir import Graph, Node, Value
 from slimline.graph.placement import place
@@ -80,11 +82,27 @@ def test_residual_network_is_integer_from_end_to_end() -> None:
     assert placement.owners["x"] == "stem"
 
 
-def test_litert_rounds_the_outputs_and_takes_linear_weights_whole() -> None:
+def test_litert_rounds_the_outputs_and_takes_linear_weights_by_output() -> None:
     placement = place(residual(), policy=LITERT)
     assert placement.activations == ("x", "relu", "relu1", "conv2", "relu2", "mean", "head")
-    assert placement.weights["head.weight"] is None
-    assert placement.weights["stem.weight"] == 0
+    assert placement.weights["head.weight"] == placement.weights["stem.weight"] == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "shape", "axes"),
+    [
+        ("bchw,kc->bkhw", (8, 8), (0, 0)),
+        ("bchw,hcwk->bk", (4, 8, 4, 8), (3, 3)),
+        ("bchw,hck->bkhw", (4, 8, 8), (2, None)),  # a matrix for each row of the image
+        ("bchw,ck->bkh", (8, 8), (1, None)),  # what is read is summed as well
+        ("bchw,cnk->bnkh", (8, 2, 4), (None, None)),  # no single axis names the outputs
+    ],
+)
+def test_scales_of_einsums(text: str, shape: tuple[int, ...], axes: tuple[int | None, int | None]) -> None:
+    net = Net()
+    net.weight("w", shape)
+    net.add("e", "einsum", ("x", "w"), ops.einsum(text, weights=True), (2, 8, 4, 4), "")
+    assert tuple(place(net.graph("e"), policy=policy).weights["w"] for policy in (ORT, LITERT)) == axes
 
 
 def test_a_layer_left_in_float_takes_its_needless_grids_with_it() -> None:

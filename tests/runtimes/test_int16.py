@@ -95,6 +95,8 @@ def test_types_and_biases_of_the_file(model: sl.Model, tmp_path: Path) -> None:
     types = {tuple(graph.tensors[i].type for i in (*o.inputs, *o.outputs)) for o in products}
     assert types == {(kinds.INT16, kinds.INT8, kinds.INT64, kinds.INT16)}
     steps = [t.quantization.zeroPoint for t in graph.tensors if t.type == kinds.INT16]
+    weights = [graph.tensors[o.inputs[1]] for o in products]
+    assert all(len(w.quantization.scale) == max(w.shape[0], w.shape[-1] * (w.shape[0] == 1)) for w in weights)
     assert steps and all(zero is None or not np.any(zero) for zero in steps)
 
 

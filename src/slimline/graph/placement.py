@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from slimline.graph.equation import Equation
 from slimline.graph.ir import IDLE, Graph, Node
 from slimline.recipe.layers import matches, selected
 
@@ -29,6 +30,7 @@ class Policy:
     transposed : whether transposed convolutions have an integer kernel.
     float_results : compute kinds that may answer in float, so that their result needs no grid.
     linear_channels : whether linear layers take one weight scale per output.
+    stacked_channels : whether the weight of an einsum does that is no product by one matrix, such as a stack of them.
     constants : glue that may read stored tensors; numbers among the operands count as stored.
     ranges : functions whose integer kernel answers on one grid only, and the range of that grid.
     transposed_channels : whether transposed convolutions take one weight scale per output.
@@ -68,6 +70,7 @@ class Policy:
     form: str | None = None
     tables: bool = False
     attention: frozenset[int] = frozenset()
+    stacked_channels: bool = True
 
 
 _COMPUTE = ("conv", "linear", "einsum")
@@ -368,6 +371,8 @@ class _Placer:
         if node.attributes.get("transposed") and not self.policy.transposed_channels:
             return None
         equation = node.attributes["equation"]
+        if node.kind == "einsum" and not self.policy.stacked_channels and not _by_matrix(equation):
+            return None
         weight = equation.inputs[1]
         input_axes = {axis for dim in equation.inputs[0] for axis in dim}
         output_axes = {axis for dim in equation.outputs[0] for axis in dim} - input_axes - {"."}
@@ -414,6 +419,12 @@ class _Placer:
 def _names(node: Node) -> frozenset[str]:
     """What a policy may call an operator: by its kind, or by kind and function."""
     return frozenset({node.kind, f"{node.kind}:{node.attributes.get('function', '')}"})
+
+
+def _by_matrix(equation: Equation) -> bool:
+    """Whether each axis of an einsum by a weight is in two of the three: what it reads, the weight, the result."""
+    sides = [{axis for axes in dims for axis in axes} for dims in (*equation.inputs[:2], equation.outputs[0])]
+    return all(sum(axis in side for side in sides) == 2 for axis in set.union(*sides))
 
 
 def _weight(node: Node) -> str:

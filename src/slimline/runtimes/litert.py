@@ -60,7 +60,7 @@ POLICY = Policy(
     ),
     transposed=True,
     float_results=frozenset(),
-    linear_channels=False,
+    linear_channels=True,
     constants=frozenset({"batch_norm", "elementwise:prelu"}),
     ranges={"sigmoid": (0.0, 255 / 256), "softmax": (0.0, 255 / 256), "tanh": (-1.0, 127 / 128)},
     transposed_channels=False,
@@ -68,6 +68,7 @@ POLICY = Policy(
     one_grid=frozenset({"concat", "pool:mean", "pool:resize"}),
     spatial=2,
     composed=frozenset({"batch_norm", "hard_sigmoid", "hard_silu", "silu"}),
+    stacked_channels=False,
 )
 
 WIDE = replace(

@@ -11,7 +11,7 @@ import keras
 from slimline.basics.errors import SlimlineError, first_line
 from slimline.basics.quiet import quiet
 from slimline.frameworks.keras.functional import Call, replay
-from slimline.frameworks.keras.gridded import PLAIN, FakeQuantize, RowRounding
+from slimline.frameworks.keras.gridded import PLAIN, FakeQuantize, Traced
 from slimline.runtimes.forms.tensorflow import Function, apart
 
 
@@ -35,7 +35,7 @@ def to_function(native: Any) -> Function:
     run = _run_apart if _is_mixed(native) else _run
     trace = tf.function(lambda *x: run(native, x))
     try:
-        with quiet(), _unrolled(native), _unrounded(native):
+        with quiet(), _unrolled(native), _written(native):
             # A frozen function leaves no variables in the file, and takes a third of the time of a SavedModel.
             frozen = convert_variables_to_constants_v2(trace.get_concrete_function(*specs))
             return Function(frozen, inputs, layers, tuple(native.output_names))
@@ -87,16 +87,16 @@ def _unrolled(native: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _unrounded(native: Any) -> Iterator[None]:
-    """Layers read numbers as they are where the runtime rounds these as it runs."""
-    rounding = [layer for layer in native.layers if isinstance(layer, RowRounding)]
-    for layer in rounding:
-        layer.simulates = False
+def _written(native: Any) -> Iterator[None]:
+    """Layers as they are written for the runtime."""
+    layers = [layer for layer in native.layers if isinstance(layer, Traced)]
+    for layer in layers:
+        layer.traced = True
     try:
         yield
     finally:
-        for layer in rounding:
-            layer.simulates = True
+        for layer in layers:
+            layer.traced = False
 
 
 def _has_kernel(layer: Any) -> bool:

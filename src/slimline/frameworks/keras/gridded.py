@@ -6,7 +6,7 @@ specification of the artifact, and no representative data are needed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,8 @@ from keras import ops
 
 from slimline.frameworks.keras.rounding import Formatted, rounded, rounded_by_rows
 from slimline.methods.dynamic import read_together
-from slimline.methods.formats import IntegerGrid
+from slimline.methods.formats import IntegerGrid, along
+from slimline.runtimes.forms.tensorflow import by_columns, einsum_by_columns
 
 _SMALLEST = 1e-12  # factor of a channel that is switched off, so that its grid has a width
 _register = keras.saving.register_keras_serializable(package="slimline")
@@ -34,6 +35,13 @@ class FakeQuantize(Formatted, L.Layer):  # type: ignore[misc]
     def compute_output_shape(self, input_shape: Any) -> Any:
         """The input's."""
         return input_shape
+
+
+class Traced:
+    """A layer that is written otherwise for LiteRT than it is simulated."""
+
+    traced = False
+    """True while it is written."""
 
 
 class _Finished:
@@ -57,6 +65,19 @@ class _RoundedKernel(_Finished, Formatted):
         """The kernel as it is computed with."""
         layer: Any = self
         return self.on_grid(layer.kernel)
+
+
+class _RoundedProduct(Traced, _RoundedKernel):
+    """A layer that multiplies by a matrix, which is written with a grid for each column."""
+
+    def columns(self, order: Sequence[int]) -> Any:
+        """The rounded kernel as `slimline.runtimes.forms.tensorflow.by_columns` takes it; laid out first, as the
+        converter follows no transposition of what is rounded."""
+        layer: Any = self
+        turned = ops.transpose(layer.kernel, order)
+        scale = np.broadcast_to(layer.format.scale.ravel(), turned.shape[-1:]).reshape(1, 1, 1, -1)
+        each = replace(layer.format, scale=scale, blocks=along(-1, 4))
+        return rounded(ops.reshape(turned, (1, 1, -1, turned.shape[-1])), each)
 
 
 class _RoundedConv(_RoundedKernel):
@@ -139,20 +160,24 @@ class FakeQuantConv2DTranspose(_RoundedKernel, L.Conv2DTranspose):  # type: igno
 
 
 @_register
-class FakeQuantDense(_RoundedKernel, L.Dense):  # type: ignore[misc]
+class FakeQuantDense(_RoundedProduct, L.Dense):  # type: ignore[misc]
     """`Dense` by a rounded kernel."""
 
     def call(self, inputs: Any) -> Any:
         """The layer's output ``(…, units)``."""
+        if self.traced and isinstance(self.format, IntegerGrid):
+            return by_columns(inputs, self.columns((0, 1)), self.finish)
         return _by_rows(inputs, self.rounded_kernel, self.finish)
 
 
 @_register
-class FakeQuantEinsumDense(_RoundedKernel, L.EinsumDense):  # type: ignore[misc]
+class FakeQuantEinsumDense(_RoundedProduct, L.EinsumDense):  # type: ignore[misc]
     """`EinsumDense` by a rounded kernel."""
 
     def call(self, inputs: Any) -> Any:
         """The output of the layer's equation."""
+        if self.traced and isinstance(self.format, IntegerGrid) and self.format.axis is not None:
+            return self.finish(einsum_by_columns(self.equation, inputs, self.columns))
         return self.finish(ops.einsum(self.equation, inputs, self.rounded_kernel))
 
 
@@ -207,17 +232,15 @@ GRIDDED: Mapping[type, type] = {
 """The class that takes a class's place when its kernel is rounded."""
 
 
-class RowRounding:
-    """A layer that rounds what it reads to the grid ``int8_per_row`` of `slimline.methods.dynamic`."""
-
-    simulates = True
-    """False while it is written for the runtime, which rounds by itself."""
+class RowRounding(Traced):
+    """A layer that rounds what it reads to the grid ``int8_per_row`` of `slimline.methods.dynamic`, as the runtime does
+    by itself."""
 
     def on_rows(self, inputs: Any) -> Any:
         """`inputs`, channels last, rounded."""
         window = getattr(self, "kernel_size", ()), getattr(self, "strides", ())
         rank = len(inputs.shape)
-        return rounded_by_rows(inputs, read_together(rank, rank - 1, *window)) if self.simulates else inputs
+        return inputs if self.traced else rounded_by_rows(inputs, read_together(rank, rank - 1, *window))
 
 
 class _RowConv(RowRounding):

@@ -152,7 +152,7 @@ class _Translation:
             operands,
             reads_grid=grid is not None and grid.bits <= _BYTE,
             gives_grid=_rounded_next(node.outputs[0]),
-            floor=None if grid is None else float(grid.ends[0]),
+            floor=float(grid.ends[0]) if grid is not None and grid.per_tensor else None,
             opset=self.opset,
         )
         stored = node.op_type != "Constant" and all(isinstance(x, np.ndarray | None) for x in operands)

@@ -7,17 +7,21 @@ operators that need another one (a reshape, a product of matrices) have it laid 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from slimline.methods.formats import IntegerGrid
+from slimline.methods.formats import IntegerGrid, along
+from slimline.runtimes.forms.tensorflow import sizes_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Order = tuple[int, ...]
+_READERS = 32
+"""Of a stored tensor, for which numbers are told apart."""
 
 
 @dataclass(frozen=True)
@@ -91,28 +95,54 @@ class Rounded:
     ----------
     array : before it is rounded.
     grid : in all, or one for each position of an axis.
+    readers : counts them.
     """
 
     array: Array
     grid: IntegerGrid
+    readers: Iterator[int] = field(default_factory=count)
 
     def laid_out(self, order: Sequence[int], rows: bool = False) -> Any:
         """Transposed, as one row of an image where `rows`, and rounded there: the converter follows few reshapes
         between rounding and use, no new dimension ahead and no transposition."""
-        array = np.transpose(self.array, order)
+        array = np.transpose(self._own, order)
         array = array[None] if rows else array
-        low, high = (end.ravel() for end in self.grid.ends)
-        kind = {"num_bits": self.grid.bits, "narrow_range": self.grid.narrow}
         if self.grid.axis is None:
+            low, high = (float(end.ravel()[0]) for end in self.grid.ends)
             return tf.quantization.fake_quant_with_min_max_args(
-                tf.constant(array), float(low[0]), float(high[0]), **kind
+                tf.constant(array), low, high, num_bits=self.grid.bits, narrow_range=self.grid.narrow
             )
         axis = list(order).index(self.grid.axis) + rows
         behind = int(np.prod(array.shape[axis + 1 :], dtype=int))
-        flat = tf.constant(array.reshape(*array.shape[:axis], -1))
-        ends = [tf.constant(np.repeat(end, behind)) for end in (low, high)]
-        rounded = tf.quantization.fake_quant_with_min_max_vars_per_channel(flat, *ends, **kind)
+        rounded = self._by_position(array.reshape(*array.shape[:axis], -1), behind)
         return rounded if rounded.shape == array.shape else tf.reshape(rounded, array.shape)
+
+    def columns(self, order: Sequence[int]) -> Any:
+        """Transposed, as `slimline.runtimes.forms.tensorflow.by_columns` takes a matrix, and rounded there; the grids
+        lie along the last dimension, or there is one in all."""
+        array = np.transpose(self._own, order)
+        return self._by_position(array.reshape(1, 1, -1, array.shape[-1]), array.shape[-1] // self.grid.scale.size)
+
+    @property
+    def _own(self) -> Array:
+        """Numbers for one reader more, a little beside those of others: where some share what is rounded, the converter
+        rounds it anew. The codes are the same, and the file holds them once."""
+        part = next(self.readers) % _READERS / (2 * _READERS)
+        return self.grid.round(self.array) + np.float32(part) * self.grid.scale if part else self.array
+
+    def _by_position(self, array: Array, repeats: int) -> Any:
+        """Rounded to a grid for each few positions of the last dimension."""
+        ends = [tf.constant(np.repeat(end.ravel(), repeats)) for end in self.grid.ends]
+        return tf.quantization.fake_quant_with_min_max_vars_per_channel(
+            tf.constant(array), *ends, num_bits=self.grid.bits, narrow_range=self.grid.narrow
+        )
+
+    def turned(self, order: Sequence[int]) -> Rounded:
+        """Transposed, and rounded where it is read as before."""
+        grid = self.grid
+        blocks = () if grid.axis is None else along(list(order).index(grid.axis), len(order))
+        scale = grid.scale.reshape([1 if block is None else -1 for block in blocks])
+        return replace(self, array=np.transpose(self.array, order), grid=replace(grid, scale=scale, blocks=blocks))
 
 
 Value = Placed | Sizes | Rounded | Array | None
@@ -176,12 +206,3 @@ def _broadcastable(value: Value, rank: int, order: Order, beside: bool) -> Any:
     while beside and full.ndim and full.shape[0] == 1:
         full = full[0]
     return tf.constant(np.array(full, order="C"))
-
-
-def sizes_of(tensor: Any) -> list[Any]:
-    """The shape of `tensor` as a target of reshapes: static, with -1 for one open size, else computed."""
-    static = tensor.shape.as_list()
-    if static.count(None) <= 1:
-        return [-1 if size is None else size for size in static]
-    computed = tf.shape(tensor)
-    return [computed[axis] if size is None else size for axis, size in enumerate(static)]

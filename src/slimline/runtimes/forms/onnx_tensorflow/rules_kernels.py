@@ -17,9 +17,9 @@ from slimline.runtimes.forms.onnx_tensorflow.layout import (
     Value,
     placed,
     placed_last,
-    sizes_of,
     straight,
 )
+from slimline.runtimes.forms.tensorflow import by_columns, einsum_by_columns, sizes_of
 
 Pads = list[tuple[int, int]]
 
@@ -201,8 +201,9 @@ def _widening(call: Call, kernel: list[int], sizes: Sequence[int | None]) -> tup
 def _gemm(call: Call) -> Value:
     x = call.tensor(0)
     x = tf.transpose(x) if call.attribute("transA", 0) else x
-    weight = _weight(call, 1, (1, 0) if call.attribute("transB", 0) else (0, 1))
-    y = tf.matmul(x, weight)
+    order = (1, 0) if call.attribute("transB", 0) else (0, 1)
+    weight = call.inputs[1]
+    y = by_columns(x, weight.columns(order)) if isinstance(weight, Rounded) else tf.matmul(x, _weight(call, 1, order))
     alpha, beta = call.attribute("alpha", 1.0), call.attribute("beta", 1.0)
     y = y if alpha == 1.0 else alpha * y
     if not call.has(2):
@@ -216,20 +217,22 @@ def _product(call: Call) -> Value:
     weight = call.inputs[1]
     if min(call.operand(0).rank, call.operand(1).rank) == 1:
         return placed(tf.tensordot(call.tensor(0), call.tensor(1), [[-1], [max(call.operand(1).rank - 2, 0)]]))
-    if not isinstance(weight, np.ndarray | Rounded):
-        return placed(tf.matmul(call.tensor(0), call.tensor(1)))
-    stored = weight.array if isinstance(weight, Rounded) else weight
     x = call.tensor(0)
-    if stored.ndim != 2 or len(x.shape) < 3:
-        return placed(tf.matmul(x, _weight(call, 1, range(stored.ndim))))
+    if isinstance(weight, Rounded) and weight.array.ndim == 2:
+        return placed(by_columns(x, weight.columns((0, 1))))
+    if not isinstance(weight, np.ndarray) or weight.ndim != 2 or len(x.shape) < 3:
+        return placed(tf.matmul(x, call.tensor(1)))
     # As rows, so that it is one fully connected layer.
-    y = tf.matmul(tf.reshape(x, [-1, stored.shape[0]]), _weight(call, 1, (0, 1)))
-    return placed(tf.reshape(y, [*sizes_of(x)[:-1], stored.shape[1]]))
+    y = tf.matmul(tf.reshape(x, [-1, weight.shape[0]]), _weight(call, 1, (0, 1)))
+    return placed(tf.reshape(y, [*sizes_of(x)[:-1], weight.shape[1]]))
 
 
 @rule("Einsum")
 def _einsum(call: Call) -> Value:
-    return placed(tf.einsum(call.attribute("equation"), *(call.tensor(i) for i in range(len(call.inputs)))))
+    equation, weight = call.attribute("equation"), call.inputs[1] if call.has(1) else None
+    if isinstance(weight, Rounded) and weight.grid.axis is not None:
+        return placed(einsum_by_columns(equation, call.tensor(0), weight.columns))
+    return placed(tf.einsum(equation, *(call.tensor(i) for i in range(len(call.inputs)))))
 
 
 @rule("MaxPool")

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from slimline.runtimes.forms.onnx_tensorflow.call import Call, Untranslatable, rule
-from slimline.runtimes.forms.onnx_tensorflow.layout import Placed, Sizes, Value, aligned, placed
+from slimline.runtimes.forms.onnx_tensorflow.layout import Placed, Rounded, Sizes, Value, aligned, placed
 
 _END = 2**31
 
@@ -134,8 +134,10 @@ def _unsqueeze(call: Call) -> Value:
 
 @rule("Transpose")
 def _transpose(call: Call) -> Value:
-    x = call.operand(0)
+    x, stored = call.operand(0), call.inputs[0]
     turn = call.attribute("perm", list(range(x.rank))[::-1])
+    if isinstance(stored, Rounded):
+        return stored.turned(turn)
     return Placed(x.tensor, tuple(list(turn).index(axis) for axis in x.order))
 
 

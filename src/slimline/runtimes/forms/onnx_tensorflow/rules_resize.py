@@ -15,7 +15,8 @@ import numpy as np
 import tensorflow as tf
 
 from slimline.runtimes.forms.onnx_tensorflow.call import Call, Untranslatable, rule
-from slimline.runtimes.forms.onnx_tensorflow.layout import Array, Placed, Sizes, Value, placed_last, sizes_of
+from slimline.runtimes.forms.onnx_tensorflow.layout import Array, Placed, Sizes, Value, placed_last
+from slimline.runtimes.forms.tensorflow import sizes_of
 
 _WHOLE = 1e-4
 
