@@ -104,7 +104,7 @@ def minilm(quick: bool, fresh: bool) -> Study:
     )
     model = sl.load(Encoder().eval(), tuple(x[:2] for x in known))
     case = f"MiniLM-L6-v2, Reuters R8, {LENGTH} tokens"
-    smooth = dict.fromkeys(("onnxruntime", "openvino"), SMOOTH)  # elsewhere residual sums are integers too, and lose more
+    smooth = dict.fromkeys(("onnxruntime", "openvino"), SMOOTH)  # the others round the sums of residuals, and lose more
     return Study(case, {"original": model}, known, held, int8=smooth, nearest=True)
 
 
