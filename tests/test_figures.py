@@ -286,6 +286,8 @@ def claims() -> dict[str, list[str]]:
     peak = row("planning", recipe="INT8")["peak_memory_ratio"]
     trained = row("sparse", recipe="90 %, cubic")
     mobile = [r for r in rows("quantization") if "MobileNetV2" in r["case"] and r["batch"] == 1]
+    ternary, binary = (row("qat", recipe=name, batch=1) for name in ("ternary", "binary"))
+    coded = row("sharing", recipe="half of all widths")
     four = {r["tool"]: r for r in mobile if r["recipe"] in ("W4A8, GPTQ", "quantize_static, W4A8")}
     return {
         "docs/sharing.md": [*(RESULTS / "codec.md").read_text("utf-8").splitlines()[2:], *archives()],
@@ -307,6 +309,9 @@ def claims() -> dict[str, list[str]]:
             encoder("quantize_static", "(`quantize_static`: {speed} and {alike})"),
             f"{points(four['slimline']['drop'])} points lost, where `quantize_static` with INT4 weights loses "
             f"{points(four['ONNX Runtime']['drop'])}",
+            f"loses {points(ternary['drop'])} points with ternary weights, {times(ternary['size_ratio'])} smaller, and "
+            f"{points(binary['drop'])} with binary ones, {times(binary['size_ratio'])}",
+            f"is {times(coded['size_ratio'])} smaller for a true drop of at most {points(coded['bound'])} points",
             f"three seeds, {recovered}× faster on ONNX Runtime in FP32",
             f"slimline by OBS {seeds('slimline', 'OBS')}, by L2 norm {seeds('slimline', 'L2')}; Torch-Pruning by L2",
             f"with the same training {seeds('Torch-Pruning', 'L2')}; "
