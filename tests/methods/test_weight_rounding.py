@@ -253,6 +253,35 @@ def test_least_squares_in_pieces_is_that_of_the_whole(dtype, size, transposed):
     assert (whole.scale < start.scale).any()
 
 
+@pytest.mark.parametrize("rounding", ["mse", "gptq", "adaround"])
+@pytest.mark.parametrize("paired", [False, True])
+def test_outputs_are_rounded_a_few_at_a_time(rounding, paired, monkeypatch):
+    """As all at once: one does not look at another."""
+    rng = np.random.default_rng(0)
+    stored = rng.standard_normal((20, 24)).astype(np.float32)
+    x = rng.standard_normal((300, 24)).astype(np.float32)
+    model = sl.load(graphs.model("y = Gemm<transB=1>(x, w)", {"w": stored}, "float[N,24] x", "float[N,20] y"), x[:2])
+    (layer,) = matrices(model.graph)
+    gram = Gram(1, 24, 20 if paired else None)
+    gram.see(
+        (x + 0.1 * rng.standard_normal(x.shape).astype(np.float32))[None], (x @ stored.T)[None] if paired else None
+    )
+    start = widest(stored, "int3", (1, 8))
+    keep = rng.random(stored.shape) > 0.2
+
+    def done():
+        worker = WeightRounding(np.where(keep, stored, 0), layer, gram, keep)
+        each = worker.fitted(start, rounding)
+        rounded = worker.rounded(each, rounding)
+        return worker.target, rounded, worker.error(rounded)
+
+    whole = done()
+    monkeypatch.setattr("slimline.steps.weight_rounding._PIECE", 3 * 24)
+    for one, other in zip(whole, done(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    assert 0 < whole[2] < 1
+
+
 def test_half_quadratic_pieces_are_those_of_the_whole():
     """Output by output, wherever outputs lie, and however many go through the cache at a time."""
     weight = np.random.default_rng(0).standard_t(4, (2000, 48)).astype(np.float32)

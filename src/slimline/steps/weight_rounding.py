@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
@@ -21,6 +22,7 @@ SECOND_ORDER = ("gptq", "adaround")
 """Those that cannot do without calibration samples."""
 MEASURED = ("mse", *SECOND_ORDER)
 """Those that weigh errors by the inputs' Gram matrix where there is one."""
+_PIECE = 2**22  # weights
 
 
 class WeightRounding:
@@ -52,8 +54,11 @@ class WeightRounding:
         self.weight, self.matrix, self.gram, self.mask, self.damping = weight, matrix, gram, mask, damping
         self.target = weight
         if matrix is not None and gram is not None and gram.paired:
-            solved = reconstruct(np.asarray(matrix.matrix(weight), np.float64), gram.second, gram.cross, damping)
-            self.target = matrix.tensor(solved, weight.shape).astype(weight.dtype)
+            own, second, cross = matrix.matrix(weight), gram.second, gram.cross
+            solved = np.empty(own.shape, weight.dtype)
+            for rows in self._rows():
+                solved[:, rows] = reconstruct(np.asarray(own[:, rows], np.float64), second, cross[:, rows], damping)
+            self.target = matrix.tensor(solved, weight.shape)
 
     @property
     def visible(self) -> Array:
@@ -77,23 +82,34 @@ class WeightRounding:
         if rounding not in SECOND_ORDER or self.matrix is None or self.gram is None:
             return nearest
         better = self.matrix.tensor(self._second_order(each, nearest, rounding), self.weight.shape)
-        return each.round(better.astype(self.weight.dtype))
+        return each.round(better.astype(self.weight.dtype, copy=False))
 
     def error(self, rounded: Array) -> float:
         """Of the layer's output where its inputs are known, else of the weight; relative to its energy.
 
         With a paired Gram matrix that is by what the output differs from what it was, wrong inputs included.
         """
-        if self.matrix is not None and self.gram is not None and self.gram.paired:
-            own = np.asarray(self.matrix.matrix(rounded), np.float64)
-            energy, cross = self.gram.others_energy, np.einsum("goi,goi->go", own, self.gram.cross)
-            total = (energy - 2 * cross + output_energy(own, self.gram.second)).sum()
-            return float(max(total, 0.0) / max(energy.sum(), 1e-300))
-        change = np.asarray(self.weight - rounded, np.float64)
         if self.matrix is None or self.gram is None:
+            change = np.asarray(self.weight - rounded, np.float64)
             return float((change**2).sum() / (np.asarray(self.weight, np.float64) ** 2).sum().clip(1e-300))
-        parts = [output_energy(self.matrix.matrix(x), self.gram.second).sum() for x in (change, self.weight)]
-        return float(parts[0] / max(parts[1], 1e-300))
+        before, after, second = self.matrix.matrix(self.weight), self.matrix.matrix(rounded), self.gram.second
+        cross = self.gram.cross if self.gram.paired else None
+        total = energy = 0.0 if cross is None else float(self.gram.others_energy.sum())
+        for rows in self._rows():
+            old, new = (np.asarray(x[:, rows], np.float64) for x in (before, after))
+            if cross is None:
+                total += output_energy(old - new, second).sum()
+                energy += output_energy(old, second).sum()
+            else:
+                total += (output_energy(new, second) - 2 * np.einsum("goi,goi->go", new, cross[:, rows])).sum()
+        return float(max(total, 0.0) / max(energy, 1e-300))
+
+    def _rows(self) -> Iterator[slice]:
+        """All outputs of the matrix, a few at a time: each is rounded by itself, in numbers of eight bytes."""
+        assert self.matrix is not None
+        _, outputs, inputs = self.matrix.shape
+        count = max(_PIECE // inputs, 1)
+        return (slice(first, first + count) for first in range(0, outputs, count))
 
     def _parts(self, each: Scaled) -> bool:
         """Whether `_energy` is there for some outputs alone, along the dimensions with a scale for each place."""
@@ -133,19 +149,22 @@ class WeightRounding:
         assert self.matrix is not None and self.gram is not None
         scale = self._in_matrix(each.scale, each)
         zero = self._in_matrix(each.zero, each) if isinstance(each, IntegerGrid) else np.zeros_like(scale)
-        weight = np.asarray(self.matrix.matrix(self.target), np.float64)
+        weight, result = self.matrix.matrix(self.target), np.array(self.matrix.matrix(nearest))
         keep = None if self.mask is None else self.matrix.matrix(self.mask)
-        result = np.array(self.matrix.matrix(nearest), np.float64)
         for group, second in enumerate(self.gram.second):
-            h, own = damped(second, self.damping), None if keep is None else keep[group]
-            if rounding == "adaround" and isinstance(each, IntegerGrid):
-                steps = np.asarray(scale[group], np.float64)
-                refined = adaround(weight[group], h, steps, each.low - zero[group], each.high - zero[group], own)
-            else:
-                code = nearest_of(each, *(np.asfortranarray(x[group]) for x in (scale, zero)))  # it reads inputs
-                refined = sweeps(weight[group], gptq(weight[group], h, code, own), h, code, own)
-            errors = [output_energy((weight[group] - x)[None], h[None])[0] for x in (refined, result[group])]
-            result[group] = np.where((errors[0] < errors[1])[:, None], refined, result[group])
+            h = damped(second, self.damping)
+            for rows in self._rows():
+                at = group, rows
+                own = None if keep is None else keep[at]
+                target, now = (np.asarray(x[at], np.float64) for x in (weight, result))
+                if rounding == "adaround" and isinstance(each, IntegerGrid):
+                    steps = np.asarray(scale[at], np.float64)
+                    refined = adaround(target, h, steps, each.low - zero[at], each.high - zero[at], own)
+                else:
+                    code = nearest_of(each, *(np.asfortranarray(x[at]) for x in (scale, zero)))  # it reads inputs
+                    refined = sweeps(target, gptq(target, h, code, own), h, code, own)
+                errors = [output_energy((target - x)[None], h[None])[0] for x in (refined, now)]
+                result[at] = np.where((errors[0] < errors[1])[:, None], refined, now)
         return result
 
 
