@@ -129,6 +129,6 @@ def test_what_work_costs(common: ModuleType) -> None:
     while cost.facts()["cpu_seconds"] < 0.05:
         held += 1
     facts = cost.facts()
-    assert facts["seconds_to_compress"] >= 0.04 and facts["cpu_seconds"] >= 0.05
+    assert facts["seconds_to_compress"] > 0.01 and facts["cpu_seconds"] >= 0.05  # of all threads together
     assert facts["peak_bytes"] is None or facts["peak_bytes"] > held.nbytes
     common.Row("case", "tool", "recipe", **facts)  # they are its fields
