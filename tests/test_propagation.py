@@ -163,15 +163,67 @@ def test_the_rounding_is_near_the_best_of_all(chain: sl.Model) -> None:
         assert own <= np.square(alone @ now.T - was @ weight[row]).mean()
 
 
-def test_only_one_place_of_the_network_is_kept(chain: sl.Model) -> None:
-    torch.manual_seed(0)
-    deep = nn.Sequential(*[nn.Sequential(nn.Linear(12, 12), nn.Tanh()) for _ in range(6)])
-    model = sl.load(deep.eval(), RNG.normal(size=(2, 12)).astype(np.float32))
+class Residual(nn.Module):
+    """Blocks whose outputs are added up; the sums are inputs of no layer, as a norm lies between."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(12) for _ in range(depth))
+        self.first, self.second = (nn.ModuleList(nn.Linear(12, 12) for _ in range(depth)) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for norm, first, second in zip(self.norms, self.first, self.second, strict=True):
+            x = x + second(torch.tanh(first(norm(x))))
+        return x
+
+
+def residual(framework: str, folder: Path, depth: int) -> sl.Model:
+    x = RNG.normal(size=(2, 12)).astype(np.float32)
+    if framework != "keras":
+        torch.manual_seed(0)
+        model = sl.load(Residual(depth).eval(), x)
+        return model if framework == "torch" else sl.load(sl.export(model, "onnxruntime", folder / "net.onnx"), x)
+    import slimline.frameworks.keras  # noqa: F401, I001  chooses the backend before keras is imported
+    import keras
+
+    x = inputs = keras.Input((12,))
+    for _ in range(depth):
+        normed = keras.layers.LayerNormalization()(x)
+        x = keras.layers.Add()([x, keras.layers.Dense(12)(keras.layers.Dense(12, "tanh")(normed))])
+    return sl.load(keras.Model(inputs, x))
+
+
+@pytest.mark.parametrize("framework", ["torch", "keras", "onnx"])
+def test_what_is_kept_and_computed_does_not_grow_with_depth(
+    framework: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = residual(framework, tmp_path, 6)
     schedule = levels(model.graph, matrices(model.graph))
-    walk = Walk(model, [(RNG.normal(size=(8, 12)).astype(np.float32),)], [[s[0].input] for s in schedule])
-    for _ in schedule:
-        walk.on(model.native, lambda name, array: None)
-        assert len(walk.held) <= 2  # the model's input and the last stop
+    assert len(schedule) == 12
+    batches = [(RNG.normal(size=(8, 12)).astype(np.float32),), (RNG.normal(size=(3, 12)).astype(np.float32),)]
+    stops = [[layer.input for layer in level] for level in schedule]
+    whole: dict[str, list[np.ndarray]] = {}
+    model.adapter.observe(
+        model.native, batches, [n for stop in stops for n in stop], lambda n, x: whole.setdefault(n, []).append(x + 0)
+    )
+    begun: list[int] = []
+    observe = type(model.adapter).observe
+
+    def counted(adapter: Any, native: Any, inputs: Any, values: Any, see: Any, sources: Any) -> None:
+        begun.append(len(sources))
+        observe(adapter, native, inputs, values, see, sources)
+
+    monkeypatch.setattr(type(model.adapter), "observe", counted)
+    walk = Walk(model, batches, stops)
+    for stop in stops:
+        seen: dict[str, list[np.ndarray]] = {}
+        walk.on(model.native, lambda n, x, seen=seen: seen.setdefault(n, []).append(x + 0))  # type: ignore[misc]
+        assert set(seen) == set(stop)
+        for name in stop:
+            for own, direct in zip(seen[name], whole[name], strict=True):
+                np.testing.assert_allclose(own, direct, rtol=1e-5, atol=1e-6)
+        assert len(walk.held) <= 3  # the model's input, the sum, and what the last stop saw
+    assert max(begun) <= 3
 
 
 def test_what_is_read_twice_is_rounded_first_and_what_was_pruned_stays_zero(chain: sl.Model) -> None:

@@ -7,7 +7,7 @@ framework's own model (a torch `GraphModule`, a `keras.Model`, …). No method c
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -389,6 +389,9 @@ class Adapter(Protocol):
 
         `see` is told the gradient of every batch. `outputs` as of `trainer`.
         """
+
+    def observable(self, native: Any) -> Container[str]:
+        """The names of the values that `observe` can show, or begin with."""
 
     def observe(
         self,

@@ -218,6 +218,12 @@ class KerasAdapter:
         with computing(wish()):
             return train.gradients(native, batches, loss, see, outputs)
 
+    def observable(self, native: Any) -> dict[str, Any]:
+        """See `observe.named_tensors`."""
+        from slimline.frameworks.keras.observe import named_tensors
+
+        return named_tensors(native)
+
     def observe(
         self,
         native: Any,

@@ -187,6 +187,10 @@ class OnnxAdapter:
 
         return gradients(native, batches, loss, see, outputs)
 
+    def observable(self, native: Native) -> frozenset[str]:
+        """See `native.Native.names`."""
+        return native.names
+
     def observe(
         self,
         native: Native,

@@ -214,6 +214,10 @@ class TorchAdapter:
 
         return gradients(native, batches, loss, see, self.device(wish()), outputs)
 
+    def observable(self, native: Native) -> set[str]:
+        """The names of its fx nodes."""
+        return {node.name for node in native.graph.nodes}
+
     def observe(
         self,
         native: Native,
