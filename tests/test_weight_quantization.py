@@ -107,6 +107,41 @@ def test_the_file_holds_the_codes_and_answers_as_the_model(exported, tmp_path, f
     assert error < (0.02 if packed else 1e-5)
 
 
+class Tied(nn.Module):
+    """A language model whose embedding is its output layer too, and a linear layer that is applied twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.layer = nn.Embedding(400, 64), nn.Linear(64, 64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.tanh(self.layer(torch.tanh(self.layer(self.table(x)))))
+        return y @ self.table.weight.T
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test_what_several_read_is_stored_once_and_an_output_layer_multiplies_by_its_codes(target, dtype, tmp_path):
+    torch.manual_seed(0)
+    x = np.random.default_rng(0).integers(0, 400, (32, 8))
+    model = sl.load(Tied().eval(), x[:2])
+    step = sl.WeightQuantization(
+        dtype=dtype, group_size=32, overrides={"table": {"dtype": "int8", "group_size": "channel"}}
+    )
+    small = sl.apply(model, step, target=target, progress=False)
+    path = sl.export(small, target, tmp_path / f"small.{'onnx' if target == 'onnxruntime' else 'xml'}")
+    if target == "onnxruntime":
+        counts = stored(path)
+        numbers = [400 * 64 + 64 * 64] if dtype == "int8" else [400 * 64, 64 * 64]
+        assert [counts[kind] for kind in ("INT8", "INT4") if kind in counts] == numbers
+        assert runtime(target).integer_layers(path)["table"] == "integer"
+    else:
+        assert path.with_suffix(".bin").stat().st_size < 400 * 64 + 2 * 64 * 64
+    simulated = small.predict(x)
+    error = np.abs(runtime(target).load(path).run((x,)) - simulated).max() / np.abs(simulated).max()
+    assert error < 0.02
+
+
 def test_torch_writes_what_the_onnx_model_does(words, exported, tmp_path):
     step = sl.WeightQuantization(dtype="int4")
     files = [

@@ -303,7 +303,7 @@ class _Expander:
         if isinstance(grid, FloatFormat):
             kind = np.dtype(FLOATS[grid.dtype])
             codes = codes.view(kind)
-        elif decode_rows(self.graph, node, grid, codes, self._store):
+        elif decode_rows(self.graph, node, grid, codes, self._store) is not None:
             return
         scales = grid.scale if axis is None else grid.scale.ravel()
         users = [user for user, _ in node.outputs[0].uses()]

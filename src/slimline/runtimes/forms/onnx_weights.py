@@ -20,7 +20,7 @@ from slimline.methods.formats import Array, BlockFloat, FloatFormat, Format, Int
 from slimline.runtimes.forms.onnx_dynamic import dynamic_source, integer_product
 from slimline.runtimes.forms.onnx_formats import FLOATS, coded, is_fused
 from slimline.runtimes.forms.onnx_graph import DOMAIN, FAKE_QUANTIZE, MARK, attribute, replace
-from slimline.runtimes.forms.onnx_tables import decode_rows
+from slimline.runtimes.forms.onnx_tables import decode_rows, is_lookup
 
 _FUNCTIONS = frozenset({
     "Relu", "LeakyRelu", "Elu", "Selu", "Sigmoid", "HardSigmoid", "Tanh", "Softplus", "Softsign", "ThresholdedRelu",
@@ -121,22 +121,52 @@ class _Packer:
         if self.explicit and isinstance(each, Scaled) and not (isinstance(each, FloatFormat) and each.is_plain):
             self._sole(each)
             return
-        product = _product(self.node) if isinstance(each, IntegerGrid) else None
-        if product is not None and isinstance(each, IntegerGrid):
-            reader, turned = product
-            rounded = dynamic_source(reader.inputs[0])
-            if rounded is not None and each.axis == (0 if turned else 1):
-                self._integer(each, reader, turned, rounded)
-                return
-            block = each.blocks[1 if turned else 0]
-            whole = block is None or self.weight.shape[1 if turned else 0] % block == 0
-            if is_fused(each, turned) and (whole or self.ragged):
-                self._dequantized(each, reader, turned)
-                return
         assert isinstance(each, Scaled)
+        product = self._product(each) if isinstance(each, IntegerGrid) else None
         codes = _typed(self.codes, each)
-        if not decode_rows(self.graph, self.node, each, codes, lambda array: self._stored(array, "rows")):
+        table = decode_rows(
+            self.graph, self.node, each, codes, lambda array: self._stored(array, "rows"), alone=product is None
+        )
+        if product is not None:
+            assert isinstance(each, IntegerGrid)
+            self._multiplied(each, *product, table)
+        if _is_read(self.graph, self.node):
             self._unpacked(each)
+
+    def _product(self, each: IntegerGrid) -> tuple[ir.Node, bool] | None:
+        """The one product with the matrix and whether it takes it transposed, if only lookups of rows read it besides
+        and it can take the codes. Of several products ONNX Runtime fuses none with codes that they share."""
+        products: list[tuple[ir.Node, bool]] = []
+        pending = [(*use, False) for use in self.node.outputs[0].uses()]
+        if self.weight.ndim != 2 or self.node.outputs[0].is_graph_output():
+            return None
+        while pending:
+            reader, index, turned = pending.pop()
+            if reader.op_type == "Transpose" and not reader.outputs[0].is_graph_output():
+                pending += [(*use, not turned) for use in reader.outputs[0].uses()]
+            elif index == 1 and _is_product(reader):
+                products.append((reader, turned ^ (reader.op_type == "Gemm" and bool(attribute(reader, "transB", 0)))))
+            elif turned or index or not is_lookup(reader):
+                return None
+        if len(products) != 1 or not (self._is_integer(each, *products[0]) or self._is_fused(each, products[0][1])):
+            return None
+        return products[0]
+
+    def _is_integer(self, each: IntegerGrid, reader: ir.Node, turned: bool) -> bool:
+        """Whether what it multiplies by the matrix is rounded too."""
+        return dynamic_source(reader.inputs[0]) is not None and each.axis == (0 if turned else 1)
+
+    def _is_fused(self, each: IntegerGrid, turned: bool) -> bool:
+        along = 1 if turned else 0
+        block = each.blocks[along] if len(each.blocks) == 2 else None
+        return is_fused(each, turned) and (block is None or self.weight.shape[along] % block == 0 or self.ragged)
+
+    def _multiplied(self, each: IntegerGrid, reader: ir.Node, turned: bool, table: ir.Value | None) -> None:
+        rounded = dynamic_source(reader.inputs[0])
+        if rounded is not None and self._is_integer(each, reader, turned):
+            self._integer(each, reader, turned, rounded)
+        else:
+            self._dequantized(each, reader, turned, table)
 
     def _sole(self, each: Scaled) -> None:
         """One DequantizeLinear in its place, in the order in which a linear layer multiplies by it."""
@@ -169,26 +199,33 @@ class _Packer:
 
     def _integer(self, each: IntegerGrid, reader: ir.Node, turned: bool, rounded: ir.Node) -> None:
         """A product of integers, since what it reads is rounded as well."""
-        codes = self._stored(np.ascontiguousarray(_integers(self.codes.T if turned else self.codes, each)), "codes")
         bias = reader.inputs[2] if len(reader.inputs) > 2 else None
+        codes = self._stored(np.ascontiguousarray(_integers(self.codes.T if turned else self.codes, each)), "codes")
         nodes = integer_product(reader, rounded, codes, self._stored(each.scale.reshape(-1), "scale"), bias)
         replace(self.graph, reader, nodes)
 
-    def _dequantized(self, each: IntegerGrid, reader: ir.Node, turned: bool) -> None:
-        """One DequantizeLinear in front of the product."""
+    def _dequantized(self, each: IntegerGrid, reader: ir.Node, turned: bool, table: ir.Value | None) -> None:
+        """One DequantizeLinear in front of the product, and a Transpose where the codes are those of a `table` as well:
+        ONNX Runtime turns them when it loads the file, which does not hold them twice."""
         block = each.blocks[1 if turned else 0]
+        if not turned or block is not None:
+            table = None
 
         def laid(array: Array) -> Array:
             return np.ascontiguousarray(array.T if turned else array)
 
-        attributes = {"axis": 1} if block is None else {"axis": 0, "block_size": block}
+        attributes = {"axis": 1 if table is None else 0} if block is None else {"axis": 0, "block_size": block}
         ends = [laid(each.scale)] if each.zero_point is None else [laid(each.scale), laid(each.zero_point)]
         if block is None:
             ends = [end.reshape(-1) for end in ends]
         zero = [self._stored(_integers(end, each), "zero") for end in ends[1:]]
-        inputs = [self._stored(_integers(laid(self.codes), each), "codes"), self._stored(ends[0], "scale"), *zero]
-        real = ir.node("DequantizeLinear", inputs, attributes, name="")
-        self.graph.insert_before(reader, real)
+        codes = self._stored(_integers(laid(self.codes), each), "codes") if table is None else table
+        inputs = [codes, self._stored(ends[0], "scale"), *zero]
+        nodes = [ir.node("DequantizeLinear", inputs, attributes, name="")]
+        if table is not None:
+            nodes.append(ir.node("Transpose", nodes[0].outputs, {"perm": [1, 0]}, name=""))
+        self.graph.insert_before(reader, nodes)
+        real = nodes[-1]
         product = reader
         if reader.op_type == "MatMul":
             reader.replace_input_with(1, real.outputs[0])
@@ -270,28 +307,25 @@ def _sole_reader(value: ir.Value) -> ir.Node | None:
     return readers[0][0] if len(readers) == 1 and not value.is_graph_output() else None
 
 
-def _product(node: ir.Node) -> tuple[ir.Node, bool] | None:
-    """The product with a matrix that alone reads a marked weight, and whether it takes it transposed."""
-    turned, result = False, node.outputs[0]
-    while True:
-        readers = list(result.uses())
-        if len(readers) != 1 or result.is_graph_output():
-            return None
-        reader, index = readers[0]
-        value = node.inputs[0]
-        if value is None or value.shape is None or len(value.shape) != 2:
-            return None
+def _is_product(node: ir.Node) -> bool:
+    """Whether it is the product of its first two inputs and nothing else but a sum with the third."""
+    if node.op_type == "Gemm":
+        plain = all(attribute(node, name, 1.0) == 1.0 for name in ("alpha", "beta"))
+        return plain and not attribute(node, "transA", 0)
+    return node.op_type == "MatMul"
+
+
+def _is_read(graph: ir.Graph, node: ir.Node) -> bool:
+    """Whether anything still reads a mark; else it goes, and transpositions of it that nothing reads go anyway."""
+    if node.graph is None:
+        return False
+    for reader, _ in list(node.outputs[0].uses()):
         if reader.op_type == "Transpose":
-            turned, result = not turned, reader.outputs[0]
-            continue
-        if index != 1 or reader.op_type not in ("MatMul", "Gemm"):
-            return None
-        if reader.op_type == "Gemm":
-            plain = all(attribute(reader, name, 1.0) == 1.0 for name in ("alpha", "beta"))
-            if not plain or attribute(reader, "transA", 0):
-                return None
-            turned ^= bool(attribute(reader, "transB", 0))
-        return reader, turned
+            _is_read(graph, reader)
+    if list(node.outputs[0].uses()) or node.outputs[0].is_graph_output():
+        return True
+    graph.remove(node, safe=True)
+    return False
 
 
 def _length(n: int, block: int | None) -> int:
