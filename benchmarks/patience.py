@@ -1,0 +1,68 @@
+"""Fashion-MNIST ResNet, much of it removed and then taught for long: the same mixed images for teacher and student.
+
+    python benchmarks/patience.py [--quick] [--fresh] [macs | small]
+
+Patient and consistent teaching (Beyer et al. 2022): no labels, every two images mixed, many epochs. `macs` removes 60 %
+of the multiplications by optimal brain surgery and stays in FP32; `small` halves depth and widths (16-32-64, one block
+a stage) and ends in INT8. One seed each, as an epoch takes a minute of one core. A run that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from common import Entry, cached, compare, fashion, log, options, slimline_entry, write
+from fashion_torch import CASE, export, original
+
+import slimline as sl
+
+EPOCHS = {"macs": 20, "small": 40}
+NAMES = {
+    "macs": "60 % of the MACs pruned by OBS, taught for {} epochs",
+    "small": "half of depth and widths, taught for {} epochs, INT8",
+}
+
+
+def taught(epochs: int, rate: float) -> sl.Distillation:
+    """Patiently."""
+    return sl.Distillation(
+        epochs=epochs, learning_rate=rate, batch_size=128, precision="bfloat16", compiled=True, alpha=1.0,
+        view=sl.View(mixup=1.0), ema=0.999,
+    )  # fmt: skip
+
+
+def recipes(quick: bool) -> dict[str, list[Any]]:
+    """By name."""
+    epochs = {name: 1 if quick else each for name, each in EPOCHS.items()}
+    return {
+        "macs": [
+            sl.ChannelPruning(target_macs=0.4, criterion="obs", round_to=16),
+            taught(epochs["macs"], 2e-3),
+        ],
+        "small": [
+            sl.DepthPruning(blocks=3),
+            sl.ChannelPruning(ratio=0.5, criterion="obs"),
+            taught(epochs["small"], 4e-3),
+            sl.StaticQuantization(),
+        ],
+    }
+
+
+def main() -> None:
+    args = options(__doc__, tuple(NAMES))
+    data = fashion(channels_last=False, quick=args.quick)
+    model = sl.load(original(), (data.split("calibration").inputs[0][:2],))
+    base = cached("original", "FP32", ".onnx", {}, lambda artifact, _: export(original(), artifact), args.fresh)
+    entries = []
+    for name, steps in recipes(args.quick).items():
+        if args.names and name not in args.names:
+            continue
+        label = NAMES[name].format(steps[-1 if name == "macs" else -2].epochs)
+        entries.append(slimline_entry(model, data, "onnxruntime", ".onnx", label, steps, args.quick, args.fresh))
+    rows = compare(CASE, "onnxruntime", Entry(base.tool, base.recipe, base.artifact), entries, data, quick=args.quick)
+    log.info("%s", rows)
+    write("patience", rows, args.quick)
+
+
+if __name__ == "__main__":
+    main()
