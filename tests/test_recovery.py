@@ -104,10 +104,14 @@ def test_the_best_epoch_is_kept_and_of_equal_ones_the_latest():
     assert found.model.history[-1]["step"] == "Distillation"
 
 
-def test_refreshed_statistics_alone_can_be_the_best():
+def test_refreshed_statistics_alone_can_be_the_best_which_is_said(caplog):
     found, script = scripted([9, 5, 5, 5, 5, 5], refresh_batches=2)
     assert found.best_epoch == found.model.native == 0
     assert script.made[0].refreshed == 2
+    assert "No epoch of Distillation scored above the network as it came, 0.9 on the selection split" in caplog.text
+    caplog.clear()
+    scripted([9, 9, 5, 5, 5, 5])
+    assert not caplog.text
 
 
 @pytest.mark.parametrize(("patience", "epochs"), [(None, 5), (1, 2), (2, 3), (3, 4), (4, 5)])

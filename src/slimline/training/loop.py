@@ -135,8 +135,16 @@ def recover(
     first, last = records[0]["score"], records[-1]["score"]
     if step.kind == "training" and last < first - 0.1 * abs(first):
         log.warning("%s changed the selection score from %.4g to %.4g: lower its strength.", step.step, first, last)
+    best = best_epoch(records)
+    if len(records) > 1 and best == 0:
+        log.warning(
+            "No epoch of %s scored above the network as it came, %.4g on the selection split, so that stays: train "
+            "longer, at another learning_rate, or select on samples that the original was not trained on.",
+            step.step,
+            first,
+        )
     recovered = student.then(trainer.native(), step.model_dump(mode="json"), masks={**student.masks, **companion.masks})
-    return Recovered(recovered, records, best_epoch(records))
+    return Recovered(recovered, records, best)
 
 
 def taught(student: Model, teacher: Teacher, step: Training, data: Data, seed: int) -> tuple[Trainer, Any]:
