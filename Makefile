@@ -40,6 +40,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/structured.py
 	$(BIN)/python benchmarks/recovery.py
 	$(BIN)/python benchmarks/distillation.py
+	$(BIN)/python benchmarks/patience.py
 	$(BIN)/python benchmarks/sparse_training.py
 	$(BIN)/python benchmarks/qat.py
 	$(BIN)/python benchmarks/sparse.py --train

@@ -221,6 +221,21 @@ def sentences() -> list[str]:
     return lines
 
 
+def distilled() -> list[str]:
+    """The rows of the table in docs/distillation.md."""
+    table = (RESULTS / "distillation.md").read_text("utf-8").partition("## Over the seeds")[2]
+    return [line for line in table.splitlines() if line.startswith("|") and "---" not in line][1:]
+
+
+def patient() -> str:
+    """The sentence on long teaching there."""
+    one, many = (row("patience", tool="slimline", batch=batch) for batch in (1, 32))
+    return (
+        f"loses {points(one['drop'])} points, at most {points(one['bound'])}, and is {times(one['speedup'])} and "
+        f"{times(many['speedup'])} as fast at batch 1 and 32"
+    )
+
+
 def recurrent() -> str:
     """The sentence on an LSTM in docs/quantization.md."""
     of = {(r["tool"], r["batch"]): r for r in rows("dynamic_lstm")}
@@ -336,6 +351,7 @@ def claims() -> dict[str, list[str]]:
         "docs/certificates.md": false_rates(),
         "docs/targets.md": side_by_side(),
         "docs/low_rank.md": products(),
+        "docs/distillation.md": [*distilled(), patient()],
         "docs/quantization.md": [
             *photographs(),
             *post_training(),
