@@ -111,7 +111,8 @@ def summary(rows: list[Row], times: dict[str, float]) -> str:
         if "plain" in mean and name not in ("plain", "teacher"):
             closed = f"{100 * (mean[name] - mean['plain']) / (mean['teacher'] - mean['plain']):.0f} %"
         spread = f"{mean[name]:.2f} ({min(scores):.2f} to {max(scores):.2f})"
-        time_of = f"{times[name] / times['kl']:.2f}" if name in times else "–"
+        step = name.removeprefix("pruned, ")
+        time_of = f"{times[step] / times['kl']:.2f}" if step in times else "–"
         lines.append(f"| {name} | {len(scores)} | {spread} | {closed} | {time_of} |")
     lines += [f"| {name} | – | – | – | {times[name] / times['kl']:.2f} |" for name in (COMPILED, LOOP) if name in times]
     return "\n".join(lines) + "\n"
@@ -147,7 +148,8 @@ def main() -> None:
             rows.append(Row(CASE, "slimline", recipe, accuracy=accuracy(sl.load(entry.artifact), data)))
             log.info("%s: %.2f %%", recipe, 100 * (rows[-1].accuracy or 0))
     page = write("distillation", rows, args.quick)
-    times = seconds(steps, teacher) if "kl" in steps else {}
+    timed = {name: step for name, step in steps.items() if not name.startswith("pruned")}
+    times = seconds(timed, teacher) if "kl" in timed else {}
     page.write_text(page.read_text() + "\n" + summary(rows, times))
     print(page.read_text())
 
