@@ -137,7 +137,7 @@ def test_targets_without_such_lookups_keep_the_table(bag: sl.Model) -> None:
     assert small.quantization is not None and set(small.quantization.weights) == {"head.weight"}
 
 
-def test_a_table_that_is_also_the_output_layer_stays(tmp_path: Path) -> None:
+def test_a_table_that_is_also_the_output_layer_stays_float_or_has_its_codes_read_by_both(tmp_path: Path) -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -151,8 +151,12 @@ def test_a_table_that_is_also_the_output_layer_stays(tmp_path: Path) -> None:
     small = compressed(model, STEPS["static"], "onnxruntime")
     assert small.quantization is not None and set(small.quantization.weights) == {"hidden.weight"}
     step = sl.WeightQuantization(dtype="int8", layers=("table",))
-    path = sl.export(compressed(model, step, "onnxruntime"), "onnxruntime", tmp_path)
-    assert looked_up(path) == []  # the product needs it whole
+    small = compressed(model, step, "onnxruntime")
+    path = sl.export(small, "onnxruntime", tmp_path)
+    (codes,) = looked_up(path)
+    table = small.quantization.weights["table.weight"]
+    assert np.array_equal(codes, table.encode(small.parameters()["table.weight"]))
+    assert "integer" in runtime("onnxruntime").integer_layers(path).values()
 
 
 @pytest.mark.parametrize(
