@@ -130,7 +130,8 @@ class _Packer:
         if product is not None:
             assert isinstance(each, IntegerGrid)
             self._multiplied(each, *product, table)
-        if _is_read(self.graph, self.node):
+        _remove_unread(self.graph, self.node)
+        if self.node.graph is not None:
             self._unpacked(each)
 
     def _product(self, each: IntegerGrid) -> tuple[ir.Node, bool] | None:
@@ -199,8 +200,8 @@ class _Packer:
 
     def _integer(self, each: IntegerGrid, reader: ir.Node, turned: bool, rounded: ir.Node) -> None:
         """A product of integers, since what it reads is rounded as well."""
-        bias = reader.inputs[2] if len(reader.inputs) > 2 else None
         codes = self._stored(np.ascontiguousarray(_integers(self.codes.T if turned else self.codes, each)), "codes")
+        bias = reader.inputs[2] if len(reader.inputs) > 2 else None
         nodes = integer_product(reader, rounded, codes, self._stored(each.scale.reshape(-1), "scale"), bias)
         replace(self.graph, reader, nodes)
 
@@ -315,17 +316,15 @@ def _is_product(node: ir.Node) -> bool:
     return node.op_type == "MatMul"
 
 
-def _is_read(graph: ir.Graph, node: ir.Node) -> bool:
-    """Whether anything still reads a mark; else it goes, and transpositions of it that nothing reads go anyway."""
+def _remove_unread(graph: ir.Graph, node: ir.Node) -> None:
+    """Take out a mark, and transpositions of it, that nothing reads any more."""
     if node.graph is None:
-        return False
+        return
     for reader, _ in list(node.outputs[0].uses()):
         if reader.op_type == "Transpose":
-            _is_read(graph, reader)
-    if list(node.outputs[0].uses()) or node.outputs[0].is_graph_output():
-        return True
-    graph.remove(node, safe=True)
-    return False
+            _remove_unread(graph, reader)
+    if not list(node.outputs[0].uses()) and not node.outputs[0].is_graph_output():
+        graph.remove(node, safe=True)
 
 
 def _length(n: int, block: int | None) -> int:
