@@ -78,7 +78,7 @@ def test_teacher_and_student_see_the_same_view(framework: str) -> None:
     """A teacher that is the student has nothing to teach, whatever both see."""
     model, x = convolutional(framework, 3), images(framework)
     data = sl.Data(train=x, selection=x[:8], test=x, overlap="allow")
-    view = sl.View(flip=True, shift=1, crop=0.5, noise=0.1, mixup=1.0)
+    view = sl.View(flip=True, shift=1, crop=0.5, erase=0.4, noise=0.1, mixup=1.0)
     step = sl.Distillation(alpha=1, epochs=1, batch_size=12, weight_decay=0, view=view)
     assert recover(model, model, step, data, 0).records[1]["loss"] == pytest.approx(0, abs=1e-6)
     first = framework == "torch"
@@ -95,6 +95,7 @@ def test_teacher_and_student_see_the_same_view(framework: str) -> None:
     ("view", "example", "alpha", "sentence"),
     [
         ({"flip": True}, np.zeros((2, 5), "f"), 1, "no input is one"),
+        ({"erase": 0.3}, np.zeros((2, 5), "f"), 1, "no input is one"),
         ({"shift": 3}, np.zeros((2, 1, 6, 6), "f"), 1, "shift them by less"),
         ({"noise": 0.1}, np.zeros((2, 5), int), 1, "an input is int64"),
         ({"mixup": 1.0}, np.zeros((2, 5), "f"), 0.9, "Mixed samples have no labels"),
@@ -109,4 +110,5 @@ def test_a_view_that_the_inputs_do_not_allow(view: Any, example: np.ndarray, alp
 def test_views_and_labels_that_go_together() -> None:
     image, view = np.zeros((2, 1, 6, 6), np.float32), {"flip": True, "shift": 1, "crop": 0.5}
     views.check(sl.Distillation(view=view, alpha=0.5), (image,), np.zeros(2, int))  # a class is where it likes
+    views.check(sl.Distillation(view={"erase": 0.3}, alpha=0.5), (image,), np.zeros((2, 6, 6), int))  # nothing moves
     views.check(sl.Distillation(view=view, alpha=1), (image,), np.zeros((2, 6, 6), int))  # which nobody learns

@@ -17,6 +17,7 @@ def test_views_depend_on_the_generator_alone_and_keep_shape_and_dtype():
         views.mirrored,
         lambda x, r: views.shifted(x, 2, r),
         lambda x, r: views.cropped(x, 0.3, r),
+        lambda x, r: views.erased(x, 0.4, r),
         lambda x, r: views.noisy(x, 0.1, r),
     ):
         before = X.copy()
@@ -50,6 +51,26 @@ def test_a_crop_is_torchs_bilinear_interpolation():
     assert whole == pytest.approx(image, abs=1e-6)
     ramp = np.broadcast_to(np.arange(12, dtype=np.float32)[None, :, None, None], (1, 12, 12, 1))
     assert (np.diff(views.cropped(ramp, 0.3, rng())[0, 1:-1, 5, 0]) >= 0).all()
+
+
+def test_erasing_fills_a_rectangle_of_every_second_image():
+    x = rng(5).normal(size=(2000, 24, 30, 3)).astype(np.float32)
+    seen = views.erased(x, 0.4, rng())
+    assert seen.dtype == x.dtype and x.min() <= seen.min() and seen.max() <= x.max()
+    other = (seen != x).all(-1)
+    np.testing.assert_array_equal(other, (seen != x).any(-1))  # all channels of a place
+    some = other[other.any((1, 2))]
+    assert 930 < len(some) < 1070
+    rows, columns = some.any(2).sum(1), some.any(1).sum(1)
+    for image, height, width in zip(some, rows, columns, strict=True):  # without holes
+        top, left = image.any(1).argmax(), image.any(0).argmax()
+        assert image[top : top + height, left : left + width].all() and image.sum() == height * width
+    areas = rows * columns / (24 * 30)
+    assert areas.max() < 0.4 + 0.03 and areas.min() > 0.01 and areas.mean() == pytest.approx(0.21, abs=0.01)
+    shapes = np.log((rows / 24) / (columns / 30))
+    assert np.abs(shapes).max() < np.log(3) + 0.4 and shapes.mean() == pytest.approx(0, abs=0.06)
+    every = views.erased(x[:100], 1.0, rng()) != x[:100]
+    assert every.any((1, 2, 3)).sum() < 75
 
 
 def test_noise_has_the_strength_that_was_asked_for():

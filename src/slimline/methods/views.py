@@ -37,6 +37,24 @@ def cropped(images: Array, least: float, rng: np.random.Generator) -> Array:
     return result
 
 
+def erased(images: Array, largest: float, rng: np.random.Generator) -> Array:
+    """By chance of a half every image with a random rectangle of it, of up to the part `largest` of its area and of
+    sides 1:3 to 3:1, replaced by uniform noise between the least and the greatest value of the batch (random erasing,
+    Zhong et al. 2020, arXiv:1708.04896)."""
+    n, *sides = images.shape[:3]
+    area = rng.uniform(min(0.02, largest), largest, n)
+    ratio = np.exp(rng.uniform(-np.log(3), np.log(3), n))
+    inside = (rng.random(n) < 0.5)[:, None, None]
+    for axis, side in enumerate((np.sqrt(area * ratio), np.sqrt(area / ratio))):
+        length = np.minimum(np.rint(side * sides[axis]), sides[axis])
+        start = np.floor(rng.uniform(0, 1, n) * (sides[axis] - length + 1))
+        at = np.arange(sides[axis])
+        within = (at >= start[:, None]) & (at < (start + length)[:, None])
+        inside = inside & (within[:, :, None] if axis == 0 else within[:, None, :])
+    noise = np.asarray(rng.uniform(images.min(), images.max(), images.shape), images.dtype)
+    return np.where(inside[..., None], noise, images)
+
+
 def noisy(values: Array, strength: float, rng: np.random.Generator) -> Array:
     """With normal noise, whose standard deviation is the part `strength` of that of the whole batch."""
     deviation = strength * float(values.std())

@@ -60,6 +60,7 @@ class View(Config):
     flip : exchange left and right of every second image.
     shift : by how many pixels images are moved at most.
     crop : least part of the area of a rectangle that is cut out and brought to the image's size; None cuts nothing.
+    erase : largest part of the area of a rectangle that noise replaces in every second image.
     noise : standard deviation of normal noise, as a part of that of the inputs.
     mixup : mixes every sample with another by a part drawn from ``Beta(mixup, mixup)``: 1 is uniform, 0 mixes nothing.
         Mixed samples have no labels, so ``alpha`` has to be 1.
@@ -68,6 +69,7 @@ class View(Config):
     flip: bool = False
     shift: Annotated[int, Field(ge=0)] = 0
     crop: Annotated[float, Field(gt=0, le=1)] | None = None
+    erase: Annotated[float, Field(ge=0, le=1)] = 0.0
     noise: Annotated[float, Field(ge=0)] = 0.0
     mixup: Annotated[float, Field(ge=0)] = 0.0
 

@@ -28,8 +28,9 @@ def check(step: Training, example: Sequence[Array], labels: Labels) -> None:
     view = step.view
     if view is None:
         return
-    if (view.flip or view.shift or view.crop is not None) and not any(_image(x) for x in example):
-        raise SlimlineError("The view flips, shifts or crops images, and no input is one: leave these fields out.")
+    moves = view.flip or view.shift > 0 or view.crop is not None
+    if (moves or view.erase) and not any(_image(x) for x in example):
+        raise SlimlineError("The view flips, shifts, crops or erases images, and no input is one: leave that out.")
     if view.shift and any(2 * view.shift >= min(_sides(x)) for x in example if _image(x)):
         raise SlimlineError(f"The view shifts images by {view.shift} pixels, half of their size: shift them by less.")
     if (view.noise or view.mixup) and (strange := [x.dtype for x in example if x.dtype.kind != "f"]):
@@ -37,7 +38,7 @@ def check(step: Training, example: Sequence[Array], labels: Labels) -> None:
             f"The view adds noise or mixes samples, and an input is {strange[0]}: leave noise and mixup out."
         )
     dense = any(each is not None and each.ndim > 2 for each in (labels if isinstance(labels, Named) else (labels,)))
-    if (view.flip or view.shift or view.crop is not None) and dense and step.alpha < 1:
+    if moves and dense and step.alpha < 1:
         raise SlimlineError(
             f"The view moves images, whose labels have a place in them and stay there, and alpha={step.alpha:g} learns "
             "from labels too: set alpha to 1, or leave flip, shift and crop out."
@@ -58,6 +59,7 @@ def seen(view: View, batch: Batch, channels_first: bool, rng: np.random.Generato
             images = views.mirrored(images, rng) if view.flip else images
             images = views.shifted(images, view.shift, rng) if view.shift else images
             images = images if view.crop is None else views.cropped(images, view.crop, rng)
+            images = views.erased(images, view.erase, rng) if view.erase else images
             x = np.ascontiguousarray(np.moveaxis(images, -1, 1) if channels_first else images)
         arrays.append(views.noisy(x, view.noise, rng) if view.noise else x)
     if view.mixup:
