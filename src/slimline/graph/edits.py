@@ -175,6 +175,23 @@ class Replace:
 
 
 @dataclass(frozen=True)
+class Project:
+    """A recurrent layer reads its input times a matrix, by weights of as many columns.
+
+    Attributes
+    ----------
+    layer : the user's name of it; what makes the product is a linear layer called ``layer.0``.
+    weight : of that, ``(rank, inputs)``.
+    kernels : all weights by which the layer reads its input, by name; `rank` takes the place of the inputs in their
+        shapes.
+    """
+
+    layer: str
+    weight: Array
+    kernels: Mapping[str, Array]
+
+
+@dataclass(frozen=True)
 class Extract:
     """Nothing is left but what computes some activations from others, as in inference: norms keep their statistics,
     and nothing is dropped. Names stay.
@@ -250,6 +267,7 @@ Edit = (
     | Mask
     | Narrow
     | Replace
+    | Project
     | Rewire
     | Silence
     | Threshold
@@ -276,6 +294,7 @@ __all__ = [
     "Multiply",
     "Narrow",
     "PoolInput",
+    "Project",
     "PutTensors",
     "Replace",
     "Resize",

@@ -89,6 +89,11 @@ class LayerMatrix:
         sizes = [n for _, n in (*self.groups, *self.outputs, *self.inputs)]
         return np.ascontiguousarray(matrix.reshape(sizes).transpose(np.argsort(self._order())).reshape(shape))
 
+    def kernel_of(self, matrix: Array) -> Array:
+        """A matrix ``(1, outputs, columns)`` in the layout of a recurrent layer's weight, whose inputs they replace."""
+        sizes = [*(n for _, n in self.outputs), matrix.shape[2]]
+        return np.ascontiguousarray(matrix.reshape(sizes).transpose(np.argsort(self._order())))
+
     def part(self, shape: Sequence[int]) -> LayerMatrix | None:
         """The layer with fewer outputs, whose weight is of `shape`; None where the weight's dimensions are not its own
         axes, or another one is shorter."""
@@ -184,7 +189,7 @@ class LayerMatrix:
     @property
     def one_to_one(self) -> bool:
         """Whether every number of the output belongs to one row, so that `results` is there."""
-        return not any(name.startswith(".") for name, _ in self.outputs)
+        return bool(self._output_dims) and not any(name.startswith(".") for name, _ in self.outputs)
 
     def _flat(
         self,
@@ -285,6 +290,53 @@ def tables(graph: Graph) -> tuple[LayerMatrix, ...]:
             )
         )
     return tuple(layers)
+
+
+def recurrences(graph: Graph) -> tuple[tuple[LayerMatrix, ...], ...]:
+    """Of every recurrent layer that reads vectors the weights by which it does, in graph order: one, or both of two
+    directions that keep theirs apart.
+
+    A weight is read as `W`, ``(1, outputs, inputs)``, whose outputs go on into the gates: `results` is not for it.
+    """
+    stored = set(graph.parameters)
+    layers = []
+    for node in graph.nodes:
+        if node.kind != "recurrent" or node.inputs[0] in stored:
+            continue
+        dims = node.attributes["equation"].inputs
+        kernels = [k for k in node.attributes["kernels"] if dims[0][-1] in dims[k]]
+        if len(dims[0]) <= 3 and kernels and all(node.inputs[k] in stored for k in kernels):  # else it reads maps
+            layers.append(tuple(_recurrence(graph, node, kernel) for kernel in kernels))
+    return tuple(layers)
+
+
+def _recurrence(graph: Graph, node: Node, kernel: int) -> LayerMatrix:
+    """One of them: the operand of this number."""
+    dims = node.attributes["equation"].inputs
+    x, weight = node.inputs[0] or "", node.inputs[kernel] or ""
+    (width,), shape = dims[0][-1], graph.values[x].shape
+    stored = tuple(
+        (width if dim == (width,) else f"row{d}", n)
+        for d, (dim, n) in enumerate(zip(dims[kernel], graph.values[weight].shape, strict=True))
+    )
+    places = tuple((f"@{d}", n) for d, n in enumerate(shape[:-1]))
+    return LayerMatrix(
+        layer=node.layer or node.name,
+        node=node.name,
+        input=x,
+        output=node.outputs[0],
+        weight=weight,
+        bias=None,
+        groups=(),
+        outputs=tuple(term for term in stored if term[0] != width),
+        inputs=((width, shape[-1]),),
+        carried=places,
+        _stored=stored,
+        _dims=(*((name,) for name, _ in places), (width,)),
+        _window=None,
+        _output_dims=(),
+        _bias=(),
+    )
 
 
 def constant_slot(graph: Graph, layer: LayerMatrix, readers: Mapping[str, Sequence[Node]]) -> tuple[str | None, bool]:

@@ -52,6 +52,15 @@ class Replacement:
         """What they are called."""
         return tuple(f"{self.name}.{i}" for i in range(len(self.operators)))
 
+    @property
+    def weights(self) -> frozenset[str]:
+        """Of the layer, that are gone or have another shape."""
+        return frozenset({self.matrix.weight})
+
+    def edit(self, input: str) -> Edit:
+        """What puts the parts in its place, where it reads the value `input`."""
+        return Replace(self.name, input, self.matrix.output, self.operators)
+
     def record(self, batch: int) -> dict[str, Any]:
         """Ready for JSON; MACs of one sample of `batch`."""
         return {
@@ -131,24 +140,19 @@ class ReplacementPlan(StructuralPlan):
     @takes(model=is_model)
     def apply(self, model: Model) -> Model:
         """A new model with the parts in the place of the layers."""
-        weights = {each.matrix.weight for each in self.replacements}
-        biases = {each.matrix.bias for each in self.replacements}
-        others = {
-            name: array
-            for each in self.replacements
-            for name, array in each.tensors.items()
-            if name not in weights | biases
-        }
+        gone = self._weights | {each.matrix.bias for each in self.replacements}
+        tensors = {name: array for each in self.replacements for name, array in each.tensors.items()}
+        others = {name: array for name, array in tensors.items() if name not in gone}
         # From the last to the first: what a layer reads still has its name.
         read = inputs_after(model, self._before)
-        changes = [
-            Replace(r.name, read.get(r.matrix.node, r.matrix.input), r.matrix.output, r.operators)
-            for r in reversed(self.replacements)
-        ]
+        changes = [r.edit(read.get(r.matrix.node, r.matrix.input)) for r in reversed(self.replacements)]
         step = {"step": self._verb, "plan": self.summary()}
         return model.edited((PutTensors(others), *self._before, *changes), step, self._masks(model))
 
+    @property
+    def _weights(self) -> frozenset[str]:
+        return frozenset().union(*(each.weights for each in self.replacements))
+
     def _masks(self, model: Model) -> dict[str, Array]:
         """Those of the weights that stay: what is fitted anew has no zeros where its weight had."""
-        weights = {each.matrix.weight for each in self.replacements}
-        return {name: mask for name, mask in model.masks.items() if name not in weights}
+        return {name: mask for name, mask in model.masks.items() if name not in self._weights}

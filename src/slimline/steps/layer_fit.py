@@ -77,6 +77,8 @@ class Layer:
     before, after : sizes of the dimensions over which it moves, in its input and in its output.
     times : how often it is applied to these, in the whole batch.
     table : whether it is an embedding (`slimline.graph.matrix.tables`), which looks rows up and multiplies nothing.
+    recurrent : whether it is what a recurrent layer reads its input by (`slimline.graph.matrix.recurrences`).
+    beside : of that the weights of other directions; their outputs follow those of `matrix`.
     """
 
     name: str
@@ -87,11 +89,45 @@ class Layer:
     after: tuple[int, ...]
     times: int
     table: bool = False
+    recurrent: bool = False
+    beside: tuple[LayerMatrix, ...] = ()
+
+    @property
+    def matrices(self) -> tuple[LayerMatrix, ...]:
+        """All weights of it."""
+        return self.matrix, *self.beside
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """``(groups, outputs, inputs)`` of all of them together."""
+        groups, _, inputs = self.matrix.shape
+        return groups, sum(matrix.shape[1] for matrix in self.matrices), inputs
+
+    def weight(self, stored: Mapping[str, Array]) -> Array:
+        """All of them as one matrix, of `shape`."""
+        return np.concatenate([matrix.matrix(stored[matrix.weight]) for matrix in self.matrices], axis=1)
+
+    def tensors(self, weight: Array, stored: Mapping[str, Array]) -> dict[str, Array]:
+        """By name the tensors that are one matrix of `shape` together: the inverse of `weight`."""
+        return {
+            matrix.weight: matrix.tensor(part, (old := stored[matrix.weight]).shape).astype(old.dtype)
+            for matrix, part in zip(self.matrices, self._parts(weight), strict=True)
+        }
+
+    def kernels(self, weight: Array, stored: Mapping[str, Array]) -> dict[str, Array]:
+        """The same of a recurrent layer that reads another number of inputs."""
+        return {
+            matrix.weight: matrix.kernel_of(part).astype(stored[matrix.weight].dtype)
+            for matrix, part in zip(self.matrices, self._parts(weight), strict=True)
+        }
+
+    def _parts(self, weight: Array) -> list[Array]:
+        return np.split(weight, np.cumsum([matrix.shape[1] for matrix in self.matrices])[:-1], axis=1)
 
     @property
     def parameters(self) -> int:
         """Numbers in its weight."""
-        return math.prod(self.matrix.shape)
+        return math.prod(self.shape)
 
     @property
     def macs(self) -> int:
@@ -104,9 +140,13 @@ class Layer:
         return self.matrix.shape[2] // math.prod(self.kernel)
 
     @classmethod
-    def of(cls, graph: Graph, node: Node, matrix: LayerMatrix, name: str) -> Layer:
+    def of(
+        cls, graph: Graph, node: Node, matrix: LayerMatrix, name: str, beside: tuple[LayerMatrix, ...] = ()
+    ) -> Layer:
         """Read off the graph."""
         x, y = (graph.values[n].shape for n in (matrix.input, matrix.output))
+        if node.kind == "recurrent":
+            return cls(name, matrix, (), None, (), (), math.prod(x[:-1]), recurrent=True, beside=beside)
         if node.kind == "embedding":
             return cls(name, matrix, (), None, (), (), math.prod(x), table=True)
         if node.kind == "linear":
@@ -121,7 +161,7 @@ class Layer:
 
 def refusal(graph: Graph, node: Node, matrix: LayerMatrix, readers: Readers) -> str:
     """Why no other layers can take the place of a layer, or ''."""
-    if node.kind not in ("linear", "conv"):
+    if node.kind not in ("linear", "conv", "recurrent"):
         return "its weight is read by an einsum, and no other operator takes its place yet"
     if node.attributes.get("transposed"):
         return "it is a transposed convolution"
@@ -180,7 +220,7 @@ class Evidence:
 
     def target(self, layer: Layer) -> Target:
         """The layer's own weight, and its inputs."""
-        weight = layer.matrix.matrix(self.stored[layer.matrix.weight]).astype(np.float64)
+        weight = layer.weight(self.stored).astype(np.float64)
         if layer.table:
             return Target(weight, self._frequencies.get(layer.matrix.node), None)
         gram = self._grams.get(layer.matrix.node)
@@ -206,8 +246,7 @@ class Evidence:
         """What has to be put in for the layer to compute a product of inputs with this `mean`; and the bias that its
         last part then has."""
         matrix, own = layer.matrix, self.target(layer)
-        old = self.stored[matrix.weight]
-        tensors = {matrix.weight: matrix.tensor(product, old.shape).astype(old.dtype)}
+        tensors = layer.tensors(product, self.stored)
         slot, negative = self._slots[layer.name]
         if slot is not None and mean is not None and own.mean is not None:
             shift = np.einsum("goi,gi->go", own.weight, own.mean) - np.einsum("goi,gi->go", product, mean)

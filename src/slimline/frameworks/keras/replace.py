@@ -10,11 +10,12 @@ from keras import layers as L
 
 from slimline.basics.errors import SlimlineError
 from slimline.frameworks.keras.cut import padded
-from slimline.frameworks.keras.functional import Call, calls, input_name, rebuild
-from slimline.frameworks.keras.rewrite import copier
-from slimline.graph.edits import Replace
+from slimline.frameworks.keras.functional import Call, calls, clone, input_name, rebuild, variables
+from slimline.frameworks.keras.resize import unbuilt
+from slimline.frameworks.keras.rewrite import Copier, copier, parameters
+from slimline.graph.edits import Project, Replace
 from slimline.graph.equation import Window
-from slimline.graph.operators import Convolution, Mean, Operator, Rectifier, Table
+from slimline.graph.operators import Convolution, Linear, Mean, Operator, Rectifier, Table
 
 
 def replace(native: keras.Model, change: Replace) -> keras.Model:
@@ -43,6 +44,23 @@ def replace(native: keras.Model, change: Replace) -> keras.Model:
             raise change.misfit() from reason
         change.check_shape(tuple(call.outputs[0].shape), tuple(x.shape))
         return x
+
+    return rebuild(native, visit)
+
+
+def project(native: keras.Model, change: Project) -> keras.Model:
+    """A copy in which a recurrent layer reads a product. The product's weight is trained where the layer's are."""
+    ((name, array),) = change.kernels.items()  # directions are layers of their own
+    kernel, linear = variables(native)[name], Linear(change.weight)
+    copy = Copier(native, {**parameters(native), name: array})
+
+    def visit(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not call.is_layer or all(kernel is not v for v in call.operation.variables):
+            return copy.copy(call, args, kwargs)
+        x, *others = args or (kwargs.pop("sequences"),)
+        product = _call(x, linear, f"{change.layer}.0", call.operation)
+        layer = clone(call.operation, **unbuilt(call.operation))
+        return copy.run(call, layer, (product, *others), kwargs, copy.values)
 
     return rebuild(native, visit)
 

@@ -77,13 +77,22 @@ def _recurrent(call: Call, sizes: Sizes) -> dict[str, Any]:
     widths = [sizes.weight(cell.recurrent_kernel)[-2] for cell in cells_of(layer)]
     if type(layer) is not L.RNN:
         return {"filters" if isinstance(layer, ConvLSTM) else "units": widths[0]}
-    config = copy.deepcopy(layer.get_config()["cell"])
-    configs = config["config"]["cells"] if type(layer.cell) is L.StackedRNNCells else [config]
-    config.pop("build_config", None)  # it holds the shape of the input
-    for cell, width in zip(configs, widths, strict=True):
-        cell.pop("build_config", None)
-        cell["config"]["filters" if "filters" in cell["config"] else "units"] = width
-    return {"cell": config}
+    changes = unbuilt(layer)
+    cell = changes["cell"]
+    configs = cell["config"]["cells"] if type(layer.cell) is L.StackedRNNCells else [cell]
+    for each, width in zip(configs, widths, strict=True):
+        each["config"]["filters" if "filters" in each["config"] else "units"] = width
+    return changes
+
+
+def unbuilt(layer: Any) -> dict[str, Any]:
+    """What to change in a recurrent layer's config so that a copy may read an input of another width."""
+    if type(layer) is not L.RNN:
+        return {}
+    cell = copy.deepcopy(layer.get_config()["cell"])
+    for config in (cell, *cell["config"].get("cells", ())):
+        config.pop("build_config", None)  # it holds the shape of the input
+    return {"cell": cell}
 
 
 def _group_norm(call: Call, sizes: Sizes) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from slimline.frameworks.base import Array
 from slimline.frameworks.onnx.native import Editor, Native
 from slimline.frameworks.onnx.rewrite import place_of
 from slimline.frameworks.onnx.run import outline
-from slimline.graph.edits import Replace
+from slimline.graph.edits import Project, Replace
 from slimline.graph.operators import Convolution, Mean, Operator, Rectifier, Table
 
 
@@ -35,6 +35,17 @@ def replace(native: Native, change: Replace, example: tuple[Array, ...]) -> Nati
         raise change.misfit() from reason
     change.check_shape(before.shape, after)
     return result
+
+
+def project(native: Native, change: Project) -> Native:
+    """A copy in which a recurrent layer reads a product."""
+    editor = Editor(native)
+    ((name, kernel),) = change.kernels.items()  # both directions are in one
+    ((layer, _),) = editor.values[name].uses()
+    editor.put(name, kernel)
+    weight = editor.constant(change.weight.T.astype(native.tensors[name].dtype), f"{change.layer}.0.weight")
+    layer.replace_input_with(0, editor.insert(layer, "MatMul", [layer.inputs[0], weight]))
+    return editor.done()
 
 
 def _call(

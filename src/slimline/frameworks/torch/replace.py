@@ -9,10 +9,10 @@ from torch import fx, nn
 
 from slimline.basics.errors import SlimlineError
 from slimline.frameworks.base import Array
-from slimline.frameworks.torch.native import Native, shapes_of
+from slimline.frameworks.torch.native import Native, set_tensors, shapes_of
 from slimline.frameworks.torch.operators import aten
 from slimline.frameworks.torch.rewire import drop_dead, named
-from slimline.graph.edits import Replace
+from slimline.graph.edits import Project, Replace
 from slimline.graph.operators import Convolution, Linear, Mean, Rectifier, Table
 
 _CONVOLUTIONS = {1: aten.conv1d.default, 2: aten.conv2d.default, 3: aten.conv3d.default}
@@ -53,6 +53,25 @@ def replace(native: Native, change: Replace, example: tuple[Array, ...]) -> Nati
     except RuntimeError as reason:
         raise change.misfit() from reason
     change.check_shape(before, after)
+    return result
+
+
+def project(native: Native, change: Project) -> Native:
+    """A copy in which a recurrent layer reads a product. The product's weight is trained where the layer's is."""
+    result = copy.deepcopy(native)
+    (old,) = {user for n in result.graph.nodes if str(n.target) in change.kernels for user in n.users}
+    like = result.get_parameter(next(iter(change.kernels)))
+    set_tensors(result, ((name, torch.tensor(array).to(like)) for name, array in change.kernels.items()))
+    part, operator = f"{change.layer}.0", Linear(change.weight)
+    _hold(result, part, operator, like)
+    x = old.args[0]
+    assert isinstance(x, fx.Node)
+    with result.graph.inserting_before(old):
+        value = _call(result.graph, x, part, operator, old)
+    value.meta = {"nn_module_stack": _stack(old, part)}
+    old.update_arg(0, value)
+    result.graph.lint()
+    result.recompile()
     return result
 
 

@@ -79,8 +79,8 @@ class Split:
     def most(self) -> int:
         """The highest rank there is."""
         if self.method == "cp":
-            return int(self.layer.matrix.shape[2])
-        _, outputs, inputs = self.layer.matrix.shape
+            return int(self.layer.shape[2])
+        _, outputs, inputs = self.layer.shape
         lead = min(outputs * self._rest, inputs // self._rest)
         return min(outputs, lead * self._rest) if self.method == "tucker" else lead
 
@@ -99,7 +99,7 @@ class Split:
         """Channels between the parts, in their order; of Tucker-2 those of the inputs are in proportion."""
         if self.method != "tucker":
             return (rank,)
-        outputs, channels = self.layer.matrix.shape[1], self.layer.channels
+        outputs, channels = self.layer.shape[1], self.layer.channels
         narrow = max(round(rank * channels / outputs), -(-rank // self._rest))
         return min(narrow, channels, outputs * self._rest), rank
 
@@ -114,7 +114,7 @@ class Split:
     def cost(self, rank: int) -> tuple[int, int]:
         """Numbers in the weights, and multiply-accumulates of the whole batch."""
         layer = self.layer
-        groups, outputs, _ = layer.matrix.shape
+        groups, outputs, _ = layer.shape
         parts = ranges(layer, self.method)
         depthwise = range(1, len(parts) - 1) if self.method == "cp" else ()
         widths = (layer.channels, *(self.ranks(rank) * (len(depthwise) + 1)), outputs)
@@ -152,7 +152,7 @@ class Split:
 
 
 def operators(layer: Layer, method: Method, factors: Sequence[Array], bias: Array | None) -> tuple[Operator, ...]:
-    """What runs in the place of a layer.
+    """What runs in the place of a layer; in front of a recurrent one, which reads it by the other factor.
 
     Parameters
     ----------
@@ -163,6 +163,8 @@ def operators(layer: Layer, method: Method, factors: Sequence[Array], bias: Arra
     if layer.table:
         table, linear = (factor[0] for factor in factors)
         return Table(np.ascontiguousarray(table.T)), Linear(linear)
+    if layer.recurrent:
+        return (Linear(factors[0][0]),)
     if not layer.kernel:
         return tuple(Linear(factor[0], bias if i == last else None) for i, factor in enumerate(factors))
     parts: list[Operator] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +12,10 @@ import numpy as np
 
 from slimline.basics.errors import SlimlineError
 from slimline.graph import cost
-from slimline.graph.edits import PutTensors
+from slimline.graph.edits import Edit, Project, PutTensors
 from slimline.graph.ir import Graph
-from slimline.graph.matrix import LayerMatrix, matrices, tables
+from slimline.graph.matrix import LayerMatrix, matrices, recurrences, tables
+from slimline.graph.operators import Linear
 from slimline.methods.factorization import allocate
 from slimline.plans import Replacement, ReplacementPlan
 from slimline.recipe.layers import refuse_unmatched, selected
@@ -31,6 +32,7 @@ CLOSED, MEASURED = 128, 16
 TINY = 1e-9  # of its energy that a layer is taken to retain at least
 NOTHING: Mapping[str, str] = MappingProxyType({})
 NEVER = ("embedding", "recurrent", "experts", "bilinear")
+Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,26 @@ class Product(Replacement):
     Attributes
     ----------
     method, ranks : how it is split, and the channels between its parts.
+    kernels : of a recurrent layer, which stays, the weights by which it reads the product; by name.
     """
 
     method: Method
     ranks: tuple[int, ...]
+    kernels: Mapping[str, Array] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return (*super().parts, self.name) if self.kernels else super().parts
+
+    @property
+    def weights(self) -> frozenset[str]:
+        return super().weights | self.kernels.keys()
+
+    def edit(self, input: str) -> Edit:
+        (first, *_) = self.operators
+        if self.kernels and isinstance(first, Linear):
+            return Project(self.name, first.weight, self.kernels)
+        return super().edit(input)
 
 
 class LowRankPlan(ReplacementPlan):
@@ -140,7 +158,9 @@ def candidates(model: Model, step: LowRank) -> tuple[list[Layer], dict[str, str]
     graph, types = model.graph, model.graph.types
     nodes, readers = {n.name: n for n in graph.nodes}, graph.consumers()
     places = {name: place for place, name in enumerate(nodes)}
-    every = sorted((*matrices(graph), *tables(graph)), key=lambda matrix: places[matrix.node])
+    recurrent = {directions[0].node: directions for directions in recurrences(graph)}
+    firsts = [directions[0] for directions in recurrent.values()]
+    every = sorted((*matrices(graph), *tables(graph), *firsts), key=lambda matrix: places[matrix.node])
     read = {matrix.node for matrix in every}
     others = [
         n.layer or n.name
@@ -148,24 +168,24 @@ def candidates(model: Model, step: LowRank) -> tuple[list[Layer], dict[str, str]
         if n.kind in NEVER and n.name not in read and any(i in graph.trainable for i in n.inputs)
     ]
     named = [m.layer for m in every]
-    for field, globs in (("layers", step.layers), ("keep", step.keep)):
-        refuse_unmatched(f"layer with a weight matrix for {field}", globs, [*named, *others], types)
+    for choice, globs in (("layers", step.layers), ("keep", step.keep)):
+        refuse_unmatched(f"layer with a weight matrix for {choice}", globs, [*named, *others], types)
     layers, dense = [], {}
     for name in others:
         if selected((name,), step.layers, step.keep, types):
-            dense[name] = "it is neither a linear layer nor a convolution"
+            dense[name] = "it is neither a linear layer, nor a convolution, nor a recurrent layer that reads vectors"
     for matrix in every:
         if not selected((matrix.layer,), step.layers, step.keep, types):
             continue
-        node = nodes[matrix.node]
+        node, each = nodes[matrix.node], recurrent.get(matrix.node, (matrix,))
         if node.kind == "embedding":
             reason = _table_refusal(model, matrix, step)
         else:
-            reason = refusal(graph, node, matrix, readers)
+            reason = next(filter(None, (refusal(graph, node, one, readers) for one in each)), "")
         if reason:
             dense[matrix.layer] = reason
         else:
-            layers.append(Layer.of(graph, node, matrix, part_name(graph, matrix, named)))
+            layers.append(Layer.of(graph, node, matrix, part_name(graph, matrix, named), each[1:]))
     if not layers:
         why = "; ".join(f"{name}: {reason}" for name, reason in list(dense.items())[:3])
         raise SlimlineError(f"Nothing can be factorised ({why or 'no layer with a weight is left'}): choose others.")
@@ -391,6 +411,7 @@ class _Work:
             (layer.macs, option.macs),
             split.method,
             split.ranks(option.rank),
+            layer.kernels(factors[-1], self.evidence.stored) if layer.recurrent else {},
         )
 
 
