@@ -182,7 +182,15 @@ def cached(
 
 
 def slimline_entry(
-    model: sl.Model, data: sl.Data, target: str, suffix: str, name: str, steps: Sequence[Any], quick: bool, fresh: bool
+    model: sl.Model,
+    data: sl.Data,
+    target: str,
+    suffix: str,
+    name: str,
+    steps: Sequence[Any],
+    quick: bool,
+    fresh: bool,
+    seed: int = 0,
 ) -> Entry:
     """The artifact of ``sl.compress``, with the time of the whole job: its own measurements included."""
 
@@ -191,10 +199,10 @@ def slimline_entry(
         if output.exists():
             run = sl.resume(output, model, data)
         else:
-            run = sl.compress(model, data, target=target, budget=budget, recipe=list(steps), output=output)
+            run = sl.compress(model, data, target=target, budget=budget, recipe=list(steps), output=output, seed=seed)
         shutil.copy(run.artifact, artifact)
 
-    config = {"steps": [step.model_dump(mode="json") for step in steps], "quick": quick}
+    config = {"steps": [step.model_dump(mode="json") for step in steps], "quick": quick, "seed": seed}
     return cached("slimline", name, suffix, config, make, fresh)
 
 
