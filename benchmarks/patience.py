@@ -4,8 +4,8 @@
 
 *macs* removes 60 % of the multiplications by optimal brain surgery and stays in FP32; *small* leaves one block of each
 stage and half of all channels, in INT8. Teacher and student see the same mirrored and shifted images, and the student
-learns as the original did: SGD with Nesterov momentum, weight decay, and a rate that rises high and falls to zero. A run
-that was stopped goes on.
+learns as the original did: SGD with Nesterov momentum, weight decay, and a rate that rises high and falls to zero.
+A run that was stopped goes on.
 """
 
 from __future__ import annotations

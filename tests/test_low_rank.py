@@ -182,6 +182,23 @@ def full(ranks: Any) -> Any:
     return ranks_of
 
 
+@pytest.mark.parametrize(
+    ("framework", "method"),
+    [*(("torch", method) for method in (*METHODS, "cp")), ("keras", "spatial"), ("keras", "cp"), ("onnx", "tucker")],
+)
+def test_factors_are_merged_back(framework: str, method: Any) -> None:
+    model = kinds(framework)
+    chosen = ("stem", "wide", "mix")
+    low = sl.apply(model, sl.LowRank(ratio=0.4, scope="local", method=method, layers=chosen, undo=False), data(model))
+    with pytest.raises(sl.SlimlineError, match="Nothing can be merged"):
+        sl.plan(low, sl.MergeLayers(layers=("stem.*", "wide.*")))  # it would be heavier
+    merge = sl.MergeLayers(heavier=True, layers=("stem.*", "wide.*", "mix.*"))
+    back = sl.apply(low, merge)
+    same(back, low, inputs(model))
+    assert (back.graph.size, cost.macs(back.graph)) == (model.graph.size, cost.macs(model.graph))
+    assert sl.plan(low, merge).macs > cost.macs(low.graph)
+
+
 def energy(model: sl.Model, small: sl.Model, x: np.ndarray) -> float:
     """The part of the variance of the answers that is lost."""
     answer = model.predict(x)

@@ -159,6 +159,36 @@ def test_what_is_not_the_same_stays(case: str) -> None:
         sl.plan(model, sl.MergeLayers())
 
 
+@pytest.mark.parametrize("case", ["dilated", "strided", "one way", "groups", "words"])
+def test_heavier_layers_are_merged_where_they_are_asked_for(case: str) -> None:
+    """Kernels along different sides; strides and zeros go with each; the oracle is the network itself."""
+    torch.manual_seed(0)
+    first = {
+        "dilated": nn.Conv2d(4, 3, (3, 1), padding=(2, 0), dilation=(2, 1), bias=False),
+        "strided": nn.Conv2d(4, 3, (3, 1), (2, 1), padding=(1, 0), bias=False),
+        "one way": nn.Conv2d(4, 3, (5, 1)),  # no zeros come after its bias
+        "groups": nn.Conv2d(4, 8, (3, 1), padding="same", groups=4, bias=False),
+        "words": nn.Conv2d(4, 3, (3, 1), padding="same", bias=False),
+    }[case]
+    second = {
+        "one way": nn.Conv2d(3, 6, (1, 3)),
+        "groups": nn.Conv2d(8, 8, (1, 3), padding=(0, 1), groups=8),
+        "words": nn.Conv2d(3, 6, (1, 3), padding="same"),
+        "strided": nn.Conv2d(3, 6, (1, 3), (1, 3), padding=(0, 1)),
+    }.get(case, nn.Conv2d(3, 6, (1, 3), padding=(0, 1)))
+    model = sl.load(nn.Sequential(first, second, nn.ReLU()).eval(), X[:2])
+    small = sl.apply(model, sl.MergeLayers(heavier=True))
+    (matrix,) = matrices(small.graph)
+    assert matrix.kernel == ((5 if case == "one way" else 3), 3)
+    np.testing.assert_allclose(small.predict(X), model.predict(X), rtol=1e-4, atol=1e-5)
+
+
+def test_what_looks_twice_along_one_side_stays() -> None:
+    model = sl.load(nn.Sequential(nn.Conv2d(4, 3, 3, bias=False), nn.Conv2d(3, 6, (1, 3))).eval(), X[:2])
+    with pytest.raises(SlimlineError, match="Nothing can be merged"):
+        sl.plan(model, sl.MergeLayers(heavier=True))
+
+
 def test_layers_are_chosen() -> None:
     model = torch_branches()
     assert isinstance(plan := sl.plan(model, sl.MergeLayers(layers=("type:linear",), keep=("three",))), MergePlan)

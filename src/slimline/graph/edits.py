@@ -166,8 +166,9 @@ class Replace:
         )
 
     def check_shape(self, before: tuple[int | None, ...], after: tuple[int | None, ...]) -> None:
-        """Refuse operators that give another shape than the layer did: what reads it might broadcast in silence."""
-        if before != after:
+        """Refuse operators that give another shape than the layer did: what reads it might broadcast in silence. A
+        size that is not known fits any."""
+        if len(before) != len(after) or any(None not in (b, a) and b != a for b, a in zip(before, after, strict=True)):
             raise SlimlineError(
                 f"What is to replace {self.layer} gives {after} where the layer gave {before}: make its last operator "
                 "give the same."

@@ -76,6 +76,13 @@ class LayerMatrix:
         """Equal of layers whose rows of `X` are the same."""
         return self.input, self.groups, self.inputs, self.carried, self._dims, self._window
 
+    @property
+    def letters(self) -> tuple[str, str, str, str]:
+        """Of an einsum the letters of its input, weight, output and bias, one for each dimension."""
+        dims = (self._dims, ((name,) for name, _ in self._stored), self._output_dims, ((name,) for name in self._bias))
+        read, stored, made, bias = ("".join(name for (name,) in each) for each in dims)
+        return read, stored, made, bias
+
     def places(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Of the output's `shape` the sizes of the dimensions over which a convolution moves."""
         return tuple(n for n, dim in zip(shape, self._output_dims, strict=True) if dim[0].startswith("@"))
@@ -105,6 +112,11 @@ class LayerMatrix:
             return None
         outputs = tuple((name, sizes[name]) for name, _ in self.outputs)
         return replace(self, outputs=outputs, _stored=tuple(sizes.items()))
+
+    def has_own_bias(self, shape: Sequence[int]) -> bool:
+        """Whether a bias of this shape is one number for every output."""
+        groups, outputs, _ = self.shape
+        return math.prod(shape) == groups * outputs and self._vector_order() is not None
 
     def vector(self, bias: Array) -> Array | None:
         """A bias as ``(groups, outputs)``; None where it is not one number for every output."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,6 +94,40 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Einsum:
+    """A product with a weight, as `numpy.einsum` spells it.
+
+    Attributes
+    ----------
+    equation : such as ``abc,cde->abde``: what is read, the weight, what comes out; `a` is the batch.
+    weight : of its letters.
+    bias : of the letters `bias_axes`, in this order a part of those of what comes out; or None.
+    """
+
+    equation: str
+    weight: Array
+    bias: Array | None = None
+    bias_axes: str = ""
+
+    @property
+    def made(self) -> str:
+        """The letters of what comes out."""
+        return self.equation.partition("->")[2]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of its weight."""
+        return tuple(self.weight.shape)
+
+    def sizes(self, read: Sequence[int | None]) -> tuple[int | None, ...]:
+        """Of the dimensions of what comes out, from those of what is `read`."""
+        left, _, _ = self.equation.partition("->")
+        operand, weight = left.split(",")
+        known = dict(zip(operand, read, strict=True)) | dict(zip(weight, self.weight.shape, strict=True))
+        return tuple(known[letter] for letter in self.made)
+
+
+@dataclass(frozen=True)
 class Rectifier:
     """``max(x, 0)`` of every number."""
 
@@ -119,4 +154,4 @@ class Mean:
         return ()
 
 
-Operator = Linear | Convolution | Table | Rectifier | Mean
+Operator = Linear | Convolution | Einsum | Table | Rectifier | Mean

@@ -77,6 +77,7 @@ class Layer:
     before, after : sizes of the dimensions over which it moves, in its input and in its output.
     times : how often it is applied to these, in the whole batch.
     table : whether it is an embedding (`slimline.graph.matrix.tables`), which looks rows up and multiplies nothing.
+    einsum : whether it is a product that an einsum spells.
     recurrent : whether it is what a recurrent layer reads its input by (`slimline.graph.matrix.recurrences`).
     beside : of that the weights of other directions; their outputs follow those of `matrix`.
     """
@@ -89,6 +90,7 @@ class Layer:
     after: tuple[int, ...]
     times: int
     table: bool = False
+    einsum: bool = False
     recurrent: bool = False
     beside: tuple[LayerMatrix, ...] = ()
 
@@ -151,6 +153,8 @@ class Layer:
             return cls(name, matrix, (), None, (), (), math.prod(x), table=True)
         if node.kind == "linear":
             return cls(name, matrix, (), None, (), (), math.prod(x[:-1]))
+        if node.kind == "einsum":
+            return cls(name, matrix, (), None, (), (), math.prod(n for _, n in matrix.carried), einsum=True)
         own = {axis for axis, _ in (*matrix.groups, *matrix.inputs)}
         dims = node.attributes["equation"].inputs[0]
         moved = [d for d, dim in enumerate(dims) if dim != ("b",) and not own & set(dim)]
@@ -161,16 +165,13 @@ class Layer:
 
 def refusal(graph: Graph, node: Node, matrix: LayerMatrix, readers: Readers) -> str:
     """Why no other layers can take the place of a layer, or ''."""
-    if node.kind not in ("linear", "conv", "recurrent"):
-        return "its weight is read by an einsum, and no other operator takes its place yet"
     if node.attributes.get("transposed"):
         return "it is a transposed convolution"
     if any(len(readers[name]) > 1 for name in (matrix.weight, matrix.bias) if name is not None):
         return "it shares its weights with other layers"
     if matrix.weight not in graph.trainable:
         return "its weight is no parameter that was trained"
-    groups, outputs, _ = matrix.shape
-    if matrix.bias is not None and math.prod(graph.values[matrix.bias].shape) != groups * outputs:
+    if matrix.bias is not None and not matrix.has_own_bias(graph.values[matrix.bias].shape):
         return "its bias is not one number for every output"
     return ""
 
@@ -251,7 +252,8 @@ class Evidence:
         if slot is not None and mean is not None and own.mean is not None:
             shift = np.einsum("goi,gi->go", own.weight, own.mean) - np.einsum("goi,gi->go", product, mean)
             constant = self.stored[slot]
-            tensors[slot] = (constant + (-shift if negative else shift).reshape(constant.shape)).astype(constant.dtype)
+            shift = matrix.as_bias(shift, constant.shape) if slot == matrix.bias else shift.reshape(constant.shape)
+            tensors[slot] = (constant + (-shift if negative else shift)).astype(constant.dtype)
         if matrix.bias is None:
             return tensors, None
         return tensors, tensors.get(matrix.bias, self.stored[matrix.bias]).reshape(-1)

@@ -15,7 +15,7 @@ from slimline.frameworks.keras.resize import unbuilt
 from slimline.frameworks.keras.rewrite import Copier, copier, parameters
 from slimline.graph.edits import Project, Replace
 from slimline.graph.equation import Window
-from slimline.graph.operators import Convolution, Linear, Mean, Operator, Rectifier, Table
+from slimline.graph.operators import Convolution, Einsum, Linear, Mean, Operator, Rectifier, Table
 
 
 def replace(native: keras.Model, change: Replace) -> keras.Model:
@@ -76,7 +76,11 @@ def _call(x: Any, operator: Operator, name: str, like: Any) -> Any:
         table = L.Embedding(rows, width, mask_zero=like.mask_zero, name=name, dtype=like.dtype_policy)
         return _held(table, x, [operator.weight], like)
     shared = {"name": name, "use_bias": operator.bias is not None, "dtype": like.dtype_policy}
-    if isinstance(operator, Convolution):
+    if isinstance(operator, Einsum):
+        axes = operator.bias_axes or None
+        own = {"name": name, "dtype": like.dtype_policy, "bias_axes": axes}
+        layer, kernel = L.EinsumDense(operator.equation, operator.sizes(x.shape)[1:], **own), operator.weight
+    elif isinstance(operator, Convolution):
         layer, kernel, x = _convolution(x, operator, shared)
     else:
         layer, kernel = L.Dense(operator.outputs, **shared), operator.weight.T

@@ -103,7 +103,7 @@ def layer(node: ir.Node) -> str:
     What its weight is called, without the last part; else the module that torch's exporters note, or the path that
     others write into the operator's name; else that name.
     """
-    weight = root(node.inputs[1]) if node.op_type in WEIGHTED and len(node.inputs) > 1 else None
+    weight = root(node.inputs[1]) if node.op_type in (*WEIGHTED, "Einsum") and len(node.inputs) > 1 else None
     if weight is not None and (owner := str(weight.name).rpartition(".")[0]):
         return owner
     if node.op_type == "Add" and (product := biased(node)) is not None:

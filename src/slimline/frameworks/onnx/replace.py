@@ -10,7 +10,7 @@ from slimline.frameworks.onnx.native import Editor, Native
 from slimline.frameworks.onnx.rewrite import place_of
 from slimline.frameworks.onnx.run import outline
 from slimline.graph.edits import Project, Replace
-from slimline.graph.operators import Convolution, Mean, Operator, Rectifier, Table
+from slimline.graph.operators import Convolution, Einsum, Mean, Operator, Rectifier, Table
 
 
 def replace(native: Native, change: Replace, example: tuple[Array, ...]) -> Native:
@@ -70,6 +70,9 @@ def _call(
         }
         weight = editor.constant(operator.weight.astype(kind), f"{part}.weight")
         return editor.insert(before, "Conv", [value, weight, *([] if bias is None else [bias])], attributes)
+    if isinstance(operator, Einsum):
+        weight = editor.constant(operator.weight.astype(kind), f"{part}.weight")
+        return editor.insert(before, "Einsum", [value, weight], {"equation": operator.equation})
     if rank == 2:
         weight = editor.constant(operator.weight.astype(kind), f"{part}.weight")
         return editor.insert(before, "Gemm", [value, weight, *([] if bias is None else [bias])], {"transB": 1})

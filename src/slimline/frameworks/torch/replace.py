@@ -13,8 +13,9 @@ from slimline.frameworks.torch.native import Native, set_tensors, shapes_of
 from slimline.frameworks.torch.operators import aten
 from slimline.frameworks.torch.rewire import drop_dead, named
 from slimline.graph.edits import Project, Replace
-from slimline.graph.operators import Convolution, Linear, Mean, Rectifier, Table
+from slimline.graph.operators import Convolution, Einsum, Linear, Mean, Rectifier, Table
 
+Weighted = Linear | Convolution | Einsum | Table
 _CONVOLUTIONS = {1: aten.conv1d.default, 2: aten.conv2d.default, 3: aten.conv3d.default}
 
 
@@ -75,7 +76,7 @@ def project(native: Native, change: Project) -> Native:
     return result
 
 
-def _hold(native: Native, name: str, operator: Linear | Convolution | Table, like: nn.Parameter) -> None:
+def _hold(native: Native, name: str, operator: Weighted, like: nn.Parameter) -> None:
     """Give the model the tensors of an operator, trained as `like` is; where they are."""
     owner: nn.Module = native
     for step in name.split("."):
@@ -88,11 +89,11 @@ def _hold(native: Native, name: str, operator: Linear | Convolution | Table, lik
             owner.register_parameter(leaf, nn.Parameter(tensor, like.requires_grad))
 
 
-def _bias(operator: Linear | Convolution | Table) -> Array | None:
+def _bias(operator: Weighted) -> Array | None:
     return None if isinstance(operator, Table) else operator.bias
 
 
-def _call(graph: fx.Graph, value: fx.Node, part: str, operator: Linear | Convolution | Table, old: fx.Node) -> fx.Node:
+def _call(graph: fx.Graph, value: fx.Node, part: str, operator: Weighted, old: fx.Node) -> fx.Node:
     # What is stored is read before all that computes: rounding it there comes behind.
     first = next(node for node in graph.nodes if node.op not in ("placeholder", "get_attr"))
     with graph.inserting_before(first):
@@ -103,6 +104,8 @@ def _call(graph: fx.Graph, value: fx.Node, part: str, operator: Linear | Convolu
         return graph.call_function(aten.embedding.default, (weight, value, *still))
     if isinstance(operator, Linear):
         return graph.call_function(aten.linear.default, (value, weight, bias))
+    if isinstance(operator, Einsum):
+        return graph.call_function(aten.einsum.default, (operator.equation, [value, weight]))
     window, rank = operator.looks, len(operator.kernel)
     zeros = window.zeros((0,) * rank, operator.kernel)  # torch's "same" depends on the kernel alone
     even = all(before == after for before, after in zeros)

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from string import ascii_letters
 from typing import Any
 
 import numpy as np
 
 from slimline.graph.equation import Window
-from slimline.graph.operators import Convolution, Linear, Operator, Table
+from slimline.graph.operators import Convolution, Einsum, Linear, Operator, Table
 from slimline.methods.factorization import Canonical, Factorization, Tucker, signal_rank
 from slimline.steps.layer_fit import Layer
 from slimline.steps.low_rank.step import Method
@@ -163,6 +164,8 @@ def operators(layer: Layer, method: Method, factors: Sequence[Array], bias: Arra
     if layer.table:
         table, linear = (factor[0] for factor in factors)
         return Table(np.ascontiguousarray(table.T)), Linear(linear)
+    if layer.einsum:
+        return _einsums(layer, factors, bias)
     if layer.recurrent:
         return (Linear(factors[0][0]),)
     if not layer.kernel:
@@ -174,6 +177,29 @@ def operators(layer: Layer, method: Method, factors: Sequence[Array], bias: Arra
         weight = factor.reshape(groups * outputs, -1, *kernel)
         window = _part(layer.window, start, stop)
         parts.append(Convolution(weight, bias if i == last else None, window, groups))
+    return tuple(parts)
+
+
+def _einsums(layer: Layer, factors: Sequence[Array], bias: Array | None) -> tuple[Operator, ...]:
+    """Two products over a new last axis; each a linear layer where it only changes the last dimension."""
+    matrix = layer.matrix
+    read, stored, made, biased = matrix.letters
+    rank = next(letter for letter in ascii_letters if letter not in {*read, *stored, *made})
+    groups, outputs, inputs = ("".join(name for name, _ in t) for t in (matrix.groups, matrix.outputs, matrix.inputs))
+    sizes = dict((*matrix.groups, *matrix.outputs, *matrix.inputs))
+    between = "".join(letter for letter in read if letter not in inputs) + rank
+    first, second = factors
+    narrow = first.reshape(*(sizes[name] for name in groups), -1, *(sizes[name] for name in inputs))
+    wide = second.reshape(*(sizes[name] for name in (*groups, *outputs)), -1)
+    bias = None if bias is None else bias.reshape([sizes[name] for name in biased])
+    parts: list[Operator] = [
+        Einsum(f"{read},{groups}{rank}{inputs}->{between}", narrow),
+        Einsum(f"{between},{groups}{outputs}{rank}->{made}", wide, bias, biased),
+    ]
+    if not groups and read.endswith(inputs) and len(inputs) == 1:
+        parts[0] = Linear(narrow)
+    if not groups and made == between[:-1] + outputs and len(outputs) == 1:
+        parts[1] = Linear(wide, bias)
     return tuple(parts)
 
 

@@ -18,8 +18,10 @@ GOALS = ("rank", "ratio", "energy", "error", "target_parameters", "target_macs")
 
 class LowRank(FittedStep):
     """Replace a linear layer or a convolution by two to five smaller ones in a row, called ``layer.0``, ``layer.1`` ….
-    An embedding becomes a table of shorter rows and a linear layer without bias behind it (Lan et al. 2020,
-    arXiv:1909.11942): for size, not for time, so with ``undo=False`` only.
+    A weight that an einsum reads, as in projections to heads, becomes two. A recurrent layer reads its input through a
+    linear layer without bias, one product for all gates and directions. An embedding becomes a table of shorter rows
+    and a linear layer without bias behind it (Lan et al. 2020, arXiv:1909.11942): for size, not for time, so with
+    ``undo=False`` only.
 
     A layer that would not have fewer parameters and fewer multiply-accumulates (an embedding: fewer parameters) stays
     as it is.

@@ -13,10 +13,11 @@ from slimline.basics.arguments import takes
 from slimline.basics.errors import SlimlineError
 from slimline.graph import cost
 from slimline.graph.edits import Edit, Replace, Rewire
+from slimline.graph.equation import Window
 from slimline.graph.ir import Graph, Node
 from slimline.graph.matrix import LayerMatrix, matrices
 from slimline.graph.operators import Convolution, Linear, Operator
-from slimline.methods.merging import chained, identity, placed
+from slimline.methods.merging import chained, dense, identity, placed
 from slimline.model.equality import refuse_other_answers
 from slimline.model.model import is_model
 from slimline.plans import StructuralPlan
@@ -246,7 +247,7 @@ class _Search:
         matrix = self.matrices.get(node.name)
         if matrix is None or not selected((matrix.layer,), self.step.layers, self.step.keep, self.graph.types):
             return None
-        if refusal(self.graph, node, matrix, self.readers):
+        if node.kind not in ("linear", "conv") or refusal(self.graph, node, matrix, self.readers):
             return None
         named = [m.layer for m in self.matrices.values()]
         layer = Layer.of(self.graph, node, matrix, part_name(self.graph, matrix, named))
@@ -314,21 +315,20 @@ class _Search:
         if second is None or first.layer is None or second.layer is None:
             return None
         one, two = first.layer, second.layer
-        if one.matrix.shape[0] != 1 or two.matrix.shape[0] != 1 or bool(one.kernel) != bool(two.kernel):
+        heavier = self.step.heavier
+        if bool(one.kernel) != bool(two.kernel) or (not heavier and {one.matrix.shape[0], two.matrix.shape[0]} != {1}):
             return None
         if first.axis is not None and first.axis != _channels(one.matrix, self.graph):
             return None
         assert first.weight is not None and first.bias is not None
         assert second.weight is not None and second.bias is not None
-        weight, bias = first.scaled(first.weight, first.bias)
-        window = one.window
-        if not _pointwise(two):
-            if not _pointwise(one) or (bias.any() and any(map(any, _zeros(two)))):
-                return None  # a bias is not seen in the zeros around
-            window = two.window
-        weight, bias = chained(weight, bias, second.weight, second.bias)
+        weight, bias = first.scaled(dense(first.weight, one.matrix.shape[0]), first.bias)
+        window = _both(one, two)
+        if window is None or (bias.any() and any(map(any, _zeros(two)))):
+            return None  # a bias is not seen in the zeros around
+        weight, bias = chained(weight, bias, dense(second.weight, two.matrix.shape[0]), second.bias)
         macs = weight.size * two.times * math.prod(two.after)
-        if weight.size > one.parameters + two.parameters or macs > one.macs + two.macs:
+        if not heavier and (weight.size > one.parameters + two.parameters or macs > one.macs + two.macs):
             return None
         constant = bias if bias.any() else None
         operator: Operator = Convolution(weight, constant, window) if two.kernel else Linear(weight, constant)
@@ -336,16 +336,39 @@ class _Search:
         return Merge((*first.names, *second.names), f"{two.name}.0", (edit,))
 
 
-def _pointwise(layer: Layer) -> bool:
-    """Whether it looks at every position alone."""
-    window = layer.window
-    ones = math.prod(layer.kernel) == 1
-    return ones and (window is None or (set(window.stride) <= {1} and not any(map(any, _zeros(layer)))))
+def _both(one: Layer, two: Layer) -> Window | None:
+    """Where a layer looks that does what two do one behind the other; None where in a dimension both look beyond a
+    position."""
+    busy = [_busy(layer) for layer in (one, two)]
+    if any(map(all, zip(*busy, strict=True))):
+        return None
+    windows = [_window(layer) for layer in (one, two)]
+    for window, other in zip(windows, reversed(busy), strict=True):
+        if not any(other):
+            return window
+    words = {w.padding for w in windows if isinstance(w.padding, str)}
+    alike = len({w.padding for w in windows}) == 1
+    if words and not alike and any(set(w.stride) != {1} for w in windows):
+        return None  # where it looks depends on the size
+    each = [(one, windows[0]) if first else (two, windows[1]) for first in busy[0]]
+    looks = [(w.stride[d], w.dilation[d], _zeros(layer)[d]) for d, (layer, w) in enumerate(each)]
+    stride, dilation, zeros = zip(*looks, strict=True)
+    return Window(stride, dilation, next(iter(words)) if words and alike else zeros)
+
+
+def _window(layer: Layer) -> Window:
+    rank = len(layer.kernel)
+    return layer.window or Window((1,) * rank, (1,) * rank, ((0, 0),) * rank)
+
+
+def _busy(layer: Layer) -> list[bool]:
+    """Of each dimension of the kernel whether the layer looks beyond a position, or leaves some out."""
+    looks = zip(layer.kernel, _window(layer).stride, _zeros(layer), strict=True)
+    return [k > 1 or s > 1 or any(zeros) for k, s, zeros in looks]
 
 
 def _zeros(layer: Layer) -> list[tuple[int, int]]:
-    window = layer.window
-    return [(0, 0)] * len(layer.kernel) if window is None else window.zeros(layer.before, layer.kernel)
+    return _window(layer).zeros(layer.before, layer.kernel)
 
 
 def _channels(matrix: LayerMatrix, graph: Graph) -> int | None:

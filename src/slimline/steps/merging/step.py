@@ -15,10 +15,14 @@ class MergeLayers(Step):
 
     Attributes
     ----------
+    heavier : merge layers that follow each other also where the one has more parameters or multiply-accumulates than
+        its parts, as when the factors of `LowRank` become the layer that they were; groups become zeros of a dense
+        weight.
     layers, keep : globs of the layers that may be merged, and of those to leave alone.
     """
 
     kind = "structural"
     step: Literal["MergeLayers"] = "MergeLayers"
+    heavier: bool = False
     layers: Globs = ("*",)
     keep: Globs = ()
