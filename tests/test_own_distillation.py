@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -159,3 +162,89 @@ def test_what_cannot_be_prepared_is_refused() -> None:
     onnx = [job.model("onnx", seed) for seed in (0, 1)]
     with pytest.raises(sl.SlimlineError, match="no loop of one's own"):
         sl.prepare(onnx[0], sl.Distillation(), job.digits("onnx", samples=64), teacher=onnx[1])
+
+
+PROCESS = """
+import sys
+import torch
+from torch import distributed
+import slimline as sl
+from tests.test_own_distillation import PLAIN, RATE, data, torch_pair
+from tests.test_features import LABELS, images
+
+rank, place, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+distributed.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=2)
+student, teacher = torch_pair()
+step = sl.Distillation(alpha=0.5, features=[{"loss": "hint", "weight": 0.1}], **PLAIN)
+prepared = sl.prepare(student, step, data("torch"), teacher=teacher, seed=3)
+net = torch.nn.parallel.DistributedDataParallel(prepared.native.train())
+half = len(LABELS) // 2
+mine = slice(rank * half, (rank + 1) * half)
+optimizer = torch.optim.SGD(net.parameters(), lr=RATE)
+net(torch.tensor(images("torch")[mine]), loss=True, labels=torch.tensor(LABELS[mine])).backward()
+optimizer.step()
+sl.convert(prepared).save(f"{out}/{rank}.pt2")
+"""
+"""One of two that train the same student, each on its half of a batch."""
+
+
+def torch_pair() -> tuple[sl.Model, sl.Model]:
+    return convolutional("torch", 3), convolutional("torch", 5, 1)
+
+
+def test_two_processes_take_the_step_of_one(tmp_path: Path) -> None:
+    assert len(LABELS) % 2 == 0
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, str(rank), tmp_path / "place", tmp_path], stderr=subprocess.PIPE
+        )
+        for rank in range(2)
+    ]
+    for process in ranks:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors.decode()[-2000:]
+    student, teacher = torch_pair()
+    step = sl.Distillation(alpha=0.5, features=[{"loss": "hint", "weight": 0.1}], **PLAIN)
+    prepared = sl.prepare(student, step, data("torch"), teacher=teacher, seed=3)
+    one_step(prepared.native, "torch", images("torch"), LABELS)
+    whole = sl.convert(prepared).parameters()
+    for rank in range(2):
+        for name, array in sl.load(tmp_path / f"{rank}.pt2").parameters().items():
+            np.testing.assert_allclose(array, whole[name], rtol=1e-4, atol=1e-6, err_msg=name)
+    assert any((array != student.parameters()[name]).any() for name, array in whole.items())
+
+
+MIRRORED = """
+import sys
+import tensorflow as tf
+
+(processor,) = tf.config.list_physical_devices("CPU")
+tf.config.set_logical_device_configuration(processor, [tf.config.LogicalDeviceConfiguration()] * 2)
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+import keras
+import slimline as sl
+from tests.test_own_distillation import PLAIN, RATE, data
+from tests.test_features import LABELS, convolutional, images
+
+with strategy.scope():
+    step = sl.Distillation(alpha=0.5, features=[{"loss": "hint", "weight": 0.1}], **PLAIN)
+    student, teacher = convolutional("keras", 3), convolutional("keras", 5, 1)
+    prepared = sl.prepare(student, step, data("keras"), teacher=teacher, seed=3)
+    prepared.native.compile(keras.optimizers.SGD(RATE))
+prepared.native.fit(images("keras"), LABELS, batch_size=len(LABELS), epochs=1, verbose=0, shuffle=False)
+sl.convert(prepared).save(f"{sys.argv[1]}/mirrored.keras")
+"""
+"""Two replicas of Keras on one processor."""
+
+
+def test_replicas_of_keras_take_the_step_of_one(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", MIRRORED, tmp_path], capture_output=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    student, teacher = convolutional("keras", 3), convolutional("keras", 5, 1)
+    step = sl.Distillation(alpha=0.5, features=[{"loss": "hint", "weight": 0.1}], **PLAIN)
+    prepared = sl.prepare(student, step, data("keras"), teacher=teacher, seed=3)
+    one_step(prepared.native, "keras", images("keras"), LABELS)
+    whole = sl.convert(prepared).parameters()
+    for name, array in sl.load(tmp_path / "mirrored.keras").parameters().items():
+        np.testing.assert_allclose(array, whole[name], rtol=1e-4, atol=1e-6, err_msg=name)
+    assert any((array != student.parameters()[name]).any() for name, array in whole.items())

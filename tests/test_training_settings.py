@@ -9,7 +9,7 @@ import pytest
 
 import slimline as sl
 from slimline.training import views
-from slimline.training.loop import recover
+from slimline.training.loop import paces, recover
 from tests.test_features import FRAMEWORKS, LABELS, convolutional, images
 
 
@@ -34,6 +34,45 @@ def test_parts_of_a_batch_add_up_and_large_gradients_are_scaled(framework: str) 
         np.testing.assert_allclose(clipped, whole[name] / 4, atol=1e-6)
     for name, same in change(framework, clip=float(norm) * 2, accumulate=2).items():
         np.testing.assert_allclose(same, whole[name], atol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_layers_learn_at_their_own_rates(framework: str, optimizer: str) -> None:
+    """A factor for all is the same as another rate, step by step, moments and decay included; 0 leaves a layer."""
+    student, teacher, x = convolutional(framework, 3), convolutional(framework, 5, 1), images(framework)
+
+    def trained(rate: float, **rates: float) -> dict[str, np.ndarray]:
+        step = sl.Distillation(optimizer=optimizer, weight_decay=0.1, rates=rates)
+        trainer = student.adapter.trainer(student.native, teacher.native, step, 0, 3)
+        trainer.pace(paces(student, step))
+        for _ in range(3):
+            trainer.step(((x,), LABELS), rate)
+        return trainer.weights()
+
+    whole, half = trained(0.02, **{"*": 0.5}), trained(0.01)
+    for name, array in whole.items():
+        np.testing.assert_allclose(array, half[name], atol=1e-6)
+    stays = paces(student, sl.Distillation(rates={"head": 0.0}))
+    own, before = trained(0.01, **{"head": 0.0, "*": 1.0}), student.parameters()
+    assert len(stays) == 2 < len(own)
+    for name, array in own.items():
+        assert np.array_equal(array, before[name]) == (name in stays), name
+
+
+def test_rates_reach_an_onnx_model(tmp_path: Any) -> None:
+    onnx = sl.load(sl.export(convolutional("torch", 3), "onnxruntime", tmp_path), images("torch")[:2])
+    x, teacher = images("torch"), sl.load(sl.export(convolutional("torch", 5, 1), "onnxruntime", tmp_path / "t"))
+    data = sl.Data(train=(x, LABELS), selection=(x[:8], LABELS[:8]), test=(x, LABELS), overlap="allow")
+    (head,) = {n.layer for n in onnx.graph.nodes if n.kind == "linear"}
+    step = sl.Distillation(epochs=2, rates={str(head): 0.0, "type:conv": 0.1})
+    trained = sl.apply(onnx, step, data, teacher=teacher)
+    still = paces(onnx, step)
+    assert set(still.values()) == {0.0, 0.1}
+    for name in (name for name, factor in still.items() if not factor):
+        np.testing.assert_array_equal(trained.parameters()[name], onnx.parameters()[name])
+    with pytest.raises(sl.SlimlineError, match="no layer with weights for rates 'nowhere'"):
+        sl.apply(onnx, sl.Distillation(rates={"nowhere": 0.5}), data, teacher=teacher)
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)

@@ -150,6 +150,9 @@ class Trainer(Protocol):
         Replaces what was held before; what is free again begins at zero, without momentum.
         """
 
+    def pace(self, factors: Mapping[str, float]) -> None:
+        """Let weights, by graph name, learn at so many times the rate of the others; before the first step."""
+
     def add(self, term: Term) -> None:
         """Add a term to the training loss; before the first step."""
 

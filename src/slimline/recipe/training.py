@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from slimline.basics.errors import SlimlineError
 from slimline.recipe.config import Config
+from slimline.recipe.layers import LayerPattern
 from slimline.recipe.step import Step
 
 Layer = Annotated[str, Field(min_length=1)]
@@ -93,6 +94,8 @@ class Training(Step):
         any.
     epochs, batch_size : of training.
     optimizer, learning_rate, weight_decay, momentum : ``adamw`` or ``sgd`` (Nesterov momentum).
+    rates : by pattern of layers a factor of the learning rate for their weights, such as 0.1 for what should change
+        little, or 0 for what should stay; a layer takes that of the first pattern it fits, others have 1.
     warmup : part of all optimiser steps in which the rate rises linearly, or by a cosine for ``one-cycle``.
     schedule : of the rate after it: a ``cosine`` or a ``linear`` fall to zero, ``constant``, ``one-cycle`` (Smith
         2018), or ``plateau``, a tenth of it whenever `plateau` epochs in a row brought no better selection score.
@@ -123,6 +126,7 @@ class Training(Step):
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    rates: dict[LayerPattern, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
     schedule: Literal["cosine", "linear", "constant", "one-cycle", "plateau"] = "cosine"
     plateau: Annotated[int, Field(ge=1)] = 2

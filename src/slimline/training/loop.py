@@ -35,6 +35,7 @@ from slimline.methods import schedules
 from slimline.methods.outputs import Output, aligned
 from slimline.model import Model
 from slimline.model.outputs import bare_outputs, described_outputs
+from slimline.recipe.layers import first_match, refuse_unmatched
 from slimline.recipe.training import Training
 from slimline.training.cache import TeacherCache
 from slimline.training.companions import Companion, Company
@@ -186,11 +187,30 @@ def _trainer(
     tutor = tutors if len(tutors) > 1 else next(iter(tutors), None)
     parts = terms(step, student, teachers, seed)
     trainer = student.adapter.trainer(student.native, tutor, step, seed, _steps(step, train), tuple(outputs))
+    if step.rates:
+        trainer.pace(paces(student, step))
     for part in parts:
         trainer.add(part)
     if student.masks:
         trainer.hold(student.masks)
     return trainer
+
+
+def paces(student: Model, step: Training) -> dict[str, float]:
+    """By name of a weight the factor of the learning rate that `step` gives its layer.
+
+    Raises
+    ------
+    SlimlineError : a pattern that fits no layer with weights.
+    """
+    graph, factors = student.graph, dict[str, float]()
+    layers = {n.layer or n.name: n for n in graph.nodes if graph.learning.intersection(filter(None, n.inputs))}
+    refuse_unmatched("layer with weights for rates", step.rates, layers, graph.types)
+    for node in graph.nodes:
+        pattern = first_match((node.layer or node.name,), step.rates, graph.types)
+        if pattern is not None:
+            factors = {name: step.rates[pattern] for name in node.inputs if name in graph.learning} | factors
+    return factors
 
 
 def _steps(step: Training, train: Split | Stream) -> int:

@@ -85,7 +85,8 @@ class Student(keras.Model):  # type: ignore[misc]
         taught = ask(inputs, [])
         with tf.GradientTape() as tape:
             value, raw = loss(inputs, labels, taught)
-            scaled = self.optimizer.scale_loss(value)
+            # Gradients of replicas, each of its part of the batch, are added up.
+            scaled = self.optimizer.scale_loss(value / self.distribute_strategy.num_replicas_in_sync)
         weights = self.trainable_variables
         slopes = tape.gradient(scaled, [w.value for w in weights], unconnected_gradients="zero")
         slopes = [tf.convert_to_tensor(g) for g in slopes]

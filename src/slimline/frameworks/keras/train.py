@@ -72,6 +72,7 @@ class KerasTrainer:
             variable.assign(np.array([seed % 2**32, index], variable.dtype))
         self._decayed = [v.ndim > 1 for v in self._student.trainable_variables]
         self._terms: list[tuple[Term, dict[str, keras.Variable]]] = []
+        self._factors: dict[str, float] = {}
         self._optimizer = self._make_optimizer()
         self._train: Callable[..., tuple[tf.Tensor, list[tf.Tensor]]] | None = None
         self._asks = True
@@ -144,6 +145,10 @@ class KerasTrainer:
             weights[name].assign(weights[name] * mask)
             for moment in places[name]:
                 moment.assign(moment * stays)
+
+    def pace(self, factors: Mapping[str, float]) -> None:
+        """Let weights learn at so many times the rate of the others."""
+        self._factors, self._train = dict(factors), None
 
     @placed
     def add(self, term: Term) -> None:
@@ -337,7 +342,10 @@ class KerasTrainer:
             if coupled:
                 updates = [g + coupled * w if d else g for g, w, d in zip(updates, weights, decayed, strict=True)]
             updates = [g if mask is None else g * mask for mask, g in zip(masks, updates, strict=True)]
+            paced = {name: tf.identity(named[name].value) for name in self._factors if name in named}
             self._optimizer.apply(updates, weights)
+            for name, before in paced.items():  # every step of both optimisers is in proportion to the rate
+                named[name].assign(before + self._factors[name] * (named[name] - before))
             for name, mask in self._masks.items():
                 named[name].assign(named[name] * mask)
 

@@ -146,6 +146,11 @@ class OnnxTrainer:
         own = self._form.tensors
         self._trainer.hold({own[name]: mask for name, mask in masks.items() if name in own})
 
+    def pace(self, factors: Mapping[str, float]) -> None:
+        """Let weights learn at so many times the rate of the others."""
+        own = self._form.tensors
+        self._trainer.pace({own[name]: factor for name, factor in factors.items() if name in own})
+
     def add(self, term: Term) -> None:
         """Add a term to the training loss."""
         students = tuple(self._form.values[name] for name in term.students)

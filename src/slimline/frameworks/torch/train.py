@@ -74,7 +74,8 @@ class TorchTrainer:
             self._teachers = [_Fast(each, device, compiles) for each in teachers_of(teacher)]
         self._weights = {n: p for n, p in self._student.module.named_parameters() if p.requires_grad}
         self._learned: dict[str, torch.nn.Parameter] = {}
-        self._optimizer = _optimizer(self._weights, step)
+        self._factors: dict[str, float] = {}
+        self._optimizer = self._make_optimizer()
         self._random = seeded(device, seed)
         self._masks: dict[str, Tensor] = {}
         self._terms: list[Callable[[], Tensor]] = []
@@ -105,7 +106,7 @@ class TorchTrainer:
             if self._config.clip is not None:
                 torch.nn.utils.clip_grad_norm_(self._trained.values(), self._config.clip)
             for group in self._optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group["factor"]
             self._optimizer.step()
         self._zero()
         return loss
@@ -124,13 +125,18 @@ class TorchTrainer:
                     moment.mul_(stays)
         self._zero()
 
+    def pace(self, factors: Mapping[str, float]) -> None:
+        """Let weights learn at so many times the rate of the others."""
+        self._factors = dict(factors)
+        self._optimizer = self._make_optimizer()
+
     def add(self, term: Term) -> None:
         """Add a term to the training loss."""
         seen = self._student.watch(term.students)
         taught = self._teachers[0].watch(term.teachers) if term.teachers else {}
         own = {name: torch.nn.Parameter(move(torch.tensor(x), self._device)) for name, x in term.learned.items()}
         self._learned |= {f"{len(self._terms)}/{name}": weight for name, weight in own.items()}
-        self._optimizer = _optimizer(self._trained, self._config)
+        self._optimizer = self._make_optimizer()
 
         def value() -> Tensor:
             students = [seen[name].float() for name in term.students]
@@ -148,6 +154,20 @@ class TorchTrainer:
     def _trained(self) -> dict[str, torch.nn.Parameter]:
         """All that the optimiser changes: the student's weights, and those that only serve a term of the loss."""
         return self._weights | {f"{LEARNED}{name}": weight for name, weight in self._learned.items()}
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        """Vectors and single numbers do not decay."""
+        step, groups = self._config, []
+        for factor in sorted({1.0, *self._factors.values()}):
+            own = [w for name, w in self._trained.items() if self._factors.get(name, 1.0) == factor]
+            groups += [
+                {"params": [w for w in own if w.dim() > 1], "weight_decay": step.weight_decay, "factor": factor},
+                {"params": [w for w in own if w.dim() <= 1], "weight_decay": 0.0, "factor": factor},
+            ]
+        if step.optimizer == "adamw":
+            return torch.optim.AdamW(groups, lr=step.learning_rate, fused=True)
+        nesterov = step.momentum > 0
+        return torch.optim.SGD(groups, lr=step.learning_rate, momentum=step.momentum, nesterov=nesterov, fused=True)
 
     def weights(self) -> dict[str, Array]:
         """Copies of the trainable weights."""
@@ -291,7 +311,9 @@ class TorchTrainer:
 class Taught(torch.nn.Module):
     """A student in a loop of the user's own: ``net.loss(x, labels).backward()``, and ``net(x)`` gives its outputs.
 
-    Its parameters are those of the student that are trained, and what terms of the loss learn beside them.
+    ``net(x, loss=True, labels=labels)`` is that loss too, for engines that wrap `forward`, such as
+    `torch.nn.parallel.DistributedDataParallel`. Its parameters are those of the student that are trained, and what
+    terms of the loss learn beside them.
     """
 
     def __init__(
@@ -302,9 +324,9 @@ class Taught(torch.nn.Module):
         self.learned = torch.nn.ParameterList(learned.values())
         self._trainer, self._mode, self._see, self._batches = trainer, student.mode, see, 0
 
-    def forward(self, *inputs: Tensor) -> Any:
-        """What the student answers, as its own structure has it."""
-        return self.student(*inputs)
+    def forward(self, *inputs: Tensor, loss: bool = False, labels: Any = None) -> Any:
+        """What the student answers, as its own structure has it, or `loss`."""
+        return self.loss(inputs, labels) if loss else self.student(*inputs)
 
     def train(self, mode: bool = True) -> Taught:
         """Switch batch norm and dropout."""
@@ -538,17 +560,6 @@ class _Statistics(fx.Interpreter):
         """Write the averages to the buffers of the graph."""
         for name, values in self._sums.items():
             self.fetch_attr(name).copy_(torch.stack(values).mean(0))
-
-
-def _optimizer(weights: Mapping[str, torch.nn.Parameter], step: Training) -> torch.optim.Optimizer:
-    groups = [
-        {"params": [w for w in weights.values() if w.dim() > 1], "weight_decay": step.weight_decay},
-        {"params": [w for w in weights.values() if w.dim() <= 1], "weight_decay": 0.0},
-    ]
-    if step.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=step.learning_rate, fused=True)
-    nesterov = step.momentum > 0
-    return torch.optim.SGD(groups, lr=step.learning_rate, momentum=step.momentum, nesterov=nesterov, fused=True)
 
 
 def _array(tensor: Tensor) -> Array:

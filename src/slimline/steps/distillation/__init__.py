@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from slimline.steps.base import Context, Handler, Prepared, StepResult, handler_of
@@ -9,6 +10,7 @@ from slimline.steps.distillation.step import Distillation
 
 if TYPE_CHECKING:
     from slimline.model import Model
+    from slimline.recipe.step import Step
 
 __all__ = ["Distillation", "handler"]
 
@@ -17,6 +19,11 @@ class _Handler(Handler[Distillation]):
     config = Distillation
     summary = "trains the network towards the original's outputs"
     reads = (("train", ""), ("selection", ""))
+
+    def check(self, step: Distillation, model: Model, earlier: Sequence[Step]) -> None:
+        from slimline.training.loop import paces
+
+        paces(model, step)
 
     def perform(self, step: Distillation, model: Model, context: Context) -> StepResult:
         from slimline.steps.distillation.train import train
