@@ -237,6 +237,7 @@ def patient() -> list[str]:
     """Rows of the table on long teaching there: means over the seeds, the largest bound, the least speedups."""
     labels = {
         "60 % of the MACs pruned by OBS, taught for 48": "60 % of the MACs pruned, 48 epochs, FP32",
+        "60 % of the MACs pruned by OBS, taught with erased": "60 % of the MACs pruned, 24 epochs, `erase: 0.2`, FP32",
         "half of": "half of depth and widths (16-32-64, one block a stage), 40 epochs, INT8",
     }
     table = []

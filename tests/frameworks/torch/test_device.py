@@ -197,10 +197,10 @@ def pretended(monkeypatch):
     autocast = torch.autocast
     monkeypatch.setattr(torch, "autocast", lambda kind, *args, **kwargs: autocast("cpu", *args, **kwargs))
 
-    def optimizer(weights, step):
-        return torch.optim.SGD(list(weights.values()), 1.0, momentum=0.9)
+    def optimizer(self):
+        return torch.optim.SGD([{"params": list(self._trained.values()), "factor": 1.0}], 1.0, momentum=0.9)
 
-    monkeypatch.setattr(train, "_optimizer", optimizer)
+    monkeypatch.setattr(train.TorchTrainer, "_make_optimizer", optimizer)
     return "meta"
 
 
