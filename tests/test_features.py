@@ -125,6 +125,23 @@ def test_the_loss_is_that_of_the_observed_values(framework: str) -> None:
     assert term.value(np, own, other, {}) == pytest.approx(1000 * by_hand)
 
 
+@pytest.mark.parametrize("width", [3, 5])
+def test_flow_is_that_of_projected_channels_where_they_are_not_as_many(width: int) -> None:
+    student, teacher, x = convolutional("torch", width), convolutional("torch", 5, 1), images("torch")
+    step = sl.Distillation(alpha=0.5, features=[{"loss": "fsp", "layers": ["conv1.0", "conv1.1"]}])
+    value, expected = loss_of(student, teacher, step, x)
+    assert value == pytest.approx(expected, rel=1e-4)
+    (term,) = terms(step, student, (teacher,), 3)
+    assert len(term.learned) == (0 if width == 5 else 4)  # as published where nothing has to be projected
+    own, other = observed(student, term.students, x), observed(teacher, term.teachers, x)
+    rows = [[np.moveaxis(a, 1, -1).reshape(24, 36, -1) for a in each] for each in (own, other)]
+    if width != 5:
+        rows[0] = [a @ term.learned[f"{i}/weight"] + term.learned[f"{i}/bias"] for i, a in enumerate(rows[0])]
+    flows = [np.einsum("npi,npj->nij", *each) / 36 for each in rows]
+    by_hand = 50 * ((flows[0] - flows[1]) ** 2).mean()
+    assert term.value(np, own, other, term.learned) == pytest.approx(by_hand)
+
+
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_transformers_are_compared_by_their_attention(framework: str) -> None:
     student, teacher = transformer(framework, 2, 1), transformer(framework, 3, 2, 1)
@@ -219,7 +236,7 @@ def _softmax(z: np.ndarray) -> np.ndarray:
         ({"loss": "hint", "layers": [("conv1", "conv2")]}, "pair layers of the same positions"),
         ({"loss": "hint", "layers": [("conv*", "conv1")]}, "name as many of both"),
         ({"loss": "hint", "layers": ["block*"]}, r"no layer of the student like 'block\*'"),
-        ({"loss": "fsp", "layers": ["conv1"]}, "layers of equal channels"),
+        ({"loss": "fsp", "layers": ["conv1"]}, "name two layers of one stage"),
         ({"loss": "maps"}, "attention of several heads, and the student has none"),
         ({"loss": "hints"}, "hint"),
         ({"loss": "hint", "weight": 0}, "weight of FeatureLoss is 0"),

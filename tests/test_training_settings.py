@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import slimline as sl
+from slimline.steps.base import handler_of
 from slimline.training import views
 from slimline.training.loop import paces, recover
 from tests.test_features import FRAMEWORKS, LABELS, convolutional, images
@@ -73,6 +74,13 @@ def test_rates_reach_an_onnx_model(tmp_path: Any) -> None:
         np.testing.assert_array_equal(trained.parameters()[name], onnx.parameters()[name])
     with pytest.raises(sl.SlimlineError, match="no layer with weights for rates 'nowhere'"):
         sl.apply(onnx, sl.Distillation(rates={"nowhere": 0.5}), data, teacher=teacher)
+
+
+@pytest.mark.parametrize("kind", [sl.Distillation, sl.SparseTraining, sl.QuantizationAwareTraining])
+def test_rates_of_no_layer_are_refused_before_work(kind: Any) -> None:
+    model, step = convolutional("torch", 3), kind(rates={"nowhere": 0.5})
+    with pytest.raises(sl.SlimlineError, match="no layer with weights for rates 'nowhere'"):
+        handler_of(step).check(step, model, ())
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)

@@ -51,7 +51,7 @@ def attention(xp: Any, student: Any, teacher: Any) -> Any:
 
 def flow(xp: Any, student: tuple[Any, Any], teacher: tuple[Any, Any]) -> Any:
     """Mean squared error of the matrices of inner products between the channels of two layers, averaged over positions
-    (FSP; Yim et al. 2017). Both layers have the same positions; channels are those of the teacher."""
+    (FSP; Yim et al. 2017). Both layers have the same positions, and as many channels in both networks."""
     own, other = (xp.matmul(xp.swapaxes(a, 1, 2), b) / a.shape[1] for a, b in (student, teacher))
     return xp.mean((own - other) ** 2)
 

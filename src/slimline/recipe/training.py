@@ -23,13 +23,14 @@ class FeatureLoss(Config):
     Attributes
     ----------
     loss : ``hint`` (FitNets, also hidden states and embeddings of transformers; a linear projection is learned),
-        ``attention`` (where squares are large; Zagoruyko and Komodakis 2017), ``fsp`` (flow between two layers; Yim et
-        al. 2017), ``similarity`` (between samples of a batch; Tung and Mori 2019), ``rkd`` (distances and angles
-        between them; Park et al. 2019), ``crd`` (which sample of a batch is which, by learned projections; after Tian
-        et al. 2020), ``review`` (what a level and those behind it make together, learned too; ReviewKD, Chen et al.
-        2021), ``simkd`` (what the last linear layers read, of a student that ends as its teacher does, see
-        `TeacherHead`; Chen et al. 2022); of transformers ``maps`` (attention distributions; MiniLM) and ``relations``
-        (among queries, keys and values; MiniLMv2).
+        ``attention`` (where squares are large; Zagoruyko and Komodakis 2017), ``fsp`` (flow between two layers;
+        after Yim et al. 2017, with the student's channels projected where the teacher has not as many),
+        ``similarity`` (between samples of a batch; Tung and Mori 2019), ``rkd`` (distances and angles between them;
+        Park et al. 2019), ``crd`` (which sample of a batch is which, by learned projections; after Tian et al.
+        2020), ``review`` (what a level and those behind it make together, learned too; ReviewKD, Chen et al. 2021),
+        ``simkd`` (what the last linear layers read, of a student that ends as its teacher does, see `TeacherHead`;
+        Chen et al. 2022); of transformers ``maps`` (attention distributions; MiniLM) and ``relations`` (among
+        queries, keys and values; MiniLMv2).
     layers : pairs ``(student's, teacher's)`` of layers or of globs that match as many of both; one name or glob stands
         for the layers of that name in both. A name may be that of a block, whose last value is meant. None are matched:
         layers of equal positions at even depths, for ``similarity``, ``rkd``, ``crd`` and ``relations`` the last pair

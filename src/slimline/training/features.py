@@ -315,17 +315,11 @@ def _term(loss: FeatureLoss, student: Inside, teacher: Inside, seed: int) -> Ter
                 f"{loss.loss} compares {a.layer!r} of the student, {a.size} positions, with {b.layer!r} of the "
                 f"teacher, {b.size}: pair layers of the same positions."
             )
-        if loss.loss == "fsp" and a.channels != b.channels:
-            raise SlimlineError(
-                f"fsp compares {a.layer!r} of the student, {a.channels} channels, with {b.layer!r} of the teacher, "
-                f"{b.channels}: it is for layers of equal channels, so take hint or attention."
-            )
     if loss.loss == "fsp":
-        return _of_flow(loss, taps)
+        return _of_flow(loss, taps, seed)
     if loss.loss == "review":
         return _of_review(loss, taps, seed)
-    projections = [_projections(loss, a, b, seed + index) for index, (a, b) in enumerate(taps)]
-    learned = {f"{i}/{name}": array for i, each in enumerate(projections) for name, array in each.items()}
+    projections, learned = _every_projection(loss, taps, seed)
     distance = _DISTANCES[loss.loss]
 
     def value(xp: Any, own: Sequence[Any], other: Sequence[Any], weights: Mapping[str, Any]) -> Any:
@@ -338,9 +332,17 @@ def _term(loss: FeatureLoss, student: Inside, teacher: Inside, seed: int) -> Ter
     return Term(tuple(a.name for a, _ in taps), tuple(b.name for _, b in taps), value, learned)
 
 
+def _every_projection(
+    loss: FeatureLoss, taps: Sequence[tuple[Tap, Tap]], seed: int
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """What a distance learns for every pair, and all of it by ``PAIR/NAME``."""
+    projections = [_projections(loss, a, b, seed + index) for index, (a, b) in enumerate(taps)]
+    return projections, {f"{i}/{name}": array for i, each in enumerate(projections) for name, array in each.items()}
+
+
 def _projections(loss: FeatureLoss, student: Tap, teacher: Tap, seed: int) -> dict[str, Any]:
     """What a distance learns for one pair, in the order of its arguments."""
-    if loss.loss == "hint":
+    if loss.loss == "hint" or (loss.loss == "fsp" and student.channels != teacher.channels):
         return dict(zip(("weight", "bias"), features.projection(student.channels, teacher.channels, seed), strict=True))
     if loss.loss == "crd":
         both = (features.projection(tap.channels, features.WIDTH, seed) for tap in (student, teacher))
@@ -348,7 +350,8 @@ def _projections(loss: FeatureLoss, student: Tap, teacher: Tap, seed: int) -> di
     return {}
 
 
-def _of_flow(loss: FeatureLoss, taps: Sequence[tuple[Tap, Tap]]) -> Term:
+def _of_flow(loss: FeatureLoss, taps: Sequence[tuple[Tap, Tap]], seed: int) -> Term:
+    """Of the published loss, and of the student's channels projected to the teacher's where they are not as many."""
     flows = [(i, i + 1) for i in range(len(taps) - 1) if taps[i][0].size == taps[i + 1][0].size]
     if not flows:
         raise SlimlineError(
@@ -356,12 +359,16 @@ def _of_flow(loss: FeatureLoss, taps: Sequence[tuple[Tap, Tap]]) -> Term:
             "two layers of one stage."
         )
 
-    def value(xp: Any, own: Sequence[Any], other: Sequence[Any], _: Mapping[str, Any]) -> Any:
+    projections, learned = _every_projection(loss, taps, seed)
+
+    def value(xp: Any, own: Sequence[Any], other: Sequence[Any], weights: Mapping[str, Any]) -> Any:
         mine = [a.read(xp, x) for (a, _), x in zip(taps, own, strict=True)]
+        for index in (i for i, each in enumerate(projections) if each):
+            mine[index] = xp.matmul(mine[index], weights[f"{index}/weight"]) + weights[f"{index}/bias"]
         theirs = [b.read(xp, y) for (_, b), y in zip(taps, other, strict=True)]
         return loss.strength * sum(features.flow(xp, (mine[i], mine[j]), (theirs[i], theirs[j])) for i, j in flows)
 
-    return Term(tuple(a.name for a, _ in taps), tuple(b.name for _, b in taps), value)
+    return Term(tuple(a.name for a, _ in taps), tuple(b.name for _, b in taps), value, learned)
 
 
 def _of_head(loss: FeatureLoss, student: Inside, teacher: Inside) -> Term:
@@ -485,8 +492,6 @@ def _matched(loss: FeatureLoss, student: Inside, teacher: Inside) -> list[tuple[
     for size, own in student.stages.items():
         fitting = _spread(own, teacher.stages.get(size, ()))
         pairs += fitting[-1:] if loss.loss == "review" else fitting
-    if loss.loss == "fsp":
-        pairs = [(a, b) for a, b in pairs if a.channels == b.channels]
     if not pairs:
         raise SlimlineError(
             f"No layers of student and teacher fit each other for {loss.loss}: name pairs of layers, such as "

@@ -26,8 +26,10 @@ class _Handler(Handler[QuantizationAwareTraining]):
 
     def check(self, step: QuantizationAwareTraining, model: Model, earlier: Sequence[Step]) -> None:
         from slimline.steps.quantization_aware.formats import check
+        from slimline.training.loop import paces
 
         check(step, model, masked=any(before.kind == "sparse" for before in earlier))
+        paces(model, step)
 
     def check_target(self, step: QuantizationAwareTraining, target: str, model: Model) -> None:
         from slimline.steps.quantization_aware.formats import check_target

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from slimline.basics.errors import SlimlineError
@@ -11,6 +12,7 @@ from slimline.steps.sparse_training.step import SparseTraining
 
 if TYPE_CHECKING:
     from slimline.model import Model
+    from slimline.recipe.step import Step
     from slimline.training.companions import Company
 
 __all__ = ["SparseTraining", "handler"]
@@ -20,6 +22,11 @@ class _Handler(Handler[SparseTraining]):
     config = SparseTraining
     summary = "trains with a penalty that makes weights, units or activations prunable"
     reads = (("train", ""), ("selection", ""))
+
+    def check(self, step: SparseTraining, model: Model, earlier: Sequence[Step]) -> None:
+        from slimline.training.loop import paces
+
+        paces(model, step)
 
     def perform(self, step: SparseTraining, model: Model, context: Context) -> StepResult:
         from slimline.steps.activations.plan import zeros_among_activations
