@@ -60,27 +60,34 @@ class Row:
     cpu_seconds: float | None = None
     perplexity: float | None = None
     tokens_per_second: float | None = None
+    device: str | None = None
 
 
 @dataclass(frozen=True)
 class Entry:
-    """An artifact to be measured, and how it came to be."""
+    """An artifact to be measured, and how it came to be: in how many seconds, and where it was trained."""
 
     tool: str
     recipe: str
     artifact: Path
     seconds: float | None = None
+    device: str | None = None
 
     @property
     def name(self) -> str:
         return f"{self.tool}: {self.recipe}"
 
 
-def options(description: str | None, only: Sequence[str] = ()) -> argparse.Namespace:
-    """``--quick``, ``--fresh`` and, where there are such, the ``names`` of what alone is to run; logging is set up."""
+def options(
+    description: str | None, only: Sequence[str] = (), more: Mapping[str, str] | None = None
+) -> argparse.Namespace:
+    """``--quick``, ``--fresh`` and, where there are such, the ``names`` of what alone is to run; `more` switches with
+    their help; logging is set up."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a smoke test on few samples; results go to .cache/quick")
     parser.add_argument("--fresh", action="store_true", help="make every artifact anew")
+    for switch, says in (more or {}).items():
+        parser.add_argument(switch, action="store_true", help=says)
     if only:
         parser.add_argument("names", nargs="*", metavar="NAME", help=f"only these of {', '.join(only)}")
     logging.basicConfig(level=logging.WARNING, format="%(relativeCreated)8d ms  %(message)s")
@@ -267,6 +274,7 @@ def _row(
         file_bytes=file_bytes(entry.artifact),
         size_ratio=file_bytes(original.artifact) / file_bytes(entry.artifact),
         seconds_to_compress=entry.seconds,
+        device=entry.device,
         samples_ms=after.samples_ms,
     )
 
@@ -300,6 +308,7 @@ _COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "size_ratio": ("smaller", lambda v: f"{v:.1f}×"),
     "peak_memory_ratio": ("peak memory / model", lambda v: f"{v:.2f}"),
     "seconds_to_compress": ("compressed in", lambda v: f"{v:.0f} s"),
+    "device": ("trained on", str),
     "cpu_seconds": ("processor time", lambda v: f"{v:.0f} s"),
     "peak_bytes": ("peak memory of the work", lambda v: f"{v / 1e6:,.0f} MB"),
 }

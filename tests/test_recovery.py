@@ -104,6 +104,13 @@ def test_the_best_epoch_is_kept_and_of_equal_ones_the_latest():
     assert found.model.history[-1]["step"] == "Distillation"
 
 
+def test_the_last_epoch_is_kept_where_the_best_is_not_to_be(caplog, tmp_path):
+    for checkpoint in (None, tmp_path, tmp_path):  # the third time it is read back
+        found, _ = scripted([9, 2, 5, 8, 7, 3], checkpoint=checkpoint, restore_best=False)
+        assert found.best_epoch == found.model.native == 5
+    assert not caplog.text
+
+
 def test_refreshed_statistics_alone_can_be_the_best_which_is_said(caplog):
     found, script = scripted([9, 5, 5, 5, 5, 5], refresh_batches=2)
     assert found.best_epoch == found.model.native == 0

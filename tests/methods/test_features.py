@@ -157,7 +157,7 @@ def test_review():
     grids = levels(OWN, 0)
     assert f.contexts(np, grids[0], grids[0]) == 0
     wide = f.reviewing((300, 400), (300, 500), 1, 0)
-    out = f.neighbours(np, random(20, 30, 400)) @ wide[0]["leave"]
+    out = f.convolved(np, random(20, 30, 400), wide[0]["leave"])
     assert out.var() == pytest.approx(1, rel=0.1)  # zeros beyond the sides take a part
 
 

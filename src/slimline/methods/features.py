@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -137,9 +136,7 @@ def review(xp: Any, students: Sequence[Any], teachers: Sequence[Any], weights: S
             maps = 1.0 / (1.0 + xp.exp(-both))
             x = x * maps[..., :1] + y * maps[..., 1:]
         x = behind = resized(xp, x, tuple(other.shape[1:-1]))
-        out = _normed(
-            xp, xp.matmul(neighbours(xp, x), learned["leave"]), learned["leave_scale"], learned["leave_shift"]
-        )
+        out = _normed(xp, convolved(xp, x, learned["leave"]), learned["leave_scale"], learned["leave_shift"])
         total = total + contexts(xp, out, other)
     return total
 
@@ -190,7 +187,9 @@ def pooled(xp: Any, grid: Any, size: tuple[int, ...]) -> Any:
     average pooling)."""
     for axis, parts in enumerate(size, 1):
         source = grid.shape[axis]
-        if source != parts:
+        if source % parts == 0:
+            grid = xp.mean(_split(xp, grid, axis, parts), axis=axis + 1)
+        else:
             bounds = [(i * source // parts, -(-(i + 1) * source // parts)) for i in range(parts)]
             means = [xp.mean(_part(grid, axis, start, stop), axis=axis) for start, stop in bounds]
             grid = xp.stack(means, axis=axis)
@@ -207,26 +206,50 @@ def resized(xp: Any, grid: Any, size: tuple[int, ...]) -> Any:
     """A grid of another size, by the nearest position at or before."""
     for axis, target in enumerate(size, 1):
         source = grid.shape[axis]
-        if source != target:
+        if target % source == 0 and target > source:
+            grid = _joined(xp, xp.stack([grid] * (target // source), axis=axis + 1), axis)
+        elif source % target == 0:
+            grid = xp.squeeze(_part(_split(xp, grid, axis, target), axis + 1, 0, 1), axis=axis + 1)
+        else:
             nearest = [_part(grid, axis, i * source // target, i * source // target + 1) for i in range(target)]
             grid = xp.concatenate(nearest, axis=axis)
     return grid
 
 
-def neighbours(xp: Any, grid: Any) -> Any:
-    """A grid whose channels are those of all positions at most one away in every direction, zeros beyond its sides;
-    ``(batch, *size, 3^sides · channels)``. A linear map of it is a convolution of three positions a side."""
-    size = tuple(grid.shape[1:-1])
-    for axis in range(1, len(size) + 1):
-        side = xp.zeros_like(_part(grid, axis, 0, 1))
-        grid = xp.concatenate([side, grid, side], axis=axis)
-    windows = []
-    for offsets in product(range(3), repeat=len(size)):
-        window = grid
-        for axis, (offset, length) in enumerate(zip(offsets, size, strict=True), 1):
-            window = _part(window, axis, offset, offset + length)
-        windows.append(window)
-    return xp.concatenate(windows, axis=-1)
+def convolved(xp: Any, grid: Any, weight: Any) -> Any:
+    """A convolution of three positions a side, zeros beyond: ``(batch, *size, out)``.
+
+    `weight` is ``(3^sides · channels, out)``, the first side slowest. Products are shifted and not what they are made
+    of, which would hold every position 3^sides times.
+    """
+    sides = len(grid.shape) - 2
+    kernels = xp.reshape(weight, (3,) * sides + (grid.shape[-1], weight.shape[-1]))
+
+    def total(offsets: tuple[int, ...]) -> Any:
+        axis = len(offsets)
+        if axis == sides:
+            return xp.matmul(grid, kernels[offsets])
+        before, at, behind = (total((*offsets, offset)) for offset in range(3))
+        edge = xp.zeros_like(_part(at, axis + 1, 0, 1))
+        return (
+            at
+            + xp.concatenate([edge, _part(before, axis + 1, 0, -1)], axis=axis + 1)
+            + xp.concatenate([_part(behind, axis + 1, 1, grid.shape[axis + 1]), edge], axis=axis + 1)
+        )
+
+    return total(())
+
+
+def _split(xp: Any, grid: Any, axis: int, parts: int) -> Any:
+    """One axis as two, `parts` first."""
+    shape = grid.shape
+    return xp.reshape(grid, (-1, *shape[1:axis], parts, shape[axis] // parts, *shape[axis + 1 :]))
+
+
+def _joined(xp: Any, grid: Any, axis: int) -> Any:
+    """An axis and the one behind it as one."""
+    shape = grid.shape
+    return xp.reshape(grid, (-1, *shape[1:axis], shape[axis] * shape[axis + 1], *shape[axis + 2 :]))
 
 
 def attention_map(xp: Any, query: Any, key: Any) -> Any:

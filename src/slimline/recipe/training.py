@@ -106,6 +106,8 @@ class Training(Step):
         between samples, see one part at a time.
     ema : decay per step of an exponential mean of the weights, such as 0.999; the mean is then what is scored and what
         stays. 0 keeps the weights themselves.
+    restore_best : whether of all epochs the best on the selection split stays, that before any training among them;
+        else the last one, for schedules that fall to zero and selection samples that the original knows by heart.
     view : how teacher and student both see the samples, see `View`; None as they are.
     refresh_batches : batches over which batch-norm statistics are recomputed.
     precision : ``float32``, or ``bfloat16`` for forward and backward passes where the framework has it.
@@ -134,6 +136,7 @@ class Training(Step):
     clip: Annotated[float, Field(gt=0)] | None = None
     accumulate: Annotated[int, Field(ge=1)] = 1
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    restore_best: bool = True
     view: View | None = None
     refresh_batches: Annotated[int, Field(ge=0)] = 16
     precision: Literal["float32", "bfloat16"] = "float32"

@@ -66,7 +66,7 @@ class Recovered:
     records : one per epoch: ``epoch``, mean training ``loss`` (None for epoch 0), ``score`` on the selection
         split, learning ``rate`` of the last step, ``seconds``. Epoch 0 is the student with its batch-norm
         statistics refreshed and nothing trained.
-    best_epoch : the latest epoch with the highest score; of `SparseTraining` the last.
+    best_epoch : the latest epoch with the highest score; the last of `SparseTraining` and without ``restore_best``.
     """
 
     model: Model
@@ -84,7 +84,7 @@ def recover(
     progress: Callable[[Progress], None] | None = None,
     company: Company | None = None,
 ) -> Recovered:
-    """Train `student` towards `teacher`, and return the best of its epochs.
+    """Train `student` towards `teacher`, and return the best of its epochs, or the last, as `step` says.
 
     What the student's masks set to zero stays zero. Batch-norm statistics are recomputed first. After each epoch
     the selection split gives a score: the mean of `data`'s own metric, else accuracy (the mean over labelled outputs),
@@ -136,11 +136,12 @@ def recover(
     first, last = records[0]["score"], records[-1]["score"]
     if step.kind == "training" and last < first - 0.1 * abs(first):
         log.warning("%s changed the selection score from %.4g to %.4g: lower its strength.", step.step, first, last)
-    best = best_epoch(records)
+    best = best_epoch(records, step)
     if len(records) > 1 and best == 0:
         log.warning(
             "No epoch of %s scored above the network as it came, %.4g on the selection split, so that stays: train "
-            "longer, at another learning_rate, or select on samples that the original was not trained on.",
+            "longer, at another learning_rate, select on samples that the original was not trained on, or set "
+            "restore_best to false.",
             step.step,
             first,
         )
@@ -239,7 +240,7 @@ def _best(loop: Loop, score: Score, store: Store | None) -> list[dict[str, Any]]
         state = loop.state()
         with loop.averaged(epoch) as scored:
             records.append(record(epoch, loss, score(trainer.outputs), rate, start, companion))
-            if best_epoch(records) == epoch:
+            if best_epoch(records, step) == epoch:
                 best = loop.state() if scored else state
         if store is not None:
             store.write(state, best, records)
@@ -352,8 +353,11 @@ def record(
     return {"epoch": epoch, "loss": loss, "score": score, "rate": rate, "seconds": seconds, **companion.record()}
 
 
-def best_epoch(records: list[dict[str, Any]]) -> int:
-    """The latest of the best epochs: of equal scores, the one trained longer; while pruning goes on, the latest."""
+def best_epoch(records: list[dict[str, Any]], step: Training) -> int:
+    """Which epoch stays: the latest of the best ones (of equal scores, the one trained longer; while pruning goes on,
+    the latest), or the last."""
+    if not step.restore_best:
+        return len(records) - 1
     return max(range(len(records)), key=lambda e: (_pruned(records[e]), _pruned(records[e]) and records[e]["score"], e))
 
 

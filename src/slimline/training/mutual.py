@@ -89,11 +89,11 @@ def learn_together(
         loss, rate = loop.epoch(epoch)
         for number, trainer in enumerate(trainers):
             records[number].append(record(epoch, loss, score(trainer.outputs), rate, start, loop.companion))
-            if best_epoch(records[number]) == epoch:
+            if best_epoch(records[number], step) == epoch:
                 best[number] = trainer.state()
     learned = []
     for student, trainer, state, own in zip(students, trainers, best, records, strict=True):
         trainer.restore(state)
         model = student.then(trainer.native(), step.model_dump(mode="json"))
-        learned.append(Recovered(model, own, best_epoch(own)))
+        learned.append(Recovered(model, own, best_epoch(own, step)))
     return learned
