@@ -82,7 +82,7 @@ def identity(teacher: Model, step: Training, outputs: Sequence[Output]) -> str:
         adapter.save(teacher.native, path, teacher.example, {})
         whole = sha256(path)
     facts = {
-        "format": 1,
+        "format": 2,
         "teacher": whole,
         "inputs": [(list(x.shape[1:]), str(x.dtype)) for x in teacher.example],
         "outputs": [(output.kind, list(output.shape[1:]), output.dtype) for output in outputs],

@@ -28,6 +28,7 @@ from slimline.frameworks.torch.device import (
     seeded,
 )
 from slimline.frameworks.torch.native import check_batch, free_views, set_training
+from slimline.frameworks.torch.norms import fold_norms
 from slimline.frameworks.torch.operators import argument
 from slimline.methods import distillation
 from slimline.methods.outputs import Output, described, targets
@@ -71,7 +72,8 @@ class TorchTrainer:
         with computing(device):
             self._student = _Fast(native, device, compiles=True if step.compiled else None)
             compiles = False if step.compiled else None
-            self._teachers = [_Fast(each, device, compiles) for each in teachers_of(teacher)]
+            asked = not step.features  # whose inner values are read stays as it is
+            self._teachers = [_Fast(each, device, compiles, asked) for each in teachers_of(teacher)]
         self._weights = {n: p for n, p in self._student.module.named_parameters() if p.requires_grad}
         self._learned: dict[str, torch.nn.Parameter] = {}
         self._factors: dict[str, float] = {}
@@ -456,9 +458,12 @@ class _Fast:
     Parameters
     ----------
     compiles : in which mode it is compiled, training or not; None never.
+    asked : whether it will only be asked for its outputs, in inference mode: then norms become a part of convolutions.
     """
 
-    def __init__(self, native: fx.GraphModule, device: str = CPU, compiles: bool | None = None) -> None:
+    def __init__(
+        self, native: fx.GraphModule, device: str = CPU, compiles: bool | None = None, asked: bool = False
+    ) -> None:
         self.module = copy.deepcopy(native)
         self._device = device
         self._compiles = compiles
@@ -466,6 +471,8 @@ class _Fast:
         self._stores: list[Store] = []
         self._training = False
         set_training(self.module, False)
+        if asked:
+            fold_norms(self.module)
         targets = {node.target for node in self.module.graph.nodes}
         self._images = torch.ops.aten.conv2d.default in targets and kind(device) != "mps"
         if device == CPU:
