@@ -61,12 +61,12 @@ def test_a_step_of_ones_own_is_a_step_of_the_trainer(framework: str) -> None:
         np.testing.assert_allclose(trained.parameters()[name], array, rtol=1e-4, atol=1e-6, err_msg=name)
     assert weights(student) == before != weights(trained)
     assert trained.history[-1]["step"] == "Distillation" and trained.origin is student
-    inputs = x if framework == "keras" else __import__("torch").tensor(x)
     if framework == "torch":
-        prepared.native.eval()
-    answers = prepared.native(inputs)
-    np.testing.assert_allclose(np.asarray(answers if framework == "keras" else answers.detach()),
-                               trained.predict(x), rtol=1e-4, atol=1e-5)  # fmt: skip
+        net = prepared.native.eval()
+        answers = net(__import__("torch").tensor(x, device=next(net.parameters()).device)).detach().cpu()
+    else:
+        answers = prepared.native(x)
+    np.testing.assert_allclose(np.asarray(answers), trained.predict(x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
