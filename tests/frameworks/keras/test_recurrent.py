@@ -100,6 +100,12 @@ def test_a_hidden_position_takes_its_part_of_every_gate_with_it():
     np.testing.assert_array_equal(after[recurrent], before[recurrent][[0, 2, 3, 5]][:, stay])
 
 
+def test_stacked_cells_that_read_fewer_numbers_keep_their_names():
+    model = model_of(series(lambda y: L.RNN([L.LSTMCell(6), L.GRUCell(5)])(L.Dense(8, name="before")(y))))
+    small = exact(model, Plan(Units(model.graph), {"before": (1, 4)}))
+    assert list(small.parameters()) == list(model.parameters())
+
+
 def test_a_layer_called_twice_has_one_width():
     shared = L.GRU(12, return_sequences=True, name="shared")
     model = model_of(series(lambda y: L.GRU(5)(shared(L.Dense(12, name="between")(shared(L.Dense(12)(y)))))))

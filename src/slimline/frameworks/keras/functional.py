@@ -253,7 +253,8 @@ def variables(model: keras.Model) -> dict[str, Any]:
 
     What a layer holds inside another (``dense/kernel`` in a `TimeDistributed` called ``timed``) is named under
     the outer one: ``timed/dense/kernel``. Names that still repeat become ``owner@1/kernel``. A weight that its layer
-    gave no name is called ``variable``, without the number by which Keras counts those of the whole process.
+    gave no name is called ``variable``, without the number by which Keras counts those of the whole process. Cells that
+    are stacked are named without the stack, whose name is there or not as the layer was built.
     """
     named: dict[str, Any] = {}
     seen: set[int] = set()
@@ -264,6 +265,8 @@ def variables(model: keras.Model) -> dict[str, Any]:
             seen.add(id(variable))
             owner, _, last = variable.path.rpartition("/")
             last = _COUNTED.sub("variable", last)
+            if isinstance(cell := getattr(layer, "cell", None), keras.layers.StackedRNNCells):
+                owner = owner.replace(f"{layer.name}/{cell.name}/", f"{layer.name}/", 1)
             if last == SEED_STATE:  # a generator's own name counts all that the process has made
                 owner = layer.name
             elif owner != layer.name and not owner.startswith(f"{layer.name}/"):
