@@ -157,6 +157,33 @@ def test_a_teacher_that_does_not_fit_is_refused(model: sl.Model, data: sl.Data) 
         sl.apply(pruned, LEARN, data, teacher=other(model, 1e30))
 
 
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_teacher_of_another_tokeniser_is_refused(framework: str) -> None:
+    ids = np.random.default_rng(0).integers(0, 9, (12, 5)).astype(np.int32)
+
+    def reader(tokens: int) -> sl.Model:
+        if framework == "keras":
+            import keras
+            from keras import layers as L
+
+            x = keras.Input((5,), dtype="int32", name="x")
+            y = L.GlobalAveragePooling1D()(L.Embedding(tokens, 4)(x))
+            return sl.load(keras.Model(x, L.Dense(3)(y)), ids[:2])
+        import torch
+
+        layers = (torch.nn.Embedding(tokens, 4), torch.nn.Flatten(), torch.nn.Linear(20, 3))
+        return sl.load(torch.nn.Sequential(*layers).eval(), ids[:2])
+
+    data = sl.Data(train=(ids, np.arange(12) % 3), selection=(ids, np.arange(12) % 3))
+    step = sl.Distillation(epochs=1)
+    for tokens in (28_996, 12):
+        with pytest.raises(
+            sl.SlimlineError, match=f"one of 30522 tokens and the teacher's one of {tokens}: name a tea"
+        ):
+            sl.apply(reader(30_522), step, data, teacher=reader(tokens))
+    sl.apply(reader(30_522), step, data, teacher=reader(30_592))  # padded to a multiple of 64 or 128
+
+
 def test_frameworks_do_not_teach_each_other() -> None:
     models = {f: sl.load(compress_job.model(f), compress_job.data(f).example()) for f in FRAMEWORKS}
     for student, teacher in (FRAMEWORKS, FRAMEWORKS[::-1]):

@@ -19,7 +19,8 @@ UNKNOWN = (
     "has been compressed before, and what it was made of is not known, as files do not hold it: name the network to "
     "learn from with teacher= (--teacher), such as the uncompressed model"
 )
-
+_PADDED = tuple(2**n for n in range(3, 11))
+"""Multiples to which tables of words are padded."""
 
 Teacher = Model | tuple[Model, ...] | None
 """What training learns from: one network, several, or none."""
@@ -105,7 +106,16 @@ def _same_framework(student: Model, framework: str) -> None:
 
 
 def _check(student: Model, teacher: Model) -> None:
-    """Refuse a teacher that does not answer the student's inputs with outputs of the student's shape."""
+    """Refuse a teacher that does not answer the student's inputs with outputs of the student's shape, or that knows
+    other words."""
+    own_words, words = _vocabularies(student), _vocabularies(teacher)
+    for position in own_words.keys() & words.keys():
+        few, many = sorted((own_words[position], words[position]))
+        if few != many and not any(many == -(-few // size) * size for size in _PADDED):
+            raise SlimlineError(
+                f"The student's input {student.graph.inputs[position]!r} names one of {own_words[position]} tokens and "
+                f"the teacher's one of {words[position]}: name a teacher of the same tokeniser."
+            )
     try:
         answers = teacher.outputs(*student.example)
     except Exception as reason:  # each framework has its own ways of not taking inputs
@@ -124,6 +134,18 @@ def _check(student: Model, teacher: Model) -> None:
         raise SlimlineError(f"The teacher is to answer beside the student, but {obstacle}: name another teacher.")
     if not all(np.isfinite(array).all() for array in answers):
         raise SlimlineError("The teacher answers the example inputs with NaN or infinity: name one that is trained.")
+
+
+def _vocabularies(model: Model) -> dict[int, int]:
+    """By position of an input that is looked up in a table, how many rows that has."""
+    graph = model.graph
+    sources = {name: position for position, name in enumerate(graph.inputs)}
+    for node in graph.nodes:
+        computed = [name for name in node.inputs if name in sources]
+        if node.kind == "elementwise" and len(computed) == 1:  # a cast, or ids that are moved
+            sources[node.outputs[0]] = sources[computed[0]]
+    tables = [node for node in graph.nodes if node.kind == "embedding" and node.inputs[0] in sources]
+    return {sources[str(node.inputs[0])]: graph.values[str(node.inputs[1])].shape[0] for node in reversed(tables)}
 
 
 def _shapes(arrays: Sequence[Array], dtypes: bool = True) -> str:
