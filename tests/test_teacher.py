@@ -184,6 +184,27 @@ def test_a_teacher_of_another_tokeniser_is_refused(framework: str) -> None:
     sl.apply(reader(30_522), step, data, teacher=reader(30_592))  # padded to a multiple of 64 or 128
 
 
+def test_tables_of_positions_are_no_vocabulary() -> None:
+    import torch
+
+    class Reader(torch.nn.Module):
+        """Counts positions by what is no padding."""
+
+        def __init__(self, positions: int) -> None:
+            super().__init__()
+            self.places, self.words = torch.nn.Embedding(positions, 4), torch.nn.Embedding(9, 4)
+            self.head = torch.nn.Linear(4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            mask = (x != 0).long()
+            return self.head((self.places(mask.cumsum(1) * mask) + self.words(x)).mean(1))
+
+    ids = np.random.default_rng(0).integers(0, 9, (12, 5))
+    data = sl.Data(train=(ids, np.arange(12) % 3), selection=(ids, np.arange(12) % 3))
+    student, teacher = (sl.load(Reader(n).eval(), ids[:2]) for n in (13, 514))
+    sl.apply(student, sl.Distillation(epochs=1), data, teacher=teacher)
+
+
 def test_frameworks_do_not_teach_each_other() -> None:
     models = {f: sl.load(compress_job.model(f), compress_job.data(f).example()) for f in FRAMEWORKS}
     for student, teacher in (FRAMEWORKS, FRAMEWORKS[::-1]):

@@ -141,9 +141,8 @@ def _vocabularies(model: Model) -> dict[int, int]:
     graph = model.graph
     sources = {name: position for position, name in enumerate(graph.inputs)}
     for node in graph.nodes:
-        computed = [name for name in node.inputs if name in sources]
-        if node.kind == "elementwise" and len(computed) == 1:  # a cast, or ids that are moved
-            sources[node.outputs[0]] = sources[computed[0]]
+        if node.attributes.get("function") == "identity" and node.inputs[0] in sources:  # such as a cast
+            sources[node.outputs[0]] = sources[str(node.inputs[0])]
     tables = [node for node in graph.nodes if node.kind == "embedding" and node.inputs[0] in sources]
     return {sources[str(node.inputs[0])]: graph.values[str(node.inputs[1])].shape[0] for node in reversed(tables)}
 
